@@ -1,0 +1,1 @@
+"""Capture: what passes through a model, op by op, without an edit to it."""

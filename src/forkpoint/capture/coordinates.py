@@ -1,0 +1,151 @@
+"""The coordinate table of one run: an integer id for every token, padding column and set of tokens.
+
+Values that mix several tokens (a pooled vector, a loss) belong to the *set* of tokens they were
+made from. Two runs may compare such a value only if the sets are the same, so a set is a
+coordinate like any other; a set of one token is that token.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Hashable, Mapping
+
+import numpy as np
+from numpy.typing import NDArray
+
+from forkpoint.layout import Layout
+
+Ids = NDArray[np.int32]
+
+NONE = -1
+"""Id of a value that no token has a part in."""
+
+_TOKEN, _SET, _PADDING = 3, 2, 1
+
+
+class CoordinateTable:
+    """Ids of a run's coordinates, and what each of them stands for."""
+
+    def __init__(self, layout: Layout) -> None:
+        self.layout = layout
+        self._ids: dict[Hashable, int] = {}
+        self.kinds: list[int] = []
+        """How specific each id is: token, set of tokens, padding."""
+        self.tokens: list[tuple[str, int, int] | None] = []
+        """(stream, sample, position) of a token; None for padding and sets."""
+        self.members: list[frozenset[int]] = []
+        """Ids of the tokens of a set."""
+        self._mixed = self._add(("padding", "mixed"), _PADDING, None, frozenset())
+        self._slots = [
+            {
+                stream: self._grid(call, stream, c.sample.numpy(), c.position.numpy())
+                for stream, c in entry.items()
+            }
+            for call, entry in enumerate(layout.calls)
+        ]
+
+    def _add(
+        self, key: Hashable, kind: int, token: tuple[str, int, int] | None, members: frozenset[int]
+    ) -> int:
+        found = self._ids.get(key)
+        if found is None:
+            found = self._ids[key] = len(self.kinds)
+            self.kinds.append(kind)
+            self.tokens.append(token)
+            self.members.append(members)
+        return found
+
+    def _grid(self, call: int, stream: str, sample: NDArray[np.int64], position: NDArray[np.int64]) -> Ids:
+        ids = np.empty(sample.shape, dtype=np.int32)
+        for index in np.ndindex(sample.shape):
+            s, p = int(sample[index]), int(position[index])
+            if s >= 0 and p >= 0:
+                ids[index] = self._add((stream, s, p), _TOKEN, (stream, s, p), frozenset())
+            else:
+                ids[index] = self._add(("padding", stream, call, index), _PADDING, None, frozenset())
+        return ids
+
+    def slots(self, call: int, stream: str) -> Ids | None:
+        """Ids of a call's columns, in the shape of the layout's coordinates."""
+        return self._slots[call].get(stream) if call < len(self._slots) else None
+
+    def slots_so_far(self, call: int, stream: str) -> Ids | None:
+        """Ids of all columns up to and including a call, side by side: what a cache holds."""
+        grids = [g for g in (self.slots(index, stream) for index in range(call + 1)) if g is not None]
+        if not grids or any(g.ndim != grids[0].ndim or g.shape[:-1] != grids[0].shape[:-1] for g in grids):
+            return None
+        return np.concatenate(grids, axis=-1)
+
+    def kind_of(self, ids: Ids) -> NDArray[np.int8]:
+        """How specific each id is: 3 a token, 2 a set, 1 padding, 0 none."""
+        table = np.asarray([*self.kinds, 0], dtype=np.int8)
+        return table[ids]  # NONE is -1: the last entry
+
+    def is_slot(self, ids: Ids) -> NDArray[np.bool_]:
+        """True where an id is one column of the input: a token or padding."""
+        kinds = self.kind_of(ids)
+        return (kinds == _TOKEN) | (kinds == _PADDING)
+
+    def later(self, x: Ids, y: Ids) -> Ids:
+        """Elementwise the later of two tokens of one sample; otherwise the first operand."""
+        sample = np.asarray([t[1] if t else -1 for t in self.tokens] + [-1])
+        position = np.asarray([t[2] if t else -1 for t in self.tokens] + [-1])
+        take_y = (sample[x] == sample[y]) & (position[y] > position[x])
+        return np.where(take_y, y, x).astype(np.int32)
+
+    def union(self, ids: Ids) -> int:
+        """The id of a value made from all these ids together; padding has no part in it."""
+        unique = np.unique(ids)
+        tokens: set[int] = set()
+        padded = False
+        for item in unique.tolist():
+            if item == NONE:
+                continue
+            kind = self.kinds[item]
+            if kind == _TOKEN:
+                tokens.add(item)
+            elif kind == _SET:
+                tokens |= self.members[item]
+            else:
+                padded = True
+        if not tokens:
+            return self._mixed if padded else NONE
+        if len(tokens) == 1:
+            return tokens.pop()
+        members = frozenset(tokens)
+        return self._add(("set", members), _SET, None, members)
+
+    # ------------------------------------------------------------------ across runs
+
+    def keys(self, samples: Mapping[int, int] | None = None) -> list[Hashable | None]:
+        """What each id is called in both runs; None for what only this run can have.
+
+        Args:
+            samples: this run's samples to the names both runs share; None for the identity.
+        """
+        keys: list[Hashable | None] = []
+        for kind, token, members in zip(self.kinds, self.tokens, self.members, strict=True):
+            if kind == _TOKEN and token is not None:
+                stream, sample, position = token
+                name = sample if samples is None else samples.get(sample)
+                keys.append(None if name is None else (stream, name, position))
+            elif kind == _SET:
+                keys.append(self._set_key(members, keys))
+            else:
+                keys.append(None)
+        return keys
+
+    def _set_key(self, members: frozenset[int], keys: list[Hashable | None]) -> Hashable | None:
+        named = [keys[member] for member in members]
+        if any(key is None for key in named):
+            return None
+        text = "\n".join(sorted(map(repr, named)))
+        return ("set", hashlib.blake2b(text.encode(), digest_size=12).hexdigest())
+
+    def sample_of(self, item: int) -> int | None:
+        """The one sample that an id belongs to, or None."""
+        token = self.tokens[item]
+        if token is not None:
+            return token[1]
+        samples = {t[1] for member in self.members[item] if (t := self.tokens[member]) is not None}
+        return samples.pop() if len(samples) == 1 else None

@@ -1,0 +1,175 @@
+"""What forkpoint knows of a torch function: its public name, whether it writes, whether it views."""
+
+from __future__ import annotations
+
+import types
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+_OPERATORS = {
+    "add": "add", "radd": "add", "iadd": "add_", "sub": "sub", "rsub": "sub", "isub": "sub_", "mul": "mul",
+    "rmul": "mul", "imul": "mul_", "truediv": "div", "rtruediv": "div", "rdiv": "div", "div": "div",
+    "itruediv": "div_", "idiv": "div_", "pow": "pow", "rpow": "pow", "ipow": "pow_", "matmul": "matmul",
+    "rmatmul": "matmul", "neg": "neg", "pos": "positive", "abs": "abs", "invert": "bitwise_not", "and": "bitwise_and",
+    "rand": "bitwise_and", "iand": "bitwise_and_", "or": "bitwise_or", "ror": "bitwise_or", "ior": "bitwise_or_",
+    "xor": "bitwise_xor", "rxor": "bitwise_xor", "ixor": "bitwise_xor_", "lshift": "bitwise_left_shift",
+    "rshift": "bitwise_right_shift", "mod": "remainder", "rmod": "remainder", "imod": "remainder_",
+    "floordiv": "floor_divide", "rfloordiv": "floor_divide", "ifloordiv": "floor_divide_", "eq": "eq", "ne": "ne",
+    "lt": "lt", "le": "le", "gt": "gt", "ge": "ge", "getitem": "getitem", "setitem": "setitem",
+}  # fmt: skip
+
+_SILENT = frozenset({
+    "shape", "size", "dim", "ndim", "ndimension", "dtype", "device", "requires_grad", "is_cuda", "is_cpu", "is_mps",
+    "is_meta", "is_sparse", "is_quantized", "layout", "numel", "nelement", "stride", "storage_offset", "element_size",
+    "itemsize", "nbytes", "is_contiguous", "is_floating_point", "is_complex", "is_leaf", "is_inference", "is_signed",
+    "item", "tolist", "__len__", "__bool__", "__int__", "__float__", "__index__", "__repr__", "__str__", "__format__",
+    "__hash__", "__contains__", "__iter__", "__reduce_ex__", "__deepcopy__", "data_ptr", "untyped_storage", "storage",
+    "_version", "grad", "grad_fn", "_base", "is_pinned", "names", "has_names", "__dir__", "register_hook", "get_device",
+    "_backward_hooks", "retain_grad", "backward", "is_same_size", "numpy", "__array__", "equal", "allclose",
+    "set_", "resize_", "type_promotion", "result_type", "can_cast", "is_nonzero", "is_tensor",
+})  # fmt: skip
+"""Functions that return no tensor of the model's own, so they are passed through unrecorded."""
+
+ALWAYS_VIEWS = frozenset({
+    "view", "transpose", "swapaxes", "swapdims", "permute", "movedim", "moveaxis", "t", "T", "mT", "H", "mH", "adjoint",
+    "squeeze", "unsqueeze", "expand", "expand_as", "broadcast_to", "view_as", "select", "narrow", "split", "chunk",
+    "tensor_split", "unbind", "unflatten", "diagonal", "unfold", "detach", "real", "data", "split_with_sizes",
+    "as_strided", "view_as_real", "view_as_complex", "alias", "requires_grad_", "hsplit", "vsplit",
+})  # fmt: skip
+
+NEVER_VIEWS = frozenset({
+    "linear", "matmul", "bmm", "add", "mul", "sub", "div", "pow", "rsqrt", "mean", "sum", "cat", "silu", "gelu", "relu",
+    "softmax", "scaled_dot_product_attention", "embedding", "neg", "sigmoid", "tanh", "exp", "layer_norm", "rms_norm",
+    "add_", "mul_", "clone", "cos", "sin", "stack", "where", "eq", "le", "lt", "gt", "ge", "arange", "cumsum",
+})  # fmt: skip
+
+UNWRITTEN = frozenset({"empty", "new_empty", "empty_like", "empty_strided"})
+"""Functions whose result is garbage until somebody writes to it."""
+
+
+@dataclass(frozen=True)
+class Function:
+    """A torch function, resolved once."""
+
+    name: str
+    """Its public name: `add` for `+`, `aten.add` for a call through `torch.ops`."""
+    rule: str
+    """The name under which its rule is registered."""
+    silent: bool
+    writes: bool
+    """Whether it changes its first argument in place."""
+    inner: Callable[..., Any] | None
+    """For composite functions written in Python: a copy that can be entered."""
+
+
+_resolved: dict[Any, Function] = {}
+
+
+def resolve(func: Any) -> Function:
+    """What is known of a function, from a cache."""
+    try:
+        found = _resolved.get(func)
+    except TypeError:
+        return _make(func)
+    if found is None:
+        found = _resolved[func] = _make(func)
+    return found
+
+
+def _make(func: Any) -> Function:
+    name, rule = _names(func)
+    writes = (name.endswith("_") and not name.endswith("__")) or name == "setitem"
+    return Function(name, rule, name in _SILENT, writes, _enterable(func))
+
+
+def _names(func: Any) -> tuple[str, str]:
+    if isinstance(func, (torch._ops.OpOverload, torch._ops.OpOverloadPacket)):
+        qualified = func._schema.name if isinstance(func, torch._ops.OpOverload) else func._qualified_op_name
+        name = str(qualified).replace("::", ".")
+        return name, name.removeprefix("aten.") if name.startswith("aten.") else name
+    name = getattr(func, "__name__", type(func).__name__)
+    owner = getattr(func, "__self__", None)
+    if name in ("__get__", "__set__", "__delete__") and owner is not None:
+        attribute = getattr(owner, "__name__", None) or getattr(getattr(owner, "fget", None), "__name__", name)
+        return (str(attribute), str(attribute)) if name == "__get__" else ("requires_grad", "requires_grad")
+    if name.startswith("__") and name.endswith("__"):
+        plain = name.strip("_")
+        public = _OPERATORS.get(plain, name)
+        return public, "rmatmul" if plain == "rmatmul" else public
+    if name in ("rsub", "rdiv"):
+        return _OPERATORS[name], _OPERATORS[name]
+    return str(name), str(name)
+
+
+def _enterable(func: Any) -> Callable[..., Any] | None:
+    """A copy of `multi_head_attention_forward` that does not hand itself back to the mode.
+
+    The original asks whether a mode is active and, if so, calls the mode, which would call it again
+    without end. The copy is the same code with that one question answered "no".
+    """
+    if func is not F.multi_head_attention_forward:
+        return None
+    code_globals = {**F.multi_head_attention_forward.__globals__, "has_torch_function": lambda *_: False}
+    copied = types.FunctionType(
+        F.multi_head_attention_forward.__code__, code_globals, "multi_head_attention_forward",
+        F.multi_head_attention_forward.__defaults__, F.multi_head_attention_forward.__closure__,
+    )  # fmt: skip
+    copied.__kwdefaults__ = F.multi_head_attention_forward.__kwdefaults__
+    return copied
+
+
+def is_view(function: Function, output: Tensor, inputs: list[Tensor]) -> bool:
+    """Whether an output shares memory with an input."""
+    if function.name in ALWAYS_VIEWS:
+        return True
+    if function.name in NEVER_VIEWS or output.layout != torch.strided:
+        return False
+    try:
+        storage = output.untyped_storage()._cdata
+        return any(t.layout == torch.strided and t.untyped_storage()._cdata == storage for t in inputs)
+    except (RuntimeError, NotImplementedError):
+        return False
+
+
+_PARAMETERS: dict[str, tuple[str, ...]] = {
+    "linear": ("input", "weight", "bias"),
+    "scaled_dot_product_attention": ("query", "key", "value", "attn_mask"),
+    "embedding": ("input", "weight"),
+    "matmul": ("input", "other"),
+    "layer_norm": ("input", "normalized_shape", "weight", "bias"),
+    "rms_norm": ("input", "normalized_shape", "weight"),
+    "batch_norm": ("input", "running_mean", "running_var", "weight", "bias"),
+    "group_norm": ("input", "num_groups", "weight", "bias"),
+    "where": ("condition", "input", "other"),
+    "getitem": ("input", "index"),
+    "setitem": ("input", "index", "value"),
+    "cat": ("tensors",),
+    "stack": ("tensors",),
+}
+
+
+def parameter_names(name: str, count: int) -> tuple[str, ...]:
+    """Names of a function's first `count` positional parameters, from torch's own schemas.
+
+    >>> parameter_names("conv1d", 3)
+    ('input', 'weight', 'bias')
+    """
+    known = _PARAMETERS.get(name) or _schema_names(name)
+    return tuple(known[i] if i < len(known) else f"argument {i}" for i in range(count))
+
+
+def _schema_names(name: str) -> tuple[str, ...]:
+    namespace, _, op = name.rpartition(".")
+    packet = getattr(getattr(torch.ops, namespace or "aten"), op, None)
+    if packet is None or not hasattr(packet, "overloads"):
+        return ("input", "other")
+    schemas = [getattr(packet, overload)._schema for overload in packet.overloads()]
+    longest = max(schemas, key=lambda s: len(s.arguments), default=None)
+    if longest is None:
+        return ("input", "other")
+    return tuple("input" if a.name == "self" else a.name for a in longest.arguments)

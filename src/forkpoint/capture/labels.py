@@ -1,0 +1,218 @@
+"""Labels: which coordinate every element of a tensor belongs to, without an array of its size.
+
+A label holds an array of coordinate ids, *compressed*: it has as many dimensions as the tensor, and
+size 1 wherever the coordinate does not depend on that dimension. Hidden states [B, T, H] have ids
+[B, T, 1]. Attention weights [B, heads, Tq, Tk] have two: the query's [B, 1, Tq, 1] and the key's
+[B, 1, 1, Tk].
+
+So the dimension that follows the tokens is known, whatever sizes happen to coincide: it is where
+the ids vary, and the ids got there through the very operations that moved the values.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from forkpoint.capture.coordinates import NONE, CoordinateTable, Ids
+
+Shape = tuple[int, ...]
+
+
+class Label:
+    """Interned: equal labels of a run are the same object, so a label can key a cache.
+
+    Attributes:
+        q: compressed ids of the coordinate that each element belongs to.
+        k: compressed ids of the key that each element looks at, for attention weights; else None.
+        uid: a number for this label in its run, from 1.
+    """
+
+    __slots__ = ("k", "q", "uid")
+
+    def __init__(self, q: Ids, k: Ids | None, uid: int) -> None:
+        self.q, self.k, self.uid = q, k, uid
+
+
+class Labels:
+    """Makes and merges the labels of one run."""
+
+    def __init__(self, table: CoordinateTable) -> None:
+        self.table = table
+        self._known: dict[object, Label] = {}
+
+    def make(self, q: Ids, k: Ids | None = None) -> Label | None:
+        """The label with these ids, compressed; None where no token has a part in it."""
+        q = compress(q)
+        k = None if k is None else compress(k)
+        if k is not None and bool((k == NONE).all()):
+            k = None
+        if bool((q == NONE).all()):
+            if k is None:
+                return None
+            q, k = k, None
+        key = (q.shape, q.tobytes(), None if k is None else (k.shape, k.tobytes()))
+        found = self._known.get(key)
+        if found is None:
+            found = self._known[key] = Label(q, k, len(self._known) + 1)
+        return found
+
+    def apply(self, label: Label | None, move: Callable[[Ids], Ids]) -> Label | None:
+        """The label after a movement of elements, applied to both of its arrays."""
+        if label is None:
+            return None
+        return self.make(move(label.q), None if label.k is None else move(label.k))
+
+    # ------------------------------------------------------------------ elementwise
+
+    def merge(self, labels: Sequence[Label | None], ndim: int) -> Label | None:
+        """The label of an elementwise combination of broadcast operands."""
+        merged: Label | None = None
+        for label in labels:
+            if label is None:
+                continue
+            label = self.apply(label, lambda ids: ids.reshape((1,) * (ndim - ids.ndim) + ids.shape))
+            assert label is not None
+            merged = label if merged is None else self._merge_two(merged, label)
+        return merged
+
+    def _merge_two(self, x: Label, y: Label) -> Label:
+        if x is y:
+            return x
+        if np.array_equal(x.q, y.q):
+            return x if x.k is not None or y.k is None else y
+        if x.k is not None or y.k is not None:
+            return x if x.k is not None else y
+        return self._merge_single(x, y)
+
+    def _merge_single(self, x: Label, y: Label) -> Label:
+        if self._outer(x.q, y.q):
+            pair = self.make(x.q, y.q)
+            assert pair is not None
+            return pair
+        qx, qy = np.broadcast_arrays(x.q, y.q)
+        rank_x, rank_y = self.table.kind_of(qx), self.table.kind_of(qy)
+        q = np.where(rank_x >= rank_y, qx, qy)
+        clash = (rank_x == rank_y) & (qx != qy)
+        if clash.any():
+            q = np.where(clash, self.table.later(qx, qy), q)
+        merged = self.make(q.astype(np.int32))
+        assert merged is not None
+        return merged
+
+    def _outer(self, x: Ids, y: Ids) -> bool:
+        """Whether combining the two makes a table of (query, key), as q @ k.T does."""
+        if not (self.table.is_slot(x).any() and self.table.is_slot(y).any()):
+            return False
+        vx = {d for d, size in enumerate(x.shape) if size > 1}
+        vy = {d for d, size in enumerate(y.shape) if size > 1}
+        if vx == vy:
+            return False
+        if not vx or not vy:
+            return True
+        return bool(vx - vy) and bool(vy - vx)
+
+    # ------------------------------------------------------------------ reductions
+
+    def reduce(self, label: Label | None, dims: Sequence[int], keepdim: bool) -> Label | None:
+        """The label after the dimensions `dims` are summed (or averaged, or maximised) away."""
+        if label is None:
+            return None
+        q, k = label.q, label.k
+        mixes_q = any(q.shape[d] > 1 for d in dims)
+        if k is not None and any(k.shape[d] > 1 for d in dims):
+            k = None
+        elif k is not None and mixes_q:
+            q, k, mixes_q = k, None, False
+        if mixes_q:
+            q = self._unions(q, dims)
+        if not keepdim:
+            q = np.squeeze(q, tuple(dims))
+            k = None if k is None else np.squeeze(k, tuple(dims))
+        return self.make(q, k)
+
+    def _unions(self, q: Ids, dims: Sequence[int]) -> Ids:
+        kept = [d for d in range(q.ndim) if d not in dims]
+        rows = np.transpose(q, (*kept, *dims)).reshape(math.prod(q.shape[d] for d in kept), -1)
+        distinct, inverse = np.unique(rows, axis=0, return_inverse=True)
+        unions = np.asarray([self.table.union(row) for row in distinct], dtype=np.int32)
+        shape = tuple(1 if d in dims else size for d, size in enumerate(q.shape))
+        return unions[inverse.reshape(-1)].reshape(shape)
+
+
+# ---------------------------------------------------------------------- moving ids
+
+
+def compress(ids: Ids) -> Ids:
+    """Shrink every dimension along which the ids don't change to size 1.
+
+    >>> compress(np.array([[1, 1], [2, 2]], dtype=np.int32)).tolist()
+    [[1], [2]]
+    """
+    for d in range(ids.ndim):
+        size = ids.shape[d]
+        if size > 1:
+            first = ids[(slice(None),) * d + (slice(0, 1),)]
+            if ids.strides[d] == 0 or bool((ids == first).all()):
+                ids = first
+        elif size == 0:
+            ids = np.full((*ids.shape[:d], 1, *ids.shape[d + 1 :]), NONE, dtype=np.int32)
+    return np.ascontiguousarray(ids, dtype=np.int32).reshape(ids.shape)
+
+
+def spread(ids: Ids, shape: Shape, dims: Sequence[int] | None = None) -> Ids:
+    """Undo the compression in some dimensions (default: all), as a view."""
+    wanted = range(len(shape)) if dims is None else dims
+    return np.broadcast_to(ids, tuple(shape[d] if d in wanted else ids.shape[d] for d in range(len(shape))))
+
+
+def reshape(ids: Ids, old: Shape, new: Shape) -> Ids:
+    """The ids of a tensor of shape `old` after a reshape to `new`.
+
+    Dimensions are split into the smallest groups whose sizes multiply to the same number; only
+    within a group do elements move, so only a group that mixes the coordinate with other
+    dimensions has to be written out.
+
+    >>> ids = np.arange(6, dtype=np.int32).reshape(2, 3, 1)   # [B, T, H] with H = 8
+    >>> reshape(ids, (2, 3, 8), (2, 3, 4, 2)).shape, reshape(ids, (2, 3, 8), (6, 8)).shape
+    ((2, 3, 1, 1), (6, 1))
+    """
+    if 0 in old:
+        return np.full((1,) * len(new), NONE, dtype=np.int32)
+    shape_now: list[int] = []
+    shape_then: list[int] = []
+    broadcast: list[int] = []
+    for dims_old, dims_new in _groups(old, new):
+        varies = any(ids.shape[d] > 1 for d in dims_old)
+        for d in dims_old:
+            broadcast.append(old[d] if varies else 1)
+        shape_now += [broadcast[d] for d in dims_old]
+        shape_then += [new[d] if varies else 1 for d in dims_new]
+    return np.broadcast_to(ids, shape_now).reshape(shape_then)
+
+
+def _groups(old: Shape, new: Shape) -> list[tuple[list[int], list[int]]]:
+    groups: list[tuple[list[int], list[int]]] = []
+    i = j = 0
+    while i < len(old) or j < len(new):
+        left, right = [], []
+        size_left = size_right = 1
+        while True:
+            if size_left == size_right and (left or right):
+                break
+            if size_left <= size_right and i < len(old):
+                left.append(i)
+                size_left *= old[i]
+                i += 1
+            elif j < len(new):
+                right.append(j)
+                size_right *= new[j]
+                j += 1
+            else:
+                left.append(i)
+                size_left *= old[i]
+                i += 1
+        groups.append((left, right))
+    return groups

@@ -1,0 +1,158 @@
+"""Where in the source an op is called: found from the frames, resolved once per place."""
+
+from __future__ import annotations
+
+import ast
+import linecache
+import os
+import sys
+from dataclasses import dataclass
+from functools import lru_cache
+from types import CodeType, FrameType
+
+import torch
+
+_TORCH = os.path.dirname(os.path.abspath(torch.__file__)) + os.sep
+_OWN = os.path.dirname(os.path.dirname(os.path.abspath(__file__))) + os.sep
+_PLUMBING = (
+    os.path.join("torch", "nn", "modules", "module.py"),
+    os.path.join("torch", "overrides.py"),
+    os.path.join("torch", "_tensor.py"),
+    os.path.join("torch", "utils", "_contextlib.py"),
+)
+_WRAPPERS = (os.path.join("accelerate", "hooks.py"), os.path.join("accelerate", "utils", "operations.py"))
+
+Place = tuple[tuple[CodeType, int], ...]
+"""The calls that lead to an op, innermost first: those inside torch, then the one outside it."""
+
+
+@dataclass(frozen=True)
+class Site:
+    """A place in the source.
+
+    Attributes:
+        file: path of the file outside torch.
+        line, column: where the call begins there; both from 1 and 0, as Python counts them.
+        chain: the whole place in a form that is the same in every process.
+    """
+
+    file: str
+    line: int
+    column: int
+    chain: str
+
+    @property
+    def short(self) -> str:
+        """`file.py:line`."""
+        return f"{os.path.basename(self.file)}:{self.line}"
+
+    @property
+    def code(self) -> str:
+        """The text of the line; empty for code made by exec."""
+        return linecache.getline(self.file, self.line).strip()
+
+    @property
+    def variable(self) -> str | None:
+        """The variable that the statement at this place assigns."""
+        return variable_at(self.file, self.line)
+
+
+_INTERNAL: dict[CodeType, int] = {}
+_OUTSIDE, _INSIDE, _SKIPPED = 0, 1, 2
+
+
+def _kind(code: CodeType) -> int:
+    found = _INTERNAL.get(code)
+    if found is None:
+        file = code.co_filename
+        if file.startswith(_OWN) or file.endswith(_PLUMBING) or file.endswith(_WRAPPERS):
+            found = _SKIPPED
+        elif file.startswith(_TORCH):
+            found = _INSIDE
+        else:
+            found = _OUTSIDE
+        _INTERNAL[code] = found
+    return found
+
+
+def place_of(frame: FrameType | None) -> Place:
+    """The place that a frame calls from, cheaply: code objects and instruction offsets."""
+    inside: list[tuple[CodeType, int]] = []
+    while frame is not None:
+        code = frame.f_code
+        kind = _INTERNAL.get(code)
+        if kind is None:
+            kind = _kind(code)
+        if kind == _OUTSIDE:
+            inside.append((code, frame.f_lasti))
+            return tuple(inside)
+        if kind == _INSIDE:
+            inside.append((code, frame.f_lasti))
+        frame = frame.f_back
+    return tuple(inside)
+
+
+def calling_frame(depth: int = 1) -> FrameType:
+    return sys._getframe(depth + 1)
+
+
+@lru_cache(maxsize=None)
+def site_of(place: Place) -> Site:
+    """The place in words."""
+    steps = [_position(code, lasti) for code, lasti in place]
+    chain = " < ".join(f"{_relative(code.co_filename)}:{line}:{column}" for (code, _), (line, column) in zip(place, steps, strict=True))
+    if not place:
+        return Site("?", 0, 0, "?")
+    code, (line, column) = place[-1][0], steps[-1]
+    return Site(code.co_filename, line, column, chain)
+
+
+@lru_cache(maxsize=None)
+def _positions(code: CodeType) -> tuple[tuple[int | None, int | None, int | None, int | None], ...]:
+    return tuple(code.co_positions())
+
+
+def _position(code: CodeType, lasti: int) -> tuple[int, int]:
+    if lasti < 0:
+        return code.co_firstlineno, 0
+    table = _positions(code)
+    index = lasti // 2
+    line, _, column, _ = table[index] if index < len(table) else (None, None, None, None)
+    return line or code.co_firstlineno, column or 0
+
+
+def _relative(file: str) -> str:
+    """The path from the package's folder on, which is the same on every machine."""
+    for mark in (os.sep + "site-packages" + os.sep, os.sep + "dist-packages" + os.sep):
+        if mark in file:
+            return file.split(mark, 1)[1].replace(os.sep, "/")
+    return os.path.basename(file)
+
+
+@lru_cache(maxsize=None)
+def _assignments(file: str) -> dict[int, tuple[int, str]]:
+    """For every line of a file, the targets of the innermost assignment that spans it."""
+    text = "".join(linecache.getlines(file))
+    found: dict[int, tuple[int, str]] = {}
+    try:
+        tree = ast.parse(text)
+    except SyntaxError:
+        return found
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Assign):
+            names = ", ".join(ast.unparse(target).strip("()") for target in node.targets)
+        elif isinstance(node, (ast.AugAssign, ast.AnnAssign)) and node.value is not None:
+            names = ast.unparse(node.target)
+        else:
+            continue
+        span = (node.end_lineno or node.lineno) - node.lineno
+        for line in range(node.lineno, (node.end_lineno or node.lineno) + 1):
+            if line not in found or span <= found[line][0]:
+                found[line] = (span, names)
+    return found
+
+
+def variable_at(file: str, line: int) -> str | None:
+    """The variable that the statement at a line assigns, or None."""
+    entry = _assignments(file).get(line)
+    return entry[1] if entry else None

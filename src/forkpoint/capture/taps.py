@@ -1,0 +1,220 @@
+"""The taps: a function mode that sees every torch function, and a wrapper that sees every module call.
+
+Both are in place only while a forward call runs, on the thread that runs it, and are taken off
+again whatever happens. Where a tap would change the bits of what it watches (modules with a fused
+fast path that torch gives up under a mode, compiled modules) it is taken off for that module,
+which is then recorded by its inputs and outputs.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from forkpoint.capture.functions import Function, resolve
+from forkpoint.capture.recorder import Fetch, Recorder, Taken
+from forkpoint.capture.rules import tensors_in
+from forkpoint.capture.sites import Place, calling_frame, place_of
+from forkpoint.trace import Op
+
+
+class Tap(TorchFunctionMode):
+    """Hands every torch function that the model's own code calls to a recorder."""
+
+    def __init__(self, recorder: Recorder) -> None:
+        super().__init__()
+        self.recorder = recorder
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        function = resolve(func)
+        if function.silent:
+            return func(*args, **kwargs)
+        if function.inner is not None:
+            with self:
+                return function.inner(*args, **kwargs)
+        place = place_of(calling_frame())
+        recorder = self.recorder
+        fetches = recorder.fetching(function, place)
+        recorder.before(function, args, kwargs)
+        kept = _keep(recorder, args, kwargs) if fetches else None
+        result = func(*args, **kwargs)
+        recorded = recorder.record(function, func, place, args, kwargs, result)
+        if kept is not None and recorded is not None:
+            _deliver(recorder, function, func, fetches, kept, recorded)
+        return result
+
+
+Kept = tuple[tuple[Any, ...], dict[str, Any], dict[int, Any], dict[int, str]]
+
+
+def _keep(recorder: Recorder, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Kept:
+    """Copies of what goes into a call, before it can change it; the model's weights by reference."""
+    labels: dict[int, Any] = {}
+    owned: dict[int, str] = {}
+    copies: dict[int, Tensor] = {}
+
+    def copy(value: Any) -> Any:
+        if isinstance(value, Tensor):
+            if id(value) not in copies:
+                name = recorder._owned.get(id(value))
+                copied = value.detach() if name is not None else _clone(value)
+                copies[id(value)] = copied
+                labels[id(copied)] = recorder._label_of(value)
+                if name is not None:
+                    owned[id(copied)] = name
+            return copies[id(value)]
+        if type(value) in (tuple, list, torch.Size):
+            return type(value)(copy(item) for item in value)
+        if type(value) is dict:
+            return {key: copy(item) for key, item in value.items()}
+        return value
+
+    return copy(args), copy(kwargs), labels, owned
+
+
+def _clone(value: Tensor) -> Tensor:
+    """A copy with the same strides, where the tensor has its elements to itself."""
+    value = value.detach()
+    if value.layout != torch.strided or value.is_contiguous():
+        return value.clone()
+    if any(stride == 0 for stride in value.stride()):
+        size = 1 + sum((n - 1) * s for n, s in zip(value.shape, value.stride(), strict=True) if n)
+        flat = value.as_strided((size,), (1,)).clone()
+        return flat.as_strided(value.shape, value.stride(), 0)
+    return value.clone(memory_format=torch.preserve_format)
+
+
+def _deliver(
+    recorder: Recorder, function: Function, func: Any, fetches: list[Fetch], kept: Kept, recorded: Any
+) -> None:
+    (path, name, place), nth, outputs, labels = recorded
+    args, kwargs, input_labels, owned = kept
+    copies = tuple(_clone(output) for output in outputs)
+    from forkpoint.capture.sites import site_of
+
+    op = Op(path, name, site_of(place))
+    taken = Taken(op, recorder.call, nth, func, args, kwargs, copies, input_labels, tuple(labels), owned)
+    for fetch in fetches:
+        fetch.take(taken)
+
+
+class Observation:
+    """An observer that traces a run: `run.execute(Observation(recorder))`."""
+
+    def __init__(self, recorder: Recorder, *, functions: bool = True) -> None:
+        self.recorder = recorder
+        self.functions = functions
+        self.opaque: list[str] = []
+
+    def before_call(self, index: int, inputs: Mapping[str, Any]) -> AbstractContextManager[Any]:
+        self.recorder.begin_call(index, inputs)
+        return self._watch()
+
+    def after_call(self, index: int, output: Any) -> None:
+        return None
+
+    @contextmanager
+    def _watch(self) -> Iterator[None]:
+        tap = Tap(self.recorder)
+        original = nn.Module.__call__
+        thread = threading.get_ident()
+        recorder = self.recorder
+
+        def traced(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
+            if threading.get_ident() != thread:
+                return original(module, *args, **kwargs)
+            recorder.enter(module, args, kwargs)
+            failed = True
+            result: Any = None
+            try:
+                if self.functions and is_opaque(module):
+                    result = self._opaque(tap, original, traced, module, args, kwargs)
+                else:
+                    result = original(module, *args, **kwargs)
+                failed = False
+            finally:
+                recorder.leave(result, failed)
+            return result
+
+        depth = len(recorder.stack)
+        nn.Module.__call__ = traced  # type: ignore[method-assign]
+        try:
+            if self.functions:
+                with tap:
+                    yield
+            else:
+                yield
+        finally:
+            nn.Module.__call__ = original  # type: ignore[method-assign]
+            del recorder.stack[depth:]
+
+    def _opaque(
+        self, tap: Tap, original: Any, traced: Any, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
+        """Run a module with the taps off."""
+        path = self.recorder.stack[-1].path
+        if path not in self.opaque:
+            self.opaque.append(path)
+        nn.Module.__call__ = original  # type: ignore[method-assign]
+        try:
+            with _mode_off(tap):
+                return original(module, *args, **kwargs)
+        finally:
+            nn.Module.__call__ = traced  # type: ignore[method-assign]
+
+
+@contextmanager
+def _mode_off(tap: Tap) -> Iterator[None]:
+    """Take the tap off the stack of modes, those of the model's own above it staying where they are."""
+    from torch.overrides import _pop_mode, _push_mode
+
+    above: list[Any] = []
+    mode = _pop_mode()
+    while mode is not tap:
+        above.append(mode)
+        mode = _pop_mode()
+    for other in reversed(above):
+        _push_mode(other)
+    try:
+        yield
+    finally:
+        for _ in above:
+            _pop_mode()
+        _push_mode(tap)
+        for other in reversed(above):
+            _push_mode(other)
+
+
+def is_opaque(module: nn.Module) -> bool:
+    """Whether a function mode would change how a module computes.
+
+    torch's Transformer modules give up their fused fast path under any mode; compiled modules would
+    have the mode itself traced.
+    """
+    if getattr(module, "_compiled_call_impl", None) is not None:
+        return True
+    kind = type(module)
+    if kind.__name__ == "OptimizedModule" and kind.__module__.startswith("torch._dynamo"):
+        return True
+    if module.training or not torch.backends.mha.get_fastpath_enabled():
+        return False
+    if isinstance(module, nn.MultiheadAttention):
+        return module.batch_first
+    if isinstance(module, nn.TransformerEncoderLayer):
+        return module.self_attn.batch_first
+    if isinstance(module, nn.TransformerEncoder):
+        layers = list(module.layers)
+        return bool(layers) and isinstance(layers[0], nn.TransformerEncoderLayer) and is_opaque(layers[0])
+    return False
+
+
+__all__ = ["Observation", "Place", "Tap", "is_opaque", "tensors_in"]

@@ -1,0 +1,248 @@
+"""`compare`: two runs in, a result out. The list of stages reads like what the tool does."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Sequence
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from forkpoint import drift, impact
+from forkpoint.errors import InputError
+from forkpoint.impact import ResultComparison, compare_results
+from forkpoint.layout import pair_samples, read_content
+from forkpoint.locate import Located, Tokens, locate
+from forkpoint.match import Join, Joined, Shared
+from forkpoint.replaced import replaced_modules
+from forkpoint.result import NotCompared, OpRow, Result, RunSummary, Verdict, VerdictKind
+from forkpoint.run import RandomState, Run, all_results, token_ids
+from forkpoint.session import Session, Traced, trace_run
+from forkpoint.values import fetch_value
+
+
+def compare(a: Run, b: Run, *, probes: bool = True, tokenizer: Any = None, notes: Sequence[str] = ()) -> Result:
+    """Find the first operation at which two runs part ways, and say why.
+
+    Args:
+        a, b: the runs.
+        probes: False to stop after the first divergence, without experiments and so without a verdict.
+        tokenizer: gives tokens their text in reports; anything with `decode([id])`.
+        notes: remarks to carry into the report.
+
+    Returns:
+        The result; `print(result)` is the report.
+
+    Raises:
+        LayoutError: the runs share no sample.
+        CaptureError: a model returned no tensor.
+        InputError: something that is not a `Run`.
+
+    >>> import torch
+    >>> linear = torch.nn.Linear(4, 4)
+    >>> x = torch.randn(1, 3, 4)
+    >>> compare(Run(linear, {"input": x}), Run(linear, {"input": x}), probes=False).identical
+    True
+    """
+    for name, run in (("a", a), ("b", b)):
+        if not isinstance(run, Run):
+            raise InputError(f"{name} is a {type(run).__name__}", "an fp.Run(model, inputs)")
+    pairing = pair_samples(a.layout, b.layout, read_content(a.layout, a.calls), read_content(b.layout, b.calls))
+    traced_a, remarks_a = _trace_faithfully(a)
+    traced_b, remarks_b = _trace_faithfully(b)
+    shared = Shared(traced_a.trace.table, traced_b.trace.table, pairing)
+    session = Session(traced_a, traced_b, shared, Join(traced_a.trace, traced_b.trace, shared))
+    tokens = _token_texts(a, tokenizer)
+    located = locate(session, tokens)
+    compared = compare_results(session)
+    return _assemble(session, located, compared, tokens, probes, (remarks_a, remarks_b), notes)
+
+
+def _trace_faithfully(run: Run) -> tuple[Traced, tuple[str, ...]]:
+    """Trace a run, and check that tracing did not change a bit of what it returns.
+
+    Where it did, step back to a tap that sees modules only.
+    """
+    before = RandomState.take()
+    traced = trace_run(run)
+    remarks = [f"not looked into, since that would change its bits: {path}" for path in traced.trace.opaque]
+    after = RandomState.take()
+    before.restore()
+    plain = all_results(run.execute())
+    if _same(traced, plain):
+        after.restore()
+        return traced, tuple(remarks)
+    before.restore()
+    again = all_results(run.execute())
+    if not _same_results(plain, again):
+        after.restore()
+        return traced, (*remarks, "the run does not repeat itself bit for bit, from the same random state")
+    before.restore()
+    traced = trace_run(run, functions=False)
+    remarks.append("looking at single functions changes this model's bits; only its modules were watched")
+    if not _same(traced, plain):
+        remarks.append("and watching its modules changes them too: this trace is not exactly the model's run")
+    return traced, tuple(remarks)
+
+
+def _same(traced: Traced, plain: list[dict[str, Tensor]]) -> bool:
+    return _same_results([{k: v for k, (v, _) in call.items()} for call in traced.results], plain)
+
+
+def _same_results(a: list[dict[str, Tensor]], b: list[dict[str, Tensor]]) -> bool:
+    return len(a) == len(b) and all(
+        x.keys() == y.keys() and all(same_bits(x[name], y[name]) for name in x) for x, y in zip(a, b, strict=True)
+    )
+
+
+def same_bits(a: Tensor, b: Tensor) -> bool:
+    """Whether two tensors are equal, NaN equal to NaN."""
+    if a.shape != b.shape or a.dtype != b.dtype:
+        return False
+    if a.dtype.is_floating_point or a.dtype.is_complex:
+        return bool(((a == b) | ((a != a) & (b != b))).all())
+    return bool((a == b).all())
+
+
+def _token_texts(run: Run, tokenizer: Any) -> Tokens:
+    ids = token_ids(run)
+
+    def text(sample: int, position: int) -> str | None:
+        token = ids.get((sample, position))
+        if token is None or tokenizer is None:
+            return None
+        return str(tokenizer.decode([token]))
+
+    return text
+
+
+# ---------------------------------------------------------------------- the result
+
+
+def _assemble(
+    session: Session, located: Located | None, compared: ResultComparison, tokens: Tokens, probes: bool,
+    remarks: tuple[tuple[str, ...], tuple[str, ...]], notes: Sequence[str],
+) -> Result:  # fmt: skip
+    verdict = _without_probes(compared)
+    rows = sorted(session.join.rows, key=lambda r: (r.status == "only in b", r.order))
+    ops = tuple(_op_row(row) for row in rows)
+    integers = [r for r in rows if r.difference is not None and not r.floating and not r.op.is_boundary]
+    first_integer = min(integers, key=lambda r: r.difference.event_a if r.difference else 0, default=None)
+    return Result(
+        a=_summary(session.a, "A", remarks[0]),
+        b=_summary(session.b, "B", remarks[1]),
+        first=located.divergence if located is not None else None,
+        verdict=verdict,
+        impact=impact.measure(session, compared),
+        ops=ops,
+        not_compared=_not_compared(rows, compared),
+        drift=drift.measure(session, compared) if not compared.identical else (),
+        replaced_modules=replaced_modules(session.b.run.modules) or replaced_modules(session.a.run.modules),
+        first_integer=_op_row(first_integer) if first_integer is not None else None,
+        notes=(*notes, *_pairing_notes(session)),
+        versions=versions(),
+        _fetch=lambda module, name, **where: fetch_value(session, module, name, **where),
+    )
+
+
+def _without_probes(compared: ResultComparison) -> Verdict:
+    if compared.identical:
+        count = len(compared.gaps)
+        what = "the result is" if count == 1 else f"all {count} results are"
+        return Verdict(VerdictKind.IDENTICAL, None, None, f"{what} the same, bit for bit, at every shared coordinate")
+    if not compared.gaps:
+        reason = compared.left_out[0][1] if compared.left_out else "the model returned nothing that both runs have"
+        return Verdict(VerdictKind.UNDETERMINED, None, None, f"no result could be compared: {reason}")
+    return Verdict(VerdictKind.UNDETERMINED, None, None, "the results differ; no probe was run to tell why")
+
+
+def _op_row(row: Joined) -> OpRow:
+    op, a, b = row.op, row.first_a, row.first_b
+    return OpRow(
+        op=op.name, module=op.module, function=op.function,
+        variable=None if op.is_boundary else op.site.variable,
+        source="" if op.is_boundary else op.site.short, code="" if op.is_boundary else op.site.code,
+        output=op.output, shape_a=a.shape if a else None, shape_b=b.shape if b else None,
+        dtype_a=a.dtype if a else None, dtype_b=b.dtype if b else None, status=row.status, floating=row.floating,
+        compared=row.compared, differing=row.differing, reason=row.reason, passes=row.passes,
+    )  # fmt: skip
+
+
+def _not_compared(rows: list[Joined], compared: ResultComparison) -> tuple[NotCompared, ...]:
+    found = [
+        NotCompared(row.op.name, "" if row.op.is_boundary else row.op.site.short, row.reason, row.floating)
+        for row in rows
+        if (row.status == "not compared" or row.left_out) and row.reason
+    ]
+    found += [NotCompared(f"result {name}", "", reason, True) for name, reason in compared.left_out]
+    return tuple(found)
+
+
+def _summary(traced: Traced, default: str, remarks: tuple[str, ...]) -> RunSummary:
+    run, model = traced.run, traced.run.modules
+    tokens = padding = 0
+    for entry in run.layout.calls:
+        for coordinates in entry.values():
+            tokens += int(coordinates.valid.sum())
+            padding += int((~coordinates.valid).sum())
+    parameter = next(model.parameters(), None) if model is not None else None
+    first = parameter if parameter is not None else next(
+        (v for v in run.calls[0].values() if isinstance(v, Tensor)), None
+    )  # fmt: skip
+    return RunSummary(
+        name=run.name or default,
+        calls=tuple({k: tuple(v.shape) for k, v in c.items() if isinstance(v, Tensor)} for c in run.calls),
+        samples=len(run.layout.samples),
+        tokens=tokens,
+        padding=padding,
+        dtype=_dtype(model, first),
+        device=str(first.device) if first is not None else "cpu",
+        attention=_attention(model),
+        ops=len({op.key for op in traced.trace.ops if not op.is_boundary}),
+        notes=remarks,
+    )
+
+
+def _dtype(model: nn.Module | None, first: Tensor | None) -> str:
+    """The dtype that most of the model's floating-point parameters have."""
+    counts: dict[torch.dtype, int] = {}
+    for parameter in model.parameters() if model is not None else ():
+        if parameter.dtype.is_floating_point:
+            counts[parameter.dtype] = counts.get(parameter.dtype, 0) + parameter.numel()
+    dtype = max(counts, key=lambda d: counts[d]) if counts else first.dtype if first is not None else torch.float32
+    return str(dtype).removeprefix("torch.")
+
+
+def _attention(model: nn.Module | None) -> str | None:
+    config = getattr(model, "config", None)
+    value = getattr(config, "_attn_implementation", None)
+    return value if isinstance(value, str) else None
+
+
+def _pairing_notes(session: Session) -> list[str]:
+    pairing = session.pairing
+    notes: list[str] = []
+    if pairing.by_order:
+        pairs = ", ".join(f"{a} with {b}" for a, b in pairing.by_order)
+        notes.append(f"rows paired by their order, since they hold different things: {pairs}")
+    for run, only, layout in (
+        ("A", pairing.only_a, session.a.run.layout),
+        ("B", pairing.only_b, session.b.run.layout),
+    ):
+        if only:
+            names = ", ".join(str(layout.name(s)) for s in only)
+            notes.append(f"batch mates that only run {run} has: {names}")
+    return notes
+
+
+def versions() -> dict[str, str]:
+    """Versions of what the numbers depend on."""
+    found = {"python": platform.python_version(), "torch": str(torch.__version__)}
+    for package in ("transformers", "forkpoint"):
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found

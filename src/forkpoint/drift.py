@@ -1,0 +1,86 @@
+"""How the gap grows from layer to layer: the output of every layer of both runs, per token."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from torch import Tensor, nn
+
+from forkpoint.align import gap, pair_elements
+from forkpoint.capture.labels import Label
+from forkpoint.capture.recorder import Fetch, Taken
+from forkpoint.impact import ResultComparison, ResultGap
+from forkpoint.pairs import Pairs
+from forkpoint.result import LayerDrift
+from forkpoint.session import Session, Traced
+
+
+def layer_paths(model: nn.Module | None) -> list[str]:
+    """Paths of the model's layers: the entries of its outermost lists of like modules.
+
+    >>> layer_paths(nn.Sequential(nn.ModuleList([nn.Linear(2, 2), nn.Linear(2, 2)])))
+    ['0.0', '0.1']
+    """
+    paths: list[str] = []
+    for name, module in model.named_modules() if model is not None else ():
+        inside = any(name.startswith(f"{path}.") for path in paths)
+        if isinstance(module, (nn.ModuleList, nn.Sequential)) and len(module) > 1 and not inside:
+            if len({type(child) for child in module}) == 1:
+                paths += [f"{name}.{key}" if name else key for key, _ in module.named_children()]
+    return paths
+
+
+def layer_outputs(traced: Traced, paths: Sequence[str]) -> dict[str, list[tuple[Tensor, Label | None]]]:
+    """The first output of each module, for every call, on the host."""
+    found: dict[str, list[tuple[Tensor, Label | None]]] = {}
+
+    def keep(taken: Taken) -> None:
+        found.setdefault(taken.op.module, []).append((taken.outputs[0].cpu(), taken.output_labels[0]))
+
+    traced.again([Fetch((path, "output", "?"), None, None, keep, output=0) for path in paths])
+    return found
+
+
+def measure(session: Session, compared: ResultComparison) -> tuple[LayerDrift, ...]:
+    """The gap of each layer's output, and of each floating-point result after them."""
+    paths = layer_paths(session.a.run.modules)
+    outputs_a = layer_outputs(session.a, paths) if paths else {}
+    outputs_b = layer_outputs(session.b, paths) if paths else {}
+    rows: list[LayerDrift] = []
+    for path in paths:
+        passes_a, passes_b = outputs_a.get(path, []), outputs_b.get(path, [])
+        one_to_one = len(passes_a) == len(passes_b)
+        parts: list[tuple[Tensor, Tensor, Pairs]] = []
+        for i, (a, label_a) in enumerate(passes_a):
+            for j, (b, label_b) in enumerate(passes_b):
+                if one_to_one and i != j:
+                    continue
+                pairs = pair_elements(a, label_a, b, label_b, session.shared)
+                if len(pairs):
+                    parts.append((a, b, pairs))
+        if parts:
+            rows.append(_row(session, path, parts))
+    rows += [_row(session, g.name, [(g.a, g.b, g.pairs)]) for g in compared.gaps if _shown(g)]
+    return tuple(rows)
+
+
+def _shown(result: ResultGap) -> bool:
+    return result.a.dtype.is_floating_point and not result.name.startswith(("hidden_states", "attentions"))
+
+
+def _row(session: Session, name: str, parts: list[tuple[Tensor, Tensor, Pairs]]) -> LayerDrift:
+    largest, relative = 0.0, 0.0
+    per_number: dict[int, float] = {}
+    for a, b, pairs in parts:
+        found = gap(a, b, pairs)
+        largest, relative = max(largest, found.max_abs), max(relative, found.max_rel)
+        order = np.argsort(pairs.numbers, kind="stable")
+        numbers, starts = np.unique(pairs.numbers[order], return_index=True)
+        for number, value in zip(numbers.tolist(), np.maximum.reduceat(found.absolute[order], starts), strict=True):
+            per_number[number] = max(per_number.get(number, 0.0), float(value))
+    tokens = []
+    for number, value in per_number.items():
+        sample, position = session.shared.coordinate(number) if number < len(session.shared.names) else (number, None)
+        tokens.append((None if sample is None else session.a.run.layout.name(sample), position, value))
+    return LayerDrift(name, largest, relative, tuple(tokens))

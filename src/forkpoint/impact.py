@@ -1,0 +1,162 @@
+"""Does it matter: the gap of what the model returns, in loss, logits and predictions."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from forkpoint.align import Gap, gap, pair_elements
+from forkpoint.pairs import Pairs
+from forkpoint.result import Impact, NearTie
+from forkpoint.run import token_ids
+from forkpoint.session import Results, Session
+
+
+@dataclass(frozen=True)
+class ResultGap:
+    """One returned tensor of both runs, compared.
+
+    Attributes:
+        name: its name, with the call where there are several.
+        coordinates: how many token coordinates (or whole values) were compared.
+    """
+
+    name: str
+    a: Tensor
+    b: Tensor
+    pairs: Pairs
+    gap: Gap
+    coordinates: int
+
+
+@dataclass(frozen=True)
+class ResultComparison:
+    """Every returned tensor of both runs, compared; and those that could not be."""
+
+    gaps: tuple[ResultGap, ...]
+    left_out: tuple[tuple[str, str], ...]
+
+    @property
+    def identical(self) -> bool:
+        """Every result that both runs have is the same, bit for bit, and there is one."""
+        return bool(self.gaps) and not any(g.gap.differing for g in self.gaps)
+
+    @property
+    def max_abs(self) -> float:
+        return max((g.gap.max_abs for g in self.gaps), default=0.0)
+
+
+def compare_results(session: Session, a: Results | None = None, b: Results | None = None) -> ResultComparison:
+    """Compare what the two runs returned, at shared coordinates where it has them, whole where not.
+
+    Calls meet one to one if the runs have as many; else every call meets every other, where they
+    share tokens (a full forward against prefill and decoding steps).
+    """
+    results_a, results_b = a or session.a.results, b or session.b.results
+    names = [n for n in dict.fromkeys(n for call in results_a for n in call) if any(n in c for c in results_b)]
+    gaps: list[ResultGap] = []
+    left_out: list[tuple[str, str]] = []
+    for name in names:
+        found = False
+        reason = ""
+        for index_a, call_a in enumerate(results_a):
+            for index_b, call_b in enumerate(results_b):
+                if name not in call_a or name not in call_b:
+                    continue
+                if len(results_a) == len(results_b) and index_a != index_b:
+                    continue
+                (value_a, label_a), (value_b, label_b) = call_a[name], call_b[name]
+                pairs = pair_elements(value_a, label_a, value_b, label_b, session.shared)
+                if not len(pairs):
+                    reason = pairs.reason
+                    continue
+                found = True
+                several = len(results_a) > 1 or len(results_b) > 1
+                title = f"{name} (call {index_a} and {index_b})" if several else name
+                count = len(np.unique(pairs.numbers))
+                gaps.append(ResultGap(title, value_a, value_b, pairs, gap(value_a, value_b, pairs), count))
+        if not found:
+            left_out.append((name, reason))
+    for name in {n for call in (*results_a, *results_b) for n in call} - set(names):
+        left_out.append((name, "only one run returns it"))
+    return ResultComparison(tuple(gaps), tuple(sorted(left_out)))
+
+
+def measure(session: Session, compared: ResultComparison) -> Impact | None:
+    """The impact of the gap; None where no floating-point result could be compared."""
+    floating = [g for g in compared.gaps if g.a.dtype.is_floating_point and g.b.dtype.is_floating_point]
+    if not floating:
+        return None
+    worst = max(floating, key=lambda g: (g.gap.max_abs, g.name == "logits"))
+    logits = [g for g in floating if g.name.split(" ")[0] in ("logits", "output") and g.a.dim() >= 3]
+    vocabulary = _vocabulary(session, logits)
+    if vocabulary is None:
+        losses = [g for g in floating if g.name.split(" ")[0] == "loss" and g.a.numel() == 1]
+        loss_a, loss_b = (float(losses[0].a), float(losses[0].b)) if losses else (None, None)
+        return Impact(
+            loss_a, loss_b, None if loss_a is None or loss_b is None else abs(loss_b - loss_a), worst.gap.max_abs,
+            worst.gap.max_rel, None, None, max(g.coordinates for g in floating), (), worst.name,
+        )  # fmt: skip
+    worst = max(logits, key=lambda g: g.gap.max_abs)
+    return _of_logits(session, logits, vocabulary, worst)
+
+
+def _vocabulary(session: Session, logits: list[ResultGap]) -> int | None:
+    """The size of the last dimension of the logits, if the token ids can index it."""
+    if not logits:
+        return None
+    size = int(logits[0].a.shape[-1])
+    ids = token_ids(session.a.run).values()
+    return size if ids and max(ids) < size and size > 2 else None
+
+
+def _of_logits(session: Session, logits: list[ResultGap], vocabulary: int, worst: ResultGap) -> Impact:
+    ids_a, ids_b = token_ids(session.a.run), token_ids(session.b.run)
+    to_b = dict(session.pairing.pairs)
+    losses_a: list[float] = []
+    losses_b: list[float] = []
+    kl, flips, tokens = 0.0, [], 0
+    for result in logits:
+        rows_a, rows_b, numbers = _rows(result, vocabulary)
+        tokens += len(numbers)
+        log_a, log_b = torch.log_softmax(rows_a, -1), torch.log_softmax(rows_b, -1)
+        finite = torch.isfinite(log_a) & torch.isfinite(log_b)
+        terms = torch.where(finite, log_a.exp() * (log_a - log_b), 0.0)
+        if len(numbers):
+            kl = max(kl, float(terms.sum(-1).max()))
+        top_a, top_b = rows_a.argmax(-1), rows_b.argmax(-1)
+        for row in torch.nonzero(top_a != top_b).reshape(-1).tolist():
+            sample, position = session.shared.coordinate(int(numbers[row]))
+            x, y = int(top_a[row]), int(top_b[row])
+            name = None if sample is None else session.a.run.layout.name(sample)
+            flips.append(
+                NearTie(
+                    name, position if position is not None else -1, x, y,
+                    float(rows_a[row, x] - rows_a[row, y]), float(rows_b[row, y] - rows_b[row, x]),
+                )
+            )  # fmt: skip
+        for row, number in enumerate(numbers.tolist()):
+            sample, position = session.shared.coordinate(number)
+            if sample is None or position is None:
+                continue
+            target_a = ids_a.get((sample, position + 1))
+            target_b = ids_b.get((to_b.get(sample, -1), position + 1))
+            if target_a is not None and target_b is not None:
+                losses_a.append(-float(log_a[row, target_a]))
+                losses_b.append(-float(log_b[row, target_b]))
+    loss_a = float(np.mean(losses_a)) if losses_a else None
+    loss_b = float(np.mean(losses_b)) if losses_b else None
+    return Impact(
+        loss_a, loss_b, None if loss_a is None or loss_b is None else abs(loss_b - loss_a), worst.gap.max_abs,
+        worst.gap.max_rel, max(kl, 0.0), len(flips), tokens, tuple(flips), worst.name,
+    )  # fmt: skip
+
+
+def _rows(result: ResultGap, vocabulary: int) -> tuple[Tensor, Tensor, np.ndarray]:
+    """The logits at shared coordinates, in float64, a row for each."""
+    a = result.a.detach().cpu().reshape(-1)[torch.from_numpy(result.pairs.a)].double().reshape(-1, vocabulary)
+    b = result.b.detach().cpu().reshape(-1)[torch.from_numpy(result.pairs.b)].double().reshape(-1, vocabulary)
+    return a, b, result.pairs.numbers.reshape(-1, vocabulary)[:, 0]

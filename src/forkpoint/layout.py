@@ -1,0 +1,489 @@
+"""Layouts: which token coordinate sits at each (row, column) of every forward call.
+
+A token is the same token wherever a layout puts it: unpadded, padded on either side, batched,
+packed, or fed step by step through a cache. A `Layout` states where the tokens are; everything
+else in forkpoint compares values at equal coordinates (stream, sample, position).
+
+>>> import torch
+>>> layout = Layout.from_mask(torch.tensor([[0, 0, 1, 1, 1]]))
+>>> layout.calls[0]["main"].position.tolist()
+[[-1, -1, 0, 1, 2]]
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from forkpoint.errors import InputError, LayoutError
+
+PADDING = -1
+"""Sample and position of a column that holds no token."""
+
+MAIN, DECODER = "main", "decoder"
+"""The two streams of coordinates: what goes into the model, and into the decoder of an encoder-decoder."""
+
+_MASKS = ("attention_mask", "encoder_attention_mask")
+_INVERTED_MASKS = ("src_key_padding_mask", "key_padding_mask", "padding_mask")
+_TOKENS = ("input_ids", "inputs_embeds", "input_values", "input_features", "pixel_values")
+_DECODER_TOKENS = ("decoder_input_ids", "decoder_inputs_embeds")
+_CUMULATIVE_LENGTHS = ("cu_seqlens", "cu_seq_lens_q", "cu_seqlens_q")
+
+
+@dataclass(frozen=True)
+class Coordinates:
+    """The token coordinate of every column of one input tensor.
+
+    Attributes:
+        sample: integer tensor, [rows, columns] (or [columns]); index of the sample, -1 for padding.
+        position: integer tensor of the same shape; counts the sample's real tokens from 0, -1 for padding.
+    """
+
+    sample: Tensor
+    position: Tensor
+
+    def __post_init__(self) -> None:
+        if self.sample.shape != self.position.shape:
+            raise LayoutError(
+                f"sample has shape {tuple(self.sample.shape)} and position {tuple(self.position.shape)}",
+                "two integer tensors of one shape",
+            )
+        for name, tensor in (("sample", self.sample), ("position", self.position)):
+            if tensor.is_floating_point() or tensor.is_complex():
+                raise LayoutError(f"{name} has dtype {tensor.dtype}", "integers, -1 for padding")
+            object.__setattr__(self, name, tensor.detach().to("cpu", torch.int64))
+
+    @property
+    def valid(self) -> Tensor:
+        """Bool tensor: True where a column holds a token."""
+        return (self.sample >= 0) & (self.position >= 0)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return tuple(self.sample.shape)
+
+
+def stream_of(input_name: str) -> str:
+    """The stream that an input of this name belongs to.
+
+    >>> stream_of("decoder_input_ids"), stream_of("inputs_embeds")
+    ('decoder', 'main')
+    """
+    return DECODER if input_name.startswith("decoder_") else MAIN
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Token coordinates of every forward call of a run.
+
+    Args:
+        calls: one entry a call: `Coordinates`, or a mapping from input name (`input_ids`,
+            `decoder_input_ids`) to `Coordinates` where the model has two streams.
+        names: names given to samples, by index; unnamed samples go by their index.
+    """
+
+    calls: tuple[Mapping[str, Coordinates], ...]
+    names: Mapping[int, Hashable] = field(default_factory=dict[int, Hashable])
+
+    def __init__(
+        self,
+        calls: Sequence[Coordinates | Mapping[str, Coordinates]],
+        names: Mapping[int, Hashable] | None = None,
+    ) -> None:
+        normal: list[Mapping[str, Coordinates]] = []
+        for call in calls:
+            if isinstance(call, Coordinates):
+                normal.append({MAIN: call})
+            else:
+                normal.append({name if name == MAIN else stream_of(name): c for name, c in call.items()})
+        object.__setattr__(self, "calls", tuple(normal))
+        object.__setattr__(self, "names", dict(names or {}))
+
+    # ------------------------------------------------------------------ the usual layouts
+
+    @classmethod
+    def from_mask(cls, mask: Tensor, samples: Sequence[Hashable] | None = None) -> Layout:
+        """A layout of one call from its attention mask.
+
+        Args:
+            mask: [rows, columns], nonzero where a column holds a token; padding on either side.
+            samples: a name for each row; equal names in two runs are the same sample.
+        """
+        coordinates = _from_mask(_as_mask(mask, "mask"))
+        if samples is not None and len(samples) != coordinates.shape[0]:
+            raise LayoutError(
+                f"{len(samples)} sample names for a mask of {coordinates.shape[0]} rows", "one name a row"
+            )
+        return cls([coordinates], dict(enumerate(samples or ())))
+
+    @classmethod
+    def packed(
+        cls,
+        position_ids: Tensor | None = None,
+        *,
+        cu_seqlens: Tensor | None = None,
+        mask: Tensor | None = None,
+    ) -> Layout:
+        """A layout of one call whose rows hold several samples one after the other.
+
+        Args:
+            position_ids: [rows, columns]; a sample begins wherever they restart at 0.
+            cu_seqlens: [samples + 1], cumulative lengths of the samples in a single row.
+            mask: [rows, columns], 0 where a column is padding.
+        """
+        if (position_ids is None) == (cu_seqlens is None):
+            raise LayoutError("both or none of position_ids and cu_seqlens", "exactly one of them")
+        if cu_seqlens is not None:
+            return cls([_from_lengths(cu_seqlens, None)])
+        assert position_ids is not None
+        valid = torch.ones_like(position_ids, dtype=torch.bool) if mask is None else _as_mask(mask, "mask")
+        return cls([_from_positions(position_ids.cpu(), valid)])
+
+    @classmethod
+    def steps(cls, masks: Sequence[Tensor], samples: Sequence[Hashable] | None = None) -> Layout:
+        """A layout of several calls that share a cache: positions go on from call to call.
+
+        Args:
+            masks: for each call, [rows, columns of that call], nonzero where a column holds a token.
+            samples: a name for each row.
+        """
+        seen: Tensor | None = None
+        calls: list[Coordinates] = []
+        for mask in masks:
+            coordinates = _from_mask(_as_mask(mask, "mask"), seen)
+            seen = _count(coordinates, seen)
+            calls.append(coordinates)
+        return cls(calls, dict(enumerate(samples or ())))
+
+    @classmethod
+    def read(cls, calls: Sequence[Mapping[str, Any]]) -> Layout:
+        """The layout that the inputs themselves state.
+
+        Read, in this order: packed `position_ids` that restart, `cu_seqlens`, `attention_mask` (and
+        `decoder_attention_mask`, `src_key_padding_mask`); without any, every column is a token.
+
+        Raises:
+            InputError: a mask whose shape does not fit its tokens, or without a single token.
+        """
+        seen: dict[str, Tensor] = {}
+        entries: list[dict[str, Coordinates]] = []
+        for index, inputs in enumerate(calls):
+            entry: dict[str, Coordinates] = {}
+            for stream in (MAIN, DECODER):
+                coordinates = _read_stream(inputs, stream, seen.get(stream), index)
+                if coordinates is not None:
+                    entry[stream] = coordinates
+                    seen[stream] = _count(coordinates, seen.get(stream))
+            entries.append(entry)
+        layout = cls(entries)
+        streams = [c for entry in layout.calls for c in entry.values()]
+        if streams and not any(bool(c.valid.any()) for c in streams):
+            raise InputError(
+                "an attention mask of zeros: no column holds a token",
+                "a mask with 1 at every real token",
+                "pass the mask that the tokenizer returned",
+            )
+        return layout
+
+    # ------------------------------------------------------------------ what it holds
+
+    def name(self, sample: int) -> Hashable:
+        """The name of a sample: the one given to it, or its index."""
+        return self.names.get(sample, sample)
+
+    @property
+    def samples(self) -> list[int]:
+        """Indices of all samples that have at least one token, ascending."""
+        found: set[int] = set()
+        for entry in self.calls:
+            for coordinates in entry.values():
+                found.update(coordinates.sample[coordinates.valid].tolist())
+        return sorted(found)
+
+
+# ---------------------------------------------------------------------- reading inputs
+
+
+def _as_mask(mask: Tensor, name: str) -> Tensor:
+    if mask.dim() not in (1, 2):
+        raise LayoutError(
+            f"{name} of shape {tuple(mask.shape)}", "[rows, columns]", "for 4-D masks give the layout by hand"
+        )
+    return mask.detach().cpu() != 0
+
+
+def _count(coordinates: Coordinates, seen: Tensor | None) -> Tensor:
+    """Real tokens of each row so far, [rows]."""
+    valid = coordinates.valid
+    count = valid.sum(-1) if valid.dim() > 1 else valid.sum().reshape(1)
+    return count if seen is None or seen.shape != count.shape else count + seen
+
+
+def _from_mask(valid: Tensor, seen: Tensor | None = None) -> Coordinates:
+    two = valid if valid.dim() == 2 else valid[None]
+    position = two.long().cumsum(-1) - 1
+    if seen is not None and seen.shape[0] == two.shape[0]:
+        position = position + seen[:, None]
+    sample = torch.arange(two.shape[0])[:, None].expand_as(two)
+    return Coordinates(
+        torch.where(two, sample, PADDING).reshape(valid.shape),
+        torch.where(two, position, PADDING).reshape(valid.shape),
+    )
+
+
+def _from_positions(position_ids: Tensor, valid: Tensor) -> Coordinates:
+    """Samples of rows in which positions restart at 0."""
+    sample = torch.full(valid.shape, PADDING)
+    position = torch.full(valid.shape, PADDING)
+    current = -1
+    for row in range(valid.shape[0]):
+        start, count = True, 0
+        for column in range(valid.shape[1]):
+            if not bool(valid[row, column]):
+                continue
+            if start or int(position_ids[row, column]) == 0:
+                current, count, start = current + 1, 0, False
+            sample[row, column], position[row, column] = current, count
+            count += 1
+    return Coordinates(sample, position)
+
+
+def _from_lengths(cu_seqlens: Tensor, shape: tuple[int, ...] | None) -> Coordinates:
+    edges = cu_seqlens.detach().cpu().long()
+    total = int(edges[-1])
+    sample = torch.bucketize(torch.arange(total), edges[1:], right=True)
+    position = torch.arange(total) - edges[sample]
+    if shape is None:
+        shape = (1, total)
+    width = 1
+    for size in shape:
+        width *= size
+    if width < total:
+        raise LayoutError(
+            f"cu_seqlens ends at {total}, the tokens are {width}", "lengths that add up to the tokens"
+        )
+    tail = torch.full((width - total,), PADDING)
+    return Coordinates(torch.cat([sample, tail]).reshape(shape), torch.cat([position, tail]).reshape(shape))
+
+
+def token_tensor(inputs: Mapping[str, Any], stream: str) -> tuple[str, Tensor] | None:
+    """The tensor of a call that carries a stream's tokens: its name and itself; None without one."""
+    names = _TOKENS if stream == MAIN else _DECODER_TOKENS
+    for name in names:
+        value = inputs.get(name)
+        if isinstance(value, Tensor):
+            return name, value
+    if stream == DECODER:
+        return None
+    encoded = inputs.get("encoder_outputs")
+    if encoded is not None:
+        hidden = encoded if isinstance(encoded, Tensor) else encoded[0]
+        return "encoder_outputs", hidden
+    skip = {*_MASKS, *_INVERTED_MASKS, *_CUMULATIVE_LENGTHS, "position_ids", "labels", "cache_position"}
+    for name, value in inputs.items():
+        if (
+            isinstance(value, Tensor)
+            and value.dim() > 0
+            and name not in skip
+            and not name.startswith("decoder_")
+        ):
+            return name, value
+    return None
+
+
+def grid_shape(name: str, tokens: Tensor) -> tuple[int, ...] | None:
+    """The (rows, columns) that hold tokens in an input, or None where each row is a whole sample.
+
+    Integers and floats of three dimensions have their columns in dimension 1; images, and vectors
+    of features, have none.
+    """
+    if not tokens.is_floating_point() and not tokens.is_complex():
+        return tuple(tokens.shape[:2])
+    if name == "input_values" and tokens.dim() == 2:
+        return tuple(tokens.shape)
+    if tokens.dim() == 3 and name not in ("pixel_values", "input_features"):
+        return tuple(tokens.shape[:2])
+    return None
+
+
+def _find_mask(inputs: Mapping[str, Any], stream: str) -> tuple[str, Tensor] | None:
+    if stream == DECODER:
+        mask = inputs.get("decoder_attention_mask")
+        return ("decoder_attention_mask", mask != 0) if isinstance(mask, Tensor) and mask.dim() == 2 else None
+    for name in _MASKS:
+        mask = inputs.get(name)
+        if isinstance(mask, Tensor) and mask.dim() <= 2:
+            return name, mask != 0
+    for name in _INVERTED_MASKS:
+        mask = inputs.get(name)
+        if isinstance(mask, Tensor) and mask.dim() == 2 and mask.dtype == torch.bool:
+            return name, ~mask
+    return None
+
+
+def _read_stream(
+    inputs: Mapping[str, Any], stream: str, seen: Tensor | None, call: int
+) -> Coordinates | None:
+    found = token_tensor(inputs, stream)
+    if found is None:
+        return None
+    name, tokens = found
+    shape = grid_shape(name, tokens)
+    masked = _find_mask(inputs, stream)
+    if stream == MAIN:
+        for key in _CUMULATIVE_LENGTHS:
+            if isinstance(inputs.get(key), Tensor) and shape is not None:
+                return _from_lengths(inputs[key], shape)
+    if masked is None:
+        if shape is None:
+            rows = torch.arange(tokens.shape[0])
+            return Coordinates(rows, torch.zeros_like(rows)) if seen is None else None
+        valid = torch.ones(shape, dtype=torch.bool)
+    else:
+        valid = _fit_mask(*masked, name, tokens, shape, call)
+    positions = inputs.get("position_ids")
+    if (
+        stream == MAIN
+        and isinstance(positions, Tensor)
+        and positions.shape == valid.shape
+        and valid.dim() == 2
+    ):
+        packed = _from_positions(positions.cpu(), valid.cpu())
+        if int(packed.sample.max()) + 1 > valid.shape[0] and seen is None:
+            return packed
+    return _from_mask(valid.cpu(), seen)
+
+
+def _fit_mask(
+    mask_name: str, valid: Tensor, name: str, tokens: Tensor, shape: tuple[int, ...] | None, call: int
+) -> Tensor:
+    """The mask's columns that belong to this call's own tokens, in the shape of the tokens."""
+    valid = valid.detach().cpu()
+    if shape is None:
+        # Features with the time in the last dimension, [rows, features, frames].
+        if tokens.dim() >= 2 and valid.dim() == 2 and valid.shape[0] == tokens.shape[0]:
+            return valid
+    elif valid.dim() == len(shape) and valid.shape[:-1] == shape[:-1] and valid.shape[-1] >= shape[-1]:
+        # With a cache the mask covers the earlier calls too: its last columns are this call's.
+        return valid[..., valid.shape[-1] - shape[-1] :]
+    elif len(shape) == 2 and valid.dim() == 2 and tuple(valid.T.shape) == shape:
+        return valid.T  # [columns, rows], as nn.TransformerEncoder has it without batch_first
+    raise InputError(
+        f"call {call}: {mask_name} of shape {tuple(valid.shape)} for {name} of shape {tuple(tokens.shape)}",
+        "a mask with a column for each token (and for each token in the cache)",
+    )
+
+
+# ---------------------------------------------------------------------- pairing rows
+
+
+@dataclass(frozen=True)
+class Pairing:
+    """Which sample of run B is which sample of run A.
+
+    Attributes:
+        pairs: (sample of A, sample of B).
+        only_a, only_b: samples that one run alone has: batch mates.
+        by_order: the pairs that were made by order, not by content.
+    """
+
+    pairs: tuple[tuple[int, int], ...]
+    only_a: tuple[int, ...]
+    only_b: tuple[int, ...]
+    by_order: tuple[tuple[int, int], ...] = ()
+
+
+Content = dict[int, tuple[Hashable, ...]]
+"""What each sample holds: its valid token ids, or a hash for each float column."""
+
+
+def read_content(layout: Layout, calls: Sequence[Mapping[str, Any]]) -> Content:
+    """What each sample holds, in the order of its positions, over all calls and streams."""
+    content: dict[int, list[Hashable]] = {sample: [] for sample in layout.samples}
+    for entry, inputs in zip(layout.calls, calls, strict=False):
+        for stream, coordinates in entry.items():
+            found = token_tensor(inputs, stream)
+            if found is None:
+                continue
+            name, tokens = found
+            for sample, value in _values(name, tokens, coordinates):
+                content[sample].append((stream, value))
+    return {sample: tuple(values) for sample, values in content.items()}
+
+
+def _values(name: str, tokens: Tensor, coordinates: Coordinates) -> list[tuple[int, Hashable]]:
+    tokens = tokens.detach().cpu()
+    shape = coordinates.shape
+    if tuple(tokens.shape[: len(shape)]) != shape:
+        if tokens.dim() == 3 and tokens.shape[0] == shape[0]:
+            tokens = tokens.transpose(1, 2)[:, : shape[1]]  # frames last
+        else:
+            return []
+    valid = coordinates.valid.nonzero()
+    samples = coordinates.sample[coordinates.valid].tolist()
+    if tokens.dim() == len(shape) and not tokens.is_floating_point():
+        return list(zip(samples, tokens[coordinates.valid].tolist(), strict=True))
+    columns = (tokens[tuple(index)] for index in valid.tolist())
+    return [(s, _hash(column)) for s, column in zip(samples, columns, strict=True)]
+
+
+def _hash(values: Tensor) -> str:
+    raw = values.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
+    return hashlib.blake2b(raw, digest_size=8).hexdigest()
+
+
+def pair_samples(a: Layout, b: Layout, content_a: Content, content_b: Content) -> Pairing:
+    """Pair the samples of two runs: by the names given to them, by what they hold, then by order.
+
+    Equal rows are paired in order. A row that begins as the other goes on (fewer decoding steps,
+    more columns) comes next. If both runs have as many rows, what is left is paired in order.
+
+    Raises:
+        LayoutError: nothing pairs.
+    """
+    free_a, free_b = a.samples, b.samples
+    as_many = len(free_a) == len(free_b)
+    pairs: list[tuple[int, int]] = []
+
+    def take(same: Any) -> list[tuple[int, int]]:
+        taken: list[tuple[int, int]] = []
+        for sample_a in list(free_a):
+            for sample_b in list(free_b):
+                if same(sample_a, sample_b):
+                    taken.append((sample_a, sample_b))
+                    free_a.remove(sample_a)
+                    free_b.remove(sample_b)
+                    break
+        return taken
+
+    def named(x: int, y: int) -> bool:
+        return x in a.names and y in b.names and a.names[x] == b.names[y]
+
+    def equal(x: int, y: int) -> bool:
+        return bool(content_a[x]) and content_a[x] == content_b[y]
+
+    def begins(x: int, y: int) -> bool:
+        shared = min(len(content_a[x]), len(content_b[y]))
+        return shared > 0 and content_a[x][:shared] == content_b[y][:shared]
+
+    pairs += take(named)
+    if not (a.names and b.names):
+        pairs += take(equal)
+        pairs += take(begins)
+    by_order: list[tuple[int, int]] = []
+    if as_many and not (a.names and b.names):
+        by_order = list(zip(free_a, free_b, strict=True))
+        free_a, free_b = [], []
+    pairs += by_order
+    if not pairs:
+        raise LayoutError(
+            f"no row of the first run ({len(a.samples)}) is a row of the second ({len(b.samples)})",
+            "runs that share at least one sample",
+            "name the samples by hand: fp.Layout.from_mask(mask, samples=[...])",
+        )
+    return Pairing(tuple(sorted(pairs)), tuple(free_a), tuple(free_b), tuple(by_order))

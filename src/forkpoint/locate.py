@@ -1,0 +1,294 @@
+"""The first divergence: from the joined digests to two values in full precision."""
+
+from __future__ import annotations
+
+import inspect
+import linecache
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+from torch import Tensor, nn
+
+from forkpoint.align import gap, index_of, pair_elements, scalar, ulps
+from forkpoint.capture.functions import ALWAYS_VIEWS, parameter_names
+from forkpoint.capture.recorder import Fetch, Taken
+from forkpoint.match import Difference, Joined
+from forkpoint.result import Divergence, InputComparison
+from forkpoint.session import Session, Traced
+from forkpoint.trace import Op
+
+Tokens = Callable[[int, int], str | None]
+"""The text of the token at (sample of run A, position), if known."""
+
+CANDIDATES = 8
+"""How many ops a second pass fetches at once: the first may turn out equal by value (-0.0, dtypes)."""
+
+
+@dataclass
+class Located:
+    """The op at which the runs part ways, as it ran in both."""
+
+    row: Joined
+    divergence: Divergence
+    a: Taken
+    b: Taken
+
+
+def differing_rows(session: Session) -> list[Joined]:
+    """Ops whose floating-point values differ, in the order of execution; module inputs are not ops."""
+    rows = [r for r in session.join.rows if r.difference is not None and r.floating and not r.op.is_input]
+    return sorted(rows, key=lambda r: (r.difference.event_a, r.op.is_boundary) if r.difference else (0, False))
+
+
+def locate(session: Session, tokens: Tokens) -> Located | None:
+    """Find the first op whose values differ, fetch them, and say where and by how much.
+
+    None where every value that could be compared is equal.
+    """
+    rows = differing_rows(session)
+    done = 0
+    while done < len(rows):
+        # The first is nearly always it; only values of two dtypes, or -0.0 against 0.0, can be equal after all.
+        wanted = rows[done : done + (1 if done == 0 and _one_dtype(rows[0]) else CANDIDATES)]
+        done += len(wanted)
+        taken_a = fetch(session.a, [(r, _difference(r).event_a) for r in wanted])
+        taken_b = fetch(session.b, [(r, _difference(r).event_b) for r in wanted])
+        for row, a, b in zip(wanted, taken_a, taken_b, strict=True):
+            if a is not None and b is not None and (found := describe(session, row, a, b, tokens)) is not None:
+                return _between(session, Located(row, found, a, b))
+    return None
+
+
+def _one_dtype(row: Joined) -> bool:
+    return row.first_a is not None and row.first_b is not None and row.first_a.dtype == row.first_b.dtype
+
+
+def _difference(row: Joined) -> Difference:
+    assert row.difference is not None
+    return row.difference
+
+
+def fetch(traced: Traced, wanted: list[tuple[Joined, int]], around: Any = None) -> list[Taken | None]:
+    """Run again and keep the calls that made the given events; None for one that did not come again."""
+    found: list[Taken | None] = [None] * len(wanted)
+    fetches: list[Fetch] = []
+    for place, (row, index) in enumerate(wanted):
+        event = traced.trace.events[index]
+        op = traced.trace.ops[event.op]
+
+        def take(taken: Taken, place: int = place) -> None:
+            found[place] = taken
+
+        output = op.output if op.is_boundary else None
+        fetches.append(Fetch((op.module, op.function, op.site.chain), event.call, event.nth, take, output))
+    if fetches:
+        traced.again(fetches, **({"around": around} if around is not None else {}))
+    return found
+
+
+def describe(session: Session, row: Joined, a: Taken, b: Taken, tokens: Tokens) -> Divergence | None:
+    """The divergence of one op from its calls in both runs; None where its values are equal after all."""
+    output = row.op.output if not row.op.is_boundary else 0
+    value_a, value_b = a.outputs[output], b.outputs[output]
+    label_a, label_b = a.output_labels[output], b.output_labels[output]
+    pairs = pair_elements(value_a, label_a, value_b, label_b, session.shared)
+    difference = _difference(row)
+    if not len(pairs):
+        pairs = session.join.pair_open(difference, tuple(value_a.shape), tuple(value_b.shape))
+    if not len(pairs):
+        return None
+    found = gap(value_a, value_b, pairs)
+    if not found.differing:
+        return None
+    at_a, at_b = int(pairs.a[found.first]), int(pairs.b[found.first])
+    number = int(pairs.numbers[found.first])
+    if label_a is None or label_b is None:
+        sample, position = difference.sample, difference.position
+    else:
+        sample, position = session.shared.coordinate(number) if number < len(session.shared.names) else (number, None)
+    first_a, first_b = scalar(value_a, at_a), scalar(value_b, at_b)
+    return Divergence(
+        **_place(session, row.op),
+        sample=None if sample is None else session.a.run.layout.name(sample),
+        position=position,
+        token=tokens(sample, position) if sample is not None and position is not None else None,
+        index_a=index_of(at_a, tuple(value_a.shape)),
+        index_b=index_of(at_b, tuple(value_b.shape)),
+        value_a=first_a,
+        value_b=first_b,
+        ulps=_ulps(first_a, first_b, value_a, value_b),
+        max_abs=found.max_abs,
+        max_rel=found.max_rel,
+        differing=found.differing,
+        compared=found.compared,
+        inputs=compare_inputs(session, a, b),
+        call=a.call,
+        dtype_a=str(value_a.dtype).removeprefix("torch."),
+        dtype_b=str(value_b.dtype).removeprefix("torch."),
+        shape_a=tuple(value_a.shape),
+        shape_b=tuple(value_b.shape),
+    )
+
+
+def _ulps(a: Any, b: Any, value_a: Tensor, value_b: Tensor) -> float | None:
+    if isinstance(a, float) and isinstance(b, float):
+        return ulps(a, b, value_a.dtype, value_b.dtype)
+    return None
+
+
+def _place(session: Session, op: Op) -> dict[str, Any]:
+    if op.is_boundary:
+        file, line = _definition(session, op.module)
+        return {
+            "op": op.module or "(model)",
+            "module": op.module,
+            "function": None,
+            "source": f"{os.path.basename(file)}:{line}" if file else "?",
+            "code": linecache.getline(file, line).strip() if file else "",
+            "variable": None,
+        }
+    return {
+        "op": op.name,
+        "module": op.module,
+        "function": op.function,
+        "source": op.site.short,
+        "code": op.site.code,
+        "variable": op.site.variable,
+    }
+
+
+def _definition(session: Session, path: str) -> tuple[str, int]:
+    """Where a module's forward is defined."""
+    model = session.a.run.modules
+    try:
+        module: nn.Module | None = model.get_submodule(path) if model is not None else None
+        forward = inspect.unwrap(type(module).forward) if module is not None else None
+        if forward is None:
+            return "", 0
+        return inspect.getsourcefile(forward) or "", inspect.getsourcelines(forward)[1]
+    except (AttributeError, TypeError, OSError):
+        return "", 0
+
+
+# ---------------------------------------------------------------------- inputs
+
+
+def named_inputs(taken: Taken) -> dict[str, Tensor]:
+    """The tensor inputs of a call by the names of the function's parameters."""
+    names = parameter_names(taken.op.function, len(taken.args))
+    found: dict[str, Tensor] = {}
+
+    def add(name: str, value: Any) -> None:
+        if isinstance(value, Tensor):
+            found[name] = value
+        elif isinstance(value, (tuple, list)):
+            for index, item in enumerate(value):
+                add(f"{name}[{index}]", item)
+
+    for name, value in zip(names, taken.args, strict=True):
+        add(name, value)
+    for name, value in taken.kwargs.items():
+        if name != "out":
+            add(name, value)
+    return found
+
+
+def compare_inputs(session: Session, a: Taken, b: Taken) -> tuple[InputComparison, ...]:
+    """For each tensor input of an op, whether it is equal in both runs at shared coordinates."""
+    inputs_a, inputs_b = named_inputs(a), named_inputs(b)
+    found: list[InputComparison] = []
+    for name in [*inputs_a, *(n for n in inputs_b if n not in inputs_a)]:
+        mine, theirs = inputs_a.get(name), inputs_b.get(name)
+        if mine is None or theirs is None:
+            only = theirs if mine is None else mine
+            assert only is not None
+            shape, dtype = tuple(only.shape), str(only.dtype).removeprefix("torch.")
+            where = "a" if theirs is None else "b"
+            found.append(
+                InputComparison(
+                    name, f"only in {where}", shape if where == "a" else None, shape if where == "b" else None,
+                    dtype if where == "a" else None, dtype if where == "b" else None,
+                )
+            )  # fmt: skip
+        else:
+            found.append(_compare_input(session, name, a, mine, b, theirs))
+    return tuple(found)
+
+
+def _compare_input(session: Session, name: str, a: Taken, mine: Tensor, b: Taken, theirs: Tensor) -> InputComparison:
+    pairs = pair_elements(mine, a.input_labels.get(id(mine)), theirs, b.input_labels.get(id(theirs)), session.shared)
+    parameter = a.owned.get(id(mine))
+    comparison = InputComparison(
+        name, "not compared", tuple(mine.shape), tuple(theirs.shape), str(mine.dtype).removeprefix("torch."),
+        str(theirs.dtype).removeprefix("torch."), parameter, None, pairs.reason,
+    )  # fmt: skip
+    if not len(pairs):
+        return comparison if mine.numel() or theirs.numel() else replace(comparison, status="equal", reason="")
+    found = gap(mine, theirs, pairs)
+    return replace(
+        comparison, status="differs" if found.differing else "equal", max_abs=found.max_abs if found.differing else 0.0
+    )
+
+
+# ---------------------------------------------------------------------- between ops
+
+
+def _between(session: Session, located: Located) -> Located:
+    """Say so when the cause lies before the op: in ops that one run lacks, or where no tap saw it."""
+    divergence = located.divergence
+    moved = [i for i in divergence.inputs if i.status == "differs"]
+    if divergence.function is None or not moved:
+        return located
+    floating = [i for i in moved if i.dtype_a is not None and ("float" in i.dtype_a or "complex" in i.dtype_a)]
+    if not floating:
+        return located
+    hidden = _unmatched_before(session, located.row)
+    if hidden:
+        module = _common_module([op for _, op in hidden])
+        listed = tuple(f"{run}: {op.name} ({op.site.short})" for run, op in hidden)
+        place = _place(session, Op(module, "output", located.row.op.site))
+        changed = replace(
+            divergence, **place, between=listed,
+            note="the runs part ways in ops that only one of them has, before this value",
+        )  # fmt: skip
+        return replace(located, divergence=changed)
+    if located.row.op.function in ALWAYS_VIEWS or located.row.op.function in ("getitem", "reshape", "contiguous"):
+        note = "this op only moves elements, and its input differs already: something no tap saw made it"
+    else:
+        note = "its input differs already, though no op before it does: something no tap saw changed it"
+    return replace(located, divergence=replace(divergence, note=note))
+
+
+def _unmatched_before(session: Session, row: Joined) -> list[tuple[str, Op]]:
+    """Ops of either run alone that lie between the last equal value and a first difference."""
+    difference = _difference(row)
+    found: list[tuple[str, Op]] = []
+    for run, status, trace, stop in (
+        ("a", "only in a", session.a.trace, difference.event_a),
+        ("b", "only in b", session.b.trace, difference.event_b),
+    ):
+        alone = {r.op.key for r in session.join.rows if r.status == status and r.floating}
+        equal = {r.op.key for r in session.join.rows if r.status == "equal" and r.floating and not r.op.is_boundary}
+        for index in range(stop - 1, -1, -1):
+            event = trace.events[index]
+            op = trace.ops[event.op]
+            if op.key in alone and not op.is_boundary:
+                found.insert(0, (run, op))
+            elif op.key in equal and event.status == "digest" and found:
+                break
+            elif op.key in equal and event.status == "digest" and stop - index > 64:
+                break
+    unique: dict[tuple[str, Any], tuple[str, Op]] = {(run, op.key): (run, op) for run, op in found}
+    return list(unique.values())
+
+
+def _common_module(ops: list[Op]) -> str:
+    paths = [op.module.split(".") if op.module else [] for op in ops]
+    common: list[str] = []
+    for parts in zip(*paths, strict=False):
+        if len(set(parts)) > 1:
+            break
+        common.append(parts[0])
+    return ".".join(common)

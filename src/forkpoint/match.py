@@ -1,0 +1,588 @@
+"""The join: which op of run A is which op of run B, on which coordinates, and where they differ."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from forkpoint.capture.coordinates import CoordinateTable
+from forkpoint.layout import DECODER, MAIN, Pairing
+from forkpoint.pairs import Pairs
+from forkpoint.trace import Cells, Event, Op, Trace
+
+Ints = NDArray[np.int64]
+
+_WHOLE = 0
+"""Shared number of "the whole call"; tokens and sets count from 1, -1 is what one run alone has."""
+
+
+class Shared:
+    """One numbering of coordinates for both runs."""
+
+    def __init__(self, a: CoordinateTable, b: CoordinateTable, pairing: Pairing) -> None:
+        self.pairing = pairing
+        self.names: list[Hashable] = [("whole",)]
+        numbers: dict[Hashable, int] = {}
+        to_a = {sample: sample for sample, _ in pairing.pairs}
+        to_b = {sample_b: sample_a for sample_a, sample_b in pairing.pairs}
+        keys_a, keys_b = a.keys(to_a), b.keys(to_b)
+        common = {k for k in keys_a if k is not None} & {k for k in keys_b if k is not None}
+        for key in keys_a:
+            if key in common and key not in numbers:
+                numbers[key] = len(self.names)
+                self.names.append(key)
+        self.a = self._numbers(keys_a, numbers)
+        self.b = self._numbers(keys_b, numbers)
+        self.home_a, self.home_b = _homes(a), _homes(b)
+        self._whole_samples = _samples_of_sets(a, self.a)
+        self.samples = np.asarray([-1 if (s := self.coordinate(n)[0]) is None else s for n in range(len(self.names))])
+        """For each shared number, the sample of run A that it belongs to, or -1."""
+        self.sample_rows_a, self.sample_rows_b = _rows(a, to_a), _rows(b, to_b)
+        """For each id, the sample whose row it is in, padding too; -1 where it has none."""
+
+    @staticmethod
+    def _numbers(keys: list[Hashable | None], numbers: Mapping[Hashable, int]) -> Ints:
+        # Two more entries, so that ids -1 (none) and -2 (whole) find themselves at the end.
+        return np.asarray([*(numbers.get(k, -1) if k is not None else -1 for k in keys), _WHOLE, -1], dtype=np.int64)
+
+    def coordinate(self, number: int) -> tuple[int | None, int | None]:
+        """(sample of run A, position) of a shared number; None where it has none."""
+        key = self.names[number]
+        if isinstance(key, tuple) and key[0] in (MAIN, DECODER):
+            return key[1], key[2]
+        return self._whole_samples.get(number), None
+
+
+def _homes(table: CoordinateTable) -> Ints:
+    """For each id, the call in which its token goes in (for a set, the last of them)."""
+    homes = np.zeros(len(table.kinds) + 2, dtype=np.int64)
+    for call in range(len(table.layout.calls) - 1, -1, -1):
+        for stream in (MAIN, DECODER):
+            slots = table.slots(call, stream)
+            if slots is not None:
+                homes[slots.reshape(-1)] = call
+    for item, members in enumerate(table.members):
+        if members:
+            homes[item] = max(homes[m] for m in members)
+    return homes
+
+
+def _rows(table: CoordinateTable, names: Mapping[int, int]) -> Ints:
+    """The sample in whose row each id is (under its shared name); padding belongs to its row's sample."""
+    rows = np.full(len(table.kinds) + 2, -1, dtype=np.int64)
+    for call in range(len(table.layout.calls)):
+        for stream in (MAIN, DECODER):
+            slots = table.slots(call, stream)
+            for row in slots if slots is not None and slots.ndim == 2 else ():
+                samples = {t[1] for item in row.tolist() if (t := table.tokens[item]) is not None}
+                if len(samples) == 1:
+                    rows[row] = names.get(samples.pop(), -1)
+    for item, members in enumerate(table.members):
+        sample = table.sample_of(item) if members else None
+        if sample is not None:
+            rows[item] = names.get(sample, -1)
+    return rows
+
+
+def _samples_of_sets(table: CoordinateTable, numbers: Ints) -> dict[int, int | None]:
+    return {
+        int(numbers[item]): table.sample_of(item)
+        for item, members in enumerate(table.members)
+        if members and numbers[item] >= 0
+    }
+
+
+@dataclass
+class Difference:
+    """The earliest pass of an op at which the runs differ."""
+
+    event_a: int
+    event_b: int
+    number: int
+    """Shared number of the coordinate."""
+    sample: int | None = None
+    position: int | None = None
+
+
+@dataclass
+class Joined:
+    """One op of either run and how its values compare.
+
+    Attributes:
+        status: `equal`, `differs`, `view`, `not compared`, `only in a`, `only in b`.
+        compared, differing: coordinates.
+        left_out: coordinates (or passes) that could not be compared, with `reason`.
+    """
+
+    op: Op
+    status: str
+    first_a: Event | None
+    first_b: Event | None
+    order: int
+    """Place in the order of execution: index of its first event in A (or B where A has none)."""
+    passes: int
+    compared: int = 0
+    differing: int = 0
+    left_out: int = 0
+    reason: str = ""
+    difference: Difference | None = None
+
+    @property
+    def floating(self) -> bool:
+        event = self.first_a or self.first_b
+        return event is not None and event.floating
+
+
+@dataclass
+class _Count:
+    compared: int = 0
+    differing: int = 0
+    left_out: int = 0
+    reasons: list[str] = field(default_factory=list[str])
+    earliest: Difference | None = None
+
+    def skip(self, count: int, reason: str) -> None:
+        if count:
+            self.left_out += count
+            if reason not in self.reasons:
+                self.reasons.append(reason)
+
+    def differ(self, difference: Difference) -> None:
+        if self.earliest is None or difference.event_a < self.earliest.event_a:
+            self.earliest = difference
+
+
+class Join:
+    """The joined traces of two runs.
+
+    >>> # Join(trace_a, trace_b, shared).rows is what a report lists
+    """
+
+    def __init__(self, a: Trace, b: Trace, shared: Shared) -> None:
+        self.a, self.b, self.shared = a, b, shared
+        self.same_layout = _same_layout(a.table, b.table, shared.pairing)
+        self._columns: dict[Any, Any] = {}
+        self._aligned: dict[tuple[int, int], tuple[Ints, Ints, Ints]] = {}
+        by_op_a, by_op_b = _by_key(a), _by_key(b)
+        rows = [self._join(key, events, by_op_b.get(key)) for key, events in by_op_a.items()]
+        rows += [self._alone(events, "only in b", b) for key, events in by_op_b.items() if key not in by_op_a]
+        self.rows: list[Joined] = rows
+
+    def _alone(self, events: list[int], status: str, trace: Trace) -> Joined:
+        event = trace.events[events[0]]
+        first_a, first_b = (event, None) if status == "only in a" else (None, event)
+        return Joined(trace.ops[event.op], status, first_a, first_b, events[0], len(events))
+
+    def _join(self, key: Hashable, events_a: list[int], events_b: list[int] | None) -> Joined:
+        if events_b is None:
+            return self._alone(events_a, "only in a", self.a)
+        first_a, first_b = self.a.events[events_a[0]], self.b.events[events_b[0]]
+        row = Joined(self.a.ops[first_a.op], "equal", first_a, first_b, events_a[0], len(events_a))
+        valued_a = self._valued(self.a, events_a)
+        valued_b = self._valued(self.b, events_b)
+        if not valued_a or not valued_b:
+            statuses = {e.status for e in (first_a, first_b)}
+            skipped = next((e.reason for e in (first_a, first_b) if e.status == "skipped"), "")
+            row.status = "view" if "view" in statuses and not skipped else "not compared"
+            row.reason = skipped
+            if not skipped and row.status == "not compared":
+                row.status, row.reason = "view", ""
+            return row
+        count = _Count()
+        self._compare(valued_a, valued_b, count)
+        row.compared, row.differing, row.left_out = count.compared, count.differing, count.left_out
+        row.reason = "; ".join(count.reasons)
+        row.difference = count.earliest
+        if count.differing:
+            row.status = "differs"
+        elif not count.compared:
+            row.status = "not compared"
+            row.reason = row.reason or "the runs share no coordinate of it"
+        return row
+
+    @staticmethod
+    def _valued(trace: Trace, events: list[int]) -> list[tuple[int, Event, Event]]:
+        found: list[tuple[int, Event, Event]] = []
+        for index in events:
+            event = trace.events[index]
+            held = trace.resolve(event)
+            if held.status == "digest" and held.digests is not None:
+                found.append((index, event, held))
+        return found
+
+    # ------------------------------------------------------------------ values
+
+    def _compare(
+        self, a: list[tuple[int, Event, Event]], b: list[tuple[int, Event, Event]], count: _Count
+    ) -> None:
+        lost = next((h.reason for _, _, h in (*a, *b) if h.reason and h.status == "digest"), "")
+        if lost and not self.same_layout:
+            count.skip(len(a), lost)
+            return
+        if {e.dtype for _, e, _ in a} != {e.dtype for _, e, _ in b}:
+            self._other_dtypes(a, b, count)
+            return
+        kinds = {h.cells.kind for _, _, h in (*a, *b) if h.cells is not None}
+        if kinds == {"rows"} and len(a) == len(b) == 1 and a[0][1].call == b[0][1].call:
+            self._compare_rows(a[0], b[0], count)
+        elif kinds == {"rows"}:
+            self._compare_passes(a, b, count)
+        elif kinds == {"pair"}:
+            self._compare_passes(a, b, count)
+        elif "pair" not in kinds:
+            self._compare_open(a, b, count)
+        else:
+            count.skip(len(a), "attention weights of another form in the other run")
+
+    def _other_dtypes(
+        self, a: list[tuple[int, Event, Event]], b: list[tuple[int, Event, Event]], count: _Count
+    ) -> None:
+        """Values of two dtypes have no common digest: they count as different until looked at."""
+        for (index_a, _, held_a), (index_b, _, held_b) in zip(a, b, strict=False):
+            assert held_a.cells is not None and held_b.cells is not None
+            _, _, numbers = self._align(held_a.cells, held_b.cells)
+            if not len(numbers):
+                count.skip(1, "the runs share no coordinate of it")
+                continue
+            count.compared += len(numbers)
+            count.differing += len(numbers)
+            count.differ(self._difference(index_a, index_b, int(numbers[0])))
+
+    def _align(self, a: Cells, b: Cells) -> tuple[Ints, Ints, Ints]:
+        """Indices of the cells of A and B that stand for the same coordinate, and its number."""
+        found = self._aligned.get((id(a), id(b)))
+        if found is None:
+            numbers_a, numbers_b = self.shared.a[a.ids], self.shared.b[b.ids]
+            common, index_a, index_b = np.intersect1d(numbers_a, numbers_b, return_indices=True)
+            keep = common >= 0
+            order = np.argsort(index_a[keep], kind="stable")
+            found = (index_a[keep][order], index_b[keep][order], common[keep][order])
+            self._aligned[id(a), id(b)] = found
+        return found
+
+    def _difference(self, event_a: int, event_b: int, number: int) -> Difference:
+        return Difference(event_a, event_b, number, *self.shared.coordinate(number))
+
+    def _compare_rows(
+        self, a: tuple[int, Event, Event], b: tuple[int, Event, Event], count: _Count
+    ) -> None:
+        held_a, held_b = a[2], b[2]
+        assert held_a.cells is not None and held_b.cells is not None
+        assert held_a.digests is not None and held_b.digests is not None
+        index_a, index_b, numbers = self._align(held_a.cells, held_b.cells)
+        if not len(numbers):
+            self._compare_samples(a, b, count)
+            return
+        if held_a.width != held_b.width:
+            count.skip(len(numbers), f"{held_a.width} elements a coordinate in A, {held_b.width} in B")
+            return
+        wrong = held_a.digests[index_a] != held_b.digests[index_b]
+        count.compared += len(numbers)
+        found = int(np.count_nonzero(wrong))
+        if found:
+            count.differing += found
+            count.differ(self._difference(a[0], b[0], int(numbers[np.argmax(wrong)])))
+
+    def _compare_samples(
+        self, a: tuple[int, Event, Event], b: tuple[int, Event, Event], count: _Count
+    ) -> None:
+        """Values that hold one vector a sample are that sample's, whichever column it was taken from."""
+        held_a, held_b = a[2], b[2]
+        assert held_a.cells is not None and held_b.cells is not None
+        assert held_a.digests is not None and held_b.digests is not None
+        rows_a = self.shared.sample_rows_a[held_a.cells.ids]
+        rows_b = self.shared.sample_rows_b[held_b.cells.ids]
+        once = all(len(np.unique(rows[rows >= 0])) == np.count_nonzero(rows >= 0) for rows in (rows_a, rows_b))
+        samples, index_a, index_b = np.intersect1d(rows_a, rows_b, return_indices=True)
+        keep = samples >= 0
+        if not once or not keep.any() or held_a.width != held_b.width:
+            return
+        samples, index_a, index_b = samples[keep], index_a[keep], index_b[keep]
+        wrong = held_a.digests[index_a] != held_b.digests[index_b]
+        count.compared += len(samples)
+        if wrong.any():
+            count.differing += int(np.count_nonzero(wrong))
+            count.differ(Difference(a[0], b[0], -1, int(samples[np.argmax(wrong)]), None))
+
+    def _compare_passes(
+        self, a: list[tuple[int, Event, Event]], b: list[tuple[int, Event, Event]], count: _Count
+    ) -> None:
+        """Several passes of an op: the k-th at a coordinate meets the k-th; a value read again later
+        (keys from a cache) meets the one of its token's own call if the other run did not read it again."""
+        table_a, table_b = self._passes(a, self.shared.a, self.shared.home_a), self._passes(b, self.shared.b, self.shared.home_b)
+        _, rows_a, rows_b = np.intersect1d(table_a.keys, table_b.keys, return_indices=True)
+        pairs = [(rows_a, rows_b)]
+        for mine, theirs, rows, swap in ((table_a, table_b, rows_a, False), (table_b, table_a, rows_b, True)):
+            rest = np.setdiff1d(np.arange(len(mine.keys)), rows)
+            again = rest[mine.again[rest]]
+            place = np.searchsorted(theirs.first_keys, mine.numbers[again])
+            fits = (place < len(theirs.first_keys)) & (
+                theirs.first_keys[np.minimum(place, max(len(theirs.first_keys) - 1, 0))] == mine.numbers[again]
+                if len(theirs.first_keys)
+                else np.zeros(len(again), dtype=bool)
+            )
+            partner = theirs.first_rows[place[fits]]
+            pairs.append((partner, again[fits]) if swap else (again[fits], partner))
+            count.skip(len(rest) - int(fits.sum()), "a pass that the other run does not make")
+        for left, right in pairs:
+            self._compare_records(table_a, table_b, left, right, count)
+
+    def _passes(self, events: list[tuple[int, Event, Event]], numbers: Ints, homes: Ints) -> _Passes:
+        parts: list[tuple[Ints, Ints, Ints, Any, Any, Ints]] = []
+        for index, event, held in events:
+            assert held.cells is not None and held.digests is not None
+            ids = held.cells.ids
+            number = numbers[ids]
+            keep = np.flatnonzero(number >= 0)
+            again = np.where(number[keep] == _WHOLE, event.call > 0, homes[ids[keep]] != event.call)
+            parts.append(
+                (
+                    number[keep],
+                    again,
+                    np.full(len(keep), index),
+                    held.digests[keep],
+                    held.cells.keys[keep] if held.cells.keys is not None else np.zeros((len(keep), 0), dtype=np.int64),
+                    np.full(len(keep), held.width),
+                )
+            )
+        return _Passes(*(np.concatenate(column) for column in zip(*parts, strict=True)))
+
+    def _compare_records(self, a: _Passes, b: _Passes, left: Ints, right: Ints, count: _Count) -> None:
+        if not len(left):
+            return
+        same_width = a.widths[left] == b.widths[right]
+        if a.digests.ndim == 2:  # attention weights: keys up to the query, keys after it
+            keys_a, keys_b = a.keys_seen[left], b.keys_seen[right]
+            past = (keys_a[:, :2] == keys_b[:, :2]).all(axis=1) & same_width
+            future = (keys_a[:, 2:] == keys_b[:, 2:]).all(axis=1) & same_width
+            wrong = past & (a.digests[left, 0] != b.digests[right, 0])
+            wrong |= future & (a.digests[left, 1] != b.digests[right, 1])
+            usable = past | future
+            reason = "the query sees other keys in the other run"
+        else:
+            usable = same_width
+            wrong = usable & (a.digests[left] != b.digests[right])
+            reason = "another number of elements a coordinate in the other run"
+        count.skip(int(np.count_nonzero(~usable)), reason)
+        count.compared += int(np.count_nonzero(usable))
+        if not wrong.any():
+            return
+        count.differing += int(np.count_nonzero(wrong))
+        places = np.flatnonzero(wrong)
+        best = places[np.lexsort((left[places], a.events[left[places]]))[0]]
+        count.differ(
+            self._difference(int(a.events[left[best]]), int(b.events[right[best]]), int(a.numbers[left[best]]))
+        )
+
+    # ------------------------------------------------------------------ open dimensions
+
+    def _compare_open(
+        self, a: list[tuple[int, Event, Event]], b: list[tuple[int, Event, Event]], count: _Count
+    ) -> None:
+        """Values that hold no token, but may have dimensions as long as the tokens (rotary tables)."""
+        as_many = len(self.a.lengths) == len(self.b.lengths)
+        for entry_a in a:
+            partners = [e for e in b if e[1].nth == entry_a[1].nth and (e[1].call == entry_a[1].call or not as_many)]
+            if not partners:
+                count.skip(1, "a pass that the other run does not make")
+            for entry_b in partners:
+                self._compare_open_pair(entry_a, entry_b, count)
+
+    def _compare_open_pair(
+        self, a: tuple[int, Event, Event], b: tuple[int, Event, Event], count: _Count
+    ) -> None:
+        held_a, held_b = a[2], b[2]
+        if held_a.shape == held_b.shape:
+            flat_a = held_a.digests if held_a.flat is None else held_a.flat
+            flat_b = held_b.digests if held_b.flat is None else held_b.flat
+            assert held_a.cells is not None and held_b.cells is not None and flat_a is not None and flat_b is not None
+            index_a, index_b, numbers = self._align(held_a.cells, held_b.cells)
+            wrong = flat_a[index_a] != flat_b[index_b]
+            count.compared += len(numbers)
+            if wrong.any():
+                count.differing += int(np.count_nonzero(wrong))
+                count.differ(self._difference_inside(a, b, int(np.argmax(wrong)), index_a, index_b, numbers))
+            return
+        if held_a.cells is None or held_b.cells is None or held_a.cells.kind != "open" or held_b.cells.kind != "open":
+            count.skip(1, f"shape {list(held_a.shape)} in A, {list(held_b.shape)} in B, and no token dimension known")
+            return
+        self._compare_aligned(a, b, count)
+
+    def _difference_inside(
+        self, a: tuple[int, Event, Event], b: tuple[int, Event, Event], at: int, index_a: Ints, index_b: Ints, numbers: Ints
+    ) -> Difference:
+        """Name the token along an open dimension, where there is just one sample to name."""
+        difference = self._difference(a[0], b[0], int(numbers[at]))
+        held_a, held_b = a[2], b[2]
+        cells = held_a.cells
+        if cells is None or cells.kind != "open" or held_b.digests is None or held_a.digests is None:
+            return difference
+        if held_a.digests.shape != held_b.digests.shape or difference.position is not None:
+            return difference
+        wrong = held_a.digests[index_a[at]] != held_b.digests[index_b[at]]
+        where = np.argwhere(wrong)
+        if not len(where):
+            return difference
+        columns = self._column_of(self.a, a[1].call, cells.open_sizes[0])
+        for sample, by_position in columns.items():
+            for position, column in by_position.items():
+                if column == where[0][0]:
+                    difference.sample, difference.position = sample, position
+                    return difference
+        return difference
+
+    def _column_of(self, trace: Trace, call: int, size: int) -> dict[int, dict[int, int]]:
+        """For each sample, by position, the index of its tokens along a dimension of that size."""
+        key = (id(trace), call, size)
+        found = self._columns.get(key)
+        if found is None:
+            found = {}
+            for grid in (trace.table.slots(call, MAIN), trace.table.slots_so_far(call, MAIN),
+                         trace.table.slots(call, DECODER), trace.table.slots_so_far(call, DECODER)):  # fmt: skip
+                if grid is not None and grid.ndim == 2 and grid.shape[-1] == size:
+                    for _, column in np.ndindex(*grid.shape):
+                        for row in range(grid.shape[0]):
+                            token = trace.table.tokens[int(grid[row, column])]
+                            if token is not None:
+                                found.setdefault(token[1], {})[token[2]] = column
+                    break
+            self._columns[key] = found
+        return found
+
+    def _compare_aligned(
+        self, a: tuple[int, Event, Event], b: tuple[int, Event, Event], count: _Count
+    ) -> None:
+        held_a, held_b = a[2], b[2]
+        cells_a, cells_b = held_a.cells, held_b.cells
+        assert cells_a is not None and cells_b is not None
+        assert held_a.digests is not None and held_b.digests is not None
+        different = [
+            d for d in range(max(len(held_a.shape), len(held_b.shape)))
+            if d >= len(held_a.shape) or d >= len(held_b.shape) or held_a.shape[d] != held_b.shape[d]
+        ]  # fmt: skip
+        if len(held_a.shape) != len(held_b.shape) or any(
+            d not in cells_a.open_dims and held_a.shape[d] != 1 or d not in cells_b.open_dims and held_b.shape[d] != 1
+            for d in different
+        ):
+            count.skip(1, f"shape {list(held_a.shape)} in A, {list(held_b.shape)} in B")
+            return
+        index_a, index_b, numbers = self._align(cells_a, cells_b)
+        for row in range(len(numbers)):
+            sample, _ = self.shared.coordinate(int(numbers[row]))
+            pairs = [p for p in self.shared.pairing.pairs if sample is None or p[0] == sample]
+            self._compare_cells(a, b, held_a.digests[index_a[row]], held_b.digests[index_b[row]],
+                                different, pairs, int(numbers[row]), count)  # fmt: skip
+
+    def _compare_cells(
+        self, a: tuple[int, Event, Event], b: tuple[int, Event, Event], digests_a: Ints, digests_b: Ints,
+        different: list[int], pairs: list[tuple[int, int]], number: int, count: _Count,
+    ) -> None:  # fmt: skip
+        held_a, held_b = a[2], b[2]
+        assert held_a.cells is not None and held_b.cells is not None
+        dims = sorted({*held_a.cells.open_dims, *held_b.cells.open_dims})
+        digests_a = digests_a.reshape([held_a.shape[d] if d in held_a.cells.open_dims else 1 for d in dims])
+        digests_b = digests_b.reshape([held_b.shape[d] if d in held_b.cells.open_dims else 1 for d in dims])
+        for sample_a, sample_b in pairs:
+            take_a: list[Any] = []
+            take_b: list[Any] = []
+            positions: list[int] | None = None
+            for axis, d in enumerate(dims):
+                if d not in different:
+                    everything = np.arange(max(digests_a.shape[axis], digests_b.shape[axis]))
+                    take_a.append(everything if digests_a.shape[axis] > 1 else np.zeros(1, dtype=int))
+                    take_b.append(everything if digests_b.shape[axis] > 1 else np.zeros(1, dtype=int))
+                    if digests_a.shape[axis] != digests_b.shape[axis]:
+                        count.skip(1, f"dimension {d} follows the tokens in one run alone")
+                        return
+                    continue
+                columns_a = self._column_of(self.a, a[1].call, held_a.shape[d]).get(sample_a, {})
+                columns_b = self._column_of(self.b, b[1].call, held_b.shape[d]).get(sample_b, {})
+                common = sorted(columns_a.keys() & columns_b.keys())
+                positions = common if positions is None else positions
+                take_a.append(np.asarray([columns_a[p] for p in common], dtype=int))
+                take_b.append(np.asarray([columns_b[p] for p in common], dtype=int))
+            left, right = digests_a[np.ix_(*take_a)], digests_b[np.ix_(*take_b)]
+            if left.shape != right.shape or not left.size:
+                continue
+            wrong = left != right
+            axis = next((i for i, d in enumerate(dims) if d in different), 0)
+            by_position = wrong.any(axis=tuple(i for i in range(wrong.ndim) if i != axis))
+            count.compared += len(by_position)
+            if by_position.any():
+                count.differing += int(np.count_nonzero(by_position))
+                at = int(np.argmax(by_position))
+                position = positions[at] if positions is not None and at < len(positions) else None
+                count.differ(Difference(a[0], b[0], number, sample_a, position))
+
+
+    def pair_open(self, difference: Difference, shape_a: tuple[int, ...], shape_b: tuple[int, ...]) -> Pairs:
+        """Pair the elements of two values whose token dimensions only the join could line up."""
+        event_a, event_b = self.a.events[difference.event_a], self.b.events[difference.event_b]
+        partner = next((p for p in self.shared.pairing.pairs if p[0] == difference.sample), None)
+        if partner is None or len(shape_a) != len(shape_b):
+            return Pairs.none("no token dimension known")
+        take_a: list[Ints] = []
+        take_b: list[Ints] = []
+        for size_a, size_b in zip(shape_a, shape_b, strict=True):
+            if size_a == size_b:
+                take_a.append(np.arange(size_a))
+                take_b.append(np.arange(size_b))
+                continue
+            columns_a = self._column_of(self.a, event_a.call, size_a).get(partner[0], {})
+            columns_b = self._column_of(self.b, event_b.call, size_b).get(partner[1], {})
+            common = sorted(columns_a.keys() & columns_b.keys())
+            take_a.append(np.asarray([columns_a[p] for p in common], dtype=np.int64))
+            take_b.append(np.asarray([columns_b[p] for p in common], dtype=np.int64))
+        flat_a = np.ravel_multi_index(np.ix_(*take_a), shape_a).reshape(-1)
+        flat_b = np.ravel_multi_index(np.ix_(*take_b), shape_b).reshape(-1)
+        return Pairs(flat_a, flat_b, np.zeros(len(flat_a), dtype=np.int64))
+
+
+class _Passes:
+    """The passes of one op in one run, a row for each coordinate of each pass."""
+
+    def __init__(self, numbers: Ints, again: Any, events: Ints, digests: Any, keys_seen: Ints, widths: Ints) -> None:
+        self.numbers, self.events, self.digests = numbers, events, digests
+        self.keys_seen, self.widths = keys_seen, widths
+        self.again = again.astype(bool)
+        group = numbers * 2 + self.again
+        order = np.argsort(group, kind="stable")
+        sorted_group = group[order]
+        starts = np.flatnonzero(np.r_[True, sorted_group[1:] != sorted_group[:-1]]) if len(group) else np.zeros(0, int)
+        lengths = np.diff(np.r_[starts, len(group)])
+        nth = np.empty(len(group), dtype=np.int64)
+        nth[order] = np.arange(len(group)) - np.repeat(starts, lengths)
+        self.keys = group * (1 << 24) + nth
+        home = np.flatnonzero(~self.again & (nth == 0))
+        order = np.argsort(numbers[home], kind="stable")
+        self.first_rows = home[order]
+        self.first_keys = numbers[home][order]
+
+
+def _by_key(trace: Trace) -> dict[Hashable, list[int]]:
+    found: dict[Hashable, list[int]] = {}
+    keys = [op.key for op in trace.ops]
+    for index, event in enumerate(trace.events):
+        found.setdefault(keys[event.op], []).append(index)
+    return found
+
+
+def _same_layout(a: CoordinateTable, b: CoordinateTable, pairing: Pairing) -> bool:
+    if any(x != y for x, y in pairing.pairs) or pairing.only_a or pairing.only_b:
+        return False
+    if len(a.layout.calls) != len(b.layout.calls):
+        return False
+    for entry_a, entry_b in zip(a.layout.calls, b.layout.calls, strict=True):
+        if entry_a.keys() != entry_b.keys():
+            return False
+        for stream, mine in entry_a.items():
+            theirs = entry_b[stream]
+            if mine.shape != theirs.shape or not bool((mine.sample == theirs.sample).all()):
+                return False
+            if not bool((mine.position == theirs.position).all()):
+                return False
+    return True

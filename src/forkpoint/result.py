@@ -1,0 +1,334 @@
+"""What a comparison returns: plain, frozen records that every report is made from."""
+
+from __future__ import annotations
+
+import enum
+import json
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass, field, fields, is_dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from forkpoint.files import write_atomically
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+SCHEMA_VERSION = 1
+"""Version of the JSON that `Result.to_json` writes; its history is in docs/json-schema.md."""
+
+
+@dataclass(frozen=True)
+class InputComparison:
+    """How one tensor input of the first divergent op compares between the runs."""
+
+    name: str
+    """Parameter of the torch function (`input`, `weight`, `query`)."""
+    status: str
+    """`equal`, `differs`, `only in a`, `only in b`, or `not compared`."""
+    shape_a: tuple[int, ...] | None
+    shape_b: tuple[int, ...] | None
+    dtype_a: str | None = None
+    dtype_b: str | None = None
+    parameter: str | None = None
+    """Full name of the model's parameter or buffer, if the input is one."""
+    max_abs: float | None = None
+    """Largest absolute gap at shared coordinates."""
+    reason: str = ""
+    """Why the input could not be compared."""
+
+
+@dataclass(frozen=True)
+class Divergence:
+    """An op whose values differ between the runs, with its first differing element."""
+
+    op: str
+    """`module/function`, as in `model.layers.0.self_attn/scaled_dot_product_attention`."""
+    module: str
+    """Path of the module in the model; empty for the root."""
+    function: str | None
+    """The torch function's public name; None where a module hides it."""
+    source: str
+    """`file.py:line` of the innermost frame outside torch."""
+    code: str
+    """Text of that line."""
+    variable: str | None
+    """The variable that the line assigns."""
+    sample: Hashable | None
+    position: int | None
+    token: str | None
+    """Text of the token, if a tokenizer is known."""
+    index_a: tuple[int, ...]
+    """Full index of the first differing element in run A's value."""
+    index_b: tuple[int, ...]
+    value_a: float | complex | int | bool | None
+    value_b: float | complex | int | bool | None
+    ulps: float | None
+    """Distance of the two values in units in the last place of the narrower dtype."""
+    max_abs: float | None
+    max_rel: float | None
+    differing: int
+    """Elements that differ."""
+    compared: int
+    """Elements compared."""
+    inputs: tuple[InputComparison, ...] = ()
+    call: int = 0
+    """Index of the forward call in run A."""
+    dtype_a: str | None = None
+    dtype_b: str | None = None
+    shape_a: tuple[int, ...] | None = None
+    shape_b: tuple[int, ...] | None = None
+    between: tuple[str, ...] = ()
+    """Ops that only one run has, between equal values and this one, where they hide the cause."""
+    note: str = ""
+
+
+class VerdictKind(enum.StrEnum):
+    """What the probes prove."""
+
+    IDENTICAL = "identical"
+    ROUNDING = "rounding"
+    SEMANTIC = "semantic"
+    NONDETERMINISM = "nondeterminism"
+    INPUTS = "inputs"
+    UNDETERMINED = "undetermined"
+
+
+@dataclass(frozen=True)
+class ProbeResult:
+    """One experiment: what was done, what it showed."""
+
+    name: str
+    """`repeat`, `inputs`, `precision`, `content`, `length`, `patch`, `replay`."""
+    outcome: str
+    """A slug: what the probe found."""
+    figure: float | None
+    """The number that the outcome rests on."""
+    text: str
+    """The same in one sentence."""
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What the probes prove, and what to do about it."""
+
+    kind: VerdictKind
+    mechanism: str | None
+    """Slug of the known cause."""
+    by_design: bool | None
+    """True for a coupling that is meant, False for an error, None where forkpoint can't know."""
+    summary: str
+    """One sentence."""
+    evidence: tuple[ProbeResult, ...] = ()
+    advice: str = ""
+    """What to do, in one or two sentences."""
+
+
+@dataclass(frozen=True)
+class NearTie:
+    """A flipped top-1 prediction and how near the two candidates were."""
+
+    sample: Hashable
+    position: int
+    token_a: int
+    token_b: int
+    margin_a: float
+    """Run A's logit of its choice minus its logit of run B's choice."""
+    margin_b: float
+
+
+@dataclass(frozen=True)
+class Impact:
+    """Does it matter: the gap of the model's results at shared coordinates."""
+
+    loss_a: float | None
+    """Mean cross-entropy of the next token, in nats, over the pairs that both runs have."""
+    loss_b: float | None
+    loss_gap: float | None
+    max_abs: float
+    max_rel: float
+    max_kl: float | None
+    """Largest KL divergence of the next-token distributions, in nats."""
+    top1_flips: int | None
+    tokens: int
+    """Coordinates compared."""
+    flips: tuple[NearTie, ...] = ()
+    result: str = ""
+    """Name of the result with the largest gap."""
+
+
+@dataclass(frozen=True)
+class OpRow:
+    """One op of the joined traces and how it compared."""
+
+    op: str
+    module: str
+    function: str
+    variable: str | None
+    source: str
+    code: str
+    output: int
+    """Index in a tuple of outputs."""
+    shape_a: tuple[int, ...] | None
+    shape_b: tuple[int, ...] | None
+    dtype_a: str | None
+    dtype_b: str | None
+    status: str
+    """`equal`, `differs`, `view`, `not compared`, `only in a`, `only in b`."""
+    floating: bool
+    compared: int = 0
+    """Coordinates compared."""
+    differing: int = 0
+    reason: str = ""
+    passes: int = 1
+    """How often the op ran (in run A, or in B where A has none)."""
+
+    @property
+    def shape(self) -> tuple[int, ...] | None:
+        return self.shape_a if self.shape_a is not None else self.shape_b
+
+    @property
+    def dtype(self) -> str | None:
+        return self.dtype_a if self.dtype_a is not None else self.dtype_b
+
+
+@dataclass(frozen=True)
+class NotCompared:
+    """A value that could not be compared, and why."""
+
+    op: str
+    source: str
+    reason: str
+    floating: bool
+
+
+@dataclass(frozen=True)
+class LayerDrift:
+    """The gap of one layer's output between the runs."""
+
+    module: str
+    max_abs: float
+    max_rel: float
+    per_token: tuple[tuple[Hashable, int | None, float], ...]
+    """(sample, position, largest absolute gap)."""
+
+
+@dataclass(frozen=True)
+class ReplacedModule:
+    """A module whose class is not what the model's source says."""
+
+    module: str
+    expected: str
+    """Class that the source names, `nn.Linear`."""
+    actual: str
+
+
+@dataclass(frozen=True)
+class RunSummary:
+    """What a report says of one run."""
+
+    name: str
+    calls: tuple[dict[str, tuple[int, ...]], ...]
+    """For each forward call the shape of each tensor input."""
+    samples: int
+    tokens: int
+    padding: int
+    dtype: str
+    device: str
+    attention: str | None
+    ops: int
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Result:
+    """A comparison of two runs. `print(result)` is the report."""
+
+    a: RunSummary
+    b: RunSummary
+    first: Divergence | None
+    verdict: Verdict
+    impact: Impact | None
+    ops: tuple[OpRow, ...]
+    not_compared: tuple[NotCompared, ...]
+    drift: tuple[LayerDrift, ...]
+    replaced_modules: tuple[ReplacedModule, ...]
+    origin: Divergence | None = None
+    first_integer: OpRow | None = None
+    """First integer or bool value that differs (masks, `arange`, routing); listed apart."""
+    notes: tuple[str, ...] = ()
+    versions: dict[str, str] = field(default_factory=dict[str, str])
+    _fetch: Callable[..., Tensor] | None = field(default=None, repr=False, compare=False)
+
+    @property
+    def identical(self) -> bool:
+        return self.verdict.kind is VerdictKind.IDENTICAL
+
+    @property
+    def unmatched_a(self) -> tuple[OpRow, ...]:
+        """Ops that only run A has."""
+        return tuple(row for row in self.ops if row.status == "only in a")
+
+    @property
+    def unmatched_b(self) -> tuple[OpRow, ...]:
+        """Ops that only run B has."""
+        return tuple(row for row in self.ops if row.status == "only in b")
+
+    def value(self, module: str, name: str, *, run: str = "a", call: int = 0, index: int = 0) -> Tensor:
+        """One value of either run, fetched by running it again.
+
+        Args:
+            module: path of the module, as in `model.layers.0.self_attn`.
+            name: a variable of the source (`query_states`), a torch function (`linear`), both
+                (`attn_weights/softmax`), `input`, `input:NAME`, `output`, or a parameter (`weight`).
+            run: `a` or `b`.
+            call: index of the forward call.
+            index: which one, where several values of the call have the name, in order of execution.
+
+        Raises:
+            InputError: no value has that name, or the result was loaded from a file.
+        """
+        if self._fetch is None:
+            from forkpoint.errors import InputError
+
+            raise InputError(
+                "a result without its runs", "the result that fp.compare returned", "compare the runs again"
+            )
+        return self._fetch(module, name, run=run, call=call, index=index)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The whole result as plain JSON types; enums as their values (docs/json-schema.md)."""
+        data: dict[str, Any] = {"schema": SCHEMA_VERSION, "identical": self.identical}
+        for item in fields(self):
+            if not item.name.startswith("_"):
+                data[item.name] = _plain(getattr(self, item.name))
+        data["unmatched_a"] = [_plain(row) for row in self.unmatched_a]
+        data["unmatched_b"] = [_plain(row) for row in self.unmatched_b]
+        return data
+
+    def to_json(self, path: str | Path) -> None:
+        """Write the result as JSON; the file appears whole or not at all."""
+        write_atomically(Path(path), json.dumps(self.to_dict(), ensure_ascii=False, indent=1) + "\n")
+
+    def __str__(self) -> str:
+        from forkpoint.report.terminal import to_text
+
+        return to_text(self)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, enum.Enum):
+        return value.value
+    if is_dataclass(value) and not isinstance(value, type):
+        return {f.name: _plain(getattr(value, f.name)) for f in fields(value) if not f.name.startswith("_")}
+    if isinstance(value, dict):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    if isinstance(value, complex):
+        return [value.real, value.imag]
+    if isinstance(value, float) and (value != value or value in (float("inf"), float("-inf"))):
+        return str(value)
+    if value is None or isinstance(value, (str, int, float, bool)):
+        return value
+    return str(value)

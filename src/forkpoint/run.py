@@ -1,0 +1,341 @@
+"""A run: a model and the forward calls to make on it, executed so that nothing is left changed."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass, is_dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from forkpoint.errors import CaptureError, InputError
+from forkpoint.layout import Layout, MAIN, token_tensor
+
+Inputs = Mapping[str, Any]
+
+_CACHES = ("past_key_values", "cache_params", "past_key_value", "mems", "state")
+_HANDED_ON = ("past_key_values", "cache_params")
+MAX_SAVED_BUFFER = 1 << 26
+"""Buffers above this many bytes are not copied before a run (quantised weights kept as buffers)."""
+
+
+class Observer(Protocol):
+    """What watches a run: entered around each forward call, told of its inputs and its output."""
+
+    def before_call(self, index: int, inputs: Inputs) -> AbstractContextManager[Any]: ...
+
+    def after_call(self, index: int, output: Any) -> None: ...
+
+
+class Run:
+    """One or more forward calls of a model on given inputs.
+
+    Args:
+        model: any `torch.nn.Module` (or, with `call`, anything).
+        inputs: keyword arguments of one forward call, or a list of them for several calls in order
+            (prefill, then decoding steps). In a list the cache that one call returns
+            (`past_key_values`, `cache_params`) is handed to the next, unless that mapping names one.
+        layout: where the tokens are; by default read from the inputs (`Layout.read`).
+        call: how to call the model, `call(model, inputs)`; by default `model(**inputs)`.
+        name: what reports call the run.
+
+    Raises:
+        InputError: inputs without a tensor, a model without values, something that can't be called.
+        LayoutError: a layout that does not fit the inputs.
+
+    >>> import torch
+    >>> run = Run(torch.nn.Linear(4, 2), {"input": torch.zeros(1, 3, 4)})
+    >>> [tuple(output.shape) for output in run.execute()]
+    [(1, 3, 2)]
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        inputs: Inputs | Sequence[Inputs],
+        *,
+        layout: Layout | None = None,
+        call: Callable[[Any, dict[str, Any]], Any] | None = None,
+        name: str | None = None,
+    ) -> None:
+        self.model = model
+        self.calls: tuple[dict[str, Any], ...] = _as_calls(inputs)
+        self.call = call
+        self.name = name
+        _check_model(model, call)
+        if layout is not None:
+            _check_layout(layout, self.calls)
+        self.layout = layout if layout is not None else Layout.read(self.calls)
+
+    @property
+    def modules(self) -> nn.Module | None:
+        """The model as a module, or None where `call` stands for something else."""
+        return self.model if isinstance(self.model, nn.Module) else None
+
+    def execute(
+        self,
+        observer: Observer | None = None,
+        *,
+        calls: Sequence[Inputs] | None = None,
+        around: Callable[[], AbstractContextManager[Any]] = nullcontext,
+    ) -> list[Any]:
+        """Make the calls and return what the model returned for each.
+
+        The inputs are copied first, caches too; buffers and plain attributes that the model rewrites
+        are put back; gradients are off.
+
+        Args:
+            observer: watches the calls.
+            calls: other inputs in place of the run's own.
+            around: makes a context manager that is entered around each call, inside the observer's.
+        """
+        outputs: list[Any] = []
+        handed: dict[str, Any] = {}
+        with torch.no_grad(), kept_state(self.modules):
+            for index, given in enumerate(self.calls if calls is None else calls):
+                inputs = {**handed, **copy_inputs(given)}
+                watch = observer.before_call(index, inputs) if observer is not None else nullcontext()
+                with watch, around():
+                    output = self._invoke(inputs)
+                if observer is not None:
+                    observer.after_call(index, output)
+                handed = _caches_in(output)
+                outputs.append(output)
+        return outputs
+
+    def _invoke(self, inputs: dict[str, Any]) -> Any:
+        if self.call is not None:
+            return self.call(self.model, inputs)
+        return self.model(**inputs)
+
+
+def _as_calls(inputs: Inputs | Sequence[Inputs]) -> tuple[dict[str, Any], ...]:
+    calls = [inputs] if isinstance(inputs, Mapping) else list(inputs)
+    if not calls or not all(isinstance(c, Mapping) for c in calls):
+        raise InputError(
+            f"inputs of type {type(inputs).__name__}",
+            "a mapping of keyword arguments for one forward call, or a non-empty list of such mappings",
+        )
+    for index, call in enumerate(calls):
+        if not any(isinstance(v, Tensor) for v in _leaves(call)):
+            raise InputError(f"call {index} has no tensor among {sorted(call)}", "inputs with at least one tensor")
+    return tuple(dict(call) for call in calls)
+
+
+def _leaves(value: Any, depth: int = 4) -> Iterator[Any]:
+    if depth and isinstance(value, Mapping):
+        for item in value.values():
+            yield from _leaves(item, depth - 1)
+    elif depth and isinstance(value, (list, tuple)):
+        for item in value:
+            yield from _leaves(item, depth - 1)
+    else:
+        yield value
+
+
+def _check_model(model: Any, call: Callable[..., Any] | None) -> None:
+    if isinstance(model, nn.Module):
+        empty = [name for name, p in model.named_parameters() if p.device.type == "meta"]
+        if empty:
+            raise InputError(
+                f"{len(empty)} parameters without values, {empty[0]} first",
+                "a model whose weights are loaded",
+                "load the model with its weights, not on the meta device",
+            )
+    elif call is None and not callable(model):
+        raise InputError(f"a model of type {type(model).__name__}", "a torch.nn.Module", "or say how to call it: call=")
+
+
+def _check_layout(layout: Layout, calls: Sequence[Inputs]) -> None:
+    if len(layout.calls) != len(calls):
+        raise InputError(f"a layout of {len(layout.calls)} calls for {len(calls)} calls", "one entry for each call")
+    for index, (entry, inputs) in enumerate(zip(layout.calls, calls, strict=True)):
+        for stream, coordinates in entry.items():
+            found = token_tensor(inputs, stream)
+            if found is None:
+                continue
+            name, tokens = found
+            shape = coordinates.shape
+            if len(shape) > tokens.dim() or (
+                tuple(tokens.shape[: len(shape)]) != shape and not _frames_last(tokens, shape)
+            ):
+                raise InputError(
+                    f"call {index}: a layout of shape {shape} for {name} of shape {tuple(tokens.shape)}",
+                    "coordinates for each row and column of the input",
+                )
+
+
+def _frames_last(tokens: Tensor, shape: tuple[int, ...]) -> bool:
+    return tokens.dim() == 3 and len(shape) == 2 and tokens.shape[0] == shape[0]
+
+
+# ---------------------------------------------------------------------- copies
+
+
+def copy_inputs(inputs: Inputs) -> dict[str, Any]:
+    """Deep copies of the inputs of a call: tensors with their strides, caches with their tensors."""
+    memo: dict[int, Any] = {}
+    return {name: _copy(value, memo) for name, value in inputs.items()}
+
+
+def _copy(value: Any, memo: dict[int, Any]) -> Any:
+    if isinstance(value, Tensor):
+        if id(value) not in memo:
+            with torch.no_grad():
+                memo[id(value)] = _copy_tensor(value)
+        return memo[id(value)]
+    if isinstance(value, nn.Module):
+        return value
+    if type(value) in (list, tuple):
+        return type(value)(_copy(item, memo) for item in value)
+    if type(value) is dict:
+        return {key: _copy(item, memo) for key, item in value.items()}
+    try:
+        return copy.deepcopy(value, memo)
+    except Exception:
+        return value
+
+
+def _copy_tensor(value: Tensor) -> Tensor:
+    detached = value.detach()
+    if value.is_contiguous() or value.layout != torch.strided:
+        copied = detached.clone()
+    else:
+        copied = copy.deepcopy(detached)
+    return copied.requires_grad_() if value.requires_grad and value.is_leaf else copied
+
+
+def _caches_in(output: Any) -> dict[str, Any]:
+    """The caches that a call returned, to hand to the next."""
+    caches: dict[str, Any] = {}
+    for name in _HANDED_ON:
+        value = output.get(name) if isinstance(output, Mapping) else getattr(output, name, None)
+        if value is not None:
+            caches[name] = value
+    return caches
+
+
+@contextmanager
+def kept_state(model: nn.Module | None) -> Iterator[None]:
+    """Put back whatever a forward call rewrites in a model: buffers, attributes, training flags."""
+    if model is None:
+        yield
+        return
+    saved: list[tuple[nn.Module, dict[str, Any], dict[str, Tensor | None]]] = []
+    values: list[tuple[Tensor, int | None, Tensor]] = []
+    for module in model.modules():
+        saved.append((module, dict(module.__dict__), dict(module._buffers)))
+        tensors = [*module._buffers.values(), *(v for v in module.__dict__.values() if isinstance(v, Tensor))]
+        for tensor in tensors:
+            if tensor is not None and tensor.layout == torch.strided and tensor.nbytes <= MAX_SAVED_BUFFER:
+                values.append((tensor, version(tensor), tensor.detach().clone()))
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for tensor, before, value in values:
+                if before is None or version(tensor) != before:
+                    tensor.detach().copy_(value)
+        for module, attributes, buffers in saved:
+            now = module.__dict__
+            if now.keys() != attributes.keys() or any(now[key] is not item for key, item in attributes.items()):
+                for key in now.keys() - attributes.keys():
+                    del now[key]
+                now.update(attributes)
+            if module._buffers != buffers and _replaced(module._buffers, buffers):
+                module._buffers.clear()
+                module._buffers.update(buffers)
+
+
+def _replaced(now: Mapping[str, Tensor | None], before: Mapping[str, Tensor | None]) -> bool:
+    return now.keys() != before.keys() or any(now[key] is not item for key, item in before.items())
+
+
+def version(tensor: Tensor) -> int | None:
+    """How often a tensor was written in place; None where torch keeps no count (inference mode)."""
+    return None if tensor.is_inference() else tensor._version
+
+
+# ---------------------------------------------------------------------- random state
+
+
+@dataclass(frozen=True)
+class RandomState:
+    """The state of every random generator that a model may draw from."""
+
+    cpu: Tensor
+    cuda: tuple[Tensor, ...]
+
+    @classmethod
+    def take(cls) -> RandomState:
+        cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
+        return cls(torch.get_rng_state(), tuple(cuda))
+
+    def restore(self) -> None:
+        torch.set_rng_state(self.cpu)
+        if self.cuda:
+            torch.cuda.set_rng_state_all(list(self.cuda))
+
+
+# ---------------------------------------------------------------------- results
+
+
+def results_of(output: Any, prefix: str = "") -> dict[str, Tensor]:
+    """Every tensor that a model returned, by name; caches are not results.
+
+    >>> import torch
+    >>> sorted(results_of({"logits": torch.zeros(1), "hidden_states": (torch.zeros(1), torch.zeros(2))}))
+    ['hidden_states[0]', 'hidden_states[1]', 'logits']
+    """
+    if isinstance(output, Tensor):
+        return {prefix or "output": output}
+    if isinstance(output, Mapping):
+        items = [(f"{prefix}.{key}" if prefix else str(key), key, value) for key, value in output.items()]
+    elif is_dataclass(output) and not isinstance(output, type):
+        items = [(f"{prefix}.{k}" if prefix else k, k, v) for k, v in vars(output).items()]
+    elif isinstance(output, (list, tuple)):
+        items = [(f"{prefix}[{i}]", None, value) for i, value in enumerate(output)]
+    else:
+        return {}
+    found: dict[str, Tensor] = {}
+    for name, key, value in items:
+        if key in _CACHES or _is_cache(value):
+            continue
+        found.update(results_of(value, name))
+    return found
+
+
+def _is_cache(value: Any) -> bool:
+    name = type(value).__name__
+    return name.endswith("Cache") or name in ("MambaCache", "RwkvState")
+
+
+def all_results(outputs: Sequence[Any]) -> list[dict[str, Tensor]]:
+    """The results of each call.
+
+    Raises:
+        CaptureError: the model returned no tensor at all.
+    """
+    results = [results_of(output) for output in outputs]
+    if not any(results):
+        kinds = ", ".join(sorted({type(output).__name__ for output in outputs}))
+        raise CaptureError(
+            f"the model returned {kinds}", "at least one tensor", "give call= a function that returns tensors"
+        )
+    return results
+
+
+def token_ids(run: Run) -> dict[tuple[int, int], int]:
+    """Token id of every (sample, position) of the main stream, where the inputs are ids."""
+    found: dict[tuple[int, int], int] = {}
+    for entry, inputs in zip(run.layout.calls, run.calls, strict=True):
+        coordinates, ids = entry.get(MAIN), inputs.get("input_ids")
+        if coordinates is None or not isinstance(ids, Tensor) or tuple(ids.shape) != coordinates.shape:
+            continue
+        valid = coordinates.valid
+        keys = zip(coordinates.sample[valid].tolist(), coordinates.position[valid].tolist(), strict=True)
+        found.update(zip(keys, ids.detach().cpu()[valid].tolist(), strict=True))
+    return found

@@ -1,0 +1,128 @@
+"""A trace: the table op × token coordinate → 64-bit digest of one run."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from forkpoint.capture.coordinates import CoordinateTable
+from forkpoint.capture.sites import Site
+
+WHOLE = -2
+"""Id of the cell of a value that has no token coordinate at all."""
+
+Digests = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Op:
+    """One op of a model: the same op in another run has the same `key`.
+
+    Attributes:
+        module: path of the module in the model, empty for the root.
+        function: public name of the torch function; `input:NAME` and `output` for what goes into and
+            comes out of a module.
+        site: where the source calls it.
+        output: which of its outputs, from 0.
+    """
+
+    module: str
+    function: str
+    site: Site
+    output: int = 0
+
+    @property
+    def key(self) -> Hashable:
+        return (self.module, self.function, self.site.chain, self.output)
+
+    @property
+    def name(self) -> str:
+        """`module/function`, as reports name it."""
+        return f"{self.module or '(model)'}/{self.function}"
+
+    @property
+    def is_input(self) -> bool:
+        return self.function.startswith("input:")
+
+    @property
+    def is_boundary(self) -> bool:
+        """Whether it stands for a module's input or output, not for a torch function."""
+        return self.is_input or self.function == "output"
+
+
+@dataclass(frozen=True, eq=False)
+class Cells:
+    """Which coordinate each digest of a value stands for; shared by all values laid out alike.
+
+    Attributes:
+        kind: `rows` (a digest per coordinate), `pair` (per query, over the keys of its sample, at or
+            before it and after it), or `open` (some dimensions are as long as the call's tokens
+            though no token is known to be in them: a digest for each index along them, too).
+        ids: the coordinate of each cell; `WHOLE` alone for a value that has none.
+        open_dims: for `open`, the dimensions of the value in question, ascending.
+        open_sizes: and their sizes.
+        keys: for `pair`, [cells, 4]: how many keys at or before the query, the sum of their
+            positions, and the same for keys after it.
+    """
+
+    kind: str
+    ids: NDArray[np.int32]
+    open_dims: tuple[int, ...] = ()
+    open_sizes: tuple[int, ...] = ()
+    keys: NDArray[np.int64] | None = None
+
+
+@dataclass(eq=False)
+class Event:
+    """One value of one op, as it passed by.
+
+    Attributes:
+        op: index of the op in `Trace.ops`.
+        call: index of the forward call.
+        status: `digest`, `view` (another value's elements), `alias` (another event's value, whole),
+            or `skipped` with a reason.
+        width: elements in each cell.
+        digests: [cells] for `rows`; [cells, 2] for `pair`; [cells, *open_sizes] for `open`.
+        flat: for `open`, [cells], the digests of the cells with those dimensions taken in.
+        alias: for `alias`, the index of the event whose value this is.
+        nth: how often the op had run in this call before.
+    """
+
+    op: int
+    call: int
+    status: str
+    shape: tuple[int, ...]
+    dtype: str
+    floating: bool
+    nth: int
+    cells: Cells | None = None
+    width: int = 0
+    digests: Digests | None = None
+    flat: Digests | None = None
+    alias: int = -1
+    reason: str = ""
+
+
+@dataclass(eq=False)
+class Trace:
+    """All ops and events of a run, in the order of execution."""
+
+    table: CoordinateTable
+    ops: list[Op] = field(default_factory=list[Op])
+    events: list[Event] = field(default_factory=list[Event])
+    lengths: list[frozenset[int]] = field(default_factory=list[frozenset[int]])
+    """For each call, the sizes that a dimension over its tokens (or over all so far) can have."""
+    notes: list[str] = field(default_factory=list[str])
+    opaque: list[str] = field(default_factory=list[str])
+    """Modules that were not looked into, since looking would have changed their bits."""
+    fetched: list[Any] = field(default_factory=list[Any])
+
+    def resolve(self, event: Event) -> Event:
+        """The event that holds the digests of this one's value."""
+        while event.status == "alias":
+            event = self.events[event.alias]
+        return event

@@ -1,0 +1,69 @@
+"""Fetching one value of a run by the name that the source gives it."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from forkpoint.capture.recorder import Fetch, Taken
+from forkpoint.errors import InputError
+from forkpoint.session import Session, Traced
+from forkpoint.trace import Op
+
+
+def fetch_value(session: Session, module: str, name: str, *, run: str, call: int, index: int) -> Tensor:
+    """One value of a run; see `Result.value`.
+
+    Raises:
+        InputError: no such run, module or name; the names that there are stand in the message.
+    """
+    if run not in ("a", "b"):
+        raise InputError(f"run={run!r}", "'a' or 'b'")
+    traced = session.a if run == "a" else session.b
+    model = traced.run.modules
+    if model is not None:
+        try:
+            owner = model.get_submodule(module)
+        except AttributeError:
+            raise InputError(f"no module {module!r} in the model", "a path of model.named_modules()") from None
+        for table in (owner._parameters, owner._buffers):
+            parameter = table.get(name)
+            if parameter is not None:
+                return parameter.detach().clone()
+    ops = [op for op in traced.trace.ops if op.module == module]
+    matching = [op for op in ops if _matches(op, name)]
+    events = [
+        (position, op, event.nth)
+        for position, event in enumerate(traced.trace.events)
+        if event.call == call and (op := traced.trace.ops[event.op]) in matching
+    ]
+    if not events or not -len(events) <= index < len(events):
+        known = ", ".join(sorted({label for op in ops for label in _labels(op)})[:40])
+        what = f"value {index} of {len(events)}" if events else "no value"
+        raise InputError(
+            f"{what} named {name!r} in call {call} of module {module or '(model)'!r}",
+            f"one of: {known}" if known else "a module that ran",
+        )
+    _, op, nth = events[index]
+    return _take(traced, op, call, nth)
+
+
+def _labels(op: Op) -> list[str]:
+    variable = None if op.is_boundary else op.site.variable
+    return [op.function, *([variable, f"{variable}/{op.function}"] if variable else [])]
+
+
+def _matches(op: Op, name: str) -> bool:
+    return name in _labels(op) or (name == "input" and op.is_input)
+
+
+def _take(traced: Traced, op: Op, call: int, nth: int) -> Tensor:
+    found: list[Tensor] = []
+
+    def keep(taken: Taken) -> None:
+        found.append(taken.outputs[0 if op.is_boundary else op.output])
+
+    output = op.output if op.is_boundary else None
+    traced.again([Fetch((op.module, op.function, op.site.chain), call, nth, keep, output)])
+    if not found:
+        raise InputError(f"{op.name} did not run again", "a model that repeats itself", "see the verdict")
+    return found[0]
