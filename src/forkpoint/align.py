@@ -6,7 +6,7 @@ its elements are paired here, one by one, by their coordinates.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -75,7 +75,7 @@ def _pair_by_sample(a: Tensor, label_a: Label, b: Tensor, label_b: Label, shared
         if len(np.unique(used)) != len(np.unique(label.q[rows >= 0])):
             return None
     pairs = _pair(spread(rows_a, tuple(a.shape)).reshape(-1), spread(rows_b, tuple(b.shape)).reshape(-1), 1 << 40)
-    return pairs if len(pairs) else None
+    return replace(pairs, by_sample=True) if len(pairs) else None
 
 
 # ---------------------------------------------------------------------- differences

@@ -71,16 +71,16 @@ def _shown(result: ResultGap) -> bool:
 
 def _row(session: Session, name: str, parts: list[tuple[Tensor, Tensor, Pairs]]) -> LayerDrift:
     largest, relative = 0.0, 0.0
-    per_number: dict[int, float] = {}
+    per_place: dict[tuple[int | None, int | None], float] = {}
     for a, b, pairs in parts:
         found = gap(a, b, pairs)
         largest, relative = max(largest, found.max_abs), max(relative, found.max_rel)
         order = np.argsort(pairs.numbers, kind="stable")
-        numbers, starts = np.unique(pairs.numbers[order], return_index=True)
-        for number, value in zip(numbers.tolist(), np.maximum.reduceat(found.absolute[order], starts), strict=True):
-            per_number[number] = max(per_number.get(number, 0.0), float(value))
-    tokens = []
-    for number, value in per_number.items():
-        sample, position = session.shared.coordinate(number) if number < len(session.shared.names) else (number, None)
-        tokens.append((None if sample is None else session.a.run.layout.name(sample), position, value))
+        _, starts = np.unique(pairs.numbers[order], return_index=True)
+        largest_each = np.maximum.reduceat(found.absolute[order], starts)
+        for at, value in zip(order[starts].tolist(), largest_each.tolist(), strict=True):
+            place = session.shared.place(pairs, at)
+            per_place[place] = max(per_place.get(place, 0.0), value)
+    names = session.a.run.layout.name
+    tokens = [(None if s is None else names(s), position, value) for (s, position), value in per_place.items()]
     return LayerDrift(name, largest, relative, tuple(tokens))

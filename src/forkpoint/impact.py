@@ -129,7 +129,7 @@ def _of_logits(session: Session, logits: list[ResultGap], vocabulary: int, worst
             kl = max(kl, float(terms.sum(-1).max()))
         top_a, top_b = rows_a.argmax(-1), rows_b.argmax(-1)
         for row in torch.nonzero(top_a != top_b).reshape(-1).tolist():
-            sample, position = session.shared.coordinate(int(numbers[row]))
+            sample, position = session.shared.place(result.pairs, int(numbers[row]))
             x, y = int(top_a[row]), int(top_b[row])
             name = None if sample is None else session.a.run.layout.name(sample)
             flips.append(
@@ -138,8 +138,8 @@ def _of_logits(session: Session, logits: list[ResultGap], vocabulary: int, worst
                     float(rows_a[row, x] - rows_a[row, y]), float(rows_b[row, y] - rows_b[row, x]),
                 )
             )  # fmt: skip
-        for row, number in enumerate(numbers.tolist()):
-            sample, position = session.shared.coordinate(number)
+        for row, at in enumerate(numbers.tolist()):
+            sample, position = session.shared.place(result.pairs, at)
             if sample is None or position is None:
                 continue
             target_a = ids_a.get((sample, position + 1))
@@ -156,7 +156,7 @@ def _of_logits(session: Session, logits: list[ResultGap], vocabulary: int, worst
 
 
 def _rows(result: ResultGap, vocabulary: int) -> tuple[Tensor, Tensor, np.ndarray]:
-    """The logits at shared coordinates, in float64, a row for each."""
+    """The logits at shared coordinates, in float64, a row for each, and the pair that each row begins at."""
     a = result.a.detach().cpu().reshape(-1)[torch.from_numpy(result.pairs.a)].double().reshape(-1, vocabulary)
     b = result.b.detach().cpu().reshape(-1)[torch.from_numpy(result.pairs.b)].double().reshape(-1, vocabulary)
-    return a, b, result.pairs.numbers.reshape(-1, vocabulary)[:, 0]
+    return a, b, np.arange(0, len(result.pairs), vocabulary)

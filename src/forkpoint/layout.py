@@ -74,7 +74,7 @@ def stream_of(input_name: str) -> str:
     >>> stream_of("decoder_input_ids"), stream_of("inputs_embeds")
     ('decoder', 'main')
     """
-    return DECODER if input_name.startswith("decoder_") else MAIN
+    return DECODER if input_name == DECODER or input_name.startswith("decoder_") else MAIN
 
 
 @dataclass(frozen=True)
@@ -100,7 +100,7 @@ class Layout:
             if isinstance(call, Coordinates):
                 normal.append({MAIN: call})
             else:
-                normal.append({name if name == MAIN else stream_of(name): c for name, c in call.items()})
+                normal.append({stream_of(name): coordinates for name, coordinates in call.items()})
         object.__setattr__(self, "calls", tuple(normal))
         object.__setattr__(self, "names", dict(names or {}))
 

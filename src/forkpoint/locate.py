@@ -103,11 +103,10 @@ def describe(session: Session, row: Joined, a: Taken, b: Taken, tokens: Tokens) 
     if not found.differing:
         return None
     at_a, at_b = int(pairs.a[found.first]), int(pairs.b[found.first])
-    number = int(pairs.numbers[found.first])
     if label_a is None or label_b is None:
         sample, position = difference.sample, difference.position
     else:
-        sample, position = session.shared.coordinate(number) if number < len(session.shared.names) else (number, None)
+        sample, position = session.shared.place(pairs, found.first)
     first_a, first_b = scalar(value_a, at_a), scalar(value_b, at_b)
     return Divergence(
         **_place(session, row.op),

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from forkpoint.capture.coordinates import CoordinateTable
 from forkpoint.layout import DECODER, MAIN, Pairing
 from forkpoint.pairs import Pairs
-from forkpoint.trace import Cells, Event, Op, Trace
+from forkpoint.trace import WHOLE, Cells, Event, Op, Trace
 
 Ints = NDArray[np.int64]
 
@@ -48,6 +48,11 @@ class Shared:
     def _numbers(keys: list[Hashable | None], numbers: Mapping[Hashable, int]) -> Ints:
         # Two more entries, so that ids -1 (none) and -2 (whole) find themselves at the end.
         return np.asarray([*(numbers.get(k, -1) if k is not None else -1 for k in keys), _WHOLE, -1], dtype=np.int64)
+
+    def place(self, pairs: Pairs, index: int) -> tuple[int | None, int | None]:
+        """(sample of run A, position) of one pair of elements."""
+        number = int(pairs.numbers[index])
+        return (number, None) if pairs.by_sample else self.coordinate(number)
 
     def coordinate(self, number: int) -> tuple[int | None, int | None]:
         """(sample of run A, position) of a shared number; None where it has none."""
@@ -277,9 +282,13 @@ class Join:
         if not len(numbers):
             self._compare_samples(a, b, count)
             return
-        if held_a.width != held_b.width:
-            count.skip(len(numbers), f"{held_a.width} elements a coordinate in A, {held_b.width} in B")
-            return
+        widths_a, widths_b = _widths(held_a)[index_a], _widths(held_b)[index_b]
+        if (widths_a != widths_b).any():
+            fits = widths_a == widths_b
+            at = int(np.argmin(fits))
+            sizes = f"{widths_a[at]} elements a coordinate in A, {widths_b[at]} in B"
+            count.skip(int(np.count_nonzero(~fits)), sizes)
+            index_a, index_b, numbers = index_a[fits], index_b[fits], numbers[fits]
         wrong = held_a.digests[index_a] != held_b.digests[index_b]
         count.compared += len(numbers)
         found = int(np.count_nonzero(wrong))
@@ -292,6 +301,8 @@ class Join:
     ) -> None:
         """Values that hold one vector a sample are that sample's, whichever column it was taken from."""
         held_a, held_b = a[2], b[2]
+        if max(len(held_a.shape), len(held_b.shape)) > 2:
+            return  # a state, which goes on past the sample's tokens, not a vector taken for the sample
         assert held_a.cells is not None and held_b.cells is not None
         assert held_a.digests is not None and held_b.digests is not None
         rows_a = self.shared.sample_rows_a[held_a.cells.ids]
@@ -299,8 +310,9 @@ class Join:
         once = all(len(np.unique(rows[rows >= 0])) == np.count_nonzero(rows >= 0) for rows in (rows_a, rows_b))
         samples, index_a, index_b = np.intersect1d(rows_a, rows_b, return_indices=True)
         keep = samples >= 0
-        if not once or not keep.any() or held_a.width != held_b.width:
+        if not once or not keep.any():
             return
+        keep &= _widths(held_a)[index_a] == _widths(held_b)[index_b]
         samples, index_a, index_b = samples[keep], index_a[keep], index_b[keep]
         wrong = held_a.digests[index_a] != held_b.digests[index_b]
         count.compared += len(samples)
@@ -346,7 +358,7 @@ class Join:
                     np.full(len(keep), index),
                     held.digests[keep],
                     held.cells.keys[keep] if held.cells.keys is not None else np.zeros((len(keep), 0), dtype=np.int64),
-                    np.full(len(keep), held.width),
+                    _widths(held)[keep],
                 )
             )
         return _Passes(*(np.concatenate(column) for column in zip(*parts, strict=True)))
@@ -410,7 +422,85 @@ class Join:
         if held_a.cells is None or held_b.cells is None or held_a.cells.kind != "open" or held_b.cells.kind != "open":
             count.skip(1, f"shape {list(held_a.shape)} in A, {list(held_b.shape)} in B, and no token dimension known")
             return
-        self._compare_aligned(a, b, count)
+        if held_a.cells.row_dims or held_b.cells.row_dims:
+            self._compare_masks(a, b, count)
+        else:
+            self._compare_aligned(a, b, count)
+
+    def _compare_masks(
+        self, a: tuple[int, Event, Event], b: tuple[int, Event, Event], count: _Count
+    ) -> None:
+        """A table over queries and keys (a mask, a position bias) in which not every dimension's tokens
+        are known: its rows and columns are lined up for each sample by where the sample's tokens are."""
+        grid_a, grid_b = _grid(a[2]), _grid(b[2])
+        if grid_a[0] != grid_b[0] or len(a[2].shape) != len(b[2].shape):
+            whole = grid_a if a[2].cells is not None and a[2].cells.ids[0] == WHOLE else grid_b
+            other = grid_b if whole is grid_a else grid_a
+            extra = [d for d in other[0] if d not in whole[0]]
+            held = a[2] if whole is grid_a else b[2]
+            if any(d not in other[0] for d in whole[0]) or any(held.shape[d] != 1 for d in extra):
+                count.skip(1, f"shape {list(a[2].shape)} in A, {list(b[2].shape)} in B")
+                return
+            widened = whole[1].reshape([held.shape[d] for d in other[0]])
+            grid_a, grid_b = ((other[0], widened), grid_b) if whole is grid_a else (grid_a, (other[0], widened))
+        for sample_a, sample_b in self.shared.pairing.pairs:
+            take_a = self._lines(self.a, a, grid_a[0], sample_a)
+            take_b = self._lines(self.b, b, grid_b[0], sample_b)
+            lines = [self._common(x, y) for x, y in zip(take_a, take_b, strict=True)]
+            if any(line is None for line in lines):
+                count.skip(1, f"shape {list(a[2].shape)} in A, {list(b[2].shape)} in B")
+                return
+            left = grid_a[1][np.ix_(*[line[1] for line in lines if line is not None])]
+            right = grid_b[1][np.ix_(*[line[2] for line in lines if line is not None])]
+            wrong = left != right
+            axis = next((i for i, line in enumerate(lines) if line is not None and line[0] is not None), None)
+            if axis is None or not wrong.size:
+                continue
+            by_position = wrong.any(axis=tuple(i for i in range(wrong.ndim) if i != axis))
+            count.compared += len(by_position)
+            if by_position.any():
+                positions = lines[axis]
+                assert positions is not None and positions[0] is not None
+                count.differing += int(np.count_nonzero(by_position))
+                count.differ(Difference(a[0], b[0], -1, sample_a, positions[0][int(np.argmax(by_position))]))
+
+    def _lines(
+        self, trace: Trace, entry: tuple[int, Event, Event], dims: tuple[int, ...], sample: int
+    ) -> list[dict[int, int] | int | None]:
+        """For each dimension of a grid where the sample's tokens are; or the one row that is the sample's."""
+        event, held = entry[1], entry[2]
+        found: list[dict[int, int] | int | None] = []
+        for d in dims:
+            size = held.shape[d]
+            columns = self._column_of(trace, event.call, size).get(sample) if size > 1 else None
+            if size == 1:
+                found.append(0)
+            elif d == 0 and (row := self._row_of(trace, event.call, size, sample)) is not None:
+                found.append(row)
+            else:
+                found.append(columns)
+        return found
+
+    @staticmethod
+    def _common(
+        x: dict[int, int] | int | None, y: dict[int, int] | int | None
+    ) -> tuple[list[int] | None, Ints, Ints] | None:
+        if isinstance(x, int) and isinstance(y, int):
+            return None, np.asarray([x]), np.asarray([y])
+        if not isinstance(x, dict) or not isinstance(y, dict):
+            return None
+        positions = sorted(x.keys() & y.keys())
+        return positions, np.asarray([x[p] for p in positions], int), np.asarray([y[p] for p in positions], int)
+
+    @staticmethod
+    def _row_of(trace: Trace, call: int, size: int, sample: int) -> int | None:
+        grid = trace.table.slots(call, MAIN)
+        if grid is None or grid.ndim != 2 or grid.shape[0] != size:
+            return None
+        for row in range(size):
+            if any((t := trace.table.tokens[item]) is not None and t[1] == sample for item in grid[row].tolist()):
+                return row
+        return None
 
     def _difference_inside(
         self, a: tuple[int, Event, Event], b: tuple[int, Event, Event], at: int, index_a: Ints, index_b: Ints, numbers: Ints
@@ -561,6 +651,22 @@ class _Passes:
         order = np.argsort(numbers[home], kind="stable")
         self.first_rows = home[order]
         self.first_keys = numbers[home][order]
+
+
+def _grid(held: Event) -> tuple[tuple[int, ...], Ints]:
+    """All dimensions along which an event has cells, and its digests over them."""
+    cells = held.cells
+    assert cells is not None and held.digests is not None
+    dims = tuple(sorted((*cells.row_dims, *cells.open_dims)))
+    given = (*cells.row_dims, *cells.open_dims)
+    digests = held.digests.reshape([held.shape[d] for d in given])
+    return dims, digests.transpose([given.index(d) for d in dims])
+
+
+def _widths(event: Event) -> Ints:
+    """Elements of each cell of an event, [cells]."""
+    assert event.cells is not None
+    return np.broadcast_to(np.asarray(event.width, dtype=np.int64), event.cells.ids.shape)
 
 
 def _by_key(trace: Trace) -> dict[Hashable, list[int]]:

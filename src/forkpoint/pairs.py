@@ -16,13 +16,15 @@ class Pairs:
 
     Attributes:
         a, b: [n], flat indices; empty where nothing could be paired, with `reason`.
-        numbers: [n], shared number of each pair's coordinate (`Shared.coordinate`).
+        numbers: [n], shared number of each pair's coordinate (`Shared.place`).
+        by_sample: the numbers are samples of run A instead, since each row holds one vector a sample.
     """
 
     a: Ints
     b: Ints
     numbers: Ints
     reason: str = ""
+    by_sample: bool = False
 
     def __len__(self) -> int:
         return len(self.a)

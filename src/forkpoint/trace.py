@@ -65,6 +65,7 @@ class Cells:
         ids: the coordinate of each cell; `WHOLE` alone for a value that has none.
         open_dims: for `open`, the dimensions of the value in question, ascending.
         open_sizes: and their sizes.
+        row_dims: the dimensions of the value along which the coordinates vary, ascending.
         keys: for `pair`, [cells, 4]: how many keys at or before the query, the sum of their
             positions, and the same for keys after it.
     """
@@ -74,6 +75,7 @@ class Cells:
     open_dims: tuple[int, ...] = ()
     open_sizes: tuple[int, ...] = ()
     keys: NDArray[np.int64] | None = None
+    row_dims: tuple[int, ...] = ()
 
 
 @dataclass(eq=False)
@@ -85,7 +87,7 @@ class Event:
         call: index of the forward call.
         status: `digest`, `view` (another value's elements), `alias` (another event's value, whole),
             or `skipped` with a reason.
-        width: elements in each cell.
+        width: elements in each cell: one number, or [cells] where they differ.
         digests: [cells] for `rows`; [cells, 2] for `pair`; [cells, *open_sizes] for `open`.
         flat: for `open`, [cells], the digests of the cells with those dimensions taken in.
         alias: for `alias`, the index of the event whose value this is.
@@ -100,7 +102,7 @@ class Event:
     floating: bool
     nth: int
     cells: Cells | None = None
-    width: int = 0
+    width: int | NDArray[np.int64] = 0
     digests: Digests | None = None
     flat: Digests | None = None
     alias: int = -1

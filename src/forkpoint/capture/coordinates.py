@@ -20,7 +20,7 @@ Ids = NDArray[np.int32]
 NONE = -1
 """Id of a value that no token has a part in."""
 
-_TOKEN, _SET, _PADDING = 3, 2, 1
+_TOKEN, _PADDING, _SET = 3, 2, 1
 
 
 class CoordinateTable:
@@ -35,6 +35,8 @@ class CoordinateTable:
         """(stream, sample, position) of a token; None for padding and sets."""
         self.members: list[frozenset[int]] = []
         """Ids of the tokens of a set."""
+        self.places: list[tuple[int, int]] = []
+        """For each column of the input its row and its place in the row, over all calls; (-1, -1) for sets."""
         self._mixed = self._add(("padding", "mixed"), _PADDING, None, frozenset())
         self._slots = [
             {
@@ -45,24 +47,27 @@ class CoordinateTable:
         ]
 
     def _add(
-        self, key: Hashable, kind: int, token: tuple[str, int, int] | None, members: frozenset[int]
-    ) -> int:
+        self, key: Hashable, kind: int, token: tuple[str, int, int] | None, members: frozenset[int],
+        place: tuple[int, int] = (-1, -1),
+    ) -> int:  # fmt: skip
         found = self._ids.get(key)
         if found is None:
             found = self._ids[key] = len(self.kinds)
             self.kinds.append(kind)
             self.tokens.append(token)
             self.members.append(members)
+            self.places.append(place)
         return found
 
     def _grid(self, call: int, stream: str, sample: NDArray[np.int64], position: NDArray[np.int64]) -> Ids:
         ids = np.empty(sample.shape, dtype=np.int32)
         for index in np.ndindex(sample.shape):
             s, p = int(sample[index]), int(position[index])
+            place = (index[0] if len(index) > 1 else 0, (call << 32) + index[-1])
             if s >= 0 and p >= 0:
-                ids[index] = self._add((stream, s, p), _TOKEN, (stream, s, p), frozenset())
+                ids[index] = self._add((stream, s, p), _TOKEN, (stream, s, p), frozenset(), place)
             else:
-                ids[index] = self._add(("padding", stream, call, index), _PADDING, None, frozenset())
+                ids[index] = self._add(("padding", stream, call, index), _PADDING, None, frozenset(), place)
         return ids
 
     def slots(self, call: int, stream: str) -> Ids | None:
@@ -77,21 +82,31 @@ class CoordinateTable:
         return np.concatenate(grids, axis=-1)
 
     def kind_of(self, ids: Ids) -> NDArray[np.int8]:
-        """How specific each id is: 3 a token, 2 a set, 1 padding, 0 none."""
-        table = np.asarray([*self.kinds, 0], dtype=np.int8)
+        """How specific each id is: 2 a column of the input (token or padding), 1 a set, 0 none."""
+        table = np.asarray([min(kind, _PADDING) for kind in self.kinds] + [0], dtype=np.int8)
         return table[ids]  # NONE is -1: the last entry
 
     def is_slot(self, ids: Ids) -> NDArray[np.bool_]:
         """True where an id is one column of the input: a token or padding."""
-        kinds = self.kind_of(ids)
-        return (kinds == _TOKEN) | (kinds == _PADDING)
+        return self.kind_of(ids) == _PADDING
 
     def later(self, x: Ids, y: Ids) -> Ids:
-        """Elementwise the later of two tokens of one sample; otherwise the first operand."""
-        sample = np.asarray([t[1] if t else -1 for t in self.tokens] + [-1])
-        position = np.asarray([t[2] if t else -1 for t in self.tokens] + [-1])
-        take_y = (sample[x] == sample[y]) & (position[y] > position[x])
+        """Elementwise the later of two columns of one row; otherwise the first operand.
+
+        What a causal layer makes of two tokens belongs to the later one; if that is padding, to the padding.
+        """
+        places = np.asarray([*self.places, (-1, -1)], dtype=np.int64)
+        take_y = (places[x, 0] == places[y, 0]) & (places[y, 1] > places[x, 1])
         return np.where(take_y, y, x).astype(np.int32)
+
+    @property
+    def mixed(self) -> int:
+        """The id of a value that padding has a part in, so that no other run has it."""
+        return self._mixed
+
+    def has_padding(self, ids: Ids) -> bool:
+        """Whether any of the ids is padding."""
+        return any(item >= 0 and self.kinds[item] == _PADDING for item in np.unique(ids).tolist())
 
     def union(self, ids: Ids) -> int:
         """The id of a value made from all these ids together; padding has no part in it."""

@@ -95,6 +95,7 @@ class Labels:
         qx, qy = np.broadcast_arrays(x.q, y.q)
         rank_x, rank_y = self.table.kind_of(qx), self.table.kind_of(qy)
         q = np.where(rank_x >= rank_y, qx, qy)
+        q = np.where(_holes(x.q, y.q) | _holes(y.q, x.q), NONE, q)
         clash = (rank_x == rank_y) & (qx != qy)
         if clash.any():
             q = np.where(clash, self.table.later(qx, qy), q)
@@ -140,6 +141,12 @@ class Labels:
         unions = np.asarray([self.table.union(row) for row in distinct], dtype=np.int32)
         shape = tuple(1 if d in dims else size for d, size in enumerate(q.shape))
         return unions[inverse.reshape(-1)].reshape(shape)
+
+
+def _holes(x: Ids, y: Ids) -> np.ndarray:
+    """Where x holds no token along a dimension of its own, which y cannot fill: chunks padded to a size."""
+    own = any(n > 1 and m == 1 for n, m in zip(x.shape, y.shape, strict=True))
+    return (x == NONE) if own else np.zeros((1,) * x.ndim, dtype=bool)
 
 
 # ---------------------------------------------------------------------- moving ids

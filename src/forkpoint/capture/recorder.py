@@ -68,7 +68,8 @@ class _Plan:
     """The cell of each row, where several rows are one coordinate's; None where they are the cells."""
     extra: Any = None
     """For several rows of one coordinate, which of them each row is; for pairs, their two sides and keys."""
-    width: int = 0
+    width: Any = 0
+    """Elements in each cell: one number, or an array where cells differ."""
 
 
 @dataclass
@@ -394,7 +395,7 @@ class Recorder:
         if may_open and open_dims and len(unique) == rows:
             sizes = tuple(shape[d] for d in open_dims)
             if rows * math.prod(sizes) <= MAX_OPEN_CELLS["without tokens" if label is None else "with tokens"]:
-                cells = Cells("open", flat_ids.astype(np.int32), open_dims, sizes)
+                cells = Cells("open", flat_ids.astype(np.int32), open_dims, sizes, row_dims=row_dims)
                 return _Plan(cells, row_dims, None, None, width)
         if len(unique) == rows:
             return _Plan(Cells("rows", flat_ids.astype(np.int32)), row_dims, None, None, width)
@@ -404,13 +405,8 @@ class Recorder:
         starts = np.repeat(np.cumsum(counts) - counts, counts)
         occurrence = np.empty(rows, dtype=np.int64)
         occurrence[order] = np.arange(rows) - starts
-        widest = int(counts.max())
         cells = Cells("rows", unique.astype(np.int32))
-        if (counts != widest).any():
-            width = -1 if NONE not in unique and WHOLE not in unique else width * widest
-        else:
-            width *= widest
-        return _Plan(cells, row_dims, inverse.astype(np.int32).reshape(-1), occurrence, width)
+        return _Plan(cells, row_dims, inverse.astype(np.int32).reshape(-1), occurrence, width * counts)
 
     def _pair_plan(self, label: Label, shape: Shape) -> _Plan:
         assert label.k is not None
@@ -619,6 +615,7 @@ def _digest_odd(value: Tensor, plan: _Plan) -> list[Tensor]:
     if cells.kind == "rows":
         assert plan.row_ids is not None
         words = _words(math.prod(value.shape) // max(len(plan.extra), 1), value)
+
         rows = digest.rows(value, plan.row_dims, torch.from_numpy(plan.extra * words).to(on))
         return [digest.accumulate(rows, torch.from_numpy(plan.row_ids.astype(np.int64)).to(on), len(cells.ids))]
     if cells.kind == "open":

@@ -215,7 +215,7 @@ def _on_meta(value: Any, call: Call, sizes: dict[int, int]) -> Any:
 
 @rule(
     "new_zeros", "new_ones", "new_full", "new_empty", "new_tensor", "zeros", "ones", "full", "empty", "arange",
-    "tensor", "as_tensor", "eye", "linspace", "rand", "randn", "randint", "finfo", "iinfo", "empty_strided",
+    "zeros_like", "ones_like", "empty_like", "full_like", "tensor", "as_tensor", "eye", "linspace", "rand", "randn", "randint", "finfo", "iinfo", "empty_strided",
 )  # fmt: skip
 def _creation(call: Call) -> Label | None:
     return None
@@ -223,8 +223,8 @@ def _creation(call: Call) -> Label | None:
 
 @rule(
     "to", "type", "type_as", "clone", "contiguous", "detach", "float", "half", "bfloat16", "double", "long", "int",
-    "bool", "cpu", "cuda", "requires_grad_", "alias", "data", "real", "imag", "zeros_like", "ones_like", "empty_like",
-    "full_like", "rand_like", "randn_like", "fill_", "zero_", "normal_", "uniform_", "layer_norm", "rms_norm",
+    "bool", "cpu", "cuda", "requires_grad_", "alias", "data", "real", "imag", "rand_like", "randn_like", "bernoulli",
+    "fill_", "zero_", "normal_", "uniform_", "layer_norm", "rms_norm",
     "group_norm", "batch_norm", "instance_norm", "dropout", "softmax", "log_softmax", "_to_copy", "pin_memory",
 )  # fmt: skip
 def _as_first(call: Call) -> Label | None:
@@ -403,7 +403,7 @@ def _getitem(call: Call) -> Label | None:
     if label is None:
         return _label_of_index(call, index)
     moved = call.labels.apply(label, lambda ids: take(call, ids, tuple(source.shape), index))
-    if moved is None or moved.q.ndim != call.outputs[0].dim():
+    if moved is not None and moved.q.ndim != call.outputs[0].dim():
         raise UnknownMovement("an index that forkpoint can't follow")
     return moved
 
@@ -765,7 +765,8 @@ def _counts(call: Call) -> Label | None | list[Label | None]:
     label = call.label(call.arg(0, "input", "self"))
     if label is None:
         return [None] * len(call.outputs)
-    union = call.labels.table.union(label.q.reshape(-1))
+    table = call.labels.table
+    union = table.mixed if table.has_padding(label.q) else table.union(label.q.reshape(-1))
     return [call.labels.make(np.full((1,) * o.dim(), union, dtype=np.int32)) for o in call.outputs]
 
 
@@ -808,10 +809,10 @@ def _rmatmul(call: Call) -> Label | None:
 
 @rule("addmm", "addbmm", "baddbmm", "addmv", "baddbmm_", "addmm_")
 def _addmm(call: Call) -> Label | None:
-    product = _product(call, call.args[1], call.args[2])
+    product = _product(call, call.arg(1, "batch1", "mat1", "mat"), call.arg(2, "batch2", "mat2", "vec"))
     if call.name == "addbmm":
         raise UnknownMovement("addbmm sums over the batch")
-    return call.labels.merge([product, call.label(call.arg(0, "input"))], call.outputs[0].dim())
+    return call.labels.merge([product, call.label(call.arg(0, "input", "self"))], call.outputs[0].dim())
 
 
 def _product(call: Call, x: Tensor, y: Tensor) -> Label | None:

@@ -1,0 +1,77 @@
+"""forkpoint finds the first operation where two runs of a model part ways.
+
+    import forkpoint as fp
+
+    a = fp.Run(model, {"input_ids": ids, "attention_mask": mask})
+    b = fp.Run(model, {"input_ids": padded, "attention_mask": padded_mask, "position_ids": positions})
+    print(fp.compare(a, b))
+
+Importing the package imports neither torch nor transformers; the names below do when they are first used.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from forkpoint.errors import CaptureError, ForkpointError, InputError, LayoutError, ModelError, SceneError
+
+if TYPE_CHECKING:
+    from forkpoint.comparison import compare
+    from forkpoint.factors.padding import padding
+    from forkpoint.layout import Coordinates, Layout
+    from forkpoint.models import load
+    from forkpoint.result import Divergence, Impact, ProbeResult, Result, Verdict, VerdictKind
+    from forkpoint.run import Run
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "CaptureError",
+    "Coordinates",
+    "Divergence",
+    "ForkpointError",
+    "Impact",
+    "InputError",
+    "Layout",
+    "LayoutError",
+    "ModelError",
+    "ProbeResult",
+    "Result",
+    "Run",
+    "SceneError",
+    "Verdict",
+    "VerdictKind",
+    "__version__",
+    "compare",
+    "load",
+    "padding",
+]
+
+_MODULES = {
+    "Coordinates": "forkpoint.layout",
+    "Divergence": "forkpoint.result",
+    "Impact": "forkpoint.result",
+    "Layout": "forkpoint.layout",
+    "ProbeResult": "forkpoint.result",
+    "Result": "forkpoint.result",
+    "Run": "forkpoint.run",
+    "Verdict": "forkpoint.result",
+    "VerdictKind": "forkpoint.result",
+    "compare": "forkpoint.comparison",
+    "load": "forkpoint.models",
+    "padding": "forkpoint.factors.padding",
+}
+"""Where each public name that needs torch is defined."""
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(_MODULES[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

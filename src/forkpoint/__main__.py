@@ -1,0 +1,5 @@
+"""`python -m forkpoint` is the command `forkpoint`."""
+
+from forkpoint.cli import main
+
+main()

@@ -1,0 +1,80 @@
+"""Which implementation serves a device: numba the CPU, Triton a CUDA GPU, plain torch all the others.
+
+What can't be imported here or fails its first digest is replaced by plain torch, with one warning: a trace
+then takes longer and says the same.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import importlib.util
+import warnings
+from collections.abc import Sequence
+from typing import Any, Protocol, cast
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from forkpoint.capture.digest import torch_impl
+
+Table = np.ndarray[Any, np.dtype[np.int64]]
+"""One line per tensor: its address, where its digests begin in the result, the address of its rows' first
+words or 0, and the fields of its plan."""
+
+
+class Implementation(Protocol):
+    """What each implementation offers; the functions of `forkpoint.capture.digest` say what they do."""
+
+    def rows(self, x: Tensor, row_dims: Sequence[int], first_word: Tensor | None = None, /) -> Tensor: ...
+    def grid(self, x: Tensor, grid_dims: Sequence[int], keys: Tensor | None = None, /) -> Tensor: ...
+    def accumulate(self, digests: Tensor, index: Tensor, size: int, /) -> Tensor: ...
+
+
+class TableImplementation(Implementation, Protocol):
+    """An implementation that digests many tensors at once, where they lie."""
+
+    def digest_table(self, table: Table, device: torch.device, /) -> Tensor: ...
+
+
+PLAIN = cast("Implementation", torch_impl)
+
+
+@functools.cache
+def table_implementation(device: torch.device) -> TableImplementation | None:
+    """The implementation for a device that digests many tensors at once, if there is one that works."""
+    if device.type == "cpu":
+        name, needs = "numba_impl", "numba"
+    elif device.type == "cuda":
+        name, needs = "triton_impl", "triton"
+    else:
+        return None
+    if importlib.util.find_spec(needs) is None:
+        return None
+    try:
+        found = cast("TableImplementation", importlib.import_module(f"{__package__}.{name}"))
+        _try_out(found, device)
+    except Exception as error:  # noqa: BLE001  a compiler may fail in any way; the fallback needs none
+        warnings.warn(
+            f"digests on {device} are computed by plain torch, which is slower, since {needs} failed: "
+            f"{type(error).__name__}: {error}",
+            RuntimeWarning,
+            stacklevel=2,
+        )
+        return None
+    return found
+
+
+def implementation(device: torch.device) -> Implementation:
+    """The fastest implementation for a device that this machine has."""
+    return table_implementation(device) or PLAIN
+
+
+def _try_out(found: Implementation, device: torch.device) -> None:
+    """Raises if an implementation doesn't give the digests of the plain one."""
+    x = torch.arange(-40.0, 40.0, device=device).reshape(2, 5, 8)
+    x[0, 0, :3] = torch.tensor([-0.0, torch.nan, torch.inf], device=device)
+    for y in (x, x.to(torch.bfloat16).transpose(0, 1)):
+        if not torch.equal(found.rows(y, (0, 1)), torch_impl.rows(y, (0, 1))):
+            raise RuntimeError("its digests are wrong")

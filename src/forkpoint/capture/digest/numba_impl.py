@@ -1,0 +1,410 @@
+"""Digests on the CPU at the speed of its memory: compiled by numba, on all cores that torch uses.
+
+numba widens small integers to 64 bits, which halves the lanes of a SIMD unit and triples its work, so the
+arithmetic of one word is written in LLVM's instructions; the loops around it are plain numba, and LLVM makes
+SIMD code of them. Importing this module compiles for some seconds, once per machine: the code is cached on
+disk, where that can be written.
+
+A change of `definition` or `plan` alone leaves that cache stale, which `backend` would notice and report.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from llvmlite import ir
+from numba import carray, njit, types
+from numba.core import cgutils
+from numba.extending import intrinsic
+from numba.np.unsafe.ndarray import to_fixed_tuple
+from torch import Tensor
+
+from forkpoint.capture.digest import definition, threads, torch_impl
+from forkpoint.capture.digest.backend import Table
+from forkpoint.capture.digest.plan import LANES, Kind, check, find, kind, merged, packed
+
+Word = Any
+"""An LLVM value of 32 bits, or a uint32 in numba's terms."""
+U32 = np.uint32
+_CPU = torch.device("cpu")
+_SHORT_RUN, _SCRATCH_WORDS = 256, 1 << 13
+_LANES = np.array([[lanes.sign, lanes.above, lanes.shift] for lanes in LANES], dtype=np.uint32)
+_INDEX_FACTOR, _INDEX_OFFSET = U32(definition.INDEX_FACTOR), U32(definition.INDEX_OFFSET)
+_POSITION_FACTORS = (U32(definition.POSITION_FACTORS[0]), U32(definition.POSITION_FACTORS[1]))
+_RAW, _FLOAT32, _FLOAT64 = int(Kind.RAW), int(Kind.FLOAT32), int(Kind.FLOAT64)
+_INFINITY = np.uint64(definition.LARGEST_NUMBER[torch.float64])
+_MAGNITUDE = np.uint64(0x7FFF_FFFF_FFFF_FFFF)
+_MASK = definition.MASK
+
+
+_intrinsic: Any = intrinsic  # numba passes the first argument itself, which a type checker can't know
+_unpacked: Any = to_fixed_tuple
+
+
+def _jit(function: Callable[..., Any]) -> Any:
+    """Compiled without the GIL, and cached on disk if numba finds a folder that it may write."""
+    try:
+        return njit(nogil=True, cache=True)(function)
+    except (RuntimeError, OSError):
+        return njit(nogil=True)(function)
+
+
+# --- The arithmetic of one word, as LLVM instructions ---------------------------------------------------
+
+
+def _constant(value: int) -> Word:
+    return ir.Constant(ir.IntType(32), value)
+
+
+def _xorshift(builder: Any, x: Word, shift: int) -> Word:
+    return builder.xor(x, builder.lshr(x, _constant(shift)))
+
+
+@_intrinsic
+def _add(_typing: Any, a: Word, b: Word) -> Any:  # noqa: ARG001
+    def emit(_context: Any, builder: Any, _signature: Any, args: Any) -> Word:
+        return builder.add(*args)
+
+    return types.uint32(types.uint32, types.uint32), emit
+
+
+@_intrinsic
+def _multiply(_typing: Any, a: Word, b: Word) -> Any:  # noqa: ARG001
+    def emit(_context: Any, builder: Any, _signature: Any, args: Any) -> Word:
+        return builder.mul(*args)
+
+    return types.uint32(types.uint32, types.uint32), emit
+
+
+@_intrinsic
+def _mix(_typing: Any, word: Word, key: Word) -> Any:  # noqa: ARG001
+    """`definition.mix`."""
+    first, second, third = map(_constant, definition.MIX_FACTORS)
+
+    def emit(context: Any, builder: Any, signature: Any, args: Any) -> Word:
+        word, key = args
+        keyed = builder.add(builder.mul(_xorshift(builder, word, 16), first), key)
+        middle = _xorshift(builder, keyed, 15)
+        lane1 = _xorshift(builder, builder.mul(middle, second), 15)
+        lane2 = _xorshift(builder, builder.mul(builder.xor(middle, key), third), 16)
+        return context.make_tuple(builder, signature.return_type, (lane1, lane2))
+
+    return types.UniTuple(types.uint32, 2)(types.uint32, types.uint32), emit
+
+
+@_intrinsic
+def _canonical_float32(_typing: Any, word: Word) -> Any:  # noqa: ARG001
+    """`definition.canonical`. NaN is found by a float comparison, which SIMD units do in one step."""
+
+    def emit(_context: Any, builder: Any, _signature: Any, args: Any) -> Word:
+        value = builder.bitcast(args[0], ir.FloatType())
+        nan = builder.fcmp_unordered("uno", value, value)
+        negative_zero = builder.icmp_unsigned("==", args[0], _constant(0x8000_0000))
+        number = builder.select(negative_zero, _constant(0), args[0])
+        return builder.select(nan, _constant(0x7FFF_FFFF), number)
+
+    return types.uint32(types.uint32), emit
+
+
+@_intrinsic
+def _canonical_lanes(_typing: Any, word: Word, sign: Word, above: Word, shift: Word) -> Any:  # noqa: ARG001
+    """`definition.canonical` of all elements in a word at once; see `plan.Lanes`."""
+
+    def emit(_context: Any, builder: Any, _signature: Any, args: Any) -> Word:
+        word, sign, above, shift = args
+        unsigned = builder.not_(sign)
+        magnitude = builder.and_(word, unsigned)
+        nan = builder.and_(builder.add(magnitude, above), sign)
+        word = builder.and_(word, builder.or_(builder.add(magnitude, unsigned), unsigned))
+        quiet = builder.sub(nan, builder.lshr(nan, shift))
+        return builder.or_(builder.and_(word, builder.not_(nan)), quiet)
+
+    return types.uint32(types.uint32, types.uint32, types.uint32, types.uint32), emit
+
+
+def _pointer(item: Any) -> Any:
+    """The conversion of an address to a pointer to items."""
+
+    @_intrinsic
+    def at(_typing: Any, address: Any) -> Any:  # noqa: ARG001
+        def emit(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+            return builder.inttoptr(args[0], context.get_value_type(signature.return_type))
+
+        return types.CPointer(item)(types.int64), emit
+
+    return at
+
+
+@_intrinsic
+def _copy(_typing: Any, target: int, source: int, size: int) -> Any:  # noqa: ARG001
+    """Copies bytes between two addresses."""
+
+    def emit(_context: Any, builder: Any, _signature: Any, args: Any) -> Any:
+        target, source = (builder.inttoptr(address, ir.IntType(8).as_pointer()) for address in args[:2])
+        cgutils.raw_memcpy(builder, target, source, args[2], 1)
+
+    return types.void(types.int64, types.int64, types.int64), emit
+
+
+_bytes_at, _halves_at = _pointer(types.uint8), _pointer(types.uint16)
+_words_at, _doubles_at = _pointer(types.uint32), _pointer(types.uint64)
+
+
+# --- Rows ---------------------------------------------------------------------------------------------
+
+
+@_jit
+def _run_raw(words: Any, key: Word, lane1: Word, lane2: Word) -> tuple[Word, Word]:
+    for i in range(words.size):
+        a, b = _mix(words[i], key)
+        lane1, lane2, key = _add(lane1, a), _add(lane2, b), _add(key, _INDEX_FACTOR)
+    return lane1, lane2
+
+
+@_jit
+def _run_float32(words: Any, key: Word, lane1: Word, lane2: Word) -> tuple[Word, Word]:
+    for i in range(words.size):
+        a, b = _mix(_canonical_float32(words[i]), key)
+        lane1, lane2, key = _add(lane1, a), _add(lane2, b), _add(key, _INDEX_FACTOR)
+    return lane1, lane2
+
+
+@_jit
+def _run_lanes(words: Any, kind: int, key: Word, lane1: Word, lane2: Word) -> tuple[Word, Word]:
+    sign, above, shift = _LANES[kind, 0], _LANES[kind, 1], _LANES[kind, 2]
+    for i in range(words.size):
+        a, b = _mix(_canonical_lanes(words[i], sign, above, shift), key)
+        lane1, lane2, key = _add(lane1, a), _add(lane2, b), _add(key, _INDEX_FACTOR)
+    return lane1, lane2
+
+
+@_jit
+def _canonical_float64(value: Any) -> Any:
+    magnitude = value & _MAGNITUDE
+    number = value if magnitude != 0 else np.uint64(0)
+    return number if magnitude <= _INFINITY else _MAGNITUDE
+
+
+@_jit
+def _run_float64(values: Any, key: Word, lane1: Word, lane2: Word) -> tuple[Word, Word]:
+    for i in range(values.size):
+        value = _canonical_float64(values[i])
+        a, b = _mix(U32(value), key)
+        lane1, lane2, key = _add(lane1, a), _add(lane2, b), _add(key, _INDEX_FACTOR)
+        a, b = _mix(U32(value >> np.uint64(32)), key)
+        lane1, lane2, key = _add(lane1, a), _add(lane2, b), _add(key, _INDEX_FACTOR)
+    return lane1, lane2
+
+
+@_jit
+def _run(address: int, size: int, kind: int, key: Word, lane1: Word, lane2: Word) -> tuple[Word, Word]:
+    """Adds a run of words that lie side by side to the lanes."""
+    if kind == _RAW:
+        return _run_raw(carray(_words_at(address), size), key, lane1, lane2)
+    if kind == _FLOAT32:
+        return _run_float32(carray(_words_at(address), size), key, lane1, lane2)
+    if kind == _FLOAT64:
+        return _run_float64(carray(_doubles_at(address), size // 2), key, lane1, lane2)
+    return _run_lanes(carray(_words_at(address), size), kind, key, lane1, lane2)
+
+
+@_jit
+def _pack(lane1: Word, lane2: Word) -> Any:
+    return np.int64(np.uint64(lane1) | np.uint64(lane2) << np.uint64(32))
+
+
+@_jit
+def _digest_row(address: int, index: Word, piece: Any, kind: int, scratch: int) -> Any:
+    """The digest of a row of runs, the first of which begins at an address and has an index."""
+    words, a_size, b_size, a_stride, b_stride, run = piece
+    key = _add(_multiply(index, _INDEX_FACTOR), _INDEX_OFFSET)
+    lane1, lane2 = U32(0), U32(0)
+    gather = run < words <= _SCRATCH_WORDS and run < _SHORT_RUN  # to start a run costs as much as 50 words
+    for a in range(a_size):
+        for b in range(b_size):
+            here = address + 4 * (a * a_stride + b * b_stride)
+            if gather:
+                _copy(scratch + 4 * run * (a * b_size + b), here, 4 * run)
+            else:
+                lane1, lane2 = _run(here, run, kind, key, lane1, lane2)
+                key = _add(key, _multiply(U32(run), _INDEX_FACTOR))
+    if gather:
+        lane1, lane2 = _run(scratch, words, kind, key, lane1, lane2)
+    return _pack(lane1, lane2)
+
+
+@_jit
+def _digest_rows(table: Any, out: Any, first: int, first_row: int, last: int, last_row: int) -> None:
+    """The rows from ``first_row`` of entry ``first`` to before ``last_row`` of entry ``last``.
+
+    See `backend.Table` for what the columns of the table are.
+    """
+    scratch = np.empty(_SCRATCH_WORDS, dtype=np.uint32)
+    for entry in range(first, last + 1):
+        line = _unpacked(table[entry], 14)
+        address, target, starts, rows, words, kind, inner, outer_stride, inner_stride = line[:9]
+        piece = (words, *line[9:])
+        first_words = carray(_words_at(starts), rows if starts else 0)
+        begin = first_row if entry == first else 0
+        end = last_row if entry == last else rows
+        for row in range(begin, end):
+            base = address + 4 * (row // inner * outer_stride + row % inner * inner_stride)
+            index = first_words[row] if starts else U32(0)
+            out[target + row] = _digest_row(base, index, piece, kind, scratch.ctypes.data)
+
+
+def rows(x: Tensor, row_dims: Sequence[int], first_word: Tensor | None = None) -> Tensor:
+    """See `forkpoint.capture.digest.rows`."""
+    plan = find(x, row_dims)
+    if not plan.direct or x.data_ptr() % 4 or x.is_neg():
+        x, plan = torch_impl.pack_rows(x, row_dims), packed(plan)
+    starts = first_word.to(torch.int32).contiguous() if first_word is not None else None
+    entry = (x.data_ptr(), 0, starts.data_ptr() if starts is not None else 0, *plan.fields)
+    return digest_table(np.array([entry], dtype=np.int64))
+
+
+def digest_table(table: Table, _device: torch.device = _CPU) -> Tensor:
+    """The digests of all entries of a table."""
+    n_rows, words = table[:, 3], table[:, 3] * table[:, 4]
+    out = np.zeros(int(n_rows.sum()), dtype=np.int64)
+    ends = np.cumsum(words)
+    pieces = threads.pieces(int(ends[-1])) if len(ends) else 0
+    if pieces:
+        marks = np.arange(pieces + 1) * ends[-1] // pieces
+        entries = np.minimum(np.searchsorted(ends, marks, side="right"), len(table) - 1)
+        within = (marks - ends[entries] + words[entries]) // np.maximum(table[entries, 4], 1)
+        within[0], within[-1] = 0, n_rows[-1]
+        entries[0], entries[-1] = 0, len(table) - 1
+        spans = zip(
+            entries.tolist(), within.tolist(), entries[1:].tolist(), within[1:].tolist(), strict=False
+        )
+        threads.run(_digest_rows, [(table, out, *span) for span in spans])
+    return torch.from_numpy(out)
+
+
+# --- Grids --------------------------------------------------------------------------------------------
+
+
+@_jit
+def _spread(positions: Any, spread: Any) -> None:
+    """`definition.position_key` of each."""
+    for i in range(positions.size):
+        key = _multiply(U32(positions[i]), _POSITION_FACTORS[0])
+        spread[i] = _multiply(key ^ (key >> U32(15)), _POSITION_FACTORS[1])
+
+
+@_jit
+def _cells_narrow(cells: Any, kind: int, index: int, spread: Any, lanes: Any) -> None:
+    """Adds one element to each cell of a line."""
+    sign, above, shift = _LANES[kind, 0], _LANES[kind, 1], _LANES[kind, 2]
+    key = _add(_multiply(U32(index), _INDEX_FACTOR), _INDEX_OFFSET)
+    for i in range(cells.size):
+        word = _canonical_lanes(U32(cells[i]), sign, above, shift)
+        a, b = _mix(word, _add(key, spread[i]))
+        lanes[0, i], lanes[1, i] = _add(lanes[0, i], a), _add(lanes[1, i], b)
+
+
+@_jit
+def _cells_wide(cells: Any, kind: int, index: int, spread: Any, lanes: Any) -> None:
+    low = _add(_multiply(U32(2 * index), _INDEX_FACTOR), _INDEX_OFFSET)
+    high = _add(low, _INDEX_FACTOR)
+    for i in range(cells.size):
+        value = _canonical_float64(cells[i]) if kind == _FLOAT64 else cells[i]
+        a, b = _mix(U32(value), _add(low, spread[i]))
+        c, d = _mix(U32(value >> np.uint64(32)), _add(high, spread[i]))
+        lanes[0, i], lanes[1, i] = _add(lanes[0, i], _add(a, c)), _add(lanes[1, i], _add(b, d))
+
+
+@_jit
+def _digest_grid(
+    address: int, item: int, kind: int, walk: Any, positions: Any, out: Any, begin: int, end: int
+) -> None:
+    """The digests of the lines ``begin`` to before ``end`` of a grid.
+
+    ``walk`` holds sizes and strides in bytes of the grid's three dimensions (a line is the last one, and its
+    cells lie side by side) and of the two dimensions of a cell's elements.
+    """
+    line = walk[0, 2]
+    lanes = np.empty((2, line), dtype=np.uint32)
+    spread = np.zeros(line, dtype=np.uint32)
+    for at in range(begin, end):
+        base = address + at // walk[0, 1] * walk[1, 0] + at % walk[0, 1] * walk[1, 1]
+        lanes[:] = 0
+        if positions.size:
+            _spread(positions[at * line : (at + 1) * line], spread)
+        for f in range(walk[0, 3] * walk[0, 4]):
+            here = base + f // walk[0, 4] * walk[1, 3] + f % walk[0, 4] * walk[1, 4]
+            if item == 1:
+                _cells_narrow(carray(_bytes_at(here), line), kind, f, spread, lanes)
+            elif item == 2:
+                _cells_narrow(carray(_halves_at(here), line), kind, f, spread, lanes)
+            elif item == 4:
+                _cells_narrow(carray(_words_at(here), line), kind, f, spread, lanes)
+            else:
+                _cells_wide(carray(_doubles_at(here), line), kind, f, spread, lanes)
+        for i in range(line):
+            out[at * line + i] = _pack(lanes[0, i], lanes[1, i])
+
+
+def grid(x: Tensor, grid_dims: Sequence[int], keys: Tensor | None = None) -> Tensor:
+    """See `forkpoint.capture.digest.grid`."""
+    check(x, grid_dims)
+    sizes = [x.shape[dim] for dim in grid_dims]
+    x = torch_impl.real(x)
+    cell_dims = [dim for dim in range(x.dim()) if dim not in grid_dims]
+    walk = _grid_walk(x, grid_dims, cell_dims)
+    if walk is None:
+        x = x.permute(*cell_dims, *grid_dims).contiguous()
+        walk = _grid_walk(x, range(len(cell_dims), x.dim()), range(len(cell_dims)))
+    if walk is None:  # more dimensions than the kernel walks, whatever their order
+        return torch_impl.grid(x, range(len(cell_dims), x.dim()), keys)
+    positions = torch.empty(0, dtype=torch.int32)
+    if keys is not None:
+        positions = keys.to(torch.int32).expand(sizes).reshape(-1).contiguous()
+    out = np.zeros(int(np.prod(walk[0, :3])), dtype=np.int64)
+    lines = int(walk[0, 0] * walk[0, 1])
+    pieces = min(lines, threads.pieces(x.numel()))
+    marks = [lines * i // pieces for i in range(pieces + 1)] if out.size else []
+    entry = (x.data_ptr(), x.dtype.itemsize, int(kind(x.dtype)), walk, positions.numpy(), out)
+    threads.run(_digest_grid, [(*entry, begin, end) for begin, end in itertools.pairwise(marks)])
+    return torch.from_numpy(out)
+
+
+def _grid_walk(x: Tensor, grid_dims: Sequence[int], cell_dims: Sequence[int]) -> np.ndarray[Any, Any] | None:
+    """Sizes and strides as `_digest_grid` wants them, or None if it can't read the tensor in place."""
+    size, strides = x.dtype.itemsize, x.stride()
+    cells = merged([(x.shape[dim], strides[dim] * size) for dim in grid_dims])
+    inner = merged([(x.shape[dim], strides[dim] * size) for dim in cell_dims])
+    if not cells:
+        cells = [(1, size)]
+    if cells[-1][1] != size or len(cells) > 3 or len(inner) > 2 or x.data_ptr() % min(size, 4):
+        return None
+    walk = [(1, 0)] * (3 - len(cells)) + cells + [(1, 0)] * (2 - len(inner)) + inner
+    return np.array(walk, dtype=np.int64).T.copy()
+
+
+# --- Sums ---------------------------------------------------------------------------------------------
+
+
+@_jit
+def _accumulate(digests: Any, index: Any, out: Any) -> None:
+    for i in range(digests.size):
+        cell = index[i]
+        if cell >= out.size:
+            raise IndexError("an index beyond the last cell")
+        if cell >= 0:
+            lane1 = (out[cell] + digests[i]) & _MASK
+            out[cell] = lane1 | ((out[cell] >> 32) + (digests[i] >> 32)) << 32
+
+
+def accumulate(digests: Tensor, index: Tensor, size: int) -> Tensor:
+    """See `forkpoint.capture.digest.accumulate`."""
+    out = np.zeros(size, dtype=np.int64)
+    _accumulate(
+        digests.reshape(-1).contiguous().numpy(), index.to(torch.int64).reshape(-1).contiguous().numpy(), out
+    )
+    return torch.from_numpy(out)

@@ -1,0 +1,45 @@
+"""The errors that a user can cause: each says what was given, what was expected and what to do."""
+
+from __future__ import annotations
+
+
+class ForkpointError(Exception):
+    """What was given, what was expected and what to do, worded into one line.
+
+    >>> str(ForkpointError("a prompt of 60 tokens for pad_to=50", "pad_to of 60 or more", "--pad-to 64"))
+    'a prompt of 60 tokens for pad_to=50; expected pad_to of 60 or more (--pad-to 64)'
+    """
+
+    def __init__(self, given: str, expected: str = "", hint: str = "") -> None:
+        self.given = given
+        self.expected = expected
+        self.hint = hint
+        message = f"{given}; expected {expected}" if expected else given
+        super().__init__(f"{message} ({hint})" if hint else message)
+
+    def __reduce__(self) -> tuple[type[ForkpointError], tuple[str, str, str]]:
+        return type(self), (
+            self.given,
+            self.expected,
+            self.hint,
+        )  # the default would pickle the worded message
+
+
+class InputError(ForkpointError):
+    """An argument or an input that can't be used."""
+
+
+class LayoutError(ForkpointError):
+    """Token coordinates that contradict each other, or two runs that share none."""
+
+
+class ModelError(ForkpointError):
+    """A model or a tokenizer that can't be loaded."""
+
+
+class CaptureError(ForkpointError):
+    """A run that could not be traced."""
+
+
+class SceneError(ForkpointError):
+    """A scene that can't be saved, loaded or replayed."""
