@@ -90,7 +90,7 @@ class Run:
         Args:
             observer: watches the calls.
             calls: other inputs in place of the run's own.
-            around: makes a context manager that is entered around each call, inside the observer's.
+            around: makes a context manager that is entered around each call, outside the observer's.
         """
         outputs: list[Any] = []
         handed: dict[str, Any] = {}
@@ -98,7 +98,7 @@ class Run:
             for index, given in enumerate(self.calls if calls is None else calls):
                 inputs = {**handed, **copy_inputs(given)}
                 watch = observer.before_call(index, inputs) if observer is not None else nullcontext()
-                with watch, around():
+                with around(), watch:
                     output = self._invoke(inputs)
                 if observer is not None:
                     observer.after_call(index, output)
@@ -245,7 +245,7 @@ def kept_state(model: nn.Module | None) -> Iterator[None]:
                 for key in now.keys() - attributes.keys():
                     del now[key]
                 now.update(attributes)
-            if module._buffers != buffers and _replaced(module._buffers, buffers):
+            if _replaced(module._buffers, buffers):
                 module._buffers.clear()
                 module._buffers.update(buffers)
 

@@ -43,15 +43,22 @@ class Tap(TorchFunctionMode):
                 return function.inner(*args, **kwargs)
         place = place_of(calling_frame())
         recorder = self.recorder
-        fetches = recorder.fetching(function, place)
-        recorder.before(function, args, kwargs)
-        kept = _keep(recorder, args, kwargs) if fetches else None
+        with _unwatched():
+            fetches = recorder.fetching(function, place)
+            recorder.before(function, args, kwargs)
+            kept = _keep(recorder, args, kwargs) if fetches else None
         result = func(*args, **kwargs)
-        recorded = recorder.record(function, func, place, args, kwargs, result)
-        if kept is not None and recorded is not None:
-            _deliver(recorder, function, func, fetches, kept, recorded)
+        with _unwatched():
+            if recorder.edits is not None:
+                result = recorder.edit(function, place, args, kwargs, result)
+            recorded = recorder.record(function, func, place, args, kwargs, result)
+            if kept is not None and recorded is not None:
+                _deliver(recorder, function, func, fetches, kept, recorded)
         return result
 
+
+_unwatched = torch._C.DisableTorchFunction
+"""What the recorder does with tensors is no op of the model, and no other mode may see it either."""
 
 Kept = tuple[tuple[Any, ...], dict[str, Any], dict[int, Any], dict[int, str]]
 
@@ -116,7 +123,8 @@ class Observation:
         self.opaque: list[str] = []
 
     def before_call(self, index: int, inputs: Mapping[str, Any]) -> AbstractContextManager[Any]:
-        self.recorder.begin_call(index, inputs)
+        with _unwatched():
+            self.recorder.begin_call(index, inputs)
         return self._watch()
 
     def after_call(self, index: int, output: Any) -> None:
@@ -132,7 +140,8 @@ class Observation:
         def traced(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
             if threading.get_ident() != thread:
                 return original(module, *args, **kwargs)
-            recorder.enter(module, args, kwargs)
+            with _unwatched():
+                recorder.enter(module, args, kwargs)
             failed = True
             result: Any = None
             try:
@@ -142,7 +151,8 @@ class Observation:
                     result = original(module, *args, **kwargs)
                 failed = False
             finally:
-                recorder.leave(result, failed)
+                with _unwatched():
+                    recorder.leave(result, failed)
             return result
 
         depth = len(recorder.stack)

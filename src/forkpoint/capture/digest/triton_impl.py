@@ -88,35 +88,34 @@ def _canonical_pair(low, high):
 
 
 @_jit
-def _offsets(line, step, PIECES: tl.constexpr, UNIT: tl.constexpr, VECTORS: tl.constexpr):
-    """Where the words of a step lie from the start of their row, as [VECTORS, 4], in words.
+def _offsets(vector, walk, PIECES: tl.constexpr, UNIT: tl.constexpr):
+    """Where the words of some vectors lie from the start of their row, as [VECTORS, 4], in words.
 
     Of unit 4, a vector is in one run, which a reciprocal finds; of unit 1, each word is looked for.
     """
+    run, run_reciprocal, b_size, b_reciprocal, a_stride, b_stride = walk
     inside = tl.arange(0, 4)[None, :]
-    vector = step * VECTORS + tl.arange(0, VECTORS)
     if not PIECES:
-        return (vector * 4)[:, None] + inside
-    a_stride, b_stride = tl.load(line + 15), tl.load(line + 16)
-    if UNIT == 4:
-        run, run_reciprocal = tl.load(line + 11).to(tl.int32), tl.load(line + 12).to(tl.uint32)
-        b_size, b_reciprocal = tl.load(line + 13).to(tl.int32), tl.load(line + 14).to(tl.uint32)
+        offsets = (vector * 4)[:, None] + inside
+    elif UNIT == 4:
         piece = tl.umulhi(vector.to(tl.uint32), run_reciprocal)
         a = tl.umulhi(piece, b_reciprocal).to(tl.int32)
-        piece = piece.to(tl.int32)
-        start = a * a_stride.to(tl.int32) + (piece - a * b_size) * b_stride.to(tl.int32)
-        return ((start + vector - piece * run) * 4)[:, None] + inside
-    run, b_size = tl.load(line + 11), tl.load(line + 13)
-    word = ((vector * 4)[:, None] + inside).to(tl.int64)
-    piece = word // run
-    return piece // b_size * a_stride + piece % b_size * b_stride + word % run
+        b = piece.to(tl.int32) - a * b_size
+        start = a * a_stride.to(tl.int32) + b * b_stride.to(tl.int32)
+        offsets = ((start + vector - piece.to(tl.int32) * run) * 4)[:, None] + inside
+    else:
+        word = (vector * 4)[:, None] + inside
+        piece = word // run
+        offsets = (piece // b_size) * a_stride + (piece % b_size) * b_stride + (word - piece * run)
+    return offsets
 
 
 @_jit
 def _step(
     row_pointers,
     row_keys,
-    line,
+    walk,
+    lanes,
     step,
     words,
     MASKED: tl.constexpr,
@@ -127,22 +126,25 @@ def _step(
     VECTORS: tl.constexpr,
 ):
     """The mixed words of one step, as two times [ROWS, VECTORS, 4]."""
-    pointers = row_pointers[:, None, None] + _offsets(line, step, PIECES, UNIT, VECTORS)[None, :, :]
-    index = ((step * VECTORS + tl.arange(0, VECTORS)) * 4)[:, None] + tl.arange(0, 4)[None, :]
-    there = tl.broadcast_to((index < words)[None, :, :], [ROWS, VECTORS, 4])
-    if MASKED:
-        word = tl.load(pointers, mask=there, other=0)
+    vector = step * VECTORS + tl.arange(0, VECTORS)
+    index = (vector * 4)[:, None] + tl.arange(0, 4)[None, :]
+    pointers = row_pointers[:, None, None] + _offsets(vector, walk, PIECES, UNIT)[None, :, :]
+    if UNIT == 4:  # a mask per vector, since one per word would split the load
+        there = (vector < words // 4)[None, :, None]
     else:
-        word = tl.load(pointers)
-    word = word.to(tl.uint32, bitcast=True)
+        there = (index < words)[None, :, :]
+    there = tl.broadcast_to(there, [ROWS, VECTORS, 4])
+    if MASKED:
+        word = tl.load(pointers, mask=there, other=0).to(tl.uint32, bitcast=True)
+    else:
+        word = tl.load(pointers).to(tl.uint32, bitcast=True)
     if FLOAT64:
         low, high = tl.split(tl.reshape(word, [ROWS, VECTORS, 2, 2]))
         low, high = _canonical_pair(low, high)
         word = tl.reshape(tl.join(low, high), [ROWS, VECTORS, 4])
     else:
-        lanes = line + 5
-        sign, above, shift = tl.load(lanes), tl.load(lanes + 1), tl.load(lanes + 2)
-        word = _canonical(word, sign.to(tl.uint32), above.to(tl.uint32), shift.to(tl.uint32))
+        sign, above, shift = lanes
+        word = _canonical(word, sign, above, shift)
     key = (index.to(tl.uint32) * INDEX_FACTOR)[None, :, :] + row_keys[:, None, None]
     lane1, lane2 = _mix(word, key)
     if MASKED:
@@ -191,14 +193,24 @@ def _digest_rows(
     if STARTS:
         starts = tl.load(anchor + tl.load(line + 2) + rows).to(tl.uint32, bitcast=True)
         keys += starts * INDEX_FACTOR
+    # Loads stay where they are written: in the loop, they would be repeated.
+    lanes = (tl.load(line + 5).to(tl.uint32), tl.load(line + 6).to(tl.uint32), tl.load(line + 7).to(tl.uint32))
+    walk = (
+        tl.load(line + 11).to(tl.int32),
+        tl.load(line + 12).to(tl.uint32),
+        tl.load(line + 13).to(tl.int32),
+        tl.load(line + 14).to(tl.uint32),
+        tl.load(line + 15),
+        tl.load(line + 16),
+    )
     lanes1 = tl.zeros([ROWS, VECTORS, 4], tl.uint32)
     lanes2 = tl.zeros([ROWS, VECTORS, 4], tl.uint32)
     for step in range(first, last):
-        lane1, lane2 = _step(pointers, keys, line, step, words, False, PIECES, UNIT, FLOAT64, ROWS, VECTORS)
+        lane1, lane2 = _step(pointers, keys, walk, lanes, step, words, False, PIECES, UNIT, FLOAT64, ROWS, VECTORS)
         lanes1 += lane1
         lanes2 += lane2
     if tail:
-        lane1, lane2 = _step(pointers, keys, line, full, words, True, PIECES, UNIT, FLOAT64, ROWS, VECTORS)
+        lane1, lane2 = _step(pointers, keys, walk, lanes, full, words, True, PIECES, UNIT, FLOAT64, ROWS, VECTORS)
         lanes1 += lane1
         lanes2 += lane2
 

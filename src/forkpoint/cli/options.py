@@ -1,0 +1,111 @@
+"""Arguments and options that commands share, and what they read."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from forkpoint.errors import InputError
+from forkpoint.factors.choices import PositionIds, Side
+
+_MODEL, _PROMPT, _OUTPUT = "Model", "Prompt", "Output"
+
+Model = Annotated[
+    str,
+    typer.Argument(
+        metavar="MODEL", help="A local folder, a GGUF file, a hub id, or demo.", show_default=False
+    ),
+]
+Revision = Annotated[
+    str | None,
+    typer.Option(help="Branch, tag or commit on the hub.", rich_help_panel=_MODEL, show_default=False),
+]
+Dtype = Annotated[
+    str | None,
+    typer.Option(
+        help="float32, bfloat16, float16 or float64; by default the checkpoint's.",
+        rich_help_panel=_MODEL,
+        show_default=False,
+    ),
+]
+Device = Annotated[
+    str | None,
+    typer.Option(help="cpu, cuda, cuda:1, mps; by default cpu.", rich_help_panel=_MODEL, show_default=False),
+]
+Attention = Annotated[
+    str | None,
+    typer.Option(
+        "--attn",
+        help="Attention implementation: eager, sdpa, …; by default the model's choice.",
+        rich_help_panel=_MODEL,
+        show_default=False,
+    ),
+]
+Int8 = Annotated[
+    bool,
+    typer.Option(
+        "--load-in-8bit", help="Quantise the linear layers with bitsandbytes.", rich_help_panel=_MODEL
+    ),
+]
+
+Prompt = Annotated[
+    list[str] | None,
+    typer.Option(
+        "-p", "--prompt", help="A prompt; may be given again.", rich_help_panel=_PROMPT, show_default=False
+    ),
+]
+Prompts = Annotated[
+    Path | None,
+    typer.Option(help="A file with one prompt a line.", rich_help_panel=_PROMPT, show_default=False),
+]
+ChatTemplate = Annotated[
+    bool,
+    typer.Option(
+        "--chat-template", help="Put each prompt through the chat template.", rich_help_panel=_PROMPT
+    ),
+]
+PaddingSide = Annotated[Side, typer.Option(help="Where the padding goes.", rich_help_panel=_PROMPT)]
+Positions = Annotated[
+    PositionIds,
+    typer.Option(
+        "--position-ids",
+        help="mask: made from the mask as the architecture does in generate; none: left to the model.",
+        rich_help_panel=_PROMPT,
+    ),
+]
+
+Ops = Annotated[
+    bool, typer.Option("--ops", help="List the captured values by name.", rich_help_panel=_OUTPUT)
+]
+Json = Annotated[
+    Path | None,
+    typer.Option(
+        "--json", metavar="FILE", help="Write the whole result.", rich_help_panel=_OUTPUT, show_default=False
+    ),
+]
+NoProbes = Annotated[
+    bool,
+    typer.Option(
+        "--no-probes", help="Only compare; don't look for the cause. Exit status 0.", rich_help_panel=_OUTPUT
+    ),
+]
+
+
+def read_prompts(given: list[str] | None, file: Path | None) -> list[str]:
+    """The prompts given one by one, then those of the file, one a line without blank lines.
+
+    Raises:
+        InputError: there is no prompt, or the file can't be read.
+    """
+    prompts = list(given or ())
+    if file is not None:
+        try:
+            lines = file.read_text(encoding="utf-8").splitlines()
+        except (OSError, UnicodeDecodeError) as error:
+            raise InputError(
+                f"--prompts {file} can't be read: {error}", "a UTF-8 file with one prompt a line"
+            ) from None
+        prompts += [line for line in lines if line.strip()]
+    if not prompts:
+        raise InputError("no prompt", "-p PROMPT or --prompts FILE with a line in it")
+    return prompts

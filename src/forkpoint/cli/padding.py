@@ -1,0 +1,57 @@
+"""`forkpoint padding`."""
+
+from typing import Annotated
+
+import typer
+
+from forkpoint.cli import options
+from forkpoint.cli.loading import load
+from forkpoint.cli.outcome import finish
+from forkpoint.files import check_writable
+from forkpoint.progress import status
+
+
+def padding(
+    model: options.Model,
+    prompt: options.Prompt = None,
+    prompts: options.Prompts = None,
+    pad_to: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="Length in tokens to pad to; by default 50 or more.",
+            rich_help_panel="Prompt",
+            show_default=False,
+        ),
+    ] = None,
+    side: options.PaddingSide = "right",
+    position_ids: options.Positions = "mask",
+    chat_template: options.ChatTemplate = False,
+    revision: options.Revision = None,
+    dtype: options.Dtype = None,
+    device: options.Device = None,
+    attn: options.Attention = None,
+    load_in_8bit: options.Int8 = False,
+    ops: options.Ops = False,
+    json: options.Json = None,
+    no_probes: options.NoProbes = False,
+) -> None:
+    """Compare a prompt as it is with the same prompt padded."""
+    texts = options.read_prompts(prompt, prompts)
+    if json is not None:
+        check_writable(json)
+    loaded = load(model, dtype=dtype, device=device, attn=attn, load_in_8bit=load_in_8bit, revision=revision)
+    with status("running and comparing"):
+        import forkpoint as fp
+
+        result = fp.padding(
+            loaded.model,
+            loaded.tokenizer,
+            texts,
+            pad_to,
+            side,
+            position_ids=position_ids,
+            probes=not no_probes,
+            chat_template=chat_template,
+        )
+    finish(result, notes=loaded.notes, ops=ops, json=json, probes=not no_probes)

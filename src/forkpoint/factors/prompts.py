@@ -1,0 +1,176 @@
+"""From prompts to a run: token ids, padding, mask and position ids."""
+
+from __future__ import annotations
+
+import inspect
+import sys
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from forkpoint.errors import InputError
+from forkpoint.layout import Layout
+from forkpoint.run import Run, kept_state
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from torch import Tensor
+
+    from forkpoint.factors.choices import PositionIds, Side
+
+
+def tokenise(
+    model: Any, tokenizer: Any, prompts: str | Sequence[str], *, chat_template: bool = False
+) -> list[list[int]]:
+    """Token ids of each prompt, without padding.
+
+    Raises:
+        InputError: no prompt, an empty one, one that has no tokens, ids that the model does not know, or a
+            chat template that the tokenizer lacks.
+    """
+    texts = [prompts] if isinstance(prompts, str) else list(prompts)
+    if not texts:
+        raise InputError("no prompt", "at least one")
+    if chat_template and not getattr(tokenizer, "chat_template", None):
+        raise InputError("a tokenizer without a chat template", "one that has it", "leave chat_template out")
+    rows = [_token_ids(tokenizer, text, chat_template=chat_template) for text in texts]
+    for text, row in zip(texts, rows, strict=True):
+        if not text or not row:
+            raise InputError(f"an empty prompt {text!r}", "a prompt of at least one token")
+    _check_known(model, max(map(max, rows)), "token id")
+    return rows
+
+
+def pad_token_id(model: Any, tokenizer: Any) -> int:
+    """The tokenizer's pad token, or its eos token if it has none.
+
+    Raises:
+        InputError: it has neither, or the model would take the token for a real one.
+    """
+    found = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
+    if found is None:
+        raise InputError(
+            "a tokenizer that has neither a pad nor an eos token", "a pad token", "set tokenizer.pad_token"
+        )
+    _check_known(model, int(found), "pad token id")
+    counting = _counting_padding_idx(unwrapped(model))
+    if counting not in {None, found}:
+        raise InputError(
+            f"pad token id {found}, for a model that counts positions from every token but {counting}",
+            f"pad token id {counting}",
+            "set tokenizer.pad_token",
+        )
+    return int(found)
+
+
+def padded_run(
+    model: Any,
+    rows: Sequence[Sequence[int]],
+    length: int,
+    *,
+    pad: int,
+    side: Side = "right",
+    position_ids: PositionIds = "mask",
+    name: str | None = None,
+) -> Run:
+    """One forward call on rows of token ids padded to a common length.
+
+    Its inputs are `input_ids` and, where the model's forward takes them, `attention_mask` and with
+    `position_ids="mask"` also `position_ids`, each int64 `[rows, length]`; for an encoder-decoder also
+    `decoder_input_ids`, one start token a row.
+    """
+    ids = torch.full((len(rows), length), pad)
+    mask = torch.zeros_like(ids)
+    for index, row in enumerate(rows):
+        columns = slice(0, len(row)) if side == "right" else slice(length - len(row), length)
+        ids[index, columns] = torch.tensor(row)
+        mask[index, columns] = 1
+    plain = unwrapped(model)
+    takes = inspect.signature(plain.forward).parameters
+    inputs = {"input_ids": ids}
+    layout = None
+    if "attention_mask" in takes:
+        inputs["attention_mask"] = mask
+    else:
+        layout = Layout.from_mask(mask)  # FNet: the inputs don't tell where the padding is
+    config = getattr(plain, "config", None)
+    if getattr(config, "is_encoder_decoder", False):
+        inputs["decoder_input_ids"] = torch.full((len(rows), 1), _decoder_start(config))
+    elif position_ids == "mask" and "position_ids" in takes:
+        positions = _positions(plain, ids, mask)
+        if positions is not None:
+            inputs["position_ids"] = positions
+    device = _device(plain)
+    return Run(model, {key: tensor.to(device) for key, tensor in inputs.items()}, layout=layout, name=name)
+
+
+def unwrapped(model: Any) -> Any:
+    """The model inside torch.compile's and PEFT's wrappers, whose forward takes any arguments."""
+    while True:
+        if hasattr(model, "_orig_mod"):
+            model = model._orig_mod  # noqa: SLF001 - torch.compile offers no other way to it
+        elif hasattr(model, "get_base_model"):
+            model = model.get_base_model()
+        else:
+            return model
+
+
+def _token_ids(tokenizer: Any, text: str, *, chat_template: bool) -> list[int]:
+    if chat_template:
+        message = [{"role": "user", "content": text}]
+        return list(
+            tokenizer.apply_chat_template(message, add_generation_prompt=True, return_dict=True)["input_ids"]
+        )
+    return list(tokenizer(text)["input_ids"])
+
+
+def _check_known(model: Any, token_id: int, what: str) -> None:
+    plain = unwrapped(model)
+    embeddings = plain.get_input_embeddings() if hasattr(plain, "get_input_embeddings") else None
+    known = getattr(embeddings, "num_embeddings", None)
+    if known is not None and token_id >= known:
+        raise InputError(
+            f"{what} {token_id}, for a model with embeddings for {known} tokens",
+            "the tokenizer that belongs to the model",
+            "else model.resize_token_embeddings(len(tokenizer))",
+        )
+
+
+def _positions(model: Any, ids: Tensor, mask: Tensor) -> Tensor | None:
+    """Position ids as the architecture makes them from the mask; None where it makes them by itself.
+
+    A generating model makes them itself in `generate`, by the very method called here. Encoders that take
+    position ids count from 0 like decoders, except RoBERTa's family, which derives them from the token ids
+    (they begin after `padding_idx`): handing those counted from 0 would be a bug of ours.
+    """
+    if _counting_padding_idx(model) is not None:
+        return None
+    prepare = getattr(model, "_prepare_position_ids_for_generation", None)
+    if prepare is None:
+        return (mask.cumsum(-1) - 1).masked_fill(mask == 0, 0)
+    with kept_state(model):  # vision models note rope_deltas on the way
+        return prepare(ids, {"attention_mask": mask})
+
+
+def _counting_padding_idx(model: Any) -> int | None:
+    """`padding_idx` of the module that makes positions from token ids; None where no module does."""
+    name = "create_position_ids_from_input_ids"
+    for module in model.modules():
+        counts = hasattr(module, name) or hasattr(sys.modules.get(type(module).__module__), name)
+        if counts and isinstance(padding_idx := getattr(module, "padding_idx", None), int):
+            return padding_idx
+    return None
+
+
+def _decoder_start(config: Any) -> int:
+    for name in ("decoder_start_token_id", "bos_token_id", "pad_token_id"):
+        if (token_id := getattr(config, name, None)) is not None:
+            return int(token_id)
+    return 0
+
+
+def _device(model: Any) -> torch.device:
+    embeddings = model.get_input_embeddings() if hasattr(model, "get_input_embeddings") else model
+    weight = next(embeddings.parameters(), None)
+    return torch.device("cpu") if weight is None else weight.device

@@ -1,0 +1,177 @@
+"""The arithmetic of bitsandbytes' operators, in float64.
+
+Their kernels take float16 and float32 only. What they compute is simple, so it is done here with the same
+quantisation decisions: int8 stays int8, outlier columns stay outlier columns, and only the rounding of what is
+*not* quantised goes. Whatever depends on other tokens (which columns are outliers depends on all rows of the
+batch) still does.
+
+Sources: LLM.int8() (arXiv:2208.07339), section 3; QLoRA (arXiv:2305.14314), section 3; bitsandbytes 0.50,
+``backends/default/ops.py``.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from math import prod
+from typing import Any
+
+import torch
+
+from forkpoint.promotion.errors import CannotRewrite
+
+_INT8_MAX = 127.0
+_ABSMAX_BLOCK = 256  # of the quantised block scales ("double quantisation"), fixed in bitsandbytes
+
+
+def int8_vectorwise_quant(
+    a: torch.Tensor, threshold: float = 0.0
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
+    """``[rows, columns]`` to int8 by each row's largest value; elements of at least `threshold` are set aside."""
+    outlier_columns = None
+    kept = a
+    if threshold > 0.0:
+        outliers = a.abs() >= threshold
+        outlier_columns = outliers.any(dim=0).nonzero().view(-1)
+        kept = a.masked_fill(outliers, 0.0)
+    largest = kept.abs().amax(dim=1)
+    quantised = torch.round(kept * (_INT8_MAX / largest.unsqueeze(-1))).to(torch.int8)
+    if outlier_columns is not None and quantised.shape[0] > 1:
+        quantised[:, outlier_columns] = 0
+    return quantised, largest, outlier_columns
+
+
+def int8_vectorwise_dequant(a: torch.Tensor, stats: torch.Tensor) -> torch.Tensor:
+    return a * (stats.view(-1, 1) / _INT8_MAX)
+
+
+def int8_mm_dequant(
+    a: torch.Tensor,
+    row_stats: torch.Tensor,
+    col_stats: torch.Tensor,
+    dtype: torch.dtype | None = None,
+    bias: torch.Tensor | None = None,
+) -> torch.Tensor:
+    product = a.view(-1, a.shape[-1]) * (row_stats.reshape(-1, 1) * col_stats.reshape(1, -1) / _INT8_MAX**2)
+    return product if bias is None else product + bias
+
+
+def int8_scaled_mm(
+    a: torch.Tensor,
+    b: torch.Tensor,
+    row_stats: torch.Tensor,
+    col_stats: torch.Tensor,
+    bias: torch.Tensor | None = None,
+    dtype: torch.dtype | None = None,
+) -> torch.Tensor:
+    # Products of int8 are below 2**14, so that float64 sums 2**39 of them without rounding.
+    product = a.to(torch.float64) @ b.to(torch.float64).t()
+    return int8_mm_dequant(product, row_stats, col_stats, bias=bias).view(*a.shape[:-1], b.shape[0])
+
+
+def int8_mixed_scaled_mm(
+    a: torch.Tensor,
+    ca: torch.Tensor,
+    cb: torch.Tensor,
+    sca: torch.Tensor,
+    scb: torch.Tensor,
+    outlier_cols: torch.Tensor | None = None,
+    bias: torch.Tensor | None = None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    product = int8_scaled_mm(ca, cb, sca, scb, bias=bias)
+    if outlier_cols is None or outlier_cols.numel() == 0:
+        return product, a.new_empty(0)
+    outliers = a[:, outlier_cols].contiguous()
+    return product.addmm(outliers, int8_vectorwise_dequant(cb[:, outlier_cols], scb).t()), outliers
+
+
+def dequantize_blockwise(
+    a: torch.Tensor, absmax: torch.Tensor, code: torch.Tensor, blocksize: int, dtype: torch.dtype | None = None
+) -> torch.Tensor:
+    """Each byte's entry in `code`, times the scale of the block of `blocksize` elements that it is in."""
+    flat = code[a.reshape(-1).to(torch.int64)]
+    return (flat * absmax.reshape(-1).repeat_interleave(blocksize)[: flat.numel()]).reshape(a.shape)
+
+
+def dequantize_4bit(
+    a: torch.Tensor,
+    absmax: torch.Tensor,
+    blocksize: int,
+    quant_type: str,
+    shape: Sequence[int],
+    dtype: torch.dtype | None = None,
+) -> torch.Tensor:
+    """Two elements a byte, the first in the upper half."""
+    packed = a.contiguous().view(torch.uint8).reshape(-1)
+    halves = torch.stack([packed >> 4, packed & 0xF], dim=1).reshape(-1)[: prod(shape)]
+    return dequantize_blockwise(halves, absmax, _code(quant_type, a.device), blocksize).reshape(*shape)
+
+
+def gemm_4bit(
+    a: torch.Tensor,
+    b: torch.Tensor,
+    shape_b: Sequence[int],
+    absmax: torch.Tensor,
+    blocksize: int,
+    quant_type: str,
+    bias: torch.Tensor | None = None,
+    absmax_8bit: torch.Tensor | None = None,
+    absmax_code: torch.Tensor | None = None,
+    absmax_offset: torch.Tensor | None = None,
+) -> torch.Tensor:
+    if absmax_8bit is not None:
+        assert absmax_code is not None and absmax_offset is not None
+        absmax = dequantize_blockwise(absmax_8bit, absmax, absmax_code, _ABSMAX_BLOCK) + absmax_offset
+    weight = dequantize_4bit(b, absmax, blocksize, quant_type, shape_b)
+    return torch.nn.functional.linear(a, weight, bias)
+
+
+def gemv_4bit(
+    a: torch.Tensor,
+    b: torch.Tensor,
+    shape_b: Sequence[int],
+    absmax: torch.Tensor,
+    code: torch.Tensor,
+    blocksize: int,
+) -> torch.Tensor:
+    if a.device.type == "cpu":
+        raise CannotRewrite("gemv_4bit on a CPU takes weights in a layout of its own")
+    return gemm_4bit(a, b, shape_b, absmax, blocksize, "fp4" if code[1] > 0 else "nf4")
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Keeps bitsandbytes from warning, at each call, that it is going to round inputs that it is not."""
+    logger = logging.getLogger("bitsandbytes.autograd._functions")
+    logger.addFilter(_says_no_cast)
+    try:
+        yield
+    finally:
+        logger.removeFilter(_says_no_cast)
+
+
+def _says_no_cast(record: logging.LogRecord) -> bool:
+    return "inputs will be cast from" not in str(record.msg)
+
+
+def _code(quant_type: str, device: torch.device) -> torch.Tensor:
+    from bitsandbytes.functional import get_4bit_type  # type: ignore[import-untyped]
+
+    return get_4bit_type(quant_type, device=device).to(torch.float64)
+
+
+REWRITTEN: dict[str, Callable[..., Any]] = {
+    f"bitsandbytes::{function.__name__}": function
+    for function in (
+        int8_vectorwise_quant,
+        int8_vectorwise_dequant,
+        int8_mm_dequant,
+        int8_scaled_mm,
+        int8_mixed_scaled_mm,
+        dequantize_blockwise,
+        dequantize_4bit,
+        gemm_4bit,
+        gemv_4bit,
+    )
+}

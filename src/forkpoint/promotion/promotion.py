@@ -1,0 +1,110 @@
+"""The context manager that makes a model compute in float64."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable
+from types import TracebackType
+from typing import Any
+
+import torch
+from torch.utils import _pytree as pytree
+
+from forkpoint.promotion import bitsandbytes, scripts
+from forkpoint.promotion.mode import PromotionMode
+from forkpoint.promotion.refusals import Refusal
+from forkpoint.promotion.uncompiled import transformer_encoder, uncompiled
+from forkpoint.promotion.values import Values
+
+
+class Promotion:
+    """Makes any model compute in float64, as it is, without a second copy of its weights.
+
+    >>> model = torch.nn.Sequential(torch.nn.Linear(3, 3), torch.nn.Softmax(-1)).bfloat16()
+    >>> with torch.no_grad(), Promotion() as promotion:
+    ...     out = model(torch.ones(2, 3, dtype=torch.bfloat16))
+    >>> out.dtype, promotion.exact, model[0].weight.dtype
+    (torch.float64, True, torch.bfloat16)
+
+    Inside the block every floating-point tensor *is* float64, as far as the model can tell: it says so when
+    asked for its dtype, it is read as float64 (complex64 as complex128) by every torch function, and a request
+    for a narrower dtype is a request for float64. Rounding to float32 or bfloat16 in the model's code
+    therefore disappears; casts to integers and to float8 stay, being steps of a quantiser. The model follows
+    the path that it would follow after ``model.double()``, but for the casts that it makes by name.
+
+    Parameters, buffers, inputs and caches that exist before the block are never written; what the model
+    writes to them is kept beside them (`values.Values`) until the next block. Integer tensors are not
+    promoted, and are written as ever. What the model itself assigns (``self.buffer = computed``) stays
+    assigned, in float64.
+
+    **Other modes.** To record the calls as the model makes them, with results in float64, enter the recorder
+    *after* this one (``with Promotion(), Recorder():``), so that it is asked first. The other way round it sees
+    what promotion makes of the calls. In its own handler a recorder reads the true dtypes under
+    ``torch._C.DisableTorchFunction()``; the exact value of a narrow tensor, such as the one that an in-place
+    operation on a buffer returns, is `value`.
+
+    The block holds for the thread that enters it. Compiled modules run uncompiled in it. Random numbers are
+    drawn in float64, and thus are not those of a run without promotion, but they repeat.
+
+    Parameters
+    ----------
+    extra_hook:
+        Asked before each computing call as ``extra_hook(func, args, kwargs)``, with the arguments in float64;
+        returns the result, or `NotImplemented` to leave the call alone. For operations that refuse float64 and
+        that the caller knows how to do.
+    cache_weights_up_to:
+        Bytes of float64 casts of parameters to keep for the length of the block. 0 casts each parameter each
+        time that it is used.
+    """
+
+    def __init__(
+        self, extra_hook: Callable[..., Any] | None = None, *, cache_weights_up_to: int = 0
+    ) -> None:
+        self._hook = extra_hook
+        self._cache_bytes = cache_weights_up_to
+        self._exits: contextlib.ExitStack | None = None
+        self._values = Values()
+        self._mode = PromotionMode(self._values, extra_hook)
+
+    @property
+    def refused(self) -> list[Refusal]:
+        """What was not computed in float64 in the last block, each place once."""
+        return self._mode.refused
+
+    @property
+    def exact(self) -> bool:
+        """Whether everything in the last block was computed in float64."""
+        return not self.refused
+
+    def value(self, tensor: torch.Tensor) -> torch.Tensor:
+        """The float64 value of a tensor as the last block left it; integers as they are."""
+        with torch._C.DisableTorchFunction():
+            return self._values.of(tensor)
+
+    def values(self, tree: Any) -> Any:
+        """The same structure with every tensor's float64 value: for results that are the model's own tensors."""
+        return pytree.tree_map_only(torch.Tensor, self.value, tree)
+
+    def __enter__(self) -> Promotion:
+        if self._exits is not None:
+            raise RuntimeError("this Promotion is active already; make another one for a block within its block")
+        self._values = Values(self._cache_bytes)
+        self._mode = PromotionMode(self._values, self._hook)
+        with contextlib.ExitStack() as exits:
+            exits.callback(torch.set_default_dtype, torch.get_default_dtype())
+            torch.set_default_dtype(torch.float64)
+            exits.enter_context(uncompiled())
+            exits.enter_context(bitsandbytes.quiet())
+            exits.enter_context(transformer_encoder(self._mode))
+            exits.enter_context(scripts.promoted(self._mode))
+            exits.enter_context(self._mode)
+            self._exits = exits.pop_all()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        exits, self._exits = self._exits, None
+        assert exits is not None
+        exits.__exit__(kind, error, trace)
+        self._mode.forget()

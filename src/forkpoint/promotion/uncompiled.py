@@ -1,0 +1,102 @@
+"""Fused and compiled paths, which no mode reaches into, switched off for a block.
+
+What they compute instead is the same function in float64, not the same kernel.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import nn
+
+from forkpoint.promotion.mode import PromotionMode
+
+
+@contextlib.contextmanager
+def uncompiled() -> Iterator[None]:
+    """Runs what `torch.compile` has compiled as the Python that it was made from."""
+    if "torch._dynamo" not in sys.modules:  # then nothing has been compiled, and importing it takes seconds
+        yield
+        return
+    with torch.compiler.set_stance("force_eager"), _flex_attention_as_written():
+        yield
+
+
+@contextlib.contextmanager
+def _flex_attention_as_written() -> Iterator[None]:
+    """Flex attention compiles itself, and warns where it may not; its own debug flag stops both."""
+    module: Any = sys.modules.get("torch.nn.attention.flex_attention")
+    flag = "_FLEX_ATTENTION_DISABLE_COMPILE_DEBUG"
+    before = getattr(module, flag, None)
+    if before is None:
+        yield
+        return
+    setattr(module, flag, True)
+    try:
+        yield
+    finally:
+        setattr(module, flag, before)
+
+
+@contextlib.contextmanager
+def transformer_encoder(mode: PromotionMode) -> Iterator[None]:
+    """Gives `nn.TransformerEncoder` the zeros that its fast path leaves in padded rows.
+
+    Under any function mode it takes its slow path, which computes padded rows like others. Whoever sums over
+    them afterwards would get another result than natively, and padding would seem to leak.
+    """
+    native = nn.TransformerEncoder.forward
+
+    def forward(
+        self: nn.TransformerEncoder,
+        src: torch.Tensor,
+        mask: torch.Tensor | None = None,
+        src_key_padding_mask: torch.Tensor | None = None,
+        is_causal: bool | None = None,
+    ) -> torch.Tensor:
+        if not mode.active or not _drops_padding(self, src, mask, src_key_padding_mask):
+            return native(self, src, mask, src_key_padding_mask, is_causal)
+        assert src_key_padding_mask is not None
+        output = src
+        for layer in self.layers:
+            output = layer(output, src_key_padding_mask=src_key_padding_mask)
+        padded = src_key_padding_mask if src_key_padding_mask.dtype is torch.bool else src_key_padding_mask != 0
+        output = output.masked_fill(padded.unsqueeze(-1), 0.0)
+        return output if self.norm is None else self.norm(output)
+
+    nn.TransformerEncoder.forward = forward  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        nn.TransformerEncoder.forward = native  # type: ignore[method-assign]
+
+
+def _drops_padding(
+    encoder: nn.TransformerEncoder,
+    src: torch.Tensor,
+    mask: torch.Tensor | None,
+    padding: torch.Tensor | None,
+) -> bool:
+    """The conditions of `nn.TransformerEncoder.forward` for packing real tokens only, but for the mode's."""
+    first: Any = encoder.layers[0]
+    if (
+        padding is None
+        or mask is not None
+        or src.dim() != 3
+        or src.is_nested
+        or first.training
+        or not encoder.use_nested_tensor
+        or not torch.backends.mha.get_fastpath_enabled()
+        or torch.is_autocast_enabled()
+    ):
+        return False
+    weights = (*first.self_attn.parameters(), *first.norm1.parameters(), *first.linear1.parameters(), src)
+    if torch.is_grad_enabled() and any(weight.requires_grad for weight in weights):
+        return False
+    kept = padding.logical_not() if padding.dtype is torch.bool else padding == 0
+    left_aligned = bool((kept.long().cummin(dim=1).values == kept).all())
+    return left_aligned or not getattr(encoder, "mask_check", True)

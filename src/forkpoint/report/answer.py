@@ -1,0 +1,155 @@
+"""The first screen: the verdict, whether it matters, and the evidence."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from forkpoint.report.document import Fact, Line, Paragraph, Role, Section, Span, line, muted, strong
+from forkpoint.report.numbers import EPSILON, count, narrower, pair, short, size, times
+from forkpoint.report.place import alone, where
+from forkpoint.result import VerdictKind
+
+if TYPE_CHECKING:
+    from forkpoint.report.words import Words
+    from forkpoint.result import Impact, NearTie, ProbeResult, Result, Verdict
+
+FLIPS_SHOWN = 3
+
+_ROLES = {
+    VerdictKind.IDENTICAL: Role.GOOD,
+    VerdictKind.ROUNDING: Role.GOOD,
+    VerdictKind.SEMANTIC: Role.BAD,
+    VerdictKind.NONDETERMINISM: Role.BAD,
+    VerdictKind.INPUTS: Role.BAD,
+    VerdictKind.UNDETERMINED: Role.CAUTION,
+}
+
+
+def header(result: Result, words: Words) -> Section:
+    """Which run is A and which is B."""
+    names = Fact(words("run.a"), (line(result.a.name),)), Fact(words("run.b"), (line(result.b.name),))
+    return Section("header", (), names)
+
+
+def verdict(result: Result, words: Words) -> Section:
+    """The verdict in one line with its meaning, then its cause and what to do."""
+    found = result.verdict
+    role = Role.CAUTION if found.by_design else _ROLES[found.kind]
+    unprobed = _unprobed(found)
+    meaning = words("meaning.unprobed" if unprobed else f"meaning.{found.kind.value}")
+    title = line(Span("● " + words(f"kind.{found.kind.value}"), role), f" — {meaning}")
+    blocks: list[Paragraph | Fact] = []
+    summary = _summary(found, words)
+    if summary:
+        blocks.append(Paragraph(line(summary)))
+    if found.mechanism is not None:
+        blocks.append(Fact(words("cause"), (_cause(found.mechanism, words),)))
+    if found.kind is VerdictKind.SEMANTIC:
+        design = {True: "true", False: "false", None: "none"}[found.by_design]
+        blocks.append(Fact(words("design"), (line(words(f"design.{design}")),)))
+    advice = _advice(found, words)
+    if advice:
+        blocks.append(Fact(words("advice"), (line(advice),)))
+    return Section("verdict", title, tuple(blocks))
+
+
+def _summary(found: Verdict, words: Words) -> str:
+    """The summary; in Chinese only if it can be said, or says what nothing else does: what is missing."""
+    show = words.can_say(found.summary) or found.kind is VerdictKind.UNDETERMINED
+    return words.sentence(found.summary) if show else ""
+
+
+def _cause(mechanism: str, words: Words) -> Line:
+    meaning = words.find(f"mechanism.{mechanism}")
+    return line(meaning, muted(words("aside", text=mechanism))) if meaning else line(mechanism)
+
+
+def _unprobed(found: Verdict) -> bool:
+    """Without evidence nothing is proved: the probes were not run."""
+    return found.kind is VerdictKind.UNDETERMINED and not found.evidence
+
+
+def _advice(found: Verdict, words: Words) -> str | None:
+    """The probes' own advice; in Chinese, or where they give none, that of the mechanism or of the kind."""
+    if words.can_say(found.advice):
+        return words.sentence(found.advice)
+    general = "advice.unprobed" if _unprobed(found) else f"advice.kind.{found.kind.value}"
+    return words.find(f"advice.{found.mechanism}") or words.sentence(found.advice) or words.find(general)
+
+
+def impact(result: Result, words: Words) -> Section:
+    """Does it matter: loss, the largest gap, KL, flipped predictions."""
+    title = line(words("impact"))
+    found = result.impact
+    if found is None:
+        return Section("impact", title, (Paragraph(line(words("impact.none"))),))
+    facts: list[Fact] = []
+    if found.loss_a is not None and found.loss_b is not None:
+        facts.append(Fact(words("loss"), (_loss(found.loss_a, found.loss_b, found.loss_gap, words),)))
+    facts.append(Fact(words("gap"), (_gap(result, found, words),)))
+    if found.max_kl is not None:
+        facts.append(Fact(words("kl"), (line(words("kl.most", kl=short(found.max_kl))),)))
+    if found.top1_flips is not None:
+        facts.append(Fact(words("flips"), _flips(result, found, words)))
+    facts.append(Fact(words("compared"), (line(words.many("tokens", found.tokens)),)))
+    return Section("impact", title, tuple(facts))
+
+
+def _loss(a: float, b: float, gap: float | None, words: Words) -> Line:
+    if a == b:
+        return line(words("loss.same", loss=pair(a, b)[0]))
+    text_a, text_b = pair(a, b)
+    shown = short(abs(b - a) if gap is None else abs(gap))
+    return line(f"A {text_a}   B {text_b}   ", words("loss.gap", gap=shown))
+
+
+def _gap(result: Result, found: Impact, words: Words) -> Line:
+    if found.max_abs == 0:
+        return line(words("gap.zero"))
+    parts: list[str | Span] = [strong(size(found.max_abs))]
+    if found.result:
+        parts.append(" " + words("gap.result", name=found.result))
+    parts.append(words("comma") + words("gap.relative", gap=short(found.max_rel)))
+    dtype = narrower(result.a.dtype, result.b.dtype)
+    if dtype is not None:
+        factor = times(found.max_rel / EPSILON[dtype])
+        parts.append(muted(words("aside", text=words("gap.epsilon", times=factor, dtype=dtype))))
+    return line(*parts)
+
+
+def _flips(result: Result, found: Impact, words: Words) -> tuple[Line, ...]:
+    if not found.top1_flips:
+        return (line(words("flips.none")),)
+    lines = [line(strong(words.many("flips.some", found.top1_flips, tokens=count(found.tokens))))]
+    worst = sorted(found.flips, key=lambda tie: -max(tie.margin_a, tie.margin_b))[:FLIPS_SHOWN]
+    lines.extend(_tie(tie, words, brief=alone(result)) for tie in worst)
+    rest = found.top1_flips - len(worst)
+    if worst and rest > 0:
+        lines.append(line(muted(words.many("flips.more", rest))))
+    return tuple(lines)
+
+
+def _tie(tie: NearTie, words: Words, *, brief: bool) -> Line:
+    def side(run: str, token: int, margin: float) -> str:
+        return words("flips.pick", run=run, token=token, margin=size(margin))
+
+    place = where(tie.sample, tie.position, None, words, brief=brief)
+    a, b = side("A", tie.token_a, tie.margin_a), side("B", tie.token_b, tie.margin_b)
+    return line(muted(place + words("colon")), a, words("semicolon"), b)
+
+
+def evidence(result: Result, words: Words) -> Section | None:
+    """What each probe did and showed."""
+    found = result.verdict.evidence
+    if not found:
+        return None
+    facts = tuple(Fact(words.name("probe", probe.name), (line(_finding(probe, words)),)) for probe in found)
+    return Section("evidence", line(words("evidence")), facts)
+
+
+def _finding(probe: ProbeResult, words: Words) -> str:
+    """The probe's own sentence; in Chinese, or where it has none, that of its outcome."""
+    key = f"outcome.{probe.name}.{probe.outcome}"
+    if words.can_say(probe.text) or words.find(key) is None:
+        return words.sentence(probe.text or probe.outcome)
+    return words(key, figure="?" if probe.figure is None else size(probe.figure))

@@ -1,0 +1,42 @@
+"""From a result to the document that says it: the sections of a report, most urgent first."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from forkpoint.report import answer, counts, divergence, drift, ops, runs
+from forkpoint.report.document import Document
+from forkpoint.report.words import Words
+
+if TYPE_CHECKING:
+    from forkpoint.result import Result
+
+
+def document(result: Result, *, every_op: bool = False, lang: str = "en") -> Document:
+    """What the report says of a result.
+
+    Args:
+        result: what `compare` returned.
+        every_op: add the table of every captured op.
+        lang: `en` or `zh`.
+
+    Raises:
+        InputError: there is no such language.
+    """
+    words = Words(lang)
+    sections = (
+        answer.header(result, words),
+        answer.verdict(result, words),
+        answer.impact(result, words),
+        answer.evidence(result, words),
+        divergence.first(result, words),
+        divergence.origin(result, words),
+        runs.summary(result, words),
+        runs.replaced(result, words),
+        drift.section(result, words),
+        counts.integers(result, words),
+        counts.section(result, words),
+        counts.notes(result, words),
+        ops.section(result, words) if every_op else None,
+    )
+    return Document(tuple(section for section in sections if section is not None))

@@ -1,0 +1,219 @@
+"""The first divergence, and the origin: one op with its place, its two values and its inputs."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import TYPE_CHECKING
+
+from forkpoint.report.document import (
+    Fact,
+    Grid,
+    Line,
+    Paragraph,
+    Role,
+    Section,
+    Span,
+    code,
+    line,
+    muted,
+    strong,
+)
+from forkpoint.report.numbers import (
+    common_prefix,
+    count,
+    either,
+    exact,
+    narrower,
+    shape,
+    shapes,
+    share,
+    short,
+    size,
+    ulps,
+)
+from forkpoint.report.place import module_name, where
+from forkpoint.report.safe import code_line
+from forkpoint.report.status import marked
+
+if TYPE_CHECKING:
+    from forkpoint.report.words import Words
+    from forkpoint.result import Divergence, InputComparison, Result
+
+MODULES_SHOWN = 6
+
+
+def first(result: Result, words: Words) -> Section:
+    """The first op whose floating-point values differ, or that there is none."""
+    title = line(words("first"))
+    found = result.first
+    if found is None:
+        blocks = [Paragraph(line(Span(words("first.none"), Role.GOOD)))]
+        missing = sum(value.floating for value in result.not_compared)
+        if missing:
+            blocks.append(Paragraph(line(words.many("first.none.but", missing))))
+        return Section("first", title, tuple(blocks))
+    blocks = _blocks(found, result, words)
+    conclusion = _conclusion(found)
+    if conclusion:
+        blocks.append(Paragraph(line(words(conclusion)), "→ "))
+    if result.identical:
+        blocks.append(Paragraph(line(words("first.harmless")), "→ "))
+    if result.origin is not None and _same_place(found, result.origin):
+        blocks.append(Paragraph(line(words("origin.same")), "→ "))
+    return Section("first", title, tuple(blocks))
+
+
+def origin(result: Result, words: Words) -> Section | None:
+    """Where something other than rounding enters, if that is known and is another place."""
+    found = result.origin
+    if found is None or (result.first is not None and _same_place(found, result.first)):
+        return None
+    return Section("origin", line(words("origin")), tuple(_blocks(found, result, words)))
+
+
+def _same_place(a: Divergence, b: Divergence) -> bool:
+    return (a.op, a.source, a.call, a.sample, a.position) == (b.op, b.source, b.call, b.sample, b.position)
+
+
+def _blocks(found: Divergence, result: Result, words: Words) -> list[Fact | Paragraph]:
+    blocks: list[Fact | Paragraph] = [
+        Fact(words("op"), _op(found, words)),
+        Fact(words("source"), _source(found)),
+    ]
+    if found.variable:
+        blocks.append(Fact(words("variable"), (line(code(found.variable)),)))
+    blocks.append(Fact(words("where"), (_where(found, result, words),)))
+    blocks.append(Fact(words("values"), _values(found)))
+    blocks.append(Fact(words("apart"), (_distance(found, words),)))
+    blocks.append(Fact(words("differing"), (_differing(found, words),)))
+    if found.inputs or not found.between:
+        blocks.append(Fact(words("inputs"), _inputs(found.inputs, words)))
+    if found.between:
+        blocks.append(Fact(words("between"), _between(found.between, words)))
+    if found.note:
+        blocks.append(Paragraph(line(words.sentence(found.note))))
+    return blocks
+
+
+def _op(found: Divergence, words: Words) -> tuple[Line, ...]:
+    module = strong(module_name(found.module, words))
+    if found.function is None:
+        return (line(module),) if found.between else (line(module), line(muted(words("op.hidden"))))
+    return (line(module, "/", strong(found.function)),)
+
+
+def _source(found: Divergence) -> tuple[Line, ...]:
+    lines = [line(found.source)] if found.source else []
+    text = code_line(found.code)
+    if text:
+        lines.append(line(code(text)))
+    return tuple(lines) or (line("?"),)
+
+
+def _where(found: Divergence, result: Result, words: Words) -> Line:
+    parts = [where(found.sample, found.position, found.token, words)]
+    if len(result.a.calls) > 1 or len(result.b.calls) > 1:
+        parts.append(words("where.call", call=found.call))
+    return line(words("comma").join(parts))
+
+
+def _values(found: Divergence) -> Grid:
+    """Both values, one above the other; the digits that differ stand out."""
+    texts = exact(found.value_a), exact(found.value_b)
+    shared = common_prefix(*texts)
+    rows = tuple(
+        (line(run), line(muted(shape(index))), line(text[:shared], strong(text[shared:])))
+        for run, index, text in zip("AB", (found.index_a, found.index_b), texts, strict=True)
+    )
+    return Grid(rows)
+
+
+def _distance(found: Divergence, words: Words) -> Line:
+    parts: list[str] = []
+    a, b = found.value_a, found.value_b
+    if a is not None and b is not None:
+        parts.append(size(abs(b - a)))
+    if found.ulps is not None:
+        dtype = narrower(found.dtype_a or "", found.dtype_b or "")
+        key = "values.ulps" if dtype else "values.ulps.plain"
+        parts.append(words(key, n=ulps(found.ulps), dtype=dtype))
+    return line(words("comma").join(parts) or "?")
+
+
+def _differing(found: Divergence, words: Words) -> Line:
+    part, whole = count(found.differing), count(found.compared)
+    parts = [
+        words("differing.elements", part=part, whole=whole, share=share(found.differing, found.compared))
+    ]
+    if found.max_abs is not None:
+        parts.append(words("differing.largest", gap=size(found.max_abs)))
+    if found.max_rel is not None:
+        parts.append(words("differing.relative", gap=short(found.max_rel)))
+    return line(words("comma").join(parts))
+
+
+def _inputs(inputs: tuple[InputComparison, ...], words: Words) -> tuple[Line, ...] | Grid:
+    if not inputs:
+        return (line(muted(words("inputs.none"))),)
+    return Grid(tuple(_input(item, words) for item in inputs), flows=True)
+
+
+def _input(item: InputComparison, words: Words) -> tuple[Line, ...]:
+    details: list[str | Span] = []
+    if item.max_abs:
+        details.append(words("differing.largest", gap=size(item.max_abs)))
+    if item.reason:
+        details.append(words.phrase(item.reason))
+    if item.parameter:
+        details.append(code(item.parameter))
+    details.append(muted(_kind(item)))
+    spaced: list[str | Span] = []
+    for detail in details:
+        spaced += [detail, "  "]
+    return line(code(item.name)), line(marked(item.status, words)), line(*spaced[:-1])
+
+
+def _kind(item: InputComparison) -> str:
+    """Shape and dtype, of both runs where they are not the same."""
+    return f"{shapes(item.shape_a, item.shape_b)} {either(item.dtype_a, item.dtype_b)}".strip()
+
+
+def _conclusion(found: Divergence) -> str | None:
+    """What the inputs of the first divergent op say of it: the key of a phrase."""
+    if found.between:
+        return None if found.note else "between.why"
+    statuses = {item.status for item in found.inputs}
+    if not statuses or found.function is None:
+        return None
+    if "differs" in statuses:
+        return _cause([item for item in found.inputs if item.status == "differs"])
+    if "not compared" in statuses:
+        return "inputs.unknown"
+    return "inputs.equal" if statuses == {"equal"} else "inputs.arguments"
+
+
+def _cause(differing: list[InputComparison]) -> str:
+    if any(item.parameter for item in differing):
+        return "inputs.parameter"
+    floating = any("float" in (item.dtype_a or item.dtype_b or "float") for item in differing)
+    return "inputs.differ" if floating else "inputs.integer"
+
+
+def _between(names: tuple[str, ...], words: Words) -> tuple[Line, ...]:
+    """The ops by module, each function once with its number."""
+    modules: dict[str, Counter[str]] = {}
+    for name in names:
+        module, _, function = name.rpartition("/")
+        modules.setdefault(module, Counter())[function] += 1
+    lines = [
+        line(muted(module_name(module, words) + words("colon")), ", ".join(map(_times, functions.items())))
+        for module, functions in list(modules.items())[:MODULES_SHOWN]
+    ]
+    if len(modules) > MODULES_SHOWN:
+        lines.append(line(muted(words.many("between.more", len(modules) - MODULES_SHOWN))))
+    return tuple(lines)
+
+
+def _times(item: tuple[str, int]) -> str:
+    function, number = item
+    return function if number == 1 else f"{count(number)}\u00a0×\u00a0{function}"

