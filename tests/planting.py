@@ -10,18 +10,13 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
-from tests import oracle
 
-import forkpoint
-
-FORKPOINT_FOLDER = str(Path(forkpoint.__file__).parent) + "/"
 TORCH_FOLDER = str(Path(torch.__file__).parent) + "/"
 
 KINDS = ("ulp", "sign", "swap", "cancel", "nan")
@@ -69,6 +64,7 @@ class Replacements:
         self.change: Callable[[Any], None] | None = None
         self._announced: tuple[str, tuple[int, ...], int] | None = None
         self._busy = False
+        self._watched = False
         self.sites = [
             (owner, attribute, self._replacement(f"{owner.__name__}.{function.__name__}", function))
             for owner, attribute, function in find_sites(functions)
@@ -76,8 +72,9 @@ class Replacements:
 
     @contextlib.contextmanager
     def installed(self) -> Iterator[None]:
-        """The stand-ins are in place, and count from 0."""
+        """The stand-ins are in place, and count from 0. A function mode that watches is there already."""
         self.calls.clear()
+        self._watched = torch._C._is_torch_function_mode_enabled()
         before = [(owner, name, vars(owner).get(name, self)) for owner, name, _ in self.sites]
         try:
             for owner, name, replacement in self.sites:
@@ -92,14 +89,14 @@ class Replacements:
 
     def _replacement(self, key: str, original: Any) -> Any:
         def announce(args: Any) -> None:
-            if not called_by_an_observer():
-                self._announced = key, tuple(map(id, args)), self._next(key)
+            self._announced = key, tuple(map(id, args)), self._next(key)
 
         def execute(args: Any, kwargs: Any) -> Any:
             call = None
             if self._announced is not None and self._announced[:2] == (key, tuple(map(id, args))):
                 call, self._announced = self._announced[2], None
-            elif not self._busy and not called_by_an_observer():
+            elif not self._busy and not self._watched:
+                # Below a function mode, what isn't announced is the mode's own doing.
                 call = self._next(key)
             if self._busy or call is None:
                 return original(*args, **kwargs)
@@ -150,17 +147,6 @@ def find_sites(functions: list[Any]) -> list[tuple[Any, str, Any]]:
                         if hasattr(owner, operator)
                     ]
     return sites
-
-
-def called_by_an_observer() -> bool:
-    """Whether forkpoint or the oracle calls the function for itself, and not the model."""
-    frame = sys._getframe(2)
-    while frame is not None:
-        file = frame.f_code.co_filename
-        if not file.startswith(TORCH_FOLDER) and file != __file__:
-            return file.startswith(FORKPOINT_FOLDER) or file == oracle.__file__
-        frame = frame.f_back
-    return False
 
 
 # --- Faults --------------------------------------------------------------------------------------

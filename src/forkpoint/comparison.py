@@ -17,10 +17,11 @@ from forkpoint.layout import pair_samples, read_content
 from forkpoint.locate import Located, Tokens, locate
 from forkpoint.match import Join, Joined, Shared
 from forkpoint.replaced import replaced_modules
-from forkpoint.result import NotCompared, OpRow, Result, RunSummary, Verdict, VerdictKind
-from forkpoint.run import RandomState, Run, all_results, token_ids
-from forkpoint.session import Session, Traced, trace_run
+from forkpoint.result import NotCompared, OpRow, Result, RunSummary
+from forkpoint.run import Run, token_ids
+from forkpoint.session import Session, Traced, trace_faithfully
 from forkpoint.values import fetch_value
+from forkpoint.verdict import Judgement, judge, without_probes
 
 
 def compare(a: Run, b: Run, *, probes: bool = True, tokenizer: Any = None, notes: Sequence[str] = ()) -> Result:
@@ -50,60 +51,13 @@ def compare(a: Run, b: Run, *, probes: bool = True, tokenizer: Any = None, notes
         if not isinstance(run, Run):
             raise InputError(f"{name} is a {type(run).__name__}", "an fp.Run(model, inputs)")
     pairing = pair_samples(a.layout, b.layout, read_content(a.layout, a.calls), read_content(b.layout, b.calls))
-    traced_a, remarks_a = _trace_faithfully(a)
-    traced_b, remarks_b = _trace_faithfully(b)
+    traced_a, traced_b = trace_faithfully(a), trace_faithfully(b)
     shared = Shared(traced_a.trace.table, traced_b.trace.table, pairing)
     session = Session(traced_a, traced_b, shared, Join(traced_a.trace, traced_b.trace, shared))
     tokens = _token_texts(a, tokenizer)
     located = locate(session, tokens)
     compared = compare_results(session)
-    return _assemble(session, located, compared, tokens, probes, (remarks_a, remarks_b), notes)
-
-
-def _trace_faithfully(run: Run) -> tuple[Traced, tuple[str, ...]]:
-    """Trace a run, and check that tracing did not change a bit of what it returns.
-
-    Where it did, step back to a tap that sees modules only.
-    """
-    before = RandomState.take()
-    traced = trace_run(run)
-    remarks = [f"not looked into, since that would change its bits: {path}" for path in traced.trace.opaque]
-    after = RandomState.take()
-    before.restore()
-    plain = all_results(run.execute())
-    if _same(traced, plain):
-        after.restore()
-        return traced, tuple(remarks)
-    before.restore()
-    again = all_results(run.execute())
-    if not _same_results(plain, again):
-        after.restore()
-        return traced, (*remarks, "the run does not repeat itself bit for bit, from the same random state")
-    before.restore()
-    traced = trace_run(run, functions=False)
-    remarks.append("looking at single functions changes this model's bits; only its modules were watched")
-    if not _same(traced, plain):
-        remarks.append("and watching its modules changes them too: this trace is not exactly the model's run")
-    return traced, tuple(remarks)
-
-
-def _same(traced: Traced, plain: list[dict[str, Tensor]]) -> bool:
-    return _same_results([{k: v for k, (v, _) in call.items()} for call in traced.results], plain)
-
-
-def _same_results(a: list[dict[str, Tensor]], b: list[dict[str, Tensor]]) -> bool:
-    return len(a) == len(b) and all(
-        x.keys() == y.keys() and all(same_bits(x[name], y[name]) for name in x) for x, y in zip(a, b, strict=True)
-    )
-
-
-def same_bits(a: Tensor, b: Tensor) -> bool:
-    """Whether two tensors are equal, NaN equal to NaN."""
-    if a.shape != b.shape or a.dtype != b.dtype:
-        return False
-    if a.dtype.is_floating_point or a.dtype.is_complex:
-        return bool(((a == b) | ((a != a) & (b != b))).all())
-    return bool((a == b).all())
+    return _assemble(session, located, compared, tokens, probes, notes)
 
 
 def _token_texts(run: Run, tokenizer: Any) -> Tokens:
@@ -123,18 +77,19 @@ def _token_texts(run: Run, tokenizer: Any) -> Tokens:
 
 def _assemble(
     session: Session, located: Located | None, compared: ResultComparison, tokens: Tokens, probes: bool,
-    remarks: tuple[tuple[str, ...], tuple[str, ...]], notes: Sequence[str],
+    notes: Sequence[str],
 ) -> Result:  # fmt: skip
-    verdict = _without_probes(compared)
+    judged = judge(session, compared, located, tokens) if probes else Judgement(without_probes(compared))
     rows = sorted(session.join.rows, key=lambda r: (r.status == "only in b", r.order))
     ops = tuple(_op_row(row) for row in rows)
     integers = [r for r in rows if r.difference is not None and not r.floating and not r.op.is_boundary]
     first_integer = min(integers, key=lambda r: r.difference.event_a if r.difference else 0, default=None)
     return Result(
-        a=_summary(session.a, "A", remarks[0]),
-        b=_summary(session.b, "B", remarks[1]),
+        a=_summary(session.a, "A"),
+        b=_summary(session.b, "B"),
         first=located.divergence if located is not None else None,
-        verdict=verdict,
+        verdict=judged.verdict,
+        origin=judged.origin,
         impact=impact.measure(session, compared),
         ops=ops,
         not_compared=_not_compared(rows, compared),
@@ -145,17 +100,6 @@ def _assemble(
         versions=versions(),
         _fetch=lambda module, name, **where: fetch_value(session, module, name, **where),
     )
-
-
-def _without_probes(compared: ResultComparison) -> Verdict:
-    if compared.identical:
-        count = len(compared.gaps)
-        what = "the result is" if count == 1 else f"all {count} results are"
-        return Verdict(VerdictKind.IDENTICAL, None, None, f"{what} the same, bit for bit, at every shared coordinate")
-    if not compared.gaps:
-        reason = compared.left_out[0][1] if compared.left_out else "the model returned nothing that both runs have"
-        return Verdict(VerdictKind.UNDETERMINED, None, None, f"no result could be compared: {reason}")
-    return Verdict(VerdictKind.UNDETERMINED, None, None, "the results differ; no probe was run to tell why")
 
 
 def _op_row(row: Joined) -> OpRow:
@@ -180,7 +124,7 @@ def _not_compared(rows: list[Joined], compared: ResultComparison) -> tuple[NotCo
     return tuple(found)
 
 
-def _summary(traced: Traced, default: str, remarks: tuple[str, ...]) -> RunSummary:
+def _summary(traced: Traced, default: str) -> RunSummary:
     run, model = traced.run, traced.run.modules
     tokens = padding = 0
     for entry in run.layout.calls:
@@ -201,7 +145,7 @@ def _summary(traced: Traced, default: str, remarks: tuple[str, ...]) -> RunSumma
         device=str(first.device) if first is not None else "cpu",
         attention=_attention(model),
         ops=len({op.key for op in traced.trace.ops if not op.is_boundary}),
-        notes=remarks,
+        notes=traced.remarks,
     )
 
 

@@ -49,12 +49,19 @@ class ResultComparison:
         return max((g.gap.max_abs for g in self.gaps), default=0.0)
 
 
-def compare_results(session: Session, a: Results | None = None, b: Results | None = None) -> ResultComparison:
+def compare_results(
+    session: Session, a: Results | None = None, b: Results | None = None, *, own: str | None = None
+) -> ResultComparison:
     """Compare what the two runs returned, at shared coordinates where it has them, whole where not.
 
     Calls meet one to one if the runs have as many; else every call meets every other, where they
     share tokens (a full forward against prefill and decoding steps).
+
+    Args:
+        a, b: other results of the runs (in float64); by default those of the traced runs.
+        own: `a` or `b` if both results are of that one run.
     """
+    shared = session.shared if own is None else session.shared.within(own)
     results_a, results_b = a or session.a.results, b or session.b.results
     names = [n for n in dict.fromkeys(n for call in results_a for n in call) if any(n in c for c in results_b)]
     gaps: list[ResultGap] = []
@@ -69,7 +76,7 @@ def compare_results(session: Session, a: Results | None = None, b: Results | Non
                 if len(results_a) == len(results_b) and index_a != index_b:
                     continue
                 (value_a, label_a), (value_b, label_b) = call_a[name], call_b[name]
-                pairs = pair_elements(value_a, label_a, value_b, label_b, session.shared)
+                pairs = pair_elements(value_a, label_a, value_b, label_b, shared)
                 if not len(pairs):
                     reason = pairs.reason
                     continue

@@ -15,9 +15,10 @@ from forkpoint.align import gap, index_of, pair_elements, scalar, ulps
 from forkpoint.capture.functions import ALWAYS_VIEWS, parameter_names
 from forkpoint.capture.recorder import Fetch, Taken
 from forkpoint.match import Difference, Joined
+from forkpoint.promotion import Promotion
 from forkpoint.result import Divergence, InputComparison
 from forkpoint.session import Session, Traced
-from forkpoint.trace import Op
+from forkpoint.trace import Event, Op
 
 Tokens = Callable[[int, int], str | None]
 """The text of the token at (sample of run A, position), if known."""
@@ -70,7 +71,7 @@ def _difference(row: Joined) -> Difference:
     return row.difference
 
 
-def fetch(traced: Traced, wanted: list[tuple[Joined, int]], around: Any = None) -> list[Taken | None]:
+def fetch(traced: Traced, wanted: list[tuple[Joined, int]]) -> list[Taken | None]:
     """Run again and keep the calls that made the given events; None for one that did not come again."""
     found: list[Taken | None] = [None] * len(wanted)
     fetches: list[Fetch] = []
@@ -84,32 +85,47 @@ def fetch(traced: Traced, wanted: list[tuple[Joined, int]], around: Any = None) 
         output = op.output if op.is_boundary else None
         fetches.append(Fetch((op.module, op.function, op.site.chain), event.call, event.nth, take, output))
     if fetches:
-        traced.again(fetches, **({"around": around} if around is not None else {}))
+        traced.again(fetches)
     return found
+
+
+def fetch_op(traced: Traced, op: Op, event: Event, *, promotion: Promotion | None = None) -> Taken | None:
+    """Run again and keep one call of an op; None if it did not come again."""
+    found: list[Taken] = []
+    output = op.output if op.is_boundary else None
+    wanted = Fetch((op.module, op.function, op.site.chain), event.call, event.nth, found.append, output)
+    traced.again([wanted], promotion=promotion)
+    return found[0] if found else None
 
 
 def describe(session: Session, row: Joined, a: Taken, b: Taken, tokens: Tokens) -> Divergence | None:
     """The divergence of one op from its calls in both runs; None where its values are equal after all."""
     output = row.op.output if not row.op.is_boundary else 0
+    difference = _difference(row)
+    return describe_values(session, row.op, output, a, b, tokens, (difference.sample, difference.position))
+
+
+def describe_values(
+    session: Session, op: Op, output: int, a: Taken, b: Taken, tokens: Tokens,
+    known: tuple[int | None, int | None] = (None, None),
+) -> Divergence | None:  # fmt: skip
+    """The same for any op, where `known` is (sample, position) for values that have no label of their own."""
     value_a, value_b = a.outputs[output], b.outputs[output]
     label_a, label_b = a.output_labels[output], b.output_labels[output]
     pairs = pair_elements(value_a, label_a, value_b, label_b, session.shared)
-    difference = _difference(row)
     if not len(pairs):
-        pairs = session.join.pair_open(difference, tuple(value_a.shape), tuple(value_b.shape))
+        pairs = session.join.pair_open(known[0], a.call, b.call, tuple(value_a.shape), tuple(value_b.shape))
     if not len(pairs):
         return None
     found = gap(value_a, value_b, pairs)
     if not found.differing:
         return None
     at_a, at_b = int(pairs.a[found.first]), int(pairs.b[found.first])
-    if label_a is None or label_b is None:
-        sample, position = difference.sample, difference.position
-    else:
-        sample, position = session.shared.place(pairs, found.first)
+    labelled = label_a is not None and label_b is not None
+    sample, position = session.shared.place(pairs, found.first) if labelled else known
     first_a, first_b = scalar(value_a, at_a), scalar(value_b, at_b)
     return Divergence(
-        **_place(session, row.op),
+        **_place(session, op),
         sample=None if sample is None else session.a.run.layout.name(sample),
         position=position,
         token=tokens(sample, position) if sample is not None and position is not None else None,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Hashable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -21,33 +22,96 @@ _WHOLE = 0
 
 
 class Shared:
-    """One numbering of coordinates for both runs."""
+    """One numbering of coordinates for both runs.
+
+    A later pass may meet sets of tokens that no earlier one made, so the tables can grow; numbers
+    once given stay.
+    """
 
     def __init__(self, a: CoordinateTable, b: CoordinateTable, pairing: Pairing) -> None:
         self.pairing = pairing
         self.names: list[Hashable] = [("whole",)]
-        numbers: dict[Hashable, int] = {}
-        to_a = {sample: sample for sample, _ in pairing.pairs}
-        to_b = {sample_b: sample_a for sample_a, sample_b in pairing.pairs}
+        self._numbers: dict[Hashable, int] = {}
+        self._table_a, self._table_b = a, b
+        self._sizes = (-1, -1)
+        self._frozen = False
+        self._refresh()
+
+    def _refresh(self) -> None:
+        a, b = self._table_a, self._table_b
+        sizes = (len(a.kinds), len(b.kinds))
+        if sizes == self._sizes or self._frozen:
+            return
+        self._sizes = sizes
+        to_a = {sample: sample for sample, _ in self.pairing.pairs}
+        to_b = {sample_b: sample_a for sample_a, sample_b in self.pairing.pairs}
         keys_a, keys_b = a.keys(to_a), b.keys(to_b)
         common = {k for k in keys_a if k is not None} & {k for k in keys_b if k is not None}
         for key in keys_a:
-            if key in common and key not in numbers:
-                numbers[key] = len(self.names)
+            if key in common and key not in self._numbers:
+                self._numbers[key] = len(self.names)
                 self.names.append(key)
-        self.a = self._numbers(keys_a, numbers)
-        self.b = self._numbers(keys_b, numbers)
-        self.home_a, self.home_b = _homes(a), _homes(b)
-        self._whole_samples = _samples_of_sets(a, self.a)
-        self.samples = np.asarray([-1 if (s := self.coordinate(n)[0]) is None else s for n in range(len(self.names))])
-        """For each shared number, the sample of run A that it belongs to, or -1."""
-        self.sample_rows_a, self.sample_rows_b = _rows(a, to_a), _rows(b, to_b)
-        """For each id, the sample whose row it is in, padding too; -1 where it has none."""
+        self._a, self._b = self._number(keys_a), self._number(keys_b)
+        self._homes = (_homes(a), _homes(b))
+        self._whole_samples = _samples_of_sets(a, self._a)
+        self._samples = np.asarray([-1 if (s := self.coordinate(n)[0]) is None else s for n in range(len(self.names))])
+        self._rows = (_rows(a, to_a), _rows(b, to_b))
 
-    @staticmethod
-    def _numbers(keys: list[Hashable | None], numbers: Mapping[Hashable, int]) -> Ints:
+    def _number(self, keys: list[Hashable | None]) -> Ints:
         # Two more entries, so that ids -1 (none) and -2 (whole) find themselves at the end.
-        return np.asarray([*(numbers.get(k, -1) if k is not None else -1 for k in keys), _WHOLE, -1], dtype=np.int64)
+        known = self._numbers
+        return np.asarray([*(known.get(k, -1) if k is not None else -1 for k in keys), _WHOLE, -1], dtype=np.int64)
+
+    @property
+    def a(self) -> Ints:
+        """For each id of run A its shared number; -1 for what one run alone has."""
+        self._refresh()
+        return self._a
+
+    @property
+    def b(self) -> Ints:
+        """The same for run B."""
+        self._refresh()
+        return self._b
+
+    def within(self, run: str) -> Shared:
+        """The same numbering for two passes of one run, on the coordinates that both runs have."""
+        self._refresh()
+        same = copy.copy(self)
+        same._table_a = same._table_b = self._table_a if run == "a" else self._table_b
+        same._a = same._b = self._a if run == "a" else self._b
+        same._rows = (self._rows[0],) * 2 if run == "a" else (self._rows[1],) * 2
+        same._homes = (self._homes[0],) * 2 if run == "a" else (self._homes[1],) * 2
+        same._frozen = True
+        return same
+
+    @property
+    def home_a(self) -> Ints:
+        """For each id of run A the call in which its token goes in."""
+        self._refresh()
+        return self._homes[0]
+
+    @property
+    def home_b(self) -> Ints:
+        self._refresh()
+        return self._homes[1]
+
+    @property
+    def samples(self) -> Ints:
+        """For each shared number, the sample of run A that it belongs to, or -1."""
+        self._refresh()
+        return self._samples
+
+    @property
+    def sample_rows_a(self) -> Ints:
+        """For each id of run A, the sample in whose row it is, padding too; -1 where it has none."""
+        self._refresh()
+        return self._rows[0]
+
+    @property
+    def sample_rows_b(self) -> Ints:
+        self._refresh()
+        return self._rows[1]
 
     def place(self, pairs: Pairs, index: int) -> tuple[int | None, int | None]:
         """(sample of run A, position) of one pair of elements."""
@@ -609,27 +673,38 @@ class Join:
                 count.differ(Difference(a[0], b[0], number, sample_a, position))
 
 
-    def pair_open(self, difference: Difference, shape_a: tuple[int, ...], shape_b: tuple[int, ...]) -> Pairs:
-        """Pair the elements of two values whose token dimensions only the join could line up."""
-        event_a, event_b = self.a.events[difference.event_a], self.b.events[difference.event_b]
-        partner = next((p for p in self.shared.pairing.pairs if p[0] == difference.sample), None)
-        if partner is None or len(shape_a) != len(shape_b):
+    def pair_open(
+        self, sample: int | None, call_a: int, call_b: int, shape_a: tuple[int, ...], shape_b: tuple[int, ...]
+    ) -> Pairs:
+        """Pair the elements of two values whose token dimensions only the join could line up.
+
+        Args:
+            sample: the sample (of run A) by whose columns they are lined up; None for all, one after the other.
+        """
+        if len(shape_a) != len(shape_b):
+            return Pairs.none(f"shape {list(shape_a)} in A, {list(shape_b)} in B")
+        partners = [p for p in self.shared.pairing.pairs if sample is None or p[0] == sample]
+        flat_a: list[Ints] = []
+        flat_b: list[Ints] = []
+        for sample_a, sample_b in partners:
+            take_a: list[Ints] = []
+            take_b: list[Ints] = []
+            for size_a, size_b in zip(shape_a, shape_b, strict=True):
+                columns_a = self._column_of(self.a, call_a, size_a).get(sample_a, {})
+                columns_b = self._column_of(self.b, call_b, size_b).get(sample_b, {})
+                if size_a == size_b:
+                    take_a.append(np.arange(size_a))
+                    take_b.append(np.arange(size_b))
+                    continue
+                common = sorted(columns_a.keys() & columns_b.keys())
+                take_a.append(np.asarray([columns_a[p] for p in common], dtype=np.int64))
+                take_b.append(np.asarray([columns_b[p] for p in common], dtype=np.int64))
+            flat_a.append(np.ravel_multi_index(np.ix_(*take_a), shape_a).reshape(-1))
+            flat_b.append(np.ravel_multi_index(np.ix_(*take_b), shape_b).reshape(-1))
+        if not flat_a or not sum(map(len, flat_a)):
             return Pairs.none("no token dimension known")
-        take_a: list[Ints] = []
-        take_b: list[Ints] = []
-        for size_a, size_b in zip(shape_a, shape_b, strict=True):
-            if size_a == size_b:
-                take_a.append(np.arange(size_a))
-                take_b.append(np.arange(size_b))
-                continue
-            columns_a = self._column_of(self.a, event_a.call, size_a).get(partner[0], {})
-            columns_b = self._column_of(self.b, event_b.call, size_b).get(partner[1], {})
-            common = sorted(columns_a.keys() & columns_b.keys())
-            take_a.append(np.asarray([columns_a[p] for p in common], dtype=np.int64))
-            take_b.append(np.asarray([columns_b[p] for p in common], dtype=np.int64))
-        flat_a = np.ravel_multi_index(np.ix_(*take_a), shape_a).reshape(-1)
-        flat_b = np.ravel_multi_index(np.ix_(*take_b), shape_b).reshape(-1)
-        return Pairs(flat_a, flat_b, np.zeros(len(flat_a), dtype=np.int64))
+        index_a, index_b = np.concatenate(flat_a), np.concatenate(flat_b)
+        return Pairs(index_a, index_b, np.zeros(len(index_a), dtype=np.int64))
 
 
 class _Passes:

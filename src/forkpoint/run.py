@@ -262,9 +262,9 @@ def version(tensor: Tensor) -> int | None:
 # ---------------------------------------------------------------------- random state
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class RandomState:
-    """The state of every random generator that a model may draw from."""
+    """The state of every random generator of torch that a model may draw from."""
 
     cpu: Tensor
     cuda: tuple[Tensor, ...]
@@ -273,6 +273,14 @@ class RandomState:
     def take(cls) -> RandomState:
         cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
         return cls(torch.get_rng_state(), tuple(cuda))
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, RandomState) or len(self.cuda) != len(other.cuda):
+            return False
+        mine, theirs = (self.cpu, *self.cuda), (other.cpu, *other.cuda)
+        return all(bool((x == y).all()) for x, y in zip(mine, theirs, strict=True))
+
+    __hash__ = None  # type: ignore[assignment]
 
     def restore(self) -> None:
         torch.set_rng_state(self.cpu)

@@ -10,11 +10,13 @@ from typing import Any
 from torch import Tensor
 
 from forkpoint.capture.labels import Label
-from forkpoint.capture.recorder import Fetch, Recorder
+from forkpoint.capture.recorder import Fetch, Recorder, Watcher
 from forkpoint.capture.taps import Observation
+from forkpoint.equality import same_results
 from forkpoint.layout import Pairing
 from forkpoint.match import Join, Shared
-from forkpoint.run import RandomState, Run, all_results
+from forkpoint.promotion import Promotion
+from forkpoint.run import Inputs, RandomState, Run, all_results
 from forkpoint.trace import Trace
 
 Results = list[dict[str, tuple[Tensor, Label | None]]]
@@ -38,23 +40,49 @@ class Traced:
     random: RandomState
     recorder: Recorder
     functions: bool = True
+    repeats: bool = True
+    """Whether the run, made again without tracing from the same random state, gave the same bits."""
+    draws: bool = False
+    """Whether the run drew random numbers."""
+    remarks: tuple[str, ...] = ()
+    """What a report should say of how it was traced."""
 
     def again(
         self,
-        fetches: Sequence[Fetch],
-        around: Callable[[], AbstractContextManager[Any]] = nullcontext,
-    ) -> Recorder:
-        """Run it once more, from the same random state, to fetch values; digests are not taken."""
+        fetches: Sequence[Fetch] = (),
+        *,
+        watcher: Watcher | None = None,
+        promotion: Promotion | None = None,
+        calls: Sequence[Inputs] | None = None,
+    ) -> Results:
+        """Run it once more, from the same random state; digests are not taken.
+
+        Args:
+            fetches: calls to keep.
+            watcher: sees every value, and may change it.
+            promotion: computes the run in float64.
+            calls: other inputs of the same layout.
+        """
         after = RandomState.take()
         self.random.restore()
         recorder = Recorder(
-            self.run.layout, self.run.modules, tuple(fetches), digests=False, labels=self.recorder.labels
-        )
+            self.run.layout, self.run.modules, tuple(fetches), digests=False, labels=self.recorder.labels,
+            watcher=watcher, read=promotion.value if promotion is not None else None,
+        )  # fmt: skip
+        around = (lambda: promotion) if promotion is not None else nullcontext
         try:
-            self.run.execute(Observation(recorder, functions=self.functions), around=around)
+            exact = promotion is not None
+            observation = Observation(recorder, functions=self.functions or exact, inside=exact)
+            outputs = self.run.execute(observation, around=around, calls=calls)
         finally:
             after.restore()
-        return recorder
+        return [
+            {
+                name: (value if promotion is None else promotion.value(value), recorder.label_of_result(value))
+                for name, value in call.items()
+            }
+            for call in all_results(outputs)
+        ]
 
 
 def trace_run(
@@ -76,6 +104,40 @@ def trace_run(
         for call in all_results(outputs)
     ]
     return Traced(run, trace, results, random, recorder, functions)
+
+
+def plain(results: Results) -> list[dict[str, Tensor]]:
+    """Results without their labels."""
+    return [{name: value for name, (value, _) in call.items()} for call in results]
+
+
+def trace_faithfully(run: Run) -> Traced:
+    """Trace a run, and check against an untraced one that tracing did not change a bit of what it returns.
+
+    Where it did, step back to a tap that sees modules only.
+    """
+    before = RandomState.take()
+    traced = trace_run(run)
+    remarks = [f"not looked into, since that would change its bits: {path}" for path in traced.trace.opaque]
+    after = RandomState.take()
+    traced.draws = after != before
+    before.restore()
+    untraced = all_results(run.execute())
+    if not same_results(plain(traced.results), untraced):
+        before.restore()
+        if same_results(untraced, all_results(run.execute())):
+            before.restore()
+            draws, traced = traced.draws, trace_run(run, functions=False)
+            traced.draws = draws
+            remarks.append("looking at single functions changes this model's bits; only its modules were watched")
+            if not same_results(plain(traced.results), untraced):
+                remarks.append("watching its modules changes them too: this trace is not exactly the model's own run")
+        else:
+            traced.repeats = False
+            remarks.append("the run does not repeat itself bit for bit, from the same random state")
+    after.restore()
+    traced.remarks = tuple(remarks)
+    return traced
 
 
 @dataclass

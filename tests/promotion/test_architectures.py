@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 import torch
+from tests.architectures import ARCHITECTURES, Architecture, Side, prompt
 
 from forkpoint.promotion import Promotion
-from tests.architectures import ARCHITECTURES, Architecture, Side, prompt
 
 DTYPES = (torch.float32, torch.bfloat16)
 COLUMN_POSITIONS = {"bert", "distilbert", "electra", "deberta", "bart"}
@@ -64,7 +64,9 @@ def test_padding_changes_nothing(name: str, attention: str, dtype: torch.dtype, 
     assert gap(padded, promoted) <= 1e-12
     assert gap(native, promoted) < (1e-4 if dtype == torch.float32 else 0.25), "another function"
     after = model.state_dict()
-    assert all(torch.equal(after[key], value) and after[key].dtype == value.dtype for key, value in before.items())
+    assert all(
+        torch.equal(after[key], value) and after[key].dtype == value.dtype for key, value in before.items()
+    )
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=["float32", "bfloat16"])
@@ -86,7 +88,9 @@ def test_every_way_to_run_experts_gives_the_same(name: str, implementation: str,
 def test_falcon_with_alibi(dtype: torch.dtype) -> None:
     architecture = ARCHITECTURES["falcon"]
     for attention in ("eager", "sdpa"):
-        model = architecture.build(dtype=dtype, attention=attention, alibi=True, new_decoder_architecture=False)
+        model = architecture.build(
+            dtype=dtype, attention=attention, alibi=True, new_decoder_architecture=False
+        )
         promoted, padded, _ = run_padded(architecture, model, "left")
         assert gap(padded, promoted) <= 1e-12
 

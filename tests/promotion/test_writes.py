@@ -63,9 +63,9 @@ def test_out_goes_to_the_same_tensor() -> None:
         lambda x: x.to(torch.float32),
         lambda x: x.to(x.dtype),
         lambda x: x.float(),
-        lambda x: torch.as_tensor(x),
+        torch.as_tensor,
         lambda x: x.unfold(0, 4, 4)[0],
-        lambda x: torch.nn.Identity()(x),
+        torch.nn.Identity(),
     ],
     ids=["dropout", "contiguous", "to", "to-own-dtype", "float", "as_tensor", "unfold", "Identity"],
 )
@@ -78,7 +78,12 @@ def test_what_natively_returns_the_same_memory_still_does(identity: Callable[...
 
 @pytest.mark.parametrize(
     "copying",
-    [lambda x: x.float(), lambda x: x.to(torch.bfloat16), lambda x: x.half(), lambda x: x.type(torch.FloatTensor)],
+    [
+        lambda x: x.float(),
+        lambda x: x.to(torch.bfloat16),
+        lambda x: x.half(),
+        lambda x: x.type(torch.FloatTensor),
+    ],
     ids=["float", "to", "half", "type"],
 )
 def test_a_cast_that_copies_natively_still_copies(copying: Callable[..., torch.Tensor]) -> None:
@@ -190,7 +195,9 @@ def _keep(change: Callable[[torch.Tensor], torch.Tensor]) -> Callable[[Pool, int
     return step
 
 
-def _make(compute: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]) -> Callable[[Pool, int, int, int], None]:
+def _make(
+    compute: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
+) -> Callable[[Pool, int, int, int], None]:
     def step(pool: Pool, a: int, b: int, c: int) -> None:
         pool[c] = Held(compute(pool[a].value, pool[b].value), None)
 
@@ -278,7 +285,9 @@ def run(program: list[tuple[str, int, int, int]], pool: Pool, *, plain: bool) ->
 
 @settings(max_examples=300)
 @given(program=PROGRAMS)
-def test_a_program_of_writes_and_views_computes_as_in_float64(program: list[tuple[str, int, int, int]]) -> None:
+def test_a_program_of_writes_and_views_computes_as_in_float64(
+    program: list[tuple[str, int, int, int]],
+) -> None:
     wide = [Held(held.value.double(), held.from_before) for held in pool_from_before()]
     narrow = pool_from_before()
     originals = [held.value for held in narrow]

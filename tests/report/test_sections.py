@@ -55,6 +55,8 @@ def test_undetermined_with_evidence_says_what_is_missing() -> None:
     text = said(replace(samples.rounding(), verdict=verdict), "verdict")
     assert "the evidence does not suffice" in text
     assert "float64 is missing." in text
+    assert "float64 is missing." in said(replace(samples.rounding(), verdict=verdict), "verdict", "zh")
+    assert "In float64" not in said(samples.rounding(), "verdict", "zh")
 
 
 @pytest.mark.parametrize(
@@ -188,6 +190,15 @@ def test_ops_between_are_listed_where_they_hide_the_cause() -> None:
     assert "op: model.layers.0.self_attn\n" in text
     assert "model.layers.0.self_attn: 2 × expand, 2 × reshape" in text
     assert "inputs" not in text
+    assert "Only one run has these ops" in text
+
+
+def test_a_note_that_says_why_goes_before_a_general_remark() -> None:
+    first = samples.decode().first
+    assert first is not None
+    text = said(replace(samples.decode(), first=replace(first, note="one run packs its heads")), "first")
+    assert "One run packs its heads." in text
+    assert "Only one run has these ops" not in text
 
 
 def test_the_call_is_named_where_there_are_several() -> None:
@@ -223,8 +234,9 @@ def test_the_origin_is_a_section_of_its_own_unless_it_is_the_first_divergence() 
     assert document(same).section("origin") is None
     assert "The first divergence is the origin." in said(same, "first")
     assert result.first is not None
-    elsewhere = replace(result, origin=replace(result.first, position=9))
-    assert document(elsewhere).section("origin") is not None
+    for change in ({"position": 9}, {"sample": "zh"}, {"call": 1}):
+        elsewhere = replace(result, origin=replace(result.first, **change))
+        assert document(elsewhere).section("origin") is not None
 
 
 # --- runs

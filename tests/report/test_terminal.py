@@ -123,16 +123,22 @@ def test_wide_tokens_keep_the_columns() -> None:
 
 def test_a_few_long_cells_do_not_tear_the_others() -> None:
     row = samples.MASK
-    long = replace(row, function="a_function_of_such_a_name_that_it_alone_is_torn", source="x.py:1")
+    long = replace(row, function="a_function_alone_is_torn", source="x.py:1")
     rows = (*(replace(row, source=f"modeling_llama.py:{n}") for n in range(100, 120)), long)
-    text = written(replace(samples.rounding(), ops=rows), ops=True, width=100).partition("Every op")[2]
+    text = written(replace(samples.rounding(), ops=rows), ops=True, width=88).partition("Every op")[2]
     assert text.count("modeling_llama.py:1") == 20
-    assert "a_function_of_such_a_name_that_it_alone_is_torn" not in text
+    assert "a_function_alone_is_torn" not in text
 
 
 def test_rows_of_which_most_would_be_torn_become_paragraphs() -> None:
     text = written(samples.rounding(), ops=True, width=60)
     assert "  query_states  transpose  modeling_llama.py:243\n      [1, 9, 15→50, 64]  bfloat16" in text
+
+
+def test_a_headline_that_is_too_long_is_indented_below() -> None:
+    assert "● Rounding — the runs differ only by\n  floating-point rounding\n" in to_text(
+        samples.rounding(), width=40
+    )
 
 
 def test_below_48_cells_a_label_stands_above_its_value() -> None:

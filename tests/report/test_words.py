@@ -1,4 +1,4 @@
-"""Every phrase exists in both languages, and every slug of the contract has one."""
+"""Every phrase exists in both languages, and every public slug has one."""
 
 from __future__ import annotations
 

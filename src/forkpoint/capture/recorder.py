@@ -8,7 +8,7 @@ import weakref
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -35,6 +35,20 @@ PENDING_BYTES = {"cpu": 1 << 25, "other": 1 << 28}
 """Values kept alive for a digest in one go, by device."""
 
 Group = tuple[str, str, Place]
+
+
+class Watcher(Protocol):
+    """Sees every value as it passes by, and may put another in its place."""
+
+    def edit(
+        self, recorder: Recorder, key: tuple[str, str, str], nth: int, output: int, value: Tensor, label: Label | None
+    ) -> Tensor | None:
+        """A value of the same shape and dtype to go on with, or None to leave this one."""
+        ...
+
+    def saw(self, recorder: Recorder, event: int, value: Tensor, label: Label | None, inputs: list[int]) -> None:
+        """An event was recorded; `inputs` are the events of the tensors that went into it."""
+        ...
 
 
 @dataclass
@@ -126,6 +140,8 @@ class Recorder:
         fetches: calls to keep; with any, digests are still taken.
         digests: False to follow the labels only (a second pass that wants values).
         labels: those of the first pass, so that a second pass speaks of the same coordinates.
+        watcher: sees every value, and may change it.
+        read: gives the true value of a tensor, where another mode keeps it elsewhere (`Promotion.value`).
     """
 
     def __init__(
@@ -135,16 +151,19 @@ class Recorder:
         fetches: tuple[Fetch, ...] = (),
         digests: bool = True,
         labels: Labels | None = None,
+        watcher: Watcher | None = None,
+        read: Callable[[Tensor], Tensor] | None = None,
     ) -> None:
         self.labels = labels or Labels(CoordinateTable(layout))
         self.table = self.labels.table
         self.trace = Trace(self.table)
         self.stack: list[Frame] = [Frame("", model)]
         self.call = -1
-        self._layout = layout
+        self.watcher = watcher
+        self._read = read
         self._digests = digests
         self._paths = _paths(model)
-        self._owned = _owned(model)
+        self.owned = _owned(model)
         self._known: dict[int, _Known] = {}
         self._ops: dict[tuple[Group, int], int] = {}
         self._passes: dict[Any, int] = {}
@@ -195,6 +214,10 @@ class Recorder:
     def _label_input(self, index: int, inputs: Mapping[str, Any], name: str, value: Any) -> None:
         if isinstance(value, Tensor):
             label = self._input_label(index, inputs, name, value)
+            if self.watcher is not None:
+                new = self.watcher.edit(self, ("", f"input:{name}", "?"), 0, 0, value, label)
+                if new is not None:
+                    value.copy_(new)
             self._remember(value, label, self._boundary("", f"input:{name}", value, label))
         elif value is not None:
             for tensor, label in self._nested_labels(index, name, value):
@@ -284,12 +307,47 @@ class Recorder:
                     inputs = tensors_in((args, tuple(kwargs.values())))
                 view = is_view(function, output, inputs)
             op = self._op(group, index)
-            event = self._event(op, nth, output, label, view, reason, function)
+            if self.watcher is not None:
+                if inputs is None:
+                    inputs = tensors_in((args, tuple(kwargs.values())))
+                deps = [known.event for t in inputs if (known := self._find(t)) is not None and known.event >= 0]
+                event = self._event(op, nth, output, label, view, reason, function)
+                self.watcher.saw(self, event, self.true_value(output), label, deps)
+            else:
+                event = self._event(op, nth, output, label, view, reason, function)
             if writes and label is not None:
                 self._relabel_base(output, label)
             self._remember(output, label, event, reason if label is None else "")
         self._last_outputs = [(label, tuple(o.shape)) for o, label in zip(outputs, labels, strict=True)]
         return group, nth, outputs, labels
+
+    def edit(
+        self, function: Function, func: Any, place: Place, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any
+    ) -> Any:
+        """Let the watcher change the values of a finished call before the model goes on with them."""
+        watcher = self.watcher
+        if watcher is None or function.name == "setitem":
+            return result
+        outputs = (result,) if isinstance(result, Tensor) else tuple(tensors_in((result,)))
+        if not outputs or torch._C._functorch.peek_interpreter_stack() is not None:
+            return result
+        labels, _ = self._propagate(function, func, args, kwargs, outputs)
+        path = self.stack[-1].path
+        key = (path, function.name, site_of(place).chain)
+        nth = self._passes.get((path, function.name, place), 0)
+        inputs = tensors_in((args, tuple(kwargs.values())))
+        for index, (output, label) in enumerate(zip(outputs, labels, strict=True)):
+            new = watcher.edit(self, key, nth, index, self.true_value(output), label)
+            if new is None:
+                continue
+            if isinstance(result, Tensor) and (is_view(function, output, inputs) or output.dtype != new.dtype):
+                result = new
+            elif output.dtype == new.dtype:
+                output.copy_(new)
+        return result
+
+    def true_value(self, value: Tensor) -> Tensor:
+        return value if self._read is None else self._read(value)
 
     def _propagate(
         self, function: Function, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], outputs: tuple[Tensor, ...]
@@ -299,7 +357,7 @@ class Recorder:
         def fingerprint(value: Any) -> Any:
             nonlocal any_label, lost
             if isinstance(value, Tensor):
-                label = self._label_of(value)
+                label = self.label_of(value)
                 if label is None and (known := self._known.get(id(value))) is not None and known.lost:
                     lost = known.lost
                 if label is not None:
@@ -323,7 +381,7 @@ class Recorder:
         except TypeError:
             key, known = None, None
         if known is None:
-            call = Call(function.rule, func, args, kwargs, outputs, self._label_of, self.labels)
+            call = Call(function.rule, func, args, kwargs, outputs, self.label_of, self.labels)
             try:
                 known = propagate(call)
             except UnknownMovement as unknown:
@@ -478,11 +536,11 @@ class Recorder:
         known = self._known.get(id(tensor))
         return known if known is not None and known.ref() is tensor else None
 
-    def _label_of(self, tensor: Tensor) -> Label | None:
+    def label_of(self, tensor: Tensor) -> Label | None:
         known = self._known.get(id(tensor))
         if known is not None and known.ref() is tensor:
             return known.label
-        if id(tensor) in self._owned:
+        if id(tensor) in self.owned:
             return None
         return self._unseen(tensor)
 
@@ -545,7 +603,7 @@ class Recorder:
                 self._pass_in(path, name, value)
 
     def _pass_in(self, path: str, name: str, value: Tensor) -> None:
-        label = self._label_of(value)
+        label = self.label_of(value)
         known = self._find(value)
         if known is not None and known.event >= 0:
             self._boundary_alias(path, f"input:{name}", value, known.event)
@@ -576,7 +634,12 @@ class Recorder:
 
     def _boundary(self, path: str, function: str, value: Tensor, label: Label | None, output: int = 0) -> int:
         op, nth = self._boundary_op(path, function, value, label, output)
-        return self._event(op, nth, value, label, False, "", None)
+        known = self._find(value)
+        event = self._event(op, nth, value, label, False, "", None)
+        if self.watcher is not None:
+            before = [known.event] if known is not None and known.event >= 0 else []
+            self.watcher.saw(self, event, self.true_value(value), label, before)
+        return event
 
     def _boundary_alias(self, path: str, function: str, value: Tensor, target: int, output: int = 0) -> None:
         known = self._find(value)

@@ -20,7 +20,7 @@ from torch.overrides import TorchFunctionMode
 from forkpoint.capture.functions import Function, resolve
 from forkpoint.capture.recorder import Fetch, Recorder, Taken
 from forkpoint.capture.rules import tensors_in
-from forkpoint.capture.sites import Place, calling_frame, place_of
+from forkpoint.capture.sites import Place, calling_frame, place_of, site_of
 from forkpoint.trace import Op
 
 
@@ -49,8 +49,8 @@ class Tap(TorchFunctionMode):
             kept = _keep(recorder, args, kwargs) if fetches else None
         result = func(*args, **kwargs)
         with _unwatched():
-            if recorder.edits is not None:
-                result = recorder.edit(function, place, args, kwargs, result)
+            if recorder.watcher is not None:
+                result = recorder.edit(function, func, place, args, kwargs, result)
             recorded = recorder.record(function, func, place, args, kwargs, result)
             if kept is not None and recorded is not None:
                 _deliver(recorder, function, func, fetches, kept, recorded)
@@ -72,10 +72,10 @@ def _keep(recorder: Recorder, args: tuple[Any, ...], kwargs: dict[str, Any]) -> 
     def copy(value: Any) -> Any:
         if isinstance(value, Tensor):
             if id(value) not in copies:
-                name = recorder._owned.get(id(value))
+                name = recorder.owned.get(id(value))
                 copied = value.detach() if name is not None else _clone(value)
                 copies[id(value)] = copied
-                labels[id(copied)] = recorder._label_of(value)
+                labels[id(copied)] = recorder.label_of(value)
                 if name is not None:
                     owned[id(copied)] = name
             return copies[id(value)]
@@ -105,9 +105,7 @@ def _deliver(
 ) -> None:
     (path, name, place), nth, outputs, labels = recorded
     args, kwargs, input_labels, owned = kept
-    copies = tuple(_clone(output) for output in outputs)
-    from forkpoint.capture.sites import site_of
-
+    copies = tuple(_clone(recorder.true_value(output)) for output in outputs)
     op = Op(path, name, site_of(place))
     taken = Taken(op, recorder.call, nth, func, args, kwargs, copies, input_labels, tuple(labels), owned)
     for fetch in fetches:
@@ -115,11 +113,18 @@ def _deliver(
 
 
 class Observation:
-    """An observer that traces a run: `run.execute(Observation(recorder))`."""
+    """An observer that traces a run: `run.execute(Observation(recorder))`.
 
-    def __init__(self, recorder: Recorder, *, functions: bool = True) -> None:
+    Args:
+        recorder: what records.
+        functions: False to watch modules only.
+        inside: look into modules whose bits that changes, too.
+    """
+
+    def __init__(self, recorder: Recorder, *, functions: bool = True, inside: bool = False) -> None:
         self.recorder = recorder
         self.functions = functions
+        self.inside = inside
         self.opaque: list[str] = []
 
     def before_call(self, index: int, inputs: Mapping[str, Any]) -> AbstractContextManager[Any]:
@@ -145,7 +150,7 @@ class Observation:
             failed = True
             result: Any = None
             try:
-                if self.functions and is_opaque(module):
+                if self.functions and not self.inside and is_opaque(module):
                     result = self._opaque(tap, original, traced, module, args, kwargs)
                 else:
                     result = original(module, *args, **kwargs)

@@ -6,12 +6,12 @@ attention 2 (arXiv:2307.08691). A causal mask is aligned to the last key. Keys a
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 
-from forkpoint.promotion.errors import CannotRewrite
+from forkpoint.promotion.errors import CannotRewriteError
 
 
 @dataclass(frozen=True)
@@ -62,9 +62,7 @@ def attend_dense(
     query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, rules: Rules
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """`[samples, tokens, heads, features]`, and `[samples, heads, tokens]` for the log-sum-exp."""
-    samples = [
-        attend(query[n], key[n], value[n], _of_sample(rules, n)) for n in range(query.shape[0])
-    ]
+    samples = [attend(query[n], key[n], value[n], _of_sample(rules, n)) for n in range(query.shape[0])]
     return torch.stack([out for out, _ in samples]), torch.stack([total for _, total in samples])
 
 
@@ -91,28 +89,25 @@ def attend_packed(
 def _of_sample(rules: Rules, sample: int) -> Rules:
     if rules.slopes is None or rules.slopes.dim() < 2:
         return rules
-    return Rules(**{**vars(rules), "slopes": rules.slopes[sample]})
+    return replace(rules, slopes=rules.slopes[sample])
 
 
 def aten_flash_attention(
+    *,
     query: torch.Tensor,
     key: torch.Tensor,
     value: torch.Tensor,
     cum_seq_q: torch.Tensor | None,
     cum_seq_k: torch.Tensor | None,
-    max_q: int,
-    max_k: int,
     dropout_p: float,
     is_causal: bool,
-    return_debug_mask: bool,
-    *,
     scale: float | None = None,
     window_size_left: int | None = None,
     window_size_right: int | None = None,
     alibi_slopes: torch.Tensor | None = None,
     **more: Any,
 ) -> tuple[torch.Tensor, ...]:
-    """``aten::_flash_attention_forward``, under `torch.nn.attention.varlen.varlen_attn` too."""
+    """``aten::_flash_attention_forward``, which is under `torch.nn.attention.varlen.varlen_attn` too."""
     _only_plain(dropout_p, more)
     before, after = (-1 if size is None else size for size in (window_size_left, window_size_right))
     rules = Rules(scale, is_causal, before, after, slopes=alibi_slopes)
@@ -121,66 +116,51 @@ def aten_flash_attention(
     else:
         bounds = cum_seq_q if cum_seq_k is None else cum_seq_k
         out, totals = attend_packed(query, key, value, cum_seq_q, bounds, rules)
-    unused = torch.zeros(2, dtype=torch.uint64, device=query.device)
-    return out, totals, unused, unused.clone(), query.new_empty(0)
+    random_state = torch.zeros(2, dtype=torch.uint64, device=query.device)
+    return out, totals, random_state, random_state.clone(), query.new_empty(0)
 
 
 def flash_attention(
-    q: torch.Tensor,
-    k: torch.Tensor,
-    v: torch.Tensor,
-    dropout_p: float,
-    softmax_scale: float,
-    causal: bool,
-    window_size_left: int = -1,
-    window_size_right: int = -1,
-    softcap: float = 0.0,
-    alibi_slopes: torch.Tensor | None = None,
-    return_softmax: bool = False,
+    *, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, dropout_p: float, **more: Any
 ) -> tuple[torch.Tensor, ...]:
     """``flash_attn::_flash_attn_forward`` of the flash-attn package, version 2."""
-    _only_plain(dropout_p, {})
-    rules = Rules(softmax_scale, causal, window_size_left, window_size_right, softcap, alibi_slopes)
-    out, totals = attend_dense(q, k, v, rules)
+    out, totals = attend_dense(q, k, v, _flash_rules(dropout_p, **more))
     return out, totals, q.new_empty(0), torch.zeros(2, dtype=torch.int64, device=q.device)
 
 
 def flash_attention_packed(
+    *,
     q: torch.Tensor,
     k: torch.Tensor,
     v: torch.Tensor,
     cu_seqlens_q: torch.Tensor,
     cu_seqlens_k: torch.Tensor,
-    max_seqlen_q: int,
-    max_seqlen_k: int,
     dropout_p: float,
+    **more: Any,
+) -> tuple[torch.Tensor, ...]:
+    """``flash_attn::_flash_attn_varlen_forward`` of the flash-attn package, version 2."""
+    out, totals = attend_packed(q, k, v, cu_seqlens_q, cu_seqlens_k, _flash_rules(dropout_p, **more))
+    return out, totals, q.new_empty(0), torch.zeros(2, dtype=torch.int64, device=q.device)
+
+
+def _flash_rules(
+    dropout: float,
+    *,
     softmax_scale: float,
     causal: bool,
     window_size_left: int = -1,
     window_size_right: int = -1,
     softcap: float = 0.0,
     alibi_slopes: torch.Tensor | None = None,
-    return_softmax: bool = False,
     **more: Any,
-) -> tuple[torch.Tensor, ...]:
-    """``flash_attn::_flash_attn_varlen_forward`` of the flash-attn package, version 2."""
-    _only_plain(dropout_p, more)
-    rules = Rules(softmax_scale, causal, window_size_left, window_size_right, softcap, alibi_slopes)
-    out, totals = attend_packed(q, k, v, cu_seqlens_q, cu_seqlens_k, rules)
-    return out, totals, q.new_empty(0), torch.zeros(2, dtype=torch.int64, device=q.device)
+) -> Rules:
+    _only_plain(dropout, more)
+    return Rules(softmax_scale, causal, window_size_left, window_size_right, softcap, alibi_slopes)
 
 
 def _only_plain(dropout: float, more: dict[str, Any]) -> None:
     if dropout:
-        raise CannotRewrite("flash attention with dropout")
+        raise CannotRewriteError("flash attention with dropout")
     given = [name for name, value in more.items() if isinstance(value, torch.Tensor)]
     if given:
-        raise CannotRewrite(f"flash attention with {', '.join(given)}")
-
-
-def scaled_dot_product_attention(*args: Any, **kwargs: Any) -> torch.Tensor:
-    """The kernel that takes float64, whichever others the model has limited itself to."""
-    from torch.nn.attention import SDPBackend, sdpa_kernel
-
-    with sdpa_kernel(SDPBackend.MATH):
-        return torch.nn.functional.scaled_dot_product_attention(*args, **kwargs)
+        raise CannotRewriteError(f"flash attention with {', '.join(given)}")

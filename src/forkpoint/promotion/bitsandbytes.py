@@ -13,20 +13,20 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from math import prod
 from typing import Any
 
 import torch
 
-from forkpoint.promotion.errors import CannotRewrite
+from forkpoint.promotion.errors import CannotRewriteError
 
 _INT8_MAX = 127.0
 _ABSMAX_BLOCK = 256  # of the quantised block scales ("double quantisation"), fixed in bitsandbytes
 
 
 def int8_vectorwise_quant(
-    a: torch.Tensor, threshold: float = 0.0
+    *, a: torch.Tensor, threshold: float = 0.0
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
     """``[rows, columns]`` to int8 by each row's largest value; elements of at least `threshold` are set aside."""
     outlier_columns = None
@@ -36,41 +36,50 @@ def int8_vectorwise_quant(
         outlier_columns = outliers.any(dim=0).nonzero().view(-1)
         kept = a.masked_fill(outliers, 0.0)
     largest = kept.abs().amax(dim=1)
-    quantised = torch.round(kept * (_INT8_MAX / largest.unsqueeze(-1))).to(torch.int8)
+    # A row of zeros has a scale of 0, which makes whatever stands in it 0 again.
+    quantised = torch.round(kept * (_INT8_MAX / largest.unsqueeze(-1))).nan_to_num(0.0).to(torch.int8)
     if outlier_columns is not None and quantised.shape[0] > 1:
         quantised[:, outlier_columns] = 0
     return quantised, largest, outlier_columns
 
 
-def int8_vectorwise_dequant(a: torch.Tensor, stats: torch.Tensor) -> torch.Tensor:
+def int8_vectorwise_dequant(*, a: torch.Tensor, stats: torch.Tensor) -> torch.Tensor:
+    """A weight of shape ``[out, in]`` from int8 and the largest value of each row."""
     return a * (stats.view(-1, 1) / _INT8_MAX)
 
 
 def int8_mm_dequant(
+    *,
     a: torch.Tensor,
     row_stats: torch.Tensor,
     col_stats: torch.Tensor,
-    dtype: torch.dtype | None = None,
     bias: torch.Tensor | None = None,
+    **_: Any,
 ) -> torch.Tensor:
-    product = a.view(-1, a.shape[-1]) * (row_stats.reshape(-1, 1) * col_stats.reshape(1, -1) / _INT8_MAX**2)
+    """A product of int8 matrices, scaled by the largest values of its rows and columns."""
+    scale = row_stats.reshape(-1, 1) * col_stats.reshape(1, -1) / _INT8_MAX**2
+    product = a.view(-1, a.shape[-1]) * scale
     return product if bias is None else product + bias
 
 
 def int8_scaled_mm(
+    *,
     a: torch.Tensor,
     b: torch.Tensor,
     row_stats: torch.Tensor,
     col_stats: torch.Tensor,
     bias: torch.Tensor | None = None,
-    dtype: torch.dtype | None = None,
+    **_: Any,
 ) -> torch.Tensor:
+    """``a @ b.T`` of int8 matrices with their scales."""
     # Products of int8 are below 2**14, so that float64 sums 2**39 of them without rounding.
     product = a.to(torch.float64) @ b.to(torch.float64).t()
-    return int8_mm_dequant(product, row_stats, col_stats, bias=bias).view(*a.shape[:-1], b.shape[0])
+    scaled = int8_mm_dequant(a=product, row_stats=row_stats, col_stats=col_stats, bias=bias)
+    return scaled.view(*a.shape[:-1], b.shape[0])
 
 
 def int8_mixed_scaled_mm(
+    *,
     a: torch.Tensor,
     ca: torch.Tensor,
     cb: torch.Tensor,
@@ -79,15 +88,17 @@ def int8_mixed_scaled_mm(
     outlier_cols: torch.Tensor | None = None,
     bias: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    product = int8_scaled_mm(ca, cb, sca, scb, bias=bias)
+    """`int8_scaled_mm`, plus the outlier columns of `a` as they are."""
+    product = int8_scaled_mm(a=ca, b=cb, row_stats=sca, col_stats=scb, bias=bias)
     if outlier_cols is None or outlier_cols.numel() == 0:
         return product, a.new_empty(0)
     outliers = a[:, outlier_cols].contiguous()
-    return product.addmm(outliers, int8_vectorwise_dequant(cb[:, outlier_cols], scb).t()), outliers
+    weight = int8_vectorwise_dequant(a=cb[:, outlier_cols], stats=scb)
+    return product.addmm(outliers, weight.t()), outliers
 
 
 def dequantize_blockwise(
-    a: torch.Tensor, absmax: torch.Tensor, code: torch.Tensor, blocksize: int, dtype: torch.dtype | None = None
+    *, a: torch.Tensor, absmax: torch.Tensor, code: torch.Tensor, blocksize: int, **_: Any
 ) -> torch.Tensor:
     """Each byte's entry in `code`, times the scale of the block of `blocksize` elements that it is in."""
     flat = code[a.reshape(-1).to(torch.int64)]
@@ -95,23 +106,20 @@ def dequantize_blockwise(
 
 
 def dequantize_4bit(
-    a: torch.Tensor,
-    absmax: torch.Tensor,
-    blocksize: int,
-    quant_type: str,
-    shape: Sequence[int],
-    dtype: torch.dtype | None = None,
+    *, a: torch.Tensor, absmax: torch.Tensor, blocksize: int, quant_type: str, shape: Sequence[int], **_: Any
 ) -> torch.Tensor:
     """Two elements a byte, the first in the upper half."""
     packed = a.contiguous().view(torch.uint8).reshape(-1)
     halves = torch.stack([packed >> 4, packed & 0xF], dim=1).reshape(-1)[: prod(shape)]
-    return dequantize_blockwise(halves, absmax, _code(quant_type, a.device), blocksize).reshape(*shape)
+    code = _code(quant_type, a.device)
+    return dequantize_blockwise(a=halves, absmax=absmax, code=code, blocksize=blocksize).reshape(*shape)
 
 
 def gemm_4bit(
+    *,
     a: torch.Tensor,
     b: torch.Tensor,
-    shape_b: Sequence[int],
+    shapeb: Sequence[int],
     absmax: torch.Tensor,
     blocksize: int,
     quant_type: str,
@@ -120,28 +128,34 @@ def gemm_4bit(
     absmax_code: torch.Tensor | None = None,
     absmax_offset: torch.Tensor | None = None,
 ) -> torch.Tensor:
+    """``a @ b.T + bias``; with double quantisation the scales of b's blocks are quantised themselves."""
     if absmax_8bit is not None:
-        assert absmax_code is not None and absmax_offset is not None
-        absmax = dequantize_blockwise(absmax_8bit, absmax, absmax_code, _ABSMAX_BLOCK) + absmax_offset
-    weight = dequantize_4bit(b, absmax, blocksize, quant_type, shape_b)
+        if absmax_code is None or absmax_offset is None:
+            raise CannotRewriteError("gemm_4bit with quantised scales but without their code")
+        scales = dequantize_blockwise(a=absmax_8bit, absmax=absmax, code=absmax_code, blocksize=_ABSMAX_BLOCK)
+        absmax = scales + absmax_offset
+    weight = dequantize_4bit(a=b, absmax=absmax, blocksize=blocksize, quant_type=quant_type, shape=shapeb)
     return torch.nn.functional.linear(a, weight, bias)
 
 
 def gemv_4bit(
+    *,
     a: torch.Tensor,
     b: torch.Tensor,
-    shape_b: Sequence[int],
+    shapeb: Sequence[int],
     absmax: torch.Tensor,
     code: torch.Tensor,
     blocksize: int,
 ) -> torch.Tensor:
+    """`gemm_4bit` as older versions call it for one row."""
     if a.device.type == "cpu":
-        raise CannotRewrite("gemv_4bit on a CPU takes weights in a layout of its own")
-    return gemm_4bit(a, b, shape_b, absmax, blocksize, "fp4" if code[1] > 0 else "nf4")
+        raise CannotRewriteError("gemv_4bit on a CPU takes weights in a layout of its own")
+    kind = "fp4" if code[1] > 0 else "nf4"
+    return gemm_4bit(a=a, b=b, shapeb=shapeb, absmax=absmax, blocksize=blocksize, quant_type=kind)
 
 
 @contextlib.contextmanager
-def quiet() -> Iterator[None]:
+def quiet() -> Generator[None]:
     """Keeps bitsandbytes from warning, at each call, that it is going to round inputs that it is not."""
     logger = logging.getLogger("bitsandbytes.autograd._functions")
     logger.addFilter(_says_no_cast)

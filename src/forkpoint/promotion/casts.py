@@ -28,8 +28,6 @@ from forkpoint.promotion.dtypes import QUANTISED, WIDE, legacy_dtype, requested_
 from forkpoint.promotion.kinds import name_of
 from forkpoint.promotion.values import Values
 
-_BY_NAME = frozenset("float half bfloat16 double chalf cfloat cdouble type type_as".split())
-
 
 def cast_call(
     values: Values,
@@ -60,13 +58,17 @@ def cast_call(
             kept, dtype = values.of(source), WIDE.get(wanted, wanted)
             # The cast of a narrow tensor is a copy already, unless it is one that is kept for others.
             copy = (dtype is not wanted or own is not None) if kept is source else values.keeps_copies()
-    return _to(name, args, kwargs, kept, dtype, copy)
+    return _to(name, args, kwargs, kept, dtype, copy=copy)
 
 
-def _plain(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], source: torch.Tensor) -> Any:
+def _plain(
+    func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], source: torch.Tensor
+) -> Any:
     if args:
         return func(source, *args[1:], **kwargs)
-    return func(**{key: source if isinstance(value, torch.Tensor) else value for key, value in kwargs.items()})
+    return func(
+        **{key: source if isinstance(value, torch.Tensor) else value for key, value in kwargs.items()}
+    )
 
 
 def _to(
@@ -75,6 +77,7 @@ def _to(
     kwargs: dict[str, Any],
     source: torch.Tensor,
     dtype: torch.dtype,
+    *,
     copy: bool,
 ) -> Any:
     """The call for `dtype` instead of the dtype that it names, with whatever else it asks for."""
@@ -87,7 +90,9 @@ def _to(
         elif isinstance(value, torch.dtype) or (name == "type" and legacy_dtype(value) is not None):
             if "cuda" in str(value):
                 device = "cuda"
-        elif isinstance(value, str | torch.device) or (type(value) is int and not positional and device is None):
+        elif isinstance(value, str | torch.device) or (
+            type(value) is int and not positional and device is None
+        ):
             device = value
         else:
             positional.append(value)

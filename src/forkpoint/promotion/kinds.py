@@ -15,12 +15,14 @@ import torch
 
 
 class Kind(enum.Enum):
+    """What a function does, as far as promotion has to tell it from others."""
+
     READ = "asks about a tensor, or changes what is not its values; gets what the model passed"
     RESTRIDE = "changes shape, strides or storage of a tensor in place, but not its values"
     VIEW = "takes elements without arithmetic; a narrow tensor stays narrow, and keeps its storage"
     DTYPE = "asks for a dtype; every floating-point tensor says float64"
     POINTER = "asks for the address of the values"
-    TYPE_AND_CAST = "asks for another dtype"
+    CAST = "asks for another dtype"
     LIKE = "makes a tensor after the model of another one"
     LOOKUP = "picks rows of a tensor: picked first, cast afterwards"
     LINEAR = "multiplies by a weight, which may be large"
@@ -33,46 +35,59 @@ class Kind(enum.Enum):
     COMPUTE = "everything else"
 
 
-_READ = frozenset(
-    "size stride dim ndimension numel nelement element_size storage_offset is_contiguous is_floating_point "
-    "is_complex is_signed is_pinned is_shared is_inference is_conj is_neg is_same_size is_set_to is_coalesced "
-    "is_nonzero dim_order get_device has_names sparse_dim dense_dim layout _nnz _is_view __len__ __hash__ "
-    "__deepcopy__ __reduce_ex__ __setstate__ __dir__ untyped_storage storage _typed_storage storage_type "
-    "share_memory_ requires_grad_ retain_grad register_hook register_post_accumulate_grad_hook rename_ "
-    "detach_ record_stream backward __dlpack__ __dlpack_device__ from_file is_distributed".split()
-)
+_NAMES: dict[Kind, frozenset[str]] = {
+    Kind.DTYPE: frozenset({"dtype.__get__"}),
+    Kind.SET_DATA: frozenset({"data.__set__"}),
+    Kind.POINTER: frozenset({"data_ptr"}),
+    Kind.VIEW: frozenset({
+        "__getitem__", "view", "view_as", "reshape", "reshape_as", "expand", "expand_as", "permute", "transpose", "t",
+        "movedim", "moveaxis", "swapaxes", "swapdims", "adjoint", "unsqueeze", "squeeze", "flatten", "unflatten",
+        "ravel", "narrow", "select", "split", "split_with_sizes", "tensor_split", "hsplit", "vsplit", "dsplit", "chunk",
+        "unsafe_chunk", "unsafe_split", "unsafe_split_with_sizes", "unbind", "diagonal", "as_strided", "broadcast_to",
+        "broadcast_tensors", "atleast_1d", "atleast_2d", "atleast_3d", "contiguous", "detach", "alias", "view_as_real",
+        "view_as_complex", "real", "imag", "conj", "resolve_conj", "resolve_neg", "positive", "meshgrid", "cpu", "cuda",
+        "pin_memory", "item", "tolist", "numpy", "__float__", "__int__", "__bool__", "__complex__", "__index__",
+        "__repr__", "__format__", "__array__", "data.__get__", "T.__get__", "mT.__get__", "H.__get__", "mH.__get__",
+        "real.__get__", "imag.__get__",
+    }),
+    Kind.RESTRIDE: frozenset({
+        "resize_", "resize_as_", "set_", "squeeze_", "unsqueeze_", "t_", "transpose_", "swapaxes_", "swapdims_",
+        "as_strided_",
+    }),
+    Kind.READ: frozenset({
+        "size", "stride", "dim", "ndimension", "numel", "nelement", "element_size", "storage_offset", "is_contiguous",
+        "is_floating_point", "is_complex", "is_signed", "is_pinned", "is_shared", "is_inference", "is_conj", "is_neg",
+        "is_same_size", "is_set_to", "is_coalesced", "dim_order", "get_device", "has_names", "sparse_dim", "dense_dim",
+        "_nnz", "_is_view", "__len__", "__hash__", "__deepcopy__", "__reduce_ex__", "__setstate__", "__dir__",
+        "untyped_storage", "storage", "_typed_storage", "storage_type", "share_memory_", "requires_grad_",
+        "retain_grad", "register_hook", "register_post_accumulate_grad_hook", "rename_", "detach_", "record_stream",
+        "backward", "__dlpack__", "__dlpack_device__", "from_file", "is_distributed",
+    }),
+    Kind.CAST: frozenset({
+        "to", "type", "type_as", "float", "half", "bfloat16", "double", "chalf", "cfloat", "cdouble", "as_tensor",
+        "asarray",
+    }),
+    Kind.LIKE: frozenset({
+        "zeros_like", "ones_like", "empty_like", "full_like", "rand_like", "randn_like", "new_zeros", "new_ones",
+        "new_empty", "new_full", "new_empty_strided",
+    }),
+    Kind.LOOKUP: frozenset({"embedding", "index_select", "gather", "take", "take_along_dim"}),
+    Kind.LINEAR: frozenset({"linear"}),
+    Kind.STATISTICS: frozenset({"batch_norm", "instance_norm", "native_batch_norm", "cudnn_batch_norm"}),
+    Kind.WRITE: frozenset({
+        "__setitem__", "__iadd__", "__isub__", "__imul__", "__imatmul__", "__itruediv__", "__idiv__", "__ifloordiv__",
+        "__imod__", "__ipow__", "__iand__", "__ior__", "__ixor__", "__ilshift__", "__irshift__",
+    }),
+}  # fmt: skip
 
-_RESTRIDE = frozenset(
-    "resize_ resize_as_ set_ squeeze_ unsqueeze_ t_ transpose_ swapaxes_ swapdims_ as_strided_".split()
-)
+_KIND_BY_NAME: dict[str, Kind] = {name: kind for kind, names in _NAMES.items() for name in names}
 
-_VIEW = frozenset(
-    "__getitem__ view view_as reshape reshape_as expand expand_as permute transpose t movedim moveaxis swapaxes "
-    "swapdims adjoint unsqueeze squeeze flatten unflatten ravel narrow select split split_with_sizes "
-    "tensor_split hsplit vsplit dsplit chunk unsafe_chunk unsafe_split unsafe_split_with_sizes unbind diagonal "
-    "as_strided broadcast_to broadcast_tensors atleast_1d atleast_2d atleast_3d contiguous detach alias "
-    "view_as_real view_as_complex real imag conj resolve_conj resolve_neg positive meshgrid cpu cuda pin_memory item "
-    "tolist numpy __float__ __int__ __bool__ __complex__ __index__ __repr__ __format__ __array__ "
-    "data.__get__ T.__get__ mT.__get__ H.__get__ mH.__get__ real.__get__ imag.__get__".split()
-)
+_WITHOUT_ARITHMETIC = frozenset({
+    Kind.DTYPE, Kind.SET_DATA, Kind.POINTER, Kind.VIEW, Kind.RESTRIDE, Kind.READ, Kind.CAST,
+})  # fmt: skip
+"""Kinds that a function is of even if it is written in Python and could be entered."""
 
-_CAST = frozenset("to type type_as float half bfloat16 double chalf cfloat cdouble as_tensor asarray".split())
-
-_LIKE = frozenset(
-    "zeros_like ones_like empty_like full_like rand_like randn_like new_zeros new_ones new_empty new_full "
-    "new_empty_strided".split()
-)
-
-_LOOKUP = frozenset("embedding index_select gather take take_along_dim".split())
-
-_STATISTICS = frozenset("batch_norm instance_norm native_batch_norm cudnn_batch_norm".split())
-
-_WRITE_DUNDERS = frozenset(
-    "__setitem__ __iadd__ __isub__ __imul__ __imatmul__ __itruediv__ __idiv__ __ifloordiv__ __imod__ __ipow__ "
-    "__iand__ __ior__ __ixor__ __ilshift__ __irshift__".split()
-)
-
-_BUILTIN_NAMESPACES = frozenset(("aten", "prims", "prim"))
+_BUILTIN_NAMESPACES = frozenset({"aten", "prims", "prim"})
 
 
 def name_of(function: Callable[..., Any]) -> str:
@@ -100,7 +115,7 @@ def kind_of(function: Callable[..., Any]) -> Kind:
     """What promotion does about a function.
 
     >>> [kind_of(f).name for f in (torch.add, torch.Tensor.add_, torch.Tensor.view, torch.Tensor.half)]
-    ['COMPUTE', 'WRITE', 'VIEW', 'TYPE_AND_CAST']
+    ['COMPUTE', 'WRITE', 'VIEW', 'CAST']
     >>> kind_of(torch.nn.functional.softmax).name
     'COMPOSITE'
     """
@@ -109,37 +124,16 @@ def kind_of(function: Callable[..., Any]) -> Kind:
     name = name_of(function)
     if "::" in name:
         return Kind.CUSTOM
-    if name == "dtype.__get__":
-        return Kind.DTYPE
-    if name == "data.__set__":
-        return Kind.SET_DATA
-    if name == "data_ptr":
-        return Kind.POINTER
-    if name in _VIEW:
-        return Kind.VIEW
-    if name in _RESTRIDE:
-        return Kind.RESTRIDE
-    if name in _READ or name.endswith((".__get__", ".__set__", ".__delete__")):
-        return Kind.READ
-    if name in _CAST:
-        return Kind.TYPE_AND_CAST
-    if isinstance(function, types.FunctionType) and asks_for_overrides(function):
+    kind = _KIND_BY_NAME.get(name)
+    if kind is None and name.endswith((".__get__", ".__set__", ".__delete__")):
+        kind = Kind.READ
+    if kind in _WITHOUT_ARITHMETIC:
+        return kind
+    if isinstance(function, types.FunctionType) and _asks_for_overrides(function):
         return Kind.COMPOSITE
-    if name in _LIKE:
-        return Kind.LIKE
-    if name in _LOOKUP:
-        return Kind.LOOKUP
-    if name in _STATISTICS:
-        return Kind.STATISTICS
-    if name == "linear":
-        return Kind.LINEAR
-    if name in _WRITE_DUNDERS or (name.endswith("_") and not name.endswith("__")):
+    if kind is None and name.endswith("_") and not name.endswith("__"):
         return Kind.WRITE
-    return Kind.COMPUTE
-
-
-def asks_for_overrides(function: types.FunctionType) -> bool:
-    return any(name.startswith("has_torch_function") for name in function.__globals__)
+    return kind or Kind.COMPUTE
 
 
 def entered(function: types.FunctionType) -> Callable[..., Any]:
@@ -159,6 +153,10 @@ def entered(function: types.FunctionType) -> Callable[..., Any]:
     )
     copy.__kwdefaults__ = function.__kwdefaults__
     return copy
+
+
+def _asks_for_overrides(function: types.FunctionType) -> bool:
+    return any(name.startswith("has_torch_function") for name in function.__globals__)
 
 
 def _no(*_: object) -> bool:

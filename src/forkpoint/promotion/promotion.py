@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable
 from types import TracebackType
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch.utils import _pytree as pytree
@@ -20,11 +20,11 @@ from forkpoint.promotion.values import Values
 class Promotion:
     """Makes any model compute in float64, as it is, without a second copy of its weights.
 
-    >>> model = torch.nn.Sequential(torch.nn.Linear(3, 3), torch.nn.Softmax(-1)).bfloat16()
-    >>> with torch.no_grad(), Promotion() as promotion:
-    ...     out = model(torch.ones(2, 3, dtype=torch.bfloat16))
-    >>> out.dtype, promotion.exact, model[0].weight.dtype
-    (torch.float64, True, torch.bfloat16)
+        >>> model = torch.nn.Sequential(torch.nn.Linear(3, 3), torch.nn.Softmax(-1)).bfloat16()
+        >>> with torch.no_grad(), Promotion() as promotion:
+        ...     out = model(torch.ones(2, 3, dtype=torch.bfloat16))
+        >>> out.dtype, promotion.exact, model[0].weight.dtype
+        (torch.float64, True, torch.bfloat16)
 
     Inside the block every floating-point tensor *is* float64, as far as the model can tell: it says so when
     asked for its dtype, it is read as float64 (complex64 as complex128) by every torch function, and a request
@@ -33,33 +33,30 @@ class Promotion:
     the path that it would follow after ``model.double()``, but for the casts that it makes by name.
 
     Parameters, buffers, inputs and caches that exist before the block are never written; what the model
-    writes to them is kept beside them (`values.Values`) until the next block. Integer tensors are not
-    promoted, and are written as ever. What the model itself assigns (``self.buffer = computed``) stays
-    assigned, in float64.
+    writes to them is kept beside them (`values.Values`) until the next block begins. One run is one block: what
+    one call writes to a cache, the next call reads. Integer tensors are not promoted, and are written as ever.
+    What the model itself assigns (``self.buffer = computed``) stays assigned, in float64.
 
-    **Other modes.** To record the calls as the model makes them, with results in float64, enter the recorder
+    Other modes: to record the calls as the model makes them, with results in float64, enter the recorder
     *after* this one (``with Promotion(), Recorder():``), so that it is asked first. The other way round it sees
-    what promotion makes of the calls. In its own handler a recorder reads the true dtypes under
-    ``torch._C.DisableTorchFunction()``; the exact value of a narrow tensor, such as the one that an in-place
-    operation on a buffer returns, is `value`.
+    what promotion makes of the calls. What a recorder itself computes is promoted too, unless it does so under
+    ``torch._C.DisableTorchFunction()``. An in-place operation on a tensor from before the block returns that
+    tensor, whose exact value is `value(tensor)`.
 
-    The block holds for the thread that enters it. Compiled modules run uncompiled in it. Random numbers are
-    drawn in float64, and thus are not those of a run without promotion, but they repeat.
+    The block holds for the thread that enters it, except that the default dtype, and the class attributes that
+    send TorchScript and `nn.TransformerEncoder` here, are the process's. What has been compiled runs uncompiled.
+    Random numbers are drawn in float64: not those of a run without promotion, but the same ones in each
+    promoted run from the same random state.
 
-    Parameters
-    ----------
-    extra_hook:
-        Asked before each computing call as ``extra_hook(func, args, kwargs)``, with the arguments in float64;
-        returns the result, or `NotImplemented` to leave the call alone. For operations that refuse float64 and
-        that the caller knows how to do.
-    cache_weights_up_to:
-        Bytes of float64 casts of parameters to keep for the length of the block. 0 casts each parameter each
-        time that it is used.
+    Args:
+        extra_hook: asked before each computing call as ``extra_hook(func, args, kwargs)``, with the arguments in
+            float64; returns the result, or `NotImplemented` to leave the call alone. For operations that
+            refuse float64 and that the caller knows how to do.
+        cache_weights_up_to: bytes of float64 casts of parameters to keep for the length of the block. With 0
+            each parameter is cast each time that it is used.
     """
 
-    def __init__(
-        self, extra_hook: Callable[..., Any] | None = None, *, cache_weights_up_to: int = 0
-    ) -> None:
+    def __init__(self, extra_hook: Callable[..., Any] | None = None, *, cache_weights_up_to: int = 0) -> None:
         self._hook = extra_hook
         self._cache_bytes = cache_weights_up_to
         self._exits: contextlib.ExitStack | None = None
@@ -85,9 +82,11 @@ class Promotion:
         """The same structure with every tensor's float64 value: for results that are the model's own tensors."""
         return pytree.tree_map_only(torch.Tensor, self.value, tree)
 
-    def __enter__(self) -> Promotion:
+    def __enter__(self) -> Self:
         if self._exits is not None:
-            raise RuntimeError("this Promotion is active already; make another one for a block within its block")
+            raise RuntimeError(
+                "this Promotion is active already; make another one for a block within its block"
+            )
         self._values = Values(self._cache_bytes)
         self._mode = PromotionMode(self._values, self._hook)
         with contextlib.ExitStack() as exits:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from typing import Any
 
 import torch
@@ -21,7 +21,7 @@ _CALLABLES: tuple[Any, ...] = (torch._C.ScriptFunction, torch._C.ScriptMethod)
 
 
 @contextlib.contextmanager
-def promoted(mode: PromotionMode) -> Iterator[None]:
+def promoted(mode: PromotionMode) -> Generator[None]:
     """Sends calls of scripted functions and methods, from this thread, through `mode`.
 
     The class is changed for the time, there being no hook: TorchScript calls go from C++ to C++.
@@ -50,7 +50,11 @@ def _interception(mode: PromotionMode, thread: int, native: Callable[..., Any]) 
 
         interpret.__name__ = f"torch.jit {getattr(script, 'name', '')}".rstrip()
         # Without fusion: a fused kernel runs in the dtype that it was compiled for, and dispatches nothing.
-        with torch.jit.optimized_execution(False), ScriptPromotion(mode), torch._C.DisableTorchFunction():
+        with (
+            torch.jit.optimized_execution(should_optimize=False),
+            ScriptPromotion(mode),
+            torch._C.DisableTorchFunction(),
+        ):
             return mode.compute(interpret, args, kwargs)
 
     return call
@@ -64,6 +68,10 @@ class ScriptPromotion(TorchDispatchMode):
         self._mode = mode
 
     def __torch_dispatch__(
-        self, func: Any, types: Sequence[type], args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+        self,
+        func: Any,
+        types: Sequence[type],
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
     ) -> Any:
         return self._mode.dispatched(func, args, kwargs or {})

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from collections.abc import Iterator
+from collections.abc import Generator
 from typing import Any
 
 import torch
@@ -17,7 +17,7 @@ from forkpoint.promotion.mode import PromotionMode
 
 
 @contextlib.contextmanager
-def uncompiled() -> Iterator[None]:
+def uncompiled() -> Generator[None]:
     """Runs what `torch.compile` has compiled as the Python that it was made from."""
     if "torch._dynamo" not in sys.modules:  # then nothing has been compiled, and importing it takes seconds
         yield
@@ -27,7 +27,7 @@ def uncompiled() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _flex_attention_as_written() -> Iterator[None]:
+def _flex_attention_as_written() -> Generator[None]:
     """Flex attention compiles itself, and warns where it may not; its own debug flag stops both."""
     module: Any = sys.modules.get("torch.nn.attention.flex_attention")
     flag = "_FLEX_ATTENTION_DISABLE_COMPILE_DEBUG"
@@ -43,7 +43,7 @@ def _flex_attention_as_written() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def transformer_encoder(mode: PromotionMode) -> Iterator[None]:
+def transformer_encoder(mode: PromotionMode) -> Generator[None]:
     """Gives `nn.TransformerEncoder` the zeros that its fast path leaves in padded rows.
 
     Under any function mode it takes its slow path, which computes padded rows like others. Whoever sums over
@@ -56,7 +56,7 @@ def transformer_encoder(mode: PromotionMode) -> Iterator[None]:
         src: torch.Tensor,
         mask: torch.Tensor | None = None,
         src_key_padding_mask: torch.Tensor | None = None,
-        is_causal: bool | None = None,
+        is_causal: bool | None = None,  # noqa: FBT001 - torch's own signature
     ) -> torch.Tensor:
         if not mode.active or not _drops_padding(self, src, mask, src_key_padding_mask):
             return native(self, src, mask, src_key_padding_mask, is_causal)
@@ -64,7 +64,9 @@ def transformer_encoder(mode: PromotionMode) -> Iterator[None]:
         output = src
         for layer in self.layers:
             output = layer(output, src_key_padding_mask=src_key_padding_mask)
-        padded = src_key_padding_mask if src_key_padding_mask.dtype is torch.bool else src_key_padding_mask != 0
+        padded = (
+            src_key_padding_mask if src_key_padding_mask.dtype is torch.bool else src_key_padding_mask != 0
+        )
         output = output.masked_fill(padded.unsqueeze(-1), 0.0)
         return output if self.norm is None else self.norm(output)
 

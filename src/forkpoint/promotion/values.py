@@ -59,7 +59,7 @@ class Values:
             self.native = tensor.dtype
             if self._cache_bytes_left > 0 or self._cache:
                 return self._cached(tensor, wide_dtype)
-        return cast(tensor, wide_dtype)
+        return cast_tensor(tensor, wide_dtype)
 
     def as_is(self, tensor: torch.Tensor) -> torch.Tensor:
         """The twin where there is one, else the tensor, narrow or not: for what needs no arithmetic."""
@@ -123,7 +123,7 @@ class Values:
                 return wide
             self._cache_bytes_left += wide.nbytes
             del self._cache[id(tensor)]
-        wide = cast(tensor, wide_dtype)
+        wide = cast_tensor(tensor, wide_dtype)
         # The first that fit stay: a forward pass reads its weights in the same order each time, and evicting
         # the oldest would then evict each one just before it is needed.
         if wide.nbytes <= self._cache_bytes_left:
@@ -152,7 +152,7 @@ class Values:
         self._twinned[storage_id(wide)] = tensor.dtype
 
 
-def cast(tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+def cast_tensor(tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     """The tensor in another dtype; elements that an `expand` repeats are cast once and repeated again."""
     if tensor.layout is torch.strided and 0 in tensor.stride() and tensor.numel() > 0:
         once = tensor
@@ -166,7 +166,7 @@ def cast(tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
 def storage_id(tensor: torch.Tensor) -> int:
     """Identifies the memory behind a tensor; 0 where it has none of its own (sparse, functorch's wrappers)."""
     try:
-        return torch._C._storage_id(tensor)
+        return tensor.untyped_storage()._cdata
     except (RuntimeError, NotImplementedError):
         return 0
 

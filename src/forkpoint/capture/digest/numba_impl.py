@@ -87,7 +87,7 @@ def _mix(_typing: Any, word: Word, key: Word) -> Any:  # noqa: ARG001
 
     def emit(context: Any, builder: Any, signature: Any, args: Any) -> Word:
         word, key = args
-        keyed = builder.add(builder.mul(_xorshift(builder, word, 16), first), key)
+        keyed = builder.add(builder.mul(_xorshift(builder, word, 13), first), key)
         middle = _xorshift(builder, keyed, 15)
         lane1 = _xorshift(builder, builder.mul(middle, second), 15)
         lane2 = _xorshift(builder, builder.mul(builder.xor(middle, key), third), 16)

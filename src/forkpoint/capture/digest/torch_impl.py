@@ -67,14 +67,14 @@ def grid(x: Tensor, grid_dims: Sequence[int], keys: Tensor | None = None) -> Ten
 @torch.no_grad()
 def accumulate(digests: Tensor, index: Tensor, size: int) -> Tensor:
     """See `forkpoint.capture.digest.accumulate`."""
-    index = index.to(digests.device, torch.int64).reshape(-1)
+    cell = (
+        index.to(digests.device, torch.int64).reshape(-1).clamp(min=-1) + 1
+    )  # what is dropped meets in cell 0
     digests = digests.reshape(-1)
-    keep = index >= 0
-    cell = torch.where(keep, index, size)  # dropped ones meet in a cell that is cut off, without a copy
     lanes = torch.zeros(2, size + 1, dtype=torch.int64, device=digests.device)
     lanes[0].index_add_(0, cell, digests & definition.MASK)
     lanes[1].index_add_(0, cell, digests >> 32 & definition.MASK)
-    return _pack(lanes[0, :size], lanes[1, :size])
+    return _pack(lanes[0, 1:], lanes[1, 1:])
 
 
 def real(x: Tensor) -> Tensor:
@@ -187,7 +187,7 @@ def _xorshift(x: Tensor, shift: int) -> Tensor:
 
 def _sum(words: Tensor, keys: Tensor) -> Tensor:
     """The digests of int32[rows, words] whose keys broadcast to the same shape."""
-    middle = _xorshift(_xorshift(words, 16) * _MIX[0] + keys, 15)
+    middle = _xorshift(_xorshift(words, 13) * _MIX[0] + keys, 15)
     lane1 = _xorshift(middle * _MIX[1], 15).sum(1, dtype=torch.int64)
     lane2 = _xorshift((middle ^ keys) * _MIX[2], 16).sum(1, dtype=torch.int64)
     return _pack(lane1, lane2)

@@ -60,7 +60,7 @@ TABLE_COLUMNS = _constant(_COLUMNS)
 @_jit
 def _mix(word, key):
     """`definition.mix`."""
-    keyed = (word ^ (word >> 16)) * MIX_FACTOR1 + key
+    keyed = (word ^ (word >> 13)) * MIX_FACTOR1 + key
     middle = keyed ^ (keyed >> 15)
     lane1 = middle * MIX_FACTOR2
     lane2 = (middle ^ key) * MIX_FACTOR3
@@ -194,7 +194,11 @@ def _digest_rows(
         starts = tl.load(anchor + tl.load(line + 2) + rows).to(tl.uint32, bitcast=True)
         keys += starts * INDEX_FACTOR
     # Loads stay where they are written: in the loop, they would be repeated.
-    lanes = (tl.load(line + 5).to(tl.uint32), tl.load(line + 6).to(tl.uint32), tl.load(line + 7).to(tl.uint32))
+    lanes = (
+        tl.load(line + 5).to(tl.uint32),
+        tl.load(line + 6).to(tl.uint32),
+        tl.load(line + 7).to(tl.uint32),
+    )
     walk = (
         tl.load(line + 11).to(tl.int32),
         tl.load(line + 12).to(tl.uint32),
@@ -206,11 +210,15 @@ def _digest_rows(
     lanes1 = tl.zeros([ROWS, VECTORS, 4], tl.uint32)
     lanes2 = tl.zeros([ROWS, VECTORS, 4], tl.uint32)
     for step in range(first, last):
-        lane1, lane2 = _step(pointers, keys, walk, lanes, step, words, False, PIECES, UNIT, FLOAT64, ROWS, VECTORS)
+        lane1, lane2 = _step(
+            pointers, keys, walk, lanes, step, words, False, PIECES, UNIT, FLOAT64, ROWS, VECTORS
+        )
         lanes1 += lane1
         lanes2 += lane2
     if tail:
-        lane1, lane2 = _step(pointers, keys, walk, lanes, full, words, True, PIECES, UNIT, FLOAT64, ROWS, VECTORS)
+        lane1, lane2 = _step(
+            pointers, keys, walk, lanes, full, words, True, PIECES, UNIT, FLOAT64, ROWS, VECTORS
+        )
         lanes1 += lane1
         lanes2 += lane2
 
@@ -246,7 +254,9 @@ def _digest_grid(
     keys = tl.full([CELLS], INDEX_OFFSET, tl.uint32)
     if KEYS:
         places = outer * tl.load(walk + 10) + inner * tl.load(walk + 11) + cells * tl.load(walk + 12)
-        spread = tl.load(positions + places, mask=there, other=0).to(tl.uint32, bitcast=True) * POSITION_FACTOR1
+        spread = (
+            tl.load(positions + places, mask=there, other=0).to(tl.uint32, bitcast=True) * POSITION_FACTOR1
+        )
         keys += (spread ^ (spread >> 15)) * POSITION_FACTOR2
 
     n_outer_elements, n_inner_elements = tl.load(walk + 3).to(tl.int32), tl.load(walk + 4).to(tl.int32)
@@ -361,12 +371,16 @@ def _variants(table: Table, block: int) -> _Variants:
     choices = np.array([1, 4, 16])[:, None]
     width = block // choices
     used = words / np.maximum(1, -(-words // width) * width)
-    rows = choices[np.argmax(np.minimum(used, 0.95), axis=0), 0]  # the first that is good enough, else the best
+    rows = choices[
+        np.argmax(np.minimum(used, 0.95), axis=0), 0
+    ]  # the first that is good enough, else the best
     split = words > _LONG_ROW
     rows = np.where(split, 1, rows)
     steps = np.where(split, _LONG_ROW // block, -(-words // (block // rows)))
     parts = np.where(split, -(-words // _LONG_ROW), 1)
-    return _Variants(np.stack([rows, unit, pieces, kinds == Kind.FLOAT64, starts != 0, split], axis=1), steps, parts)
+    return _Variants(
+        np.stack([rows, unit, pieces, kinds == Kind.FLOAT64, starts != 0, split], axis=1), steps, parts
+    )
 
 
 def _groups(table: Table, variants: _Variants) -> tuple[Table, list[tuple[_Variant, int, int]]]:
@@ -460,7 +474,10 @@ def _walk(x: Tensor, grid_dims: Sequence[int], keys: Tensor | None) -> Table | N
     inner = merged([(sizes[dim], strides[dim]) for dim in range(x.dim()) if dim not in grid_dims])
     if len(wide) > 3 or len(inner) > 2:
         return None
-    cells = [(sizes[grid_dims[i]], strides[grid_dims[i]], keys.stride()[i] if keys is not None else 0) for i in wide]
+    cells = [
+        (sizes[grid_dims[i]], strides[grid_dims[i]], keys.stride()[i] if keys is not None else 0)
+        for i in wide
+    ]
     cells = [(1, 0, 0)] * (3 - len(cells)) + cells
     inner = [(1, 0)] * (2 - len(inner)) + inner
     walk = [size for size, *_ in cells] + [size for size, _ in inner]

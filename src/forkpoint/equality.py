@@ -1,0 +1,28 @@
+"""Whether tensors, and whole sets of results, are the same bit for bit."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+
+def same_bits(a: Tensor, b: Tensor) -> bool:
+    """Whether two tensors are equal in shape, dtype and value, NaN equal to NaN.
+
+    >>> same_bits(torch.tensor([1.0, float("nan")]), torch.tensor([1.0, float("nan")]))
+    True
+    """
+    if a.shape != b.shape or a.dtype != b.dtype:
+        return False
+    if a.dtype.is_floating_point or a.dtype.is_complex:
+        return bool(((a == b) | ((a != a) & (b != b))).all())
+    return bool((a == b).all())
+
+
+def same_results(a: Sequence[Mapping[str, Tensor]], b: Sequence[Mapping[str, Tensor]]) -> bool:
+    """The same for everything that a model returned in each call."""
+    return len(a) == len(b) and all(
+        x.keys() == y.keys() and all(same_bits(x[name], y[name]) for name in x) for x, y in zip(a, b, strict=True)
+    )

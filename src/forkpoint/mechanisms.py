@@ -1,0 +1,478 @@
+"""The catalogue of known causes: each with the test that recognises it, whether it is meant, and advice.
+
+A cause is recognised by what its ops do (a reduction over tokens, a table chosen by length, a
+comparison with a threshold), never by the name of a class or a model, so that an emulation in a
+custom module counts too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from forkpoint.impact import ResultComparison
+from forkpoint.probes.content import ContentProbe
+from forkpoint.probes.origin import Meeting, Origin
+from forkpoint.session import Session
+from forkpoint.trace import Op
+
+_ATTENTION = frozenset({"scaled_dot_product_attention", "flex_attention", "multi_head_attention_forward"})
+_MASKING = frozenset({"masked_fill", "masked_fill_", "softmax", "where"})
+_STATISTICS = frozenset({"batch_norm", "group_norm", "instance_norm", "var", "var_mean", "std", "std_mean", "layer_norm"})
+_AVERAGES = frozenset({"mean", "sum", "amax", "amin", "max", "min", "logsumexp", "prod", "norm", "median"})
+_EXTREMES = frozenset({"amax", "amin", "max", "min", "aminmax", "norm", "vector_norm", "linalg_vector_norm"})
+_SELECTIONS = frozenset({"getitem", "select", "gather", "index_select", "take_along_dim", "narrow", "argmax", "argmin"})
+_MIXERS = frozenset({
+    "conv1d", "conv2d", "conv3d", "conv_transpose1d", "fft_fft", "fft_fft2", "fft_fftn", "fft_rfft", "fft_irfft",
+    "cumsum", "cumprod", "roll", "flip", "lstm", "gru", "rnn_tanh", "avg_pool1d", "max_pool1d", "unfold",
+})  # fmt: skip
+_QUANTISING = frozenset({"round", "round_", "clamp", "clamp_", "clip", "floor", "trunc"})
+_COMPARISONS = frozenset({"gt", "ge", "lt", "le"})
+_ROUTING = frozenset({"one_hot", "topk", "argsort", "sort", "bincount", "histc"})
+
+
+@dataclass(frozen=True)
+class Mechanism:
+    """A known cause.
+
+    Attributes:
+        slug: its name in verdicts.
+        by_design: True for a coupling that is meant, False for an error, None where nobody can know.
+        summary: what it is, in a clause that ends "the runs differ in exact arithmetic: …".
+        advice: what to do.
+    """
+
+    slug: str | None
+    by_design: bool | None
+    summary: str
+    advice: str
+
+
+@dataclass
+class Case:
+    """What the tests look at.
+
+    Attributes:
+        origin: where the difference enters; None if it could not be located.
+    """
+
+    session: Session
+    compared: ResultComparison
+    content: ContentProbe | None
+    origin: Origin | None
+
+    @property
+    def root(self) -> Meeting | None:
+        return self.origin.root if self.origin is not None else None
+
+    @cached_property
+    def chain(self) -> tuple[Op, ...]:
+        """The root, what the difference is first seen in, and the ops behind them that one run alone has."""
+        origin = self.origin
+        if origin is None:
+            return ()
+        found: list[Op] = [origin.root.a.op, origin.seen.a.op]
+        met_a = set(origin.meetings)
+        met_b = {m.event_b for m in origin.meetings.values()}
+        for store, start, met in (
+            (origin.store_a, origin.root.event_a, met_a),
+            (origin.store_b, origin.root.event_b, met_b),
+        ):
+            queue, seen = [start], {start}
+            while queue and len(seen) < 400:
+                for source in store.sources.get(queue.pop(), ()):
+                    if source not in seen:
+                        seen.add(source)
+                        if source not in met and source in store.ops:
+                            found.append(store.ops[source][0])
+                            queue.append(source)
+        return tuple(found)
+
+    @cached_property
+    def names(self) -> frozenset[str]:
+        """Functions of the chain, without the namespace of `torch.ops`."""
+        return frozenset(op.function.removeprefix("aten.") for op in self.chain)
+
+    def behind(self, steps: int = 12) -> frozenset[str]:
+        """Functions up to so many steps behind the root, in run B."""
+        origin = self.origin
+        if origin is None:
+            return frozenset()
+        return _walk(origin.store_b.sources, origin.store_b.ops, [origin.root.event_b], steps)
+
+    def after(self, steps: int = 12) -> frozenset[str]:
+        """Functions up to so many steps after the root, in run B."""
+        origin = self.origin
+        if origin is None:
+            return frozenset()
+        made_from: dict[int, list[int]] = {}
+        for event, sources in origin.store_b.sources.items():
+            for source in sources:
+                made_from.setdefault(source, []).append(event)
+        return _walk(made_from, origin.store_b.ops, [origin.root.event_b], steps)
+
+    @property
+    def pooled(self) -> bool:
+        """Whether the result holds one vector a sample rather than one a token."""
+        names = self.session.shared
+        for result in self.compared.gaps:
+            if not result.gap.differing or not len(result.pairs):
+                continue
+            if result.name.split(" ")[0] == "loss":
+                continue
+            _, position = names.place(result.pairs, 0)
+            counts = len(set(result.pairs.numbers.tolist()))
+            samples = max(len(self.session.pairing.pairs), 1)
+            return position is None or counts <= samples < self._tokens
+        return False
+
+    @property
+    def _tokens(self) -> int:
+        return sum(int(c.valid.sum()) for entry in self.session.a.run.layout.calls for c in entry.values())
+
+    @property
+    def packed(self) -> bool:
+        """Whether a row of either run holds several samples."""
+        for traced in (self.session.a, self.session.b):
+            for entry in traced.run.layout.calls:
+                for c in entry.values():
+                    if c.sample.dim() == 2 and any(len(set(row[row >= 0].tolist())) > 1 for row in c.sample):
+                        return True
+        return False
+
+    @property
+    def several_calls(self) -> bool:
+        return len(self.session.a.run.calls) > 1 or len(self.session.b.run.calls) > 1
+
+    @property
+    def given_cache(self) -> bool:
+        return any(
+            call.get(name) is not None
+            for traced in (self.session.a, self.session.b)
+            for call in traced.run.calls
+            for name in ("past_key_values", "cache_params")
+        )
+
+    @property
+    def same_function(self) -> bool:
+        """Whether both runs use one model, or two of one class."""
+        a, b = self.session.a.run, self.session.b.run
+        return a.model is b.model or type(a.model) is type(b.model)
+
+    def mixes_tokens(self, meeting: Meeting) -> bool:
+        """Whether an op's output belongs to fewer coordinates than what it was made from."""
+        origin = self.origin
+        if origin is None:
+            return False
+        output = _coordinates(meeting.b.label)
+        for source in origin.store_b.sources.get(meeting.event_b, ()):
+            kept = origin.store_b.kept.get(source)
+            if kept is not None and _coordinates(kept.label) > max(output, 1):
+                return True
+        return False
+
+
+def _coordinates(label: object) -> int:
+    ids = getattr(label, "q", None)
+    return int(ids.size) if ids is not None else 0
+
+
+def _walk(
+    edges: dict[int, list[int]], ops: dict[int, tuple[Op, object]], start: list[int], steps: int
+) -> frozenset[str]:
+    found: set[str] = set()
+    frontier, seen = list(start), set(start)
+    for _ in range(steps):
+        following: list[int] = []
+        for event in frontier:
+            if event in ops:
+                found.add(ops[event][0].function.removeprefix("aten."))
+            for other in edges.get(event, ()):
+                if other not in seen:
+                    seen.add(other)
+                    following.append(other)
+        frontier = following
+    return frozenset(found)
+
+
+# ---------------------------------------------------------------------- tests
+
+
+def _nan(case: Case) -> Mechanism | None:
+    for result in case.compared.gaps:
+        if result.a.dtype.is_floating_point and result.gap.differing and _has_nan(result.a) != _has_nan(result.b):
+            return Mechanism(
+                "nan", False, "NaN reaches a token of one run alone",
+                "Find the row that is masked entirely (a softmax over nothing gives NaN), or the overflow that makes "
+                "it; keep at least one key in every row, or mask with a finite minimum.",
+            )  # fmt: skip
+    return None
+
+
+def _has_nan(value: Tensor) -> bool:
+    return bool(torch.isnan(value).any())
+
+
+def _int8_outliers(case: Case) -> Mechanism | None:
+    library = any(op.function.startswith("bitsandbytes.") for op in case.chain)
+    emulated = case.root is not None and case.names & {"any", "nonzero"} and (case.names | case.behind(4)) & _COMPARISONS
+    if not library and not (emulated and _QUANTISING & (case.after() | case.behind())):
+        return None
+    return Mechanism(
+        "int8_outliers", True, "an outlier in another row makes the int8 matrix product treat a whole column in "
+        "higher precision for every token",
+        "This is how mixed int8 decomposition works. Use another quantisation (per-token scales, int8_threshold=0, "
+        "nf4), or compare with the quantisation off.",
+    )  # fmt: skip
+
+
+def _dynamic_scale(case: Case) -> Mechanism | None:
+    root = case.root
+    if root is None or not case.names & _EXTREMES or not _QUANTISING & (case.after(8) | case.names) | _to_narrow(case):
+        return None
+    scale = _scale_of(case)
+    whole = scale is None or scale.numel() == 1
+    if whole:
+        return Mechanism(
+            "dynamic_scale", True, "one scale for a whole tensor is taken from every row of the batch, so each row's "
+            "rounding depends on the others",
+            "Use a scale per token (or a static one) where rows must not depend on each other.",
+        )  # fmt: skip
+    return Mechanism(
+        "dynamic_scale", False, "a scale that should belong to one token is reduced over other tokens",
+        "Reduce the scale over the feature dimension only (dim=-1), so that every token has its own.",
+    )  # fmt: skip
+
+
+def _to_narrow(case: Case) -> frozenset[str]:
+    """A cast to float8 or an integer after the root rounds like `round` does."""
+    origin = case.origin
+    if origin is None:
+        return frozenset()
+    for event, (op, record) in origin.store_b.ops.items():
+        if event > origin.root.event_b and op.function in ("to", "type", "view"):
+            if record.dtype.startswith(("float8", "int8", "uint8")):
+                return frozenset({"round"})
+    return frozenset()
+
+
+def _scale_of(case: Case) -> Tensor | None:
+    """The value of the reduction that makes a scale."""
+    origin = case.origin
+    if origin is None:
+        return None
+    kept = [k for e, k in sorted(origin.store_b.kept.items()) if k.op.function in _EXTREMES and k.op in case.chain]
+    return kept[0].value if kept else None
+
+
+def _expert_capacity(case: Case) -> Mechanism | None:
+    root = case.root
+    if root is None:
+        return None
+    routed = _ROUTING & (case.behind() | case.names)
+    counted = {"cumsum", "topk", "argsort", "sort"} & (case.names | case.behind(4))
+    limited = (_COMPARISONS | {"getitem", "topk"}) & (case.after(6) | case.names)
+    counts = case.names & {"cumsum", "topk", "argsort", "sort"} and not root.a.op.function.startswith("input:")
+    if not (routed and counted and limited and counts):
+        return None
+    return Mechanism(
+        "expert_capacity", True, "an expert takes a limited number of tokens of the batch, so which tokens it takes "
+        "depends on the other rows",
+        "This is how capacity-limited experts work. Raise the capacity factor, or evaluate without dropping tokens.",
+    )  # fmt: skip
+
+
+def _batch_statistics(case: Case) -> Mechanism | None:
+    root = case.root
+    if root is None:
+        return None
+    norm = case.names & _STATISTICS
+    averaged = case.names & _AVERAGES and not case.pooled
+    if not norm and not averaged:
+        return None
+    if not norm and not case.mixes_tokens(root) and not _unmet_reduction(case):
+        return None
+    return Mechanism(
+        "batch_statistics", True, "statistics are taken over several tokens or rows, padding or batch mates among them",
+        "Run such models on rows of one length, one at a time, or with a normalisation that sees one token "
+        "(or put the module in eval mode, if it is a batch norm).",
+    )  # fmt: skip
+
+
+def _unmet_reduction(case: Case) -> bool:
+    return any(op.function in _AVERAGES for op in case.chain[2:])
+
+
+def _pooling(case: Case) -> Mechanism | None:
+    if case.root is None or not case.pooled or case.several_calls:
+        return None
+    if not case.names & (_AVERAGES | _SELECTIONS | {"linear", "matmul", "bmm", "einsum", "div", "addmm"}):
+        return None
+    if not (case.names & (_AVERAGES | _SELECTIONS)) and not case.root.pairs.by_sample:
+        return None
+    return Mechanism(
+        "pooling", False, "the tokens of a sample are pooled together with its padding, or the wrong token is taken",
+        "Pool with the attention mask: sum(x * mask) / sum(mask), or take the last real token of each row.",
+    )  # fmt: skip
+
+
+def _length_dependent_rope(case: Case) -> Mechanism | None:
+    root = case.root
+    if root is None or not {"cos", "sin"} & (case.after(16) | case.names):
+        return None
+    value = root.a.value
+    table = value.dtype.is_floating_point and root.a.label is None
+    unmet = [op for op in case.chain[2:] if op.function in ("pow", "reciprocal", "div", "mul", "getitem", "tensor", "to")]
+    if not table and not unmet and not root.a.op.function.startswith("input:inv"):
+        return None
+    if not value.dtype.is_floating_point:
+        return None
+    return Mechanism(
+        "length_dependent_rope", True, "the rotary table is chosen by the longest row (dynamic NTK, LongRoPE), so a "
+        "token's rotation depends on the others' length",
+        "Compare runs whose longest row is on the same side of the original context length, or fix the table "
+        "(rope_scaling of type linear or yarn).",
+    )  # fmt: skip
+
+
+def _position_ids(case: Case) -> Mechanism | None:
+    root = case.root
+    if root is None:
+        return None
+    integer = not root.a.value.dtype.is_floating_point and root.a.value.dtype != torch.bool
+    looked_up = root.a.op.function == "embedding" and not _token_lookup(case)
+    if not (integer and not root.a.op.function.startswith("input:input_ids")) and not looked_up:
+        return None
+    return Mechanism(
+        "position_ids", False, "the same token is given another position in the two runs",
+        "Pass position_ids made from the mask: (mask.cumsum(-1) - 1).clamp(min=0).",
+    )  # fmt: skip
+
+
+def _token_lookup(case: Case) -> bool:
+    return case.root is not None and "input_ids" in " ".join(op.function for op in case.chain)
+
+
+def _packing(case: Case) -> Mechanism | None:
+    if not case.packed:
+        return None
+    return Mechanism(
+        "packing", False, "tokens of one packed sample reach another sample of the same row",
+        "Give the attention a block-diagonal mask (or cu_seqlens), and reset convolutions and states at each sample.",
+    )  # fmt: skip
+
+
+def _cache_state(case: Case) -> Mechanism | None:
+    if not case.several_calls and not case.given_cache:
+        return None
+    return Mechanism(
+        "cache_state", False, "what was cached is not what a full forward computes for the same tokens",
+        "Check that the cache is fresh for each sequence, that positions go on from its length, and that its mask "
+        "covers the cached tokens.",
+    )  # fmt: skip
+
+
+def _attention_mask(case: Case) -> Mechanism | None:
+    root = case.root
+    if root is None:
+        return None
+    boolean = root.a.value.dtype == torch.bool
+    attends = case.names & _ATTENTION or (case.names & _MASKING and case.after(4) & {"softmax", "matmul"})
+    masks = root.a.op.function.startswith("input:") and "mask" in root.a.op.function
+    weights = root.a.label is not None and root.a.label.k is not None
+    if not (boolean or attends or masks or weights) or (boolean and not case.after(16) & (_ATTENTION | {"softmax"})):
+        return None
+    return Mechanism(
+        "attention_mask", False, "a token attends to keys that it should not see, or misses keys that it should",
+        "Pass the attention mask that the tokenizer returned, and check its window and offset.",
+    )  # fmt: skip
+
+
+def _padding_leak(case: Case) -> Mechanism | None:
+    leaks = case.content is not None and case.content.leaks
+    others = bool(case.session.pairing.only_a or case.session.pairing.only_b) or _has_padding(case.session)
+    mixes = case.root is not None and (
+        case.names & _MIXERS or case.mixes_tokens(case.root) or (case.root.a.op.function in ("matmul", "einsum", "bmm"))
+    )
+    if not others or not (leaks or mixes):
+        return None
+    ignored = _given_a_mask(case)
+    return Mechanism(
+        "padding_leak", False if ignored else None,
+        "what sits in the padding (or in another row) reaches a real token"
+        + (", though the module is given a mask" if ignored else ""),
+        "Set padded positions to zero before the layer that mixes positions, or run rows without padding.",
+    )  # fmt: skip
+
+
+def _has_padding(session: Session) -> bool:
+    return any(
+        bool((~c.valid).any())
+        for traced in (session.a, session.b)
+        for entry in traced.run.layout.calls
+        for c in entry.values()
+    )
+
+
+def _given_a_mask(case: Case) -> bool:
+    """Whether the module of the root, or one around it, is called with a mask."""
+    if case.origin is None:
+        return False
+    module = case.origin.seen.a.op.module
+    for op in case.session.b.trace.ops:
+        if op.is_input and "mask" in op.function and (not op.module or module == op.module or module.startswith(f"{op.module}.")):
+            return bool(op.module)
+    return False
+
+
+_TESTS: tuple[Callable[[Case], Mechanism | None], ...] = (
+    _nan,
+    _int8_outliers,
+    _dynamic_scale,
+    _expert_capacity,
+    _packing,
+    _length_dependent_rope,
+    _position_ids,
+    _pooling,
+    _batch_statistics,
+    _attention_mask,
+    _cache_state,
+    _padding_leak,
+)
+"""In the order in which they are asked: the more special first."""
+
+TWO_FUNCTIONS = Mechanism(
+    None, None, "the two runs compute different functions of the same inputs",
+    "Look at the origin: what it is called with, and which code runs it, differs between the runs.",
+)  # fmt: skip
+
+
+def recognise(case: Case) -> Mechanism:
+    """The known cause that explains a semantic difference; `TWO_FUNCTIONS` if none does."""
+    for test in _TESTS:
+        found = test(case)
+        if found is not None:
+            return found
+    return TWO_FUNCTIONS
+
+
+ROUNDING_ADVICE = {
+    "reduction_order": "Nothing is wrong. To get the same bits, run rows in the same shapes, or with kernels whose sums "
+    "do not depend on the shape.",
+    "kernel_choice": "Nothing is wrong. To get the same bits, make both runs take the same kernel (the same attention "
+    "implementation, a mask in both or in neither).",
+    "low_precision": "Nothing is wrong; the gap is what the narrower dtype costs. Use the wider one where it matters.",
+}
+"""What to do about each kind of rounding."""
+
+
+def known_slugs() -> Iterable[str]:
+    """All slugs that a verdict can have."""
+    return (*ROUNDING_ADVICE, "nan", "int8_outliers", "dynamic_scale", "expert_capacity", "packing",
+            "length_dependent_rope", "position_ids", "pooling", "batch_statistics", "attention_mask", "cache_state",
+            "padding_leak", "labels", "token_ids", "parameters", "buffers", "quantization", "atomics",
+            "random_state")  # fmt: skip

@@ -1,0 +1,72 @@
+"""The content probe: does a shared token notice what sits where the other run has nothing?"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from forkpoint.impact import ResultComparison, compare_results
+from forkpoint.probes.precision import Precision
+from forkpoint.probes.watchers import OtherContent
+from forkpoint.promotion import Promotion
+from forkpoint.result import ProbeResult
+from forkpoint.session import Results, Session
+
+
+@dataclass(frozen=True)
+class ContentProbe:
+    """Whether the result depends on the content of padding, batch mates or later tokens.
+
+    Attributes:
+        leaks: it does, in exact arithmetic too.
+        asked: there was something to replace.
+        run: `a` or `b`, the run whose other content was noticed.
+    """
+
+    leaks: bool
+    asked: bool
+    run: str
+    result: ProbeResult
+
+
+def content(session: Session, exact: Precision | None) -> ContentProbe:
+    """Replace what the other run lacks, and look for one changed bit at a shared coordinate.
+
+    A changed bit alone is not a leak where content steers the size of a matrix product (routing to
+    experts): it must remain in float64.
+    """
+    changed = False
+    asked = False
+    for name, traced, numbers in (("b", session.b, session.shared.b), ("a", session.a, session.shared.a)):
+        keep = np.asarray(numbers >= 0)
+        watcher = OtherContent(keep)
+        results = traced.again(watcher=watcher)
+        if not watcher.replaced:
+            continue
+        asked = True
+        compared = _against(session, name, traced.results, results)
+        if compared.identical:
+            continue
+        changed = True
+        if exact is None:
+            continue
+        moved = traced.again(watcher=OtherContent(keep), promotion=Promotion())
+        in_float64 = _against(session, name, exact.b if name == "b" else exact.a, moved)
+        if exact.beyond_noise(in_float64) > 1:
+            gap = in_float64.max_abs
+            text = f"other content where the other run has none changes the result of run {name.upper()} by {gap:.2g}, in float64 too"
+            return ContentProbe(True, True, name, ProbeResult("content", "changes", gap, text))
+    if not asked:
+        text = "both runs hold the same tokens: nothing to replace"
+        return ContentProbe(False, False, "", ProbeResult("content", "nothing", None, text))
+    if changed:
+        text = "other content in the padding or the batch changes bits, but not in float64: only the order of sums"
+        return ContentProbe(False, True, "", ProbeResult("content", "rounding", None, text))
+    text = "other content in the padding or the batch changes not one bit of a shared token"
+    return ContentProbe(False, True, "", ProbeResult("content", "untouched", 0.0, text))
+
+
+def _against(session: Session, run: str, before: Results, after: Results) -> ResultComparison:
+    """Compare two results of one run with each other, at the coordinates that both runs have."""
+    return compare_results(session, before, after, own=run)

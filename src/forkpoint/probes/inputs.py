@@ -1,0 +1,295 @@
+"""The inputs probe: is what goes in the same: token ids, labels, parameters, buffers?"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Generator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from forkpoint.equality import same_bits
+from forkpoint.layout import DECODER, MAIN
+from forkpoint.result import ProbeResult
+from forkpoint.run import Run
+from forkpoint.session import Session
+
+_LAYOUT_INPUTS = (
+    "attention_mask", "position_ids", "cache_position", "decoder_attention_mask", "decoder_position_ids",
+    "src_key_padding_mask", "key_padding_mask", "padding_mask", "encoder_attention_mask", "cu_seqlens", "seq_idx",
+)  # fmt: skip
+"""Inputs that express the layout: where they have an effect it is the layout's, so semantic."""
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What differs of what goes in.
+
+    Attributes:
+        mechanism: `token_ids`, `labels`, `parameters`, `buffers`, `quantization`; None where nothing differs
+            or for float inputs, which have no slug.
+        differs: whether anything does.
+        rounded: parameters that are the other run's, rounded to a narrower dtype, or merged with adapters.
+    """
+
+    differs: bool
+    mechanism: str | None
+    result: ProbeResult
+    rounded: tuple[Weight, ...] = ()
+
+
+@dataclass(frozen=True, eq=False)
+class Weight:
+    """One tensor of the models that differs only by rounding: where it is, and what both runs should use."""
+
+    module_a: nn.Module
+    module_b: nn.Module
+    name: str
+    exact: Tensor
+    table: str
+    """`_parameters` or `_buffers`."""
+
+
+@dataclass
+class _Found:
+    rounded: list[Weight] = field(default_factory=list[Weight])
+    different: dict[str, list[str]] = field(default_factory=dict[str, list[str]])
+
+
+def inputs(session: Session) -> Inputs:
+    """Compare what went into both runs, at shared coordinates."""
+    a, b = session.a.run, session.b.run
+    names = _different_tensors(session)
+    tokens = [n for n in names if n in ("input_ids", "decoder_input_ids", "token_type_ids")]
+    floats = [n for n in names if n not in tokens]
+    pairs_a, pairs_b = _label_pairs(session, a, "a"), _label_pairs(session, b, "b")
+    found = _weights(a.modules, b.modules)
+    if tokens:
+        return _differs("token_ids", float(len(tokens)), f"{', '.join(tokens)} differ at shared coordinates")
+    if pairs_a != pairs_b:
+        count = sum(((pairs_a - pairs_b) + (pairs_b - pairs_a)).values())
+        text = f"the labels that enter the loss differ in {count} (predicting position, label) pairs"
+        return _differs("labels", float(count), text)
+    if floats:
+        return _differs(None, float(len(floats)), f"{', '.join(floats)} differ at shared coordinates")
+    for mechanism, tensors in found.different.items():
+        text = f"{len(tensors)} {mechanism if mechanism != 'quantization' else 'weights'} differ, {tensors[0]} first"
+        return _differs(mechanism, float(len(tensors)), text)
+    if found.rounded:
+        text = f"{len(found.rounded)} weights of one run are the other's, rounded to a narrower dtype"
+        return Inputs(False, None, ProbeResult("inputs", "rounded", float(len(found.rounded)), text), tuple(found.rounded))
+    text = "token ids, labels, parameters and buffers are the same in both runs"
+    return Inputs(False, None, ProbeResult("inputs", "same", 0.0, text))
+
+
+def _differs(mechanism: str | None, figure: float, text: str) -> Inputs:
+    return Inputs(True, mechanism, ProbeResult("inputs", "differs", figure, text))
+
+
+def _different_tensors(session: Session) -> list[str]:
+    """Names of the model's tensor inputs that differ at shared coordinates."""
+    names: list[str] = []
+    for row in session.join.rows:
+        if row.op.is_input and row.op.module == "" and row.differing:
+            name = row.op.function.removeprefix("input:")
+            if name not in _LAYOUT_INPUTS and name not in ("labels", "decoder_labels"):
+                names.append(name)
+    return names
+
+
+# ---------------------------------------------------------------------- labels
+
+
+def _label_pairs(session: Session, run: Run, which: str) -> Counter[Any]:
+    """The (predicting coordinate, label) pairs that enter the loss; -100 does not."""
+    found: Counter[Any] = Counter()
+    to_a = {s: s for s, _ in session.pairing.pairs} if which == "a" else {b: a for a, b in session.pairing.pairs}
+    shift = _predicts_next(run.modules)
+    for call, (entry, inputs_) in enumerate(zip(run.layout.calls, run.calls, strict=True)):
+        labels = inputs_.get("labels")
+        coordinates = entry.get(DECODER, entry.get(MAIN))
+        if not isinstance(labels, Tensor) or coordinates is None:
+            continue
+        if labels.dim() == 1 and coordinates.sample.dim() == 2 and len(labels) == coordinates.shape[0]:
+            for row, label in enumerate(labels.tolist()):
+                sample = int(coordinates.sample[row].max())
+                found[(to_a.get(sample, ("mate", sample)), None, label)] += 1
+            continue
+        if tuple(labels.shape) != coordinates.shape or labels.dim() != 2 or labels.is_floating_point():
+            continue
+        rows = labels.detach().cpu()
+        for row, column in (rows != -100).nonzero().tolist():
+            at = column - 1 if shift else column
+            if at < 0:
+                continue
+            sample, position = int(coordinates.sample[row, at]), int(coordinates.position[row, at])
+            if sample < 0:
+                place: Any = ("padding", call)
+            else:
+                place = (to_a.get(sample, ("mate", sample)), position)
+            found[(place, int(rows[row, column]))] += 1
+    return found
+
+
+def _predicts_next(model: nn.Module | None) -> bool:
+    """Whether the model shifts its labels by one: causal language models do."""
+    if model is None:
+        return False
+    kind = getattr(model, "loss_type", None)
+    name = type(model.get_base_model() if hasattr(model, "get_base_model") else model).__name__  # type: ignore[operator]
+    return kind == "ForCausalLM" or name.endswith(("ForCausalLM", "LMHeadModel"))
+
+
+# ---------------------------------------------------------------------- weights
+
+
+def _weights(a: nn.Module | None, b: nn.Module | None) -> _Found:
+    found = _Found()
+    if a is None or b is None or a is b:
+        return found
+    modules_a, modules_b = _by_path(a), _by_path(b)
+    for path, mine in modules_a.items():
+        theirs = modules_b.get(path)
+        if theirs is None:
+            continue
+        for table, slug in (("_parameters", "parameters"), ("_buffers", "buffers")):
+            for name in _names(mine, table) & _names(theirs, table):
+                _compare_weight(found, path, name, table, slug, mine, theirs)
+    return found
+
+
+def _by_path(model: nn.Module) -> dict[str, nn.Module]:
+    """Modules by path, adapters' wrappers under the name of what they wrap."""
+    found: dict[str, nn.Module] = {}
+    for path, module in model.named_modules():
+        if "lora_" in path:
+            continue
+        plain = path.removeprefix("base_model.model.").replace(".base_layer", "")
+        if path.startswith("_orig_mod."):
+            plain = path.removeprefix("_orig_mod.")
+        if plain not in found or not hasattr(found[plain], "base_layer"):
+            found[plain] = module
+    return found
+
+
+def _base(module: nn.Module) -> nn.Module:
+    base = getattr(module, "base_layer", None)
+    return base if isinstance(base, nn.Module) else module
+
+
+def _names(module: nn.Module, table: str) -> set[str]:
+    return {name for name, value in getattr(_base(module), table).items() if value is not None}
+
+
+def _compare_weight(
+    found: _Found, path: str, name: str, table: str, slug: str, mine: nn.Module, theirs: nn.Module
+) -> None:
+    x: Tensor = getattr(_base(mine), table)[name]
+    y: Tensor = getattr(_base(theirs), table)[name]
+    delta_x, delta_y = _adapters(mine, name), _adapters(theirs, name)
+    title = f"{path}.{name}" if path else name
+    if delta_x is None and delta_y is None and (x is y or same_bits(x.detach(), y.detach())):
+        return
+    if x.shape != y.shape or _quantized(x) != _quantized(y):
+        found.different.setdefault("quantization" if _quantized(x) != _quantized(y) else slug, []).append(title)
+        return
+    exact_x, exact_y = _effective(x, delta_x), _effective(y, delta_y)
+    if delta_x is None and delta_y is None and same_bits(exact_x, exact_y):
+        wide = x if x.dtype.itemsize >= y.dtype.itemsize else y
+        found.rounded.append(Weight(_base(mine), _base(theirs), name, wide.detach(), table))
+        return
+    if _is_rounded(x, y, exact_x, exact_y, delta_x, delta_y):
+        wide = exact_x if delta_x is not None or _eps(x) <= _eps(y) else exact_y
+        if delta_x is None and delta_y is None and _eps(x) == _eps(y):
+            wide = exact_x if not _representable(x, exact_x) else exact_y
+        found.rounded.append(Weight(_base(mine), _base(theirs), name, wide, table))
+        return
+    found.different.setdefault(slug, []).append(title)
+
+
+def _quantized(weight: Tensor) -> bool:
+    return not weight.dtype.is_floating_point and weight.dtype in (torch.int8, torch.uint8)
+
+
+def _eps(weight: Tensor) -> float:
+    return torch.finfo(weight.dtype).eps if weight.dtype.is_floating_point else 0.0
+
+
+def _adapters(module: nn.Module, name: str) -> tuple[Tensor, Tensor] | None:
+    """What unmerged adapters add to a weight in exact arithmetic, and the sizes of its terms; None without any."""
+    if name != "weight" or not hasattr(module, "base_layer") or getattr(module, "merged", False):
+        return None
+    lora_a, lora_b = getattr(module, "lora_A", {}), getattr(module, "lora_B", {})
+    total: tuple[Tensor, Tensor] | None = None
+    for adapter in getattr(module, "active_adapters", ()):
+        if adapter in lora_a:
+            left, right = lora_b[adapter].weight.detach().double(), lora_a[adapter].weight.detach().double()
+            scale = float(module.scaling[adapter])  # type: ignore[index]
+            added, size = scale * (left @ right), abs(scale) * (left.abs() @ right.abs())
+            total = (added, size) if total is None else (total[0] + added, total[1] + size)
+    return total
+
+
+def _effective(weight: Tensor, delta: tuple[Tensor, Tensor] | None) -> Tensor:
+    exact = weight.detach().double() if weight.dtype.is_floating_point else weight.detach()
+    return exact if delta is None else exact + delta[0]
+
+
+def _is_rounded(
+    x: Tensor, y: Tensor, exact_x: Tensor, exact_y: Tensor,
+    delta_x: tuple[Tensor, Tensor] | None, delta_y: tuple[Tensor, Tensor] | None,
+) -> bool:  # fmt: skip
+    """Whether two weights are one, rounded: within half an ULP of the narrower dtype.
+
+    Merged adapters are added in the dtype of the weight, term by term: a few ULP of the largest term.
+    """
+    if not (x.dtype.is_floating_point and y.dtype.is_floating_point):
+        return False
+    gap = (exact_x - exact_y).abs()
+    size = torch.maximum(exact_x.abs(), exact_y.abs())
+    if delta_x is not None or delta_y is not None:
+        for weight, delta in ((x, delta_x), (y, delta_y)):
+            if delta is not None:
+                size = torch.maximum(size, torch.maximum(weight.detach().double().abs(), delta[1]))
+        return bool((gap <= 4 * max(_eps(x), _eps(y)) * size + 1e-300).all())
+    if x.dtype != y.dtype:
+        narrow = x.dtype if _eps(x) > _eps(y) else y.dtype
+        return bool((gap <= 0.5 * _ulp(size, narrow)).all())
+    for narrow in (torch.bfloat16, torch.float16):
+        if torch.finfo(narrow).eps > _eps(x) and (
+            same_bits(exact_x.to(x.dtype).to(narrow).double(), exact_y)
+            or same_bits(exact_y.to(y.dtype).to(narrow).double(), exact_x)
+        ):
+            return True
+    return False
+
+
+def _representable(weight: Tensor, exact: Tensor) -> bool:
+    return same_bits(exact.to(torch.bfloat16).double(), exact) or same_bits(exact.to(torch.float16).double(), exact)
+
+
+def _ulp(size: Tensor, dtype: torch.dtype) -> Tensor:
+    info = torch.finfo(dtype)
+    return info.eps * torch.exp2(torch.floor(torch.log2(torch.clamp(size, min=info.tiny))))
+
+
+@contextmanager
+def same_weights(weights: tuple[Weight, ...]) -> Generator[None]:
+    """Give both runs the same weights, where one has the other's rounded ones."""
+    saved: list[tuple[dict[str, Any], str, Any]] = []
+    try:
+        for weight in weights:
+            for module in (weight.module_a, weight.module_b):
+                table: dict[str, Any] = getattr(module, weight.table)
+                if hasattr(module, "lora_A"):
+                    continue
+                saved.append((table, weight.name, table[weight.name]))
+                exact = weight.exact.to(table[weight.name].device)
+                table[weight.name] = nn.Parameter(exact, requires_grad=False) if weight.table == "_parameters" else exact
+        yield
+    finally:
+        for table, name, value in reversed(saved):
+            table[name] = value

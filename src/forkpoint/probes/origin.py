@@ -1,0 +1,275 @@
+"""The patch probe: where something other than rounding enters, proved by putting it right.
+
+Both runs are made in float64 with every value kept. A *root* is a value that differs though nothing
+that it was made from does: there a difference enters. Whether it matters is asked of the model: the
+other run's value is put in place at that root, and the rest runs on. If the result stays as it was,
+the difference cancels later (every `arange` over columns that left padding shifts) and is not the
+origin.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from forkpoint.align import Gap, gap, pair_elements
+from forkpoint.impact import compare_results
+from forkpoint.pairs import Pairs
+from forkpoint.probes.inputs import Weight, same_weights
+from forkpoint.probes.precision import Precision
+from forkpoint.probes.watchers import Kept, Patch, Store
+from forkpoint.promotion import Promotion
+from forkpoint.result import ProbeResult
+from forkpoint.session import Session
+from forkpoint.trace import Op
+
+MAX_STORED = 1 << 31
+"""Bytes of values kept of each run at once; beyond it only the first layer that differs is looked into."""
+MAX_PATCHES = 16
+"""Roots that are tried."""
+_RELATIVE_NOISE = 1e3
+"""How many times a result's relative noise a single value may differ, relative to its largest element."""
+
+
+@dataclass
+class Meeting:
+    """One value of both runs, and whether it differs beyond noise."""
+
+    event_a: int
+    event_b: int
+    a: Kept
+    b: Kept
+    pairs: Pairs
+    gap: Gap
+    differs: bool
+
+
+@dataclass
+class Origin:
+    """Where something other than rounding enters.
+
+    Attributes:
+        root: the first value that differs though its inputs don't, and whose difference reaches the result.
+        seen: the first floating-point value that the difference shows in; often the same.
+        closes: how much of the result's gap goes away when the root is put right, 0 to 1.
+        steps: all meetings from the root on, in order, that differ.
+        sources: for each event of A, the events that it was made from.
+        store_a, store_b: what was kept.
+    """
+
+    root: Meeting
+    seen: Meeting
+    closes: float
+    result: ProbeResult
+    store_a: Store
+    store_b: Store
+    meetings: dict[int, Meeting]
+
+
+def origin(session: Session, exact: Precision, weights: tuple[Weight, ...] = ()) -> Origin | None:
+    """Find the op at which the runs begin to differ in exact arithmetic; None if it can't be located."""
+    with same_weights(weights):
+        select = _selection(session)
+        store_a, store_b = Store(MAX_STORED, select), Store(MAX_STORED, select)
+        session.a.again(promotion=Promotion(), watcher=store_a)
+        session.b.again(promotion=Promotion(), watcher=store_b)
+        meetings = _meet(session, store_a, store_b, _threshold(exact))
+        roots = _roots(meetings, store_a, store_b)
+        fallback: Origin | None = None
+        for meeting in roots[:MAX_PATCHES]:
+            before = compare_results(session, exact.a, exact.b)
+            closes, moves = _try(session, exact, meeting)
+            seen = _first_seen(meeting, meetings, store_a)
+            if seen is None:
+                continue
+            found = _describe(meeting, seen, closes, moves, store_a, store_b, meetings, before.max_abs)
+            if moves > 1 or closes > 0.01:
+                return found
+            if fallback is None and not meeting.a.op.is_boundary and moves < 0:
+                fallback = found
+    return fallback
+
+
+def _threshold(exact: Precision) -> float:
+    """What a value may differ by, relative to its largest element, and still be float64's rounding."""
+    relative = 0.0
+    for result in exact.compared.gaps:
+        name = result.name.split(" (call")[0]
+        scale = result.gap.max_abs / result.gap.max_rel if result.gap.max_rel else 0.0
+        if scale:
+            relative = max(relative, exact.noise.get(name, 0.0) / scale)
+    return min(max(_RELATIVE_NOISE * relative, 1e-13), 1e-6)
+
+
+def _selection(session: Session) -> Callable[[Op], bool]:
+    """Keep everything if there is room; else what lies outside the layers and the first of them that differs."""
+    total = 0
+    for event in session.a.trace.events:
+        if event.status in ("digest", "view"):
+            total += 8 * int(np.prod(event.shape, dtype=np.int64))
+    if total <= MAX_STORED:
+        return lambda op: True
+    from forkpoint.drift import layer_paths
+
+    paths = layer_paths(session.a.run.modules)
+    first = next((r for r in sorted(session.join.rows, key=lambda r: r.order) if r.differing and r.floating), None)
+    inside = next((p for p in paths if first is not None and first.op.module.startswith(f"{p}.")), None)
+
+    def select(op: Op) -> bool:
+        layer = next((p for p in paths if op.module == p or op.module.startswith(f"{p}.")), None)
+        return layer is None or layer == inside or op.is_boundary and op.module == layer
+
+    return select
+
+
+# ---------------------------------------------------------------------- meetings
+
+
+def _meet(session: Session, a: Store, b: Store, threshold: float) -> dict[int, Meeting]:
+    """The values that both runs have, by A's event, in the order of execution."""
+    by_key: dict[object, list[int]] = {}
+    for event, kept in b.kept.items():
+        by_key.setdefault(kept.op.key, []).append(event)
+    calls_a = {kept.event.call for kept in a.kept.values()}
+    calls_b = {kept.event.call for kept in b.kept.values()}
+    found: dict[int, Meeting] = {}
+    for event_a, kept_a in a.kept.items():
+        for event_b in _partners(session, kept_a, by_key.get(kept_a.op.key, []), b, len(calls_a) == len(calls_b)):
+            kept_b = b.kept[event_b]
+            meeting = _meeting(session, event_a, kept_a, event_b, kept_b, threshold)
+            if meeting is not None and (event_a not in found or meeting.differs and not found[event_a].differs):
+                found[event_a] = meeting
+    return found
+
+
+def _partners(session: Session, kept: Kept, events: list[int], b: Store, one_to_one: bool) -> Iterator[int]:
+    for event in events:
+        other = b.kept[event]
+        if one_to_one and (other.event.call, other.event.nth) != (kept.event.call, kept.event.nth):
+            continue
+        if not one_to_one and other.event.nth != kept.event.nth:
+            continue
+        yield event
+
+
+def _meeting(
+    session: Session, event_a: int, a: Kept, event_b: int, b: Kept, threshold: float
+) -> Meeting | None:
+    pairs = pair_values(session, a, b)
+    if not len(pairs):
+        return None
+    found = gap(a.value, b.value, pairs)
+    floating = a.value.dtype.is_floating_point or a.value.dtype.is_complex
+    differs = found.differing > 0 and (not floating or found.max_abs > threshold * _scale(found))
+    return Meeting(event_a, event_b, a, b, pairs, found, differs)
+
+
+def _scale(found: Gap) -> float:
+    if not found.max_rel or not np.isfinite(found.max_rel):
+        return 0.0
+    return found.max_abs / found.max_rel
+
+
+def pair_values(session: Session, a: Kept, b: Kept) -> Pairs:
+    """Pair the elements of two values by their labels, or by where the tokens are along their dimensions."""
+    pairs = pair_elements(a.value, a.label, b.value, b.label, session.shared)
+    if not len(pairs) and (a.label is None or b.label is None):
+        return session.join.pair_open(None, a.event.call, b.event.call, tuple(a.value.shape), tuple(b.value.shape))
+    return pairs
+
+
+def _roots(meetings: dict[int, Meeting], a: Store, b: Store) -> list[Meeting]:
+    """Values that differ though nothing does that they were made from."""
+    tainted_a = _tainted(a, {e for e, m in meetings.items() if m.differs}, set(meetings))
+    met_b = {m.event_b for m in meetings.values()}
+    tainted_b = _tainted(b, {m.event_b for m in meetings.values() if m.differs}, met_b)
+    roots: list[Meeting] = []
+    for event, meeting in sorted(meetings.items()):
+        if not meeting.differs:
+            continue
+        made_of_a = any(source in tainted_a for source in a.sources.get(event, ()))
+        made_of_b = any(source in tainted_b for source in b.sources.get(meeting.event_b, ()))
+        if not made_of_a and not made_of_b:
+            roots.append(meeting)
+    return roots
+
+
+def _tainted(store: Store, differing: set[int], met: set[int]) -> set[int]:
+    """Events that differ; those that no value of the other run meets, where something they are made of does."""
+    tainted: set[int] = set()
+    for event in sorted(store.sources):
+        if event in met:
+            if event in differing:
+                tainted.add(event)
+        elif any(source in tainted for source in store.sources[event]):
+            tainted.add(event)
+    return tainted
+
+
+def _first_seen(root: Meeting, meetings: dict[int, Meeting], a: Store) -> Meeting | None:
+    """The first floating-point op, from the root on, that carries its difference."""
+
+    def shows(meeting: Meeting) -> bool:
+        value = meeting.a.value
+        return value.dtype.is_floating_point and meeting.differs and not meeting.a.op.is_boundary
+
+    if shows(root):
+        return root
+    made_from: dict[int, list[int]] = {}
+    for event, sources in a.sources.items():
+        for source in sources:
+            made_from.setdefault(source, []).append(event)
+    reached: set[int] = {root.event_a}
+    queue = deque([root.event_a])
+    while queue:
+        for event in made_from.get(queue.popleft(), ()):
+            if event not in reached:
+                reached.add(event)
+                queue.append(event)
+    following = [meetings[e] for e in sorted(reached) if e in meetings and shows(meetings[e])]
+    if following:
+        return following[0]
+    later = [m for e, m in sorted(meetings.items()) if e > root.event_a and shows(m)]
+    return later[0] if later else None
+
+
+# ---------------------------------------------------------------------- patching
+
+
+def _try(session: Session, exact: Precision, meeting: Meeting) -> tuple[float, float]:
+    """Put A's value in place in run B: what share of the gap closes, and by how many times noise the result moves.
+
+    A negative second figure says that the value could not be put in place.
+    """
+    op = meeting.b.op
+    key = (op.module, op.function, op.site.chain)
+    patch = Patch({(key, meeting.b.event.nth, op.output, meeting.b.event.call): (meeting.a.value, meeting.pairs)})
+    try:
+        patched = session.b.again(promotion=Promotion(), watcher=patch)
+    except (RuntimeError, ValueError, IndexError):
+        return 0.0, -1.0
+    if not patch.applied:
+        return 0.0, -1.0
+    before = compare_results(session, exact.a, exact.b).max_abs
+    after = compare_results(session, exact.a, patched)
+    moved = compare_results(session, exact.b, patched, own="b")
+    closes = 0.0 if before == 0 else 1.0 if not np.isfinite(before) else max(0.0, 1 - after.max_abs / before)
+    return closes, exact.beyond_noise(moved)
+
+
+def _describe(
+    root: Meeting, seen: Meeting, closes: float, moves: float, a: Store, b: Store,
+    meetings: dict[int, Meeting], before: float,
+) -> Origin:  # fmt: skip
+    op = seen.a.op
+    text = (
+        f"with run A's value put in place at {root.a.op.name} ({root.a.op.site.short}), "
+        f"{100 * closes:.0f} % of the gap of {before:.2g} closes"
+    )
+    outcome = "closes" if closes > 0.5 else "moves" if moves > 1 else "nothing"
+    if seen is not root:
+        text += f"; it shows first in {op.name}"
+    return Origin(root, seen, closes, ProbeResult("patch", outcome, closes, text), a, b, meetings)

@@ -1,0 +1,175 @@
+"""The replay probe: the first divergent op alone, in native precision and in float64."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from forkpoint.capture.recorder import Taken
+from forkpoint.locate import Located, named_inputs
+from forkpoint.promotion import Promotion
+from forkpoint.result import ProbeResult
+
+
+@dataclass(frozen=True)
+class Replay:
+    """How far each run's value of the op is from the exact result on the same inputs.
+
+    Attributes:
+        error_a, error_b: the largest error in ULP of the op's dtype at the magnitude of the result; None
+            where the op can't be repeated or has no float64.
+        other_call: the op was called with other arguments in the two runs, shapes apart.
+        kernels_a, kernels_b: what ran below it, innermost names; empty if not known.
+    """
+
+    error_a: float | None
+    error_b: float | None
+    other_call: bool
+    kernels_a: tuple[str, ...]
+    kernels_b: tuple[str, ...]
+    result: ProbeResult
+
+    @property
+    def other_kernel(self) -> bool:
+        return self.kernels_a != self.kernels_b
+
+
+def replay(located: Located) -> Replay:
+    """Repeat each run's call of the op on its own inputs, and measure its error against float64."""
+    if located.a.func is None or located.b.func is None or located.divergence.function is None:
+        text = "the runs part inside a module, so there is no single op to repeat"
+        other = bool(located.divergence.between)
+        return Replay(None, None, other, (), (), ProbeResult("replay", "nothing", None, text))
+    output = located.row.op.output
+    errors = [_error(taken, output) for taken in (located.a, located.b)]
+    other_call = _other_call(located.a, located.b)
+    kernels = [kernels_of(taken) for taken in (located.a, located.b)]
+    known = [e for e in errors if e is not None]
+    if not known:
+        text = "the op has no float64 form to be measured against"
+        outcome, figure = "nothing", None
+    else:
+        shown = " and ".join("?" if e is None else f"{e:.3g}" for e in errors)
+        text = f"alone, on its own inputs, it is off the exact result by {shown} ULP in runs A and B"
+        outcome, figure = "rounding", max(known)
+    if kernels[0] != kernels[1]:
+        text += f"; {_short(kernels[0])} in A, {_short(kernels[1])} in B"
+    return Replay(errors[0], errors[1], other_call, kernels[0], kernels[1], ProbeResult("replay", outcome, figure, text))
+
+
+def _short(names: tuple[str, ...]) -> str:
+    return ", ".join(names[:3]) or "nothing"
+
+
+def _call(taken: Taken) -> Any:
+    with torch.no_grad():
+        return taken.func(*_fresh(taken.args), **_fresh(taken.kwargs))
+
+
+def _fresh(value: Any) -> Any:
+    """Copies of tensors that a call might write to."""
+    if isinstance(value, Tensor):
+        return value.clone() if value.layout == torch.strided else value
+    if type(value) in (tuple, list):
+        return type(value)(_fresh(item) for item in value)
+    if type(value) is dict:
+        return {key: _fresh(item) for key, item in value.items()}
+    return value
+
+
+def _error(taken: Taken, output: int) -> float | None:
+    """The largest error of a recorded output against float64 on the same inputs, in ULP of its dtype."""
+    recorded = taken.outputs[output]
+    if not recorded.dtype.is_floating_point:
+        return None
+    try:
+        promotion = Promotion()
+        with promotion:
+            result = _call(taken)
+        if not promotion.exact:
+            return None
+        exact = _output(promotion.values(result), output)
+    except (RuntimeError, TypeError, ValueError, NotImplementedError):
+        return None
+    if exact is None or exact.shape != recorded.shape:
+        return None
+    info = torch.finfo(recorded.dtype)
+    scale = float(exact.abs().nan_to_num(0.0, 0.0, 0.0).max()) if exact.numel() else 0.0
+    unit = info.eps * 2.0 ** math.floor(math.log2(max(scale, info.tiny)))
+    gap = (recorded.double() - exact).abs().nan_to_num(0.0, 0.0, 0.0)
+    return float(gap.max()) / unit if gap.numel() else 0.0
+
+
+def _output(result: Any, output: int) -> Tensor | None:
+    if isinstance(result, Tensor):
+        return result.double()
+    if isinstance(result, (tuple, list)) and output < len(result) and isinstance(result[output], Tensor):
+        return result[output].double()
+    return None
+
+
+def _other_call(a: Taken, b: Taken) -> bool:
+    """Whether two calls of an op differ in more than the sizes of their tensors."""
+    if set(named_inputs(a)) != set(named_inputs(b)):
+        return True
+
+    def plain(taken: Taken) -> list[Any]:
+        flat = [(str(i), v) for i, v in enumerate(taken.args)] + sorted(taken.kwargs.items(), key=lambda kv: kv[0])
+        return [(k, v) for k, v in flat if isinstance(v, (bool, str, float, torch.dtype)) or v is None]
+
+    return plain(a) != plain(b) or [t.dtype for t in named_inputs(a).values()] != [
+        t.dtype for t in named_inputs(b).values()
+    ]
+
+
+class _Below(TorchDispatchMode):
+    """Names of the ATen ops that a call comes down to."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = str(func._schema.name)
+        if name.split("::")[-1] not in _TRIVIAL:
+            self.names.append(name)
+        return func(*args, **(kwargs or {}))
+
+
+def kernels_of(taken: Taken) -> tuple[str, ...]:
+    """Names of what ran for a call: CUDA kernels on a GPU, ATen ops elsewhere; empty if unknown."""
+    if taken.func is None:
+        return ()
+    try:
+        if any(t.is_cuda for t in named_inputs(taken).values()):
+            return _cuda_kernels(taken)
+        with _Below() as below:
+            _call(taken)
+        return tuple(dict.fromkeys(below.names))
+    except (RuntimeError, NotImplementedError):
+        return ()
+
+
+def _cuda_kernels(taken: Taken) -> tuple[str, ...]:
+    _call(taken)  # once, so that libraries are loaded and their set-up is not among the kernels
+    torch.cuda.synchronize()
+    activities = [torch.profiler.ProfilerActivity.CPU, torch.profiler.ProfilerActivity.CUDA]
+    with torch.profiler.profile(activities=activities) as profile:
+        _call(taken)
+        torch.cuda.synchronize()
+    events = profile.events() or []
+    names = [e.name for e in events if str(e.device_type).endswith("CUDA")]
+    return tuple(dict.fromkeys(n for n in names if not n.startswith(("Mem", "void at::native::elementwise"))))
+
+
+_TRIVIAL = frozenset({
+    "empty", "as_strided", "view", "transpose", "reshape", "expand", "slice", "select", "t", "unsqueeze", "squeeze",
+    "clone", "copy_", "empty_like", "empty_strided", "to", "_to_copy", "contiguous", "permute", "_unsafe_view", "alias",
+    "fill_", "zeros", "zero_", "detach", "narrow", "resize_",
+})  # fmt: skip
+"""ATen ops that only move elements: the copies of `_fresh`, and what layouts ask for."""

@@ -1,0 +1,156 @@
+"""Watchers: what the probes do to values as they pass by, or keep of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from forkpoint.capture.labels import Label, spread
+from forkpoint.capture.recorder import Recorder
+from forkpoint.pairs import Pairs
+from forkpoint.trace import Event, Op
+
+Key = tuple[str, str, str]
+
+_ROUNDED = frozenset({
+    "linear", "matmul", "bmm", "mm", "addmm", "baddbmm", "embedding", "conv1d", "conv2d", "einsum", "mean", "sum",
+    "scaled_dot_product_attention", "layer_norm", "rms_norm", "grouped_mm", "_grouped_mm", "var", "rsqrt", "tanh",
+})  # fmt: skip
+"""Functions whose results are rounded in every real run, and feed no decision as they are."""
+
+
+@dataclass
+class Noise:
+    """Moves every rounded value by one unit in the last place of float64, up or down at random."""
+
+    seed: int
+    generator: torch.Generator = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.generator = torch.Generator().manual_seed(self.seed)
+
+    def edit(
+        self, recorder: Recorder, key: Key, nth: int, output: int, value: Tensor, label: Label | None
+    ) -> Tensor | None:
+        if key[1] not in _ROUNDED or value.dtype != torch.float64 or output:
+            return None
+        sign = torch.randint(0, 2, value.shape, generator=self.generator).to(value.device, torch.float64) * 2 - 1
+        moved = value * (1 + sign * 2.0**-52)
+        return torch.where(value.abs() < 1e300, moved, value)
+
+    def saw(self, recorder: Recorder, event: int, value: Tensor, label: Label | None, inputs: list[int]) -> None:
+        return None
+
+
+@dataclass
+class OtherContent:
+    """Replaces what sits at coordinates that the other run lacks, where content first becomes numbers.
+
+    Token ids stay (a pad token's id says where the padding is, and is the layout's); the rows that an
+    embedding looked up for them, or the rows of a float input, are replaced.
+
+    Attributes:
+        keep: for each id, whether the other run has it too.
+        replaced: how many rows were.
+    """
+
+    keep: np.ndarray
+    seed: int = 0
+    replaced: int = 0
+    _done: set[Key] = field(default_factory=set[Key])
+
+    def edit(
+        self, recorder: Recorder, key: Key, nth: int, output: int, value: Tensor, label: Label | None
+    ) -> Tensor | None:
+        if label is None or label.k is not None or not value.dtype.is_floating_point:
+            return None
+        if key[1] != "embedding" and not (key[0] == "" and key[1].startswith("input:")):
+            return None
+        other = ~self.keep[label.q] & recorder.table.is_slot(label.q)
+        if not other.any():
+            return None
+        self.replaced += int(other.sum())
+        mask = torch.from_numpy(np.ascontiguousarray(spread(other, tuple(value.shape)))).to(value.device)
+        generator = torch.Generator().manual_seed(self.seed + nth)
+        scale = float(value.detach().float().std()) if value.numel() > 1 else 1.0
+        new = torch.randn(value.shape, generator=generator, dtype=torch.float32).to(value.device) * (2 * scale or 1.0)
+        return torch.where(mask, new.to(value.dtype), value)
+
+    def saw(self, recorder: Recorder, event: int, value: Tensor, label: Label | None, inputs: list[int]) -> None:
+        return None
+
+
+@dataclass
+class Patch:
+    """Puts other values in place at chosen ops.
+
+    Attributes:
+        values: by (op key, nth, output, call), the value to take elements from and the pairs of elements.
+        applied: how many times it did.
+    """
+
+    values: Mapping[tuple[Key, int, int, int], tuple[Tensor, Pairs]]
+    applied: int = 0
+
+    def edit(
+        self, recorder: Recorder, key: Key, nth: int, output: int, value: Tensor, label: Label | None
+    ) -> Tensor | None:
+        found = self.values.get((key, nth, output, recorder.call))
+        if found is None:
+            return None
+        source, pairs = found
+        new = value.detach().clone().contiguous()
+        taken = source.reshape(-1)[torch.from_numpy(pairs.a)].to(value.device, value.dtype)
+        new.view(-1)[torch.from_numpy(pairs.b).to(value.device)] = taken
+        self.applied += 1
+        return new
+
+    def saw(self, recorder: Recorder, event: int, value: Tensor, label: Label | None, inputs: list[int]) -> None:
+        return None
+
+
+@dataclass
+class Kept:
+    """One value that was kept."""
+
+    op: Op
+    event: Event
+    value: Tensor
+    label: Label | None
+    inputs: list[int]
+
+
+@dataclass
+class Store:
+    """Keeps every value, with what it was made from, as long as there is room.
+
+    Attributes:
+        select: which ops to keep the values of; all by default.
+        kept: by index of the event.
+        sources: for every event, kept or not, the events that it was made from.
+    """
+
+    limit: int
+    select: Callable[[Op], bool] = lambda op: True
+    kept: dict[int, Kept] = field(default_factory=dict[int, Kept])
+    sources: dict[int, list[int]] = field(default_factory=dict[int, list[int]])
+    ops: dict[int, tuple[Op, Event]] = field(default_factory=dict[int, tuple[Op, Event]])
+    used: int = 0
+
+    def edit(
+        self, recorder: Recorder, key: Key, nth: int, output: int, value: Tensor, label: Label | None
+    ) -> Tensor | None:
+        return None
+
+    def saw(self, recorder: Recorder, event: int, value: Tensor, label: Label | None, inputs: list[int]) -> None:
+        record = recorder.trace.events[event]
+        op = recorder.trace.ops[record.op]
+        self.sources[event] = inputs
+        self.ops[event] = (op, record)
+        if self.select(op) and self.used + value.nbytes <= self.limit and value.layout == torch.strided:
+            self.used += value.nbytes
+            self.kept[event] = Kept(op, record, value.detach().clone(), label, inputs)

@@ -1,0 +1,179 @@
+"""From experiments to a verdict: a truth table, asked from the cheapest probe to the dearest.
+
+| asked in this order | probe | if so |
+| --- | --- | --- |
+| every result is the same, bit for bit? | (pass one) | `identical` |
+| does a run, made again, differ from itself? | repeat | `nondeterminism` |
+| does something that goes in differ? | inputs | `inputs` |
+| does the gap remain in float64? | precision, then patch | `semantic` |
+| does other content where the other run has none change a shared token in float64? | content | `semantic` |
+| does the gap fall to float64 noise? | precision | `rounding` |
+| float64 was refused: is the op, alone, within rounding? | replay | `rounding` |
+| otherwise | | `undetermined`, with what is missing |
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from forkpoint.impact import ResultComparison, compare_results
+from forkpoint.locate import Located, Tokens, describe_values, fetch_op
+from forkpoint.mechanisms import ROUNDING_ADVICE, Case, Mechanism, recognise
+from forkpoint.probes.content import ContentProbe, content
+from forkpoint.probes.inputs import Inputs, inputs
+from forkpoint.probes.origin import Origin, origin
+from forkpoint.probes.precision import Precision, precision
+from forkpoint.probes.repeat import repeat
+from forkpoint.probes.replay import Replay, replay
+from forkpoint.promotion import Promotion
+from forkpoint.result import Divergence, ProbeResult, Verdict, VerdictKind
+from forkpoint.session import Session
+
+_ULPS_OF_ROUNDING = 64.0
+"""Error of one op, in ULP of its largest value, up to which it is its own rounding: long sums in low precision."""
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """A verdict, and the origin if the runs differ in exact arithmetic and it could be located."""
+
+    verdict: Verdict
+    origin: Divergence | None = None
+
+
+def without_probes(compared: ResultComparison) -> Verdict:
+    """What pass one alone proves: that the results are identical, or nothing."""
+    if compared.identical:
+        return Verdict(VerdictKind.IDENTICAL, None, None, "every result is the same, bit for bit")
+    if not compared.gaps:
+        reason = compared.left_out[0][1] if compared.left_out else "the model returned nothing that both runs have"
+        return Verdict(VerdictKind.UNDETERMINED, None, None, f"no result could be compared: {reason}")
+    return Verdict(VerdictKind.UNDETERMINED, None, None, "the results differ")
+
+
+def judge(session: Session, compared: ResultComparison, located: Located | None, tokens: Tokens) -> Judgement:
+    """Run the probes that are needed, and read the truth table."""
+    evidence: list[ProbeResult] = []
+    given = inputs(session)
+    if compared.identical and given.mechanism != "labels":
+        return Judgement(without_probes(compared))
+    if not compared.gaps and not given.differs:
+        return Judgement(without_probes(compared))
+    repeated = repeat(session)
+    evidence.append(repeated.result)
+    if not repeated.steady:
+        return Judgement(
+            Verdict(
+                VerdictKind.NONDETERMINISM, repeated.mechanism, None, repeated.result.text, tuple(evidence),
+                "Set the seed before each run, or put the model in eval mode."
+                if repeated.mechanism == "random_state"
+                else "Use torch.use_deterministic_algorithms(True) to find the op, and replace it.",
+            )
+        )  # fmt: skip
+    evidence.append(given.result)
+    if given.differs:
+        return Judgement(_inputs_verdict(given, evidence))
+    exact = precision(session, given.rounded)
+    evidence.append(exact.result)
+    other = content(session, exact)
+    evidence.append(other.result)
+    if (not exact.vanishes and not exact.refused) or other.leaks:
+        return _semantic(session, exact, other, given, evidence, tokens)
+    alone = replay(located) if located is not None else None
+    if alone is not None:
+        evidence.append(alone.result)
+    if exact.vanishes:
+        return Judgement(_rounding(session, exact, alone, given, located, evidence))
+    return _refused(session, exact, other, alone, given, located, evidence, tokens)
+
+
+def _inputs_verdict(given: Inputs, evidence: list[ProbeResult]) -> Verdict:
+    advice = {
+        "token_ids": "Compare the same tokens: check special tokens, truncation and the chat template.",
+        "labels": "Mask labels by the attention mask, not by the pad token's id, and mask the first real token after "
+        "left padding.",
+        "parameters": "Load both models from one checkpoint, or find what changed the weights.",
+        "buffers": "Load both models from one checkpoint, or find what changed the buffers.",
+        "quantization": "Quantised weights are other weights: compare with the quantisation off to find other causes.",
+    }.get(given.mechanism or "", "Give both runs the same inputs.")
+    by_design = False if given.mechanism == "labels" else None
+    return Verdict(VerdictKind.INPUTS, given.mechanism, by_design, given.result.text, tuple(evidence), advice)
+
+
+def _semantic(
+    session: Session, exact: Precision, other: ContentProbe, given: Inputs, evidence: list[ProbeResult], tokens: Tokens
+) -> Judgement:
+    found = origin(session, exact, given.rounded) if not exact.vanishes else None
+    if found is not None:
+        evidence.append(found.result)
+    compared = compare_results(session)
+    mechanism = recognise(Case(session, exact.compared if not exact.vanishes else compared, other, found))
+    summary = f"the runs differ in exact arithmetic: {mechanism.summary}"
+    verdict = Verdict(
+        VerdictKind.SEMANTIC, mechanism.slug, mechanism.by_design, summary, tuple(evidence), mechanism.advice
+    )
+    return Judgement(verdict, _origin_divergence(session, found, tokens))
+
+
+def _origin_divergence(session: Session, found: Origin | None, tokens: Tokens) -> Divergence | None:
+    if found is None:
+        return None
+    a = fetch_op(session.a, found.seen.a.op, found.seen.a.event, promotion=Promotion())
+    b = fetch_op(session.b, found.seen.b.op, found.seen.b.event, promotion=Promotion())
+    if a is None or b is None:
+        return None
+    output = found.seen.a.op.output if not found.seen.a.op.is_boundary else 0
+    return describe_values(session, found.seen.a.op, output, a, b, tokens)
+
+
+def _rounding(
+    session: Session, exact: Precision, alone: Replay | None, given: Inputs, located: Located | None,
+    evidence: list[ProbeResult],
+) -> Verdict:  # fmt: skip
+    slug = _rounding_slug(session, alone, given, located)
+    level = f"{exact.gap:.2g}" if exact.gap else "nothing"
+    summary = f"only rounding: done in float64, the gap falls to {level}"
+    return Verdict(VerdictKind.ROUNDING, slug, None, summary, tuple(evidence), ROUNDING_ADVICE[slug])
+
+
+def _rounding_slug(session: Session, alone: Replay | None, given: Inputs, located: Located | None) -> str:
+    if given.rounded:
+        return "low_precision"
+    if located is not None and located.divergence.dtype_a != located.divergence.dtype_b:
+        return "low_precision"
+    if _model_dtype(session.a) != _model_dtype(session.b):
+        return "low_precision"
+    if alone is not None and (alone.other_call or alone.other_kernel):
+        return "kernel_choice"
+    if located is not None and located.divergence.between:
+        return "kernel_choice"
+    return "reduction_order"
+
+
+def _model_dtype(traced: object) -> object:
+    model = getattr(getattr(traced, "run", None), "modules", None)
+    dtypes = {p.dtype for p in model.parameters() if p.dtype.is_floating_point} if model is not None else set()
+    return frozenset(dtypes)
+
+
+def _refused(
+    session: Session, exact: Precision, other: ContentProbe, alone: Replay | None, given: Inputs,
+    located: Located | None, evidence: list[ProbeResult], tokens: Tokens,
+) -> Judgement:  # fmt: skip
+    """Some operation has no float64 form: the op alone, in native precision, is the evidence."""
+    errors = [e for e in (alone.error_a, alone.error_b) if e is not None] if alone is not None else []
+    if errors and max(errors) <= _ULPS_OF_ROUNDING and located is not None:
+        slug = _rounding_slug(session, alone, given, located)
+        summary = (
+            f"rounding, as far as can be told: {exact.refused[0].split(':')[0]} has no float64 form, but the first "
+            f"divergent op alone is within {max(errors):.2g} ULP of the exact result"
+        )
+        return Judgement(Verdict(VerdictKind.ROUNDING, slug, None, summary, tuple(evidence), ROUNDING_ADVICE[slug]))
+    missing = exact.refused[0] if exact.refused else "an op that was not done in float64"
+    summary = f"float64 could not be used for {missing}, and its gap could not be explained otherwise"
+    return Judgement(
+        Verdict(VerdictKind.UNDETERMINED, None, None, summary, tuple(evidence), "Compare with that operation replaced.")
+    )
+
+
+__all__ = ["Judgement", "Mechanism", "judge", "without_probes"]

@@ -1,0 +1,101 @@
+"""Batches: the digests of `rows`, in the order of the slots, whatever is queued."""
+
+from __future__ import annotations
+
+import gc
+import weakref
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tests.capture.digest.tensors import filled, rows_of, tensors_and_dims
+
+from forkpoint.capture import digest
+from forkpoint.capture.digest import batch as batch_module
+from forkpoint.capture.digest import definition, torch_impl
+
+
+@settings(max_examples=100)
+@given(
+    queued=st.lists(tensors_and_dims(most=120), max_size=12),
+    flushes=st.sets(st.integers(0, 11)),
+    fast=st.booleans(),
+)
+def test_a_batch_gives_the_digests_of_rows(queued, flushes, fast):
+    with pytest.MonkeyPatch.context() as patch:
+        if not fast:
+            patch.setattr(batch_module, "table_implementation", lambda device: None)
+        batch = digest.Batch()
+        for slot, (x, dims) in enumerate(queued):
+            assert batch.add(x, dims) == slot
+            if slot in flushes:
+                batch.flush()
+                assert batch.pending_bytes == 0
+        results = batch.results()
+    assert len(results) == len(queued)
+    for slot, (x, dims) in enumerate(queued):
+        assert results[slot].tolist() == definition.rows(x, dims)
+        assert results.rows[slot] == rows_of(x, dims)
+
+
+def test_many_tensors_of_all_sizes():
+    shapes = [(1, tokens, width) for tokens in (1, 5, 50) for width in (1, 3, 64, 576, 1536)] * 8
+    tensors = [filled(shape, torch.float32, seed) for seed, shape in enumerate(shapes)]
+    tensors += [x.bfloat16() for x in tensors]
+    tensors += [filled((1, 9, 50, 64), torch.float32, 9).transpose(1, 2) for _ in range(5)]
+    batch = digest.Batch()
+    slots = [batch.add(x, (0, 1)) for x in tensors]
+    results = batch.results()
+    for slot, x in zip(slots, tensors, strict=True):
+        assert results[slot].tolist() == torch_impl.rows(x, (0, 1)).tolist()
+
+
+def test_results_can_be_asked_for_again_and_go_on():
+    batch = digest.Batch()
+    assert len(batch.results()) == 0
+    batch.add(torch.ones(2, 3), (0,))
+    first = batch.results()
+    batch.add(torch.zeros(1, 3), (0,))
+    second = batch.results()
+    assert second[0].tolist() == first[0].tolist()
+    assert len(second) == 2
+
+
+def test_tensors_are_kept_until_the_flush_and_not_longer():
+    batch = digest.Batch()
+    x = torch.ones(4, 8)
+    odd = torch.ones(4, 7, dtype=torch.bfloat16)
+    alive = [weakref.ref(x), weakref.ref(odd)]
+    batch.add(x, (0,))
+    batch.add(odd, (0,))
+    del x, odd
+    gc.collect()
+    assert all(ref() is not None for ref in alive)
+    assert batch.pending_bytes == 4 * 32 + 4 * 16
+    batch.flush()
+    assert all(ref() is None for ref in alive)
+    assert batch.results()[0].tolist() == definition.rows(torch.ones(4, 8), (0,))
+
+
+def test_a_refused_tensor_takes_no_slot():
+    batch = digest.Batch()
+    with pytest.raises(ValueError, match="ascending"):
+        batch.add(torch.ones(2, 3), (1, 0))
+    assert batch.add(torch.ones(2, 3), (0, 1)) == 0
+
+
+def test_an_error_in_a_flush_leaves_an_empty_queue(monkeypatch):
+    def fail(*_args):
+        raise RuntimeError("no memory")
+
+    batch = digest.Batch()
+    batch.add(torch.ones(2, 3, dtype=torch.bfloat16), (0,))
+    monkeypatch.setattr(torch_impl, "pack_rows", fail)
+    with pytest.raises(RuntimeError, match="no memory"):
+        batch.flush()
+
+
+def test_slots_are_integers_in_order():
+    batch = digest.Batch()
+    assert [batch.add(torch.ones(2), ()) for _ in range(3)] == [0, 1, 2]
