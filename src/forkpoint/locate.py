@@ -253,8 +253,12 @@ def _compare_input(session: Session, name: str, a: Taken, mine: Tensor, b: Taken
 def _between(session: Session, located: Located) -> Located:
     """Say so when the cause lies before the op: in ops that one run lacks, or where no tap saw it."""
     divergence = located.divergence
+    if divergence.function is None:
+        hidden = _unmatched_before(session, located.row)
+        listed = tuple(f"{run}: {op.name} ({op.site.short})" for run, op in hidden)
+        return replace(located, divergence=replace(divergence, between=listed))
     moved = [i for i in divergence.inputs if i.status == "differs"]
-    if divergence.function is None or not moved:
+    if not moved:
         return located
     floating = [i for i in moved if i.dtype_a is not None and ("float" in i.dtype_a or "complex" in i.dtype_a)]
     if not floating:

@@ -105,7 +105,7 @@ class Case:
         return _walk(origin.store_b.sources, origin.store_b.ops, [origin.root.event_b], steps)
 
     def after(self, steps: int = 12) -> frozenset[str]:
-        """Functions up to so many steps after the root, in run B."""
+        """Functions up to so many steps after the root and what it is first seen in, in run B."""
         origin = self.origin
         if origin is None:
             return frozenset()
@@ -113,7 +113,7 @@ class Case:
         for event, sources in origin.store_b.sources.items():
             for source in sources:
                 made_from.setdefault(source, []).append(event)
-        return _walk(made_from, origin.store_b.ops, [origin.root.event_b], steps)
+        return _walk(made_from, origin.store_b.ops, [origin.root.event_b, origin.seen.event_b], steps)
 
     @property
     def pooled(self) -> bool:
@@ -143,6 +143,20 @@ class Case:
                     if c.sample.dim() == 2 and any(len(set(row[row >= 0].tolist())) > 1 for row in c.sample):
                         return True
         return False
+
+    @cached_property
+    def attends(self) -> bool:
+        """Whether the difference is first seen in attention: in its weights, or in a mask for them."""
+        origin = self.origin
+        if origin is None:
+            return False
+        label = origin.seen.a.label
+        if self.names & _ATTENTION or (label is not None and label.k is not None):
+            return True
+        follows = self.after(4)
+        return bool(origin.seen.a.op.function in _MASKING | {"add", "mul"} and follows & (_ATTENTION | {"softmax"}) and (
+            label is None or origin.root.a.value.dtype == torch.bool
+        ))
 
     @property
     def several_calls(self) -> bool:
@@ -203,18 +217,25 @@ def _walk(
 
 
 def _nan(case: Case) -> Mechanism | None:
-    for result in case.compared.gaps:
-        if result.a.dtype.is_floating_point and result.gap.differing and _has_nan(result.a) != _has_nan(result.b):
-            return Mechanism(
-                "nan", False, "NaN reaches a token of one run alone",
-                "Find the row that is masked entirely (a softmax over nothing gives NaN), or the overflow that makes "
-                "it; keep at least one key in every row, or mask with a finite minimum.",
-            )  # fmt: skip
-    return None
+    if not nan_in_one(case.compared):
+        return None
+    return Mechanism(
+        "nan", False, "NaN reaches a token of one run alone",
+        "Find the row that is masked entirely (a softmax over nothing gives NaN), or the overflow that makes "
+        "it; keep at least one key in every row, or mask with a finite minimum.",
+    )  # fmt: skip
 
 
-def _has_nan(value: Tensor) -> bool:
-    return bool(torch.isnan(value).any())
+def nan_in_one(compared: ResultComparison) -> bool:
+    """Whether a result is NaN, at a shared coordinate, in one run alone."""
+    for result in compared.gaps:
+        if result.a.dtype.is_floating_point and result.gap.differing:
+            a, b = result.a.reshape(-1).cpu(), result.b.reshape(-1).cpu()
+            nan_a = torch.isnan(a[torch.from_numpy(result.pairs.a)])
+            nan_b = torch.isnan(b[torch.from_numpy(result.pairs.b)])
+            if bool((nan_a != nan_b).any()):
+                return True
+    return False
 
 
 def _int8_outliers(case: Case) -> Mechanism | None:
@@ -308,11 +329,13 @@ def _unmet_reduction(case: Case) -> bool:
 
 
 def _pooling(case: Case) -> Mechanism | None:
-    if case.root is None or not case.pooled or case.several_calls:
+    root = case.root
+    if root is None or not case.pooled or case.several_calls:
         return None
-    if not case.names & (_AVERAGES | _SELECTIONS | {"linear", "matmul", "bmm", "einsum", "div", "addmm"}):
-        return None
-    if not (case.names & (_AVERAGES | _SELECTIONS)) and not case.root.pairs.by_sample:
+    _, position = case.session.shared.place(root.pairs, 0) if len(root.pairs) else (None, None)
+    vector = root.pairs.by_sample or (position is None and root.a.label is not None)
+    weights = "softmax" in case.names and root.a.label is not None and root.a.label.k is None and not case.attends
+    if not (vector or weights or (case.names & _SELECTIONS and not case.attends)):
         return None
     return Mechanism(
         "pooling", False, "the tokens of a sample are pooled together with its padding, or the wrong token is taken",
@@ -322,14 +345,13 @@ def _pooling(case: Case) -> Mechanism | None:
 
 def _length_dependent_rope(case: Case) -> Mechanism | None:
     root = case.root
-    if root is None or not {"cos", "sin"} & (case.after(16) | case.names):
+    if root is None or not {"cos", "sin"} & (case.after(20) | case.names):
         return None
     value = root.a.value
     table = value.dtype.is_floating_point and root.a.label is None
-    unmet = [op for op in case.chain[2:] if op.function in ("pow", "reciprocal", "div", "mul", "getitem", "tensor", "to")]
-    if not table and not unmet and not root.a.op.function.startswith("input:inv"):
-        return None
-    if not value.dtype.is_floating_point:
+    longest = not value.dtype.is_floating_point and bool(case.names & (_EXTREMES | {"argmax", "numel"}))
+    unmet = [op for op in case.chain[2:] if op.function in ("pow", "reciprocal", "div", "mul", "tensor", "where")]
+    if not table and not longest and not (unmet and value.dtype.is_floating_point):
         return None
     return Mechanism(
         "length_dependent_rope", True, "the rotary table is chosen by the longest row (dynamic NTK, LongRoPE), so a "
@@ -340,21 +362,21 @@ def _length_dependent_rope(case: Case) -> Mechanism | None:
 
 
 def _position_ids(case: Case) -> Mechanism | None:
-    root = case.root
-    if root is None:
+    root, origin = case.root, case.origin
+    if root is None or origin is None:
         return None
-    integer = not root.a.value.dtype.is_floating_point and root.a.value.dtype != torch.bool
-    looked_up = root.a.op.function == "embedding" and not _token_lookup(case)
-    if not (integer and not root.a.op.function.startswith("input:input_ids")) and not looked_up:
+    value = root.a.value
+    integer = not value.dtype.is_floating_point and not value.dtype.is_complex and value.dtype != torch.bool
+    given = root.a.op.function.startswith("input:")
+    if not integer or case.attends or (given and "position" not in root.a.op.function):
+        return None
+    follows = case.after(20) | {origin.seen.a.op.function}
+    if not follows & {"embedding", "cos", "sin", "getitem", "index_select", "mul"} or case.behind(6) & _ROUTING:
         return None
     return Mechanism(
         "position_ids", False, "the same token is given another position in the two runs",
         "Pass position_ids made from the mask: (mask.cumsum(-1) - 1).clamp(min=0).",
     )  # fmt: skip
-
-
-def _token_lookup(case: Case) -> bool:
-    return case.root is not None and "input_ids" in " ".join(op.function for op in case.chain)
 
 
 def _packing(case: Case) -> Mechanism | None:
@@ -378,13 +400,16 @@ def _cache_state(case: Case) -> Mechanism | None:
 
 def _attention_mask(case: Case) -> Mechanism | None:
     root = case.root
-    if root is None:
+    if root is None or not (case.same_function or case.several_calls):
         return None
     boolean = root.a.value.dtype == torch.bool
-    attends = case.names & _ATTENTION or (case.names & _MASKING and case.after(4) & {"softmax", "matmul"})
-    masks = root.a.op.function.startswith("input:") and "mask" in root.a.op.function
-    weights = root.a.label is not None and root.a.label.k is not None
-    if not (boolean or attends or masks or weights) or (boolean and not case.after(16) & (_ATTENTION | {"softmax"})):
+    given = root.a.op.function.startswith("input:") and "mask" in root.a.op.function
+    integer = not root.a.value.dtype.is_floating_point
+    if not (boolean or given or case.attends) or not (case.attends or given):
+        return None
+    if (case.several_calls or case.given_cache) and not (given or integer):
+        return None  # the keys themselves differ, not who may see them
+    if not (given or integer) and not _others(case.session) and not _masked_otherwise(case):
         return None
     return Mechanism(
         "attention_mask", False, "a token attends to keys that it should not see, or misses keys that it should",
@@ -392,9 +417,19 @@ def _attention_mask(case: Case) -> Mechanism | None:
     )  # fmt: skip
 
 
+def _masked_otherwise(case: Case) -> bool:
+    """Whether an op that one run alone has made a mask for the root."""
+    return bool(case.names & (_COMPARISONS | {"bitwise_and", "bitwise_or", "logical_and", "masked_fill", "where", "tril", "triu"}))
+
+
+def _others(session: Session) -> bool:
+    """Whether either run has rows or columns that the other lacks."""
+    return bool(session.pairing.only_a or session.pairing.only_b) or _has_padding(session)
+
+
 def _padding_leak(case: Case) -> Mechanism | None:
     leaks = case.content is not None and case.content.leaks
-    others = bool(case.session.pairing.only_a or case.session.pairing.only_b) or _has_padding(case.session)
+    others = _others(case.session)
     mixes = case.root is not None and (
         case.names & _MIXERS or case.mixes_tokens(case.root) or (case.root.a.op.function in ("matmul", "einsum", "bmm"))
     )
@@ -424,8 +459,9 @@ def _given_a_mask(case: Case) -> bool:
         return False
     module = case.origin.seen.a.op.module
     for op in case.session.b.trace.ops:
-        if op.is_input and "mask" in op.function and (not op.module or module == op.module or module.startswith(f"{op.module}.")):
-            return bool(op.module)
+        around = not op.module or module == op.module or module.startswith(f"{op.module}.")
+        if op.is_input and "mask" in op.function and around:
+            return True
     return False
 
 

@@ -78,10 +78,10 @@ class Traced:
             after.restore()
         return [
             {
-                name: (value if promotion is None else promotion.value(value), recorder.label_of_result(value))
+                name: (value if promotion is None else promotion.value(value), recorder.label_of_result(value, index))
                 for name, value in call.items()
             }
-            for call in all_results(outputs)
+            for index, call in enumerate(all_results(outputs))
         ]
 
 
@@ -100,8 +100,8 @@ def trace_run(
     trace = recorder.finish()
     trace.opaque = observation.opaque
     results: Results = [
-        {name: (value, recorder.label_of_result(value)) for name, value in call.items()}
-        for call in all_results(outputs)
+        {name: (value, recorder.label_of_result(value, index)) for name, value in call.items()}
+        for index, call in enumerate(all_results(outputs))
     ]
     return Traced(run, trace, results, random, recorder, functions)
 

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 
 from forkpoint.impact import ResultComparison, compare_results
 from forkpoint.locate import Located, Tokens, describe_values, fetch_op
-from forkpoint.mechanisms import ROUNDING_ADVICE, Case, Mechanism, recognise
+from forkpoint.mechanisms import ROUNDING_ADVICE, Case, Mechanism, nan_in_one, recognise
 from forkpoint.probes.content import ContentProbe, content
 from forkpoint.probes.inputs import Inputs, inputs
 from forkpoint.probes.origin import Origin, origin
@@ -75,6 +75,8 @@ def judge(session: Session, compared: ResultComparison, located: Located | None,
         return Judgement(_inputs_verdict(given, evidence))
     exact = precision(session, given.rounded)
     evidence.append(exact.result)
+    if exact.vanishes and nan_in_one(compared):
+        return _semantic(session, exact, None, given, evidence, tokens)
     other = content(session, exact)
     evidence.append(other.result)
     if (not exact.vanishes and not exact.refused) or other.leaks:
@@ -101,8 +103,9 @@ def _inputs_verdict(given: Inputs, evidence: list[ProbeResult]) -> Verdict:
 
 
 def _semantic(
-    session: Session, exact: Precision, other: ContentProbe, given: Inputs, evidence: list[ProbeResult], tokens: Tokens
-) -> Judgement:
+    session: Session, exact: Precision, other: ContentProbe | None, given: Inputs, evidence: list[ProbeResult],
+    tokens: Tokens,
+) -> Judgement:  # fmt: skip
     found = origin(session, exact, given.rounded) if not exact.vanishes else None
     if found is not None:
         evidence.append(found.result)

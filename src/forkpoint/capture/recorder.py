@@ -663,10 +663,26 @@ class Recorder:
                 fetch.take(Taken(self.trace.ops[op], self.call, nth, None, (), {}, (copied,), {}, (label,)))
         return op, nth
 
-    def label_of_result(self, value: Tensor) -> Label | None:
-        """The label of something that the model returned."""
+    def label_of_result(self, value: Tensor, call: int) -> Label | None:
+        """The label of something that the model returned in a call.
+
+        Where a tap lost sight of some of the tokens, a result of the shape of the call's own input,
+        [rows, columns, ...], holds the call's tokens in their places.
+        """
         known = self._find(value)
-        return known.label if known is not None else None
+        label = known.label if known is not None else None
+        for stream in (DECODER, MAIN):
+            slots = self.table.slots(call, stream)
+            if slots is None:
+                continue
+            if slots.ndim == 2 and value.dim() >= 2 and tuple(value.shape[:2]) == slots.shape:
+                held = set() if label is None else set(label.q.reshape(-1).tolist())
+                tokens = {item for item in slots.reshape(-1).tolist() if self.table.tokens[item] is not None}
+                whole = label is not None and not any(self.table.members[i] for i in held if i >= 0)
+                if (label is None or whole) and not tokens <= held:
+                    return self.labels.make(slots.reshape(slots.shape + (1,) * (value.dim() - 2)))
+            break
+        return label
 
 
 # ---------------------------------------------------------------------- helpers

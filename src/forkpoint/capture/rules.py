@@ -927,10 +927,12 @@ def _pool(call: Call) -> Label | None:
 def _windows(
     call: Call, spatial: int, kernel: Any, stride: Any, padding: Any, dilation: Any, *, channels: bool
 ) -> Label | None:
-    """A sliding window: an output belongs to the token at the start of its stride.
+    """A sliding window makes one output of several tokens: which of them it belongs to.
 
-    Output j of a convolution with stride s belongs to input column j * s, the first of its window
-    (or its middle, with padding on both sides); columns beyond the input belong to no token.
+    With stride 1 it is the place in the window that keeps every token: the middle with padding on both
+    sides, the last of a causal window, whose padding lies before it. With a larger stride it is the first
+    of the window, and a window that reaches into padding belongs to no token (its frame is not counted by
+    the models' own length functions).
     """
     source = call.arg(0, "input")
     label = call.label(source)
@@ -940,7 +942,8 @@ def _windows(
     def per_dim(value: Any) -> list[Any]:
         return list(value) if isinstance(value, (tuple, list)) else [value] * spatial
 
-    strides, first = per_dim(stride), source.dim() - spatial
+    kernels, strides, dilations = per_dim(kernel), per_dim(stride), per_dim(dilation)
+    first = source.dim() - spatial
     if channels:
         label = call.labels.reduce(label, [first - 1], keepdim=True)
         assert label is not None
@@ -950,15 +953,43 @@ def _windows(
             d = first + i
             if ids.shape[d] == 1:
                 continue
-            size, out = ids.shape[d], int(call.outputs[0].shape[d])
-            step = strides[i] if len(strides) == spatial else strides[0]
-            index = np.arange(out) * int(step)
-            chosen = np.take(ids, np.clip(index, 0, size - 1), axis=d)
-            inside = (index < size).reshape([-1 if j == d else 1 for j in range(ids.ndim)])
-            ids = np.where(inside, chosen, NONE).astype(np.int32)
+            out, step, reach = int(call.outputs[0].shape[d]), int(strides[i]), int(kernels[i])
+            spread_by = int(dilations[i])
+            before = _padding_before(padding, i, reach, spread_by)
+            windows = np.arange(out)[:, None] * step - before + np.arange(reach)[None, :] * spread_by
+            inside = (windows >= 0) & (windows < ids.shape[d])
+            moved = np.moveaxis(ids, d, 0)
+            held = np.where(
+                inside.reshape(*inside.shape, *[1] * (ids.ndim - 1)), moved[np.clip(windows, 0, ids.shape[d] - 1)], NONE
+            )
+            ids = np.moveaxis(_of_window(call, held, step), 0, d).astype(np.int32)
         return ids
 
     return call.labels.apply(label, move)
+
+
+def _padding_before(padding: Any, i: int, kernel: int, dilation: int) -> int:
+    if padding == "same":
+        return (kernel - 1) * dilation // 2
+    if padding == "valid":
+        return 0
+    return int(padding[i] if isinstance(padding, (tuple, list)) else padding)
+
+
+def _of_window(call: Call, held: np.ndarray[Any, Any], step: int) -> np.ndarray[Any, Any]:
+    """The coordinate of each window, from the ids that it holds, [outputs, kernel, ...]."""
+    kernel = held.shape[1]
+    if step == 1:
+        middle = kernel // 2 if kernel % 2 else 0
+        counts = [len(np.unique(held[:, place][held[:, place] != NONE])) for place in range(kernel)]
+        best = max(range(kernel), key=lambda place: (counts[place], place == middle, -place))
+        return held[:, best]
+    table = call.labels.table
+    padded = np.asarray([*(kind == 2 for kind in table.kinds), False])[held].any(axis=1)
+    chosen = held[:, 0]
+    for place in range(1, kernel):
+        chosen = np.where(chosen == NONE, held[:, place], chosen)
+    return np.where(padded, NONE, chosen)
 
 
 @rule("lstm", "gru", "rnn_tanh", "rnn_relu")

@@ -30,6 +30,8 @@ MAX_STORED = 1 << 31
 """Bytes of values kept of each run at once; beyond it only the first layer that differs is looked into."""
 MAX_PATCHES = 16
 """Roots that are tried."""
+_CLOSES = 0.05
+"""Share of the gap that has to close for a root to be the origin at once."""
 _RELATIVE_NOISE = 1e3
 """How many times a result's relative noise a single value may differ, relative to its largest element."""
 
@@ -77,20 +79,37 @@ def origin(session: Session, exact: Precision, weights: tuple[Weight, ...] = ())
         session.a.again(promotion=Promotion(), watcher=store_a)
         session.b.again(promotion=Promotion(), watcher=store_b)
         meetings = _meet(session, store_a, store_b, _threshold(exact))
-        roots = _roots(meetings, store_a, store_b)
-        fallback: Origin | None = None
-        for meeting in roots[:MAX_PATCHES]:
-            before = compare_results(session, exact.a, exact.b)
-            closes, moves = _try(session, exact, meeting)
-            seen = _first_seen(meeting, meetings, store_a)
+        return _search(session, exact, store_a, store_b, meetings)
+
+
+def _search(
+    session: Session, exact: Precision, store_a: Store, store_b: Store, meetings: dict[int, Meeting]
+) -> Origin | None:
+    """Try root after root. One that does not close the gap is taken out, which uncovers what it hid."""
+    gap_before = compare_results(session, exact.a, exact.b).max_abs
+    moving: Origin | None = None
+    unpatched: Origin | None = None
+    harmless: set[int] = set()
+    tried = 0
+    while tried < MAX_PATCHES:
+        roots = [r for r in _roots(meetings, store_a, store_b, harmless) if r.event_a not in harmless]
+        if not roots:
+            break
+        for root in roots[: MAX_PATCHES - tried]:
+            tried += 1
+            harmless.add(root.event_a)
+            seen = _first_seen(root, meetings, store_a)
             if seen is None:
                 continue
-            found = _describe(meeting, seen, closes, moves, store_a, store_b, meetings, before.max_abs)
-            if moves > 1 or closes > 0.01:
+            closes, moves = _try(session, exact, root)
+            found = _describe(root, seen, closes, moves, store_a, store_b, meetings, gap_before)
+            if closes > _CLOSES:
                 return found
-            if fallback is None and not meeting.a.op.is_boundary and moves < 0:
-                fallback = found
-    return fallback
+            if moves > 1 and moving is None:
+                moving = found
+            elif moves < 0 and unpatched is None and not root.a.op.is_boundary:
+                unpatched = found
+    return moving or unpatched
 
 
 def _threshold(exact: Precision) -> float:
@@ -181,11 +200,11 @@ def pair_values(session: Session, a: Kept, b: Kept) -> Pairs:
     return pairs
 
 
-def _roots(meetings: dict[int, Meeting], a: Store, b: Store) -> list[Meeting]:
-    """Values that differ though nothing does that they were made from."""
-    tainted_a = _tainted(a, {e for e, m in meetings.items() if m.differs}, set(meetings))
-    met_b = {m.event_b for m in meetings.values()}
-    tainted_b = _tainted(b, {m.event_b for m in meetings.values() if m.differs}, met_b)
+def _roots(meetings: dict[int, Meeting], a: Store, b: Store, harmless: set[int]) -> list[Meeting]:
+    """Values that differ though nothing does that they were made from, harmless roots apart."""
+    differing = {e: m.event_b for e, m in meetings.items() if m.differs and e not in harmless}
+    tainted_a = _tainted(a, set(differing), set(meetings))
+    tainted_b = _tainted(b, set(differing.values()), {m.event_b for m in meetings.values()})
     roots: list[Meeting] = []
     for event, meeting in sorted(meetings.items()):
         if not meeting.differs:
@@ -214,7 +233,8 @@ def _first_seen(root: Meeting, meetings: dict[int, Meeting], a: Store) -> Meetin
 
     def shows(meeting: Meeting) -> bool:
         value = meeting.a.value
-        return value.dtype.is_floating_point and meeting.differs and not meeting.a.op.is_boundary
+        numeric = value.dtype.is_floating_point or value.dtype.is_complex
+        return numeric and meeting.differs and not meeting.a.op.is_boundary
 
     if shows(root):
         return root

@@ -269,21 +269,26 @@ def rows(x: Tensor, row_dims: Sequence[int], first_word: Tensor | None = None) -
 
 def digest_table(table: Table, _device: torch.device = _CPU) -> Tensor:
     """The digests of all entries of a table."""
-    n_rows, words = table[:, 3], table[:, 3] * table[:, 4]
-    out = np.zeros(int(n_rows.sum()), dtype=np.int64)
-    ends = np.cumsum(words)
-    pieces = threads.pieces(int(ends[-1])) if len(ends) else 0
-    if pieces:
-        marks = np.arange(pieces + 1) * ends[-1] // pieces
-        entries = np.minimum(np.searchsorted(ends, marks, side="right"), len(table) - 1)
-        within = (marks - ends[entries] + words[entries]) // np.maximum(table[entries, 4], 1)
-        within[0], within[-1] = 0, n_rows[-1]
-        entries[0], entries[-1] = 0, len(table) - 1
-        spans = zip(
-            entries.tolist(), within.tolist(), entries[1:].tolist(), within[1:].tolist(), strict=False
-        )
-        threads.run(_digest_rows, [(table, out, *span) for span in spans])
+    out = np.zeros(int(table[:, 3].sum()), dtype=np.int64)
+    calls = [(table, out, *span) for span in _spans(table)]
+    threads.run(_digest_rows, calls)
     return torch.from_numpy(out)
+
+
+def _spans(table: Table) -> list[tuple[int, int, int, int]]:
+    """The rows of a table in pieces of about as many words, one per thread, as `_digest_rows` takes them."""
+    n_rows = table[:, 3]
+    words = n_rows * table[:, 4]
+    last = (len(table) - 1, int(n_rows[-1]))
+    pieces = threads.pieces(int(words.sum()))
+    if pieces == 1:
+        return [(0, 0, *last)]
+    ends = np.cumsum(words)
+    marks = np.arange(1, pieces) * ends[-1] // pieces
+    entries = np.searchsorted(ends, marks, side="right")
+    rows = (marks - ends[entries] + words[entries]) // table[entries, 4]
+    cuts = [(0, 0), *zip(entries.tolist(), rows.tolist(), strict=True), last]
+    return [(*begin, *end) for begin, end in itertools.pairwise(cuts)]
 
 
 # --- Grids --------------------------------------------------------------------------------------------

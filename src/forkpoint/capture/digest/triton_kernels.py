@@ -1,0 +1,266 @@
+# ruff: noqa: ANN001, ANN201, ANN202, N803
+# pyright: reportInvalidTypeForm=false, reportMissingParameterType=false, reportMissingImports=false
+"""What runs on the GPU: the kernels that `triton_impl` launches, in Triton's Python.
+
+Names in capitals are known when a kernel is compiled, all others when it runs. The numbers of the tables'
+columns are those that `triton_impl` writes.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from forkpoint.capture.digest import definition
+
+try:
+    import triton
+    import triton.language as tl
+except ImportError:  # doctest reads this module where there is no Triton; `backend` never does
+    triton: Any = None
+    tl: Any = None
+
+_jit: Any = triton.jit if triton else lambda function: function
+_constant: Any = tl.constexpr if triton else int
+
+COLUMNS = _constant(20)
+"""Of the table of tensors."""
+INDEX_FACTOR = _constant(definition.INDEX_FACTOR)
+INDEX_OFFSET = _constant(definition.INDEX_OFFSET)
+POSITION_FACTOR1 = _constant(definition.POSITION_FACTORS[0])
+POSITION_FACTOR2 = _constant(definition.POSITION_FACTORS[1])
+MIX_FACTOR1 = _constant(definition.MIX_FACTORS[0])
+MIX_FACTOR2 = _constant(definition.MIX_FACTORS[1])
+MIX_FACTOR3 = _constant(definition.MIX_FACTORS[2])
+INFINITY_HIGH = _constant(definition.LARGEST_NUMBER[torch.float64] >> 32)
+
+
+@_jit
+def _mix(word, key):
+    """`definition.mix`."""
+    keyed = (word ^ (word >> 13)) * MIX_FACTOR1 + key
+    middle = keyed ^ (keyed >> 15)
+    lane1 = middle * MIX_FACTOR2
+    lane2 = (middle ^ key) * MIX_FACTOR3
+    return lane1 ^ (lane1 >> 15), lane2 ^ (lane2 >> 16)
+
+
+@_jit
+def _canonical(word, sign, above, shift):
+    """`definition.canonical` of all elements in a word; see `plan.Lanes`."""
+    unsigned = sign ^ 0xFFFFFFFF  # `~` overflows in the interpreter
+    magnitude = word & unsigned
+    nan = (magnitude + above) & sign
+    word = word & ((magnitude + unsigned) | unsigned)
+    return (word & (nan ^ 0xFFFFFFFF)) | (nan - (nan >> shift))
+
+
+@_jit
+def _canonical_pair(low, high):
+    """`definition.canonical` of a float64 in two words."""
+    magnitude = high & 0x7FFFFFFF
+    nan = (magnitude > INFINITY_HIGH) | ((magnitude == INFINITY_HIGH) & (low != 0))
+    zero = (magnitude | low) == 0
+    high = tl.where(nan, 0x7FFFFFFF, tl.where(zero, 0, high))
+    return tl.where(nan, 0xFFFFFFFF, low), high
+
+
+@_jit
+def _offsets(vector, walk, PIECES: tl.constexpr, UNIT: tl.constexpr):
+    """Where the words of some vectors lie from the start of their row, as [VECTORS, 4], in words.
+
+    Of unit 4, a vector is in one run, which a reciprocal finds; of unit 1, each word is looked for.
+    """
+    run, run_reciprocal, b_size, b_reciprocal, a_stride, b_stride = walk
+    inside = tl.arange(0, 4)[None, :]
+    if not PIECES:
+        offsets = (vector * 4)[:, None] + inside
+    elif UNIT == 4:
+        piece = tl.umulhi(vector.to(tl.uint32), run_reciprocal)
+        a = tl.umulhi(piece, b_reciprocal).to(tl.int32)
+        b = piece.to(tl.int32) - a * b_size
+        start = a * a_stride.to(tl.int32) + b * b_stride.to(tl.int32)
+        offsets = ((start + vector - piece.to(tl.int32) * run) * 4)[:, None] + inside
+    else:
+        word = (vector * 4)[:, None] + inside
+        piece = word // run
+        offsets = (piece // b_size) * a_stride + (piece % b_size) * b_stride + (word - piece * run)
+    return offsets
+
+
+@_jit
+def _step(
+    row_pointers,
+    row_keys,
+    walk,
+    lanes,
+    step,
+    words,
+    PIECES: tl.constexpr,
+    UNIT: tl.constexpr,
+    FLOAT64: tl.constexpr,
+    ROWS: tl.constexpr,
+    VECTORS: tl.constexpr,
+    MASKED: tl.constexpr,
+):
+    """The mixed words of one step, as two times [ROWS, VECTORS, 4]."""
+    vector = step * VECTORS + tl.arange(0, VECTORS)
+    index = (vector * 4)[:, None] + tl.arange(0, 4)[None, :]
+    pointers = row_pointers[:, None, None] + _offsets(vector, walk, PIECES, UNIT)[None, :, :]
+    if UNIT == 4:  # noqa: SIM108  a mask per vector, since one per word would split the load
+        there = (vector < words // 4)[None, :, None]
+    else:
+        there = (index < words)[None, :, :]
+    there = tl.broadcast_to(there, [ROWS, VECTORS, 4])
+    if MASKED:
+        word = tl.load(pointers, mask=there, other=0).to(tl.uint32, bitcast=True)
+    else:
+        word = tl.load(pointers).to(tl.uint32, bitcast=True)
+    if FLOAT64:
+        low, high = tl.split(tl.reshape(word, [ROWS, VECTORS, 2, 2]))
+        low, high = _canonical_pair(low, high)
+        word = tl.reshape(tl.join(low, high), [ROWS, VECTORS, 4])
+    else:
+        sign, above, shift = lanes
+        word = _canonical(word, sign, above, shift)
+    key = (index.to(tl.uint32) * INDEX_FACTOR)[None, :, :] + row_keys[:, None, None]
+    lane1, lane2 = _mix(word, key)
+    if MASKED:
+        lane1, lane2 = tl.where(there, lane1, 0), tl.where(there, lane2, 0)
+    return lane1, lane2
+
+
+@_jit
+def digest_rows(
+    anchor,
+    out,
+    table,
+    groups,
+    first_group,
+    PIECES: tl.constexpr,
+    UNIT: tl.constexpr,
+    FLOAT64: tl.constexpr,
+    STARTS: tl.constexpr,
+    SPLIT: tl.constexpr,
+    ROWS: tl.constexpr,
+    VECTORS: tl.constexpr,
+    GROUP: tl.constexpr,
+):
+    """One block of threads: ``ROWS`` rows of one tensor, or a part of their words if they are split."""
+    group = groups + 2 * (first_group + tl.program_id(0) // GROUP)
+    line = table + tl.load(group) * COLUMNS
+    block = tl.load(group + 1).to(tl.int32) + tl.program_id(0) % GROUP
+    n_rows, words = tl.load(line + 3).to(tl.int32), tl.load(line + 4).to(tl.int32)
+    full = words // (4 * VECTORS)
+    first, last = 0, full
+    tail = full * (4 * VECTORS) < words
+    if SPLIT:
+        parts, steps = tl.load(line + 17).to(tl.int32), tl.load(line + 18).to(tl.int32)
+        first = block % parts * steps
+        block = block // parts
+        last = tl.minimum(first + steps, full)
+        tail = tail & (first + steps > full)
+    if block * ROWS >= n_rows:
+        return
+
+    rows = tl.minimum(block * ROWS + tl.arange(0, ROWS), n_rows - 1)  # what is read twice is not stored
+    inner = tl.load(line + 8).to(tl.int32)
+    place = tl.load(line) + (rows // inner) * tl.load(line + 9) + (rows % inner) * tl.load(line + 10)
+    pointers = anchor + place * UNIT
+    keys = tl.full([ROWS], INDEX_OFFSET, tl.uint32)
+    if STARTS:
+        starts = tl.load(anchor + tl.load(line + 2) + rows).to(tl.uint32, bitcast=True)
+        keys += starts * INDEX_FACTOR
+    # Loads stay where they are written: in the loop, they would be repeated.
+    lanes = (
+        tl.load(line + 5).to(tl.uint32),
+        tl.load(line + 6).to(tl.uint32),
+        tl.load(line + 7).to(tl.uint32),
+    )
+    walk = (
+        tl.load(line + 11).to(tl.int32),
+        tl.load(line + 12).to(tl.uint32),
+        tl.load(line + 13).to(tl.int32),
+        tl.load(line + 14).to(tl.uint32),
+        tl.load(line + 15),
+        tl.load(line + 16),
+    )
+    lanes1 = tl.zeros([ROWS, VECTORS, 4], tl.uint32)
+    lanes2 = tl.zeros([ROWS, VECTORS, 4], tl.uint32)
+    for step in range(first, last):
+        lane1, lane2 = _step(
+            pointers, keys, walk, lanes, step, words, PIECES, UNIT, FLOAT64, ROWS, VECTORS, MASKED=False
+        )
+        lanes1 += lane1
+        lanes2 += lane2
+    if tail:
+        lane1, lane2 = _step(
+            pointers, keys, walk, lanes, full, words, PIECES, UNIT, FLOAT64, ROWS, VECTORS, MASKED=True
+        )
+        lanes1 += lane1
+        lanes2 += lane2
+
+    sum1 = tl.sum(tl.sum(lanes1.to(tl.int32, bitcast=True), 2), 1)
+    sum2 = tl.sum(tl.sum(lanes2.to(tl.int32, bitcast=True), 2), 1)
+    stored = block * ROWS + tl.arange(0, ROWS) < n_rows
+    target = out + 2 * (tl.load(line + 1) + rows)
+    if SPLIT:
+        tl.atomic_add(target, sum1, mask=stored, sem="relaxed")
+        tl.atomic_add(target + 1, sum2, mask=stored, sem="relaxed")
+    else:
+        tl.store(target, sum1, mask=stored)
+        tl.store(target + 1, sum2, mask=stored)
+
+
+@_jit
+def digest_grid(
+    x,
+    positions,
+    out,
+    walk,
+    KEYS: tl.constexpr,
+    ITEM: tl.constexpr,
+    FLOAT64: tl.constexpr,
+    CELLS: tl.constexpr,
+):
+    """One block of threads: up to ``CELLS`` cells of one line of a grid, all their elements one by one."""
+    n_inner, line = tl.load(walk + 1).to(tl.int32), tl.load(walk + 2).to(tl.int32)
+    outer, inner = tl.program_id(0) // n_inner, tl.program_id(0) % n_inner
+    cells = tl.program_id(1) * CELLS + tl.arange(0, CELLS)
+    there = cells < line
+    pointers = x + outer * tl.load(walk + 5) + inner * tl.load(walk + 6) + cells * tl.load(walk + 7)
+    keys = tl.full([CELLS], INDEX_OFFSET, tl.uint32)
+    if KEYS:
+        places = outer * tl.load(walk + 10) + inner * tl.load(walk + 11) + cells * tl.load(walk + 12)
+        spread = (
+            tl.load(positions + places, mask=there, other=0).to(tl.uint32, bitcast=True) * POSITION_FACTOR1
+        )
+        keys += (spread ^ (spread >> 15)) * POSITION_FACTOR2
+
+    n_outer_elements, n_inner_elements = tl.load(walk + 3).to(tl.int32), tl.load(walk + 4).to(tl.int32)
+    outer_stride, inner_stride = tl.load(walk + 8), tl.load(walk + 9)
+    sign, above = tl.load(walk + 13).to(tl.uint32), tl.load(walk + 14).to(tl.uint32)
+    shift = tl.load(walk + 15).to(tl.uint32)
+    lanes1 = tl.zeros([CELLS], tl.uint32)
+    lanes2 = tl.zeros([CELLS], tl.uint32)
+    for f in range(n_outer_elements * n_inner_elements):
+        place = (f // n_inner_elements) * outer_stride + (f % n_inner_elements) * inner_stride
+        value = tl.load(pointers + place, mask=there, other=0)
+        if ITEM == 8:
+            low, high = value.to(tl.uint32), (value >> 32).to(tl.uint32)
+            if FLOAT64:
+                low, high = _canonical_pair(low, high)
+            lane1, lane2 = _mix(low, keys)
+            lanes1 += lane1
+            lanes2 += lane2
+            keys += INDEX_FACTOR
+            lane1, lane2 = _mix(high, keys)
+        else:
+            word = value.to(tl.uint32) & (0xFFFFFFFF >> (32 - 8 * ITEM))
+            lane1, lane2 = _mix(_canonical(word, sign, above, shift), keys)
+        lanes1 += lane1
+        lanes2 += lane2
+        keys += INDEX_FACTOR
+    target = out + tl.program_id(0).to(tl.int64) * line + cells
+    tl.store(target, (lanes2.to(tl.int64) << 32) | lanes1.to(tl.int64), mask=there)
