@@ -103,8 +103,12 @@ def agree(found: Difference | None, truth: Difference | None) -> bool:
 
 
 def padded_pair(name: str, side: Side) -> tuple[Batch, Batch]:
+    # What a Mamba 2 makes of a chunk that is part padding belongs to no token: the prompt fills two.
+    length = 14 if name == "mamba2" else 9
     architecture = ARCHITECTURES[name]
-    return Batch(architecture, [9], [0], 9, side), Batch(architecture, [6, 9], [1, 0], 50, side)
+    return Batch(architecture, [length], [0], length, side), Batch(
+        architecture, [6, length], [1, 0], 50, side
+    )
 
 
 @cache

@@ -296,7 +296,10 @@ class Join:
             self._other_dtypes(a, b, count)
             return
         kinds = {h.cells.kind for _, _, h in (*a, *b) if h.cells is not None}
-        if kinds == {"rows"} and len(a) == len(b) == 1 and a[0][1].call == b[0][1].call:
+        whole_a, whole_b = ({_is_whole(h) for _, _, h in side} for side in (a, b))
+        if kinds == {"rows"} and whole_a != whole_b:
+            self._compare_open(a, b, count)
+        elif kinds == {"rows"} and len(a) == len(b) == 1 and a[0][1].call == b[0][1].call:
             self._compare_rows(a[0], b[0], count)
         elif kinds == {"rows"}:
             self._compare_passes(a, b, count)
@@ -472,24 +475,31 @@ class Join:
         self, a: tuple[int, Event, Event], b: tuple[int, Event, Event], count: _Count
     ) -> None:
         held_a, held_b = a[2], b[2]
-        if held_a.shape == held_b.shape:
-            flat_a = held_a.digests if held_a.flat is None else held_a.flat
-            flat_b = held_b.digests if held_b.flat is None else held_b.flat
-            assert held_a.cells is not None and held_b.cells is not None and flat_a is not None and flat_b is not None
-            index_a, index_b, numbers = self._align(held_a.cells, held_b.cells)
-            wrong = flat_a[index_a] != flat_b[index_b]
-            count.compared += len(numbers)
-            if wrong.any():
-                count.differing += int(np.count_nonzero(wrong))
-                count.differ(self._difference_inside(a, b, int(np.argmax(wrong)), index_a, index_b, numbers))
-            return
-        if held_a.cells is None or held_b.cells is None or held_a.cells.kind != "open" or held_b.cells.kind != "open":
+        cells_a, cells_b = held_a.cells, held_b.cells
+        assert cells_a is not None and cells_b is not None
+        one_has_tokens = (cells_a.ids[0] == WHOLE) != (cells_b.ids[0] == WHOLE) if len(cells_a.ids) and len(cells_b.ids) else False
+        if held_a.shape == held_b.shape and not one_has_tokens:
+            self._compare_flat(a, b, count)
+        elif not (_has_grid(held_a) and _has_grid(held_b)):
             count.skip(1, f"shape {list(held_a.shape)} in A, {list(held_b.shape)} in B, and no token dimension known")
-            return
-        if held_a.cells.row_dims or held_b.cells.row_dims:
+        elif cells_a.row_dims or cells_b.row_dims:
             self._compare_masks(a, b, count)
         else:
             self._compare_aligned(a, b, count)
+
+    def _compare_flat(
+        self, a: tuple[int, Event, Event], b: tuple[int, Event, Event], count: _Count
+    ) -> None:
+        held_a, held_b = a[2], b[2]
+        flat_a = held_a.digests if held_a.flat is None else held_a.flat
+        flat_b = held_b.digests if held_b.flat is None else held_b.flat
+        assert held_a.cells is not None and held_b.cells is not None and flat_a is not None and flat_b is not None
+        index_a, index_b, numbers = self._align(held_a.cells, held_b.cells)
+        wrong = flat_a[index_a] != flat_b[index_b]
+        count.compared += len(numbers)
+        if wrong.any():
+            count.differing += int(np.count_nonzero(wrong))
+            count.differ(self._difference_inside(a, b, int(np.argmax(wrong)), index_a, index_b, numbers))
 
     def _compare_masks(
         self, a: tuple[int, Event, Event], b: tuple[int, Event, Event], count: _Count
@@ -736,6 +746,21 @@ def _grid(held: Event) -> tuple[tuple[int, ...], Ints]:
     given = (*cells.row_dims, *cells.open_dims)
     digests = held.digests.reshape([held.shape[d] for d in given])
     return dims, digests.transpose([given.index(d) for d in dims])
+
+
+def _is_whole(held: Event) -> bool:
+    return held.cells is not None and len(held.cells.ids) > 0 and held.cells.ids[0] == WHOLE
+
+
+def _has_grid(held: Event) -> bool:
+    """Whether an event's digests lie on a grid over dimensions of its value."""
+    cells = held.cells
+    if cells is None or held.digests is None or cells.kind == "pair":
+        return False
+    rows = 1
+    for d in cells.row_dims:
+        rows *= held.shape[d]
+    return rows == len(cells.ids)
 
 
 def _widths(event: Event) -> Ints:

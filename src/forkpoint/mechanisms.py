@@ -312,10 +312,11 @@ def _batch_statistics(case: Case) -> Mechanism | None:
     if root is None:
         return None
     norm = case.names & _STATISTICS
-    averaged = case.names & _AVERAGES and not case.pooled
+    averaged = case.names & (_AVERAGES | {"softmax"}) and not case.pooled and not case.attends
     if not norm and not averaged:
         return None
-    if not norm and not case.mixes_tokens(root) and not _unmet_reduction(case):
+    spread = "softmax" in case.names and root.a.label is not None and root.a.label.k is None
+    if not norm and not spread and not case.mixes_tokens(root) and not _unmet_reduction(case):
         return None
     return Mechanism(
         "batch_statistics", True, "statistics are taken over several tokens or rows, padding or batch mates among them",
@@ -367,16 +368,21 @@ def _position_ids(case: Case) -> Mechanism | None:
         return None
     value = root.a.value
     integer = not value.dtype.is_floating_point and not value.dtype.is_complex and value.dtype != torch.bool
+    if root.a.op.function == "embedding":  # token ids are equal, or the verdict would be another
+        return _POSITIONS
     given = root.a.op.function.startswith("input:")
     if not integer or case.attends or (given and "position" not in root.a.op.function):
         return None
     follows = case.after(20) | {origin.seen.a.op.function}
     if not follows & {"embedding", "cos", "sin", "getitem", "index_select", "mul"} or case.behind(6) & _ROUTING:
         return None
-    return Mechanism(
-        "position_ids", False, "the same token is given another position in the two runs",
-        "Pass position_ids made from the mask: (mask.cumsum(-1) - 1).clamp(min=0).",
-    )  # fmt: skip
+    return _POSITIONS
+
+
+_POSITIONS = Mechanism(
+    "position_ids", False, "the same token is given another position in the two runs",
+    "Pass position_ids made from the mask: (mask.cumsum(-1) - 1).clamp(min=0).",
+)  # fmt: skip
 
 
 def _packing(case: Case) -> Mechanism | None:
@@ -407,7 +413,7 @@ def _attention_mask(case: Case) -> Mechanism | None:
     integer = not root.a.value.dtype.is_floating_point
     if not (boolean or given or case.attends) or not (case.attends or given):
         return None
-    if (case.several_calls or case.given_cache) and not (given or integer):
+    if (case.several_calls or case.given_cache) and not (given or integer or _mask_in(case)):
         return None  # the keys themselves differ, not who may see them
     if not (given or integer) and not _others(case.session) and not _masked_otherwise(case):
         return None
@@ -415,6 +421,23 @@ def _attention_mask(case: Case) -> Mechanism | None:
         "attention_mask", False, "a token attends to keys that it should not see, or misses keys that it should",
         "Pass the attention mask that the tokenizer returned, and check its window and offset.",
     )  # fmt: skip
+
+
+def _mask_in(case: Case) -> bool:
+    """Whether a bool value that differs, or that one run alone has, goes into the root."""
+    origin = case.origin
+    if origin is None:
+        return False
+    met_b = {m.event_b: m for m in origin.meetings.values()}
+    for store, event, met in (
+        (origin.store_a, origin.root.event_a, origin.meetings),
+        (origin.store_b, origin.root.event_b, met_b),
+    ):
+        for source in store.sources.get(event, ()):
+            record = store.ops[source][1] if source in store.ops else None
+            if record is not None and record.dtype == "bool" and (source not in met or met[source].differs):
+                return True
+    return False
 
 
 def _masked_otherwise(case: Case) -> bool:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections import OrderedDict
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, is_dataclass
 from typing import Any, Protocol
@@ -219,39 +220,66 @@ def _caches_in(output: Any) -> dict[str, Any]:
 
 
 @contextmanager
-def kept_state(model: nn.Module | None) -> Iterator[None]:
-    """Put back whatever a forward call rewrites in a model: buffers, attributes, training flags."""
+def kept_state(model: nn.Module | None) -> Generator[None]:
+    """Put back whatever a forward call rewrites in a model: buffers, attributes, hooks, training flags."""
     if model is None:
         yield
         return
-    saved: list[tuple[nn.Module, dict[str, Any], dict[str, Tensor | None]]] = []
-    values: list[tuple[Tensor, int | None, Tensor]] = []
-    for module in model.modules():
-        saved.append((module, dict(module.__dict__), dict(module._buffers)))
-        tensors = [*module._buffers.values(), *(v for v in module.__dict__.values() if isinstance(v, Tensor))]
-        for tensor in tensors:
-            if tensor is not None and tensor.layout == torch.strided and tensor.nbytes <= MAX_SAVED_BUFFER:
-                values.append((tensor, version(tensor), tensor.detach().clone()))
+    modules = [_ModuleState(module) for module in model.modules()]
     try:
         yield
     finally:
+        for module in modules:
+            module.restore()
+
+
+class _ModuleState:
+    """What a module holds: its attributes, the entries of those that are containers, and small buffers' values."""
+
+    def __init__(self, module: nn.Module) -> None:
+        self.attributes = module.__dict__
+        self.saved = dict(self.attributes)
+        self.containers = [(c, copy.copy(c)) for c in self.saved.values() if type(c) in _CONTAINERS and c]
+        self.empty = [c for c in self.saved.values() if type(c) in _CONTAINERS and not c]
+        self.values: list[tuple[Tensor, int | None, Tensor]] = []
+        for tensor in (*module._buffers.values(), *self.saved.values()):
+            if isinstance(tensor, Tensor) and tensor.layout == torch.strided and tensor.nbytes <= MAX_SAVED_BUFFER:
+                self.values.append((tensor, version(tensor), tensor.detach().clone()))
+
+    def restore(self) -> None:
         with torch.no_grad():
-            for tensor, before, value in values:
+            for tensor, before, value in self.values:
                 if before is None or version(tensor) != before:
                     tensor.detach().copy_(value)
-        for module, attributes, buffers in saved:
-            now = module.__dict__
-            if now.keys() != attributes.keys() or any(now[key] is not item for key, item in attributes.items()):
-                for key in now.keys() - attributes.keys():
-                    del now[key]
-                now.update(attributes)
-            if _replaced(module._buffers, buffers):
-                module._buffers.clear()
-                module._buffers.update(buffers)
+        for container, before in self.containers:
+            _refill(container, before)
+        for container in self.empty:
+            if container:
+                container.clear()
+        now = self.attributes
+        if now.keys() != self.saved.keys() or any(now[key] is not item for key, item in self.saved.items()):
+            for key in now.keys() - self.saved.keys():
+                del now[key]
+            now.update(self.saved)
 
 
-def _replaced(now: Mapping[str, Tensor | None], before: Mapping[str, Tensor | None]) -> bool:
-    return now.keys() != before.keys() or any(now[key] is not item for key, item in before.items())
+_CONTAINERS = (dict, OrderedDict, list, set)
+
+
+def _refill(container: Any, before: Any) -> None:
+    """Make a container hold what it held, if it does not."""
+    if isinstance(container, dict):
+        same = container.keys() == before.keys() and all(container[k] is v for k, v in before.items())
+    elif isinstance(container, list):
+        same = len(container) == len(before) and all(x is y for x, y in zip(container, before, strict=True))
+    else:
+        same = container == before
+    if not same:
+        container.clear()
+        if isinstance(container, list):
+            container.extend(before)
+        else:
+            container.update(before)
 
 
 def version(tensor: Tensor) -> int | None:

@@ -104,9 +104,13 @@ class CoordinateTable:
         """The id of a value that padding has a part in, so that no other run has it."""
         return self._mixed
 
+    def is_padding(self, item: int) -> bool:
+        """Whether an id is a column without a token, or a value that such columns have a part in."""
+        return item >= 0 and self.kinds[item] == _PADDING
+
     def has_padding(self, ids: Ids) -> bool:
         """Whether any of the ids is padding."""
-        return any(item >= 0 and self.kinds[item] == _PADDING for item in np.unique(ids).tolist())
+        return any(map(self.is_padding, np.unique(ids).tolist()))
 
     def union(self, ids: Ids) -> int:
         """The id of a value made from all these ids together; padding has no part in it."""

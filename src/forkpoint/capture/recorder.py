@@ -456,7 +456,7 @@ class Recorder:
                 cells = Cells("open", flat_ids.astype(np.int32), open_dims, sizes, row_dims=row_dims)
                 return _Plan(cells, row_dims, None, None, width)
         if len(unique) == rows:
-            return _Plan(Cells("rows", flat_ids.astype(np.int32)), row_dims, None, None, width)
+            return _Plan(Cells("rows", flat_ids.astype(np.int32), row_dims=row_dims), row_dims, None, None, width)
         # Several rows of one coordinate: its slice goes on from row to row, in their order.
         counts = np.bincount(inverse)
         order = np.argsort(inverse, kind="stable")
@@ -699,7 +699,7 @@ def _digest_odd(value: Tensor, plan: _Plan) -> list[Tensor]:
         return [digest.accumulate(rows, torch.from_numpy(plan.row_ids.astype(np.int64)).to(on), len(cells.ids))]
     if cells.kind == "open":
         grid_dims = tuple(sorted((*plan.row_dims, *cells.open_dims)))
-        return [digest.grid(value, grid_dims), digest.rows(value, plan.row_dims)]
+        return [digest.rows(value, grid_dims), digest.rows(value, plan.row_dims)]
     past, future, keys = plan.extra
     grid = digest.grid(value, plan.row_dims, torch.from_numpy(keys).to(on))
     return [

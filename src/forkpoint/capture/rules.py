@@ -985,11 +985,11 @@ def _of_window(call: Call, held: np.ndarray[Any, Any], step: int) -> np.ndarray[
         best = max(range(kernel), key=lambda place: (counts[place], place == middle, -place))
         return held[:, best]
     table = call.labels.table
-    padded = np.asarray([*(kind == 2 for kind in table.kinds), False])[held].any(axis=1)
+    padded = np.asarray([*map(table.is_padding, range(len(table.kinds))), False])[held].any(axis=1)
     chosen = held[:, 0]
     for place in range(1, kernel):
         chosen = np.where(chosen == NONE, held[:, place], chosen)
-    return np.where(padded, NONE, chosen)
+    return np.where(padded, table.mixed, chosen)
 
 
 @rule("lstm", "gru", "rnn_tanh", "rnn_relu")

@@ -45,8 +45,7 @@ class Inputs:
 class Weight:
     """One tensor of the models that differs only by rounding: where it is, and what both runs should use."""
 
-    module_a: nn.Module
-    module_b: nn.Module
+    modules: tuple[nn.Module, ...]
     name: str
     exact: Tensor
     table: str
@@ -97,6 +96,10 @@ def _different_tensors(session: Session) -> list[str]:
             name = row.op.function.removeprefix("input:")
             if name not in _LAYOUT_INPUTS and name not in ("labels", "decoder_labels"):
                 names.append(name)
+    for call_a, call_b in zip(session.a.run.calls, session.b.run.calls, strict=False):
+        types = [c.get("token_type_ids") for c in (call_a, call_b)]
+        if sum(t is None for t in types) == 1 and any(isinstance(t, Tensor) and bool(t.any()) for t in types):
+            names.append("token_type_ids")
     return names
 
 
@@ -199,13 +202,15 @@ def _compare_weight(
     exact_x, exact_y = _effective(x, delta_x), _effective(y, delta_y)
     if delta_x is None and delta_y is None and same_bits(exact_x, exact_y):
         wide = x if x.dtype.itemsize >= y.dtype.itemsize else y
-        found.rounded.append(Weight(_base(mine), _base(theirs), name, wide.detach(), table))
+        found.rounded.append(Weight((_base(mine), _base(theirs)), name, wide.detach(), table))
         return
     if _is_rounded(x, y, exact_x, exact_y, delta_x, delta_y):
-        wide = exact_x if delta_x is not None or _eps(x) <= _eps(y) else exact_y
+        wide = exact_x if delta_x is not None or (delta_y is None and _eps(x) <= _eps(y)) else exact_y
         if delta_x is None and delta_y is None and _eps(x) == _eps(y):
             wide = exact_x if not _representable(x, exact_x) else exact_y
-        found.rounded.append(Weight(_base(mine), _base(theirs), name, wide, table))
+        # Adapters that are not merged are added by the run itself: that side keeps its own weight.
+        sides = tuple(_base(m) for m, delta in ((mine, delta_x), (theirs, delta_y)) if delta is None)
+        found.rounded.append(Weight(sides, name, wide, table))
         return
     found.different.setdefault(slug, []).append(title)
 
@@ -282,10 +287,8 @@ def same_weights(weights: tuple[Weight, ...]) -> Generator[None]:
     saved: list[tuple[dict[str, Any], str, Any]] = []
     try:
         for weight in weights:
-            for module in (weight.module_a, weight.module_b):
+            for module in weight.modules:
                 table: dict[str, Any] = getattr(module, weight.table)
-                if hasattr(module, "lora_A"):
-                    continue
                 saved.append((table, weight.name, table[weight.name]))
                 exact = weight.exact.to(table[weight.name].device)
                 table[weight.name] = nn.Parameter(exact, requires_grad=False) if weight.table == "_parameters" else exact

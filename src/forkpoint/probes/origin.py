@@ -20,7 +20,7 @@ from forkpoint.impact import compare_results
 from forkpoint.pairs import Pairs
 from forkpoint.probes.inputs import Weight, same_weights
 from forkpoint.probes.precision import Precision
-from forkpoint.probes.watchers import Kept, Patch, Store
+from forkpoint.probes.watchers import Kept, Patch, Patched, Store, Values
 from forkpoint.promotion import Promotion
 from forkpoint.result import ProbeResult
 from forkpoint.session import Session
@@ -30,8 +30,8 @@ MAX_STORED = 1 << 31
 """Bytes of values kept of each run at once; beyond it only the first layer that differs is looked into."""
 MAX_PATCHES = 16
 """Roots that are tried."""
-_CLOSES = 0.05
-"""Share of the gap that has to close for a root to be the origin at once."""
+_CLOSES_MOST = 0.5
+"""Share of the gap that has to close for an integer root to be the origin at once."""
 _RELATIVE_NOISE = 1e3
 """How many times a result's relative noise a single value may differ, relative to its largest element."""
 
@@ -57,9 +57,8 @@ class Origin:
         root: the first value that differs though its inputs don't, and whose difference reaches the result.
         seen: the first floating-point value that the difference shows in; often the same.
         closes: how much of the result's gap goes away when the root is put right, 0 to 1.
-        steps: all meetings from the root on, in order, that differ.
-        sources: for each event of A, the events that it was made from.
-        store_a, store_b: what was kept.
+        store_a, store_b: what was kept of both runs.
+        meetings: the values that both have, by A's event.
     """
 
     root: Meeting
@@ -78,38 +77,55 @@ def origin(session: Session, exact: Precision, weights: tuple[Weight, ...] = ())
         store_a, store_b = Store(MAX_STORED, select), Store(MAX_STORED, select)
         session.a.again(promotion=Promotion(), watcher=store_a)
         session.b.again(promotion=Promotion(), watcher=store_b)
-        meetings = _meet(session, store_a, store_b, _threshold(exact))
-        return _search(session, exact, store_a, store_b, meetings)
+        return _search(session, exact, store_a, store_b)
 
 
-def _search(
-    session: Session, exact: Precision, store_a: Store, store_b: Store, meetings: dict[int, Meeting]
-) -> Origin | None:
-    """Try root after root. One that does not close the gap is taken out, which uncovers what it hid."""
-    gap_before = compare_results(session, exact.a, exact.b).max_abs
-    moving: Origin | None = None
+def _search(session: Session, exact: Precision, store_a: Store, store_b: Store) -> Origin | None:
+    """Try root after root.
+
+    A floating-point root that moves the result is the origin. An integer or bool root is if it closes
+    most of the gap: put right alone, in a table that several samples share, it can also make a mess.
+    What leaves the result as it was is harmless: it stays put right, which uncovers what lies behind.
+    """
+    limits = _threshold(exact)
+    gap_before = exact.compared.max_abs
+    meetings = _meet(session, store_a, store_b, limits)
+    candidates: list[Origin] = []
     unpatched: Origin | None = None
-    harmless: set[int] = set()
+    ignored: set[int] = set()
+    right: Values = {}
     tried = 0
     while tried < MAX_PATCHES:
-        roots = [r for r in _roots(meetings, store_a, store_b, harmless) if r.event_a not in harmless]
+        roots = [r for r in _roots(meetings, store_a, store_b, ignored) if r.event_a not in ignored]
         if not roots:
             break
+        put_right = len(right)
         for root in roots[: MAX_PATCHES - tried]:
             tried += 1
-            harmless.add(root.event_a)
+            ignored.add(root.event_a)
             seen = _first_seen(root, meetings, store_a)
             if seen is None:
                 continue
-            closes, moves = _try(session, exact, root)
+            values = _values(root)
+            closes, moves = _try(session, exact, {**right, **values})
             found = _describe(root, seen, closes, moves, store_a, store_b, meetings, gap_before)
-            if closes > _CLOSES:
+            if closes > _CLOSES_MOST or (moves > 1 and _numeric(root)):
                 return found
-            if moves > 1 and moving is None:
-                moving = found
-            elif moves < 0 and unpatched is None and not root.a.op.is_boundary:
-                unpatched = found
-    return moving or unpatched
+            if moves < 0:
+                unpatched = unpatched or (None if root.a.op.is_boundary else found)
+            elif moves <= 1:
+                right |= values
+            else:
+                candidates.append(found)
+        if len(right) > put_right:
+            store_b = Store(MAX_STORED, store_b.select)
+            session.b.again(promotion=Promotion(), watcher=Patched(Patch(right), store_b))
+            meetings = _meet(session, store_a, store_b, limits)
+    return max(candidates, key=lambda c: c.closes, default=unpatched)
+
+
+def _numeric(meeting: Meeting) -> bool:
+    return meeting.a.value.dtype.is_floating_point or meeting.a.value.dtype.is_complex
 
 
 def _threshold(exact: Precision) -> float:
@@ -259,21 +275,26 @@ def _first_seen(root: Meeting, meetings: dict[int, Meeting], a: Store) -> Meetin
 # ---------------------------------------------------------------------- patching
 
 
-def _try(session: Session, exact: Precision, meeting: Meeting) -> tuple[float, float]:
-    """Put A's value in place in run B: what share of the gap closes, and by how many times noise the result moves.
-
-    A negative second figure says that the value could not be put in place.
-    """
+def _values(meeting: Meeting) -> Values:
+    """What puts run B right at a meeting."""
     op = meeting.b.op
     key = (op.module, op.function, op.site.chain)
-    patch = Patch({(key, meeting.b.event.nth, op.output, meeting.b.event.call): (meeting.a.value, meeting.pairs)})
+    return {(key, meeting.b.event.nth, op.output, meeting.b.event.call): (meeting.a.value, meeting.pairs)}
+
+
+def _try(session: Session, exact: Precision, values: Values) -> tuple[float, float]:
+    """Put A's values in place in run B: what share of the gap closes, and by how many times noise the result moves.
+
+    A negative second figure says that a value could not be put in place.
+    """
+    patch = Patch(values)
     try:
         patched = session.b.again(promotion=Promotion(), watcher=patch)
     except (RuntimeError, ValueError, IndexError):
         return 0.0, -1.0
-    if not patch.applied:
+    if patch.applied < len(values):
         return 0.0, -1.0
-    before = compare_results(session, exact.a, exact.b).max_abs
+    before = exact.compared.max_abs
     after = compare_results(session, exact.a, patched)
     moved = compare_results(session, exact.b, patched, own="b")
     closes = 0.0 if before == 0 else 1.0 if not np.isfinite(before) else max(0.0, 1 - after.max_abs / before)

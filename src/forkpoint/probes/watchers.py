@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -15,6 +15,8 @@ from forkpoint.pairs import Pairs
 from forkpoint.trace import Event, Op
 
 Key = tuple[str, str, str]
+Values = dict[tuple[Key, int, int, int], tuple[Tensor, Pairs]]
+"""By (op key, nth, output, call), the value to take elements from and the pairs of elements."""
 
 _ROUNDED = frozenset({
     "linear", "matmul", "bmm", "mm", "addmm", "baddbmm", "embedding", "conv1d", "conv2d", "einsum", "mean", "sum",
@@ -89,11 +91,11 @@ class Patch:
     """Puts other values in place at chosen ops.
 
     Attributes:
-        values: by (op key, nth, output, call), the value to take elements from and the pairs of elements.
+        values: what to put where.
         applied: how many times it did.
     """
 
-    values: Mapping[tuple[Key, int, int, int], tuple[Tensor, Pairs]]
+    values: Values
     applied: int = 0
 
     def edit(
@@ -154,3 +156,19 @@ class Store:
         if self.select(op) and self.used + value.nbytes <= self.limit and value.layout == torch.strided:
             self.used += value.nbytes
             self.kept[event] = Kept(op, record, value.detach().clone(), label, inputs)
+
+
+@dataclass
+class Patched:
+    """A store that sees a run in which some values are put right."""
+
+    patch: Patch
+    store: Store
+
+    def edit(
+        self, recorder: Recorder, key: Key, nth: int, output: int, value: Tensor, label: Label | None
+    ) -> Tensor | None:
+        return self.patch.edit(recorder, key, nth, output, value, label)
+
+    def saw(self, recorder: Recorder, event: int, value: Tensor, label: Label | None, inputs: list[int]) -> None:
+        self.store.saw(recorder, event, value, label, inputs)

@@ -6,6 +6,7 @@ Nothing that is read from a manifest is used before it has been checked; whateve
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
@@ -19,9 +20,9 @@ from forkpoint.scene import flags
 from forkpoint.scene.arguments import dtype_named, from_json, refs_in, short, to_json
 from forkpoint.scene.flags import Flags
 from forkpoint.scene.functions import resolve_function
-from forkpoint.scene.inside import Inside, inside_from_json
 from forkpoint.scene.kernels import Kernels
 from forkpoint.scene.machine import Machine
+from forkpoint.scene.parts import Inside, inside_from_json
 from forkpoint.scene.sharing import Sharing
 from forkpoint.scene.tensors import Layout, Storage, check_layout
 
@@ -183,6 +184,8 @@ def _plain(value: Any) -> Any:
         return {key: _plain(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
         return [_plain(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
     return value
 
 

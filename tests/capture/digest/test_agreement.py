@@ -63,7 +63,6 @@ def test_accumulate(implementation, count, size, seed):
         ((1, 7, 11, 64), (0, 2)),  # runs of heads
         ((2, 3, 5, 2, 32), (0, 3)),
         ((70_001,), ()),  # longer than the cache blocks of torch_impl
-        ((400, 600), (0,)),  # more than one thread's share
     ],
 )
 def test_long_slices(dtype, shape, dims):

@@ -16,7 +16,9 @@ LARGE = torch.randn(1000, 600, generator=torch.Generator().manual_seed(0))
 
 
 @pytest.fixture
-def two_threads():
+def two_threads(monkeypatch):
+    """Two threads for small work too."""
+    monkeypatch.setattr(threads, "_PIECE_WORDS", 5000)
     before = torch.get_num_threads()
     torch.set_num_threads(2)
     yield

@@ -32,6 +32,8 @@ Word = Any
 U32 = np.uint32
 _CPU = torch.device("cpu")
 _SHORT_RUN, _SCRATCH_WORDS = 256, 1 << 13
+_CELLS = 1024
+"""Cells of a grid whose sums stay in the nearest cache."""
 _LANES = np.array([[lanes.sign, lanes.above, lanes.shift] for lanes in LANES], dtype=np.uint32)
 _INDEX_FACTOR, _INDEX_OFFSET = U32(definition.INDEX_FACTOR), U32(definition.INDEX_OFFSET)
 _POSITION_FACTORS = (U32(definition.POSITION_FACTORS[0]), U32(definition.POSITION_FACTORS[1]))
@@ -287,7 +289,7 @@ def _spans(table: Table) -> list[tuple[int, int, int, int]]:
     marks = np.arange(1, pieces) * ends[-1] // pieces
     entries = np.searchsorted(ends, marks, side="right")
     rows = (marks - ends[entries] + words[entries]) // table[entries, 4]
-    cuts = [(0, 0), *zip(entries.tolist(), rows.tolist(), strict=True), last]
+    cuts: list[tuple[int, int]] = [(0, 0), *zip(entries.tolist(), rows.tolist(), strict=True), last]
     return [(*begin, *end) for begin, end in itertools.pairwise(cuts)]
 
 
@@ -303,56 +305,61 @@ def _spread(positions: Any, spread: Any) -> None:
 
 
 @_jit
-def _cells_narrow(cells: Any, kind: int, index: int, spread: Any, lanes: Any) -> None:
-    """Adds one element to each cell of a line."""
+def _cells_narrow(cells: Any, kind: int, index: int, spread: Any, lane1: Any, lane2: Any) -> None:
+    """Adds one element to each of some cells."""
     sign, above, shift = _LANES[kind, 0], _LANES[kind, 1], _LANES[kind, 2]
     key = _add(_multiply(U32(index), _INDEX_FACTOR), _INDEX_OFFSET)
     for i in range(cells.size):
         word = _canonical_lanes(U32(cells[i]), sign, above, shift)
         a, b = _mix(word, _add(key, spread[i]))
-        lanes[0, i], lanes[1, i] = _add(lanes[0, i], a), _add(lanes[1, i], b)
+        lane1[i], lane2[i] = _add(lane1[i], a), _add(lane2[i], b)
 
 
 @_jit
-def _cells_wide(cells: Any, kind: int, index: int, spread: Any, lanes: Any) -> None:
+def _cells_wide(cells: Any, kind: int, index: int, spread: Any, lane1: Any, lane2: Any) -> None:
     low = _add(_multiply(U32(2 * index), _INDEX_FACTOR), _INDEX_OFFSET)
     high = _add(low, _INDEX_FACTOR)
     for i in range(cells.size):
         value = _canonical_float64(cells[i]) if kind == _FLOAT64 else cells[i]
         a, b = _mix(U32(value), _add(low, spread[i]))
         c, d = _mix(U32(value >> np.uint64(32)), _add(high, spread[i]))
-        lanes[0, i], lanes[1, i] = _add(lanes[0, i], _add(a, c)), _add(lanes[1, i], _add(b, d))
+        lane1[i], lane2[i] = _add(lane1[i], _add(a, c)), _add(lane2[i], _add(b, d))
 
 
 @_jit
 def _digest_grid(
     address: int, item: int, kind: int, walk: Any, positions: Any, out: Any, begin: int, end: int
 ) -> None:
-    """The digests of the lines ``begin`` to before ``end`` of a grid.
+    """The digests of the blocks ``begin`` to before ``end`` of a grid: up to `_CELLS` neighbours in memory.
 
-    ``walk`` holds sizes and strides in bytes of the grid's three dimensions (a line is the last one, and its
+    ``walk`` holds sizes and strides in bytes of the grid's three dimensions (the last one is called a line, its
     cells lie side by side) and of the two dimensions of a cell's elements.
     """
     line = walk[0, 2]
-    lanes = np.empty((2, line), dtype=np.uint32)
-    spread = np.zeros(line, dtype=np.uint32)
-    for at in range(begin, end):
-        base = address + at // walk[0, 1] * walk[1, 0] + at % walk[0, 1] * walk[1, 1]
-        lanes[:] = 0
+    blocks = (line + _CELLS - 1) // _CELLS
+    lane1, lane2 = np.empty(_CELLS, dtype=np.uint32), np.empty(_CELLS, dtype=np.uint32)
+    spread = np.zeros(_CELLS, dtype=np.uint32)
+    for block in range(begin, end):
+        at, start = block // blocks, block % blocks * _CELLS
+        size = min(_CELLS, line - start)
+        first = at * line + start
+        base = address + at // walk[0, 1] * walk[1, 0] + at % walk[0, 1] * walk[1, 1] + start * item
+        lane1[:size] = 0
+        lane2[:size] = 0
         if positions.size:
-            _spread(positions[at * line : (at + 1) * line], spread)
+            _spread(positions[first : first + size], spread)
         for f in range(walk[0, 3] * walk[0, 4]):
             here = base + f // walk[0, 4] * walk[1, 3] + f % walk[0, 4] * walk[1, 4]
             if item == 1:
-                _cells_narrow(carray(_bytes_at(here), line), kind, f, spread, lanes)
+                _cells_narrow(carray(_bytes_at(here), size), kind, f, spread, lane1, lane2)
             elif item == 2:
-                _cells_narrow(carray(_halves_at(here), line), kind, f, spread, lanes)
+                _cells_narrow(carray(_halves_at(here), size), kind, f, spread, lane1, lane2)
             elif item == 4:
-                _cells_narrow(carray(_words_at(here), line), kind, f, spread, lanes)
+                _cells_narrow(carray(_words_at(here), size), kind, f, spread, lane1, lane2)
             else:
-                _cells_wide(carray(_doubles_at(here), line), kind, f, spread, lanes)
-        for i in range(line):
-            out[at * line + i] = _pack(lanes[0, i], lanes[1, i])
+                _cells_wide(carray(_doubles_at(here), size), kind, f, spread, lane1, lane2)
+        for i in range(size):
+            out[first + i] = _pack(lane1[i], lane2[i])
 
 
 def grid(x: Tensor, grid_dims: Sequence[int], keys: Tensor | None = None) -> Tensor:
@@ -371,9 +378,9 @@ def grid(x: Tensor, grid_dims: Sequence[int], keys: Tensor | None = None) -> Ten
     if keys is not None:
         positions = keys.to(torch.int32).expand(sizes).reshape(-1).contiguous()
     out = np.zeros(int(np.prod(walk[0, :3])), dtype=np.int64)
-    lines = int(walk[0, 0] * walk[0, 1])
-    pieces = min(lines, threads.pieces(x.numel()))
-    marks = [lines * i // pieces for i in range(pieces + 1)] if out.size else []
+    blocks = int(walk[0, 0] * walk[0, 1] * -(-walk[0, 2] // _CELLS))
+    pieces = min(blocks, threads.pieces(x.numel()))
+    marks = [blocks * i // pieces for i in range(pieces + 1)] if out.size else []
     entry = (x.data_ptr(), x.dtype.itemsize, int(kind(x.dtype)), walk, positions.numpy(), out)
     threads.run(_digest_grid, [(*entry, begin, end) for begin, end in itertools.pairwise(marks)])
     return torch.from_numpy(out)

@@ -14,6 +14,7 @@ import enum
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 
@@ -74,8 +75,7 @@ def kind(dtype: torch.dtype) -> Kind:
     return _KINDS.get(dtype.to_real() if dtype.is_complex else dtype, Kind.RAW)
 
 
-@dataclass(frozen=True)
-class Plan:
+class Plan(NamedTuple):
     """Where the words of every row lie; all strides and lengths count 4-byte words.
 
     Word ``j`` of run ``(a, b)`` of row ``(r, s)`` is at ``r * row_strides[0] + s * row_strides[1] +
@@ -120,19 +120,19 @@ def check(x: torch.Tensor, dims: Sequence[int]) -> None:
     if x.layout is not torch.strided or x.is_quantized or x.is_meta:
         given = f"{'quantized ' if x.is_quantized else ''}{x.layout} tensor on {x.device}"
         raise TypeError(f"a {given} has no plain values to digest")
-    if any(not 0 <= dim < x.dim() for dim in dims) or list(dims) != sorted(set(dims)):
+    if not all(low < dim < x.dim() for low, dim in zip((-1, *dims), dims, strict=False)):
         raise ValueError(
             f"dimensions {tuple(dims)} of a tensor of shape {tuple(x.shape)}: expected ascending, in range"
         )
 
 
 def find(x: torch.Tensor, row_dims: Sequence[int]) -> Plan:
-    """The plan for the rows of a real tensor."""
+    """The plan for the rows of a tensor."""
     check(x, row_dims)
     size, sizes, strides = x.dtype.itemsize, x.shape, x.stride()
-    slice_dims = [dim for dim in range(x.dim()) if dim not in row_dims]
-    n_rows = math.prod(sizes[dim] for dim in row_dims)
-    n_bytes = math.prod(sizes[dim] for dim in slice_dims) * size
+    slice_dims = [dim for dim in range(len(sizes)) if dim not in row_dims]
+    n_rows = math.prod([sizes[dim] for dim in row_dims])
+    n_bytes = math.prod([sizes[dim] for dim in slice_dims]) * size
     copied = Plan(n_rows, -(-n_bytes // 4), kind(x.dtype), direct=False)
     if n_rows == 0 or n_bytes == 0:
         return packed(copied)
@@ -146,23 +146,20 @@ def find(x: torch.Tensor, row_dims: Sequence[int]) -> Plan:
         run *= pieces.pop()[0]
     elif pieces:
         return copied  # neighbours of a slice lie apart: copying reads the memory in order
-    if (
-        len(rows) > 2
-        or len(pieces) > 2
-        or any(n % 4 for n in (run, *(stride for _, stride in rows + pieces)))
-    ):
+    whole = run % 4 == 0 and all(stride % 4 == 0 for _, stride in rows + pieces)
+    if len(rows) > 2 or len(pieces) > 2 or not whole:
         return copied
-    rows = [(1, 0)] * (2 - len(rows)) + rows
-    pieces = [(1, 0)] * (2 - len(pieces)) + pieces
+    outer_row, row = [(1, 0)] * (2 - len(rows)) + rows
+    outer_piece, piece = [(1, 0)] * (2 - len(pieces)) + pieces
     return Plan(
         n_rows,
         copied.words,
         copied.kind,
         direct=True,
-        row_sizes=(rows[0][0], rows[1][0]),
-        row_strides=(rows[0][1] // 4, rows[1][1] // 4),
-        piece_sizes=(pieces[0][0], pieces[1][0]),
-        piece_strides=(pieces[0][1] // 4, pieces[1][1] // 4),
+        row_sizes=(outer_row[0], row[0]),
+        row_strides=(outer_row[1] // 4, row[1] // 4),
+        piece_sizes=(outer_piece[0], piece[0]),
+        piece_strides=(outer_piece[1] // 4, piece[1] // 4),
         run=run // 4,
     )
 

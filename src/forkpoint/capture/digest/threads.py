@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-_PIECE_WORDS = 1 << 16
+_PIECE_WORDS = 1 << 19
 """Below two pieces of this size a second thread costs more than it saves."""
 _MOST_THREADS = 16
 

@@ -1,0 +1,340 @@
+"""Replaying a scene: the op alone, on both inputs, on any device, and what can be said of its outputs."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from forkpoint.align import index_of, ulps
+from forkpoint.capture.rules import tensors_in
+from forkpoint.errors import SceneError
+from forkpoint.promotion import Promotion
+from forkpoint.run import RandomState
+from forkpoint.scene.arguments import filled, short
+from forkpoint.scene.flags import in_force
+from forkpoint.scene.functions import resolve_function
+from forkpoint.scene.kernels import Kernels, kernels
+from forkpoint.scene.machine import Machine, device_of, machine
+from forkpoint.scene.manifest import Scene, Side
+from forkpoint.scene.tensors import materialise
+
+TOLERANCES = tuple(10.0**-k for k in range(3, 9))
+"""The `atol` of each `torch.allclose`; its `rtol` is torch's default, 1e-5."""
+
+
+@dataclass(frozen=True)
+class Check:
+    """One comparison: what, how it came out, and by how much."""
+
+    name: str
+    equal: bool | None
+    """None where it could not be made."""
+    differing: int = 0
+    compared: int = 0
+    max_abs: float = 0.0
+    reason: str = ""
+
+
+@dataclass(frozen=True)
+class Unequal:
+    """The first shared element that the two outputs don't agree on."""
+
+    index_a: tuple[int, ...]
+    index_b: tuple[int, ...]
+    value_a: float | complex | int | bool
+    value_b: float | complex | int | bool
+    ulps: float | None
+
+
+@dataclass(frozen=True)
+class Exactness:
+    """How far an output is from the same op in float64, in units in the last place of its dtype.
+
+    Attributes:
+        first: at the first unequal element.
+        median, largest: over the shared elements.
+        reason: why nothing is known.
+    """
+
+    first: float | None
+    median: float | None
+    largest: float | None
+    reason: str = ""
+
+
+@dataclass(frozen=True)
+class Replay:
+    """A scene on one device."""
+
+    device: str
+    machine: Machine
+    recorded_here: bool
+    """Whether it is the type of device that the scene was recorded on."""
+    weights: tuple[Check, ...]
+    """Inputs that are the model's parameters or buffers."""
+    inputs: tuple[Check, ...]
+    """The other inputs, at shared coordinates."""
+    recorded_a: Check
+    """Whether run A's output is again the recorded one, bit for bit."""
+    recorded_b: Check
+    outputs: Check
+    """Whether the two outputs are the same at shared coordinates."""
+    first: Unequal | None
+    allclose: tuple[tuple[float, bool], ...]
+    """(atol, whether `torch.allclose` holds)."""
+    exact_a: Exactness
+    exact_b: Exactness
+    kernels_a: Kernels
+    kernels_b: Kernels
+    remarks: tuple[str, ...] = ()
+
+    @property
+    def reproduces(self) -> bool:
+        """Whether both outputs are the recorded ones, on the type of device on which they were recorded."""
+        return self.recorded_here and bool(self.recorded_a.equal) and bool(self.recorded_b.equal)
+
+
+def replay(scene: Scene, device: str | None = None) -> Replay:
+    """Repeat a scene's op on both inputs, and compare.
+
+        replay(forkpoint.scene.load("scene")).reproduces
+
+    Args:
+        scene: as `forkpoint.scene.load` or `save` returns it.
+        device: `cpu` or `cuda`; by default the one on which it was recorded.
+
+    Raises:
+        SceneError: no such device here, or the op can't be called.
+    """
+    on = device_of(device or scene.machine.device)
+    remarks: list[str] = []
+    outputs_a, outputs_b = (run_side(scene, run, on, remarks) for run in "ab")
+    a, b = (outputs[scene.output] for outputs in (outputs_a, outputs_b))
+    shared_a, shared_b = scene.sharing.take(a, b)
+    first, outputs = _compare_outputs(scene, a, b, shared_a, shared_b)
+    checks = [(pair, _compare_input(scene, index)) for index, pair in enumerate(scene.inputs)]
+    at = None if first is None else _first_place(shared_a, shared_b)
+    return Replay(
+        device=on.type,
+        machine=machine(on),
+        recorded_here=on.type == scene.machine.device,
+        weights=tuple(check for pair, check in checks if pair.parameter is not None),
+        inputs=tuple(check for pair, check in checks if pair.parameter is None),
+        recorded_a=_compare_recorded(scene.recorded("a"), outputs_a),
+        recorded_b=_compare_recorded(scene.recorded("b"), outputs_b),
+        outputs=outputs,
+        first=first,
+        allclose=_allclose(shared_a, shared_b),
+        exact_a=_exactness(scene, "a", on, shared_a, at),
+        exact_b=_exactness(scene, "b", on, shared_b, at),
+        kernels_a=side_kernels(scene, "a", on),
+        kernels_b=side_kernels(scene, "b", on),
+        remarks=tuple(dict.fromkeys(remarks)),
+    )
+
+
+# ---------------------------------------------------------------------- calling
+
+
+def run_side(scene: Scene, run: str, device: torch.device, remarks: list[str] | None = None) -> list[Tensor]:
+    """The outputs of one run's call, made anew on a device.
+
+    Raises:
+        SceneError: the function refuses its arguments.
+    """
+    side = scene.side(run)
+    call = _call(scene, side, device)
+    after = RandomState.take()
+    try:
+        with torch.no_grad(), in_force(side.flags, device) as said:
+            _restore_random(scene, side, device)
+            found = call()
+    except (RuntimeError, TypeError, ValueError, IndexError, NotImplementedError, MemoryError) as error:
+        text = str(error).splitlines()[0][:300] if str(error) else type(error).__name__
+        raise SceneError(f"{side.function} refuses the arguments of run {run.upper()} on {device.type}: {text}") from error
+    finally:
+        after.restore()
+    if remarks is not None:
+        remarks += said
+    if scene.output >= len(found):
+        raise SceneError(f"{side.function} returned {len(found)} tensors", f"at least {scene.output + 1}")
+    return found
+
+
+def _call(scene: Scene, side: Side, device: torch.device) -> Callable[[], list[Tensor]]:
+    """The call of one run, on tensors of its own."""
+    function = resolve_function(side.function, scene.trusted)
+    made = materialise(scene.layouts, side.tensors, scene.data, device, scene.machine.device)
+    tensors = [made.get(number, torch.empty(0)) for number in range(len(scene.layouts))]
+    args, kwargs = filled(side.args, tensors, device), filled(side.kwargs, tensors, device)
+
+    def call() -> list[Tensor]:
+        result = function(*args, **kwargs)
+        if result is None and args and isinstance(args[0], Tensor):
+            return [args[0]]  # `x[index] = value` returns nothing
+        return tensors_in((result,))
+
+    return call
+
+
+def _restore_random(scene: Scene, side: Side, device: torch.device) -> None:
+    if side.random is None or device.type != scene.machine.device:
+        return
+    state = scene.extra[side.random]
+    try:
+        if device.type == "cuda":
+            torch.cuda.set_rng_state(state, device)
+        else:
+            torch.set_rng_state(state)
+    except (RuntimeError, TypeError) as error:
+        raise SceneError(f"the random state of run {side.run} is refused: {error}", "the state that was saved") from error
+
+
+def side_kernels(scene: Scene, run: str, device: torch.device) -> Kernels:
+    """The kernels that one run's call runs on a device."""
+    side = scene.side(run)
+    after = RandomState.take()
+    try:
+        with torch.no_grad(), in_force(side.flags, device):
+            return kernels(_call(scene, side, device), device)
+    finally:
+        after.restore()
+
+
+# ---------------------------------------------------------------------- comparing
+
+
+def _compare(name: str, a: Tensor, b: Tensor) -> Check:
+    """Two tensors of one shape, element by element; NaN equals NaN."""
+    if a.shape != b.shape or a.dtype != b.dtype:
+        what = f"{short(a.dtype)} {list(a.shape)} and {short(b.dtype)} {list(b.shape)}"
+        return Check(name, equal=False, compared=a.numel(), reason=what)
+    a, b = a.cpu(), b.cpu()
+    same = _same(a, b)
+    count = int((~same).sum())
+    return Check(name, count == 0, count, a.numel(), _largest_gap(a, b, same) if count else 0.0)
+
+
+def _same(a: Tensor, b: Tensor) -> Tensor:
+    if a.dtype.is_floating_point or a.dtype.is_complex or b.dtype.is_floating_point:
+        a, b = _readable(a), _readable(b)
+        return (a == b) | ((a != a) & (b != b))
+    return a == b
+
+
+def _readable(value: Tensor) -> Tensor:
+    """float8 can't be compared as it is."""
+    return value.float() if value.dtype.is_floating_point and value.dtype.itemsize == 1 else value
+
+
+def _largest_gap(a: Tensor, b: Tensor, same: Tensor) -> float:
+    wide = torch.complex128 if a.dtype.is_complex else torch.float64
+    gaps = (a.to(wide) - b.to(wide)).abs()
+    gaps = torch.where(same, 0.0, torch.nan_to_num(gaps, nan=math.inf, posinf=math.inf))
+    return float(gaps.max()) if gaps.numel() else 0.0
+
+
+def _compare_recorded(recorded: list[Tensor], outputs: list[Tensor]) -> Check:
+    name = "output"
+    if len(recorded) != len(outputs):
+        return Check(name, equal=False, reason=f"{len(outputs)} tensors, {len(recorded)} recorded")
+    checks = [_compare(name, x, y) for x, y in zip(recorded, outputs, strict=True)]
+    return Check(
+        name, all(c.equal for c in checks), sum(c.differing for c in checks), sum(c.compared for c in checks),
+        max((c.max_abs for c in checks), default=0.0), next((c.reason for c in checks if c.reason), ""),
+    )  # fmt: skip
+
+
+def _compare_input(scene: Scene, index: int) -> Check:
+    pair = scene.inputs[index]
+    if pair.a is None or pair.b is None:
+        return Check(pair.name, None, reason=f"only run {'B' if pair.a is None else 'A'} has it")
+    a, b = scene.tensor(pair.a), scene.tensor(pair.b)
+    if not len(pair.sharing):
+        if not a.numel() and not b.numel():
+            return Check(pair.name, equal=True)
+        return Check(pair.name, None, reason=pair.sharing.reason or "the runs share no element of it")
+    shared_a, shared_b = pair.sharing.take(a, b)
+    return _compare(pair.name, shared_a, shared_b if shared_a.dtype == shared_b.dtype else shared_b.to(shared_a.dtype))
+
+
+def _compare_outputs(scene: Scene, a: Tensor, b: Tensor, left: Tensor, right: Tensor) -> tuple[Unequal | None, Check]:
+    left, right = left.cpu(), right.cpu()
+    same = _same(left, right)
+    count = int((~same).sum())
+    check = Check("outputs", count == 0, count, len(left), _largest_gap(left, right, same) if count else 0.0)
+    if not count:
+        return None, check
+    at = int(torch.argmax((~same).to(torch.uint8)))
+    at_a, at_b = (int(index[at]) for index in scene.sharing.indices())
+    value_a, value_b = left[at].item(), right[at].item()
+    apart = None
+    if isinstance(value_a, float) and isinstance(value_b, float):
+        apart = ulps(value_a, value_b, left.dtype, right.dtype)
+    return Unequal(index_of(at_a, tuple(a.shape)), index_of(at_b, tuple(b.shape)), value_a, value_b, apart), check
+
+
+def _first_place(left: Tensor, right: Tensor) -> int:
+    return int(torch.argmax((~_same(left.cpu(), right.cpu())).to(torch.uint8)))
+
+
+def _allclose(left: Tensor, right: Tensor) -> tuple[tuple[float, bool], ...]:
+    wide = torch.complex128 if left.dtype.is_complex or right.dtype.is_complex else torch.float64
+    left, right = left.cpu().to(wide), right.cpu().to(wide)
+    return tuple((atol, torch.allclose(left, right, atol=atol, equal_nan=True)) for atol in TOLERANCES)
+
+
+# ---------------------------------------------------------------------- float64
+
+
+def _exactness(scene: Scene, run: str, device: torch.device, shared: Tensor, at: int | None) -> Exactness:
+    """How far one run's output is from the same call in float64."""
+    if not shared.dtype.is_floating_point:
+        return Exactness(None, None, None, "no floating-point output")
+    side = scene.side(run)
+    if side.random is not None:
+        return Exactness(None, None, None, "it draws random numbers")
+    try:
+        reference = _in_float64(scene, side, device)
+    except (SceneError, RuntimeError, TypeError, ValueError, NotImplementedError, MemoryError) as error:
+        text = str(error).splitlines()[0][:120] if str(error) else type(error).__name__
+        return Exactness(None, None, None, f"not to be had: {text}")
+    if reference is None:
+        return Exactness(None, None, None, "the op has no float64 form")
+    index = scene.sharing.indices()[0 if run == "a" else 1]
+    exact = reference.reshape(-1)[index.to(reference.device)].cpu()
+    error = errors_in_ulps(shared.cpu(), exact)
+    known = error[torch.isfinite(error)]
+    if not len(known):
+        return Exactness(None, None, None, "no finite value")
+    first = None if at is None or not math.isfinite(float(error[at])) else float(error[at])
+    return Exactness(first, float(known.median()), float(known.max()))
+
+
+def _in_float64(scene: Scene, side: Side, device: torch.device) -> Tensor | None:
+    call = _call(scene, side, device)
+    promotion = Promotion()
+    with torch.no_grad(), in_force({**side.flags, "autocast": None, "default_dtype": "float64"}, device), promotion:
+        outputs = call()
+    if promotion.refused or scene.output >= len(outputs):
+        return None
+    found = promotion.value(outputs[scene.output])
+    return found if found.dtype == torch.float64 else None
+
+
+def errors_in_ulps(value: Tensor, exact: Tensor) -> Tensor:
+    """The distance of each element from its exact value, in units in the last place of its dtype.
+
+    The unit is the spacing of the dtype's numbers at the exact value.
+
+    >>> errors_in_ulps(torch.tensor([1.0 + 2**-23]), torch.tensor([1.0], dtype=torch.float64)).tolist()
+    [1.0]
+    """
+    info = torch.finfo(value.dtype)
+    _, exponent = torch.frexp(exact.abs().clamp(min=info.tiny))
+    unit = torch.ldexp(torch.full_like(exact, info.eps), exponent - 1)
+    return (value.double() - exact).abs() / unit

@@ -1,0 +1,297 @@
+"""Saving the scene of a divergence: from two traced runs to a folder that replays."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from forkpoint.align import pair_elements
+from forkpoint.capture.functions import parameter_names
+from forkpoint.capture.recorder import Taken
+from forkpoint.errors import SceneError
+from forkpoint.locate import Located, differing_rows, fetch, named_inputs
+from forkpoint.match import Joined
+from forkpoint.pairs import Pairs
+from forkpoint.scene import folder
+from forkpoint.scene.arguments import tensors_in_order, with_refs
+from forkpoint.scene.functions import function_path
+from forkpoint.scene.inside import look_inside
+from forkpoint.scene.kernels import Kernels
+from forkpoint.scene.machine import machine
+from forkpoint.scene.manifest import InputPair, Place, Scene, Side
+from forkpoint.scene.replay import run_side, side_kernels
+from forkpoint.scene.sharing import Sharing
+from forkpoint.scene.tensors import Packer, Placement, placement
+from forkpoint.scene.witness import Witnessed, witness
+from forkpoint.session import Session, Traced
+
+SIZE_LIMIT = 2 << 30
+"""Bytes beyond which a scene is written only if that is confirmed."""
+LOOKED_AT = 16
+"""Differing ops that are tried when the first can't be replayed."""
+Confirm = Callable[[int], bool]
+"""Asked with a size in bytes."""
+
+
+def save(
+    session: Session,
+    located: Located,
+    directory: str | Path,
+    *,
+    versions: Mapping[str, str],
+    size_limit: int = SIZE_LIMIT,
+    confirm: Confirm | None = None,
+) -> Scene:
+    """Save all that is needed to replay an op alone, and check that it replays.
+
+    The runs are made once more each, to see how the op's inputs lie in memory.
+
+    Args:
+        session: the two traced runs.
+        located: the op, as `locate` found it; the one of the origin where the verdict is semantic.
+        directory: a folder that is new, empty, or a scene to replace; it appears whole or not at all.
+        versions: of the packages that took part.
+        size_limit: bytes beyond which to ask first.
+        confirm: asked with the size in bytes; None refuses.
+
+    Returns:
+        The scene as it was written, with its data.
+
+    Raises:
+        SceneError: no op of the divergence can be replayed, an input that a scene can't hold, a scene too large, or
+            a folder that can't be written.
+    """
+    path = folder.check_directory(directory)
+    row, taken_a, taken_b, remark = _replayable(session, located)
+    a, b = witness(session.a, taken_a), witness(session.b, taken_b)
+    scene = _assemble(session, located, row, a, b, dict(versions))
+    notes = [remark, *(f"run {run}: {w.note}" for run, w in (("A", a), ("B", b)) if w.note)]
+    scene = replace(scene, notes=tuple(note for note in notes if note))
+    _check_size(scene, size_limit, confirm)
+    looked = look_inside(session, a.taken, b.taken, a.circumstances.flags, b.circumstances.flags)
+    return folder.write(path, replace(scene, inside=looked), lambda written: _tried(folder.load(written, namespaces=_namespaces(scene))))
+
+
+def _namespaces(scene: Scene) -> tuple[str, ...]:
+    paths = [side.function.split(".") for side in (scene.a, scene.b)]
+    return tuple(parts[2] for parts in paths if parts[:2] == ["torch", "ops"])
+
+
+def _check_size(scene: Scene, limit: int, confirm: Confirm | None) -> None:
+    if scene.bytes > limit and (confirm is None or not confirm(scene.bytes)):
+        raise SceneError(
+            f"a scene of {scene.bytes / (1 << 30):.1f} GiB", f"at most {limit / (1 << 30):.1f} GiB unless it is confirmed"
+        )
+
+
+# ---------------------------------------------------------------------- which op
+
+
+def _replayable(session: Session, located: Located) -> tuple[Joined, Taken, Taken, str]:
+    """The first op of the divergence that can be replayed: (row, its calls, what to say of the choice)."""
+    reason = _reason_against(located.a, located.b)
+    if not reason:
+        return located.row, located.a, located.b, _between(located)
+    rows = differing_rows(session)
+    start = next((i + 1 for i, r in enumerate(rows) if r is located.row), 0)
+    for row in [r for r in rows[start:] if not r.op.is_boundary][:LOOKED_AT]:
+        assert row.difference is not None
+        [a], [b] = fetch(session.a, [(row, row.difference.event_a)]), fetch(session.b, [(row, row.difference.event_b)])
+        if a is not None and b is not None and not _reason_against(a, b):
+            name = located.divergence.op
+            return row, a, b, f"{name} can't be replayed ({reason}); this is the next op that differs, {row.op.name}"
+    raise SceneError(
+        f"{located.divergence.op} can't be replayed: {reason}",
+        "a divergence with a torch function in it",
+        "no later op that differs can be replayed either",
+    )
+
+
+def _reason_against(a: Taken, b: Taken) -> str:
+    for taken in (a, b):
+        if taken.func is None:
+            return "it is a module whose inside was not watched"
+        try:
+            function_path(taken.func)
+        except SceneError as error:
+            return error.given
+    return ""
+
+
+def _between(located: Located) -> str:
+    if not located.divergence.between:
+        return ""
+    return (
+        f"the runs part ways in ops that only one of them has, before {located.row.op.name}; "
+        "its inputs differ already: this scene holds what it got"
+    )
+
+
+# ---------------------------------------------------------------------- assembling
+
+
+def _assemble(
+    session: Session, located: Located, row: Joined, a: Witnessed, b: Witnessed, versions: dict[str, str]
+) -> Scene:
+    packer = Packer()
+    extra: dict[str, Tensor] = {}
+    side_a, numbers_a = _side(session.a, "a", a, packer, extra)
+    side_b, numbers_b = _side(session.b, "b", b, packer, extra)
+    output = row.op.output
+    sharing = _share_output(session, row, a.taken, b.taken, output)
+    return Scene(
+        place=_place(located, row),
+        a=side_a,
+        b=side_b,
+        output=output,
+        sharing=sharing,
+        inputs=tuple(_inputs(session, a.taken, numbers_a, b.taken, numbers_b)),
+        layouts=tuple(packer.layouts),
+        storages=tuple(packer.storages),
+        machine=machine(a.taken.outputs[output].device),
+        versions=versions,
+        data=tuple(packer.data),
+        extra=extra,
+    )
+
+
+def _side(
+    traced: Traced, run: str, witnessed: Witnessed, packer: Packer, extra: dict[str, Tensor]
+) -> tuple[Side, dict[int, int]]:
+    """One run's call, its tensors added to the packer; with the number of each by the id of the copy."""
+    taken, seen = witnessed.taken, witnessed.circumstances
+    names = {id(tensor): name for name, tensor in named_inputs(taken).items()}
+    distinct: dict[int, tuple[Tensor, Placement]] = {}
+    for tensor, place in zip(tensors_in_order((taken.args, taken.kwargs)), seen.placements, strict=True):
+        at = place or placement(tensor)
+        if at is None:
+            raise SceneError("an input of the op has no memory of its own", "plain dense tensors")
+        distinct.setdefault(id(tensor), (tensor, at))
+    tensors = [tensor for tensor, _ in distinct.values()]
+    numbers = packer.add(
+        tensors,
+        [at for _, at in distinct.values()],
+        [f"{run}.{names.get(key, f'input {i}')}" for i, key in enumerate(distinct)],
+        [taken.owned.get(key) for key in distinct],
+    )
+    by_id = dict(zip(distinct, numbers, strict=True))
+    outputs: list[int] = []
+    for index, value in enumerate(taken.outputs):
+        at = placement(value)
+        if at is None:
+            raise SceneError("an output of the op has no memory of its own", "plain dense tensors")
+        outputs += packer.add([value], [at], [f"{run}.output{index or ''}"], [None])
+    random: str | None = None
+    if seen.random is not None:
+        random = f"random.{run}"
+        extra[random] = _random_state(seen.random, taken.outputs[0].device)
+    refs = with_refs((taken.args, taken.kwargs), lambda tensor: by_id[id(tensor)])
+    return (
+        Side(
+            run=traced.run.name or run.upper(),
+            function=function_path(taken.func),
+            args=refs[0],
+            kwargs=refs[1],
+            outputs=tuple(outputs),
+            flags=seen.flags,
+            random=random,
+            kernels=Kernels((), "not looked at yet"),
+            reproduced=None,
+            note=witnessed.note,
+        ),
+        by_id,
+    )
+
+
+def _random_state(state: Any, device: torch.device) -> Tensor:
+    if device.type != "cuda":
+        return state.cpu
+    index = device.index if device.index is not None else torch.cuda.current_device()
+    return state.cuda[index]
+
+
+def _share_output(session: Session, row: Joined, a: Taken, b: Taken, output: int) -> Sharing:
+    value_a, value_b = a.outputs[output], b.outputs[output]
+    pairs = pair_elements(value_a, a.output_labels[output], value_b, b.output_labels[output], session.shared)
+    if not len(pairs):
+        sample = row.difference.sample if row.difference is not None else None
+        pairs = session.join.pair_open(sample, a.call, b.call, tuple(value_a.shape), tuple(value_b.shape))
+    if not len(pairs):
+        raise SceneError(f"the outputs of {row.op.name} share no element", pairs.reason or "shared tokens")
+    return Sharing.of(pairs)
+
+
+def _inputs(
+    session: Session, a: Taken, numbers_a: dict[int, int], b: Taken, numbers_b: dict[int, int]
+) -> list[InputPair]:
+    inputs_a, inputs_b = named_inputs(a), named_inputs(b)
+    found: list[InputPair] = []
+    for name in [*inputs_a, *(name for name in inputs_b if name not in inputs_a)]:
+        mine, theirs = inputs_a.get(name), inputs_b.get(name)
+        if mine is None or theirs is None:
+            pairs = Pairs.none("only one run has it")
+        else:
+            pairs = pair_elements(
+                mine, a.input_labels.get(id(mine)), theirs, b.input_labels.get(id(theirs)), session.shared
+            )
+        found.append(
+            InputPair(
+                name,
+                None if mine is None else numbers_a[id(mine)],
+                None if theirs is None else numbers_b[id(theirs)],
+                Sharing.of(pairs),
+                (a.owned.get(id(mine)) if mine is not None else None)
+                or (b.owned.get(id(theirs)) if theirs is not None else None),
+            )
+        )
+    return found
+
+
+def _place(located: Located, row: Joined) -> Place:
+    found, op = located.divergence, row.op
+    own = op.name == found.op
+    sample = found.sample if isinstance(found.sample, (str, int)) or found.sample is None else str(found.sample)
+    return Place(
+        op=op.name, module=op.module, function=op.function, source=op.site.short, code=op.site.code,
+        variable=op.site.variable, sample=sample if own else None, position=found.position if own else None,
+        token=found.token if own else None, between=found.between, note=found.note,
+    )  # fmt: skip
+
+
+# ---------------------------------------------------------------------- trying it
+
+
+def _tried(scene: Scene) -> Scene:
+    """The scene as it was read back, with what it does when it is replayed here."""
+    device = torch.device(scene.machine.device)
+    sides: list[Side] = []
+    for run in "ab":
+        side = scene.side(run)
+        try:
+            outputs = run_side(scene, run, device)
+            recorded = scene.recorded(run)
+            same = len(outputs) == len(recorded) and all(
+                x.shape == y.shape and x.dtype == y.dtype and _same_values(x.cpu(), y) for x, y in zip(outputs, recorded, strict=True)
+            )
+            sides.append(replace(side, reproduced=same, kernels=side_kernels(scene, run, device)))
+        except SceneError as error:
+            sides.append(replace(side, reproduced=False, note=str(error)))
+    notes = list(scene.notes)
+    for run, side in zip("AB", sides, strict=True):
+        if not side.reproduced:
+            notes.append(f"the op alone does not give run {run}'s recorded bits: something else took part in it")
+    return replace(scene, a=sides[0], b=sides[1], notes=tuple(notes))
+
+
+def _same_values(a: Tensor, b: Tensor) -> bool:
+    if a.dtype.is_floating_point and a.dtype.itemsize == 1:
+        a, b = a.float(), b.float()
+    return bool(((a == b) | ((a != a) & (b != b))).all())
+
+
+__all__ = ["SIZE_LIMIT", "Confirm", "parameter_names", "save"]
