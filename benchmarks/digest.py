@@ -11,6 +11,7 @@ to stderr, one JSON document to stdout. A case that fails is reported with its e
 from __future__ import annotations
 
 import argparse
+import functools
 import gc
 import json
 import statistics
@@ -41,7 +42,7 @@ def attempt(what: str, function: Callable[[], Any]) -> Any:
     """A result, or a word on what went wrong."""
     try:
         return function()
-    except Exception as error:  # a benchmark on a foreign machine says all that it can
+    except Exception as error:  # noqa: BLE001  a benchmark on a foreign machine says all that it can
         say(f"FAILED {what}: {type(error).__name__}: {error}")
         return {"error": f"{type(error).__name__}: {error}", "trace": traceback.format_exc()[-3000:]}
 
@@ -268,16 +269,24 @@ def sweep(make: Callable[[], list[Tensor]], dims: tuple[int, ...], device: torch
     (queue,) = filled(tensors, dims)._queues.values()  # noqa: SLF001
     table = queue.table()
     speeds: Json = {}
-    for block in (512, 1024, 2048):
-        for warps in (2, 4, 8):
-            if block // warps < 128:
-                continue
-            name = f"{block} words, {warps} warps"
-            took = attempt(
-                f"sweep {name}",
-                lambda: seconds_of(lambda: triton_impl.digest_table(table, device, block, warps), device, 5),  # noqa: B023
-            )
-            speeds[name] = took if "error" in took else n_bytes / took["median"] / 1e9
+
+    def measure(name: str, block: int, warps: int) -> None:
+        run = functools.partial(triton_impl.digest_table, table, device, block, warps)
+        took = attempt(f"sweep {name}", lambda: seconds_of(run, device, 5))
+        speeds[name] = took if "error" in took else n_bytes / took["median"] / 1e9
+
+    for block, warps in ((512, 2), (512, 4), (1024, 4), (1024, 8), (2048, 4), (2048, 8)):
+        measure(f"{block} words, {warps} warps", block, warps)
+    plain = triton_impl._variants  # noqa: SLF001
+
+    def in_pieces(*arguments: Any) -> Any:
+        variants = plain(*arguments)
+        variants.fields[:, 2] = 1
+        return variants
+
+    triton_impl._variants = in_pieces  # noqa: SLF001
+    measure("1024 words, 4 warps, always in pieces", 1024, 4)
+    triton_impl._variants = plain  # noqa: SLF001
     return speeds
 
 

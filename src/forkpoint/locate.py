@@ -114,7 +114,7 @@ def describe_values(
     label_a, label_b = a.output_labels[output], b.output_labels[output]
     pairs = pair_elements(value_a, label_a, value_b, label_b, session.shared)
     if not len(pairs):
-        pairs = session.join.pair_open(known[0], a.call, b.call, tuple(value_a.shape), tuple(value_b.shape))
+        pairs = session.join.pair_open(known[0], (a.op, a.call), (b.op, b.call), tuple(value_a.shape), tuple(value_b.shape))
     if not len(pairs):
         return None
     found = gap(value_a, value_b, pairs)

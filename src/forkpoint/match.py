@@ -546,7 +546,7 @@ class Join:
         found: list[dict[int, int] | int | None] = []
         for d in dims:
             size = held.shape[d]
-            columns = self._column_of(trace, event.call, size).get(sample) if size > 1 else None
+            columns = self._column_of(trace, self._place(trace, entry), size).get(sample) if size > 1 else None
             if size == 1:
                 found.append(0)
             elif d == 0 and (row := self._row_of(trace, event.call, size, sample)) is not None:
@@ -591,7 +591,7 @@ class Join:
         where = np.argwhere(wrong)
         if not len(where):
             return difference
-        columns = self._column_of(self.a, a[1].call, cells.open_sizes[0])
+        columns = self._column_of(self.a, self._place(self.a, a), cells.open_sizes[0])
         for sample, by_position in columns.items():
             for position, column in by_position.items():
                 if column == where[0][0]:
@@ -599,21 +599,29 @@ class Join:
                     return difference
         return difference
 
-    def _column_of(self, trace: Trace, call: int, size: int) -> dict[int, dict[int, int]]:
-        """For each sample, by position, the index of its tokens along a dimension of that size."""
-        key = (id(trace), call, size)
+    @staticmethod
+    def _place(trace: Trace, entry: tuple[int, Event, Event]) -> tuple[Op, int]:
+        return trace.ops[entry[1].op], entry[1].call
+
+    def _column_of(self, trace: Trace, place: tuple[Op, int], size: int) -> dict[int, dict[int, int]]:
+        """For each sample, by position, the index of its tokens along a dimension of that size.
+
+        Where both streams of a call have as many columns, the decoder's own modules speak of its own.
+        """
+        op, call = place
+        decoder = "decoder" in op.module
+        key = (id(trace), call, size, decoder)
         found = self._columns.get(key)
         if found is None:
             found = {}
-            for grid in (trace.table.slots(call, MAIN), trace.table.slots_so_far(call, MAIN),
-                         trace.table.slots(call, DECODER), trace.table.slots_so_far(call, DECODER)):  # fmt: skip
-                if grid is not None and grid.ndim == 2 and grid.shape[-1] == size:
-                    for _, column in np.ndindex(*grid.shape):
-                        for row in range(grid.shape[0]):
-                            token = trace.table.tokens[int(grid[row, column])]
+            table = trace.table
+            for stream in (DECODER, MAIN) if decoder else (MAIN, DECODER):
+                for grid in (table.slots(call, stream), table.slots_so_far(call, stream)):
+                    if not found and grid is not None and grid.ndim == 2 and grid.shape[-1] == size:
+                        for row, column in np.ndindex(*grid.shape):
+                            token = table.tokens[int(grid[row, column])]
                             if token is not None:
                                 found.setdefault(token[1], {})[token[2]] = column
-                    break
             self._columns[key] = found
         return found
 
@@ -663,8 +671,8 @@ class Join:
                         count.skip(1, f"dimension {d} follows the tokens in one run alone")
                         return
                     continue
-                columns_a = self._column_of(self.a, a[1].call, held_a.shape[d]).get(sample_a, {})
-                columns_b = self._column_of(self.b, b[1].call, held_b.shape[d]).get(sample_b, {})
+                columns_a = self._column_of(self.a, self._place(self.a, a), held_a.shape[d]).get(sample_a, {})
+                columns_b = self._column_of(self.b, self._place(self.b, b), held_b.shape[d]).get(sample_b, {})
                 common = sorted(columns_a.keys() & columns_b.keys())
                 positions = common if positions is None else positions
                 take_a.append(np.asarray([columns_a[p] for p in common], dtype=int))
@@ -684,11 +692,12 @@ class Join:
 
 
     def pair_open(
-        self, sample: int | None, call_a: int, call_b: int, shape_a: tuple[int, ...], shape_b: tuple[int, ...]
+        self, sample: int | None, place_a: tuple[Op, int], place_b: tuple[Op, int], shape_a: tuple[int, ...], shape_b: tuple[int, ...]
     ) -> Pairs:
         """Pair the elements of two values whose token dimensions only the join could line up.
 
         Args:
+            place_a, place_b: the op that made each value, and the call.
             sample: the sample (of run A) by whose columns they are lined up; None for all, one after the other.
         """
         if len(shape_a) != len(shape_b):
@@ -700,8 +709,8 @@ class Join:
             take_a: list[Ints] = []
             take_b: list[Ints] = []
             for size_a, size_b in zip(shape_a, shape_b, strict=True):
-                columns_a = self._column_of(self.a, call_a, size_a).get(sample_a, {})
-                columns_b = self._column_of(self.b, call_b, size_b).get(sample_b, {})
+                columns_a = self._column_of(self.a, place_a, size_a).get(sample_a, {})
+                columns_b = self._column_of(self.b, place_b, size_b).get(sample_b, {})
                 if size_a == size_b:
                     take_a.append(np.arange(size_a))
                     take_b.append(np.arange(size_b))

@@ -32,6 +32,10 @@ _MIXERS = frozenset({
 })  # fmt: skip
 _QUANTISING = frozenset({"round", "round_", "clamp", "clamp_", "clip", "floor", "trunc"})
 _COMPARISONS = frozenset({"gt", "ge", "lt", "le"})
+_DISPATCH = frozenset({
+    "index_copy", "index_copy_", "index_add", "index_add_", "index_put", "index_put_", "setitem", "scatter", "scatter_add",
+    "where", "masked_fill", "gather", "einsum", "add", "mul", "nonzero", "getitem",
+})  # fmt: skip
 _ROUTING = frozenset({"one_hot", "topk", "argsort", "sort", "bincount", "histc"})
 
 
@@ -157,6 +161,24 @@ class Case:
         return bool(origin.seen.a.op.function in _MASKING | {"add", "mul"} and follows & (_ATTENTION | {"softmax"}) and (
             label is None or origin.root.a.value.dtype == torch.bool
         ))
+
+    @cached_property
+    def masks(self) -> bool:
+        """Whether the difference reaches what it is first seen in by way of a bool value, or in attention itself."""
+        origin = self.origin
+        if origin is None:
+            return False
+        if origin.seen.a.op.function in _ATTENTION or origin.root.a.value.dtype == torch.bool:
+            return True
+        sources, records = origin.store_b.sources, origin.store_b.ops
+        queue, seen, bools = [origin.seen.event_b], {origin.seen.event_b}, False
+        while queue:
+            for source in sources.get(queue.pop(), ()):
+                if source not in seen and source > origin.root.event_b:
+                    seen.add(source)
+                    queue.append(source)
+                    bools = bools or (source in records and records[source][1].dtype == "bool")
+        return bools
 
     @property
     def several_calls(self) -> bool:
@@ -294,11 +316,13 @@ def _expert_capacity(case: Case) -> Mechanism | None:
     root = case.root
     if root is None:
         return None
-    routed = _ROUTING & (case.behind() | case.names)
-    counted = {"cumsum", "topk", "argsort", "sort"} & (case.names | case.behind(4))
-    limited = (_COMPARISONS | {"getitem", "topk"}) & (case.after(6) | case.names)
-    counts = case.names & {"cumsum", "topk", "argsort", "sort"} and not root.a.op.function.startswith("input:")
-    if not (routed and counted and limited and counts):
+    behind = case.behind(14) | case.names
+    counted = {"cumsum", "argsort", "sort"} & behind
+    limited = (_COMPARISONS | {"topk"}) & (behind | case.after(6))
+    dispatched = root.a.op.function in _DISPATCH or case.names & (counted | {"nonzero", "topk"})
+    if not (_ROUTING & behind and counted and limited and dispatched):
+        return None
+    if not _others(case.session):
         return None
     return Mechanism(
         "expert_capacity", True, "an expert takes a limited number of tokens of the batch, so which tokens it takes "
@@ -367,11 +391,14 @@ def _position_ids(case: Case) -> Mechanism | None:
     if root is None or origin is None:
         return None
     value = root.a.value
-    integer = not value.dtype.is_floating_point and not value.dtype.is_complex and value.dtype != torch.bool
+    whole = value.dtype.is_floating_point and root.a.op.function in ("float", "to", "type", "double")
+    if whole:  # an integer that was just made a number to compute with
+        whole = bool((value == value.round()).all())
+    integer = whole or not (value.dtype.is_floating_point or value.dtype.is_complex or value.dtype == torch.bool)
     if root.a.op.function == "embedding":  # token ids are equal, or the verdict would be another
         return _POSITIONS
     given = root.a.op.function.startswith("input:")
-    if not integer or case.attends or (given and "position" not in root.a.op.function):
+    if not integer or case.masks or (given and "position" not in root.a.op.function):
         return None
     follows = case.after(20) | {origin.seen.a.op.function}
     if not follows & {"embedding", "cos", "sin", "getitem", "index_select", "mul"} or case.behind(6) & _ROUTING:

@@ -14,6 +14,7 @@ from torch import nn
 from torch.overrides import TorchFunctionMode, _get_current_function_mode_stack
 
 from forkpoint.promotion import Promotion
+from forkpoint.promotion.values import cast_tensor
 
 NARROW = [torch.float32, torch.bfloat16, torch.float16]
 THIRD = 1 / 3
@@ -328,3 +329,21 @@ def test_gradients_flow_to_narrow_leaves() -> None:
     loss.backward()
     assert layer.weight.grad is not None
     assert layer.weight.grad.dtype == torch.float32
+
+
+def test_what_an_expand_repeats_is_cast_once() -> None:
+    wide = cast_tensor(torch.full((2, 1, 3), THIRD).expand(2, 1000, 3), torch.float64)
+    assert wide.shape == (2, 1000, 3)
+    assert wide.untyped_storage().nbytes() == 2 * 3 * 8
+
+
+def test_the_address_of_a_tensor_is_that_of_float64_values() -> None:
+    """A Triton launch takes a tensor's dtype and its address: they must go together."""
+    weight = torch.full((2,), 3.0)
+    with torch.no_grad(), Promotion() as promotion:
+        assert weight.dtype == torch.float64
+        pointer = weight.data_ptr()
+        with torch._C.DisableTorchFunction():
+            kept = promotion.value(weight)
+            assert pointer == kept.data_ptr()
+    assert kept.tolist() == [3.0, 3.0]

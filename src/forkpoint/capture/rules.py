@@ -1008,6 +1008,38 @@ def _recurrent(call: Call) -> list[Label | None]:
     return [steps, *[state] * (len(call.outputs) - 1)]
 
 
+@rule("_pack_padded_sequence")
+def _pack(call: Call) -> list[Label | None]:
+    """Rows of different lengths become one list of steps: all rows' first tokens, then all second ones."""
+    source, lengths, batch_first = call.args[0], call.args[1], call.arg(2, "batch_first", default=False)
+    label = call.label(source)
+    if label is None:
+        return [None, None]
+    ids = spread(label.q, tuple(source.shape), [0, 1])
+    ids = ids if batch_first else np.swapaxes(ids, 0, 1)
+    sizes = call.values(lengths)
+    steps = [ids[row, t] for t in range(int(sizes.max())) for row in range(len(sizes)) if sizes[row] > t]
+    return [call.labels.make(np.stack(steps)), None]
+
+
+@rule("_pad_packed_sequence")
+def _unpack(call: Call) -> list[Label | None]:
+    data, batch_sizes, batch_first = call.args[0], call.args[1], call.arg(2, "batch_first", default=False)
+    label = call.label(data)
+    if label is None:
+        return [None, None]
+    ids = spread(label.q, tuple(data.shape), [0])
+    sizes = call.values(batch_sizes)
+    out = call.outputs[0]
+    rows, steps = (out.shape[0], out.shape[1]) if batch_first else (out.shape[1], out.shape[0])
+    padded = np.full((rows, steps, *ids.shape[1:]), NONE, dtype=np.int32)
+    at = 0
+    for t, size in enumerate(sizes.tolist()):
+        padded[:size, t] = ids[at : at + size]
+        at += size
+    return [call.labels.make(padded if batch_first else np.swapaxes(padded, 0, 1)), None]
+
+
 # ---------------------------------------------------------------------- what a module hides
 
 

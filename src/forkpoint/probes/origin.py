@@ -212,7 +212,8 @@ def pair_values(session: Session, a: Kept, b: Kept) -> Pairs:
     """Pair the elements of two values by their labels, or by where the tokens are along their dimensions."""
     pairs = pair_elements(a.value, a.label, b.value, b.label, session.shared)
     if not len(pairs) and (a.label is None or b.label is None):
-        return session.join.pair_open(None, a.event.call, b.event.call, tuple(a.value.shape), tuple(b.value.shape))
+        places = (a.op, a.event.call), (b.op, b.event.call)
+        return session.join.pair_open(None, *places, tuple(a.value.shape), tuple(b.value.shape))
     return pairs
 
 

@@ -72,18 +72,18 @@ def mapped(value: Any, change: Callable[[Any], Any]) -> Any:
     >>> mapped({"a": [1, 2]}, lambda part: mapped(part, lambda number: number + 1))
     {'a': [2, 3]}
     """
+    if type(value) is tuple:
+        return tuple([change(part) for part in cast("tuple[Any, ...]", value)])
+    if not isinstance(value, list | tuple | dict) or isinstance(value, torch.Size):
+        return value
     if isinstance(value, list):
         return [change(part) for part in cast("list[Any]", value)]
     if isinstance(value, dict):
         return {key: change(part) for key, part in cast("dict[Any, Any]", value).items()}
-    if isinstance(value, tuple) and not isinstance(value, torch.Size):
-        old = cast("tuple[Any, ...]", value)
-        new = [change(part) for part in old]
-        if all(after is before for after, before in zip(new, old, strict=True)):
-            return old  # keeps torch.return_types.max and its like
-        kind: Any = type(old)
-        return kind(*new) if hasattr(old, "_fields") else kind(new)
-    return value
+    old = cast("tuple[Any, ...]", value)
+    new = [change(part) for part in old]
+    kind: Any = type(old)  # a named tuple, or torch.return_types.max and its like
+    return kind(*new) if hasattr(old, "_fields") else kind(new)
 
 
 def tensors(value: Any) -> Iterator[torch.Tensor]:

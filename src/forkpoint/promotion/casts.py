@@ -104,7 +104,8 @@ def _to(
         elif key in ("memory_format", "non_blocking", "copy") and value is not None:
             rest[key] = value
     if name == "to":  # to(…, non_blocking, copy)
-        rest.update(zip(("non_blocking", "copy"), positional, strict=False))
+        flags = zip(("non_blocking", "copy"), positional, strict=False)
+        rest.update((key, value) for key, value in flags if value is not None)
     elif positional and isinstance(positional[0], torch.memory_format):
         rest["memory_format"] = positional[0]
     rest["copy"] = bool(rest.get("copy")) or copy

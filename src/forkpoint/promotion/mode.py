@@ -90,8 +90,9 @@ class PromotionMode(TorchFunctionMode):
     # --- what needs no arithmetic -------------------------------------------------------------------------
 
     def _view(self, func: Function, args: Args, kwargs: Kwargs) -> Any:
-        with hidden():
-            args, kwargs = self._arguments.as_is(args), self._arguments.as_is(kwargs)
+        if self._values.has_twins:
+            with hidden():
+                args, kwargs = self._arguments.as_is(args), self._arguments.as_is(kwargs)
         return func(*args, **kwargs)
 
     def _restride(self, func: Function, args: Args, kwargs: Kwargs) -> Any:

@@ -89,6 +89,11 @@ class Values:
             return tensor.dtype
         return self._twinned.get(storage_id(tensor)) if self._twinned else None
 
+    @property
+    def has_twins(self) -> bool:
+        """Whether anything narrow has been written at all."""
+        return bool(self._twins)
+
     def has_twin(self, tensor: torch.Tensor) -> bool:
         return bool(self._twins) and self._twin_view(tensor) is not None
 

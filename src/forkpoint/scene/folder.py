@@ -141,6 +141,8 @@ def _write_tensors(folder: Path, scene: Scene) -> None:
     save_file(shared, folder / TENSORS)
     if not any((folder / "weights").iterdir()):
         (folder / "weights").rmdir()
+    for file in folder.rglob("*.safetensors"):
+        file.chmod(0o666 & ~_umask())
 
 
 def _write_manifest(folder: Path, scene: Scene) -> None:

@@ -47,7 +47,7 @@ def kernels(call: Callable[[], Any], device: torch.device) -> Kernels:
             call()
             if gpu:
                 torch.cuda.synchronize()
-            events = list(profiler.events() or ())
+        events = list(profiler.events() or ())
     except Exception as error:  # noqa: BLE001 - evidence that is missing must not lose the scene
         return Kernels((), f"the profiler said: {str(error).splitlines()[0] if str(error) else type(error).__name__}")
     names = _on_gpu(events) if gpu else _on_cpu(events)

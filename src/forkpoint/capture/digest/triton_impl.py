@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import NamedTuple
 
 import numpy as np
@@ -51,9 +52,18 @@ def rows(x: Tensor, row_dims: Sequence[int], first_word: Tensor | None = None) -
 
 def digest_table(table: Table, device: torch.device, block: int = 0, warps: int = 0) -> Tensor:
     """The digests of all entries of a table, computed on the current stream."""
+    with _on(device):
+        return _digest_table(table, device, block or BLOCK, warps or WARPS)
+
+
+def _on(device: torch.device) -> AbstractContextManager[object]:
+    """Triton launches on the current device, whatever its arguments' device is."""
+    return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
+
+
+def _digest_table(table: Table, device: torch.device, block: int, warps: int) -> Tensor:
     n_rows = int(table[:, 3].sum())
     out = torch.zeros(n_rows, dtype=torch.int64, device=device)
-    block = block or BLOCK
     variants = _variants(table, block)
     groups, launches = _groups(table, variants)
     lines = np.zeros((len(table), _COLUMNS), dtype=np.int64)
@@ -76,7 +86,7 @@ def digest_table(table: Table, device: torch.device, block: int = 0, warps: int 
             ROWS=variant.rows,
             VECTORS=block // variant.rows // 4,
             GROUP=GROUP,
-            num_warps=warps or WARPS,
+            num_warps=warps,
         )
     return out
 
@@ -200,17 +210,18 @@ def grid(x: Tensor, grid_dims: Sequence[int], keys: Tensor | None = None) -> Ten
     out = torch.zeros(math.prod(sizes), dtype=torch.int64, device=x.device)
     staged = torch.empty(len(walk), dtype=torch.int64, device=x.device)
     _copy(walk, staged)
-    digest_grid[(int(walk[0] * walk[1]), -(-int(walk[2]) // _CELLS))](
-        raw,
-        keys if keys is not None else staged,
-        out,
-        staged,
-        KEYS=keys is not None,
-        ITEM=item,
-        FLOAT64=x.dtype == torch.float64,
-        CELLS=_CELLS,
-        num_warps=WARPS,
-    )
+    with _on(x.device):
+        digest_grid[(int(walk[0] * walk[1]), -(-int(walk[2]) // _CELLS))](
+            raw,
+            keys if keys is not None else staged,
+            out,
+            staged,
+            KEYS=keys is not None,
+            ITEM=item,
+            FLOAT64=x.dtype == torch.float64,
+            CELLS=_CELLS,
+            num_warps=WARPS,
+        )
     return out
 
 

@@ -22,6 +22,8 @@ except ImportError:  # doctest reads this module where there is no Triton; `back
     tl: Any = None
 
 _jit: Any = triton.jit if triton else lambda function: function
+_jit_rows: Any = triton.jit(do_not_specialize=["first_group"]) if triton else _jit
+"""Else Triton compiles anew for a first group of 1, or of a multiple of 16."""
 _constant: Any = tl.constexpr if triton else int
 
 COLUMNS = _constant(20)
@@ -131,7 +133,7 @@ def _step(
     return lane1, lane2
 
 
-@_jit
+@_jit_rows
 def digest_rows(
     anchor,
     out,

@@ -1,0 +1,206 @@
+"""Random data in place of a scene's own, so that its script can be shown to anyone.
+
+What carries a model's weights or a user's text (numbers that differ from element to element, token ids) is drawn
+anew with the same mean and spread, or in the same range. What carries structure alone (masks, constants, ranges)
+is kept. Elements that both runs share are made equal again.
+"""
+
+from __future__ import annotations
+
+import base64
+import math
+import zlib
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from forkpoint.errors import SceneError
+from forkpoint.scene.arguments import short
+from forkpoint.scene.manifest import Scene
+from forkpoint.scene.replay import _same, run_side
+from forkpoint.scene.sharing import as_indexing
+from forkpoint.scene.tensors import materialise
+
+SEEDS = 8
+FEW_VALUES = 4
+"""A tensor of no more different values than this is structure."""
+MAX_LITERAL = 40
+MAX_PACKED = 3000
+
+
+@dataclass(frozen=True)
+class Filling:
+    """How the elements of one storage are made."""
+
+    kind: str
+    """`normal`, `integers`, `runs`, `packed` or `range`."""
+    dtype: torch.dtype
+    elements: int
+    mean: float = 0.0
+    spread: float = 0.0
+    low: int = 0
+    high: int = 0
+    values: tuple[float | int | bool, ...] = ()
+    lengths: tuple[int, ...] = ()
+    packed: str = ""
+
+    def make(self) -> Tensor:
+        """The elements; draws from torch's generator just as `code` does."""
+        if self.kind == "normal":
+            return (torch.randn(self.elements) * self.spread + self.mean).to(self.dtype)
+        if self.kind == "integers":
+            return torch.randint(self.low, self.high, (self.elements,)).to(self.dtype)
+        if self.kind == "range":
+            return torch.arange(self.low, self.low + self.elements).to(self.dtype)
+        if self.kind == "runs":
+            return torch.tensor(self.values, dtype=self.dtype).repeat_interleave(torch.tensor(self.lengths))
+        content = bytearray(zlib.decompress(base64.b85decode(self.packed)))
+        return torch.frombuffer(content, dtype=self.dtype).clone()
+
+    @property
+    def code(self) -> str:
+        """An expression for them."""
+        dtype = f"torch.{short(self.dtype)}"
+        if self.kind == "normal":
+            return f"(torch.randn({self.elements}) * {self.spread!r} + {self.mean!r}).to({dtype})"
+        if self.kind == "integers":
+            return f"torch.randint({self.low}, {self.high}, ({self.elements},)).to({dtype})"
+        if self.kind == "range":
+            return f"torch.arange({self.low}, {self.low + self.elements}).to({dtype})"
+        if self.kind == "runs":
+            values = ", ".join(f'float("{v}")' if isinstance(v, float) and not math.isfinite(v) else repr(v) for v in self.values)
+            return f"torch.tensor([{values}], dtype={dtype}).repeat_interleave(torch.tensor({list(self.lengths)}))"
+        return f"torch.frombuffer(bytearray(zlib.decompress(base64.b85decode({self.packed!r}))), dtype={dtype})"
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How all data of a scene is made anew."""
+
+    fillings: dict[int, Filling]
+    """By number of the storage."""
+    copies: tuple[tuple[int, int, str, str], ...]
+    """(A's tensor, B's tensor, index of each): what both share is copied from A to B."""
+
+    def make(self, scene: Scene, seed: int) -> Scene:
+        """The scene with data drawn from a seed; its recorded outputs are meaningless."""
+        state = torch.get_rng_state()
+        try:
+            torch.manual_seed(seed)
+            data = [self.fillings[i].make() if i in self.fillings else old for i, old in enumerate(scene.data)]
+        finally:
+            torch.set_rng_state(state)
+        made = replace(scene, data=tuple(data))
+        for a, b, at_a, at_b in self.copies:
+            made.tensor(b)[_index(at_b)] = made.tensor(a)[_index(at_a)]
+        return made
+
+
+def _index(text: str) -> tuple[slice | list[int], ...]:
+    """An index as `as_indexing` writes it."""
+    found: list[slice | list[int]] = []
+    for part in _parts(text.strip("[]") if not text.startswith("[[") else text[1:-1]):
+        if part.startswith("["):
+            found.append([int(n) for n in part.strip("[]").split(",")])
+        else:
+            found.append(slice(*(int(n) if n else None for n in part.split(":"))))
+    return tuple(found) if found else (slice(None),) * 0 or (Ellipsis,)  # type: ignore[return-value]
+
+
+def _parts(text: str) -> list[str]:
+    parts: list[str] = []
+    depth, start = 0, 0
+    for at, letter in enumerate(text):
+        depth += (letter == "[") - (letter == "]")
+        if letter == "," and not depth:
+            parts.append(text[start:at].strip())
+            start = at + 1
+    last = text[start:].strip()
+    return [*parts, last] if last else parts
+
+
+def plan(scene: Scene) -> Recipe:
+    """How to make the data anew.
+
+    Raises:
+        SceneError: it can't be done so that the effect could show; the message says why.
+    """
+    fillings: dict[int, Filling] = {}
+    for number in dict.fromkeys((*scene.a.tensors, *scene.b.tensors)):
+        storage = scene.layouts[number].storage
+        if storage not in fillings:
+            fillings[storage] = _filling(scene.data[storage])
+    copies: list[tuple[int, int, str, str]] = []
+    for pair in scene.inputs:
+        if pair.a is None or pair.b is None or not len(pair.sharing):
+            continue
+        a, b = scene.layouts[pair.a], scene.layouts[pair.b]
+        drawn = fillings[b.storage].kind in ("normal", "integers")
+        if a.storage == b.storage or not drawn:
+            continue
+        index = as_indexing(pair.sharing, a.shape, b.shape)
+        if index is None:
+            raise SceneError(f"the shared elements of {pair.name} lie scattered", "a block of each tensor")
+        if any(s == 0 and n > 1 for n, s in zip(b.shape, b.stride, strict=True)):
+            raise SceneError(f"{pair.name} is expanded", "an input with memory of its own")
+        copies.append((pair.a, pair.b, *index))
+    return Recipe(fillings, tuple(copies))
+
+
+def _filling(data: Tensor) -> Filling:
+    count, dtype = data.numel(), data.dtype
+    if not count:
+        return Filling("runs", dtype, 0)
+    if dtype.is_complex or dtype.itemsize == 1 and dtype.is_floating_point:
+        raise SceneError(f"data of {short(dtype)}", "real numbers or integers")
+    values = data.double()
+    unique = torch.unique(values)
+    if dtype == torch.bool or len(unique) <= FEW_VALUES:
+        return _kept(data)
+    if not dtype.is_floating_point:
+        low, high = int(data.min()), int(data.max())
+        if count > 1 and bool((data[1:].long() - data[:-1].long() == 1).all()):
+            return Filling("range", dtype, count, low=low)
+        return Filling("integers", dtype, count, low=low, high=high + 1)
+    finite = values[torch.isfinite(values)]
+    if not len(finite):
+        return _kept(data)
+    mean, spread = float(finite.mean()), float(finite.std(correction=0))
+    return Filling("normal", dtype, count, mean=float(f"{mean:.4g}"), spread=float(f"{spread:.4g}"))
+
+
+def _kept(data: Tensor) -> Filling:
+    steps = np.flatnonzero(np.diff(data.double().numpy(), prepend=np.nan) != 0)
+    lengths = np.diff(np.r_[steps, len(data)])
+    if len(steps) <= MAX_LITERAL:
+        values = tuple(data[int(at)].item() for at in steps)
+        return Filling("runs", data.dtype, data.numel(), values=values, lengths=tuple(int(n) for n in lengths))
+    content = zlib.compress(data.contiguous().view(torch.uint8).numpy().tobytes(), 9)
+    packed = base64.b85encode(content).decode()
+    if len(packed) > MAX_PACKED:
+        raise SceneError(f"a mask that packs to {len(packed)} characters", f"at most {MAX_PACKED}")
+    return Filling("packed", data.dtype, data.numel(), packed=packed)
+
+
+def differs(scene: Scene) -> bool:
+    """Whether a scene's outputs differ at shared elements on this machine's recorded device."""
+    device = torch.device(scene.machine.device)
+    a, b = (run_side(scene, run, device)[scene.output] for run in "ab")
+    left, right = scene.sharing.take(a.cpu(), b.cpu())
+    return not bool(_same(left, right).all())
+
+
+def find_seed(scene: Scene, recipe: Recipe) -> int | None:
+    """The first seed with which the outputs differ; None where none of a few does."""
+    for seed in range(SEEDS):
+        try:
+            if differs(recipe.make(scene, seed)):
+                return seed
+        except SceneError:
+            continue
+    return None
+
+
+__all__ = ["Filling", "Recipe", "differs", "find_seed", "materialise", "plan"]
