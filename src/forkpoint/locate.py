@@ -233,10 +233,13 @@ def compare_inputs(session: Session, a: Taken, b: Taken) -> tuple[InputCompariso
 
 
 def _compare_input(session: Session, name: str, a: Taken, mine: Tensor, b: Taken, theirs: Tensor) -> InputComparison:
+    shapes = tuple(mine.shape), tuple(theirs.shape)
+    if a.op.function == "scaled_dot_product_attention" and mine.dim() == theirs.dim() == 4:
+        mine, theirs = _repeat_heads(a, mine, theirs), _repeat_heads(b, theirs, mine)
     pairs = pair_elements(mine, a.input_labels.get(id(mine)), theirs, b.input_labels.get(id(theirs)), session.shared)
     parameter = a.owned.get(id(mine))
     comparison = InputComparison(
-        name, "not compared", tuple(mine.shape), tuple(theirs.shape), str(mine.dtype).removeprefix("torch."),
+        name, "not compared", *shapes, str(mine.dtype).removeprefix("torch."),
         str(theirs.dtype).removeprefix("torch."), parameter, None, pairs.reason,
     )  # fmt: skip
     if not len(pairs):
@@ -245,6 +248,17 @@ def _compare_input(session: Session, name: str, a: Taken, mine: Tensor, b: Taken
     return replace(
         comparison, status="differs" if found.differing else "equal", max_abs=found.max_abs if found.differing else 0.0
     )
+
+
+def _repeat_heads(taken: Taken, mine: Tensor, theirs: Tensor) -> Tensor:
+    """Grouped heads, repeated to as many as the other run's call has: the kernel does the same by itself."""
+    groups, rest = divmod(theirs.shape[1], max(mine.shape[1], 1))
+    if rest or groups <= 1:
+        return mine
+    repeated = mine.repeat_interleave(groups, dim=1)
+    taken.input_labels[id(repeated)] = taken.input_labels.get(id(mine))
+    taken.kept_alive.append(repeated)
+    return repeated
 
 
 # ---------------------------------------------------------------------- between ops

@@ -304,7 +304,7 @@ def _() -> Pair:
     STATISTICS,
     semantic("padding_leak", by_design=one_of(None, True)),
     floor=1e-2,
-    origin="mean",
+    origin=("mean", "sub"),
 )
 def _() -> Pair:
     return batched(seeded(Tagger, mixers.Recentred(), modules.Feedforward()), mates=3)

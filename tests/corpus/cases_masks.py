@@ -324,7 +324,7 @@ def _() -> Pair:
     MASK,
     LEAK_EITHER,
     floor=1e-2,
-    origin="masked_fill",
+    origin=("masked_fill", "softmax"),
 )
 def _() -> Pair:
     return padded(seeded(Tagger, modules.InvertedMaskAttention()))

@@ -46,7 +46,7 @@ def _() -> Pair:
     PACKING,
     POSITIONS,
     floor=1e-2,
-    origin=("self_attn", "wpe"),
+    origin=("attn", "wpe"),
 )
 def _() -> Pair:
     rows = [words(5), words(7, 1)]

@@ -135,7 +135,7 @@ def _() -> Pair:
     "Relative key positions whose queries restart at 0 in a cached step",
     POSITIONS,
     floor=1e-2,
-    origin=("attend", "(model)/"),
+    origin=("attend", "(model)/", "distance"),
     source="transformers#20203",
     note="transformers dropped `relative_key` from BERT; the one line lives in a decoder of the corpus",
 )

@@ -129,6 +129,8 @@ class Taken:
     output_labels: tuple[Label | None, ...]
     owned: dict[int, str] = field(default_factory=dict[int, str])
     """Full names of parameters and buffers among the inputs, by id of the copied tensor."""
+    kept_alive: list[Tensor] = field(default_factory=list[Tensor])
+    """Tensors that the two tables speak of, besides the arguments."""
 
 
 class Recorder:
@@ -646,9 +648,11 @@ class Recorder:
         op, nth = self._boundary_op(path, function, value, known.label if known else None, output)
         dtype = str(value.dtype).removeprefix("torch.")
         floating = value.dtype.is_floating_point or value.dtype.is_complex
-        self.trace.events.append(
-            Event(op, self.call, "alias", tuple(value.shape), dtype, floating, nth, alias=target)
-        )
+        event = Event(op, self.call, "alias", tuple(value.shape), dtype, floating, nth, alias=target)
+        self.trace.events.append(event)
+        if self.watcher is not None:
+            label = known.label if known else None
+            self.watcher.saw(self, len(self.trace.events) - 1, self.true_value(value), label, [target])
 
     def _boundary_op(
         self, path: str, function: str, value: Tensor, label: Label | None, output: int
@@ -657,6 +661,10 @@ class Recorder:
         nth = self._passes.get((*group, output), 0)
         self._passes[*group, output] = nth + 1
         op = self._op(group, output)
+        if self.watcher is not None:
+            new = self.watcher.edit(self, (path, function, "?"), nth, output, self.true_value(value), label)
+            if new is not None and new.dtype == value.dtype:
+                value.copy_(new)
         for fetch in self._fetches.get((path, function, "?"), ()) if self._fetches else ():
             if fetch.call in (None, self.call) and fetch.nth in (None, nth) and fetch.output in (None, output):
                 copied = value.detach().clone()

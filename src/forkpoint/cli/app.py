@@ -6,6 +6,8 @@ import typer
 
 from forkpoint import __version__
 from forkpoint.cli.padding import padding
+from forkpoint.cli.replay import replay
+from forkpoint.cli.script import script
 from forkpoint.errors import InputError
 
 app = typer.Typer(
@@ -17,6 +19,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.command()(padding)
+app.command()(replay)
+app.command()(script)
 
 
 @app.callback(invoke_without_command=True)

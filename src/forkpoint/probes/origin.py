@@ -253,8 +253,10 @@ def _first_seen(root: Meeting, meetings: dict[int, Meeting], a: Store) -> Meetin
         numeric = value.dtype.is_floating_point or value.dtype.is_complex
         return numeric and meeting.differs and not meeting.a.op.is_boundary
 
-    if shows(root):
+    if shows(root) and not _is_hidden_view(root, meetings, a):
         return root
+    if root.a.op.function == "output" and _numeric(root) and root.differs:
+        return root  # made of ops that one run alone has: the module is where it happens
     made_from: dict[int, list[int]] = {}
     for event, sources in a.sources.items():
         for source in sources:
@@ -271,6 +273,11 @@ def _first_seen(root: Meeting, meetings: dict[int, Meeting], a: Store) -> Meetin
         return following[0]
     later = [m for e, m in sorted(meetings.items()) if e > root.event_a and shows(m)]
     return later[0] if later else None
+
+
+def _is_hidden_view(root: Meeting, meetings: dict[int, Meeting], a: Store) -> bool:
+    """A view of something that could not be compared says nothing by itself."""
+    return root.a.event.status == "view" and not any(s in meetings for s in a.sources.get(root.event_a, ()))
 
 
 # ---------------------------------------------------------------------- patching

@@ -38,7 +38,7 @@ class Noise:
     def edit(
         self, recorder: Recorder, key: Key, nth: int, output: int, value: Tensor, label: Label | None
     ) -> Tensor | None:
-        if key[1] not in _ROUNDED or value.dtype != torch.float64 or output:
+        if key[1] not in _ROUNDED or key[2] == "?" or value.dtype != torch.float64 or output:
             return None
         sign = torch.randint(0, 2, value.shape, generator=self.generator).to(value.device, torch.float64) * 2 - 1
         moved = value * (1 + sign * 2.0**-52)

@@ -10,5 +10,6 @@ from forkpoint.scene.folder import check_directory, load
 from forkpoint.scene.manifest import Scene
 from forkpoint.scene.replay import Replay, replay
 from forkpoint.scene.save import SIZE_LIMIT, save
+from forkpoint.scene.script import Script, write_script
 
-__all__ = ["SIZE_LIMIT", "Replay", "Scene", "check_directory", "load", "replay", "save"]
+__all__ = ["SIZE_LIMIT", "Replay", "Scene", "Script", "check_directory", "load", "replay", "save", "write_script"]

@@ -22,21 +22,42 @@ def has_float64_form(function: str) -> bool:
     return function.rpartition(".")[2] not in _NARROWING and "bitsandbytes" not in function
 
 
-def call_source(function: str, args: tuple[Any, ...], kwargs: dict[str, Any], name: Callable[[int], str]) -> str:
-    """The call, with `t["name"]` for each tensor.
+def call_source(
+    function: str, args: tuple[Any, ...], kwargs: dict[str, Any], name: Callable[[int], str], width: int = 96
+) -> list[str]:
+    """The call, with `t["name"]` for each tensor: one line, or several.
 
     >>> call_source("torch.add", (Ref(0), 1.5), {"alpha": float("inf")}, lambda _: "x")
-    'torch.add(t["x"], 1.5, alpha=float("inf"))'
+    ['torch.add(t["x"], 1.5, alpha=float("inf"))']
     """
     parts = [expression(value, name) for value in args]
     parts += [f"{key}={expression(value, name)}" for key, value in kwargs.items()]
-    return f"{function}({', '.join(parts)})"
+    line = f"{function}({', '.join(parts)})"
+    if len(line) <= width:
+        return [line]
+    lines = [f"{function}(", f"    {parts[0]},"]
+    for part in parts[1:]:
+        if len(lines[-1]) + len(part) < width:
+            lines[-1] += f" {part},"
+        else:
+            lines.append(f"    {part},")
+    return [*lines, ")"]
+
+
+def quoted(text: str) -> str:
+    """Text as a string of Python, in double quotes.
+
+    >>> print(quoted('a.query'), quoted('say "no"'))
+    "a.query" 'say "no"'
+    """
+    plain = repr(text)
+    return f'"{plain[1:-1]}"' if plain[0] == "'" and '"' not in plain and "\\'" not in plain else plain
 
 
 def expression(value: Any, name: Callable[[int], str]) -> str:
     """One argument. A floating dtype gives way to `wide`, the dtype of the reference, if there is one."""
     if isinstance(value, Ref):
-        return f't["{name(value.index)}"]'
+        return f"t[{quoted(name(value.index))}]"
     if isinstance(value, torch.dtype):
         text = f"torch.{short(value)}"
         return f"wide or {text}" if value.is_floating_point else text
@@ -84,4 +105,4 @@ def plain_text(text: str) -> str:
     a\x1b'''b
     """
     shown = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text.replace("\\", "/"))
-    return shown.replace('"""', "'''").rstrip('"') if not shown.endswith("\\") else shown + " "
+    return shown.replace('"""', "'''")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -116,7 +117,7 @@ def replay(scene: Scene, device: str | None = None) -> Replay:
     a, b = (outputs[scene.output] for outputs in (outputs_a, outputs_b))
     shared_a, shared_b = scene.sharing.take(a, b)
     first, outputs = _compare_outputs(scene, a, b, shared_a, shared_b)
-    checks = [(pair, _compare_input(scene, index)) for index, pair in enumerate(scene.inputs)]
+    checks = [(pair, compare_input(scene, index)) for index, pair in enumerate(scene.inputs)]
     at = None if first is None else _first_place(shared_a, shared_b)
     return Replay(
         device=on.type,
@@ -165,20 +166,34 @@ def run_side(scene: Scene, run: str, device: torch.device, remarks: list[str] | 
     return found
 
 
+def run_result(scene: Scene, run: str, device: torch.device) -> Any:
+    """What one run's function returns, as it returns it."""
+    side = scene.side(run)
+    with torch.no_grad(), in_force(side.flags, device):
+        return _function_call(scene, side, device)[0]()
+
+
 def _call(scene: Scene, side: Side, device: torch.device) -> Callable[[], list[Tensor]]:
-    """The call of one run, on tensors of its own."""
+    """The call of one run, on tensors of its own; returns the tensors that it makes."""
+    call, first = _function_call(scene, side, device)
+
+    def tensors() -> list[Tensor]:
+        result = call()
+        if result is None and isinstance(first, Tensor):
+            return [first]  # `x[index] = value` returns nothing
+        return tensors_in((result,))
+
+    return tensors
+
+
+def _function_call(scene: Scene, side: Side, device: torch.device) -> tuple[Callable[[], Any], Any]:
+    """The call of one run, on tensors of its own, and its first argument."""
     function = resolve_function(side.function, scene.trusted)
     made = materialise(scene.layouts, side.tensors, scene.data, device, scene.machine.device)
     tensors = [made.get(number, torch.empty(0)) for number in range(len(scene.layouts))]
     args, kwargs = filled(side.args, tensors, device), filled(side.kwargs, tensors, device)
 
-    def call() -> list[Tensor]:
-        result = function(*args, **kwargs)
-        if result is None and args and isinstance(args[0], Tensor):
-            return [args[0]]  # `x[index] = value` returns nothing
-        return tensors_in((result,))
-
-    return call
+    return lambda: function(*args, **kwargs), args[0] if args else None
 
 
 def _restore_random(scene: Scene, side: Side, device: torch.device) -> None:
@@ -249,7 +264,8 @@ def _compare_recorded(recorded: list[Tensor], outputs: list[Tensor]) -> Check:
     )  # fmt: skip
 
 
-def _compare_input(scene: Scene, index: int) -> Check:
+def compare_input(scene: Scene, index: int) -> Check:
+    """Whether one input is the same in both runs, at shared coordinates."""
     pair = scene.inputs[index]
     if pair.a is None or pair.b is None:
         return Check(pair.name, None, reason=f"only run {'B' if pair.a is None else 'A'} has it")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -87,34 +86,49 @@ class Sharing:
 
 # ---------------------------------------------------------------------- as indexing
 
-Index = tuple[Any, ...]
+Index = tuple[slice | list[int], ...]
+"""One entry a dimension; dimensions at the end that are whole are left out."""
 
 
-def as_indexing(sharing: Sharing, shape_a: tuple[int, ...], shape_b: tuple[int, ...]) -> tuple[str, str] | None:
-    """The same alignment as two index expressions, if there are any that one can read.
+def as_indexing(
+    sharing: Sharing, shape_a: tuple[int, ...], shape_b: tuple[int, ...]
+) -> tuple[Index, Index] | None:
+    """The same alignment as an index of each tensor, if there are two that one can read.
 
-    >>> whole = Pairs(np.arange(6), np.array([0, 1, 2, 4, 5, 6]), np.zeros(6, dtype=np.int64))
-    >>> as_indexing(Sharing.of(whole), (2, 3), (2, 4))
-    ('', '[:, :3]')
+    >>> pairs = Pairs(np.arange(6), np.array([0, 1, 2, 4, 5, 6]), np.zeros(6, dtype=np.int64))
+    >>> [index_text(index) for index in as_indexing(Sharing.of(pairs), (2, 3), (2, 4))]
+    ['', '[:, :3]']
     """
     if not len(sharing):
         return None
     at_a, at_b = (index.numpy() for index in sharing.indices())
     box_a, box_b = _box(at_a, shape_a), _box(at_b, shape_b)
-    if box_a is None or box_b is None:
+    # A's elements ascend, so B's must run through its box in the same order.
+    if box_a is None or box_b is None or not np.array_equal(at_b, _flat(box_b, shape_b)):
         return None
-    # Both orders must be the same: A's elements ascend, so B's must run through its box in that order too.
-    if not np.array_equal(at_b, _flat(box_b, shape_b)) or not np.array_equal(at_a, _flat(box_a, shape_a)):
-        return None
-    texts = _text(box_a, shape_a), _text(box_b, shape_b)
-    return None if texts[0] is None or texts[1] is None else (texts[0], texts[1])
+    index_a, index_b = _index(box_a, shape_a), _index(box_b, shape_b)
+    return None if index_a is None or index_b is None else (index_a, index_b)
+
+
+def index_text(index: Index) -> str:
+    """An index as source; empty where it is the whole tensor.
+
+    >>> index_text((slice(None), slice(2, 9), [0, 4, 5]))
+    '[:, 2:9, [0, 4, 5]]'
+    """
+    return f"[{', '.join(map(_text, index))}]" if index else ""
+
+
+def _text(part: slice | list[int]) -> str:
+    if isinstance(part, list):
+        return str(part)
+    text = f"{part.start or ''}:{'' if part.stop is None else part.stop}"
+    return text if part.step in (None, 1) else f"{text}:{part.step}"
 
 
 def _box(flat: Ints, shape: tuple[int, ...]) -> list[Ints] | None:
     """For each dimension the indices that occur, if every combination of them does."""
-    if not shape:
-        return []
-    places = [np.unique(axis) for axis in np.unravel_index(flat, shape)]
+    places = [np.unique(axis) for axis in np.unravel_index(flat, shape)] if shape else []
     return places if math.prod(map(len, places)) == len(flat) else None
 
 
@@ -124,30 +138,19 @@ def _flat(box: list[Ints], shape: tuple[int, ...]) -> Ints:
     return np.ravel_multi_index(np.ix_(*box), shape).reshape(-1)
 
 
-def _text(box: list[Ints], shape: tuple[int, ...]) -> str | None:
-    parts: list[str] = []
-    lists = 0
+def _index(box: list[Ints], shape: tuple[int, ...]) -> Index | None:
+    parts: list[slice | list[int]] = []
     for places, size in zip(box, shape, strict=True):
-        text = _slice(places, size)
-        if text is None:
-            if len(places) > MAX_LIST or lists:
-                return None
-            lists += 1
-            text = str(places.tolist())
-        parts.append(text)
-    while parts and parts[-1] == ":":
+        steps = np.unique(np.diff(places))
+        if len(places) == size:
+            parts.append(slice(None))
+        elif len(steps) <= 1:
+            start, stop, step = int(places[0]), int(places[-1]) + 1, int(steps[0]) if len(steps) else 1
+            parts.append(slice(start, None if stop == size else stop, None if step == 1 else step))
+        elif len(places) <= MAX_LIST and not any(isinstance(part, list) for part in parts):
+            parts.append([int(n) for n in places])
+        else:
+            return None
+    while parts and parts[-1] == slice(None):
         parts.pop()
-    return f"[{', '.join(parts)}]" if parts else ""
-
-
-def _slice(places: Ints, size: int) -> str | None:
-    if len(places) == size:
-        return ":"
-    if len(places) == 1:
-        return f"{places[0]}:{places[0] + 1}"
-    steps = np.unique(np.diff(places))
-    if len(steps) > 1:
-        return None
-    step, start, stop = int(steps[0]), int(places[0]), int(places[-1]) + 1
-    text = f"{start or ''}:{'' if stop == size else stop}"
-    return text if step == 1 else f"{text}:{step}"
+    return tuple(parts)

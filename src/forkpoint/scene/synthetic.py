@@ -20,8 +20,7 @@ from forkpoint.errors import SceneError
 from forkpoint.scene.arguments import short
 from forkpoint.scene.manifest import Scene
 from forkpoint.scene.replay import _same, run_side
-from forkpoint.scene.sharing import as_indexing
-from forkpoint.scene.tensors import materialise
+from forkpoint.scene.sharing import Index, as_indexing
 
 SEEDS = 8
 FEW_VALUES = 4
@@ -81,7 +80,7 @@ class Recipe:
 
     fillings: dict[int, Filling]
     """By number of the storage."""
-    copies: tuple[tuple[int, int, str, str], ...]
+    copies: tuple[tuple[int, int, Index, Index], ...]
     """(A's tensor, B's tensor, index of each): what both share is copied from A to B."""
 
     def make(self, scene: Scene, seed: int) -> Scene:
@@ -94,31 +93,8 @@ class Recipe:
             torch.set_rng_state(state)
         made = replace(scene, data=tuple(data))
         for a, b, at_a, at_b in self.copies:
-            made.tensor(b)[_index(at_b)] = made.tensor(a)[_index(at_a)]
+            made.tensor(b)[at_b or ...] = made.tensor(a)[at_a or ...]
         return made
-
-
-def _index(text: str) -> tuple[slice | list[int], ...]:
-    """An index as `as_indexing` writes it."""
-    found: list[slice | list[int]] = []
-    for part in _parts(text.strip("[]") if not text.startswith("[[") else text[1:-1]):
-        if part.startswith("["):
-            found.append([int(n) for n in part.strip("[]").split(",")])
-        else:
-            found.append(slice(*(int(n) if n else None for n in part.split(":"))))
-    return tuple(found) if found else (slice(None),) * 0 or (Ellipsis,)  # type: ignore[return-value]
-
-
-def _parts(text: str) -> list[str]:
-    parts: list[str] = []
-    depth, start = 0, 0
-    for at, letter in enumerate(text):
-        depth += (letter == "[") - (letter == "]")
-        if letter == "," and not depth:
-            parts.append(text[start:at].strip())
-            start = at + 1
-    last = text[start:].strip()
-    return [*parts, last] if last else parts
 
 
 def plan(scene: Scene) -> Recipe:
@@ -132,7 +108,7 @@ def plan(scene: Scene) -> Recipe:
         storage = scene.layouts[number].storage
         if storage not in fillings:
             fillings[storage] = _filling(scene.data[storage])
-    copies: list[tuple[int, int, str, str]] = []
+    copies: list[tuple[int, int, Index, Index]] = []
     for pair in scene.inputs:
         if pair.a is None or pair.b is None or not len(pair.sharing):
             continue
@@ -172,7 +148,8 @@ def _filling(data: Tensor) -> Filling:
 
 
 def _kept(data: Tensor) -> Filling:
-    steps = np.flatnonzero(np.diff(data.double().numpy(), prepend=np.nan) != 0)
+    values = data.double().numpy()
+    steps = np.flatnonzero(np.r_[True, values[1:] != values[:-1]])
     lengths = np.diff(np.r_[steps, len(data)])
     if len(steps) <= MAX_LITERAL:
         values = tuple(data[int(at)].item() for at in steps)
@@ -202,5 +179,3 @@ def find_seed(scene: Scene, recipe: Recipe) -> int | None:
             continue
     return None
 
-
-__all__ = ["Filling", "Recipe", "differs", "find_seed", "materialise", "plan"]

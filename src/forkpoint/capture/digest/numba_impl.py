@@ -10,14 +10,13 @@ A change of `definition` or `plan` alone leaves that cache stale, which `backend
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
 from llvmlite import ir
-from numba import carray, njit, types
+from numba import carray, cfunc, njit, types
 from numba.core import cgutils
 from numba.extending import intrinsic
 from numba.np.unsafe.ndarray import to_fixed_tuple
@@ -32,6 +31,8 @@ Word = Any
 U32 = np.uint32
 _CPU = torch.device("cpu")
 _SHORT_RUN, _SCRATCH_WORDS = 256, 1 << 13
+_DATA_SIZE = 12
+"""Integers that `threads.run` hands to compiled work: the next piece, a piece's size, the total, and more."""
 _CELLS = 1024
 """Cells of a grid whose sums stay in the nearest cache."""
 _LANES = np.array([[lanes.sign, lanes.above, lanes.shift] for lanes in LANES], dtype=np.uint32)
@@ -44,7 +45,7 @@ _MASK = definition.MASK
 
 
 _intrinsic: Any = intrinsic  # numba passes the first argument itself, which a type checker can't know
-_unpacked: Any = to_fixed_tuple
+_unpacked = cast("Any", to_fixed_tuple)
 
 
 def _jit(function: Callable[..., Any]) -> Any:
@@ -53,6 +54,14 @@ def _jit(function: Callable[..., Any]) -> Any:
         return njit(nogil=True, cache=True)(function)
     except (RuntimeError, OSError):
         return njit(nogil=True)(function)
+
+
+def _work(function: Callable[..., Any]) -> Any:
+    """Compiled to a C function of one pointer, for `threads.run`."""
+    try:
+        return cfunc("void(voidptr)", cache=True)(function)
+    except (RuntimeError, OSError):
+        return cfunc("void(voidptr)")(function)
 
 
 # --- The arithmetic of one word, as LLVM instructions ---------------------------------------------------
@@ -152,7 +161,29 @@ def _copy(_typing: Any, target: int, source: int, size: int) -> Any:  # noqa: AR
     return types.void(types.int64, types.int64, types.int64), emit
 
 
+@_intrinsic
+def _integer(_typing: Any, address: Any) -> Any:  # noqa: ARG001
+    """The address in a pointer."""
+
+    def emit(_context: Any, builder: Any, _signature: Any, args: Any) -> Any:
+        return builder.ptrtoint(args[0], ir.IntType(64))
+
+    return types.int64(types.voidptr), emit
+
+
+@_intrinsic
+def _claim(_typing: Any, address: int) -> Any:  # noqa: ARG001
+    """The integer at an address, which is one higher afterwards: no two threads get the same."""
+
+    def emit(_context: Any, builder: Any, _signature: Any, args: Any) -> Any:
+        pointer = builder.inttoptr(args[0], ir.IntType(64).as_pointer())
+        return builder.atomic_rmw("add", pointer, ir.Constant(ir.IntType(64), 1), "monotonic")
+
+    return types.int64(types.int64), emit
+
+
 _bytes_at, _halves_at = _pointer(types.uint8), _pointer(types.uint16)
+_integers_at, _signed_words_at = _pointer(types.int64), _pointer(types.int32)
 _words_at, _doubles_at = _pointer(types.uint32), _pointer(types.uint64)
 
 
@@ -240,23 +271,48 @@ def _digest_row(address: int, index: Word, piece: Any, kind: int, scratch: int) 
 
 
 @_jit
-def _digest_rows(table: Any, out: Any, first: int, first_row: int, last: int, last_row: int) -> None:
-    """The rows from ``first_row`` of entry ``first`` to before ``last_row`` of entry ``last``.
+def _digest_rows(table: Any, ends: Any, out: Any, begin: int, end: int) -> None:
+    """The rows that begin at one of the words ``begin`` to before ``end`` of all tensors laid side by side.
 
-    See `backend.Table` for what the columns of the table are.
+    ``ends`` says where each tensor ends; see `backend.Table` for what the columns of the table are.
     """
     scratch = np.empty(_SCRATCH_WORDS, dtype=np.uint32)
-    for entry in range(first, last + 1):
+    for entry in range(np.searchsorted(ends, begin, side="right"), len(ends)):
         line = _unpacked(table[entry], 14)
         address, target, starts, rows, words, kind, inner, outer_stride, inner_stride = line[:9]
+        start = ends[entry] - rows * words
+        if start >= end:
+            break
+        if words == 0:
+            continue
         piece = (words, *line[9:])
         first_words = carray(_words_at(starts), rows if starts else 0)
-        begin = first_row if entry == first else 0
-        end = last_row if entry == last else rows
-        for row in range(begin, end):
+        first = max(0, (begin - start + words - 1) // words)
+        for row in range(first, min(rows, (end - start + words - 1) // words)):
             base = address + 4 * (row // inner * outer_stride + row % inner * inner_stride)
             index = first_words[row] if starts else U32(0)
             out[target + row] = _digest_row(base, index, piece, kind, scratch.ctypes.data)
+
+
+@_work
+def _rows_work(address: Any) -> None:
+    """Digests pieces of the words of all tensors until none is left."""
+    data = carray(_integers_at(_integer(address)), _DATA_SIZE)
+    size, total, entries, table, ends, rows, out = (
+        data[1],
+        data[2],
+        data[3],
+        data[4],
+        data[5],
+        data[6],
+        data[7],
+    )
+    lines, line_ends = carray(_integers_at(table), (entries, 14)), carray(_integers_at(ends), entries)
+    digests = carray(_integers_at(out), rows)
+    begin = _claim(_integer(address)) * size
+    while begin < total:
+        _digest_rows(lines, line_ends, digests, begin, min(begin + size, total))
+        begin = _claim(_integer(address)) * size
 
 
 def rows(x: Tensor, row_dims: Sequence[int], first_word: Tensor | None = None) -> Tensor:
@@ -271,26 +327,24 @@ def rows(x: Tensor, row_dims: Sequence[int], first_word: Tensor | None = None) -
 
 def digest_table(table: Table, _device: torch.device = _CPU) -> Tensor:
     """The digests of all entries of a table."""
+    ends = np.cumsum(table[:, 3] * table[:, 4])
     out = np.zeros(int(table[:, 3].sum()), dtype=np.int64)
-    calls = [(table, out, *span) for span in _spans(table)]
-    threads.run(_digest_rows, calls)
+    words = int(ends[-1])
+    _run(_rows_work, words, len(table), table, ends, len(out), out)
     return torch.from_numpy(out)
 
 
-def _spans(table: Table) -> list[tuple[int, int, int, int]]:
-    """The rows of a table in pieces of about as many words, one per thread, as `_digest_rows` takes them."""
-    n_rows = table[:, 3]
-    words = n_rows * table[:, 4]
-    last = (len(table) - 1, int(n_rows[-1]))
-    pieces = threads.pieces(int(words.sum()))
-    if pieces == 1:
-        return [(0, 0, *last)]
-    ends = np.cumsum(words)
-    marks = np.arange(1, pieces) * ends[-1] // pieces
-    entries = np.searchsorted(ends, marks, side="right")
-    rows = (marks - ends[entries] + words[entries]) // table[entries, 4]
-    cuts: list[tuple[int, int]] = [(0, 0), *zip(entries.tolist(), rows.tolist(), strict=True), last]
-    return [(*begin, *end) for begin, end in itertools.pairwise(cuts)]
+def _run(work: Any, words: int, *data: Any) -> None:
+    """Runs work on what it takes besides the number of the next piece, a piece's size and their total."""
+    size = threads.piece(words)
+    numbers = [
+        0,
+        size,
+        words,
+        *(value.ctypes.data if isinstance(value, np.ndarray) else value for value in data),
+    ]
+    packed_data = np.array(numbers + [0] * (_DATA_SIZE - len(numbers)), dtype=np.int64)
+    threads.run(work.address, packed_data.ctypes.data, words)
 
 
 # --- Grids --------------------------------------------------------------------------------------------
@@ -362,6 +416,22 @@ def _digest_grid(
             out[first + i] = _pack(lane1[i], lane2[i])
 
 
+@_work
+def _grid_work(address: Any) -> None:
+    """Digests blocks of a grid, in pieces of so many elements, until none is left."""
+    data = carray(_integers_at(_integer(address)), _DATA_SIZE)
+    size, total, pointer, item, kind = data[1], data[2], data[3], data[4], data[5]
+    walk = carray(_integers_at(data[6]), (2, 5))
+    positions = carray(_signed_words_at(data[7]), data[8])
+    out = carray(_integers_at(data[9]), data[10])
+    blocks = data[11]
+    begin = _claim(_integer(address)) * size
+    while begin < total:
+        first, last = begin * blocks // total, min(begin + size, total) * blocks // total
+        _digest_grid(pointer, item, kind, walk, positions, out, first, last)
+        begin = _claim(_integer(address)) * size
+
+
 def grid(x: Tensor, grid_dims: Sequence[int], keys: Tensor | None = None) -> Tensor:
     """See `forkpoint.capture.digest.grid`."""
     check(x, grid_dims)
@@ -379,10 +449,9 @@ def grid(x: Tensor, grid_dims: Sequence[int], keys: Tensor | None = None) -> Ten
         positions = keys.to(torch.int32).expand(sizes).reshape(-1).contiguous()
     out = np.zeros(int(np.prod(walk[0, :3])), dtype=np.int64)
     blocks = int(walk[0, 0] * walk[0, 1] * -(-walk[0, 2] // _CELLS))
-    pieces = min(blocks, threads.pieces(x.numel()))
-    marks = [blocks * i // pieces for i in range(pieces + 1)] if out.size else []
-    entry = (x.data_ptr(), x.dtype.itemsize, int(kind(x.dtype)), walk, positions.numpy(), out)
-    threads.run(_digest_grid, [(*entry, begin, end) for begin, end in itertools.pairwise(marks)])
+    numbers = positions.numpy()
+    tensor = (x.data_ptr(), x.dtype.itemsize, int(kind(x.dtype)), walk)
+    _run(_grid_work, x.numel(), *tensor, numbers, len(numbers), out, len(out), blocks)
     return torch.from_numpy(out)
 
 

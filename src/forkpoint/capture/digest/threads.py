@@ -1,54 +1,68 @@
-"""A few threads for compiled code that lets go of the GIL.
+"""Runs compiled code on the threads that torch has anyway.
 
-They are ours, not numba's: its OpenMP layer doesn't survive a fork, its own work queue aborts the process if
-two threads enter it, and it compiles longer for either.
+After each of its operations the threads of torch's OpenMP team stay awake for some milliseconds, spinning on
+their cores. Threads of our own would share a core with them just when a digest is due, and take 50 µs to wake;
+the team itself takes up new work in 2 µs. So the work is handed to the team, through the entry that GCC's OpenMP
+has for compiled parallel regions (``GOMP_parallel``; Intel's and LLVM's offer the same one on Linux). Where torch
+has no such team, and in forked children, in which it doesn't survive, the work is done by the caller alone.
+
+numba's own threads are no way out: its OpenMP layer is a second team beside torch's, its work queue aborts the
+process if two threads enter it, and it compiles longer for either.
 """
 
 from __future__ import annotations
 
+import ctypes
 import os
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
 
-_PIECE_WORDS = 1 << 19
-"""Below two pieces of this size a second thread costs more than it saves."""
-_MOST_THREADS = 16
+_Work = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
+_Parallel = Callable[[int, int, int, int], None]
+_SMALL = 1 << 15
+"""Words that a thread digests in 10 µs: not worth a second one."""
+_LARGE = 1 << 18
 
 
-class _Workers:
-    """The threads besides the caller's, started at the first use and anew in a forked child."""
+def _find_team() -> _Parallel | None:
+    try:
+        library = ctypes.CDLL(str(Path(torch.__file__).parent / "lib" / "libtorch_cpu.so"))
+        parallel: Any = library.GOMP_parallel
+    except (OSError, AttributeError):
+        return None
+    parallel.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint]
+    parallel.restype = None
+    return parallel
 
+
+class _Team:
     def __init__(self) -> None:
-        self.pool: ThreadPoolExecutor | None = None
+        self.parallel = _find_team()
 
     def forget(self) -> None:
-        self.pool = None
-
-    def started(self) -> ThreadPoolExecutor:
-        if self.pool is None:
-            self.pool = ThreadPoolExecutor(_MOST_THREADS - 1, thread_name_prefix="forkpoint-digest")
-        return self.pool
+        self.parallel = None
 
 
-_workers = _Workers()
+_team = _Team()
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_workers.forget)
+    os.register_at_fork(after_in_child=_team.forget)
 
 
-def pieces(words: int) -> int:
-    """Into how many pieces to cut the work on so many words: one per thread of torch, none too small."""
-    return max(1, min(torch.get_num_threads(), words // _PIECE_WORDS, _MOST_THREADS))
+def piece(words: int) -> int:
+    """The words in one piece of work, of which threads take one after the other."""
+    return min(max(words // (4 * torch.get_num_threads()), _SMALL), _LARGE)
 
 
-def run(function: Callable[..., None], calls: Sequence[tuple[Any, ...]]) -> None:
-    """Calls a function with each of the arguments at the same time, and returns when all are done."""
-    waiting = [_workers.started().submit(function, *call) for call in calls[1:]]
-    try:
-        for call in calls[:1]:
-            function(*call)
-    finally:  # whatever happens, nobody reads the caller's memory after this
-        for future in waiting:
-            future.result()
+def run(function: int, data: int, words: int) -> None:
+    """Calls the C function at an address with the address of its data: in every thread, or only here.
+
+    The function takes pieces off its data until none is left; that of calls at the same time is its business.
+    """
+    threads = torch.get_num_threads()
+    if words <= _SMALL or threads == 1 or _team.parallel is None:
+        _Work(function)(data)
+    else:
+        _team.parallel(function, data, threads, 0)

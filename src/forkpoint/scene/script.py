@@ -1,0 +1,124 @@
+"""The script of a scene: some sixty lines that anyone with torch and safetensors can run.
+
+It spells out the two calls and the comparison; the numbers come from the scene's folder or, with synthetic
+data, from a seed. It is run before it is handed over.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+from forkpoint.errors import SceneError
+from forkpoint.files import write_atomically
+from forkpoint.scene import flags
+from forkpoint.scene.folder import load
+from forkpoint.scene.manifest import Scene
+from forkpoint.scene.replay import compare_input
+from forkpoint.scene.source import Writer
+from forkpoint.scene.synthetic import SEEDS, find_seed, plan
+
+TIME_LIMIT = 600
+"""Seconds that the script may take before it is handed over."""
+
+
+@dataclass(frozen=True)
+class Script:
+    """A script and what came of running it."""
+
+    text: str
+    synthetic: bool
+    reproduced: bool
+    """Whether it ended with status 0: the recorded bits again or, with synthetic data, other bits in the two runs."""
+    output: str
+    """What it printed."""
+    note: str = ""
+
+    @property
+    def lines(self) -> int:
+        return self.text.count("\n")
+
+
+def write_script(directory: str | Path, path: str | Path | None = None, *, synthetic: bool = False) -> Script:
+    """Write the script of a scene, after having run it.
+
+    Args:
+        directory: the scene's folder.
+        path: the file to write; None to only return the text.
+        synthetic: random data in place of the scene's own; the script then needs no folder.
+
+    Raises:
+        SceneError: a scene that can't be loaded, or, with `synthetic`, random data that don't show the effect.
+    """
+    scene = load(directory)
+    script = synthetic_script(scene) if synthetic else scene_script(scene, Path(directory))
+    if path is not None:
+        write_atomically(Path(path), script.text)
+    return script
+
+
+def scene_script(scene: Scene, directory: Path) -> Script:
+    """The script that reads the scene's folder, and what it says here."""
+    text = Writer(scene).text()
+    done = run_script(text, scene, [str(directory.absolute())])
+    if not done.reproduced and any(layout.alignment for layout in scene.layouts):
+        aligned = run_script(Writer(scene, aligned=True).text(), scene, [str(directory.absolute())])
+        if aligned.reproduced:
+            return aligned
+    return done
+
+
+def synthetic_script(scene: Scene) -> Script:
+    """The script that makes its own data.
+
+    Raises:
+        SceneError: it would not show the effect.
+    """
+    checks = [compare_input(scene, index) for index in range(len(scene.inputs))]
+    differing = [check.name for check in checks if check.equal is False]
+    if differing:
+        raise SceneError(
+            f"the inputs of the op differ already ({', '.join(differing)})", "an op with equal inputs for --synthetic"
+        )
+    if scene.a.random or scene.b.random:
+        raise SceneError("an op that draws random numbers", "one that doesn't for --synthetic")
+    recipe = plan(scene)
+    seed = find_seed(scene, recipe)
+    if seed is None:
+        raise SceneError(
+            f"random data of the same shapes don't show the effect (seeds 0 to {SEEDS - 1} tried)",
+            "an effect that doesn't depend on the values", "leave out --synthetic",
+        )  # fmt: skip
+    script = run_script(Writer(scene, recipe=recipe, seed=seed).text(), scene, [], synthetic=True)
+    if not script.reproduced:
+        raise SceneError(
+            "the script with random data did not show the effect when it ran alone", "the effect, as it showed within "
+            "forkpoint", "leave out --synthetic",
+        )  # fmt: skip
+    return script
+
+
+def run_script(text: str, scene: Scene, arguments: list[str], *, synthetic: bool = False) -> Script:
+    """Run a script by itself: isolated from the user's settings for Python, in an empty folder."""
+    environment = {k: v for k, v in os.environ.items() if k not in flags.ENVIRONMENT and not k.startswith("PYTHON")}
+    environment |= {k: str(v) for k, v in scene.a.flags.items() if k in flags.ENVIRONMENT}
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "script.py"
+        file.write_text(text, encoding="utf-8")
+        try:
+            done = subprocess.run(
+                [sys.executable, "-I", str(file), *arguments],
+                capture_output=True, text=True, timeout=TIME_LIMIT, cwd=folder, env=environment, check=False,
+                encoding="utf-8", errors="replace",
+            )  # fmt: skip
+        except subprocess.TimeoutExpired:
+            return Script(text, synthetic, reproduced=False, output="", note=f"it took more than {TIME_LIMIT} s")
+    note = ""
+    if done.returncode not in (0, 1):
+        last = done.stderr.strip().splitlines()
+        note = f"it failed: {last[-1] if last else f'status {done.returncode}'}"
+    return Script(text, synthetic, done.returncode == 0, done.stdout, note)

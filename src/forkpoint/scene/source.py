@@ -1,0 +1,389 @@
+"""The source of a scene's script, part by part."""
+
+from __future__ import annotations
+
+import textwrap
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from forkpoint.errors import SceneError
+from forkpoint.scene import flags
+from forkpoint.scene.arguments import short
+from forkpoint.scene.expressions import call_source, has_float64_form, mentions_device, plain_text, quoted
+from forkpoint.scene.folder import TENSORS
+from forkpoint.scene.functions import package_of
+from forkpoint.scene.manifest import Scene, Side
+from forkpoint.scene.replay import run_result
+from forkpoint.scene.sharing import Sharing, as_indexing, index_text
+from forkpoint.scene.synthetic import Recipe
+from forkpoint.scene.tensors import stored_dtype
+
+WIDTH = 110
+MAX_RUNS = 64
+"""Most runs of shared elements that are written into a script without a folder."""
+_IN_PLACE = "in place"
+
+
+class Writer:
+    """Writes the source of one script.
+
+    Args:
+        scene: what it shows.
+        recipe: how the data are made; None where they are read from the scene's folder.
+        seed: for the recipe.
+        aligned: make memory begin where it began, relative to an aligned address.
+    """
+
+    def __init__(self, scene: Scene, *, recipe: Recipe | None = None, seed: int = 0, aligned: bool = False) -> None:
+        self._scene = scene
+        self._recipe = recipe
+        self._seed = seed
+        self._names = {run: self._named(run) for run in "ab"}
+        self._keys = self._named_storages()
+        self._leads = self._found_leads() if aligned else {}
+        self._on_cpu = self._staying()
+        self._paired = False
+        sides = (scene.a, scene.b)
+        self._random = any(side.random for side in sides)
+        self._device = any(mentions_device((s.args, s.kwargs)) or s.flags.get(flags.AUTOCAST) for s in sides)
+        floating = all(scene.recorded(run)[scene.output].dtype.is_floating_point for run in "ab")
+        self._wide = floating and not self._random and all(has_float64_form(side.function) for side in sides)
+
+    def text(self) -> str:
+        """The whole script."""
+        shared = self._shared()  # says whether `paired` is needed
+        parts = [
+            f'"""{self._head()}"""\n\n{self._imports()}\n\n{self._settings()}\n{self._data()}',
+            self._specs(),
+            _PAIRED.strip() if self._paired else "",
+            shared,
+            *self._calls(),
+            self._helpers(),
+            self._check(),
+            self._end(),
+        ]
+        text = parts[0]
+        for part in parts[1:]:
+            text += ("\n\n\n" if part.startswith("def ") or text.rstrip().split("\n")[-1].startswith("    ") else "\n\n") + part if part else ""
+        return text + "\n"
+
+    # ------------------------------------------------------------------ names
+
+    def _named(self, run: str) -> dict[int, str]:
+        """What the tensors of a run are called, by their numbers."""
+        found: dict[int, str] = {}
+        for pair in self._scene.inputs:
+            number = pair.a if run == "a" else pair.b
+            if number is not None:
+                found.setdefault(number, pair.name)
+        for number in self._scene.side(run).tensors:
+            found.setdefault(number, f"tensor {number}")
+        return found
+
+    def _named_storages(self) -> dict[int, str]:
+        """The key of each storage in the script's `data`."""
+        names: dict[int, str] = {}
+        for run in "ab":
+            for number in (*self._scene.side(run).tensors, *self._scene.side(run).outputs):
+                storage = self._scene.layouts[number].storage
+                stored = self._scene.storages[storage]
+                name = stored.key if stored.file == TENSORS else self._names[run].get(number, "weight")
+                while storage not in names and name in names.values():
+                    name += "_"
+                names.setdefault(storage, name)
+        return names
+
+    def _found_leads(self) -> dict[str, int]:
+        """By storage, how many elements after an aligned address it began."""
+        found: dict[str, int] = {}
+        for run in "ab":
+            for number in self._scene.side(run).tensors:
+                layout = self._scene.layouts[number]
+                lead = layout.alignment // self._scene.storages[layout.storage].dtype.itemsize
+                if lead:
+                    found[self._keys[layout.storage]] = lead
+        return found
+
+    def _staying(self) -> list[str]:
+        """Storages that were on the CPU although the op ran on another device."""
+        if self._scene.machine.device == "cpu":
+            return []
+        numbers = (*self._scene.a.tensors, *self._scene.b.tensors)
+        stay = [self._keys[self._scene.layouts[n].storage] for n in numbers if self._scene.layouts[n].device == "cpu"]
+        return list(dict.fromkeys(stay))
+
+    # ------------------------------------------------------------------ the head
+
+    def _head(self) -> str:
+        scene, place = self._scene, self._scene.place
+        first = f"{place.function} gives the same tokens other bits in two runs of a model."
+        what = (
+            f"It is called in {place.module or 'the model'} ({place.source}). Run A: {scene.a.run}, output "
+            f"{_shape(scene, 'a')}; run B: {scene.b.run}, output {_shape(scene, 'b')}. Recorded on "
+            f"{scene.machine.device}, {scene.machine.text}, torch {scene.machine.libraries.get('torch', '?')}."
+        )
+        if self._recipe is None:
+            expect = (
+                f"Expect there: both outputs are the recorded ones, bit for bit, and {_expected(scene)} Another machine "
+                "or version of torch may choose other kernels, and so give other bits."
+            )
+            usage = f"    python script.py SCENE    # the folder with scene.json; needs {self._needs()}"
+        else:
+            expect = (
+                "The data are random: shapes, strides, dtypes, spread and masks are those of the model's run, and what "
+                "both runs have is equal in both. Expect that their outputs differ all the same; on another machine or "
+                "version of torch they may agree."
+            )
+            usage = f"    python script.py    # needs {self._needs()}"
+        paragraphs = [first, *("\n".join(textwrap.wrap(plain_text(text), 100)) for text in (what, expect)), usage]
+        return "\n\n".join(paragraphs) + "\n"
+
+    def _packages(self) -> list[str]:
+        packages = {package_of(side.function) for side in (self._scene.a, self._scene.b)}
+        return sorted(package for package in packages if package is not None)
+
+    def _needs(self) -> str:
+        return ", ".join(["torch", *(["safetensors"] if self._recipe is None else []), *self._packages()])
+
+    def _imports(self) -> str:
+        packed = self._recipe is not None and any(f.kind == "packed" for f in self._recipe.fillings.values())
+        environment = {k: v for k, v in self._scene.a.flags.items() if k in flags.ENVIRONMENT}
+        standard = ["base64", *(["os"] if environment else []), "sys", "zlib"] if packed else ["sys"]
+        standard = sorted({*standard, *(["os"] if environment else [])})
+        lines = [f"import {name}" for name in standard] + [""]
+        if environment:
+            lines += [*(f"os.environ[{quoted(k)}] = {quoted(str(v))}" for k, v in environment.items()), ""]
+        lines += [f"import {name}" for name in sorted(["torch", *self._packages()])]
+        return "\n".join([*lines, *(["from safetensors.torch import load_file"] if self._recipe is None else [])])
+
+    def _settings(self) -> str:
+        return "\n".join(["torch.set_grad_enabled(False)", *flags.statements(self._scene.a.flags)])
+
+    # ------------------------------------------------------------------ data
+
+    def _data(self) -> str:
+        if self._recipe is not None:
+            lines = [f"torch.manual_seed({self._seed})", "data = {"]
+            lines += [f"    {quoted(self._keys[i])}: {filling.code}," for i, filling in self._recipe.fillings.items()]
+            return "\n".join([*lines, "}"])
+        lines = ["folder = sys.argv[1]", f'data = load_file(f"{{folder}}/{TENSORS}")']
+        for number, key in self._keys.items():
+            storage, source = self._scene.storages[number], f"data[{quoted(key)}]"
+            if storage.file != TENSORS:
+                lines.append(f'{source} = load_file(f"{{folder}}/{storage.file}")[{quoted(storage.key)}]')
+            if stored_dtype(storage.dtype) != storage.dtype:
+                lines.append(f"{source} = {source}.view(torch.{short(storage.dtype)})")
+        return "\n".join(lines)
+
+    def _specs(self) -> str:
+        lines = ["# Each tensor: its storage, shape, strides and offset."]
+        for run in "ab":
+            lines.append(f"{run.upper()} = {{")
+            lines += [f"    {quoted(name)}: {self._spec(number)}," for number, name in self._names[run].items()]
+            lines.append("}")
+        if self._recipe is None:
+            specs = [self._spec(self._scene.side(run).outputs[self._scene.output]) for run in "ab"]
+            lines.append(f"RECORDED = [{', '.join(specs)}]")
+        if self._leads:
+            lines.append(f"LEADS = {_dict(self._leads)}  # elements after an aligned address at which memory began")
+        if self._on_cpu:
+            lines.append(f"ON_CPU = {{{', '.join(map(quoted, self._on_cpu))}}}")
+        return "\n".join(lines)
+
+    def _spec(self, number: int) -> str:
+        layout = self._scene.layouts[number]
+        return f"({quoted(self._keys[layout.storage])}, {layout.shape}, {layout.stride}, {layout.offset})"
+
+    # ------------------------------------------------------------------ what is shared
+
+    def _shared(self) -> str:
+        scene = self._scene
+        lines = ["# What both runs have, in one order.", "SHARED = {"]
+        for index, pair in enumerate(scene.inputs):
+            if pair.a is not None and pair.b is not None and len(pair.sharing):
+                shapes = scene.layouts[pair.a].shape, scene.layouts[pair.b].shape
+                taking = self._taking(pair.sharing, shapes, f"alignment.input.{index}")
+                lines.append(f"    {quoted(self._names['a'][pair.a])}: {taking},")
+        a, b = (scene.layouts[scene.side(run).outputs[scene.output]].shape for run in "ab")
+        lines.append(f'    "output": {self._taking(scene.sharing, (a, b), "alignment.output")},')
+        return "\n".join([*lines, "}"])
+
+    def _taking(self, sharing: Sharing, shapes: tuple[Any, Any], key: str) -> str:
+        index = as_indexing(sharing, *shapes)
+        if index is not None:
+            return f"lambda a, b: (a{index_text(index[0])}, b{index_text(index[1])})"
+        self._paired = True
+        if self._recipe is None:
+            return f"paired(data[{quoted(key)}].tolist())"
+        if len(sharing.runs) > MAX_RUNS:
+            raise SceneError("shared elements that lie scattered", "blocks of them for --synthetic")
+        return f"paired({sharing.runs.tolist()})"
+
+    # ------------------------------------------------------------------ calls
+
+    def _calls(self) -> list[str]:
+        a, b = self._call("a"), self._call("b")
+        return [a, b] if a != b else [a, "run_b = run_a"]
+
+    def _call(self, run: str) -> str:
+        side, names = self._scene.side(run), self._names[run]
+        call = call_source(side.function, side.args, side.kwargs, lambda number: names[number])
+        path = self._path(run)
+        if path == _IN_PLACE:
+            body = [*call, f"return t[{quoted(names[side.args[0].index])}]"]
+        else:
+            body = [f"return {call[0]}", *call[1:]]
+            body[-1] += path
+        autocast = side.flags.get(flags.AUTOCAST)
+        if isinstance(autocast, str):
+            how = f"torch.{autocast.split()[1]}, enabled=wide is None, cache_enabled=False"
+            body = [f'with torch.autocast(t["device"], {how}):', *(f"    {line}" for line in body)]
+        body = [*self._before(side), *body]
+        return "\n".join([f"def run_{run if self._differ() else 'a'}(t, wide=None):", *(f"    {line}" for line in body)])
+
+    def _differ(self) -> bool:
+        a, b = self._scene.a, self._scene.b
+        mine, theirs = ([n[i] for i in s.tensors] for n, s in ((self._names["a"], a), (self._names["b"], b)))
+        same = (a.function, a.flags, len(a.outputs)) == (b.function, b.flags, len(b.outputs)) and not self._random
+        calls = [
+            call_source(s.function, s.args, s.kwargs, lambda i, n=self._names[run]: n[i]) for run, s in (("a", a), ("b", b))
+        ]
+        return not (same and mine == theirs and calls[0] == calls[1])
+
+    def _before(self, side: Side) -> list[str]:
+        """Statements before one run's call: its random state, and settings that only it had."""
+        lines: list[str] = []
+        if side.random is not None:
+            setter = "torch.cuda.set_rng_state" if self._scene.machine.device == "cuda" else "torch.set_rng_state"
+            lines.append(f"{setter}(data[{quoted(side.random)}])  # as it was before the call")
+        own = flags.statements(side.flags)
+        return lines + (own if own != flags.statements(self._scene.a.flags) else [])
+
+    def _path(self, run: str) -> str:
+        """How to get at the output from what the function returns."""
+        result = run_result(self._scene, run, torch.device("cpu"))
+        return _IN_PLACE if result is None else _paths(result)[self._scene.output]
+
+    # ------------------------------------------------------------------ the rest
+
+    def _helpers(self) -> str:
+        view = _VIEW_LEAD if self._leads else _VIEW
+        source = "torch.cat([data[key].new_zeros(LEADS.get(key, 0)), data[key]])" if self._leads else "data[key]"
+        device = '"cpu" if key in ON_CPU else device' if self._on_cpu else "device"
+        body = _TENSORS.replace("SOURCE", source).replace("DEVICE", device)
+        body = body.replace("LEFT", "[LEADS.get(key, 0) :]" if self._leads else "")
+        body = body.replace("MORE", ' | {"device": device}' if self._device else "")
+        text = f"{view}\n\n\n{body}"
+        if self._recipe is not None and self._recipe.copies:
+            lines = [
+                f'view(data, B[{quoted(self._names["b"][b])}]){index_text(at_b) or "[...]"} = '
+                f'view(data, A[{quoted(self._names["a"][a])}]){index_text(at_a)}'
+                for a, b, at_a, at_b in self._recipe.copies
+            ]
+            text += "\n\n\n" + "\n".join(["# What both runs have is equal in both.", *lines])
+        return f"{text}\n\n\n{_SAME}"
+
+    def _check(self) -> str:
+        recorded = self._recipe is None
+        parts = [_CHECK_BEGIN, *([_CHECK_RECORDED] if recorded else []), _CHECK_OUTPUTS]
+        if self._scene.recorded("a")[self._scene.output].is_complex():
+            parts[-1] = parts[-1].replace("out.cpu().flatten()", "torch.view_as_real(out.cpu().resolve_conj()).flatten()")
+        parts += [_CHECK_FLOAT64] if self._wide else []
+        return "\n".join([*(part.strip("\n") for part in parts), f"    return {'all(repeats)' if recorded else 'len(differ) > 0'}"])
+
+    def _end(self) -> str:
+        device = self._scene.machine.device
+        what = "The recorded bits" if self._recipe is None else "Other bits in the two runs"
+        return _END.strip().replace("WHAT", what).replace("HOME", device)
+
+
+def _paths(result: Any, path: str = "") -> list[str]:
+    """The expression for each tensor in a result, in the order in which a scene numbers them."""
+    if isinstance(result, Tensor):
+        return [path]
+    if isinstance(result, (tuple, list)):
+        return [p for i, item in enumerate(result) for p in _paths(item, f"{path}[{i}]")]
+    if isinstance(result, dict):
+        return [p for key, item in result.items() for p in _paths(item, f"{path}[{key!r}]")]
+    return []
+
+
+def _dict(values: dict[str, int]) -> str:
+    return "{" + ", ".join(f"{quoted(key)}: {value}" for key, value in values.items()) + "}"
+
+
+def _shape(scene: Scene, run: str) -> str:
+    layout = scene.layouts[scene.side(run).outputs[scene.output]]
+    return f"{list(layout.shape)} {short(scene.storages[layout.storage].dtype)}"
+
+
+def _expected(scene: Scene) -> str:
+    """What the recorded outputs show."""
+    left, right = scene.sharing.take(*(scene.recorded(run)[scene.output] for run in "ab"))
+    differ = ~((left == right) | ((left != left) & (right != right)))
+    count = int(differ.sum())
+    if not count:
+        return "they are equal in all shared elements."
+    at = int(differ.to(torch.uint8).argmax())
+    return (
+        f"they differ in {count:,} of {differ.numel():,} shared elements, first {left[at].item()!r} in A against "
+        f"{right[at].item()!r} in B."
+    )
+
+
+_PAIRED = '''
+def paired(runs):
+    """Takes shared elements, given where each run of them begins in A and in B, and its length."""
+    a, b = (torch.cat([torch.arange(run[i], run[i] + run[2]) for run in runs]) for i in (0, 1))
+    return lambda x, y: (x.flatten()[a.to(x.device)], y.flatten()[b.to(y.device)])
+'''
+_VIEW = '''def view(memory, spec):
+    key, *layout = spec
+    return memory[key].as_strided(*layout)'''
+_VIEW_LEAD = '''def view(memory, spec):
+    key, shape, stride, offset = spec
+    return memory[key].as_strided(shape, stride, memory[key].storage_offset() + offset)'''
+_TENSORS = '''def tensors(specs, device, dtype=None):
+    """Fresh tensors of a run, laid out as they were; the floating-point ones in another dtype, if one is given."""
+    memory = {}
+    for key in {key for key, *_ in specs.values()}:
+        kind = dtype if data[key].is_floating_point() else None
+        memory[key] = SOURCE.to(DEVICE, kind, copy=True)LEFT
+    return {name: view(memory, spec) for name, spec in specs.items()}MORE'''
+_SAME = '''def same(a, b):
+    return bool(((a == b) | ((a != a) & (b != b))).all())'''
+_CHECK_BEGIN = '''
+def check(device):
+    print(device)
+    a, b = tensors(A, device), tensors(B, device)
+    for name in [name for name in SHARED if name != "output"]:
+        print(f"  {name} equal: {same(*SHARED[name](a[name], b[name]))}")
+    outputs = run_a(a), run_b(b)
+'''
+_CHECK_RECORDED = '''
+    repeats = [same(out.cpu(), view(data, spec)) for out, spec in zip(outputs, RECORDED)]
+    print(f"  A as recorded: {repeats[0]}; B as recorded: {repeats[1]}")
+'''
+_CHECK_OUTPUTS = '''
+    x, y = (out.cpu().flatten().double() for out in SHARED["output"](*outputs))
+    differ = ((x != y) & ~(x.isnan() & y.isnan())).nonzero().flatten().tolist()
+    print(f"  outputs: {len(differ)} of {len(x)} shared elements differ, by up to {(x - y).abs().max():.3g}")
+    for first in differ[:1]:
+        print(f"  first unequal: {x[first].item()!r} in A, {y[first].item()!r} in B")
+    close = [f"1e-{k} {torch.allclose(x, y, atol=10.0**-k, equal_nan=True)}" for k in range(3, 9)]
+    print("  allclose with atol", *close, sep="  ")
+'''
+_CHECK_FLOAT64 = '''
+    exact = run_a(tensors(A, device, torch.float64), torch.float64), run_b(tensors(B, device, torch.float64), torch.float64)
+    for name, out, exact in zip("AB", (x, y), SHARED["output"](*exact)):
+        exact, info = exact.cpu().flatten().double(), torch.finfo(outputs[0].dtype)
+        error = (out - exact).abs() / (info.eps * 2.0 ** exact.abs().clamp(min=info.tiny).log2().floor())
+        print(f"  error of {name} against float64, in ULP: median {error.nanmedian():.3g}, largest {error.max():.3g}")
+'''
+_END = '''
+seen = {device: check(device) for device in ["cpu", "cuda"][: 1 + torch.cuda.is_available()]}
+print("WHAT on HOME:", {True: "yes", False: "no", None: "there is no such device here"}[seen.get("HOME")])
+sys.exit(not seen.get("HOME"))
+'''
