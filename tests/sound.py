@@ -32,10 +32,12 @@ Coordinates = Mapping[str, Tensor]
 
 ROTARY = (
     "llama", "qwen3", "gemma2", "phi3", "falcon", "gpt_neox", "mixtral", "mistral", "qwen2", "qwen2_moe", "gemma",
-    "stablelm", "cohere", "olmo2", "gptj", "granite", "starcoder2",
+    "stablelm", "cohere", "olmo2", "granite", "starcoder2",
 )  # fmt: skip
-"""Architectures that see only how far two tokens are apart: their positions can be shifted together."""
-LEFT = (*ROTARY, "gpt2", "opt", "gpt_neo", "bloom", "mpt", "mamba", "mamba2", "t5")
+"""Architectures that see only how far two tokens are apart: their positions can be shifted together.
+
+Not GPT-J, whose table of sines is stored in float32: shifted, it is another table, by 3e-8."""
+LEFT = (*ROTARY, "gptj", "gpt2", "opt", "gpt_neo", "bloom", "mpt", "mamba", "mamba2", "t5")
 """Architectures that can be padded on the left."""
 RECURRENT = ("mamba", "mamba2")
 EXPERTS = ("mixtral", "qwen2_moe")
@@ -72,7 +74,9 @@ class Side:
 
         layout = None
         if self.by_hand:
-            layout = fp.Layout([{_INPUT[s]: _coordinates(c) for s, c in entry.items()} for entry in self.coordinates])
+            layout = fp.Layout(
+                [{_INPUT[s]: _coordinates(c) for s, c in entry.items()} for entry in self.coordinates]
+            )
         calls = self.calls if len(self.calls) > 1 else self.calls[0]
         return fp.Run(self.model, calls, layout=layout, call=self.call, name=name)
 
@@ -85,7 +89,9 @@ def _coordinates(places: Tensor) -> Any:
 
     padding = torch.full_like(places, -1)
     valid = places >= 0
-    return fp.Coordinates(torch.where(valid, places // 1000, padding), torch.where(valid, places % 1000, padding))
+    return fp.Coordinates(
+        torch.where(valid, places // 1000, padding), torch.where(valid, places % 1000, padding)
+    )
 
 
 @dataclass
@@ -222,7 +228,9 @@ def batch(
     # Answers of one length for all: the decoder has no padding here.
     length = min((len(row.answer) for row in rows), default=0)
     answers = [list(row.answer[:length]) for row in rows]
-    inputs = architecture.inputs([row.tokens for row in rows], pad_to or None, side, answers if length else None)
+    inputs = architecture.inputs(
+        [row.tokens for row in rows], pad_to or None, side, answers if length else None
+    )
     places = _places(rows, inputs["attention_mask"])
     coordinates = {"tokens": places}
     if architecture.decoder:
@@ -240,7 +248,9 @@ def _places(rows: Sequence[Row], mask: Tensor) -> Tensor:
     return torch.where(mask > 0, samples * 1000 + mask.cumsum(-1) - 1, -1)
 
 
-def twin(model: nn.Module, architecture: Architecture, dtype: torch.dtype, attention: str, **changes: Any) -> nn.Module:
+def twin(
+    model: nn.Module, architecture: Architecture, dtype: torch.dtype, attention: str, **changes: Any
+) -> nn.Module:
     """Another model of the same weights, rounded to `dtype`, as a checkpoint loaded again."""
     other = architecture.build(0, dtype, attention, **changes)
     other.load_state_dict(copy.deepcopy(model.state_dict()))
@@ -258,7 +268,9 @@ def padding(draw: Draw) -> Comparison:
     width = len(row.tokens) + draw.numbers.randint(1, 12)
     model = draw.model(dtype, attention)
     # Positions that count from 0 may as well be left out, and so may a mask of ones.
-    a = batch(draw.architecture, [row], mask=draw.numbers.random() < 0.5, positions=draw.numbers.random() < 0.5)
+    a = batch(
+        draw.architecture, [row], mask=draw.numbers.random() < 0.5, positions=draw.numbers.random() < 0.5
+    )
     b = batch(draw.architecture, [row], width, side)
     detail = f"{dtype} {attention} {side} {len(row.tokens)} to {width}"
     return Comparison(draw.name, "padding", detail, *_sides(model, a, b))
@@ -325,7 +337,10 @@ def dtypes(draw: Draw) -> Comparison:
     wide = draw.model("fp32", attention)
     narrow = twin(wide, draw.architecture, DTYPES[dtype], attention)
     width = max(len(row.tokens) for row in rows) + draw.numbers.choice((0, 0, 5))
-    a, b = _side(wide, batch(draw.architecture, rows, 0, side)), _side(narrow, batch(draw.architecture, rows, width, side))
+    a, b = (
+        _side(wide, batch(draw.architecture, rows, 0, side)),
+        _side(narrow, batch(draw.architecture, rows, width, side)),
+    )
     b.exact_model = wide
     if draw.numbers.random() < 0.5:
         a, b = b, a
@@ -358,7 +373,9 @@ def longer(draw: Draw) -> Comparison | None:
     model = draw.model(dtype, attention)
     a = batch(draw.architecture, [Row(0, row.tokens[:cut])])
     b = batch(draw.architecture, [row])
-    return Comparison(draw.name, "longer", f"{dtype} {attention} {cut} and {len(row.tokens)}", *_sides(model, a, b))
+    return Comparison(
+        draw.name, "longer", f"{dtype} {attention} {cut} and {len(row.tokens)}", *_sides(model, a, b)
+    )
 
 
 def losses(draw: Draw) -> Comparison | None:
@@ -444,7 +461,9 @@ def chunks(draw: Draw) -> Comparison | None:
     if not draw.architecture.causal or draw.name in RECURRENT:
         return None
     rows = draw.rows(draw.numbers.choice((1, 1, 2)), 12, 20)
-    return _in_steps(draw, "chunks", rows, [draw.numbers.randint(2, 4) for _ in range(draw.numbers.randint(1, 2))])
+    return _in_steps(
+        draw, "chunks", rows, [draw.numbers.randint(2, 4) for _ in range(draw.numbers.randint(1, 2))]
+    )
 
 
 def _in_steps(draw: Draw, family: str, rows: list[Row], steps: list[int]) -> Comparison:
@@ -465,6 +484,8 @@ def _in_steps(draw: Draw, family: str, rows: list[Row], steps: list[int]) -> Com
     for start, stop in zip(edges, edges[1:], strict=False):
         call = {name: value[:, start:stop] for name, value in inputs.items()}
         call["attention_mask"] = inputs["attention_mask"][:, :stop]
+        if draw.name == "mamba" and start:
+            del call["attention_mask"]  # as `generate` does; a mask wider than the step would be broadcast
         calls.append({**call, "use_cache": True})
         places.append({"tokens": coordinates["tokens"][:, start:stop]})
     detail = f"{dtype} {attention} {[len(row.tokens) for row in rows]} as {width - sum(steps)} + {steps}"
@@ -476,7 +497,10 @@ def decoding(draw: Draw) -> Comparison | None:
     if not draw.architecture.decoder:
         return None
     dtype, attention = draw.dtype(), draw.attention()
-    rows = [Row(row.sample, row.tokens, tuple(answer(row.tokens, 6))) for row in draw.rows(draw.numbers.randint(1, 3))]
+    rows = [
+        Row(row.sample, row.tokens, tuple(answer(row.tokens, 6)))
+        for row in draw.rows(draw.numbers.randint(1, 3))
+    ]
     model = draw.model(dtype, attention)
     inputs, coordinates = batch(draw.architecture, rows)
     with torch.no_grad():
@@ -487,7 +511,9 @@ def decoding(draw: Draw) -> Comparison | None:
     calls: list[dict[str, Any]] = []
     places: list[Coordinates] = []
     for first, last in [(0, start), *((n, n + 1) for n in range(start, 6))]:
-        calls.append({**given, "decoder_input_ids": whole["decoder_input_ids"][:, first:last], "use_cache": True})
+        calls.append(
+            {**given, "decoder_input_ids": whole["decoder_input_ids"][:, first:last], "use_cache": True}
+        )
         places.append({"tokens": coordinates["tokens"], "decoder": coordinates["decoder"][:, first:last]})
     a = Side(model, [whole], [coordinates], by_hand=True)
     b = Side(model, calls, places, by_hand=True)

@@ -21,11 +21,15 @@ from forkpoint.pairs import Pairs
 Ints = NDArray[np.int64]
 
 
-def pair_elements(a: Tensor, label_a: Label | None, b: Tensor, label_b: Label | None, shared: Shared) -> Pairs:
+def pair_elements(
+    a: Tensor, label_a: Label | None, b: Tensor, label_b: Label | None, shared: Shared
+) -> Pairs:
     """Pair the elements of two values by their labels; whole, where neither has one."""
     if label_a is None or label_b is None:
         if a.shape != b.shape:
-            return Pairs.none(f"shape {list(a.shape)} in A, {list(b.shape)} in B, and no token dimension known")
+            return Pairs.none(
+                f"shape {list(a.shape)} in A, {list(b.shape)} in B, and no token dimension known"
+            )
         every = np.arange(a.numel())
         return Pairs(every, every, np.zeros(len(every), dtype=np.int64))
     if (label_a.k is None) != (label_b.k is None):
@@ -62,7 +66,9 @@ def _pair(keys_a: Ints, keys_b: Ints, names: int) -> Pairs:
     keep_a, keep_b = np.isin(sorted_a, common[usable]), np.isin(sorted_b, common[usable])
     index_a, index_b = order_a[keep_a], order_b[keep_b]
     if not len(index_a):
-        return Pairs.none("the runs share no coordinate of it" if not (common >= 0).any() else "other sizes a coordinate")
+        return Pairs.none(
+            "the runs share no coordinate of it" if not (common >= 0).any() else "other sizes a coordinate"
+        )
     numbers = sorted_a[keep_a]
     return Pairs(index_a, index_b, numbers if numbers.max(initial=0) < names else numbers // names)
 
@@ -74,7 +80,9 @@ def _pair_by_sample(a: Tensor, label_a: Label, b: Tensor, label_b: Label, shared
         used = rows[rows >= 0]
         if len(np.unique(used)) != len(np.unique(label.q[rows >= 0])):
             return None
-    pairs = _pair(spread(rows_a, tuple(a.shape)).reshape(-1), spread(rows_b, tuple(b.shape)).reshape(-1), 1 << 40)
+    pairs = _pair(
+        spread(rows_a, tuple(a.shape)).reshape(-1), spread(rows_b, tuple(b.shape)).reshape(-1), 1 << 40
+    )
     return replace(pairs, by_sample=True) if len(pairs) else None
 
 

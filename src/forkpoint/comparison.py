@@ -24,7 +24,9 @@ from forkpoint.values import fetch_value
 from forkpoint.verdict import Judgement, judge, without_probes
 
 
-def compare(a: Run, b: Run, *, probes: bool = True, tokenizer: Any = None, notes: Sequence[str] = ()) -> Result:
+def compare(
+    a: Run, b: Run, *, probes: bool = True, tokenizer: Any = None, notes: Sequence[str] = ()
+) -> Result:
     """Find the first operation at which two runs part ways, and say why.
 
     Args:
@@ -50,7 +52,9 @@ def compare(a: Run, b: Run, *, probes: bool = True, tokenizer: Any = None, notes
     for name, run in (("a", a), ("b", b)):
         if not isinstance(run, Run):
             raise InputError(f"{name} is a {type(run).__name__}", "an fp.Run(model, inputs)")
-    pairing = pair_samples(a.layout, b.layout, read_content(a.layout, a.calls), read_content(b.layout, b.calls))
+    pairing = pair_samples(
+        a.layout, b.layout, read_content(a.layout, a.calls), read_content(b.layout, b.calls)
+    )
     traced_a, traced_b = trace_faithfully(a), trace_faithfully(b)
     shared = Shared(traced_a.trace.table, traced_b.trace.table, pairing)
     session = Session(traced_a, traced_b, shared, Join(traced_a.trace, traced_b.trace, shared))
@@ -155,7 +159,13 @@ def _dtype(model: nn.Module | None, first: Tensor | None) -> str:
     for parameter in model.parameters() if model is not None else ():
         if parameter.dtype.is_floating_point:
             counts[parameter.dtype] = counts.get(parameter.dtype, 0) + parameter.numel()
-    dtype = max(counts, key=lambda d: counts[d]) if counts else first.dtype if first is not None else torch.float32
+    dtype = (
+        max(counts, key=lambda d: counts[d])
+        if counts
+        else first.dtype
+        if first is not None
+        else torch.float32
+    )
     return str(dtype).removeprefix("torch.")
 
 

@@ -82,5 +82,7 @@ def _row(session: Session, name: str, parts: list[tuple[Tensor, Tensor, Pairs]])
             place = session.shared.place(pairs, at)
             per_place[place] = max(per_place.get(place, 0.0), value)
     names = session.a.run.layout.name
-    tokens = [(None if s is None else names(s), position, value) for (s, position), value in per_place.items()]
+    tokens = [
+        (None if s is None else names(s), position, value) for (s, position), value in per_place.items()
+    ]
     return LayerDrift(name, largest, relative, tuple(tokens))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-import torch
 from torch import Tensor
 
 
@@ -24,5 +23,6 @@ def same_bits(a: Tensor, b: Tensor) -> bool:
 def same_results(a: Sequence[Mapping[str, Tensor]], b: Sequence[Mapping[str, Tensor]]) -> bool:
     """The same for everything that a model returned in each call."""
     return len(a) == len(b) and all(
-        x.keys() == y.keys() and all(same_bits(x[name], y[name]) for name in x) for x, y in zip(a, b, strict=True)
+        x.keys() == y.keys() and all(same_bits(x[name], y[name]) for name in x)
+        for x, y in zip(a, b, strict=True)
     )

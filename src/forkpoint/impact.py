@@ -63,7 +63,9 @@ def compare_results(
     """
     shared = session.shared if own is None else session.shared.within(own)
     results_a, results_b = a or session.a.results, b or session.b.results
-    names = [n for n in dict.fromkeys(n for call in results_a for n in call) if any(n in c for c in results_b)]
+    names = [
+        n for n in dict.fromkeys(n for call in results_a for n in call) if any(n in c for c in results_b)
+    ]
     gaps: list[ResultGap] = []
     left_out: list[tuple[str, str]] = []
     for name in names:

@@ -40,7 +40,9 @@ class Located:
 def differing_rows(session: Session) -> list[Joined]:
     """Ops whose floating-point values differ, in the order of execution; module inputs are not ops."""
     rows = [r for r in session.join.rows if r.difference is not None and r.floating and not r.op.is_input]
-    return sorted(rows, key=lambda r: (r.difference.event_a, r.op.is_boundary) if r.difference else (0, False))
+    return sorted(
+        rows, key=lambda r: (r.difference.event_a, r.op.is_boundary) if r.difference else (0, False)
+    )
 
 
 def locate(session: Session, tokens: Tokens) -> Located | None:
@@ -57,7 +59,11 @@ def locate(session: Session, tokens: Tokens) -> Located | None:
         taken_a = fetch(session.a, [(r, _difference(r).event_a) for r in wanted])
         taken_b = fetch(session.b, [(r, _difference(r).event_b) for r in wanted])
         for row, a, b in zip(wanted, taken_a, taken_b, strict=True):
-            if a is not None and b is not None and (found := describe(session, row, a, b, tokens)) is not None:
+            if (
+                a is not None
+                and b is not None
+                and (found := describe(session, row, a, b, tokens)) is not None
+            ):
                 return _between(session, Located(row, found, a, b))
     return None
 
@@ -114,7 +120,9 @@ def describe_values(
     label_a, label_b = a.output_labels[output], b.output_labels[output]
     pairs = pair_elements(value_a, label_a, value_b, label_b, session.shared)
     if not len(pairs):
-        pairs = session.join.pair_open(known[0], (a.op, a.call), (b.op, b.call), tuple(value_a.shape), tuple(value_b.shape))
+        pairs = session.join.pair_open(
+            known[0], (a.op, a.call), (b.op, b.call), tuple(value_a.shape), tuple(value_b.shape)
+        )
     if not len(pairs):
         return None
     found = gap(value_a, value_b, pairs)
@@ -232,21 +240,29 @@ def compare_inputs(session: Session, a: Taken, b: Taken) -> tuple[InputCompariso
     return tuple(found)
 
 
-def _compare_input(session: Session, name: str, a: Taken, mine: Tensor, b: Taken, theirs: Tensor) -> InputComparison:
+def _compare_input(
+    session: Session, name: str, a: Taken, mine: Tensor, b: Taken, theirs: Tensor
+) -> InputComparison:
     shapes = tuple(mine.shape), tuple(theirs.shape)
     if a.op.function == "scaled_dot_product_attention" and mine.dim() == theirs.dim() == 4:
         mine, theirs = _repeat_heads(a, mine, theirs), _repeat_heads(b, theirs, mine)
-    pairs = pair_elements(mine, a.input_labels.get(id(mine)), theirs, b.input_labels.get(id(theirs)), session.shared)
+    pairs = pair_elements(
+        mine, a.input_labels.get(id(mine)), theirs, b.input_labels.get(id(theirs)), session.shared
+    )
     parameter = a.owned.get(id(mine))
     comparison = InputComparison(
         name, "not compared", *shapes, str(mine.dtype).removeprefix("torch."),
         str(theirs.dtype).removeprefix("torch."), parameter, None, pairs.reason,
     )  # fmt: skip
     if not len(pairs):
-        return comparison if mine.numel() or theirs.numel() else replace(comparison, status="equal", reason="")
+        return (
+            comparison if mine.numel() or theirs.numel() else replace(comparison, status="equal", reason="")
+        )
     found = gap(mine, theirs, pairs)
     return replace(
-        comparison, status="differs" if found.differing else "equal", max_abs=found.max_abs if found.differing else 0.0
+        comparison,
+        status="differs" if found.differing else "equal",
+        max_abs=found.max_abs if found.differing else 0.0,
     )
 
 
@@ -274,7 +290,9 @@ def _between(session: Session, located: Located) -> Located:
     moved = [i for i in divergence.inputs if i.status == "differs"]
     if not moved:
         return located
-    floating = [i for i in moved if i.dtype_a is not None and ("float" in i.dtype_a or "complex" in i.dtype_a)]
+    floating = [
+        i for i in moved if i.dtype_a is not None and ("float" in i.dtype_a or "complex" in i.dtype_a)
+    ]
     if not floating:
         return located
     hidden = _unmatched_before(session, located.row)
@@ -287,7 +305,11 @@ def _between(session: Session, located: Located) -> Located:
             note="the runs part ways in ops that only one of them has, before this value",
         )  # fmt: skip
         return replace(located, divergence=changed)
-    if located.row.op.function in ALWAYS_VIEWS or located.row.op.function in ("getitem", "reshape", "contiguous"):
+    if located.row.op.function in ALWAYS_VIEWS or located.row.op.function in (
+        "getitem",
+        "reshape",
+        "contiguous",
+    ):
         note = "this op only moves elements, and its input differs already: something no tap saw made it"
     else:
         note = "its input differs already, though no op before it does: something no tap saw changed it"
@@ -303,15 +325,17 @@ def _unmatched_before(session: Session, row: Joined) -> list[tuple[str, Op]]:
         ("b", "only in b", session.b.trace, difference.event_b),
     ):
         alone = {r.op.key for r in session.join.rows if r.status == status and r.floating}
-        equal = {r.op.key for r in session.join.rows if r.status == "equal" and r.floating and not r.op.is_boundary}
+        equal = {
+            r.op.key for r in session.join.rows if r.status == "equal" and r.floating and not r.op.is_boundary
+        }
         for index in range(stop - 1, -1, -1):
             event = trace.events[index]
             op = trace.ops[event.op]
             if op.key in alone and not op.is_boundary:
                 found.insert(0, (run, op))
-            elif op.key in equal and event.status == "digest" and found:
-                break
-            elif op.key in equal and event.status == "digest" and stop - index > 64:
+            elif (op.key in equal and event.status == "digest" and found) or (
+                op.key in equal and event.status == "digest" and stop - index > 64
+            ):
                 break
     unique: dict[tuple[str, Any], tuple[str, Op]] = {(run, op.key): (run, op) for run, op in found}
     return list(unique.values())

@@ -54,13 +54,17 @@ class Shared:
         self._a, self._b = self._number(keys_a), self._number(keys_b)
         self._homes = (_homes(a), _homes(b))
         self._whole_samples = _samples_of_sets(a, self._a)
-        self._samples = np.asarray([-1 if (s := self.coordinate(n)[0]) is None else s for n in range(len(self.names))])
+        self._samples = np.asarray(
+            [-1 if (s := self.coordinate(n)[0]) is None else s for n in range(len(self.names))]
+        )
         self._rows = (_rows(a, to_a), _rows(b, to_b))
 
     def _number(self, keys: list[Hashable | None]) -> Ints:
         # Two more entries, so that ids -1 (none) and -2 (whole) find themselves at the end.
         known = self._numbers
-        return np.asarray([*(known.get(k, -1) if k is not None else -1 for k in keys), _WHOLE, -1], dtype=np.int64)
+        return np.asarray(
+            [*(known.get(k, -1) if k is not None else -1 for k in keys), _WHOLE, -1], dtype=np.int64
+        )
 
     @property
     def a(self) -> Ints:
@@ -301,9 +305,7 @@ class Join:
             self._compare_open(a, b, count)
         elif kinds == {"rows"} and len(a) == len(b) == 1 and a[0][1].call == b[0][1].call:
             self._compare_rows(a[0], b[0], count)
-        elif kinds == {"rows"}:
-            self._compare_passes(a, b, count)
-        elif kinds == {"pair"}:
+        elif kinds == {"rows"} or kinds == {"pair"}:
             self._compare_passes(a, b, count)
         elif "pair" not in kinds:
             self._compare_open(a, b, count)
@@ -339,9 +341,7 @@ class Join:
     def _difference(self, event_a: int, event_b: int, number: int) -> Difference:
         return Difference(event_a, event_b, number, *self.shared.coordinate(number))
 
-    def _compare_rows(
-        self, a: tuple[int, Event, Event], b: tuple[int, Event, Event], count: _Count
-    ) -> None:
+    def _compare_rows(self, a: tuple[int, Event, Event], b: tuple[int, Event, Event], count: _Count) -> None:
         held_a, held_b = a[2], b[2]
         assert held_a.cells is not None and held_b.cells is not None
         assert held_a.digests is not None and held_b.digests is not None
@@ -374,7 +374,9 @@ class Join:
         assert held_a.digests is not None and held_b.digests is not None
         rows_a = self.shared.sample_rows_a[held_a.cells.ids]
         rows_b = self.shared.sample_rows_b[held_b.cells.ids]
-        once = all(len(np.unique(rows[rows >= 0])) == np.count_nonzero(rows >= 0) for rows in (rows_a, rows_b))
+        once = all(
+            len(np.unique(rows[rows >= 0])) == np.count_nonzero(rows >= 0) for rows in (rows_a, rows_b)
+        )
         samples, index_a, index_b = np.intersect1d(rows_a, rows_b, return_indices=True)
         keep = samples >= 0
         if not once or not keep.any():
@@ -391,8 +393,12 @@ class Join:
         self, a: list[tuple[int, Event, Event]], b: list[tuple[int, Event, Event]], count: _Count
     ) -> None:
         """Several passes of an op: the k-th at a coordinate meets the k-th; a value read again later
-        (keys from a cache) meets the one of its token's own call if the other run did not read it again."""
-        table_a, table_b = self._passes(a, self.shared.a, self.shared.home_a), self._passes(b, self.shared.b, self.shared.home_b)
+        (keys from a cache) meets the one of its token's own call if the other run did not read it again.
+        """
+        table_a, table_b = (
+            self._passes(a, self.shared.a, self.shared.home_a),
+            self._passes(b, self.shared.b, self.shared.home_b),
+        )
         _, rows_a, rows_b = np.intersect1d(table_a.keys, table_b.keys, return_indices=True)
         pairs = [(rows_a, rows_b)]
         for mine, theirs, rows, swap in ((table_a, table_b, rows_a, False), (table_b, table_a, rows_b, True)):
@@ -400,7 +406,8 @@ class Join:
             again = rest[mine.again[rest]]
             place = np.searchsorted(theirs.first_keys, mine.numbers[again])
             fits = (place < len(theirs.first_keys)) & (
-                theirs.first_keys[np.minimum(place, max(len(theirs.first_keys) - 1, 0))] == mine.numbers[again]
+                theirs.first_keys[np.minimum(place, max(len(theirs.first_keys) - 1, 0))]
+                == mine.numbers[again]
                 if len(theirs.first_keys)
                 else np.zeros(len(again), dtype=bool)
             )
@@ -424,7 +431,9 @@ class Join:
                     again,
                     np.full(len(keep), index),
                     held.digests[keep],
-                    held.cells.keys[keep] if held.cells.keys is not None else np.zeros((len(keep), 0), dtype=np.int64),
+                    held.cells.keys[keep]
+                    if held.cells.keys is not None
+                    else np.zeros((len(keep), 0), dtype=np.int64),
                     _widths(held)[keep],
                 )
             )
@@ -454,7 +463,9 @@ class Join:
         places = np.flatnonzero(wrong)
         best = places[np.lexsort((left[places], a.events[left[places]]))[0]]
         count.differ(
-            self._difference(int(a.events[left[best]]), int(b.events[right[best]]), int(a.numbers[left[best]]))
+            self._difference(
+                int(a.events[left[best]]), int(b.events[right[best]]), int(a.numbers[left[best]])
+            )
         )
 
     # ------------------------------------------------------------------ open dimensions
@@ -465,7 +476,9 @@ class Join:
         """Values that hold no token, but may have dimensions as long as the tokens (rotary tables)."""
         as_many = len(self.a.lengths) == len(self.b.lengths)
         for entry_a in a:
-            partners = [e for e in b if e[1].nth == entry_a[1].nth and (e[1].call == entry_a[1].call or not as_many)]
+            partners = [
+                e for e in b if e[1].nth == entry_a[1].nth and (e[1].call == entry_a[1].call or not as_many)
+            ]
             if not partners:
                 count.skip(1, "a pass that the other run does not make")
             for entry_b in partners:
@@ -477,23 +490,32 @@ class Join:
         held_a, held_b = a[2], b[2]
         cells_a, cells_b = held_a.cells, held_b.cells
         assert cells_a is not None and cells_b is not None
-        one_has_tokens = (cells_a.ids[0] == WHOLE) != (cells_b.ids[0] == WHOLE) if len(cells_a.ids) and len(cells_b.ids) else False
+        one_has_tokens = (
+            (cells_a.ids[0] == WHOLE) != (cells_b.ids[0] == WHOLE)
+            if len(cells_a.ids) and len(cells_b.ids)
+            else False
+        )
         if held_a.shape == held_b.shape and not one_has_tokens:
             self._compare_flat(a, b, count)
         elif not (_has_grid(held_a) and _has_grid(held_b)):
-            count.skip(1, f"shape {list(held_a.shape)} in A, {list(held_b.shape)} in B, and no token dimension known")
+            count.skip(
+                1, f"shape {list(held_a.shape)} in A, {list(held_b.shape)} in B, and no token dimension known"
+            )
         elif cells_a.row_dims or cells_b.row_dims:
             self._compare_masks(a, b, count)
         else:
             self._compare_aligned(a, b, count)
 
-    def _compare_flat(
-        self, a: tuple[int, Event, Event], b: tuple[int, Event, Event], count: _Count
-    ) -> None:
+    def _compare_flat(self, a: tuple[int, Event, Event], b: tuple[int, Event, Event], count: _Count) -> None:
         held_a, held_b = a[2], b[2]
         flat_a = held_a.digests if held_a.flat is None else held_a.flat
         flat_b = held_b.digests if held_b.flat is None else held_b.flat
-        assert held_a.cells is not None and held_b.cells is not None and flat_a is not None and flat_b is not None
+        assert (
+            held_a.cells is not None
+            and held_b.cells is not None
+            and flat_a is not None
+            and flat_b is not None
+        )
         index_a, index_b, numbers = self._align(held_a.cells, held_b.cells)
         wrong = flat_a[index_a] != flat_b[index_b]
         count.compared += len(numbers)
@@ -501,11 +523,10 @@ class Join:
             count.differing += int(np.count_nonzero(wrong))
             count.differ(self._difference_inside(a, b, int(np.argmax(wrong)), index_a, index_b, numbers))
 
-    def _compare_masks(
-        self, a: tuple[int, Event, Event], b: tuple[int, Event, Event], count: _Count
-    ) -> None:
+    def _compare_masks(self, a: tuple[int, Event, Event], b: tuple[int, Event, Event], count: _Count) -> None:
         """A table over queries and keys (a mask, a position bias) in which not every dimension's tokens
-        are known: its rows and columns are lined up for each sample by where the sample's tokens are."""
+        are known: its rows and columns are lined up for each sample by where the sample's tokens are.
+        """
         grid_a, grid_b = _grid(a[2]), _grid(b[2])
         if grid_a[0] != grid_b[0] or len(a[2].shape) != len(b[2].shape):
             whole = grid_a if a[2].cells is not None and a[2].cells.ids[0] == WHOLE else grid_b
@@ -516,7 +537,9 @@ class Join:
                 count.skip(1, f"shape {list(a[2].shape)} in A, {list(b[2].shape)} in B")
                 return
             widened = whole[1].reshape([held.shape[d] for d in other[0]])
-            grid_a, grid_b = ((other[0], widened), grid_b) if whole is grid_a else (grid_a, (other[0], widened))
+            grid_a, grid_b = (
+                ((other[0], widened), grid_b) if whole is grid_a else (grid_a, (other[0], widened))
+            )
         for sample_a, sample_b in self.shared.pairing.pairs:
             take_a = self._lines(self.a, a, grid_a[0], sample_a)
             take_b = self._lines(self.b, b, grid_b[0], sample_b)
@@ -546,7 +569,9 @@ class Join:
         found: list[dict[int, int] | int | None] = []
         for d in dims:
             size = held.shape[d]
-            columns = self._column_of(trace, self._place(trace, entry), size).get(sample) if size > 1 else None
+            columns = (
+                self._column_of(trace, self._place(trace, entry), size).get(sample) if size > 1 else None
+            )
             if size == 1:
                 found.append(0)
             elif d == 0 and (row := self._row_of(trace, event.call, size, sample)) is not None:
@@ -564,7 +589,11 @@ class Join:
         if not isinstance(x, dict) or not isinstance(y, dict):
             return None
         positions = sorted(x.keys() & y.keys())
-        return positions, np.asarray([x[p] for p in positions], int), np.asarray([y[p] for p in positions], int)
+        return (
+            positions,
+            np.asarray([x[p] for p in positions], int),
+            np.asarray([y[p] for p in positions], int),
+        )
 
     @staticmethod
     def _row_of(trace: Trace, call: int, size: int, sample: int) -> int | None:
@@ -572,12 +601,20 @@ class Join:
         if grid is None or grid.ndim != 2 or grid.shape[0] != size:
             return None
         for row in range(size):
-            if any((t := trace.table.tokens[item]) is not None and t[1] == sample for item in grid[row].tolist()):
+            if any(
+                (t := trace.table.tokens[item]) is not None and t[1] == sample for item in grid[row].tolist()
+            ):
                 return row
         return None
 
     def _difference_inside(
-        self, a: tuple[int, Event, Event], b: tuple[int, Event, Event], at: int, index_a: Ints, index_b: Ints, numbers: Ints
+        self,
+        a: tuple[int, Event, Event],
+        b: tuple[int, Event, Event],
+        at: int,
+        index_a: Ints,
+        index_b: Ints,
+        numbers: Ints,
     ) -> Difference:
         """Name the token along an open dimension, where there is just one sample to name."""
         difference = self._difference(a[0], b[0], int(numbers[at]))
@@ -637,7 +674,8 @@ class Join:
             if d >= len(held_a.shape) or d >= len(held_b.shape) or held_a.shape[d] != held_b.shape[d]
         ]  # fmt: skip
         if len(held_a.shape) != len(held_b.shape) or any(
-            d not in cells_a.open_dims and held_a.shape[d] != 1 or d not in cells_b.open_dims and held_b.shape[d] != 1
+            (d not in cells_a.open_dims and held_a.shape[d] != 1)
+            or (d not in cells_b.open_dims and held_b.shape[d] != 1)
             for d in different
         ):
             count.skip(1, f"shape {list(held_a.shape)} in A, {list(held_b.shape)} in B")
@@ -690,9 +728,13 @@ class Join:
                 position = positions[at] if positions is not None and at < len(positions) else None
                 count.differ(Difference(a[0], b[0], number, sample_a, position))
 
-
     def pair_open(
-        self, sample: int | None, place_a: tuple[Op, int], place_b: tuple[Op, int], shape_a: tuple[int, ...], shape_b: tuple[int, ...]
+        self,
+        sample: int | None,
+        place_a: tuple[Op, int],
+        place_b: tuple[Op, int],
+        shape_a: tuple[int, ...],
+        shape_b: tuple[int, ...],
     ) -> Pairs:
         """Pair the elements of two values whose token dimensions only the join could line up.
 
@@ -729,14 +771,20 @@ class Join:
 class _Passes:
     """The passes of one op in one run, a row for each coordinate of each pass."""
 
-    def __init__(self, numbers: Ints, again: Any, events: Ints, digests: Any, keys_seen: Ints, widths: Ints) -> None:
+    def __init__(
+        self, numbers: Ints, again: Any, events: Ints, digests: Any, keys_seen: Ints, widths: Ints
+    ) -> None:
         self.numbers, self.events, self.digests = numbers, events, digests
         self.keys_seen, self.widths = keys_seen, widths
         self.again = again.astype(bool)
         group = numbers * 2 + self.again
         order = np.argsort(group, kind="stable")
         sorted_group = group[order]
-        starts = np.flatnonzero(np.r_[True, sorted_group[1:] != sorted_group[:-1]]) if len(group) else np.zeros(0, int)
+        starts = (
+            np.flatnonzero(np.r_[True, sorted_group[1:] != sorted_group[:-1]])
+            if len(group)
+            else np.zeros(0, int)
+        )
         lengths = np.diff(np.r_[starts, len(group)])
         nth = np.empty(len(group), dtype=np.int64)
         nth[order] = np.arange(len(group)) - np.repeat(starts, lengths)

@@ -22,10 +22,14 @@ from forkpoint.trace import Op
 
 _ATTENTION = frozenset({"scaled_dot_product_attention", "flex_attention", "multi_head_attention_forward"})
 _MASKING = frozenset({"masked_fill", "masked_fill_", "softmax", "where"})
-_STATISTICS = frozenset({"batch_norm", "group_norm", "instance_norm", "var", "var_mean", "std", "std_mean", "layer_norm"})
+_STATISTICS = frozenset(
+    {"batch_norm", "group_norm", "instance_norm", "var", "var_mean", "std", "std_mean", "layer_norm"}
+)
 _AVERAGES = frozenset({"mean", "sum", "amax", "amin", "max", "min", "logsumexp", "prod", "norm", "median"})
 _EXTREMES = frozenset({"amax", "amin", "max", "min", "aminmax", "norm", "vector_norm", "linalg_vector_norm"})
-_SELECTIONS = frozenset({"getitem", "select", "gather", "index_select", "take_along_dim", "narrow", "argmax", "argmin"})
+_SELECTIONS = frozenset(
+    {"getitem", "select", "gather", "index_select", "take_along_dim", "narrow", "argmax", "argmin"}
+)
 _MIXERS = frozenset({
     "conv1d", "conv2d", "conv3d", "conv_transpose1d", "fft_fft", "fft_fft2", "fft_fftn", "fft_rfft", "fft_irfft",
     "cumsum", "cumprod", "roll", "flip", "lstm", "gru", "rnn_tanh", "avg_pool1d", "max_pool1d", "unfold",
@@ -158,9 +162,11 @@ class Case:
         if self.names & _ATTENTION or (label is not None and label.k is not None):
             return True
         follows = self.after(4)
-        return bool(origin.seen.a.op.function in _MASKING | {"add", "mul"} and follows & (_ATTENTION | {"softmax"}) and (
-            label is None or origin.root.a.value.dtype == torch.bool
-        ))
+        return bool(
+            origin.seen.a.op.function in _MASKING | {"add", "mul"}
+            and follows & (_ATTENTION | {"softmax"})
+            and (label is None or origin.root.a.value.dtype == torch.bool)
+        )
 
     @cached_property
     def masks(self) -> bool:
@@ -262,7 +268,11 @@ def nan_in_one(compared: ResultComparison) -> bool:
 
 def _int8_outliers(case: Case) -> Mechanism | None:
     library = any(op.function.startswith("bitsandbytes.") for op in case.chain)
-    emulated = case.root is not None and case.names & {"any", "nonzero"} and (case.names | case.behind(4)) & _COMPARISONS
+    emulated = (
+        case.root is not None
+        and case.names & {"any", "nonzero"}
+        and (case.names | case.behind(4)) & _COMPARISONS
+    )
     if not library and not (emulated and _QUANTISING & (case.after() | case.behind())):
         return None
     return Mechanism(
@@ -275,7 +285,11 @@ def _int8_outliers(case: Case) -> Mechanism | None:
 
 def _dynamic_scale(case: Case) -> Mechanism | None:
     root = case.root
-    if root is None or not case.names & _EXTREMES or not _QUANTISING & (case.after(8) | case.names) | _to_narrow(case):
+    if (
+        root is None
+        or not case.names & _EXTREMES
+        or not _QUANTISING & (case.after(8) | case.names) | _to_narrow(case)
+    ):
         return None
     scale = _scale_of(case)
     whole = scale is None or scale.numel() == 1
@@ -308,7 +322,9 @@ def _scale_of(case: Case) -> Tensor | None:
     origin = case.origin
     if origin is None:
         return None
-    kept = [k for e, k in sorted(origin.store_b.kept.items()) if k.op.function in _EXTREMES and k.op in case.chain]
+    kept = [
+        k for e, k in sorted(origin.store_b.kept.items()) if k.op.function in _EXTREMES and k.op in case.chain
+    ]
     return kept[0].value if kept else None
 
 
@@ -359,7 +375,9 @@ def _pooling(case: Case) -> Mechanism | None:
         return None
     _, position = case.session.shared.place(root.pairs, 0) if len(root.pairs) else (None, None)
     vector = root.pairs.by_sample or (position is None and root.a.label is not None)
-    weights = "softmax" in case.names and root.a.label is not None and root.a.label.k is None and not case.attends
+    weights = (
+        "softmax" in case.names and root.a.label is not None and root.a.label.k is None and not case.attends
+    )
     if not (vector or weights or (case.names & _SELECTIONS and not case.attends)):
         return None
     return Mechanism(
@@ -375,7 +393,9 @@ def _length_dependent_rope(case: Case) -> Mechanism | None:
     value = root.a.value
     table = value.dtype.is_floating_point and root.a.label is None
     longest = not value.dtype.is_floating_point and bool(case.names & (_EXTREMES | {"argmax", "numel"}))
-    unmet = [op for op in case.chain[2:] if op.function in ("pow", "reciprocal", "div", "mul", "tensor", "where")]
+    unmet = [
+        op for op in case.chain[2:] if op.function in ("pow", "reciprocal", "div", "mul", "tensor", "where")
+    ]
     if not table and not longest and not (unmet and value.dtype.is_floating_point):
         return None
     return Mechanism(
@@ -394,14 +414,19 @@ def _position_ids(case: Case) -> Mechanism | None:
     whole = value.dtype.is_floating_point and root.a.op.function in ("float", "to", "type", "double")
     if whole:  # an integer that was just made a number to compute with
         whole = bool((value == value.round()).all())
-    integer = whole or not (value.dtype.is_floating_point or value.dtype.is_complex or value.dtype == torch.bool)
+    integer = whole or not (
+        value.dtype.is_floating_point or value.dtype.is_complex or value.dtype == torch.bool
+    )
     if root.a.op.function == "embedding":  # token ids are equal, or the verdict would be another
         return _POSITIONS
     given = root.a.op.function.startswith("input:")
     if not integer or case.masks or (given and "position" not in root.a.op.function):
         return None
     follows = case.after(20) | {origin.seen.a.op.function}
-    if not follows & {"embedding", "cos", "sin", "getitem", "index_select", "mul"} or case.behind(6) & _ROUTING:
+    if (
+        not follows & {"embedding", "cos", "sin", "getitem", "index_select", "mul"}
+        or case.behind(6) & _ROUTING
+    ):
         return None
     return _POSITIONS
 
@@ -469,7 +494,13 @@ def _mask_in(case: Case) -> bool:
 
 def _masked_otherwise(case: Case) -> bool:
     """Whether an op that one run alone has made a mask for the root."""
-    return bool(case.names & (_COMPARISONS | {"bitwise_and", "bitwise_or", "logical_and", "masked_fill", "where", "tril", "triu"}))
+    return bool(
+        case.names
+        & (
+            _COMPARISONS
+            | {"bitwise_and", "bitwise_or", "logical_and", "masked_fill", "where", "tril", "triu"}
+        )
+    )
 
 
 def _others(session: Session) -> bool:
@@ -481,7 +512,9 @@ def _padding_leak(case: Case) -> Mechanism | None:
     leaks = case.content is not None and case.content.leaks
     others = _others(case.session)
     mixes = case.root is not None and (
-        case.names & _MIXERS or case.mixes_tokens(case.root) or (case.root.a.op.function in ("matmul", "einsum", "bmm"))
+        case.names & _MIXERS
+        or case.mixes_tokens(case.root)
+        or (case.root.a.op.function in ("matmul", "einsum", "bmm"))
     )
     if not others or not (leaks or mixes):
         return None

@@ -7,7 +7,7 @@ import inspect
 import sys
 import textwrap
 from collections.abc import Iterator
-from functools import lru_cache
+from functools import cache
 from typing import Any
 
 from torch import nn
@@ -27,7 +27,9 @@ def replaced_modules(model: nn.Module | None) -> tuple[ReplacedModule, ...]:
             if classes and type(child) not in classes:
                 found.append(_record(path, name, classes, child))
             elif inner:
-                found += [_record(path, f"{name}.{key}", inner, c) for key, c in members if type(c) not in inner]
+                found += [
+                    _record(path, f"{name}.{key}", inner, c) for key, c in members if type(c) not in inner
+                ]
     return tuple(found)
 
 
@@ -40,10 +42,11 @@ def _title(kind: type) -> str:
     return f"nn.{kind.__name__}" if kind.__module__.startswith("torch.nn.modules") else kind.__name__
 
 
-@lru_cache(maxsize=None)
+@cache
 def _expected(kind: type) -> dict[str, frozenset[type]]:
     """Attribute name to the classes that the source of `__init__` constructs for it; `name[]` for the
-    elements of a ModuleList."""
+    elements of a ModuleList.
+    """
     names: dict[str, set[type]] = {}
     unsure: set[str] = set()
     for base in kind.__mro__:
@@ -67,7 +70,11 @@ def _assignments(kind: type) -> Iterator[tuple[str, ast.expr]]:
     for node in ast.walk(tree):
         if isinstance(node, ast.Assign):
             for target in node.targets:
-                if isinstance(target, ast.Attribute) and isinstance(target.value, ast.Name) and target.value.id == "self":
+                if (
+                    isinstance(target, ast.Attribute)
+                    and isinstance(target.value, ast.Name)
+                    and target.value.id == "self"
+                ):
                     yield target.attr, node.value
 
 
@@ -93,7 +100,11 @@ def _resolve(kind: type, node: ast.expr | None) -> type | None:
         node = node.value
     if not isinstance(node, ast.Name):
         return None
-    value: Any = vars(sys.modules.get(kind.__module__, object())).get(node.id) if kind.__module__ in sys.modules else None
+    value: Any = (
+        vars(sys.modules.get(kind.__module__, object())).get(node.id)
+        if kind.__module__ in sys.modules
+        else None
+    )
     for part in parts:
         value = getattr(value, part, None)
     return value if isinstance(value, type) and issubclass(value, nn.Module) else None

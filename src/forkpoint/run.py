@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from forkpoint.errors import CaptureError, InputError
-from forkpoint.layout import Layout, MAIN, token_tensor
+from forkpoint.layout import MAIN, Layout, token_tensor
 
 Inputs = Mapping[str, Any]
 
@@ -122,7 +122,9 @@ def _as_calls(inputs: Inputs | Sequence[Inputs]) -> tuple[dict[str, Any], ...]:
         )
     for index, call in enumerate(calls):
         if not any(isinstance(v, Tensor) for v in _leaves(call)):
-            raise InputError(f"call {index} has no tensor among {sorted(call)}", "inputs with at least one tensor")
+            raise InputError(
+                f"call {index} has no tensor among {sorted(call)}", "inputs with at least one tensor"
+            )
     return tuple(dict(call) for call in calls)
 
 
@@ -147,12 +149,16 @@ def _check_model(model: Any, call: Callable[..., Any] | None) -> None:
                 "load the model with its weights, not on the meta device",
             )
     elif call is None and not callable(model):
-        raise InputError(f"a model of type {type(model).__name__}", "a torch.nn.Module", "or say how to call it: call=")
+        raise InputError(
+            f"a model of type {type(model).__name__}", "a torch.nn.Module", "or say how to call it: call="
+        )
 
 
 def _check_layout(layout: Layout, calls: Sequence[Inputs]) -> None:
     if len(layout.calls) != len(calls):
-        raise InputError(f"a layout of {len(layout.calls)} calls for {len(calls)} calls", "one entry for each call")
+        raise InputError(
+            f"a layout of {len(layout.calls)} calls for {len(calls)} calls", "one entry for each call"
+        )
     for index, (entry, inputs) in enumerate(zip(layout.calls, calls, strict=True)):
         for stream, coordinates in entry.items():
             found = token_tensor(inputs, stream)
@@ -243,7 +249,11 @@ class _ModuleState:
         self.empty = [c for c in self.saved.values() if type(c) in _CONTAINERS and not c]
         self.values: list[tuple[Tensor, int | None, Tensor]] = []
         for tensor in (*module._buffers.values(), *self.saved.values()):
-            if isinstance(tensor, Tensor) and tensor.layout == torch.strided and tensor.nbytes <= MAX_SAVED_BUFFER:
+            if (
+                isinstance(tensor, Tensor)
+                and tensor.layout == torch.strided
+                and tensor.nbytes <= MAX_SAVED_BUFFER
+            ):
                 self.values.append((tensor, version(tensor), tensor.detach().clone()))
 
     def restore(self) -> None:

@@ -78,7 +78,10 @@ class Traced:
             after.restore()
         return [
             {
-                name: (value if promotion is None else promotion.value(value), recorder.label_of_result(value, index))
+                name: (
+                    value if promotion is None else promotion.value(value),
+                    recorder.label_of_result(value, index),
+                )
                 for name, value in call.items()
             }
             for index, call in enumerate(all_results(outputs))
@@ -129,9 +132,13 @@ def trace_faithfully(run: Run) -> Traced:
             before.restore()
             draws, traced = traced.draws, trace_run(run, functions=False)
             traced.draws = draws
-            remarks.append("looking at single functions changes this model's bits; only its modules were watched")
+            remarks.append(
+                "looking at single functions changes this model's bits; only its modules were watched"
+            )
             if not same_results(plain(traced.results), untraced):
-                remarks.append("watching its modules changes them too: this trace is not exactly the model's own run")
+                remarks.append(
+                    "watching its modules changes them too: this trace is not exactly the model's own run"
+                )
         else:
             traced.repeats = False
             remarks.append("the run does not repeat itself bit for bit, from the same random state")

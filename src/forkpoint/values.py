@@ -24,7 +24,9 @@ def fetch_value(session: Session, module: str, name: str, *, run: str, call: int
         try:
             owner = model.get_submodule(module)
         except AttributeError:
-            raise InputError(f"no module {module!r} in the model", "a path of model.named_modules()") from None
+            raise InputError(
+                f"no module {module!r} in the model", "a path of model.named_modules()"
+            ) from None
         for table in (owner._parameters, owner._buffers):
             parameter = table.get(name)
             if parameter is not None:

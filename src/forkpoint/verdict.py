@@ -46,7 +46,9 @@ def without_probes(compared: ResultComparison) -> Verdict:
     if compared.identical:
         return Verdict(VerdictKind.IDENTICAL, None, None, "every result is the same, bit for bit")
     if not compared.gaps:
-        reason = compared.left_out[0][1] if compared.left_out else "the model returned nothing that both runs have"
+        reason = (
+            compared.left_out[0][1] if compared.left_out else "the model returned nothing that both runs have"
+        )
         return Verdict(VerdictKind.UNDETERMINED, None, None, f"no result could be compared: {reason}")
     return Verdict(VerdictKind.UNDETERMINED, None, None, "the results differ")
 
@@ -155,7 +157,9 @@ def _rounding_slug(session: Session, alone: Replay | None, given: Inputs, locate
 
 def _model_dtype(traced: object) -> object:
     model = getattr(getattr(traced, "run", None), "modules", None)
-    dtypes = {p.dtype for p in model.parameters() if p.dtype.is_floating_point} if model is not None else set()
+    dtypes = (
+        {p.dtype for p in model.parameters() if p.dtype.is_floating_point} if model is not None else set()
+    )
     return frozenset(dtypes)
 
 
@@ -171,11 +175,20 @@ def _refused(
             f"rounding, as far as can be told: {exact.refused[0].split(':')[0]} has no float64 form, but the first "
             f"divergent op alone is within {max(errors):.2g} ULP of the exact result"
         )
-        return Judgement(Verdict(VerdictKind.ROUNDING, slug, None, summary, tuple(evidence), ROUNDING_ADVICE[slug]))
+        return Judgement(
+            Verdict(VerdictKind.ROUNDING, slug, None, summary, tuple(evidence), ROUNDING_ADVICE[slug])
+        )
     missing = exact.refused[0] if exact.refused else "an op that was not done in float64"
     summary = f"float64 could not be used for {missing}, and its gap could not be explained otherwise"
     return Judgement(
-        Verdict(VerdictKind.UNDETERMINED, None, None, summary, tuple(evidence), "Compare with that operation replaced.")
+        Verdict(
+            VerdictKind.UNDETERMINED,
+            None,
+            None,
+            summary,
+            tuple(evidence),
+            "Compare with that operation replaced.",
+        )
     )
 
 

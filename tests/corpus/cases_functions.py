@@ -114,7 +114,11 @@ def _() -> Pair:
 
 
 @case(
-    "m-gelu-tanh", "GELU by erf, or by tanh: near, but another function", FUNCTION, origin=("gelu", "down"), floor=1e-5
+    "m-gelu-tanh",
+    "GELU by erf, or by tanh: near, but another function",
+    FUNCTION,
+    origin=("gelu", "down"),
+    floor=1e-5,
 )
 def _() -> Pair:
     return _two(lambda b: modules.Feedforward((lambda x: F.gelu(x, approximate="tanh")) if b else F.gelu))

@@ -190,3 +190,4 @@ def test_how_long_it_takes(capsys: pytest.CaptureFixture[str]) -> None:
         native, promoted = seconds(promoted=False), seconds(promoted=True)
         with capsys.disabled():
             print(f"\n{length} tokens: float32 {native * 1e3:.1f} ms, promoted {promoted / native:.2f} times")
+        assert promoted < 4 * native

@@ -143,13 +143,15 @@ def test_the_callers_hook_can_do_it_instead(operators: Any) -> None:
     assert promotion.exact
 
 
-def test_the_next_block_starts_afresh(operators: Any) -> None:
+def test_refusals_add_up_over_the_blocks_of_a_run(operators: Any) -> None:
     promotion = Promotion()
-    with torch.no_grad(), promotion:
-        operators.single(numbers(3, 8), numbers(4, 8))
-    assert not promotion.exact
-    with promotion:
-        assert promotion.exact
+    for operator in (operators.single, operators.narrowing, torch.neg):
+        with torch.no_grad(), promotion:
+            operator(*[numbers(3, 8)] * (2 if operator is operators.single else 1))
+    assert [refused.op for refused in promotion.refused] == [
+        "forkpoint_test::single",
+        "forkpoint_test::narrowing",
+    ]
 
 
 # --- operations of torch ----------------------------------------------------------------------------------

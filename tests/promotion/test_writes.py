@@ -121,6 +121,21 @@ def test_a_write_that_no_mode_sees_is_noticed() -> None:
     assert torch.equal(promotion.value(buffer), read)
 
 
+def test_what_one_call_writes_the_next_call_reads() -> None:
+    """As in a run of several calls, each in a block of its own, with a cache from before."""
+    cache, promotion = torch.zeros(2), Promotion()
+    for step in range(2):
+        with torch.no_grad(), promotion:
+            cache[step] = torch.full((), THIRD, dtype=torch.float32)
+    assert promotion.value(cache).tolist() == [THIRD, THIRD]
+    cache[0] = 5.0  # by hand, between two calls
+    with torch.no_grad(), promotion:
+        read = cache * 1
+    assert read.tolist() == [5.0, 0.0]
+    with torch.no_grad(), Promotion():
+        assert (cache * 1).tolist() == [5.0, 0.0]
+
+
 def test_changes_of_form_in_place_keep_what_was_written() -> None:
     buffer = torch.zeros(2, 3)
     with torch.no_grad(), Promotion() as promotion:

@@ -2,18 +2,37 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeVar
+
+from forkpoint import scene
 from forkpoint.layout import pair_samples, read_content
 from forkpoint.locate import Located, locate
 from forkpoint.match import Join, Shared
 from forkpoint.run import Run
 from forkpoint.session import Session, trace_faithfully
 
+T = TypeVar("T")
+
+
+def here(function: Callable[[], T]) -> T:
+    """Calls it from one place: an op of a model that is torch's own has its place in the caller's source."""
+    return function()
+
 
 def join(a: Run, b: Run) -> tuple[Session, Located | None]:
     pairing = pair_samples(
         a.layout, b.layout, read_content(a.layout, a.calls), read_content(b.layout, b.calls)
     )
-    traced_a, traced_b = trace_faithfully(a), trace_faithfully(b)
+    traced_a, traced_b = here(lambda: trace_faithfully(a)), here(lambda: trace_faithfully(b))
     shared = Shared(traced_a.trace.table, traced_b.trace.table, pairing)
     session = Session(traced_a, traced_b, shared, Join(traced_a.trace, traced_b.trace, shared))
-    return session, locate(session, lambda _sample, _position: None)
+    return session, here(lambda: locate(session, lambda _sample, _position: None))
+
+
+def save(a: Run, b: Run, directory: Path, **options) -> scene.Scene:
+    """The scene of the first divergence of two runs, which must differ."""
+    session, located = join(a, b)
+    assert located is not None, "the runs don't differ"
+    return here(lambda: scene.save(session, located, directory, versions={"torch": "test"}, **options))

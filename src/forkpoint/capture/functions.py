@@ -95,7 +95,9 @@ def _names(func: Any) -> tuple[str, str]:
     name = getattr(func, "__name__", type(func).__name__)
     owner = getattr(func, "__self__", None)
     if name in ("__get__", "__set__", "__delete__") and owner is not None:
-        attribute = getattr(owner, "__name__", None) or getattr(getattr(owner, "fget", None), "__name__", name)
+        attribute = getattr(owner, "__name__", None) or getattr(
+            getattr(owner, "fget", None), "__name__", name
+        )
         return (str(attribute), str(attribute)) if name == "__get__" else ("requires_grad", "requires_grad")
     if name.startswith("__") and name.endswith("__"):
         plain = name.strip("_")

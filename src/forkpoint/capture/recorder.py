@@ -7,7 +7,7 @@ import math
 import weakref
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import cache
 from typing import Any, Protocol
 
 import numpy as np
@@ -41,12 +41,20 @@ class Watcher(Protocol):
     """Sees every value as it passes by, and may put another in its place."""
 
     def edit(
-        self, recorder: Recorder, key: tuple[str, str, str], nth: int, output: int, value: Tensor, label: Label | None
+        self,
+        recorder: Recorder,
+        key: tuple[str, str, str],
+        nth: int,
+        output: int,
+        value: Tensor,
+        label: Label | None,
     ) -> Tensor | None:
         """A value of the same shape and dtype to go on with, or None to leave this one."""
         ...
 
-    def saw(self, recorder: Recorder, event: int, value: Tensor, label: Label | None, inputs: list[int]) -> None:
+    def saw(
+        self, recorder: Recorder, event: int, value: Tensor, label: Label | None, inputs: list[int]
+    ) -> None:
         """An event was recorded; `inputs` are the events of the tensors that went into it."""
         ...
 
@@ -239,14 +247,22 @@ class Recorder:
             if shape[: slots.ndim] != slots.shape and len(shape) == 3 and shape[2] == slots.shape[1]:
                 return self.labels.make(slots[:, None, :])  # frames last
         for grid in (slots, self.table.slots_so_far(index, stream)):
-            if grid is not None and shape[: grid.ndim] == grid.shape and (grid.ndim > 1 or len(shape) == 1 or found is None or found[1] is value):
+            if (
+                grid is not None
+                and shape[: grid.ndim] == grid.shape
+                and (grid.ndim > 1 or len(shape) == 1 or found is None or found[1] is value)
+            ):
                 return self.labels.make(grid.reshape(grid.shape + (1,) * (len(shape) - grid.ndim)))
             if grid is not None and grid.ndim == 2 and shape == grid.shape[::-1]:
                 return self.labels.make(np.ascontiguousarray(grid.T))
         if slots.ndim == 2 and name == "labels" and shape == slots.shape[:1]:
             return self.labels.reduce(self.labels.make(slots), [1], keepdim=False)
         so_far = self.table.slots_so_far(index, stream)
-        if so_far is not None and slots.ndim == 2 and shape == (slots.shape[0], 1, slots.shape[1], so_far.shape[1]):
+        if (
+            so_far is not None
+            and slots.ndim == 2
+            and shape == (slots.shape[0], 1, slots.shape[1], so_far.shape[1])
+        ):
             return self.labels.make(slots[:, None, :, None], so_far[:, None, None, :])
         return None
 
@@ -282,7 +298,13 @@ class Recorder:
         return [f for f in wanted if f.call in (None, self.call) and f.nth in (None, nth)]
 
     def record(
-        self, function: Function, func: Any, place: Place, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any
+        self,
+        function: Function,
+        func: Any,
+        place: Place,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        result: Any,
     ) -> tuple[Group, int, tuple[Tensor, ...], list[Label | None]] | None:
         """Record a finished call; None if it made no tensor."""
         if isinstance(result, Tensor):
@@ -312,7 +334,9 @@ class Recorder:
             if self.watcher is not None:
                 if inputs is None:
                     inputs = tensors_in((args, tuple(kwargs.values())))
-                deps = [known.event for t in inputs if (known := self._find(t)) is not None and known.event >= 0]
+                deps = [
+                    known.event for t in inputs if (known := self._find(t)) is not None and known.event >= 0
+                ]
                 event = self._event(op, nth, output, label, view, reason, function)
                 self.watcher.saw(self, event, self.true_value(output), label, deps)
             else:
@@ -324,7 +348,13 @@ class Recorder:
         return group, nth, outputs, labels
 
     def edit(
-        self, function: Function, func: Any, place: Place, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any
+        self,
+        function: Function,
+        func: Any,
+        place: Place,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        result: Any,
     ) -> Any:
         """Let the watcher change the values of a finished call before the model goes on with them."""
         watcher = self.watcher
@@ -342,7 +372,9 @@ class Recorder:
             new = watcher.edit(self, key, nth, index, self.true_value(output), label)
             if new is None:
                 continue
-            if isinstance(result, Tensor) and (is_view(function, output, inputs) or output.dtype != new.dtype):
+            if isinstance(result, Tensor) and (
+                is_view(function, output, inputs) or output.dtype != new.dtype
+            ):
                 result = new
             elif output.dtype == new.dtype:
                 output.copy_(new)
@@ -352,7 +384,12 @@ class Recorder:
         return value if self._read is None else self._read(value)
 
     def _propagate(
-        self, function: Function, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], outputs: tuple[Tensor, ...]
+        self,
+        function: Function,
+        func: Any,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        outputs: tuple[Tensor, ...],
     ) -> tuple[list[Label | None], str]:
         any_label, lost = False, ""
 
@@ -388,7 +425,15 @@ class Recorder:
                 known = propagate(call)
             except UnknownMovement as unknown:
                 known = str(unknown)
-            except (IndexError, ValueError, TypeError, KeyError, AttributeError, RuntimeError, StopIteration) as error:
+            except (
+                IndexError,
+                ValueError,
+                TypeError,
+                KeyError,
+                AttributeError,
+                RuntimeError,
+                StopIteration,
+            ) as error:
                 known = f"no rule fits this call of {function.name} ({type(error).__name__}: {error})"
             if key is not None and not call.reads_values:
                 self._answers[key] = known
@@ -397,7 +442,14 @@ class Recorder:
         return known, lost
 
     def _event(
-        self, op: int, nth: int, value: Tensor, label: Label | None, view: bool, reason: str, function: Function | None
+        self,
+        op: int,
+        nth: int,
+        value: Tensor,
+        label: Label | None,
+        view: bool,
+        reason: str,
+        function: Function | None,
     ) -> int:
         dtype = str(value.dtype).removeprefix("torch.")
         floating = value.dtype.is_floating_point or value.dtype.is_complex
@@ -411,7 +463,10 @@ class Recorder:
         if function is not None and function.name in UNWRITTEN:
             event.status, event.reason = "skipped", "not written yet"
         elif value.layout != torch.strided or value.device.type == "meta":
-            event.status, event.reason = "skipped", f"a {value.layout} tensor on {value.device.type}".replace("torch.", "")
+            event.status, event.reason = (
+                "skipped",
+                f"a {value.layout} tensor on {value.device.type}".replace("torch.", ""),
+            )
         elif self._digests:
             self._queue(index, event, value, label)
         return index
@@ -447,18 +502,25 @@ class Recorder:
             return self._pair_plan(label, shape)
         ids = np.full((1,) * len(shape), WHOLE, dtype=np.int32) if label is None else label.q
         row_dims = tuple(d for d in range(len(shape)) if ids.shape[d] > 1)
-        open_dims = tuple(d for d, n in enumerate(shape) if d not in row_dims and n in self._lengths and n > 1)
+        open_dims = tuple(
+            d for d, n in enumerate(shape) if d not in row_dims and n in self._lengths and n > 1
+        )
         flat_ids = ids.reshape(-1)
         unique, inverse = np.unique(flat_ids, return_inverse=True)
         rows = len(flat_ids)
         width = math.prod(shape) // rows if rows else 0
         if may_open and open_dims and len(unique) == rows:
             sizes = tuple(shape[d] for d in open_dims)
-            if rows * math.prod(sizes) <= MAX_OPEN_CELLS["without tokens" if label is None else "with tokens"]:
+            if (
+                rows * math.prod(sizes)
+                <= MAX_OPEN_CELLS["without tokens" if label is None else "with tokens"]
+            ):
                 cells = Cells("open", flat_ids.astype(np.int32), open_dims, sizes, row_dims=row_dims)
                 return _Plan(cells, row_dims, None, None, width)
         if len(unique) == rows:
-            return _Plan(Cells("rows", flat_ids.astype(np.int32), row_dims=row_dims), row_dims, None, None, width)
+            return _Plan(
+                Cells("rows", flat_ids.astype(np.int32), row_dims=row_dims), row_dims, None, None, width
+            )
         # Several rows of one coordinate: its slice goes on from row to row, in their order.
         counts = np.bincount(inverse)
         order = np.argsort(inverse, kind="stable")
@@ -568,7 +630,11 @@ class Recorder:
         if base is None or known is None or base.numel() > MAX_RELABELLED or not base.is_contiguous():
             return
         shape = tuple(base.shape)
-        full = np.full(shape, NONE, dtype=np.int32) if known.label is None else spread(known.label.q, shape).copy()
+        full = (
+            np.full(shape, NONE, dtype=np.int32)
+            if known.label is None
+            else spread(known.label.q, shape).copy()
+        )
         window = np.lib.stride_tricks.as_strided(
             full.reshape(-1)[written.storage_offset() - base.storage_offset() :],
             tuple(written.shape),
@@ -666,7 +732,11 @@ class Recorder:
             if new is not None and new.dtype == value.dtype:
                 value.copy_(new)
         for fetch in self._fetches.get((path, function, "?"), ()) if self._fetches else ():
-            if fetch.call in (None, self.call) and fetch.nth in (None, nth) and fetch.output in (None, output):
+            if (
+                fetch.call in (None, self.call)
+                and fetch.nth in (None, nth)
+                and fetch.output in (None, output)
+            ):
                 copied = value.detach().clone()
                 fetch.take(Taken(self.trace.ops[op], self.call, nth, None, (), {}, (copied,), {}, (label,)))
         return op, nth
@@ -704,7 +774,9 @@ def _digest_odd(value: Tensor, plan: _Plan) -> list[Tensor]:
         words = _words(math.prod(value.shape) // max(len(plan.extra), 1), value)
 
         rows = digest.rows(value, plan.row_dims, torch.from_numpy(plan.extra * words).to(on))
-        return [digest.accumulate(rows, torch.from_numpy(plan.row_ids.astype(np.int64)).to(on), len(cells.ids))]
+        return [
+            digest.accumulate(rows, torch.from_numpy(plan.row_ids.astype(np.int64)).to(on), len(cells.ids))
+        ]
     if cells.kind == "open":
         grid_dims = tuple(sorted((*plan.row_dims, *cells.open_dims)))
         return [digest.rows(value, grid_dims), digest.rows(value, plan.row_dims)]
@@ -746,7 +818,7 @@ def _owned(model: nn.Module | None) -> dict[int, str]:
     return owned
 
 
-@lru_cache(maxsize=None)
+@cache
 def _argument_names(kind: type[nn.Module]) -> tuple[str, ...]:
     try:
         return tuple(inspect.signature(kind.forward).parameters)[1:]

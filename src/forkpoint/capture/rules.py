@@ -816,7 +816,7 @@ def _addmm(call: Call) -> Label | None:
 
 
 def _product(call: Call, x: Tensor, y: Tensor) -> Label | None:
-    """x [..., n, m] @ y [..., m, p]: elementwise over [..., n, m, p], then summed over m."""
+    """X [..., n, m] @ y [..., m, p]: elementwise over [..., n, m, p], then summed over m."""
     if call.label(x) is None and call.label(y) is None:
         return None
     lx, ly = call.label(x), call.label(y)
@@ -960,7 +960,9 @@ def _windows(
             inside = (windows >= 0) & (windows < ids.shape[d])
             moved = np.moveaxis(ids, d, 0)
             held = np.where(
-                inside.reshape(*inside.shape, *[1] * (ids.ndim - 1)), moved[np.clip(windows, 0, ids.shape[d] - 1)], NONE
+                inside.reshape(*inside.shape, *[1] * (ids.ndim - 1)),
+                moved[np.clip(windows, 0, ids.shape[d] - 1)],
+                NONE,
             )
             ids = np.moveaxis(_of_window(call, held, step), 0, d).astype(np.int32)
         return ids

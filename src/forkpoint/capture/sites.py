@@ -7,7 +7,7 @@ import linecache
 import os
 import sys
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache
 from types import CodeType, FrameType
 
 import torch
@@ -96,18 +96,21 @@ def calling_frame(depth: int = 1) -> FrameType:
     return sys._getframe(depth + 1)
 
 
-@lru_cache(maxsize=None)
+@cache
 def site_of(place: Place) -> Site:
     """The place in words."""
     steps = [_position(code, lasti) for code, lasti in place]
-    chain = " < ".join(f"{_relative(code.co_filename)}:{line}:{column}" for (code, _), (line, column) in zip(place, steps, strict=True))
+    chain = " < ".join(
+        f"{_relative(code.co_filename)}:{line}:{column}"
+        for (code, _), (line, column) in zip(place, steps, strict=True)
+    )
     if not place:
         return Site("?", 0, 0, "?")
     code, (line, column) = place[-1][0], steps[-1]
     return Site(code.co_filename, line, column, chain)
 
 
-@lru_cache(maxsize=None)
+@cache
 def _positions(code: CodeType) -> tuple[tuple[int | None, int | None, int | None, int | None], ...]:
     return tuple(code.co_positions())
 
@@ -129,7 +132,7 @@ def _relative(file: str) -> str:
     return os.path.basename(file)
 
 
-@lru_cache(maxsize=None)
+@cache
 def _assignments(file: str) -> dict[int, tuple[int, str]]:
     """For every line of a file, the targets of the innermost assignment that spans it."""
     text = "".join(linecache.getlines(file))

@@ -173,7 +173,13 @@ class Observation:
             del recorder.stack[depth:]
 
     def _opaque(
-        self, tap: Tap, original: Any, traced: Any, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+        self,
+        tap: Tap,
+        original: Any,
+        traced: Any,
+        module: nn.Module,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
     ) -> Any:
         """Run a module with the taps off."""
         path = self.recorder.stack[-1].path

@@ -63,7 +63,9 @@ def report(scene: Scene, replays: Sequence[Replay]) -> Iterator[RenderableType]:
         dtype = str(scene.storages[layout.storage].dtype).removeprefix("torch.")
         yield Text(f"run {run}: {_printable(side.run)}, {side.function}, output {list(layout.shape)} {dtype}")
     torch_version = scene.machine.libraries.get("torch", "?")
-    yield Text(f"recorded on {scene.machine.device}: {_printable(scene.machine.text)}, torch {_printable(torch_version)}")
+    yield Text(
+        f"recorded on {scene.machine.device}: {_printable(scene.machine.text)}, torch {_printable(torch_version)}"
+    )
     yield Text()
     yield table(scene, replays)
     lines = list(_inside(scene))
@@ -91,7 +93,9 @@ def table(scene: Scene, replays: Sequence[Replay]) -> RenderableType:
     found = Table(box=box.SIMPLE, show_edge=False, pad_edge=False)
     found.add_column("")
     for one in replays:
-        found.add_column(f"{one.device}\n{one.machine.text}\ntorch {one.machine.libraries['torch']}", overflow="fold")
+        found.add_column(
+            f"{one.device}\n{one.machine.text}\ntorch {one.machine.libraries['torch']}", overflow="fold"
+        )
 
     def row(label: str, show: Callable[[Replay], Text | str]) -> None:
         found.add_row(label, *(show(one) for one in replays))

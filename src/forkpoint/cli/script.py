@@ -15,11 +15,15 @@ def script(
     scene: Folder,
     output: Annotated[
         Path | None,
-        typer.Option("-o", "--output", metavar="FILE", help="Where to; by default it is printed.", show_default=False),
+        typer.Option(
+            "-o", "--output", metavar="FILE", help="Where to; by default it is printed.", show_default=False
+        ),
     ] = None,
     synthetic: Annotated[
         bool,
-        typer.Option("--synthetic", help="Random data in place of the scene's own; the script then needs no scene."),
+        typer.Option(
+            "--synthetic", help="Random data in place of the scene's own; the script then needs no scene."
+        ),
     ] = False,
 ) -> None:
     """Write a scene as a script that needs only torch and safetensors, and run it before handing it over.
@@ -43,5 +47,7 @@ def script(
         what = "the runs' outputs differ, on random data" if synthetic else "the recorded bits"
         console.print(f"It was run here, alone, and reproduced {what}. ({how})", highlight=False)
     else:
-        console.print(f"It was run here, alone, and did not reproduce the recorded bits. {done.note}", highlight=False)
+        console.print(
+            f"It was run here, alone, and did not reproduce the recorded bits. {done.note}", highlight=False
+        )
     raise typer.Exit(0 if done.reproduced else 1)

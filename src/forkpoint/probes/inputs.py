@@ -79,7 +79,12 @@ def inputs(session: Session) -> Inputs:
         return _differs(mechanism, float(len(tensors)), text)
     if found.rounded:
         text = f"{len(found.rounded)} weights of one run are the other's, rounded to a narrower dtype"
-        return Inputs(False, None, ProbeResult("inputs", "rounded", float(len(found.rounded)), text), tuple(found.rounded))
+        return Inputs(
+            False,
+            None,
+            ProbeResult("inputs", "rounded", float(len(found.rounded)), text),
+            tuple(found.rounded),
+        )
     text = "token ids, labels, parameters and buffers are the same in both runs"
     return Inputs(False, None, ProbeResult("inputs", "same", 0.0, text))
 
@@ -109,7 +114,9 @@ def _different_tensors(session: Session) -> list[str]:
 def _label_pairs(session: Session, run: Run, which: str) -> Counter[Any]:
     """The (predicting coordinate, label) pairs that enter the loss; -100 does not."""
     found: Counter[Any] = Counter()
-    to_a = {s: s for s, _ in session.pairing.pairs} if which == "a" else {b: a for a, b in session.pairing.pairs}
+    to_a = (
+        {s: s for s, _ in session.pairing.pairs} if which == "a" else {b: a for a, b in session.pairing.pairs}
+    )
     shift = _predicts_next(run.modules)
     for call, (entry, inputs_) in enumerate(zip(run.layout.calls, run.calls, strict=True)):
         labels = inputs_.get("labels")
@@ -197,7 +204,9 @@ def _compare_weight(
     if delta_x is None and delta_y is None and (x is y or same_bits(x.detach(), y.detach())):
         return
     if x.shape != y.shape or _quantized(x) != _quantized(y):
-        found.different.setdefault("quantization" if _quantized(x) != _quantized(y) else slug, []).append(title)
+        found.different.setdefault("quantization" if _quantized(x) != _quantized(y) else slug, []).append(
+            title
+        )
         return
     exact_x, exact_y = _effective(x, delta_x), _effective(y, delta_y)
     if delta_x is None and delta_y is None and same_bits(exact_x, exact_y):
@@ -273,7 +282,9 @@ def _is_rounded(
 
 
 def _representable(weight: Tensor, exact: Tensor) -> bool:
-    return same_bits(exact.to(torch.bfloat16).double(), exact) or same_bits(exact.to(torch.float16).double(), exact)
+    return same_bits(exact.to(torch.bfloat16).double(), exact) or same_bits(
+        exact.to(torch.float16).double(), exact
+    )
 
 
 def _ulp(size: Tensor, dtype: torch.dtype) -> Tensor:
@@ -291,7 +302,9 @@ def same_weights(weights: tuple[Weight, ...]) -> Generator[None]:
                 table: dict[str, Any] = getattr(module, weight.table)
                 saved.append((table, weight.name, table[weight.name]))
                 exact = weight.exact.to(table[weight.name].device)
-                table[weight.name] = nn.Parameter(exact, requires_grad=False) if weight.table == "_parameters" else exact
+                table[weight.name] = (
+                    nn.Parameter(exact, requires_grad=False) if weight.table == "_parameters" else exact
+                )
         yield
     finally:
         for table, name, value in reversed(saved):

@@ -150,12 +150,14 @@ def _selection(session: Session) -> Callable[[Op], bool]:
     from forkpoint.drift import layer_paths
 
     paths = layer_paths(session.a.run.modules)
-    first = next((r for r in sorted(session.join.rows, key=lambda r: r.order) if r.differing and r.floating), None)
+    first = next(
+        (r for r in sorted(session.join.rows, key=lambda r: r.order) if r.differing and r.floating), None
+    )
     inside = next((p for p in paths if first is not None and first.op.module.startswith(f"{p}.")), None)
 
     def select(op: Op) -> bool:
         layer = next((p for p in paths if op.module == p or op.module.startswith(f"{p}.")), None)
-        return layer is None or layer == inside or op.is_boundary and op.module == layer
+        return layer is None or layer == inside or (op.is_boundary and op.module == layer)
 
     return select
 
@@ -172,10 +174,14 @@ def _meet(session: Session, a: Store, b: Store, threshold: float) -> dict[int, M
     calls_b = {kept.event.call for kept in b.kept.values()}
     found: dict[int, Meeting] = {}
     for event_a, kept_a in a.kept.items():
-        for event_b in _partners(session, kept_a, by_key.get(kept_a.op.key, []), b, len(calls_a) == len(calls_b)):
+        for event_b in _partners(
+            session, kept_a, by_key.get(kept_a.op.key, []), b, len(calls_a) == len(calls_b)
+        ):
             kept_b = b.kept[event_b]
             meeting = _meeting(session, event_a, kept_a, event_b, kept_b, threshold)
-            if meeting is not None and (event_a not in found or meeting.differs and not found[event_a].differs):
+            if meeting is not None and (
+                event_a not in found or (meeting.differs and not found[event_a].differs)
+            ):
                 found[event_a] = meeting
     return found
 

@@ -59,7 +59,9 @@ def replay(located: Located) -> Replay:
         outcome, figure = "rounding", max(known)
     if kernels[0] != kernels[1]:
         text += f"; {_short(kernels[0])} in A, {_short(kernels[1])} in B"
-    return Replay(errors[0], errors[1], other_call, kernels[0], kernels[1], ProbeResult("replay", outcome, figure, text))
+    return Replay(
+        errors[0], errors[1], other_call, kernels[0], kernels[1], ProbeResult("replay", outcome, figure, text)
+    )
 
 
 def _short(names: tuple[str, ...]) -> str:
@@ -119,7 +121,9 @@ def _other_call(a: Taken, b: Taken) -> bool:
         return True
 
     def plain(taken: Taken) -> list[Any]:
-        flat = [(str(i), v) for i, v in enumerate(taken.args)] + sorted(taken.kwargs.items(), key=lambda kv: kv[0])
+        flat = [(str(i), v) for i, v in enumerate(taken.args)] + sorted(
+            taken.kwargs.items(), key=lambda kv: kv[0]
+        )
         return [(k, v) for k, v in flat if isinstance(v, (bool, str, float, torch.dtype)) or v is None]
 
     return plain(a) != plain(b) or [t.dtype for t in named_inputs(a).values()] != [
@@ -136,7 +140,7 @@ class _Below(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         name = str(func._schema.name)
-        if name.split("::")[-1] not in _TRIVIAL:
+        if name.rsplit("::", maxsplit=1)[-1] not in _TRIVIAL:
             self.names.append(name)
         return func(*args, **(kwargs or {}))
 

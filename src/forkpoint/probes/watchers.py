@@ -40,11 +40,15 @@ class Noise:
     ) -> Tensor | None:
         if key[1] not in _ROUNDED or key[2] == "?" or value.dtype != torch.float64 or output:
             return None
-        sign = torch.randint(0, 2, value.shape, generator=self.generator).to(value.device, torch.float64) * 2 - 1
+        sign = (
+            torch.randint(0, 2, value.shape, generator=self.generator).to(value.device, torch.float64) * 2 - 1
+        )
         moved = value * (1 + sign * 2.0**-52)
         return torch.where(value.abs() < 1e300, moved, value)
 
-    def saw(self, recorder: Recorder, event: int, value: Tensor, label: Label | None, inputs: list[int]) -> None:
+    def saw(
+        self, recorder: Recorder, event: int, value: Tensor, label: Label | None, inputs: list[int]
+    ) -> None:
         return None
 
 
@@ -79,10 +83,14 @@ class OtherContent:
         mask = torch.from_numpy(np.ascontiguousarray(spread(other, tuple(value.shape)))).to(value.device)
         generator = torch.Generator().manual_seed(self.seed + nth)
         scale = float(value.detach().float().std()) if value.numel() > 1 else 1.0
-        new = torch.randn(value.shape, generator=generator, dtype=torch.float32).to(value.device) * (2 * scale or 1.0)
+        new = torch.randn(value.shape, generator=generator, dtype=torch.float32).to(value.device) * (
+            2 * scale or 1.0
+        )
         return torch.where(mask, new.to(value.dtype), value)
 
-    def saw(self, recorder: Recorder, event: int, value: Tensor, label: Label | None, inputs: list[int]) -> None:
+    def saw(
+        self, recorder: Recorder, event: int, value: Tensor, label: Label | None, inputs: list[int]
+    ) -> None:
         return None
 
 
@@ -111,7 +119,9 @@ class Patch:
         self.applied += 1
         return new
 
-    def saw(self, recorder: Recorder, event: int, value: Tensor, label: Label | None, inputs: list[int]) -> None:
+    def saw(
+        self, recorder: Recorder, event: int, value: Tensor, label: Label | None, inputs: list[int]
+    ) -> None:
         return None
 
 
@@ -148,7 +158,9 @@ class Store:
     ) -> Tensor | None:
         return None
 
-    def saw(self, recorder: Recorder, event: int, value: Tensor, label: Label | None, inputs: list[int]) -> None:
+    def saw(
+        self, recorder: Recorder, event: int, value: Tensor, label: Label | None, inputs: list[int]
+    ) -> None:
         record = recorder.trace.events[event]
         op = recorder.trace.ops[record.op]
         self.sources[event] = inputs
@@ -170,5 +182,7 @@ class Patched:
     ) -> Tensor | None:
         return self.patch.edit(recorder, key, nth, output, value, label)
 
-    def saw(self, recorder: Recorder, event: int, value: Tensor, label: Label | None, inputs: list[int]) -> None:
+    def saw(
+        self, recorder: Recorder, event: int, value: Tensor, label: Label | None, inputs: list[int]
+    ) -> None:
         self.store.saw(recorder, event, value, label, inputs)

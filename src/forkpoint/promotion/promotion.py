@@ -33,9 +33,11 @@ class Promotion:
     the path that it would follow after ``model.double()``, but for the casts that it makes by name.
 
     Parameters, buffers, inputs and caches that exist before the block are never written; what the model
-    writes to them is kept beside them (`values.Values`) until the next block begins. One run is one block: what
-    one call writes to a cache, the next call reads. Integer tensors are not promoted, and are written as ever.
-    What the model itself assigns (``self.buffer = computed``) stays assigned, in float64.
+    writes to them is kept beside them (`values.Values`). Integer tensors are not promoted, and are written as
+    ever. What the model itself assigns (``self.buffer = computed``) stays assigned, in float64.
+
+    One object serves one run, in one block or in several: what one call writes to a cache, the next call reads,
+    and what was refused adds up. Another run takes another object.
 
     Other modes: to record the calls as the model makes them, with results in float64, enter the recorder
     *after* this one (``with Promotion(), Recorder():``), so that it is asked first. The other way round it sees
@@ -57,7 +59,6 @@ class Promotion:
     """
 
     def __init__(self, extra_hook: Callable[..., Any] | None = None, *, cache_weights_up_to: int = 0) -> None:
-        self._hook = extra_hook
         self._cache_bytes = cache_weights_up_to
         self._exits: contextlib.ExitStack | None = None
         self._values = Values()
@@ -65,16 +66,16 @@ class Promotion:
 
     @property
     def refused(self) -> list[Refusal]:
-        """What was not computed in float64 in the last block, each place once."""
+        """What was not computed in float64, each place once."""
         return self._mode.refused
 
     @property
     def exact(self) -> bool:
-        """Whether everything in the last block was computed in float64."""
+        """Whether everything was computed in float64."""
         return not self.refused
 
     def value(self, tensor: torch.Tensor) -> torch.Tensor:
-        """The float64 value of a tensor as the last block left it; integers as they are."""
+        """The float64 value of a tensor as the run has left it; integers as they are."""
         with torch._C.DisableTorchFunction():
             return self._values.of(tensor)
 
@@ -87,8 +88,7 @@ class Promotion:
             raise RuntimeError(
                 "this Promotion is active already; make another one for a block within its block"
             )
-        self._values = Values(self._cache_bytes)
-        self._mode = PromotionMode(self._values, self._hook)
+        self._values.keep_casts(self._cache_bytes)
         with contextlib.ExitStack() as exits:
             exits.callback(torch.set_default_dtype, torch.get_default_dtype())
             torch.set_default_dtype(torch.float64)

@@ -33,16 +33,21 @@ class _Twin:
 class Values:
     """Reads and writes of narrow tensors in float64. Call it with torch functions disabled."""
 
-    def __init__(self, cache_bytes: int = 0) -> None:
+    def __init__(self) -> None:
         self._twins: dict[int, _Twin] = {}
         self._twinned: dict[int, torch.dtype] = {}
         """By the storage of a twin, the dtype of what it is the twin of."""
         self._cache: dict[int, tuple[torch.Tensor, int, int, torch.Tensor]] = {}
-        self._cache_bytes_left = cache_bytes
+        self._cache_bytes_left = 0
         self.native: torch.dtype | None = None
         """The dtype of the last narrow parameter read: what the model computes in without promotion."""
 
+    def keep_casts(self, up_to: int) -> None:
+        """Keeps casts of parameters from now on, as many as fit into so many bytes."""
+        self._cache_bytes_left = up_to
+
     def forget_casts(self) -> None:
+        """Casts what is read from now on each time."""
         self._cache.clear()
         self._cache_bytes_left = 0
 
@@ -141,7 +146,7 @@ class Values:
         if twin is None or twin.narrow.dtype != tensor.dtype:
             return None
         version = version_of(twin.narrow)
-        if version != twin.version:  # something that no mode sees has written to the narrow tensor
+        if version != twin.version:  # something that no mode sees has written to it: all of it is read anew
             with torch.no_grad():
                 twin.wide.copy_(twin.narrow)
             twin.version = version

@@ -12,4 +12,14 @@ from forkpoint.scene.replay import Replay, replay
 from forkpoint.scene.save import SIZE_LIMIT, save
 from forkpoint.scene.script import Script, write_script
 
-__all__ = ["SIZE_LIMIT", "Replay", "Scene", "Script", "check_directory", "load", "replay", "save", "write_script"]
+__all__ = [
+    "SIZE_LIMIT",
+    "Replay",
+    "Scene",
+    "Script",
+    "check_directory",
+    "load",
+    "replay",
+    "save",
+    "write_script",
+]

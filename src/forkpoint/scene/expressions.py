@@ -10,7 +10,7 @@ import torch
 
 from forkpoint.scene.arguments import Ref, short
 
-_NARROWING = frozenset("half bfloat16 float chalf cfloat type to type_as".split())
+_NARROWING = frozenset(["half", "bfloat16", "float", "chalf", "cfloat", "type", "to", "type_as"])
 
 
 def has_float64_form(function: str) -> bool:
@@ -104,5 +104,7 @@ def plain_text(text: str) -> str:
     >>> print(plain_text('a\x1b"' + '""b'))
     a\x1b'''b
     """
-    shown = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text.replace("\\", "/"))
+    shown = "".join(
+        c if c.isprintable() else c.encode("unicode_escape").decode() for c in text.replace("\\", "/")
+    )
     return shown.replace('"""', "'''")

@@ -51,7 +51,9 @@ def _attribute(name: str, owner: Any, path: str, attribute: str, usual: Value) -
     )
 
 
-def _switch(name: str, path: str, get: Callable[[], bool], put: Callable[[bool], None], usual: bool) -> Setting:
+def _switch(
+    name: str, path: str, get: Callable[[], bool], put: Callable[[bool], None], usual: bool
+) -> Setting:
     return Setting(name, f"{path}({{}})", get, put, usual)
 
 
@@ -129,7 +131,7 @@ TYPES: dict[str, tuple[type, ...]] = {
     "default_dtype": (str,),
     "float32_matmul_precision": (str,),
     AUTOCAST: (str, type(None)),
-    **{name: (str,) for name in ENVIRONMENT},
+    **dict.fromkeys(ENVIRONMENT, (str,)),
 }
 
 

@@ -1,9 +1,9 @@
 """A scene's folder: written whole or not at all, read without trusting what is in it.
 
-    scene/
-      scene.json              the manifest
-      tensors.safetensors     storages, alignments, random states
-      weights/HASH.safetensors   one weight each, named by its content
+scene/
+scene.json              the manifest
+tensors.safetensors     storages, alignments, random states
+weights/HASH.safetensors   one weight each, named by its content
 """
 
 from __future__ import annotations
@@ -58,13 +58,17 @@ def check_directory(directory: str | Path) -> Path:
     path = Path(directory)
     parent = path.absolute().parent
     if not parent.is_dir():
-        raise SceneError(f"{path}: no folder {parent}", "a new folder in one that exists", f"mkdir -p {parent}")
+        raise SceneError(
+            f"{path}: no folder {parent}", "a new folder in one that exists", f"mkdir -p {parent}"
+        )
     if not os.access(parent, os.W_OK):
         raise SceneError(f"{path}: {parent} can't be written", "a folder that you may write to")
     if path.is_symlink() or (path.exists() and not path.is_dir()):
         raise SceneError(f"{path} is there already and is no folder", "a new folder")
     if path.exists() and not _holds_only_a_scene(path):
-        raise SceneError(f"{path} holds other files", "a new folder, an empty one or a scene", "choose another name")
+        raise SceneError(
+            f"{path} holds other files", "a new folder, an empty one or a scene", "choose another name"
+        )
     return path
 
 
@@ -168,7 +172,9 @@ def load(directory: str | Path, *, namespaces: Sequence[str] = ()) -> Scene:
     """
     folder = Path(directory)
     if not folder.is_dir():
-        raise SceneError(f"{folder} is no folder", "the folder of a scene", "forkpoint padding MODEL -p PROMPT --scene DIR")
+        raise SceneError(
+            f"{folder} is no folder", "the folder of a scene", "forkpoint padding MODEL -p PROMPT --scene DIR"
+        )
     manifest = _read_manifest(folder)
     check_header(manifest)
     storages = storages_from(manifest)
@@ -232,12 +238,17 @@ def _read_tensors(folder: Path, storages: Sequence[Storage]) -> tuple[tuple[Tens
 
 def _read_storage(content: Any, keys: set[str], storage: Storage) -> Tensor:
     if storage.key not in keys:
-        raise SceneError(f"no tensor {storage.key[:80]!r} in {storage.file}", "the tensors that scene.json names")
+        raise SceneError(
+            f"no tensor {storage.key[:80]!r} in {storage.file}", "the tensors that scene.json names"
+        )
     piece = content.get_slice(storage.key)
     shape, dtype = tuple(piece.get_shape()), _DTYPES.get(piece.get_dtype())
     expected = stored_dtype(storage.dtype)
     if dtype != expected:
-        raise SceneError(f"{storage.key} in {storage.file} is {piece.get_dtype()}", f"{short(storage.dtype)}, as scene.json says")
+        raise SceneError(
+            f"{storage.key} in {storage.file} is {piece.get_dtype()}",
+            f"{short(storage.dtype)}, as scene.json says",
+        )
     length = storage.elements if expected == storage.dtype else storage.bytes
     if shape != (length,):
         raise SceneError(
@@ -245,7 +256,9 @@ def _read_storage(content: Any, keys: set[str], storage: Storage) -> Tensor:
         )
     found = restored(content.get_tensor(storage.key), storage.dtype)
     if storage.file != TENSORS and content_hash(found) != Path(storage.file).stem:
-        raise SceneError(f"{storage.file} doesn't hold what its name says", "the weight with that BLAKE2b hash")
+        raise SceneError(
+            f"{storage.file} doesn't hold what its name says", "the weight with that BLAKE2b hash"
+        )
     return found
 
 

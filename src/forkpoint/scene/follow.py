@@ -37,7 +37,9 @@ class Labelling:
     def of(self, tensor: Tensor) -> Label | None:
         return self._known.get(id(tensor))
 
-    def follow(self, rule: str, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> None:
+    def follow(
+        self, rule: str, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any
+    ) -> None:
         """Label what a call returned."""
         outputs = tuple(tensors_in((result,)))
         if not outputs:

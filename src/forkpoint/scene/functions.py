@@ -43,32 +43,126 @@ _NAMESPACES: dict[str, str | None] = {
 """Namespaces of `torch.ops` that a scene may name, and the package that registers each."""
 
 _PRIVATE = frozenset(
-    "_softmax _log_softmax _safe_softmax _masked_softmax _grouped_mm _scaled_mm _scaled_mm_v2 _scaled_grouped_mm "
-    "_scaled_grouped_mm_v2 _int_mm _weight_int8pack_mm _weight_int4pack_mm _weight_int4pack_mm_for_cpu "
-    "_weight_int4pack_mm_with_scales_and_zeros _mixed_dtypes_linear _addmm_activation _fused_rms_norm "
-    "_native_multi_head_attention _transformer_encoder_layer_fwd _scaled_dot_product_attention_math "
-    "_scaled_dot_product_cudnn_attention _scaled_dot_product_efficient_attention "
-    "_scaled_dot_product_flash_attention _scaled_dot_product_flash_attention_for_cpu "
-    "_scaled_dot_product_fused_attention_overrideable _convolution _unsafe_index _unsafe_view _to_copy "
-    "_embedding_bag _native_batch_norm_legit _native_batch_norm_legit_no_training _fft_c2c _fft_r2c _fft_c2r "
-    "_dyn_quant_matmul_4bit _weight_norm _trilinear _unique2 _index_put_impl_ _stack _upsample_bicubic2d_aa "
-    "_upsample_bilinear2d_aa _upsample_nearest_exact1d _upsample_nearest_exact2d _upsample_nearest_exact3d".split()
+    [
+        "_softmax",
+        "_log_softmax",
+        "_safe_softmax",
+        "_masked_softmax",
+        "_grouped_mm",
+        "_scaled_mm",
+        "_scaled_mm_v2",
+        "_scaled_grouped_mm",
+        "_scaled_grouped_mm_v2",
+        "_int_mm",
+        "_weight_int8pack_mm",
+        "_weight_int4pack_mm",
+        "_weight_int4pack_mm_for_cpu",
+        "_weight_int4pack_mm_with_scales_and_zeros",
+        "_mixed_dtypes_linear",
+        "_addmm_activation",
+        "_fused_rms_norm",
+        "_native_multi_head_attention",
+        "_transformer_encoder_layer_fwd",
+        "_scaled_dot_product_attention_math",
+        "_scaled_dot_product_cudnn_attention",
+        "_scaled_dot_product_efficient_attention",
+        "_scaled_dot_product_flash_attention",
+        "_scaled_dot_product_flash_attention_for_cpu",
+        "_scaled_dot_product_fused_attention_overrideable",
+        "_convolution",
+        "_unsafe_index",
+        "_unsafe_view",
+        "_to_copy",
+        "_embedding_bag",
+        "_native_batch_norm_legit",
+        "_native_batch_norm_legit_no_training",
+        "_fft_c2c",
+        "_fft_r2c",
+        "_fft_c2r",
+        "_dyn_quant_matmul_4bit",
+        "_weight_norm",
+        "_trilinear",
+        "_unique2",
+        "_index_put_impl_",
+        "_stack",
+        "_upsample_bicubic2d_aa",
+        "_upsample_bilinear2d_aa",
+        "_upsample_nearest_exact1d",
+        "_upsample_nearest_exact2d",
+        "_upsample_nearest_exact3d",
+    ]
 )
 """Functions whose names begin with an underscore, though models call them."""
 
 _REFUSED = frozenset(
-    "from_file from_numpy frombuffer set_ resize_ resize_as_ resize_as_sparse_ data_ptr numpy apply_ map_ map2_ "
-    "share_memory_ module_load to_dlpack register_hook retain_grad backward record_stream pin_memory storage "
-    "untyped_storage storage_type sparse_resize_ sparse_resize_and_clear_ can_cast promote_types result_type "
-    "cudnn_is_acceptable is_vulkan_available sym_constrain_range sym_constrain_range_for_size set_data save "
-    "load get_file_path manual_seed seed initial_seed set_num_threads warn".split()
+    [
+        "from_file",
+        "from_numpy",
+        "frombuffer",
+        "set_",
+        "resize_",
+        "resize_as_",
+        "resize_as_sparse_",
+        "data_ptr",
+        "numpy",
+        "apply_",
+        "map_",
+        "map2_",
+        "share_memory_",
+        "module_load",
+        "to_dlpack",
+        "register_hook",
+        "retain_grad",
+        "backward",
+        "record_stream",
+        "pin_memory",
+        "storage",
+        "untyped_storage",
+        "storage_type",
+        "sparse_resize_",
+        "sparse_resize_and_clear_",
+        "can_cast",
+        "promote_types",
+        "result_type",
+        "cudnn_is_acceptable",
+        "is_vulkan_available",
+        "sym_constrain_range",
+        "sym_constrain_range_for_size",
+        "set_data",
+        "save",
+        "load",
+        "get_file_path",
+        "manual_seed",
+        "seed",
+        "initial_seed",
+        "set_num_threads",
+        "warn",
+    ]
 )
 _DUNDERS = frozenset(
     f"__{before}{name}__"
-    for name in "add sub mul truediv div floordiv mod pow matmul and or xor lshift rshift".split()
+    for name in [
+        "add",
+        "sub",
+        "mul",
+        "truediv",
+        "div",
+        "floordiv",
+        "mod",
+        "pow",
+        "matmul",
+        "and",
+        "or",
+        "xor",
+        "lshift",
+        "rshift",
+    ]
     for before in ("", "r", "i")
-) | frozenset(f"__{name}__" for name in "getitem setitem eq ne lt le gt ge neg pos abs invert".split())
-_ATTRIBUTES = frozenset("T mT H mH real imag data".split())
+) | frozenset(
+    f"__{name}__"
+    for name in ["getitem", "setitem", "eq", "ne", "lt", "le", "gt", "ge", "neg", "pos", "abs", "invert"]
+)
+_ATTRIBUTES = frozenset(["T", "mT", "H", "mH", "real", "imag", "data"])
 
 
 def function_path(func: Any) -> str:
@@ -129,7 +223,9 @@ def resolve_function(path: str, namespaces: tuple[str, ...] = ()) -> Callable[..
         SceneError: not a path of that kind, not on the list, or not there in this version of torch.
     """
     refused = SceneError(
-        f"the function {path!r}", "a function of torch that computes tensors from tensors", "a scene can call no other"
+        f"the function {path!r}",
+        "a function of torch that computes tensors from tensors",
+        "a scene can call no other",
     )
     if not all(part.isidentifier() for part in path.split(".")):
         raise refused
@@ -147,7 +243,9 @@ def resolve_function(path: str, namespaces: tuple[str, ...] = ()) -> Callable[..
     if path != attribute:
         found = getattr(found, "__get__", None)
     if found is None:
-        raise SceneError(f"torch {torch.__version__} has no {path}", "a function that it has", "install another torch")
+        raise SceneError(
+            f"torch {torch.__version__} has no {path}", "a function that it has", "install another torch"
+        )
     if described(found).silent:
         raise refused
     return found
@@ -174,8 +272,19 @@ def _public(owner: str) -> frozenset[str]:
     elif owner == "torch.nn.functional":
         # Those that hand over to another function, or write in place, aren't among the overridable ones.
         names |= set(dir(torch._C._nn)) & set(dir(torch.nn.functional))
-        names |= {"grouped_mm", "scaled_mm", "scaled_grouped_mm", "hardsigmoid", "hardswish", "sigmoid", "tanh"}
-        names |= {f"{name}_" for name in ("relu", "elu", "celu", "selu", "leaky_relu", "hardtanh", "threshold", "rrelu")}
+        names |= {
+            "grouped_mm",
+            "scaled_mm",
+            "scaled_grouped_mm",
+            "hardsigmoid",
+            "hardswish",
+            "sigmoid",
+            "tanh",
+        }
+        names |= {
+            f"{name}_"
+            for name in ("relu", "elu", "celu", "selu", "leaky_relu", "hardtanh", "threshold", "rrelu")
+        }
     elif owner == "torch.Tensor":
         names |= _DUNDERS
     return frozenset(names)
@@ -194,7 +303,9 @@ def _operator(path: str, namespaces: tuple[str, ...], refused: SceneError) -> Ca
     packet = getattr(getattr(torch.ops, namespace), name, None)
     found = packet if len(parts) == 2 or packet is None else getattr(packet, parts[2], None)
     if not isinstance(found, (torch._ops.OpOverload, torch._ops.OpOverloadPacket)):
-        raise SceneError(f"no operator {path} is registered", "the package that registers it", "import it first")
+        raise SceneError(
+            f"no operator {path} is registered", "the package that registers it", "import it first"
+        )
     return found
 
 

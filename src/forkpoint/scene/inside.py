@@ -25,11 +25,32 @@ from forkpoint.scene.follow import Following, Labelling, Step, Steps
 from forkpoint.scene.parts import Inside, Part
 from forkpoint.session import Session, Traced
 
-FUSED = frozenset({*spelt.SPELLINGS, "multi_head_attention_forward", "group_norm", "batch_norm", "grouped_mm"})
+FUSED = frozenset(
+    {*spelt.SPELLINGS, "multi_head_attention_forward", "group_norm", "batch_norm", "grouped_mm"}
+)
 """Functions that are worth looking into, by public name; any other of several ATen operators is, too."""
 _ARRANGING = ALWAYS_VIEWS | frozenset(
-    "scalar_tensor where _to_copy copy_ fill_ full ones zeros zeros_like empty empty_like clone slice _unsafe_view "
-    "reshape tril masked_fill logical_not repeat_interleave".split()
+    [
+        "scalar_tensor",
+        "where",
+        "_to_copy",
+        "copy_",
+        "fill_",
+        "full",
+        "ones",
+        "zeros",
+        "zeros_like",
+        "empty",
+        "empty_like",
+        "clone",
+        "slice",
+        "_unsafe_view",
+        "reshape",
+        "tril",
+        "masked_fill",
+        "logical_not",
+        "repeat_interleave",
+    ]
 )
 """Operators that move elements or prepare a mask: no arithmetic whose order could differ."""
 SHOWN_ELEMENTS = 1 << 26
@@ -107,10 +128,18 @@ def _compare_steps(session: Session, a: Sequence[Step], b: Sequence[Step]) -> li
     matcher = difflib.SequenceMatcher(a=names_a, b=names_b, autojunk=False)
     found: list[Part] = []
     for block in matcher.get_matching_blocks():
-        for mine, theirs in zip(a[block.a : block.a + block.size], b[block.b : block.b + block.size], strict=True):
+        for mine, theirs in zip(
+            a[block.a : block.a + block.size], b[block.b : block.b + block.size], strict=True
+        ):
             found.append(
                 _compare(
-                    session, mine.name, "", mine.outputs[0], mine.labels[0], theirs.outputs[0], theirs.labels[0]
+                    session,
+                    mine.name,
+                    "",
+                    mine.outputs[0],
+                    mine.labels[0],
+                    theirs.outputs[0],
+                    theirs.labels[0],
                 )
             )
     return found
@@ -145,10 +174,18 @@ def _spelt(traced: Traced, taken: Taken, flags: Flags) -> dict[str, tuple[str, T
 
 
 def _compare(
-    session: Session, name: str, formula: str, a: Tensor, label_a: Label | None, b: Tensor, label_b: Label | None
+    session: Session,
+    name: str,
+    formula: str,
+    a: Tensor,
+    label_a: Label | None,
+    b: Tensor,
+    label_b: Label | None,
 ) -> Part:
     if max(a.numel(), b.numel()) > SHOWN_ELEMENTS:
-        return Part(name, formula, "not compared", reason=f"{max(a.numel(), b.numel()):,} elements are too many")
+        return Part(
+            name, formula, "not compared", reason=f"{max(a.numel(), b.numel()):,} elements are too many"
+        )
     pairs = pair_elements(a, label_a, b, label_b, session.shared)
     if not len(pairs):
         return Part(name, formula, "not compared", reason=pairs.reason or "nothing in it is shared")
@@ -164,7 +201,9 @@ def _backend(taken: Taken) -> str:
     """Which implementation of attention torch picks for these inputs."""
     if taken.op.function != "scaled_dot_product_attention":
         return ""
-    given = dict(zip(("query", "key", "value", "attn_mask", "dropout_p", "is_causal"), taken.args, strict=False))
+    given = dict(
+        zip(("query", "key", "value", "attn_mask", "dropout_p", "is_causal"), taken.args, strict=False)
+    )
     given.update(taken.kwargs)
     try:
         choice = torch._fused_sdp_choice(
@@ -217,7 +256,9 @@ def _summary(
     elif backends[0] != backends[1]:
         sentences.append(f"The two runs chose different backends: {backends[0]} in A, {backends[1]} in B.")
     elif len(below) > 1 and (first := _first(below)) is not None:
-        sentences.append(f"Of the {len(below)} operators below it, {first.name} is the first whose values differ.")
+        sentences.append(
+            f"Of the {len(below)} operators below it, {first.name} is the first whose values differ."
+        )
     if parts:
         sentences.append(_spelt_summary(parts))
     if not sentences:

@@ -13,11 +13,37 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 _PLUMBING = frozenset(
-    "aten::empty aten::empty_strided aten::empty_like aten::as_strided aten::view aten::reshape aten::t "
-    "aten::transpose aten::expand aten::resize_ aten::unsqueeze aten::squeeze aten::detach aten::slice aten::select "
-    "aten::permute aten::resolve_conj aten::resolve_neg aten::_reshape_alias aten::_unsafe_view aten::unbind "
-    "aten::split aten::narrow aten::alias aten::item aten::_local_scalar_dense aten::is_nonzero aten::empty_permuted "
-    "aten::_has_compatible_shallow_copy_type".split()
+    [
+        "aten::empty",
+        "aten::empty_strided",
+        "aten::empty_like",
+        "aten::as_strided",
+        "aten::view",
+        "aten::reshape",
+        "aten::t",
+        "aten::transpose",
+        "aten::expand",
+        "aten::resize_",
+        "aten::unsqueeze",
+        "aten::squeeze",
+        "aten::detach",
+        "aten::slice",
+        "aten::select",
+        "aten::permute",
+        "aten::resolve_conj",
+        "aten::resolve_neg",
+        "aten::_reshape_alias",
+        "aten::_unsafe_view",
+        "aten::unbind",
+        "aten::split",
+        "aten::narrow",
+        "aten::alias",
+        "aten::item",
+        "aten::_local_scalar_dense",
+        "aten::is_nonzero",
+        "aten::empty_permuted",
+        "aten::_has_compatible_shallow_copy_type",
+    ]
 )
 """Operators that make or arrange tensors and compute nothing."""
 
@@ -49,7 +75,9 @@ def kernels(call: Callable[[], Any], device: torch.device) -> Kernels:
                 torch.cuda.synchronize()
         events = list(profiler.events() or ())
     except Exception as error:  # noqa: BLE001 - evidence that is missing must not lose the scene
-        return Kernels((), f"the profiler said: {str(error).splitlines()[0] if str(error) else type(error).__name__}")
+        return Kernels(
+            (), f"the profiler said: {str(error).splitlines()[0] if str(error) else type(error).__name__}"
+        )
     names = _on_gpu(events) if gpu else _on_cpu(events)
     return Kernels(names, "" if names else "no kernel ran")
 

@@ -40,7 +40,9 @@ def device_of(kind: str | None) -> torch.device:
     """
     device = torch.device(kind or "cpu")
     if device.type not in devices():
-        raise SceneError(f"no {device.type} device here", f"one of: {', '.join(devices())}", "leave out --device")
+        raise SceneError(
+            f"no {device.type} device here", f"one of: {', '.join(devices())}", "leave out --device"
+        )
     return device
 
 
@@ -56,7 +58,9 @@ def machine(device: torch.device) -> Machine:
         name, capability = torch.cuda.get_device_name(device), f"{major}.{minor}"
     else:
         name, capability = _processor(), torch.backends.cpu.get_cpu_capability()
-    return Machine(device.type, name, capability, f"{platform.system()} {platform.machine()}", _libraries(device))
+    return Machine(
+        device.type, name, capability, f"{platform.system()} {platform.machine()}", _libraries(device)
+    )
 
 
 @lru_cache(maxsize=1)

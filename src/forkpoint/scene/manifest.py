@@ -149,12 +149,21 @@ def to_manifest(scene: Scene) -> dict[str, Any]:
         "output": scene.output,
         "runs": {"a": _side(scene.a), "b": _side(scene.b)},
         "inputs": [
-            {"name": i.name, "a": i.a, "b": i.b, "parameter": i.parameter, "reason": i.sharing.reason}
+            {
+                "name": i.name,
+                "a": i.a,
+                "b": i.b,
+                "parameter": i.parameter,
+                "reason": i.sharing.reason,
+                "repeat_a": _plain(i.sharing.repeat_a),
+                "repeat_b": _plain(i.sharing.repeat_b),
+            }
             for i in scene.inputs
         ],
         "tensors": [_plain(asdict(layout)) for layout in scene.layouts],
         "storages": [
-            {"file": s.file, "key": s.key, "dtype": short(s.dtype), "elements": s.elements} for s in scene.storages
+            {"file": s.file, "key": s.key, "dtype": short(s.dtype), "elements": s.elements}
+            for s in scene.storages
         ],
         "machine": asdict(scene.machine),
         "versions": scene.versions,
@@ -240,7 +249,7 @@ def from_manifest(
     if output >= len(a.outputs) or output >= len(b.outputs):
         raise SceneError(f"output {output}", f"one of {min(len(a.outputs), len(b.outputs))} outputs")
     sharing = Sharing(_extra(extra, "alignment.output"))
-    sharing.check(layouts[a.outputs[output]].elements, layouts[b.outputs[output]].elements, "the output")
+    sharing.check(layouts[a.outputs[output]].shape, layouts[b.outputs[output]].shape, "the output")
     if not len(sharing):
         raise SceneError("an alignment of the output over no element", "at least one shared element")
     return Scene(
@@ -250,7 +259,8 @@ def from_manifest(
         output=output,
         sharing=sharing,
         inputs=tuple(
-            _input(_Fields(entry, "input"), index, layouts, extra) for index, entry in enumerate(_list(manifest, "inputs"))
+            _input(_Fields(entry, "input"), index, layouts, extra)
+            for index, entry in enumerate(_list(manifest, "inputs"))
         ),
         layouts=layouts,
         storages=storages,
@@ -294,19 +304,25 @@ class _Fields:
     def numbers(self, name: str) -> list[int]:
         return self._get(
             name,
-            lambda v: isinstance(v, list) and len(v) <= 4096 and all(type(n) is int and 0 <= n < 1 << 60 for n in v),
+            lambda v: (
+                isinstance(v, list) and len(v) <= 4096 and all(type(n) is int and 0 <= n < 1 << 60 for n in v)
+            ),
             "a list of numbers from 0",
         )
 
     def strings(self, name: str) -> list[str]:
-        return self._get(name, lambda v: isinstance(v, list) and all(isinstance(s, str) for s in v), "a list of text")
+        return self._get(
+            name, lambda v: isinstance(v, list) and all(isinstance(s, str) for s in v), "a list of text"
+        )
 
     def object(self, name: str) -> dict[str, Any]:
         return self._get(name, lambda v: isinstance(v, dict), "an object")
 
     def texts(self, name: str) -> dict[str, str]:
         return self._get(
-            name, lambda v: isinstance(v, dict) and all(isinstance(s, str) for s in v.values()), "an object of text"
+            name,
+            lambda v: isinstance(v, dict) and all(isinstance(s, str) for s in v.values()),
+            "an object of text",
         )
 
     def list(self, name: str) -> list[Any]:
@@ -314,6 +330,14 @@ class _Fields:
 
     def truth_or_none(self, name: str) -> bool | None:
         return self._get(name, lambda v: v is None or isinstance(v, bool), "true, false or null")
+
+    def repeat(self, name: str) -> tuple[int, int] | None:
+        if self._value.get(name) is None:
+            return None
+        numbers = self.numbers(name)
+        if len(numbers) != 2:
+            raise SceneError(f"{self._where}: {name} is {_shown(numbers)}", "a dimension and a number")
+        return numbers[0], numbers[1]
 
     def any(self, name: str) -> Any:
         return self._value.get(name)
@@ -334,7 +358,9 @@ def _object(manifest: dict[str, Any], name: str) -> dict[str, Any]:
 def _storage(fields: _Fields) -> Storage:
     file = fields.text("file")
     if not _FILE.fullmatch(file):
-        raise SceneError(f"tensors in the file {file[:80]!r}", "tensors.safetensors or weights/HASH.safetensors")
+        raise SceneError(
+            f"tensors in the file {file[:80]!r}", "tensors.safetensors or weights/HASH.safetensors"
+        )
     return Storage(file, fields.text("key"), dtype_named(fields.text("dtype")), fields.number("elements"))
 
 
@@ -398,8 +424,13 @@ def _input(fields: _Fields, index: int, layouts: tuple[Layout, ...], extra: dict
     name, reason = fields.text("name"), fields.text("reason")
     sharing = Sharing(torch.zeros((0, 3), dtype=torch.int64), reason)
     if a is not None and b is not None:
-        sharing = Sharing(_extra(extra, f"alignment.input.{index}"), reason)
-        sharing.check(layouts[a].elements, layouts[b].elements, f"the input {name}")
+        sharing = Sharing(
+            _extra(extra, f"alignment.input.{index}"),
+            reason,
+            fields.repeat("repeat_a"),
+            fields.repeat("repeat_b"),
+        )
+        sharing.check(layouts[a].shape, layouts[b].shape, f"the input {name}")
     return InputPair(name, a, b, sharing, fields.text_or_none("parameter"))
 
 
@@ -438,5 +469,7 @@ def _inside(value: dict[str, Any]) -> Inside:
 
 def _extra(extra: dict[str, Tensor], key: str) -> Tensor:
     if key not in extra:
-        raise SceneError(f"no {key[:80]!r} in tensors.safetensors", "the alignment that belongs to the manifest")
+        raise SceneError(
+            f"no {key[:80]!r} in tensors.safetensors", "the alignment that belongs to the manifest"
+        )
     return extra[key]

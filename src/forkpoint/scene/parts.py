@@ -26,9 +26,7 @@ class Part:
         if self.status == "equal":
             return f"{what}: equal in all {self.compared:,} shared elements"
         if self.status == "differs":
-            return (
-                f"{what}: differs in {self.differing:,} of {self.compared:,} shared elements, by up to {self.max_abs:.3g}"
-            )
+            return f"{what}: differs in {self.differing:,} of {self.compared:,} shared elements, by up to {self.max_abs:.3g}"
         return f"{what}: not compared ({self.reason})"
 
 
@@ -68,6 +66,7 @@ class Inside:
 
 def inside_from_json(value: Mapping[str, Any]) -> Inside:
     """Read back what `dataclasses.asdict` made of it."""
+
     def parts(name: str) -> tuple[Part, ...]:
         return tuple(
             Part(

@@ -156,7 +156,9 @@ def run_side(scene: Scene, run: str, device: torch.device, remarks: list[str] | 
             found = call()
     except (RuntimeError, TypeError, ValueError, IndexError, NotImplementedError, MemoryError) as error:
         text = str(error).splitlines()[0][:300] if str(error) else type(error).__name__
-        raise SceneError(f"{side.function} refuses the arguments of run {run.upper()} on {device.type}: {text}") from error
+        raise SceneError(
+            f"{side.function} refuses the arguments of run {run.upper()} on {device.type}: {text}"
+        ) from error
     finally:
         after.restore()
     if remarks is not None:
@@ -206,7 +208,9 @@ def _restore_random(scene: Scene, side: Side, device: torch.device) -> None:
         else:
             torch.set_rng_state(state)
     except (RuntimeError, TypeError) as error:
-        raise SceneError(f"the random state of run {side.run} is refused: {error}", "the state that was saved") from error
+        raise SceneError(
+            f"the random state of run {side.run} is refused: {error}", "the state that was saved"
+        ) from error
 
 
 def side_kernels(scene: Scene, run: str, device: torch.device) -> Kernels:
@@ -275,10 +279,14 @@ def compare_input(scene: Scene, index: int) -> Check:
             return Check(pair.name, equal=True)
         return Check(pair.name, None, reason=pair.sharing.reason or "the runs share no element of it")
     shared_a, shared_b = pair.sharing.take(a, b)
-    return _compare(pair.name, shared_a, shared_b if shared_a.dtype == shared_b.dtype else shared_b.to(shared_a.dtype))
+    return _compare(
+        pair.name, shared_a, shared_b if shared_a.dtype == shared_b.dtype else shared_b.to(shared_a.dtype)
+    )
 
 
-def _compare_outputs(scene: Scene, a: Tensor, b: Tensor, left: Tensor, right: Tensor) -> tuple[Unequal | None, Check]:
+def _compare_outputs(
+    scene: Scene, a: Tensor, b: Tensor, left: Tensor, right: Tensor
+) -> tuple[Unequal | None, Check]:
     left, right = left.cpu(), right.cpu()
     same = _same(left, right)
     count = int((~same).sum())
@@ -291,7 +299,9 @@ def _compare_outputs(scene: Scene, a: Tensor, b: Tensor, left: Tensor, right: Te
     apart = None
     if isinstance(value_a, float) and isinstance(value_b, float):
         apart = ulps(value_a, value_b, left.dtype, right.dtype)
-    return Unequal(index_of(at_a, tuple(a.shape)), index_of(at_b, tuple(b.shape)), value_a, value_b, apart), check
+    return Unequal(
+        index_of(at_a, tuple(a.shape)), index_of(at_b, tuple(b.shape)), value_a, value_b, apart
+    ), check
 
 
 def _first_place(left: Tensor, right: Tensor) -> int:
@@ -334,7 +344,11 @@ def _exactness(scene: Scene, run: str, device: torch.device, shared: Tensor, at:
 def _in_float64(scene: Scene, side: Side, device: torch.device) -> Tensor | None:
     call = _call(scene, side, device)
     promotion = Promotion()
-    with torch.no_grad(), in_force({**side.flags, "autocast": None, "default_dtype": "float64"}, device), promotion:
+    with (
+        torch.no_grad(),
+        in_force({**side.flags, "autocast": None, "default_dtype": "float64"}, device),
+        promotion,
+    ):
         outputs = call()
     if promotion.refused or scene.output >= len(outputs):
         return None

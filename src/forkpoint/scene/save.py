@@ -74,7 +74,11 @@ def save(
     scene = replace(scene, notes=tuple(note for note in notes if note))
     _check_size(scene, size_limit, confirm)
     looked = look_inside(session, a.taken, b.taken, a.circumstances.flags, b.circumstances.flags)
-    return folder.write(path, replace(scene, inside=looked), lambda written: _tried(folder.load(written, namespaces=_namespaces(scene))))
+    return folder.write(
+        path,
+        replace(scene, inside=looked),
+        lambda written: _tried(folder.load(written, namespaces=_namespaces(scene))),
+    )
 
 
 def _namespaces(scene: Scene) -> tuple[str, ...]:
@@ -85,7 +89,8 @@ def _namespaces(scene: Scene) -> tuple[str, ...]:
 def _check_size(scene: Scene, limit: int, confirm: Confirm | None) -> None:
     if scene.bytes > limit and (confirm is None or not confirm(scene.bytes)):
         raise SceneError(
-            f"a scene of {scene.bytes / (1 << 30):.1f} GiB", f"at most {limit / (1 << 30):.1f} GiB unless it is confirmed"
+            f"a scene of {scene.bytes / (1 << 30):.1f} GiB",
+            f"at most {limit / (1 << 30):.1f} GiB unless it is confirmed",
         )
 
 
@@ -101,10 +106,18 @@ def _replayable(session: Session, located: Located) -> tuple[Joined, Taken, Take
     start = next((i + 1 for i, r in enumerate(rows) if r is located.row), 0)
     for row in [r for r in rows[start:] if not r.op.is_boundary][:LOOKED_AT]:
         assert row.difference is not None
-        [a], [b] = fetch(session.a, [(row, row.difference.event_a)]), fetch(session.b, [(row, row.difference.event_b)])
+        [a], [b] = (
+            fetch(session.a, [(row, row.difference.event_a)]),
+            fetch(session.b, [(row, row.difference.event_b)]),
+        )
         if a is not None and b is not None and not _reason_against(a, b):
             name = located.divergence.op
-            return row, a, b, f"{name} can't be replayed ({reason}); this is the next op that differs, {row.op.name}"
+            return (
+                row,
+                a,
+                b,
+                f"{name} can't be replayed ({reason}); this is the next op that differs, {row.op.name}",
+            )
     raise SceneError(
         f"{located.divergence.op} can't be replayed: {reason}",
         "a divergence with a torch function in it",
@@ -220,7 +233,8 @@ def _share_output(session: Session, row: Joined, a: Taken, b: Taken, output: int
     pairs = pair_elements(value_a, a.output_labels[output], value_b, b.output_labels[output], session.shared)
     if not len(pairs):
         sample = row.difference.sample if row.difference is not None else None
-        pairs = session.join.pair_open(sample, a.call, b.call, tuple(value_a.shape), tuple(value_b.shape))
+        shapes = tuple(value_a.shape), tuple(value_b.shape)
+        pairs = session.join.pair_open(sample, (a.op, a.call), (b.op, b.call), *shapes)
     if not len(pairs):
         raise SceneError(f"the outputs of {row.op.name} share no element", pairs.reason or "shared tokens")
     return Sharing.of(pairs)
@@ -234,17 +248,15 @@ def _inputs(
     for name in [*inputs_a, *(name for name in inputs_b if name not in inputs_a)]:
         mine, theirs = inputs_a.get(name), inputs_b.get(name)
         if mine is None or theirs is None:
-            pairs = Pairs.none("only one run has it")
+            sharing = Sharing.of(Pairs.none("only one run has it"))
         else:
-            pairs = pair_elements(
-                mine, a.input_labels.get(id(mine)), theirs, b.input_labels.get(id(theirs)), session.shared
-            )
+            sharing = share_input(session, a, mine, b, theirs)
         found.append(
             InputPair(
                 name,
                 None if mine is None else numbers_a[id(mine)],
                 None if theirs is None else numbers_b[id(theirs)],
-                Sharing.of(pairs),
+                sharing,
                 (a.owned.get(id(mine)) if mine is not None else None)
                 or (b.owned.get(id(theirs)) if theirs is not None else None),
             )
@@ -252,10 +264,41 @@ def _inputs(
     return found
 
 
+def share_input(session: Session, a: Taken, mine: Tensor, b: Taken, theirs: Tensor) -> Sharing:
+    """Which elements of an input are the same in both runs.
+
+    Keys and values may have fewer heads in one run, each standing for several in the other (grouped heads against
+    heads that were repeated before).
+    """
+    label_a, label_b = a.input_labels.get(id(mine)), b.input_labels.get(id(theirs))
+    pairs = pair_elements(mine, label_a, theirs, label_b, session.shared)
+    heads = _grouped(a.op.function, mine, theirs)
+    if len(pairs) or heads is None:
+        return Sharing.of(pairs)
+    few, many = (mine, theirs) if heads > 0 else (theirs, mine)
+    wide = few.repeat_interleave(abs(heads), -3)
+    repeat = (few.dim() - 3, many.shape[-3] // few.shape[-3])
+    if heads > 0:
+        return Sharing.of(pair_elements(wide, label_a, theirs, label_b, session.shared), repeat_a=repeat)
+    return Sharing.of(pair_elements(mine, label_a, wide, label_b, session.shared), repeat_b=repeat)
+
+
+def _grouped(function: str, a: Tensor, b: Tensor) -> int | None:
+    """How many heads of B one head of A stands for; negative where it is the other way round."""
+    if function != "scaled_dot_product_attention" or a.dim() != b.dim() or a.dim() < 3:
+        return None
+    mine, theirs = a.shape[-3], b.shape[-3]
+    if mine == theirs or not mine or not theirs or max(mine, theirs) % min(mine, theirs):
+        return None
+    return theirs // mine if mine < theirs else -(mine // theirs)
+
+
 def _place(located: Located, row: Joined) -> Place:
     found, op = located.divergence, row.op
     own = op.name == found.op
-    sample = found.sample if isinstance(found.sample, (str, int)) or found.sample is None else str(found.sample)
+    sample = (
+        found.sample if isinstance(found.sample, (str, int)) or found.sample is None else str(found.sample)
+    )
     return Place(
         op=op.name, module=op.module, function=op.function, source=op.site.short, code=op.site.code,
         variable=op.site.variable, sample=sample if own else None, position=found.position if own else None,
@@ -276,7 +319,8 @@ def _tried(scene: Scene) -> Scene:
             outputs = run_side(scene, run, device)
             recorded = scene.recorded(run)
             same = len(outputs) == len(recorded) and all(
-                x.shape == y.shape and x.dtype == y.dtype and _same_values(x.cpu(), y) for x, y in zip(outputs, recorded, strict=True)
+                x.shape == y.shape and x.dtype == y.dtype and _same_values(x.cpu(), y)
+                for x, y in zip(outputs, recorded, strict=True)
             )
             sides.append(replace(side, reproduced=same, kernels=side_kernels(scene, run, device)))
         except SceneError as error:
@@ -284,7 +328,9 @@ def _tried(scene: Scene) -> Scene:
     notes = list(scene.notes)
     for run, side in zip("AB", sides, strict=True):
         if not side.reproduced:
-            notes.append(f"the op alone does not give run {run}'s recorded bits: something else took part in it")
+            notes.append(
+                f"the op alone does not give run {run}'s recorded bits: something else took part in it"
+            )
     return replace(scene, a=sides[0], b=sides[1], notes=tuple(notes))
 
 

@@ -82,7 +82,8 @@ def synthetic_script(scene: Scene) -> Script:
     differing = [check.name for check in checks if check.equal is False]
     if differing:
         raise SceneError(
-            f"the inputs of the op differ already ({', '.join(differing)})", "an op with equal inputs for --synthetic"
+            f"the inputs of the op differ already ({', '.join(differing)})",
+            "an op with equal inputs for --synthetic",
         )
     if scene.a.random or scene.b.random:
         raise SceneError("an op that draws random numbers", "one that doesn't for --synthetic")
@@ -104,7 +105,9 @@ def synthetic_script(scene: Scene) -> Script:
 
 def run_script(text: str, scene: Scene, arguments: list[str], *, synthetic: bool = False) -> Script:
     """Run a script by itself: isolated from the user's settings for Python, in an empty folder."""
-    environment = {k: v for k, v in os.environ.items() if k not in flags.ENVIRONMENT and not k.startswith("PYTHON")}
+    environment = {
+        k: v for k, v in os.environ.items() if k not in flags.ENVIRONMENT and not k.startswith("PYTHON")
+    }
     environment |= {k: str(v) for k, v in scene.a.flags.items() if k in flags.ENVIRONMENT}
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "script.py"
@@ -116,9 +119,11 @@ def run_script(text: str, scene: Scene, arguments: list[str], *, synthetic: bool
                 encoding="utf-8", errors="replace",
             )  # fmt: skip
         except subprocess.TimeoutExpired:
-            return Script(text, synthetic, reproduced=False, output="", note=f"it took more than {TIME_LIMIT} s")
+            return Script(
+                text, synthetic, reproduced=False, output="", note=f"it took more than {TIME_LIMIT} s"
+            )
     note = ""
-    if done.returncode not in (0, 1):
+    if done.returncode not in (0, 1) or "Traceback" in done.stderr:
         last = done.stderr.strip().splitlines()
         note = f"it failed: {last[-1] if last else f'status {done.returncode}'}"
     return Script(text, synthetic, done.returncode == 0, done.stdout, note)

@@ -16,8 +16,8 @@ from forkpoint.scene.folder import TENSORS
 from forkpoint.scene.functions import package_of
 from forkpoint.scene.manifest import Scene, Side
 from forkpoint.scene.replay import run_result
-from forkpoint.scene.sharing import Sharing, as_indexing, index_text
-from forkpoint.scene.synthetic import Recipe
+from forkpoint.scene.sharing import Sharing, as_indexing, index_text, repeat_text
+from forkpoint.scene.synthetic import Copy, Recipe
 from forkpoint.scene.tensors import stored_dtype
 
 WIDTH = 110
@@ -36,7 +36,9 @@ class Writer:
         aligned: make memory begin where it began, relative to an aligned address.
     """
 
-    def __init__(self, scene: Scene, *, recipe: Recipe | None = None, seed: int = 0, aligned: bool = False) -> None:
+    def __init__(
+        self, scene: Scene, *, recipe: Recipe | None = None, seed: int = 0, aligned: bool = False
+    ) -> None:
         self._scene = scene
         self._recipe = recipe
         self._seed = seed
@@ -66,7 +68,16 @@ class Writer:
         ]
         text = parts[0]
         for part in parts[1:]:
-            text += ("\n\n\n" if part.startswith("def ") or text.rstrip().split("\n")[-1].startswith("    ") else "\n\n") + part if part else ""
+            text += (
+                (
+                    "\n\n\n"
+                    if part.startswith("def ") or text.rstrip().split("\n")[-1].startswith("    ")
+                    else "\n\n"
+                )
+                + part
+                if part
+                else ""
+            )
         return text + "\n"
 
     # ------------------------------------------------------------------ names
@@ -111,7 +122,11 @@ class Writer:
         if self._scene.machine.device == "cpu":
             return []
         numbers = (*self._scene.a.tensors, *self._scene.b.tensors)
-        stay = [self._keys[self._scene.layouts[n].storage] for n in numbers if self._scene.layouts[n].device == "cpu"]
+        stay = [
+            self._keys[self._scene.layouts[n].storage]
+            for n in numbers
+            if self._scene.layouts[n].device == "cpu"
+        ]
         return list(dict.fromkeys(stay))
 
     # ------------------------------------------------------------------ the head
@@ -137,7 +152,11 @@ class Writer:
                 "version of torch they may agree."
             )
             usage = f"    python script.py    # needs {self._needs()}"
-        paragraphs = [first, *("\n".join(textwrap.wrap(plain_text(text), 100)) for text in (what, expect)), usage]
+        paragraphs = [
+            first,
+            *("\n".join(textwrap.wrap(plain_text(text), 100)) for text in (what, expect)),
+            usage,
+        ]
         return "\n\n".join(paragraphs) + "\n"
 
     def _packages(self) -> list[str]:
@@ -156,7 +175,9 @@ class Writer:
         if environment:
             lines += [*(f"os.environ[{quoted(k)}] = {quoted(str(v))}" for k, v in environment.items()), ""]
         lines += [f"import {name}" for name in sorted(["torch", *self._packages()])]
-        return "\n".join([*lines, *(["from safetensors.torch import load_file"] if self._recipe is None else [])])
+        return "\n".join(
+            [*lines, *(["from safetensors.torch import load_file"] if self._recipe is None else [])]
+        )
 
     def _settings(self) -> str:
         return "\n".join(["torch.set_grad_enabled(False)", *flags.statements(self._scene.a.flags)])
@@ -166,7 +187,10 @@ class Writer:
     def _data(self) -> str:
         if self._recipe is not None:
             lines = [f"torch.manual_seed({self._seed})", "data = {"]
-            lines += [f"    {quoted(self._keys[i])}: {filling.code}," for i, filling in self._recipe.fillings.items()]
+            lines += [
+                f"    {quoted(self._keys[i])}: {filling.code},"
+                for i, filling in self._recipe.fillings.items()
+            ]
             return "\n".join([*lines, "}"])
         lines = ["folder = sys.argv[1]", f'data = load_file(f"{{folder}}/{TENSORS}")']
         for number, key in self._keys.items():
@@ -181,13 +205,17 @@ class Writer:
         lines = ["# Each tensor: its storage, shape, strides and offset."]
         for run in "ab":
             lines.append(f"{run.upper()} = {{")
-            lines += [f"    {quoted(name)}: {self._spec(number)}," for number, name in self._names[run].items()]
+            lines += [
+                f"    {quoted(name)}: {self._spec(number)}," for number, name in self._names[run].items()
+            ]
             lines.append("}")
         if self._recipe is None:
             specs = [self._spec(self._scene.side(run).outputs[self._scene.output]) for run in "ab"]
             lines.append(f"RECORDED = [{', '.join(specs)}]")
         if self._leads:
-            lines.append(f"LEADS = {_dict(self._leads)}  # elements after an aligned address at which memory began")
+            lines.append(
+                f"LEADS = {_dict(self._leads)}  # elements after an aligned address at which memory began"
+            )
         if self._on_cpu:
             lines.append(f"ON_CPU = {{{', '.join(map(quoted, self._on_cpu))}}}")
         return "\n".join(lines)
@@ -213,7 +241,8 @@ class Writer:
     def _taking(self, sharing: Sharing, shapes: tuple[Any, Any], key: str) -> str:
         index = as_indexing(sharing, *shapes)
         if index is not None:
-            return f"lambda a, b: (a{index_text(index[0])}, b{index_text(index[1])})"
+            a = f"a{repeat_text(sharing.repeat_a)}{index_text(index[0])}"
+            return f"lambda a, b: ({a}, b{repeat_text(sharing.repeat_b)}{index_text(index[1])})"
         self._paired = True
         if self._recipe is None:
             return f"paired(data[{quoted(key)}].tolist())"
@@ -241,14 +270,21 @@ class Writer:
             how = f"torch.{autocast.split()[1]}, enabled=wide is None, cache_enabled=False"
             body = [f'with torch.autocast(t["device"], {how}):', *(f"    {line}" for line in body)]
         body = [*self._before(side), *body]
-        return "\n".join([f"def run_{run if self._differ() else 'a'}(t, wide=None):", *(f"    {line}" for line in body)])
+        return "\n".join(
+            [f"def run_{run if self._differ() else 'a'}(t, wide=None):", *(f"    {line}" for line in body)]
+        )
 
     def _differ(self) -> bool:
         a, b = self._scene.a, self._scene.b
         mine, theirs = ([n[i] for i in s.tensors] for n, s in ((self._names["a"], a), (self._names["b"], b)))
-        same = (a.function, a.flags, len(a.outputs)) == (b.function, b.flags, len(b.outputs)) and not self._random
+        same = (a.function, a.flags, len(a.outputs)) == (
+            b.function,
+            b.flags,
+            len(b.outputs),
+        ) and not self._random
         calls = [
-            call_source(s.function, s.args, s.kwargs, lambda i, n=self._names[run]: n[i]) for run, s in (("a", a), ("b", b))
+            call_source(s.function, s.args, s.kwargs, lambda i, n=self._names[run]: n[i])
+            for run, s in (("a", a), ("b", b))
         ]
         return not (same and mine == theirs and calls[0] == calls[1])
 
@@ -256,7 +292,9 @@ class Writer:
         """Statements before one run's call: its random state, and settings that only it had."""
         lines: list[str] = []
         if side.random is not None:
-            setter = "torch.cuda.set_rng_state" if self._scene.machine.device == "cuda" else "torch.set_rng_state"
+            setter = (
+                "torch.cuda.set_rng_state" if self._scene.machine.device == "cuda" else "torch.set_rng_state"
+            )
             lines.append(f"{setter}(data[{quoted(side.random)}])  # as it was before the call")
         own = flags.statements(side.flags)
         return lines + (own if own != flags.statements(self._scene.a.flags) else [])
@@ -270,28 +308,40 @@ class Writer:
 
     def _helpers(self) -> str:
         view = _VIEW_LEAD if self._leads else _VIEW
-        source = "torch.cat([data[key].new_zeros(LEADS.get(key, 0)), data[key]])" if self._leads else "data[key]"
+        source = (
+            "torch.cat([data[key].new_zeros(LEADS.get(key, 0)), data[key]])" if self._leads else "data[key]"
+        )
         device = '"cpu" if key in ON_CPU else device' if self._on_cpu else "device"
         body = _TENSORS.replace("SOURCE", source).replace("DEVICE", device)
         body = body.replace("LEFT", "[LEADS.get(key, 0) :]" if self._leads else "")
         body = body.replace("MORE", ' | {"device": device}' if self._device else "")
         text = f"{view}\n\n\n{body}"
         if self._recipe is not None and self._recipe.copies:
-            lines = [
-                f'view(data, B[{quoted(self._names["b"][b])}]){index_text(at_b) or "[...]"} = '
-                f'view(data, A[{quoted(self._names["a"][a])}]){index_text(at_a)}'
-                for a, b, at_a, at_b in self._recipe.copies
-            ]
+            lines = [self._copy_line(copy) for copy in self._recipe.copies]
             text += "\n\n\n" + "\n".join(["# What both runs have is equal in both.", *lines])
         return f"{text}\n\n\n{_SAME}"
+
+    def _copy_line(self, copy: Copy) -> str:
+        source, target = ("a", "b") if copy.from_a else ("b", "a")
+        left = f"view(data, {target.upper()}[{quoted(self._names[target][copy.target])}])"
+        right = f"view(data, {source.upper()}[{quoted(self._names[source][copy.source])}])"
+        right += repeat_text(copy.repeat) + index_text(copy.at_source)
+        return f"{left}{index_text(copy.at_target) or '[...]'} = {right}"
 
     def _check(self) -> str:
         recorded = self._recipe is None
         parts = [_CHECK_BEGIN, *([_CHECK_RECORDED] if recorded else []), _CHECK_OUTPUTS]
         if self._scene.recorded("a")[self._scene.output].is_complex():
-            parts[-1] = parts[-1].replace("out.cpu().flatten()", "torch.view_as_real(out.cpu().resolve_conj()).flatten()")
+            parts[-1] = parts[-1].replace(
+                "out.cpu().flatten()", "torch.view_as_real(out.cpu().resolve_conj()).flatten()"
+            )
         parts += [_CHECK_FLOAT64] if self._wide else []
-        return "\n".join([*(part.strip("\n") for part in parts), f"    return {'all(repeats)' if recorded else 'len(differ) > 0'}"])
+        return "\n".join(
+            [
+                *(part.strip("\n") for part in parts),
+                f"    return {'all(repeats)' if recorded else 'len(differ) > 0'}",
+            ]
+        )
 
     def _end(self) -> str:
         device = self._scene.machine.device
@@ -339,12 +389,12 @@ def paired(runs):
     a, b = (torch.cat([torch.arange(run[i], run[i] + run[2]) for run in runs]) for i in (0, 1))
     return lambda x, y: (x.flatten()[a.to(x.device)], y.flatten()[b.to(y.device)])
 '''
-_VIEW = '''def view(memory, spec):
+_VIEW = """def view(memory, spec):
     key, *layout = spec
-    return memory[key].as_strided(*layout)'''
-_VIEW_LEAD = '''def view(memory, spec):
+    return memory[key].as_strided(*layout)"""
+_VIEW_LEAD = """def view(memory, spec):
     key, shape, stride, offset = spec
-    return memory[key].as_strided(shape, stride, memory[key].storage_offset() + offset)'''
+    return memory[key].as_strided(shape, stride, memory[key].storage_offset() + offset)"""
 _TENSORS = '''def tensors(specs, device, dtype=None):
     """Fresh tensors of a run, laid out as they were; the floating-point ones in another dtype, if one is given."""
     memory = {}
@@ -352,21 +402,21 @@ _TENSORS = '''def tensors(specs, device, dtype=None):
         kind = dtype if data[key].is_floating_point() else None
         memory[key] = SOURCE.to(DEVICE, kind, copy=True)LEFT
     return {name: view(memory, spec) for name, spec in specs.items()}MORE'''
-_SAME = '''def same(a, b):
-    return bool(((a == b) | ((a != a) & (b != b))).all())'''
-_CHECK_BEGIN = '''
+_SAME = """def same(a, b):
+    return bool(((a == b) | ((a != a) & (b != b))).all())"""
+_CHECK_BEGIN = """
 def check(device):
     print(device)
     a, b = tensors(A, device), tensors(B, device)
     for name in [name for name in SHARED if name != "output"]:
         print(f"  {name} equal: {same(*SHARED[name](a[name], b[name]))}")
     outputs = run_a(a), run_b(b)
-'''
-_CHECK_RECORDED = '''
+"""
+_CHECK_RECORDED = """
     repeats = [same(out.cpu(), view(data, spec)) for out, spec in zip(outputs, RECORDED)]
     print(f"  A as recorded: {repeats[0]}; B as recorded: {repeats[1]}")
-'''
-_CHECK_OUTPUTS = '''
+"""
+_CHECK_OUTPUTS = """
     x, y = (out.cpu().flatten().double() for out in SHARED["output"](*outputs))
     differ = ((x != y) & ~(x.isnan() & y.isnan())).nonzero().flatten().tolist()
     print(f"  outputs: {len(differ)} of {len(x)} shared elements differ, by up to {(x - y).abs().max():.3g}")
@@ -374,16 +424,16 @@ _CHECK_OUTPUTS = '''
         print(f"  first unequal: {x[first].item()!r} in A, {y[first].item()!r} in B")
     close = [f"1e-{k} {torch.allclose(x, y, atol=10.0**-k, equal_nan=True)}" for k in range(3, 9)]
     print("  allclose with atol", *close, sep="  ")
-'''
-_CHECK_FLOAT64 = '''
+"""
+_CHECK_FLOAT64 = """
     exact = run_a(tensors(A, device, torch.float64), torch.float64), run_b(tensors(B, device, torch.float64), torch.float64)
     for name, out, exact in zip("AB", (x, y), SHARED["output"](*exact)):
         exact, info = exact.cpu().flatten().double(), torch.finfo(outputs[0].dtype)
         error = (out - exact).abs() / (info.eps * 2.0 ** exact.abs().clamp(min=info.tiny).log2().floor())
         print(f"  error of {name} against float64, in ULP: median {error.nanmedian():.3g}, largest {error.max():.3g}")
-'''
-_END = '''
+"""
+_END = """
 seen = {device: check(device) for device in ["cpu", "cuda"][: 1 + torch.cuda.is_available()]}
 print("WHAT on HOME:", {True: "yes", False: "no", None: "there is no such device here"}[seen.get("HOME")])
 sys.exit(not seen.get("HOME"))
-'''
+"""

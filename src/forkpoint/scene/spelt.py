@@ -123,7 +123,11 @@ def int8_product(
     if outlier_cols is not None and outlier_cols.numel():
         columns = outlier_cols.long()
         weight = cb[:, columns].to(a.dtype) * (scb.reshape(-1, 1) / 127.0).to(a.dtype)
-        yield "outlier columns", "x · weightᵀ over the columns with outliers", torch.matmul(a[:, columns], weight.t())
+        yield (
+            "outlier columns",
+            "x · weightᵀ over the columns with outliers",
+            torch.matmul(a[:, columns], weight.t()),
+        )
     if bias is not None:
         yield "with bias", "int8 product + bias", product + bias
 
@@ -146,4 +150,6 @@ def spell(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Iterator[
 
 
 def _lowered(name: str, kwargs: dict[str, Any]) -> dict[str, Any]:
-    return {key.lower(): value for key, value in kwargs.items()} if name.startswith("bitsandbytes") else kwargs
+    return (
+        {key.lower(): value for key, value in kwargs.items()} if name.startswith("bitsandbytes") else kwargs
+    )

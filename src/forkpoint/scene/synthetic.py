@@ -20,7 +20,7 @@ from forkpoint.errors import SceneError
 from forkpoint.scene.arguments import short
 from forkpoint.scene.manifest import Scene
 from forkpoint.scene.replay import _same, run_side
-from forkpoint.scene.sharing import Index, as_indexing
+from forkpoint.scene.sharing import Index, Repeat, as_indexing, repeated
 
 SEEDS = 8
 FEW_VALUES = 4
@@ -69,9 +69,28 @@ class Filling:
         if self.kind == "range":
             return f"torch.arange({self.low}, {self.low + self.elements}).to({dtype})"
         if self.kind == "runs":
-            values = ", ".join(f'float("{v}")' if isinstance(v, float) and not math.isfinite(v) else repr(v) for v in self.values)
+            values = ", ".join(
+                f'float("{v}")' if isinstance(v, float) and not math.isfinite(v) else repr(v)
+                for v in self.values
+            )
             return f"torch.tensor([{values}], dtype={dtype}).repeat_interleave(torch.tensor({list(self.lengths)}))"
-        return f"torch.frombuffer(bytearray(zlib.decompress(base64.b85decode({self.packed!r}))), dtype={dtype})"
+        return (
+            f"torch.frombuffer(bytearray(zlib.decompress(base64.b85decode({self.packed!r}))), dtype={dtype})"
+        )
+
+
+@dataclass(frozen=True)
+class Copy:
+    """Shared elements of one tensor copied to the other: `target[at_target] = repeated(source)[at_source]`."""
+
+    source: int
+    """Number of the tensor."""
+    target: int
+    at_source: Index
+    at_target: Index
+    repeat: Repeat | None
+    from_a: bool
+    """Whether the source is run A's."""
 
 
 @dataclass(frozen=True)
@@ -80,20 +99,23 @@ class Recipe:
 
     fillings: dict[int, Filling]
     """By number of the storage."""
-    copies: tuple[tuple[int, int, Index, Index], ...]
-    """(A's tensor, B's tensor, index of each): what both share is copied from A to B."""
+    copies: tuple[Copy, ...]
+    """What both runs have is made equal."""
 
     def make(self, scene: Scene, seed: int) -> Scene:
         """The scene with data drawn from a seed; its recorded outputs are meaningless."""
         state = torch.get_rng_state()
         try:
             torch.manual_seed(seed)
-            data = [self.fillings[i].make() if i in self.fillings else old for i, old in enumerate(scene.data)]
+            data = [
+                self.fillings[i].make() if i in self.fillings else old for i, old in enumerate(scene.data)
+            ]
         finally:
             torch.set_rng_state(state)
         made = replace(scene, data=tuple(data))
-        for a, b, at_a, at_b in self.copies:
-            made.tensor(b)[at_b or ...] = made.tensor(a)[at_a or ...]
+        for copy in self.copies:
+            source = repeated(made.tensor(copy.source), copy.repeat)
+            made.tensor(copy.target)[copy.at_target or ...] = source[copy.at_source or ...]
         return made
 
 
@@ -108,28 +130,43 @@ def plan(scene: Scene) -> Recipe:
         storage = scene.layouts[number].storage
         if storage not in fillings:
             fillings[storage] = _filling(scene.data[storage])
-    copies: list[tuple[int, int, Index, Index]] = []
-    for pair in scene.inputs:
-        if pair.a is None or pair.b is None or not len(pair.sharing):
-            continue
-        a, b = scene.layouts[pair.a], scene.layouts[pair.b]
-        drawn = fillings[b.storage].kind in ("normal", "integers")
-        if a.storage == b.storage or not drawn:
-            continue
-        index = as_indexing(pair.sharing, a.shape, b.shape)
-        if index is None:
-            raise SceneError(f"the shared elements of {pair.name} lie scattered", "a block of each tensor")
-        if any(s == 0 and n > 1 for n, s in zip(b.shape, b.stride, strict=True)):
-            raise SceneError(f"{pair.name} is expanded", "an input with memory of its own")
-        copies.append((pair.a, pair.b, *index))
+    copies = [
+        copy for index in range(len(scene.inputs)) if (copy := _copy(scene, index, fillings)) is not None
+    ]
     return Recipe(fillings, tuple(copies))
+
+
+def _copy(scene: Scene, index: int, fillings: dict[int, Filling]) -> Copy | None:
+    """What has to be copied so that an input is the same in both runs."""
+    pair = scene.inputs[index]
+    if pair.a is None or pair.b is None:
+        return None
+    a, b = scene.layouts[pair.a], scene.layouts[pair.b]
+    if a.storage == b.storage or not a.elements or not b.elements:
+        return None
+    if not len(pair.sharing):
+        raise SceneError(
+            f"{pair.name} can't be lined up between the runs ({pair.sharing.reason})", "inputs that can"
+        )
+    if not {fillings[layout.storage].kind for layout in (a, b)} & {"normal", "integers"}:
+        return None  # kept as it is, so that it is the same already
+    found = as_indexing(pair.sharing, a.shape, b.shape)
+    if found is None:
+        raise SceneError(f"the shared elements of {pair.name} lie scattered", "a block of each tensor")
+    from_a = pair.sharing.repeat_b is None
+    target = b if from_a else a
+    if any(s == 0 and n > 1 for n, s in zip(target.shape, target.stride, strict=True)):
+        raise SceneError(f"{pair.name} is expanded", "an input with memory of its own")
+    if from_a:
+        return Copy(pair.a, pair.b, found[0], found[1], pair.sharing.repeat_a, from_a=True)
+    return Copy(pair.b, pair.a, found[1], found[0], pair.sharing.repeat_b, from_a=False)
 
 
 def _filling(data: Tensor) -> Filling:
     count, dtype = data.numel(), data.dtype
     if not count:
         return Filling("runs", dtype, 0)
-    if dtype.is_complex or dtype.itemsize == 1 and dtype.is_floating_point:
+    if dtype.is_complex or (dtype.itemsize == 1 and dtype.is_floating_point):
         raise SceneError(f"data of {short(dtype)}", "real numbers or integers")
     values = data.double()
     unique = torch.unique(values)
@@ -153,7 +190,9 @@ def _kept(data: Tensor) -> Filling:
     lengths = np.diff(np.r_[steps, len(data)])
     if len(steps) <= MAX_LITERAL:
         values = tuple(data[int(at)].item() for at in steps)
-        return Filling("runs", data.dtype, data.numel(), values=values, lengths=tuple(int(n) for n in lengths))
+        return Filling(
+            "runs", data.dtype, data.numel(), values=values, lengths=tuple(int(n) for n in lengths)
+        )
     content = zlib.compress(data.contiguous().view(torch.uint8).numpy().tobytes(), 9)
     packed = base64.b85encode(content).decode()
     if len(packed) > MAX_PACKED:
@@ -178,4 +217,3 @@ def find_seed(scene: Scene, recipe: Recipe) -> int | None:
         except SceneError:
             continue
     return None
-

@@ -25,8 +25,24 @@ ALIGNMENT = {"cpu": 64, "cuda": 256}
 MAX_ELEMENTS = 1 << 40
 """Most elements that a tensor of a scene may have, expanded dimensions counted."""
 _SAFE = frozenset(
-    "bool uint8 int8 int16 uint16 int32 uint32 int64 uint64 float16 bfloat16 float32 float64 float8_e4m3fn "
-    "float8_e5m2 complex64".split()
+    [
+        "bool",
+        "uint8",
+        "int8",
+        "int16",
+        "uint16",
+        "int32",
+        "uint32",
+        "int64",
+        "uint64",
+        "float16",
+        "bfloat16",
+        "float32",
+        "float64",
+        "float8_e4m3fn",
+        "float8_e5m2",
+        "complex64",
+    ]
 )
 """Dtypes that safetensors can hold; others are written as bytes."""
 
@@ -85,7 +101,10 @@ def placement(tensor: Tensor) -> Placement | None:
     """Where a tensor lies; None for one that has no plain memory."""
     try:
         return Placement(
-            tensor.untyped_storage().data_ptr(), tensor.data_ptr(), tuple(tensor.shape), tuple(tensor.stride())
+            tensor.untyped_storage().data_ptr(),
+            tensor.data_ptr(),
+            tuple(tensor.shape),
+            tuple(tensor.stride()),
         )
     except (RuntimeError, NotImplementedError):
         return None
@@ -100,7 +119,11 @@ def check_plain(tensor: Tensor) -> None:
     kind = type(tensor)
     custom = getattr(kind, "__torch_dispatch__", None) not in (None, torch._C._disabled_torch_dispatch_impl)
     if custom or tensor.layout != torch.strided or tensor.is_quantized or tensor.is_nested or tensor.is_meta:
-        what = kind.__name__ if custom else f"{str(tensor.layout).removeprefix('torch.')} tensor on {tensor.device}"
+        what = (
+            kind.__name__
+            if custom
+            else f"{str(tensor.layout).removeprefix('torch.')} tensor on {tensor.device}"
+        )
         raise SceneError(f"an input of the op is a {what}, which a scene can't hold", "plain dense tensors")
 
 
@@ -307,7 +330,9 @@ def check_layout(layout: Layout, storages: Sequence[Storage]) -> None:
     if layout.storage >= len(storages):
         raise SceneError(f"a tensor in storage {layout.storage}", f"one of the {len(storages)} storages")
     if len(layout.shape) != len(layout.stride):
-        raise SceneError(f"strides {list(layout.stride)} for shape {list(layout.shape)}", "one for each dimension")
+        raise SceneError(
+            f"strides {list(layout.stride)} for shape {list(layout.shape)}", "one for each dimension"
+        )
     if layout.elements > MAX_ELEMENTS:
         raise SceneError(f"a tensor of shape {list(layout.shape)}", f"at most {MAX_ELEMENTS:,} elements")
     last = layout.offset + _extent(layout.shape, layout.stride)

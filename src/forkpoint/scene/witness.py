@@ -74,7 +74,9 @@ def _agrees(again: Taken, taken: Taken) -> bool:
     """The same values; or other dtypes, where the first was taken while computing in float64."""
     if len(again.outputs) != len(taken.outputs):
         return False
-    return all(x.dtype != y.dtype or same_bits(x, y) for x, y in zip(again.outputs, taken.outputs, strict=True))
+    return all(
+        x.dtype != y.dtype or same_bits(x, y) for x, y in zip(again.outputs, taken.outputs, strict=True)
+    )
 
 
 def _unwitnessed(taken: Taken, note: str) -> Witnessed:

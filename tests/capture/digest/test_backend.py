@@ -99,7 +99,7 @@ def test_a_folder_that_cannot_be_written_costs_only_the_cache(tmp_path):
     assert out.split()[-1] == "forkpoint.capture.digest.numba_impl"
 
 
-def test_switched_off_compilation_is_served_by_torch():
+def test_switched_off_compilation_is_served_by_torch(tmp_path):
     out = run_python(
         """
         import warnings
@@ -109,5 +109,6 @@ def test_switched_off_compilation_is_served_by_torch():
         print(backend.implementation(torch.device("cpu")).__name__)
         """,
         NUMBA_DISABLE_JIT="1",
+        NUMBA_CACHE_DIR=str(tmp_path),
     )
     assert out.split() == ["forkpoint.capture.digest.torch_impl"]

@@ -85,15 +85,24 @@ def test_a_refused_tensor_takes_no_slot():
     assert batch.add(torch.ones(2, 3), (0, 1)) == 0
 
 
-def test_an_error_in_a_flush_leaves_an_empty_queue(monkeypatch):
-    def fail(*_args):
-        raise RuntimeError("no memory")
-
+def test_a_flush_that_failed_can_be_tried_again(monkeypatch):
+    odd = [torch.full((2, 3), value, dtype=torch.bfloat16) for value in (1.0, 2.0, 3.0)]
     batch = digest.Batch()
-    batch.add(torch.ones(2, 3, dtype=torch.bfloat16), (0,))
-    monkeypatch.setattr(torch_impl, "pack_rows", fail)
+    for x in odd:
+        batch.add(x, (0,))
+    pack_rows, calls = torch_impl.pack_rows, []
+
+    def fail_once(*args):
+        calls.append(args)
+        if len(calls) == 2:
+            raise RuntimeError("no memory")
+        return pack_rows(*args)
+
+    monkeypatch.setattr(torch_impl, "pack_rows", fail_once)
     with pytest.raises(RuntimeError, match="no memory"):
         batch.flush()
+    results = batch.results()
+    assert [results[slot].tolist() for slot in range(3)] == [definition.rows(x, (0,)) for x in odd]
 
 
 def test_slots_are_integers_in_order():

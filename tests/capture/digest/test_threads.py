@@ -1,9 +1,12 @@
-"""Digests use several threads, and leave those of others alone."""
+"""Digests use the threads of torch, and do without where they can't."""
 
 from __future__ import annotations
 
+import ctypes
 import os
+import sys
 import threading
+import time
 import warnings
 
 import pytest
@@ -18,18 +21,55 @@ LARGE = torch.randn(1000, 600, generator=torch.Generator().manual_seed(0))
 @pytest.fixture
 def two_threads(monkeypatch):
     """Two threads for small work too."""
-    monkeypatch.setattr(threads, "_PIECE_WORDS", 5000)
+    monkeypatch.setattr(threads, "_SMALL", 5000)
     before = torch.get_num_threads()
     torch.set_num_threads(2)
     yield
     torch.set_num_threads(before)
 
 
-def test_pieces_follow_the_threads_of_torch(two_threads):
-    assert threads.pieces(10) == 1
-    assert threads.pieces(1 << 24) == 2
-    torch.set_num_threads(1)
-    assert threads.pieces(1 << 24) == 1
+def test_there_are_some_pieces_for_each_thread(two_threads):
+    assert threads.piece(100) == 5000  # at least
+    assert threads.piece(80_000) == 10_000
+    assert threads.piece(1 << 40) == 1 << 18  # at most
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="GCC's entry for parallel regions")
+def test_the_team_of_torch_is_found_and_used(two_threads):
+    assert threads._team.parallel is not None
+    seen = set()
+
+    @ctypes.CFUNCTYPE(None, ctypes.c_void_p)
+    def work(data):
+        seen.add(threading.get_ident())
+        time.sleep(0.01)
+
+    address = ctypes.cast(work, ctypes.c_void_p).value
+    threads.run(address, 0, 1 << 20)
+    assert len(seen) == 2
+    assert threading.get_ident() in seen
+    seen.clear()
+    threads.run(address, 0, 100)
+    assert seen == {threading.get_ident()}
+
+
+def test_without_a_team_the_caller_does_it_all(two_threads, monkeypatch):
+    monkeypatch.setattr(threads._team, "parallel", None)
+    assert torch.equal(digest.rows(LARGE, (0,)), torch_impl.rows(LARGE, (0,)))
+
+
+def test_without_openmp_no_team_is_found(monkeypatch):
+    class Library:
+        pass
+
+    monkeypatch.setattr(ctypes, "CDLL", lambda path: Library())
+    assert threads._find_team() is None
+
+    def missing(path):
+        raise OSError
+
+    monkeypatch.setattr(ctypes, "CDLL", missing)
+    assert threads._find_team() is None
 
 
 def test_several_threads_give_the_same_digests(two_threads):
@@ -61,21 +101,8 @@ def test_callers_in_several_threads(two_threads):
     assert not wrong
 
 
-def test_an_error_waits_for_the_other_threads(two_threads):
-    done = []
-
-    def piece(number):
-        if number == 0:
-            raise ValueError("first")
-        done.append(number)
-
-    with pytest.raises(ValueError, match="first"):
-        threads.run(piece, [(0,), (1,), (2,)])
-    assert sorted(done) == [1, 2]
-
-
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
-def test_a_forked_child_has_its_own_threads(two_threads):
+def test_a_forked_child_does_without_the_team(two_threads):
     expected = digest.rows(LARGE, (0,)).tolist()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # Python 3.12 warns of forks beside threads

@@ -68,10 +68,12 @@ class _Queue:
     def table(self) -> Ints:
         """See `backend.Table`. Copies what must be copied, and keeps the copies in place of the tensors."""
         known = list(self.known_plans)
-        for entry in self.copied:
+        while self.copied:  # an entry at a time, so that a flush that fails can be tried again
+            entry = self.copied[-1]
             words = torch_impl.pack_rows(self.tensors[entry], self.row_dims[entry])
             self.tensors[entry], self.addresses[entry] = words, words.data_ptr()
             self.plans[entry] = self.plan_number(packed(known[self.plans[entry]]))
+            self.copied.pop()
         fields = np.array([plan.fields for plan in self.known_plans], dtype=np.int64)[self.plans]
         table = np.zeros((len(fields), 3 + fields.shape[1]), dtype=np.int64)
         table[:, 0] = self.addresses

@@ -36,6 +36,7 @@ _LONG_ROW = 1 << 16
 """Words above which a row is shared by several blocks."""
 _CELLS = 256
 """Cells of a grid per block."""
+_ROWS_PER_BLOCK = np.array([1, 4, 16])
 _COLUMNS: int = getattr(COLUMNS, "value", COLUMNS)
 _LANES = np.array([[lanes.sign, lanes.above, lanes.shift] for lanes in LANES], dtype=np.int64)
 
@@ -127,19 +128,16 @@ def _variants(table: Table, block: int) -> _Variants:
     simple &= (a_stride % 4 == 0) & (b_stride % 4 == 0)
     unit = np.where(aligned & (simple | ~pieces), 4, 1)
 
-    choices = np.array([1, 4, 16])[:, None]
-    width = block // choices
+    # As few rows per block as leave little of it idle: 95% is good enough.
+    width = block // _ROWS_PER_BLOCK[:, None]
     used = words / np.maximum(1, -(-words // width) * width)
-    rows = choices[
-        np.argmax(np.minimum(used, 0.95), axis=0), 0
-    ]  # the first that is good enough, else the best
+    rows = _ROWS_PER_BLOCK[np.argmax(np.minimum(used, 0.95), axis=0)]
     split = words > _LONG_ROW
     rows = np.where(split, 1, rows)
     steps = np.where(split, _LONG_ROW // block, -(-words // (block // rows)))
     parts = np.where(split, -(-words // _LONG_ROW), 1)
-    return _Variants(
-        np.stack([rows, unit, pieces, kinds == Kind.FLOAT64, starts != 0, split], axis=1), steps, parts
-    )
+    fields = np.stack([rows, unit, pieces, kinds == Kind.FLOAT64, starts != 0, split], axis=1)
+    return _Variants(fields, steps, parts)
 
 
 def _groups(table: Table, variants: _Variants) -> tuple[Table, list[tuple[_Variant, int, int]]]:
@@ -147,6 +145,7 @@ def _groups(table: Table, variants: _Variants) -> tuple[Table, list[tuple[_Varia
     blocks = -(-table[:, 3] // variants.fields[:, 0]) * variants.parts * (table[:, 4] > 0)
     counts = -(-blocks // GROUP)
     kinds, variant = np.unique(variants.fields, axis=0, return_inverse=True)
+    variant = variant.reshape(-1)  # numpy 2.0 keeps an axis here
     order = np.argsort(variant, kind="stable")
     ends = np.cumsum(counts[order])
     groups = np.empty((int(counts.sum()), 2), dtype=np.int64)
