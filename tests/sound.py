@@ -254,6 +254,10 @@ def twin(
     """Another model of the same weights, rounded to `dtype`, as a checkpoint loaded again."""
     other = architecture.build(0, dtype, attention, **changes)
     other.load_state_dict(copy.deepcopy(model.state_dict()))
+    # Tables that are no part of a checkpoint are computed alike whatever the dtype, in `from_pretrained`.
+    for name, buffer in model.named_buffers():
+        path, _, last = name.rpartition(".")
+        other.get_submodule(path)._buffers[last] = buffer.clone()
     return other
 
 

@@ -78,7 +78,7 @@ class Cells:
     row_dims: tuple[int, ...] = ()
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, slots=True)
 class Event:
     """One value of one op, as it passed by.
 

@@ -65,6 +65,8 @@ class Function:
     """Whether it changes its first argument in place."""
     inner: Callable[..., Any] | None
     """For composite functions written in Python: a copy that can be entered."""
+    may_view: bool | None
+    """Whether its result shares memory with its input: always, never, or None where one has to look."""
 
 
 _resolved: dict[Any, Function] = {}
@@ -84,7 +86,8 @@ def resolve(func: Any) -> Function:
 def _make(func: Any) -> Function:
     name, rule = _names(func)
     writes = (name.endswith("_") and not name.endswith("__")) or name == "setitem"
-    return Function(name, rule, name in _SILENT, writes, _enterable(func))
+    views = True if name in ALWAYS_VIEWS else False if name in NEVER_VIEWS else None
+    return Function(name, rule, name in _SILENT, writes, _enterable(func), views)
 
 
 def _names(func: Any) -> tuple[str, str]:
@@ -125,11 +128,9 @@ def _enterable(func: Any) -> Callable[..., Any] | None:
     return copied
 
 
-def is_view(function: Function, output: Tensor, inputs: list[Tensor]) -> bool:
+def shares_memory(output: Tensor, inputs: list[Tensor]) -> bool:
     """Whether an output shares memory with an input."""
-    if function.name in ALWAYS_VIEWS:
-        return True
-    if function.name in NEVER_VIEWS or output.layout != torch.strided:
+    if output.layout != torch.strided:
         return False
     try:
         storage = output.untyped_storage()._cdata

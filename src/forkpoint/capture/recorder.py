@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from forkpoint.capture import digest
 from forkpoint.capture.coordinates import NONE, CoordinateTable, Ids
-from forkpoint.capture.functions import UNWRITTEN, Function, is_view, resolve
+from forkpoint.capture.functions import UNWRITTEN, Function, resolve, shares_memory
 from forkpoint.capture.labels import Label, Labels, Shape, spread
 from forkpoint.capture.rules import Call, UnknownMovement, propagate, tensors_in, through_module
 from forkpoint.capture.sites import Place, Site, site_of
@@ -59,7 +59,7 @@ class Watcher(Protocol):
         ...
 
 
-@dataclass
+@dataclass(slots=True)
 class _Known:
     """What is known of a tensor that passed by."""
 
@@ -71,7 +71,7 @@ class _Known:
     """Why its coordinates are not known, where its tokens could not be followed."""
 
 
-@dataclass
+@dataclass(slots=True)
 class _Pending:
     """A value whose digest is not computed yet."""
 
@@ -94,7 +94,18 @@ class _Plan:
     """Elements in each cell: one number, or an array where cells differ."""
 
 
-@dataclass
+@dataclass(frozen=True, eq=False, slots=True)
+class _Recipe:
+    """What all values of one label, dtype and shape have in common."""
+
+    shape: Shape
+    dtype: str
+    floating: bool
+    plan: _Plan
+    nbytes: int
+
+
+@dataclass(slots=True)
 class Frame:
     """A module on the stack."""
 
@@ -178,7 +189,8 @@ class Recorder:
         self._ops: dict[tuple[Group, int], int] = {}
         self._passes: dict[Any, int] = {}
         self._answers: dict[Any, list[Label | None] | str] = {}
-        self._plans: dict[Any, _Plan] = {}
+        self._recipes: dict[Any, _Recipe] = {}
+        self._pending_limit = PENDING_BYTES["cpu"]
         self._batch = digest.Batch()
         self._slots: list[tuple[Event, int]] = []
         self._odd: list[tuple[Event, Tensor, _Plan]] = []
@@ -189,6 +201,8 @@ class Recorder:
         self._last_outputs: list[tuple[Label | None, Shape]] = []
         self._open_cells = 0
         self._lengths: frozenset[int] = frozenset()
+        self._lengths_number = 0
+        self._lengths_seen: dict[frozenset[int], int] = {}
         self._fetches: dict[tuple[str, str, str], list[Fetch]] = {}
         for fetch in fetches:
             self._fetches.setdefault(fetch.key, []).append(fetch)
@@ -200,6 +214,7 @@ class Recorder:
         self.call = index
         self._passes.clear()
         self._lengths = self._token_lengths(index, inputs)
+        self._lengths_number = self._lengths_seen.setdefault(self._lengths, len(self._lengths_seen))
         self.trace.lengths.append(self._lengths)
         for name, value in inputs.items():
             self._label_input(index, inputs, name, value)
@@ -322,30 +337,28 @@ class Recorder:
         nth = self._passes.get(group, 0)
         self._passes[group] = nth + 1
         writes = function.writes or "out" in kwargs or bool(kwargs.get("inplace"))
-        inputs: list[Tensor] | None = None
+        inputs: list[Tensor] = []
+        if (function.may_view is None and not writes) or self.watcher is not None:
+            inputs = tensors_in((args, tuple(kwargs.values())))
+        last: list[tuple[Label | None, Shape]] = []
         for index, (output, label) in enumerate(zip(outputs, labels, strict=True)):
-            if writes:
-                view = False
-            else:
-                if inputs is None:
-                    inputs = tensors_in((args, tuple(kwargs.values())))
-                view = is_view(function, output, inputs)
-            op = self._op(group, index)
+            view = not writes and (
+                shares_memory(output, inputs) if function.may_view is None else function.may_view
+            )
+            event = self._event(self._op(group, index), nth, output, label, view, reason, function)
             if self.watcher is not None:
-                if inputs is None:
-                    inputs = tensors_in((args, tuple(kwargs.values())))
-                deps = [
-                    known.event for t in inputs if (known := self._find(t)) is not None and known.event >= 0
-                ]
-                event = self._event(op, nth, output, label, view, reason, function)
-                self.watcher.saw(self, event, self.true_value(output), label, deps)
-            else:
-                event = self._event(op, nth, output, label, view, reason, function)
+                self.watcher.saw(self, event, self.true_value(output), label, self._events_of(inputs))
             if writes and label is not None:
                 self._relabel_base(output, label)
             self._remember(output, label, event, reason if label is None else "")
-        self._last_outputs = [(label, tuple(o.shape)) for o, label in zip(outputs, labels, strict=True)]
+            last.append((label, output.shape))
+        self._last_outputs = last
         return group, nth, outputs, labels
+
+    def _events_of(self, inputs: list[Tensor]) -> list[int]:
+        """The events that hold these tensors' values."""
+        found = [self._find(t) for t in inputs]
+        return [known.event for known in found if known is not None and known.event >= 0]
 
     def edit(
         self,
@@ -372,9 +385,8 @@ class Recorder:
             new = watcher.edit(self, key, nth, index, self.true_value(output), label)
             if new is None:
                 continue
-            if isinstance(result, Tensor) and (
-                is_view(function, output, inputs) or output.dtype != new.dtype
-            ):
+            views = shares_memory(output, inputs) if function.may_view is None else function.may_view
+            if isinstance(result, Tensor) and (views or output.dtype != new.dtype):
                 result = new
             elif output.dtype == new.dtype:
                 output.copy_(new)
@@ -451,51 +463,58 @@ class Recorder:
         reason: str,
         function: Function | None,
     ) -> int:
-        dtype = str(value.dtype).removeprefix("torch.")
-        floating = value.dtype.is_floating_point or value.dtype.is_complex
-        event = Event(op, self.call, "view" if view else "digest", tuple(value.shape), dtype, floating, nth)
-        index = len(self.trace.events)
-        self.trace.events.append(event)
+        key = (0 if label is None else label.uid, value.dtype, value.shape, self._lengths_number)
+        recipe = self._recipes.get(key)
+        if recipe is None:
+            recipe = self._recipes[key] = self._recipe(value, label)
+        events = self.trace.events
+        index = len(events)
+        status = "view" if view else "digest"
+        event = Event(op, self.call, status, recipe.shape, recipe.dtype, recipe.floating, nth)
+        events.append(event)
         if view:
             return index
         if reason and label is None:
             event.reason = reason
         if function is not None and function.name in UNWRITTEN:
             event.status, event.reason = "skipped", "not written yet"
-        elif value.layout != torch.strided or value.device.type == "meta":
-            event.status, event.reason = (
-                "skipped",
-                f"a {value.layout} tensor on {value.device.type}".replace("torch.", ""),
-            )
+        elif value.layout != torch.strided or value.is_meta:
+            what = f"a {value.layout} tensor on {value.device.type}".replace("torch.", "")
+            event.status, event.reason = "skipped", what
         elif self._digests:
-            self._queue(index, event, value, label)
+            self._queue(index, event, value, label, recipe)
         return index
 
     # ------------------------------------------------------------------ digests
 
-    def _queue(self, index: int, event: Event, value: Tensor, label: Label | None) -> None:
-        key = (label.uid if label else 0, value.shape, value.dtype.itemsize, self._lengths)
-        plan = self._plans.get(key)
-        if plan is None:
-            plan = self._plans[key] = self._plan(label, tuple(value.shape))
+    def _recipe(self, value: Tensor, label: Label | None) -> _Recipe:
+        shape, dtype = tuple(value.shape), value.dtype
+        name = str(dtype).removeprefix("torch.")
+        floating = dtype.is_floating_point or dtype.is_complex
+        return _Recipe(shape, name, floating, self._plan(label, shape), value.numel() * dtype.itemsize)
+
+    def _queue(self, index: int, event: Event, value: Tensor, label: Label | None, recipe: _Recipe) -> None:
+        plan = recipe.plan
         if plan.cells.kind == "open":
             cells = len(plan.cells.ids) * math.prod(plan.cells.open_sizes)
             if self._open_cells + cells > MAX_OPEN_TOTAL:
-                plan = self._plan(label, tuple(value.shape), may_open=False)
+                plan = self._plan(label, recipe.shape, may_open=False)
             else:
                 self._open_cells += cells
         event.cells, event.width = plan.cells, plan.width
         tensor = value.detach() if value.requires_grad else value
-        if plan.cells.kind == "rows" and plan.row_ids is None:
+        if plan.row_ids is None and plan.cells.kind == "rows":
             self._slots.append((event, self._batch.add(tensor, plan.row_dims)))
         else:
             self._odd.append((event, tensor, plan))
         pending = _Pending(index, tensor, version(value))
         self._pending.append(pending)
         self._last = pending
-        self._pending_bytes += value.numel() * value.dtype.itemsize
-        if self._pending_bytes > PENDING_BYTES.get(value.device.type, PENDING_BYTES["other"]):
-            self.flush()
+        self._pending_bytes += recipe.nbytes
+        if self._pending_bytes > self._pending_limit:
+            self._pending_limit = PENDING_BYTES.get(value.device.type, PENDING_BYTES["other"])
+            if self._pending_bytes > self._pending_limit:
+                self.flush()
 
     def _plan(self, label: Label | None, shape: Shape, may_open: bool = True) -> _Plan:
         if label is not None and label.k is not None:
