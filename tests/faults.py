@@ -23,7 +23,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from tests.architectures import ARCHITECTURES, Architecture, answer
+from tests.architectures import ARCHITECTURES, answer
 from tests.architectures import Side as PaddingSide
 from tests.sound import DTYPES, LEFT, SOUND, Comparison, Draw, Row, Side, batch, exact_gap
 from torch import Tensor, nn
@@ -62,7 +62,14 @@ class Anatomy:
         return f"{self.layers}.{index}.{name}"
 
 
-_LLAMA = Anatomy("model.layers", "self_attn", "self_attn.o_proj", "mlp", rotary="model.rotary_emb", query="self_attn.q_proj")
+_LLAMA = Anatomy(
+    "model.layers",
+    "self_attn",
+    "self_attn.o_proj",
+    "mlp",
+    rotary="model.rotary_emb",
+    query="self_attn.q_proj",
+)
 _EXPERTS = replace(_LLAMA, experts="mlp.experts")
 
 ANATOMY: dict[str, Anatomy] = {
@@ -132,7 +139,9 @@ class Fault:
         """Whether an origin is the planted op itself, or in a module that is the first to take its value."""
         if origin is None:
             return False
-        return origin.source.startswith("faults.py") or any(_within(origin.module, path) for path in self.origins)
+        return origin.source.startswith("faults.py") or any(
+            _within(origin.module, path) for path in self.origins
+        )
 
 
 def _within(module: str, path: str) -> bool:
@@ -277,7 +286,11 @@ def mask_given(scene: Scene) -> Planting:
     if hide:
         column = scene.numbers.choice(scene.tokens[:-1])
     else:
-        column = scene.padding[-1] if scene.side == "left" or not scene.causal else scene.numbers.choice(scene.padding)
+        column = (
+            scene.padding[-1]
+            if scene.side == "left" or not scene.causal
+            else scene.numbers.choice(scene.padding)
+        )
 
     def given(inputs: dict[str, Any]) -> dict[str, Any]:
         mask = inputs["attention_mask"].clone()
@@ -285,7 +298,9 @@ def mask_given(scene: Scene) -> Planting:
         return {**inputs, "attention_mask": mask}
 
     attention = scene.anatomy.part(0, scene.anatomy.attention)
-    return Planting(f"{'hides' if hide else 'shows'} column {column}", (*_roots(attention), attention), given=given)
+    return Planting(
+        f"{'hides' if hide else 'shows'} column {column}", (*_roots(attention), attention), given=given
+    )
 
 
 def mask_layer(scene: Scene) -> Planting:
@@ -575,7 +590,10 @@ def head_query(scene: Scene) -> Planting | None:
     path = scene.anatomy.part(layer, scene.anatomy.query)
     attention = scene.anatomy.part(layer, scene.anatomy.attention)
     return Planting(
-        f"layer {layer} query times {factor}", (path, attention + "!"), _result_of(path, _scaled(scene, factor)), shared=True
+        f"layer {layer} query times {factor}",
+        (path, attention + "!"),
+        _result_of(path, _scaled(scene, factor)),
+        shared=True,
     )
 
 
@@ -615,7 +633,9 @@ MECHANISMS: dict[str, frozenset[str | None]] = {
 }
 
 
-def draw(seed: int, kinds: Sequence[str] = tuple(KINDS), architectures: Sequence[str] = tuple(ANATOMY)) -> Iterator[Fault]:
+def draw(
+    seed: int, kinds: Sequence[str] = tuple(KINDS), architectures: Sequence[str] = tuple(ANATOMY)
+) -> Iterator[Fault]:
     """Faults without end, the kinds in turn; only those that show in float64, and whose runs are sound without."""
     numbers = random.Random(f"faults {seed}")
     ways = [(kind, variant) for kind in kinds for variant in KINDS[kind]]
@@ -675,7 +695,3 @@ def _plant(draw: Draw, kind: str, variant: Variant) -> Fault | None:
 
 def _listed(made: tuple[dict[str, Any], Any]) -> tuple[list[dict[str, Any]], list[Any]]:
     return [made[0]], [made[1]]
-
-
-def _unused(architecture: Architecture) -> None:  # pragma: no cover - keeps the type at hand for annotations
-    del architecture

@@ -12,12 +12,14 @@ passes that know nothing of forkpoint, and compares what they return for every r
 from __future__ import annotations
 
 import copy
+import itertools
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
+import transformers as tf
 from tests.architectures import ARCHITECTURES, VOCABULARY, Architecture, answer
 from tests.architectures import Side as PaddingSide
 from tests.corpus import case, exact
@@ -28,7 +30,9 @@ SOUND = 1e-10
 
 Inputs = Mapping[str, Any]
 Coordinates = Mapping[str, Tensor]
-"""For each stream ("tokens", "decoder"), [rows, columns]: sample * 1000 + position, -1 for padding."""
+"""For each stream, [rows, columns] of the input: sample * 1000 + position, -1 for padding.
+
+Streams are "tokens" and "decoder", or "pooled" for a result that has one row for each sample."""
 
 ROTARY = (
     "llama", "qwen3", "gemma2", "phi3", "falcon", "gpt_neox", "mixtral", "mistral", "qwen2", "qwen2_moe", "gemma",
@@ -40,11 +44,35 @@ Not GPT-J, whose table of sines is stored in float32: shifted, it is another tab
 LEFT = (*ROTARY, "gptj", "gpt2", "opt", "gpt_neo", "bloom", "mpt", "mamba", "mamba2", "t5")
 """Architectures that can be padded on the left."""
 RECURRENT = ("mamba", "mamba2")
-EXPERTS = ("mixtral", "qwen2_moe")
-BATCHED = tuple(
-    name for name, a in ARCHITECTURES.items() if a.input_features is None and a.mask and name not in ("fnet",)
+PACKED = (
+    "llama",
+    "mistral",
+    "qwen2",
+    "qwen3",
+    "gemma",
+    "gemma2",
+    "olmo2",
+    "cohere",
+    "granite",
+    "starcoder2",
+    "mixtral",
 )
-"""Architectures that take rows of token ids, and a mask."""
+STATIC = (*PACKED, "gpt2", "gpt_neox", "phi3")
+CLASSIFIERS: dict[str, type] = {
+    "llama": tf.LlamaForSequenceClassification,
+    "gpt2": tf.GPT2ForSequenceClassification,
+    "mistral": tf.MistralForSequenceClassification,
+    "gpt_neox": tf.GPTNeoXForSequenceClassification,
+    "qwen2": tf.Qwen2ForSequenceClassification,
+    "bert": tf.BertForSequenceClassification,
+    "roberta": tf.RobertaForSequenceClassification,
+    "distilbert": tf.DistilBertForSequenceClassification,
+    "electra": tf.ElectraForSequenceClassification,
+    "deberta": tf.DebertaV2ForSequenceClassification,
+}
+EXPERTS = ("mixtral", "qwen2_moe")
+NAMES = tuple(name for name, a in ARCHITECTURES.items() if a.mask or a.input_features is not None)
+"""Architectures that can be compared soundly: all that take a mask, or no token ids."""
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -103,7 +131,6 @@ class Comparison:
     detail: str
     a: Side
     b: Side
-    compared: tuple[str, ...] = field(default=("tokens", "decoder", "loss"))
 
     @property
     def title(self) -> str:
@@ -143,15 +170,17 @@ def _no_pick(outputs: list[Any]) -> Tensor:
 
 def _token_values(output: Any, entry: Coordinates) -> Iterator[tuple[str, Tensor]]:
     main = output["logits"] if output.get("logits") is not None else output["last_hidden_state"]
-    yield ("decoder" if "decoder" in entry else "tokens"), main
-    if "decoder" in entry and output.get("encoder_last_hidden_state") is not None:
+    if main.dim() == 2:
+        main = main[:, None]  # a vector for each sample
+    yield next(stream for stream in ("pooled", "decoder", "tokens") if stream in entry), main
+    if "decoder" in entry and "tokens" in entry and output.get("encoder_last_hidden_state") is not None:
         yield "tokens", output["encoder_last_hidden_state"]
 
 
 def gap(a: Values, b: Values) -> float:
     """The largest gap at shared tokens, relative to the largest value; infinite where NaN or nothing is shared."""
     worst = 0.0
-    for stream in ("tokens", "decoder", "loss"):
+    for stream in ("tokens", "decoder", "pooled", "loss"):
         shared = [key for key in a if key[0] == stream and key in b]
         if not shared:
             continue
@@ -384,15 +413,18 @@ def longer(draw: Draw) -> Comparison | None:
 
 def losses(draw: Draw) -> Comparison | None:
     """With labels: a row alone, and the same padded, its padding masked by -100."""
-    if not draw.architecture.causal:
+    if not draw.architecture.causal and not draw.architecture.decoder:
         return None
     dtype, attention, side, row = draw.dtype(), draw.attention(), draw.side(), draw.row(0)
     width = len(row.tokens) + draw.numbers.randint(1, 12)
     model = draw.model(dtype, attention)
     a, b = batch(draw.architecture, [row]), batch(draw.architecture, [row], width, side)
     for inputs, _ in (a, b):
-        inputs["labels"] = inputs["input_ids"].masked_fill(inputs["attention_mask"] == 0, -100)
-    if side == "left":  # nothing precedes the first token of a row alone
+        if draw.architecture.decoder:
+            inputs["labels"] = inputs["decoder_input_ids"].flip(-1)
+        else:
+            inputs["labels"] = inputs["input_ids"].masked_fill(inputs["attention_mask"] == 0, -100)
+    if side == "left" and not draw.architecture.decoder:  # nothing precedes the first token of a row alone
         labels = b[0]["labels"]
         labels[0, width - len(row.tokens)] = -100
     detail = f"{dtype} {attention} {side} {len(row.tokens)} to {width}"
@@ -485,7 +517,7 @@ def _in_steps(draw: Draw, family: str, rows: list[Row], steps: list[int]) -> Com
         edges.append(edges[-1] + step)
     calls: list[dict[str, Any]] = []
     places: list[Coordinates] = []
-    for start, stop in zip(edges, edges[1:], strict=False):
+    for start, stop in itertools.pairwise(edges):
         call = {name: value[:, start:stop] for name, value in inputs.items()}
         call["attention_mask"] = inputs["attention_mask"][:, :stop]
         if draw.name == "mamba" and start:
@@ -524,6 +556,124 @@ def decoding(draw: Draw) -> Comparison | None:
     return Comparison(draw.name, "decoding", f"{dtype} {attention} {len(rows)} rows from {start}", a, b)
 
 
+def static(draw: Draw) -> Comparison | None:
+    """One full forward, and prefill with decoding steps in a cache of a fixed size."""
+    if draw.name not in STATIC:
+        return None
+    rows = draw.rows(draw.numbers.choice((1, 2)), 8, 20)
+    comparison = _in_steps(draw, "static", rows, [1] * draw.numbers.randint(1, 3))
+    size = draw.numbers.randint(24, 40)
+    comparison.b.calls[0]["past_key_values"] = tf.StaticCache(
+        config=comparison.b.model.config, max_cache_len=size
+    )
+    comparison.detail += f", of {size}"
+    return comparison
+
+
+def packed(draw: Draw) -> Comparison | None:
+    """Some rows padded, and the same in one row, one after the other."""
+    if draw.name not in PACKED:
+        return None
+    dtype, attention, rows = draw.dtype(), draw.attention(), draw.rows(draw.numbers.randint(2, 4), 3, 14)
+    model = draw.model(dtype, attention)
+    a = batch(draw.architecture, rows, 0, draw.side())
+    order = draw.numbers.sample(rows, len(rows))
+    inputs = {
+        "input_ids": torch.tensor([[token for row in order for token in row.tokens]]),
+        "position_ids": torch.tensor([[n for row in order for n in range(len(row.tokens))]]),
+    }
+    places = torch.tensor([[row.sample * 1000 + n for row in order for n in range(len(row.tokens))]])
+    for made in (a[0], inputs):
+        made["use_cache"] = False
+    detail = f"{dtype} {attention} {[len(row.tokens) for row in rows]} as {[row.sample for row in order]}"
+    return Comparison(
+        draw.name, "packed", detail, _side(model, a), Side(model, [inputs], [{"tokens": places}])
+    )
+
+
+def embeddings(draw: Draw) -> Comparison | None:
+    """Vectors in place of token ids: a row alone, and the same with noise for padding."""
+    if draw.name in ("t5", "bart", "opt"):  # which want token ids beside them, or count them
+        return None
+    dtype, attention, side, row = draw.dtype(), draw.attention(), draw.side(), draw.row(0)
+    width = len(row.tokens) + draw.numbers.randint(1, 12)
+    model = draw.model(dtype, attention)
+    a, b = batch(draw.architecture, [row]), batch(draw.architecture, [row], width, side)
+    for inputs, _ in (a, b):
+        ids = inputs.pop("input_ids")
+        with torch.no_grad():
+            vectors = model.get_input_embeddings()(ids)
+        noise = torch.randn(vectors.shape, generator=torch.Generator().manual_seed(7)).to(vectors.dtype)
+        inputs["inputs_embeds"] = torch.where(inputs["attention_mask"][..., None] > 0, vectors, noise)
+    detail = f"{dtype} {attention} {side} {len(row.tokens)} to {width}"
+    return Comparison(draw.name, "embeddings", detail, *_sides(model, a, b))
+
+
+def classified(draw: Draw) -> Comparison | None:
+    """A classifier, which takes the last token that is no padding: a row alone, and the same in a batch."""
+    if draw.name not in CLASSIFIERS:
+        return None
+    architecture = replace(draw.architecture, model_class=CLASSIFIERS[draw.name])
+    dtype, attention, side = draw.dtype(), draw.attention(), draw.side()
+    rows = draw.rows(draw.numbers.randint(2, 5))
+    chosen = draw.numbers.choice(rows)
+    model = architecture.build(draw.numbers.randrange(1000), DTYPES[dtype], attention)
+    a, b = batch(architecture, [chosen]), batch(architecture, rows, 0, side)
+    sides = _sides(model, (a[0], {"pooled": a[1]["tokens"][:, -1:]}), (b[0], _pooled(rows)))
+    detail = f"{dtype} {attention} {side} row {chosen.sample} of {[len(row.tokens) for row in rows]}"
+    sides[0].coordinates = [_pooled([chosen])]
+    return Comparison(draw.name, "classified", detail, *sides)
+
+
+def _pooled(rows: Sequence[Row]) -> Coordinates:
+    return {"pooled": torch.tensor([[row.sample * 1000] for row in rows])}
+
+
+def chunked_mlp(draw: Draw) -> Comparison | None:
+    """Feed-forward layers on all tokens at once, and token by token."""
+    if draw.name not in ("bert", "roberta", "electra", "distilbert"):
+        return None
+    dtype, attention, rows = draw.dtype(), draw.attention(), draw.rows(draw.numbers.randint(1, 3))
+    model = draw.model(dtype, attention)
+    other = twin(model, draw.architecture, DTYPES[dtype], attention, chunk_size_feed_forward=1)
+    a, b = batch(draw.architecture, rows), batch(draw.architecture, rows)
+    detail = f"{dtype} {attention} {[len(row.tokens) for row in rows]}"
+    return Comparison(draw.name, "chunked mlp", detail, _side(model, a), _side(other, b))
+
+
+def features(draw: Draw) -> Comparison | None:
+    """A sound, or an image, alone or among others."""
+    if draw.architecture.input_features is None:
+        return None
+    dtype, attention = draw.numbers.choice(("fp32", "bf16")), draw.attention()
+    model = draw.model(dtype, attention)
+    samples = draw.numbers.randint(2, 6)
+    inputs = draw.architecture.inputs([[0]] * samples)
+    inputs = {k: v.to(DTYPES[dtype]) if v.is_floating_point() else v for k, v in inputs.items()}
+    chosen = draw.numbers.randrange(samples)
+    alone = {name: value[chosen : chosen + 1] for name, value in inputs.items()}
+    columns = {
+        "vit": 17,
+        "wav2vec2": 15,
+        "whisper": inputs.get("decoder_input_ids", torch.zeros(1, 0)).shape[1],
+    }[draw.name]
+    places = torch.arange(samples)[:, None] * 1000 + torch.arange(columns)
+    if draw.name == "wav2vec2":
+        places[-1, 10:] = -1  # frames of the 27 columns that the last sample lacks
+        if chosen == samples - 1:
+            alone = {name: value[:, :70] for name, value in alone.items()}
+    stream = "decoder" if draw.name == "whisper" else "tokens"
+    a = {
+        stream: places[
+            chosen : chosen + 1, : 10 if draw.name == "wav2vec2" and chosen == samples - 1 else None
+        ]
+    }
+    detail = f"{dtype} {attention} {chosen} of {samples}"
+    return Comparison(
+        draw.name, "features", detail, _side(model, (alone, a)), _side(model, (inputs, {stream: places}))
+    )
+
+
 def _side(model: nn.Module, made: tuple[dict[str, Any], Coordinates]) -> Side:
     return Side(model, [made[0]], [made[1]])
 
@@ -549,6 +699,12 @@ FAMILIES: Mapping[str, Family] = {
     "cached": cached,
     "chunks": chunks,
     "decoding": decoding,
+    "static": static,
+    "packed": packed,
+    "embeddings": embeddings,
+    "classified": classified,
+    "chunked mlp": chunked_mlp,
+    "features": features,
 }  # fmt: skip
 
 
@@ -556,18 +712,24 @@ FAMILIES: Mapping[str, Family] = {
 
 
 def draw(
-    seed: int, families: Sequence[str] = tuple(FAMILIES), architectures: Sequence[str] = BATCHED
+    seed: int, families: Sequence[str] = tuple(FAMILIES), architectures: Sequence[str] = NAMES
 ) -> Iterator[Comparison]:
     """Comparisons without end; each turn goes once through the architectures, in a new order, with other families."""
     numbers = random.Random(f"sound {seed}")
     queues: dict[str, list[str]] = {name: [] for name in architectures}
     while True:
         for name in numbers.sample(list(architectures), len(architectures)):
-            comparison = None
-            while comparison is None:
-                if not queues[name]:
-                    queues[name] = numbers.sample(list(families), len(families))
+            for _ in range(len(families)):
+                queues[name] = queues[name] or numbers.sample(list(families), len(families))
                 family = queues[name].pop()
                 chances = random.Random(f"{seed} {name} {family} {numbers.random()}")
-                comparison = FAMILIES[family](Draw(ARCHITECTURES[name], chances))
-            yield comparison
+                comparison = _drawn(ARCHITECTURES[name], family, chances)
+                if comparison is not None:
+                    yield comparison
+                    break
+
+
+def _drawn(architecture: Architecture, family: str, numbers: random.Random) -> Comparison | None:
+    if (family == "features") != (architecture.input_features is not None):
+        return None
+    return FAMILIES[family](Draw(architecture, numbers))

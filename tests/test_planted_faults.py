@@ -32,6 +32,9 @@ import forkpoint
 
 MODELS = ("llama", "gpt2", "mixtral", "mixtral eager experts", "mamba2", "bert", "t5")
 
+COUNTS = {"float", "histc"}
+"""In a layer of experts: how many rows each of them gets. A wrong count leaves rows of the result unwritten."""
+
 CONSTANT = {
     "zeros",
     "zeros_like",
@@ -113,6 +116,8 @@ class Bench:
             calls[key] += 1
             if op.is_view or op.function.endswith("_") or op.function in UNINITIALISED | CONSTANT:
                 continue
+            if op.module.endswith(".experts") and op.function in COUNTS:
+                continue
             for index, output in enumerate(op.outputs):
                 if output.is_floating_point() and output.numel() and "unknown" not in op.labels[index]:
                     yield op, key, call, index
@@ -188,9 +193,14 @@ class Bench:
 
 
 def is_exact(fault: Fault, first: Any) -> bool:
-    return first is not None and (first.op, first.source, first.sample, first.position) == (
-        fault.op, fault.source, fault.sample, fault.position,
-    )  # fmt: skip
+    """Whether forkpoint named the op and the token.
+
+    What a model takes from one token only ("[CLS]") has no dimension for the tokens any more, so that
+    the plant can't know the token there.
+    """
+    if first is None or (first.op, first.source, first.sample) != (fault.op, fault.source, fault.sample):
+        return False
+    return first.position == fault.position or (fault.position is None and fault.sample is not None)
 
 
 def misses(bench: Bench, kind: str, count: int, seed: int) -> list[str]:

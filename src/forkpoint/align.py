@@ -95,7 +95,7 @@ class Gap:
 
     Attributes:
         differing, compared: counts of elements.
-        first: index into the pairs of the first that differs, in the order of A's elements; -1 for none.
+        first: index into the pairs of the first that differs, by token and then by element of A; -1 for none.
         max_abs: largest absolute difference; infinite where one alone is NaN or infinite.
         max_rel: `max_abs` over the largest finite magnitude in A.
         per_number: [(number, largest absolute difference)].
@@ -127,7 +127,9 @@ def gap(a: Tensor, b: Tensor, pairs: Pairs) -> Gap:
     difference = torch.where(same, 0.0, torch.nan_to_num(difference, nan=float("inf"), posinf=float("inf")))
     wrong = (~same).numpy()
     places = np.flatnonzero(wrong)
-    first = int(places[np.argmin(pairs.a[places])]) if len(places) else -1
+    # The first token that differs, and within it the first element; numbers follow the order of the tokens.
+    order = np.lexsort((pairs.a[places], pairs.numbers[places]))
+    first = int(places[order[0]]) if len(places) else -1
     absolute = difference.numpy()
     largest = float(absolute.max(initial=0.0))
     finite = magnitude[torch.isfinite(magnitude)]

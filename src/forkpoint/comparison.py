@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from forkpoint import drift, impact
-from forkpoint.errors import InputError
+from forkpoint.errors import InputError, SceneError
 from forkpoint.impact import ResultComparison, compare_results
 from forkpoint.layout import pair_samples, read_content
 from forkpoint.locate import Located, Tokens, locate
@@ -21,7 +21,7 @@ from forkpoint.result import NotCompared, OpRow, Result, RunSummary
 from forkpoint.run import Run, token_ids
 from forkpoint.session import Session, Traced, trace_faithfully
 from forkpoint.values import fetch_value
-from forkpoint.verdict import Judgement, judge, without_probes
+from forkpoint.verdict import Judgement, judge, locate_meeting, without_probes
 
 
 def compare(
@@ -50,7 +50,7 @@ def compare(
     True
     """
     for name, run in (("a", a), ("b", b)):
-        if not isinstance(run, Run):
+        if not isinstance(run, Run):  # pyright: ignore[reportUnnecessaryIsInstance]
             raise InputError(f"{name} is a {type(run).__name__}", "an fp.Run(model, inputs)")
     pairing = pair_samples(
         a.layout, b.layout, read_content(a.layout, a.calls), read_content(b.layout, b.calls)
@@ -102,8 +102,23 @@ def _assemble(
         first_integer=_op_row(first_integer) if first_integer is not None else None,
         notes=(*notes, *_pairing_notes(session)),
         versions=versions(),
+        _save=lambda directory, confirm=None: _save_scene(session, located, judged, directory, confirm),
         _fetch=lambda module, name, **where: fetch_value(session, module, name, **where),
     )
+
+
+def _save_scene(
+    session: Session, located: Located | None, judged: Judgement, directory: Any, confirm: Any
+) -> None:
+    """The scene of the origin where the verdict is semantic, else of the first divergence."""
+    from forkpoint import scene
+
+    found = judged.found
+    if found is not None:
+        located = locate_meeting(session, found.seen) or located
+    if located is None:
+        raise SceneError("no op differs between the runs", "two runs that part ways somewhere")
+    scene.save(session, located, directory, versions=versions(), confirm=confirm)
 
 
 def _op_row(row: Joined) -> OpRow:

@@ -25,9 +25,9 @@ def layer_paths(model: nn.Module | None) -> list[str]:
     paths: list[str] = []
     for name, module in model.named_modules() if model is not None else ():
         inside = any(name.startswith(f"{path}.") for path in paths)
-        if isinstance(module, (nn.ModuleList, nn.Sequential)) and len(module) > 1 and not inside:
-            if len({type(child) for child in module}) == 1:
-                paths += [f"{name}.{key}" if name else key for key, _ in module.named_children()]
+        listed = isinstance(module, (nn.ModuleList, nn.Sequential)) and len(module) > 1 and not inside
+        if listed and len({type(child) for child in module.children()}) == 1:
+            paths += [f"{name}.{key}" if name else key for key, _ in module.named_children()]
     return paths
 
 

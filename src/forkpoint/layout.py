@@ -410,13 +410,13 @@ def read_content(layout: Layout, calls: Sequence[Mapping[str, Any]]) -> Content:
             found = token_tensor(inputs, stream)
             if found is None:
                 continue
-            name, tokens = found
-            for sample, value in _values(name, tokens, coordinates):
+            _, tokens = found
+            for sample, value in _values(tokens, coordinates):
                 content[sample].append((stream, value))
     return {sample: tuple(values) for sample, values in content.items()}
 
 
-def _values(name: str, tokens: Tensor, coordinates: Coordinates) -> list[tuple[int, Hashable]]:
+def _values(tokens: Tensor, coordinates: Coordinates) -> list[tuple[int, Hashable]]:
     tokens = tokens.detach().cpu()
     shape = coordinates.shape
     if tuple(tokens.shape[: len(shape)]) != shape:

@@ -81,7 +81,7 @@ def fetch(traced: Traced, wanted: list[tuple[Joined, int]]) -> list[Taken | None
     """Run again and keep the calls that made the given events; None for one that did not come again."""
     found: list[Taken | None] = [None] * len(wanted)
     fetches: list[Fetch] = []
-    for place, (row, index) in enumerate(wanted):
+    for place, (_, index) in enumerate(wanted):
         event = traced.trace.events[index]
         op = traced.trace.ops[event.op]
 

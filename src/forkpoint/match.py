@@ -82,12 +82,16 @@ class Shared:
         """The same numbering for two passes of one run, on the coordinates that both runs have."""
         self._refresh()
         same = copy.copy(self)
-        same._table_a = same._table_b = self._table_a if run == "a" else self._table_b
-        same._a = same._b = self._a if run == "a" else self._b
-        same._rows = (self._rows[0],) * 2 if run == "a" else (self._rows[1],) * 2
-        same._homes = (self._homes[0],) * 2 if run == "a" else (self._homes[1],) * 2
-        same._frozen = True
+        Shared._use_one(same, run)
         return same
+
+    def _use_one(self, run: str) -> None:
+        side = 0 if run == "a" else 1
+        self._table_a = self._table_b = (self._table_a, self._table_b)[side]
+        self._a = self._b = (self._a, self._b)[side]
+        self._rows = (self._rows[side],) * 2
+        self._homes = (self._homes[side],) * 2
+        self._frozen = True
 
     @property
     def home_a(self) -> Ints:
@@ -241,7 +245,7 @@ class Join:
         self._columns: dict[Any, Any] = {}
         self._aligned: dict[tuple[int, int], tuple[Ints, Ints, Ints]] = {}
         by_op_a, by_op_b = _by_key(a), _by_key(b)
-        rows = [self._join(key, events, by_op_b.get(key)) for key, events in by_op_a.items()]
+        rows = [self._join(events, by_op_b.get(key)) for key, events in by_op_a.items()]
         rows += [self._alone(events, "only in b", b) for key, events in by_op_b.items() if key not in by_op_a]
         self.rows: list[Joined] = rows
 
@@ -250,7 +254,7 @@ class Join:
         first_a, first_b = (event, None) if status == "only in a" else (None, event)
         return Joined(trace.ops[event.op], status, first_a, first_b, events[0], len(events))
 
-    def _join(self, key: Hashable, events_a: list[int], events_b: list[int] | None) -> Joined:
+    def _join(self, events_a: list[int], events_b: list[int] | None) -> Joined:
         if events_b is None:
             return self._alone(events_a, "only in a", self.a)
         first_a, first_b = self.a.events[events_a[0]], self.b.events[events_b[0]]
@@ -305,7 +309,7 @@ class Join:
             self._compare_open(a, b, count)
         elif kinds == {"rows"} and len(a) == len(b) == 1 and a[0][1].call == b[0][1].call:
             self._compare_rows(a[0], b[0], count)
-        elif kinds == {"rows"} or kinds == {"pair"}:
+        elif kinds in ({"rows"}, {"pair"}):
             self._compare_passes(a, b, count)
         elif "pair" not in kinds:
             self._compare_open(a, b, count)
@@ -392,8 +396,10 @@ class Join:
     def _compare_passes(
         self, a: list[tuple[int, Event, Event]], b: list[tuple[int, Event, Event]], count: _Count
     ) -> None:
-        """Several passes of an op: the k-th at a coordinate meets the k-th; a value read again later
-        (keys from a cache) meets the one of its token's own call if the other run did not read it again.
+        """Several passes of an op: the k-th at a coordinate meets the k-th.
+
+        A value read again later (keys from a cache) meets the one of its token's own call if the other run
+        did not read it again.
         """
         table_a, table_b = (
             self._passes(a, self.shared.a, self.shared.home_a),
@@ -524,8 +530,9 @@ class Join:
             count.differ(self._difference_inside(a, b, int(np.argmax(wrong)), index_a, index_b, numbers))
 
     def _compare_masks(self, a: tuple[int, Event, Event], b: tuple[int, Event, Event], count: _Count) -> None:
-        """A table over queries and keys (a mask, a position bias) in which not every dimension's tokens
-        are known: its rows and columns are lined up for each sample by where the sample's tokens are.
+        """A table over queries and keys (a mask, a position bias) whose tokens are not known in every dimension.
+
+        Its rows and columns are lined up, for each sample, by where the sample's tokens are.
         """
         grid_a, grid_b = _grid(a[2]), _grid(b[2])
         if grid_a[0] != grid_b[0] or len(a[2].shape) != len(b[2].shape):
@@ -740,6 +747,7 @@ class Join:
 
         Args:
             place_a, place_b: the op that made each value, and the call.
+            shape_a, shape_b: shapes of the values.
             sample: the sample (of run A) by whose columns they are lined up; None for all, one after the other.
         """
         if len(shape_a) != len(shape_b):

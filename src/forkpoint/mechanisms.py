@@ -7,7 +7,7 @@ custom module counts too.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -224,7 +224,7 @@ def _coordinates(label: object) -> int:
 
 
 def _walk(
-    edges: dict[int, list[int]], ops: dict[int, tuple[Op, object]], start: list[int], steps: int
+    edges: dict[int, list[int]], ops: Mapping[int, tuple[Op, object]], start: list[int], steps: int
 ) -> frozenset[str]:
     found: set[str] = set()
     frontier, seen = list(start), set(start)
@@ -311,9 +311,9 @@ def _to_narrow(case: Case) -> frozenset[str]:
     if origin is None:
         return frozenset()
     for event, (op, record) in origin.store_b.ops.items():
-        if event > origin.root.event_b and op.function in ("to", "type", "view"):
-            if record.dtype.startswith(("float8", "int8", "uint8")):
-                return frozenset({"round"})
+        cast = event > origin.root.event_b and op.function in ("to", "type", "view")
+        if cast and record.dtype.startswith(("float8", "int8", "uint8")):
+            return frozenset({"round"})
     return frozenset()
 
 
@@ -323,7 +323,7 @@ def _scale_of(case: Case) -> Tensor | None:
     if origin is None:
         return None
     kept = [
-        k for e, k in sorted(origin.store_b.kept.items()) if k.op.function in _EXTREMES and k.op in case.chain
+        k for _, k in sorted(origin.store_b.kept.items()) if k.op.function in _EXTREMES and k.op in case.chain
     ]
     return kept[0].value if kept else None
 

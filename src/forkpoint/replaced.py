@@ -44,8 +44,9 @@ def _title(kind: type) -> str:
 
 @cache
 def _expected(kind: type) -> dict[str, frozenset[type]]:
-    """Attribute name to the classes that the source of `__init__` constructs for it; `name[]` for the
-    elements of a ModuleList.
+    """Attribute name to the classes that the source of `__init__` constructs for it.
+
+    `name[]` stands for the elements of a ModuleList.
     """
     names: dict[str, set[type]] = {}
     unsure: set[str] = set()

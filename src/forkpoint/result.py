@@ -259,6 +259,7 @@ class Result:
     notes: tuple[str, ...] = ()
     versions: dict[str, str] = field(default_factory=dict[str, str])
     _fetch: Callable[..., Tensor] | None = field(default=None, repr=False, compare=False)
+    _save: Callable[..., None] | None = field(default=None, repr=False, compare=False)
 
     @property
     def identical(self) -> bool:
@@ -309,6 +310,45 @@ class Result:
     def to_json(self, path: str | Path) -> None:
         """Write the result as JSON; the file appears whole or not at all."""
         write_atomically(Path(path), json.dumps(self.to_dict(), ensure_ascii=False, indent=1) + "\n")
+
+    def save_scene(self, directory: str | Path, *, confirm: Callable[[int], bool] | None = None) -> None:
+        """Save all that is needed to replay the first divergent op alone (of the origin, if there is one).
+
+        Args:
+            directory: a folder that is new, empty, or a scene to replace.
+            confirm: asked with the size in bytes before gigabytes are written; None refuses.
+
+        Raises:
+            SceneError: no op differs, or the op can't be replayed, with the reason.
+        """
+        if self._save is None:
+            from forkpoint.errors import SceneError
+
+            raise SceneError("a result without its runs", "the result that fp.compare returned")
+        self._save(directory, confirm=confirm)
+
+    def write_script(self, path: str | Path, *, synthetic: bool = False) -> None:
+        """Write a short script that reproduces the first divergent op alone, next to its scene (`PATH.scene`).
+
+        Args:
+            path: the file to write.
+            synthetic: random data in place of the recorded one, so that the script needs no scene.
+
+        Raises:
+            SceneError: as `save_scene`, or random data that don't show the effect.
+        """
+        import tempfile
+
+        from forkpoint.scene import write_script
+
+        if synthetic:
+            with tempfile.TemporaryDirectory() as folder:
+                self.save_scene(Path(folder) / "scene")
+                write_script(Path(folder) / "scene", path, synthetic=True)
+            return
+        scene = Path(f"{path}.scene")
+        self.save_scene(scene)
+        write_script(scene, path)
 
     def __str__(self) -> str:
         from forkpoint.report.terminal import to_text

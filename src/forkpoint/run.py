@@ -115,7 +115,7 @@ class Run:
 
 def _as_calls(inputs: Inputs | Sequence[Inputs]) -> tuple[dict[str, Any], ...]:
     calls = [inputs] if isinstance(inputs, Mapping) else list(inputs)
-    if not calls or not all(isinstance(c, Mapping) for c in calls):
+    if not calls or not all(isinstance(c, Mapping) for c in calls):  # pyright: ignore[reportUnnecessaryIsInstance]
         raise InputError(
             f"inputs of type {type(inputs).__name__}",
             "a mapping of keyword arguments for one forward call, or a non-empty list of such mappings",
@@ -202,7 +202,7 @@ def _copy(value: Any, memo: dict[int, Any]) -> Any:
         return {key: _copy(item, memo) for key, item in value.items()}
     try:
         return copy.deepcopy(value, memo)
-    except Exception:
+    except Exception:  # noqa: BLE001 - whatever an object says that can't be copied
         return value
 
 

@@ -21,7 +21,7 @@ from forkpoint.locate import Located, Tokens, describe_values, fetch_op
 from forkpoint.mechanisms import ROUNDING_ADVICE, Case, Mechanism, nan_in_one, recognise
 from forkpoint.probes.content import ContentProbe, content
 from forkpoint.probes.inputs import Inputs, inputs
-from forkpoint.probes.origin import Origin, origin
+from forkpoint.probes.origin import Meeting, Origin, origin
 from forkpoint.probes.precision import Precision, precision
 from forkpoint.probes.repeat import repeat
 from forkpoint.probes.replay import Replay, replay
@@ -39,6 +39,7 @@ class Judgement:
 
     verdict: Verdict
     origin: Divergence | None = None
+    found: Origin | None = None
 
 
 def without_probes(compared: ResultComparison) -> Verdict:
@@ -88,7 +89,7 @@ def judge(session: Session, compared: ResultComparison, located: Located | None,
         evidence.append(alone.result)
     if exact.vanishes:
         return Judgement(_rounding(session, exact, alone, given, located, evidence))
-    return _refused(session, exact, other, alone, given, located, evidence, tokens)
+    return _refused(session, exact, alone, given, located, evidence)
 
 
 def _inputs_verdict(given: Inputs, evidence: list[ProbeResult]) -> Verdict:
@@ -117,7 +118,7 @@ def _semantic(
     verdict = Verdict(
         VerdictKind.SEMANTIC, mechanism.slug, mechanism.by_design, summary, tuple(evidence), mechanism.advice
     )
-    return Judgement(verdict, _origin_divergence(session, found, tokens))
+    return Judgement(verdict, _origin_divergence(session, found, tokens), found)
 
 
 def _origin_divergence(session: Session, found: Origin | None, tokens: Tokens) -> Divergence | None:
@@ -129,6 +130,18 @@ def _origin_divergence(session: Session, found: Origin | None, tokens: Tokens) -
         return None
     output = found.seen.a.op.output if not found.seen.a.op.is_boundary else 0
     return describe_values(session, found.seen.a.op, output, a, b, tokens)
+
+
+def locate_meeting(session: Session, meeting: Meeting) -> Located | None:
+    """The op of a meeting as it ran in native precision in both runs; None where it does not differ there."""
+    a = fetch_op(session.a, meeting.a.op, meeting.a.event)
+    b = fetch_op(session.b, meeting.b.op, meeting.b.event)
+    row = next((r for r in session.join.rows if r.op.key == meeting.a.op.key), None)
+    if a is None or b is None or row is None or row.difference is None:
+        return None
+    output = meeting.a.op.output if not meeting.a.op.is_boundary else 0
+    divergence = describe_values(session, meeting.a.op, output, a, b, lambda _, __: None)
+    return None if divergence is None else Located(row, divergence, a, b)
 
 
 def _rounding(
@@ -164,8 +177,12 @@ def _model_dtype(traced: object) -> object:
 
 
 def _refused(
-    session: Session, exact: Precision, other: ContentProbe, alone: Replay | None, given: Inputs,
-    located: Located | None, evidence: list[ProbeResult], tokens: Tokens,
+    session: Session,
+    exact: Precision,
+    alone: Replay | None,
+    given: Inputs,
+    located: Located | None,
+    evidence: list[ProbeResult],
 ) -> Judgement:  # fmt: skip
     """Some operation has no float64 form: the op alone, in native precision, is the evidence."""
     errors = [e for e in (alone.error_a, alone.error_b) if e is not None] if alone is not None else []

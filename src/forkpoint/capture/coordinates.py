@@ -61,9 +61,11 @@ class CoordinateTable:
 
     def _grid(self, call: int, stream: str, sample: NDArray[np.int64], position: NDArray[np.int64]) -> Ids:
         ids = np.empty(sample.shape, dtype=np.int32)
+        columns = sample.shape[-1]
         for index in np.ndindex(sample.shape):
             s, p = int(sample[index]), int(position[index])
-            place = (index[0] if len(index) > 1 else 0, (call << 32) + index[-1])
+            row, column = divmod(int(np.ravel_multi_index(index, sample.shape)), columns)
+            place = (row, (call << 32) + column)
             if s >= 0 and p >= 0:
                 ids[index] = self._add((stream, s, p), _TOKEN, (stream, s, p), frozenset(), place)
             else:

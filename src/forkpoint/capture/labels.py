@@ -13,12 +13,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from typing import TypeVar
 
 import numpy as np
+from numpy.typing import NDArray
 
 from forkpoint.capture.coordinates import NONE, CoordinateTable, Ids
 
 Shape = tuple[int, ...]
+T = TypeVar("T", bound=np.generic)
 
 
 class Label:
@@ -169,7 +172,7 @@ def compress(ids: Ids) -> Ids:
     return np.ascontiguousarray(ids, dtype=np.int32).reshape(ids.shape)
 
 
-def spread(ids: Ids, shape: Shape, dims: Sequence[int] | None = None) -> Ids:
+def spread(ids: NDArray[T], shape: Shape, dims: Sequence[int] | None = None) -> NDArray[T]:
     """Undo the compression in some dimensions (default: all), as a view."""
     wanted = range(len(shape)) if dims is None else dims
     return np.broadcast_to(ids, tuple(shape[d] if d in wanted else ids.shape[d] for d in range(len(shape))))

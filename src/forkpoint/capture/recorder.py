@@ -18,7 +18,7 @@ from forkpoint.capture import digest
 from forkpoint.capture.coordinates import NONE, CoordinateTable, Ids
 from forkpoint.capture.functions import UNWRITTEN, Function, resolve, shares_memory
 from forkpoint.capture.labels import Label, Labels, Shape, spread
-from forkpoint.capture.rules import Call, UnknownMovement, propagate, tensors_in, through_module
+from forkpoint.capture.rules import Call, UnknownMovementError, propagate, tensors_in, through_module
 from forkpoint.capture.sites import Place, Site, site_of
 from forkpoint.layout import DECODER, MAIN, Layout, grid_shape, stream_of, token_tensor
 from forkpoint.run import version
@@ -330,7 +330,7 @@ class Recorder:
             outputs = tuple(tensors_in((result,)))
             if not outputs:
                 return None
-        if torch._C._functorch.peek_interpreter_stack() is not None:
+        if _inside_transform():
             return None  # inside vmap or grad: these tensors are not the model's own
         labels, reason = self._propagate(function, func, args, kwargs, outputs)
         group = (self.stack[-1].path, function.name, place)
@@ -374,7 +374,7 @@ class Recorder:
         if watcher is None or function.name == "setitem":
             return result
         outputs = (result,) if isinstance(result, Tensor) else tuple(tensors_in((result,)))
-        if not outputs or torch._C._functorch.peek_interpreter_stack() is not None:
+        if not outputs or _inside_transform():
             return result
         labels, _ = self._propagate(function, func, args, kwargs, outputs)
         path = self.stack[-1].path
@@ -435,7 +435,7 @@ class Recorder:
             call = Call(function.rule, func, args, kwargs, outputs, self.label_of, self.labels)
             try:
                 known = propagate(call)
-            except UnknownMovement as unknown:
+            except UnknownMovementError as unknown:
                 known = str(unknown)
             except (
                 IndexError,
@@ -867,6 +867,11 @@ def _tensors_within(value: Any, depth: int = 4) -> list[Tensor]:
     else:
         return []
     return [t for item in items for t in _tensors_within(item, depth - 1)]
+
+
+def _inside_transform() -> bool:
+    """Whether vmap or grad is at work: the tensors that pass by are then not the model's own."""
+    return torch._C._functorch.peek_interpreter_stack() is not None  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def _words(elements: int, value: Tensor) -> int:

@@ -26,7 +26,7 @@ MAX_WRITTEN_OUT = 1 << 24
 """Most ids that a movement may write out; beyond it a value counts as not compared."""
 
 
-class UnknownMovement(Exception):
+class UnknownMovementError(Exception):
     """No rule says how a function moves tokens; the text is the reason shown to the user."""
 
 
@@ -77,6 +77,10 @@ def tensors_in(value: Any, depth: int = 4) -> list[Tensor]:
     return []
 
 
+def _nothing(call: Call) -> list[Label | None]:
+    return [None for _ in call.outputs]
+
+
 Rule = Callable[[Call], "Label | None | list[Label | None]"]
 RULES: dict[str, Rule] = {}
 
@@ -94,7 +98,7 @@ def propagate(call: Call) -> list[Label | None]:
     """The label of each output of a call.
 
     Raises:
-        UnknownMovement: nothing is known about how the function moves tokens.
+        UnknownMovementError: nothing is known about how the function moves tokens.
     """
     known = RULES.get(call.name)
     found = known(call) if known else _default(call)
@@ -142,9 +146,9 @@ def _ask(call: Call, output: Tensor) -> Label | None:
         args, kwargs = _on_meta((call.args, call.kwargs), call, sizes)
         with torch.no_grad():
             answer = tensors_in((call.func(*args, **kwargs),))[index]
-    except Exception as error:
+    except Exception as error:  # noqa: BLE001 - any refusal means the same: it can't be asked
         text = str(error).splitlines()
-        raise UnknownMovement(
+        raise UnknownMovementError(
             f"no rule says how {call.name} moves tokens ({text[0][:120] if text else type(error).__name__})"
         ) from None
     for tensor in call.tensors():
@@ -217,7 +221,7 @@ def _on_meta(value: Any, call: Call, sizes: dict[int, int]) -> Any:
     "new_zeros", "new_ones", "new_full", "new_empty", "new_tensor", "zeros", "ones", "full", "empty", "arange",
     "zeros_like", "ones_like", "empty_like", "full_like", "tensor", "as_tensor", "eye", "linspace", "rand", "randn", "randint", "finfo", "iinfo", "empty_strided",
 )  # fmt: skip
-def _creation(call: Call) -> Label | None:
+def _creation(_: Call) -> Label | None:
     return None
 
 
@@ -245,14 +249,14 @@ def _reshape(call: Call) -> Label | None:
     if label is None or tuple(source.shape) == out:
         return label
     if source.numel() != call.outputs[0].numel():
-        raise UnknownMovement(f"{call.name} to a dtype of another size")
+        raise UnknownMovementError(f"{call.name} to a dtype of another size")
     _check_size([source.numel() if label.q.size > 1 else 1])
     return call.labels.apply(label, lambda ids: reshape(ids, tuple(source.shape), out))
 
 
 def _check_size(sizes: Sequence[int]) -> None:
     if sum(sizes) > MAX_WRITTEN_OUT * 64:
-        raise UnknownMovement("too large for its coordinates to be followed")
+        raise UnknownMovementError("too large for its coordinates to be followed")
 
 
 @rule(
@@ -267,7 +271,7 @@ def _replay(call: Call) -> Label | None | list[Label | None]:
     source = call.arg(0, "input", "self")
     label = call.label(source)
     if label is None:
-        return [None] * len(call.outputs)
+        return _nothing(call)
     if call.name in ("view_as_real", "view_as_complex"):
         return call.labels.apply(label, lambda ids: _resize_last(ids, call.outputs[0].dim()))
     if sum(o.numel() for o in call.outputs) > MAX_WRITTEN_OUT and call.name in (
@@ -276,7 +280,7 @@ def _replay(call: Call) -> Label | None | list[Label | None]:
         "repeat",
         "tile",
     ):
-        raise UnknownMovement("too large for its coordinates to be followed")
+        raise UnknownMovementError("too large for its coordinates to be followed")
     parts = [_replay_one(call, source, label.q)]
     if label.k is not None:
         parts.append(_replay_one(call, source, label.k))
@@ -404,7 +408,7 @@ def _getitem(call: Call) -> Label | None:
         return _label_of_index(call, index)
     moved = call.labels.apply(label, lambda ids: take(call, ids, tuple(source.shape), index))
     if moved is not None and moved.q.ndim != call.outputs[0].dim():
-        raise UnknownMovement("an index that forkpoint can't follow")
+        raise UnknownMovementError("an index that forkpoint can't follow")
     return moved
 
 
@@ -419,7 +423,7 @@ def _label_of_index(call: Call, index: Any) -> Label | None:
         return None
     extra = call.outputs[0].dim() - merged.q.ndim
     if not isinstance(parts[0], Tensor) and extra:
-        raise UnknownMovement("a lookup by tokens behind other dimensions")
+        raise UnknownMovementError("a lookup by tokens behind other dimensions")
     return call.labels.apply(merged, lambda ids: ids.reshape(ids.shape + (1,) * extra))
 
 
@@ -443,7 +447,7 @@ def take(call: Call, ids: Ids, shape: Shape, index: Any) -> Ids:
     d = 0
     for part in parts:
         if isinstance(part, bool):
-            raise UnknownMovement("an index by a Python bool")
+            raise UnknownMovementError("an index by a Python bool")
         if part is None:
             basic.append(None)
             advanced.append(None)
@@ -542,7 +546,7 @@ def _gather(call: Call) -> Label | None:
 
 def _check_written(shape: Shape) -> None:
     if math.prod(shape) > MAX_WRITTEN_OUT:
-        raise UnknownMovement("too large for its coordinates to be followed")
+        raise UnknownMovementError("too large for its coordinates to be followed")
 
 
 @rule("masked_select")
@@ -569,7 +573,7 @@ def _coordinates_of_nonzero(call: Call) -> Label | None | list[Label | None]:
     source = call.arg(0, "condition", "input")
     label = call.label(source)
     if label is None:
-        return [None] * len(call.outputs)
+        return _nothing(call)
     _check_written(tuple(source.shape))
     chosen = spread(label.q, tuple(source.shape))[call.values(source) != 0]
     tail = (1,) * (call.outputs[0].dim() - 1)
@@ -764,7 +768,7 @@ def _loss(call: Call) -> Label | None:
 def _counts(call: Call) -> Label | None | list[Label | None]:
     label = call.label(call.arg(0, "input", "self"))
     if label is None:
-        return [None] * len(call.outputs)
+        return _nothing(call)
     table = call.labels.table
     union = table.mixed if table.has_padding(label.q) else table.union(label.q.reshape(-1))
     return [call.labels.make(np.full((1,) * o.dim(), union, dtype=np.int32)) for o in call.outputs]
@@ -811,7 +815,7 @@ def _rmatmul(call: Call) -> Label | None:
 def _addmm(call: Call) -> Label | None:
     product = _product(call, call.arg(1, "batch1", "mat1", "mat"), call.arg(2, "batch2", "mat2", "vec"))
     if call.name == "addbmm":
-        raise UnknownMovement("addbmm sums over the batch")
+        raise UnknownMovementError("addbmm sums over the batch")
     return call.labels.merge([product, call.label(call.arg(0, "input", "self"))], call.outputs[0].dim())
 
 
@@ -827,7 +831,7 @@ def _product(call: Call, x: Tensor, y: Tensor) -> Label | None:
     has_keys = lx is not None and lx.k is not None
     lx = call.labels.apply(lx, lambda ids: ids[..., :, :, None])
     ly = call.labels.apply(ly, lambda ids: ids[..., None, :, :])
-    ndim = max(max(x.dim(), 2), max(y.dim(), 2)) + 1
+    ndim = max(x.dim(), y.dim(), 2) + 1
     merged = call.labels.merge([lx, ly], ndim)
     merged = call.labels.reduce(merged, [ndim - 2], keepdim=False)
     if merged is not None and has_keys and merged.k is not None:
@@ -865,7 +869,7 @@ def _einsum(call: Call) -> Label | None:
     if len(operands) == 1 and isinstance(operands[0], (list, tuple)):
         operands = list(operands[0])
     if not isinstance(equation, str) or "." in equation:
-        raise UnknownMovement("an einsum with an ellipsis")
+        raise UnknownMovementError("an einsum with an ellipsis")
     left, _, right = equation.replace(" ", "").partition("->")
     terms = left.split(",")
     if not right:
@@ -876,13 +880,12 @@ def _einsum(call: Call) -> Label | None:
     labels: list[Label | None] = []
     for term, operand in zip(terms, operands, strict=True):
         if len(set(term)) != len(term):
-            raise UnknownMovement("an einsum with a diagonal")
+            raise UnknownMovementError("an einsum with a diagonal")
         order = [term.index(c) for c in axes if c in term]
         shape = [c in term for c in axes]
         labels.append(call.labels.apply(call.label(operand), lambda ids, o=order, s=shape: _place(ids, o, s)))
     merged = call.labels.merge(labels, len(axes))
-    merged = call.labels.reduce(merged, list(range(len(right), len(axes))), keepdim=False)
-    return merged
+    return call.labels.reduce(merged, list(range(len(right), len(axes))), keepdim=False)
 
 
 def _place(ids: Ids, order: list[int], present: list[bool]) -> Ids:
@@ -999,7 +1002,7 @@ def _recurrent(call: Call) -> list[Label | None]:
     source = call.arg(0, "input")
     label = call.label(source)
     if label is None or source.dim() not in (2, 3):
-        return [None] * len(call.outputs)
+        return _nothing(call)
     steps = call.labels.reduce(label, [source.dim() - 1], keepdim=True)
     state: Label | None = None
     if source.dim() == 3 and len(call.outputs) > 1:

@@ -9,7 +9,7 @@ which is then recorded by its inputs and outputs.
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from forkpoint.capture.functions import Function, resolve
+from forkpoint.capture.functions import resolve
 from forkpoint.capture.recorder import Fetch, Recorder, Taken
 from forkpoint.capture.rules import tensors_in
 from forkpoint.capture.sites import Place, calling_frame, place_of, site_of
@@ -53,7 +53,7 @@ class Tap(TorchFunctionMode):
                 result = recorder.edit(function, func, place, args, kwargs, result)
             recorded = recorder.record(function, func, place, args, kwargs, result)
             if kept is not None and recorded is not None:
-                _deliver(recorder, function, func, fetches, kept, recorded)
+                _deliver(recorder, func, fetches, kept, recorded)
         return result
 
 
@@ -100,9 +100,7 @@ def _clone(value: Tensor) -> Tensor:
     return value.clone(memory_format=torch.preserve_format)
 
 
-def _deliver(
-    recorder: Recorder, function: Function, func: Any, fetches: list[Fetch], kept: Kept, recorded: Any
-) -> None:
+def _deliver(recorder: Recorder, func: Any, fetches: list[Fetch], kept: Kept, recorded: Any) -> None:
     (path, name, place), nth, outputs, labels = recorded
     args, kwargs, input_labels, owned = kept
     copies = tuple(_clone(recorder.true_value(output)) for output in outputs)
@@ -132,11 +130,11 @@ class Observation:
             self.recorder.begin_call(index, inputs)
         return self._watch()
 
-    def after_call(self, index: int, output: Any) -> None:
+    def after_call(self, index: int, output: Any) -> None:  # noqa: ARG002 - the interface of observers
         return None
 
     @contextmanager
-    def _watch(self) -> Iterator[None]:
+    def _watch(self) -> Generator[None]:
         tap = Tap(self.recorder)
         original = nn.Module.__call__
         thread = threading.get_ident()
@@ -194,7 +192,7 @@ class Observation:
 
 
 @contextmanager
-def _mode_off(tap: Tap) -> Iterator[None]:
+def _mode_off(tap: Tap) -> Generator[None]:
     """Take the tap off the stack of modes, those of the model's own above it staying where they are."""
     from torch.overrides import _pop_mode, _push_mode
 

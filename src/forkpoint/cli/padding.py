@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from forkpoint.cli import options
+from forkpoint.cli import options, scene
 from forkpoint.cli.loading import load
 from forkpoint.cli.outcome import finish
 from forkpoint.files import check_writable
@@ -34,12 +34,14 @@ def padding(
     load_in_8bit: options.Int8 = False,
     ops: options.Ops = False,
     json: options.Json = None,
+    scene_folder: scene.SceneFolder = None,
     no_probes: options.NoProbes = False,
 ) -> None:
     """Compare a prompt as it is with the same prompt padded."""
     texts = options.read_prompts(prompt, prompts)
     if json is not None:
         check_writable(json)
+    scene.check(scene_folder)
     loaded = load(model, dtype=dtype, device=device, attn=attn, load_in_8bit=load_in_8bit, revision=revision)
     with status("running and comparing"):
         import forkpoint as fp
@@ -54,4 +56,5 @@ def padding(
             probes=not no_probes,
             chat_template=chat_template,
         )
-    finish(result, notes=loaded.notes, ops=ops, json=json, probes=not no_probes)
+        notes = (*loaded.notes, *scene.save(result, scene_folder))
+    finish(result, notes=notes, ops=ops, json=json, probes=not no_probes)

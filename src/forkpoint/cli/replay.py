@@ -16,7 +16,8 @@ if TYPE_CHECKING:
     from rich.text import Text
 
     from forkpoint.scene import Replay, Scene
-    from forkpoint.scene.replay import Check, Exactness
+    from forkpoint.scene.exactness import Exactness
+    from forkpoint.scene.replay import Check
 
 Folder = Annotated[Path, typer.Argument(metavar="SCENE", help="The folder of a scene.", show_default=False)]
 
@@ -55,6 +56,8 @@ def report(scene: Scene, replays: Sequence[Replay]) -> Iterator[RenderableType]:
     from rich.padding import Padding
     from rich.text import Text
 
+    from forkpoint.scene.kernels import evidence
+
     place = scene.place
     yield Text(f"{place.op}", style="bold")
     yield Text(f"{place.source}  {_printable(place.code)}")
@@ -67,11 +70,13 @@ def report(scene: Scene, replays: Sequence[Replay]) -> Iterator[RenderableType]:
         f"recorded on {scene.machine.device}: {_printable(scene.machine.text)}, torch {_printable(torch_version)}"
     )
     yield Text()
-    yield table(scene, replays)
+    yield table(replays)
     lines = list(_inside(scene))
     if lines:
         yield Text("\nInside the op, when the scene was saved", style="bold")
         yield from (Padding(Text(line), (0, 0, 0, 2)) for line in lines)
+    for one in replays:
+        yield Text(f"\n{one.device}: {_printable(evidence(one.kernels_a, one.kernels_b))}")
     remarks = [*scene.notes, *(remark for one in replays for remark in one.remarks)]
     if remarks:
         yield Text()
@@ -85,7 +90,7 @@ def _printable(text: str) -> str:
     return printable(text)
 
 
-def table(scene: Scene, replays: Sequence[Replay]) -> RenderableType:
+def table(replays: Sequence[Replay]) -> RenderableType:
     """One column a device, one row a check."""
     from rich import box
     from rich.table import Table

@@ -216,7 +216,7 @@ def _compare_weight(
     if _is_rounded(x, y, exact_x, exact_y, delta_x, delta_y):
         wide = exact_x if delta_x is not None or (delta_y is None and _eps(x) <= _eps(y)) else exact_y
         if delta_x is None and delta_y is None and _eps(x) == _eps(y):
-            wide = exact_x if not _representable(x, exact_x) else exact_y
+            wide = exact_x if not _representable(exact_x) else exact_y
         # Adapters that are not merged are added by the run itself: that side keeps its own weight.
         sides = tuple(_base(m) for m, delta in ((mine, delta_x), (theirs, delta_y)) if delta is None)
         found.rounded.append(Weight(sides, name, wide, table))
@@ -281,7 +281,7 @@ def _is_rounded(
     return False
 
 
-def _representable(weight: Tensor, exact: Tensor) -> bool:
+def _representable(exact: Tensor) -> bool:
     return same_bits(exact.to(torch.bfloat16).double(), exact) or same_bits(
         exact.to(torch.float16).double(), exact
     )

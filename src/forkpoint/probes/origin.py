@@ -146,7 +146,7 @@ def _selection(session: Session) -> Callable[[Op], bool]:
         if event.status in ("digest", "view"):
             total += 8 * int(np.prod(event.shape, dtype=np.int64))
     if total <= MAX_STORED:
-        return lambda op: True
+        return lambda _: True
     from forkpoint.drift import layer_paths
 
     paths = layer_paths(session.a.run.modules)
@@ -174,9 +174,7 @@ def _meet(session: Session, a: Store, b: Store, threshold: float) -> dict[int, M
     calls_b = {kept.event.call for kept in b.kept.values()}
     found: dict[int, Meeting] = {}
     for event_a, kept_a in a.kept.items():
-        for event_b in _partners(
-            session, kept_a, by_key.get(kept_a.op.key, []), b, len(calls_a) == len(calls_b)
-        ):
+        for event_b in _partners(kept_a, by_key.get(kept_a.op.key, []), b, len(calls_a) == len(calls_b)):
             kept_b = b.kept[event_b]
             meeting = _meeting(session, event_a, kept_a, event_b, kept_b, threshold)
             if meeting is not None and (
@@ -186,7 +184,7 @@ def _meet(session: Session, a: Store, b: Store, threshold: float) -> dict[int, M
     return found
 
 
-def _partners(session: Session, kept: Kept, events: list[int], b: Store, one_to_one: bool) -> Iterator[int]:
+def _partners(kept: Kept, events: list[int], b: Store, one_to_one: bool) -> Iterator[int]:
     for event in events:
         other = b.kept[event]
         if one_to_one and (other.event.call, other.event.nth) != (kept.event.call, kept.event.nth):

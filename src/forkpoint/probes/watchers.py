@@ -1,4 +1,5 @@
 """Watchers: what the probes do to values as they pass by, or keep of them."""
+# ruff: noqa: ARG002 - every watcher is asked with all that there is
 
 from __future__ import annotations
 
@@ -147,7 +148,7 @@ class Store:
     """
 
     limit: int
-    select: Callable[[Op], bool] = lambda op: True
+    select: Callable[[Op], bool] = lambda _: True
     kept: dict[int, Kept] = field(default_factory=dict[int, Kept])
     sources: dict[int, list[int]] = field(default_factory=dict[int, list[int]])
     ops: dict[int, tuple[Op, Event]] = field(default_factory=dict[int, tuple[Op, Event]])

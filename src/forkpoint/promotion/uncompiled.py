@@ -56,7 +56,7 @@ def transformer_encoder(mode: PromotionMode) -> Generator[None]:
         src: torch.Tensor,
         mask: torch.Tensor | None = None,
         src_key_padding_mask: torch.Tensor | None = None,
-        is_causal: bool | None = None,  # noqa: FBT001 - torch's own signature
+        is_causal: bool | None = None,
     ) -> torch.Tensor:
         if not mode.active or not _drops_padding(self, src, mask, src_key_padding_mask):
             return native(self, src, mask, src_key_padding_mask, is_causal)

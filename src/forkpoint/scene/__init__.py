@@ -7,7 +7,7 @@ A scene is a folder of a JSON manifest and safetensors; docs/scene-format.md say
 """
 
 from forkpoint.scene.folder import check_directory, load
-from forkpoint.scene.manifest import Scene
+from forkpoint.scene.records import Scene
 from forkpoint.scene.replay import Replay, replay
 from forkpoint.scene.save import SIZE_LIMIT, save
 from forkpoint.scene.script import Script, write_script

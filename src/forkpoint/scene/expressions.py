@@ -10,17 +10,6 @@ import torch
 
 from forkpoint.scene.arguments import Ref, short
 
-_NARROWING = frozenset(["half", "bfloat16", "float", "chalf", "cfloat", "type", "to", "type_as"])
-
-
-def has_float64_form(function: str) -> bool:
-    """Whether a function computes in float64 if it is given float64: a cast to another dtype doesn't.
-
-    >>> has_float64_form("torch.nn.functional.linear"), has_float64_form("torch.Tensor.half")
-    (True, False)
-    """
-    return function.rpartition(".")[2] not in _NARROWING and "bitsandbytes" not in function
-
 
 def call_source(
     function: str, args: tuple[Any, ...], kwargs: dict[str, Any], name: Callable[[int], str], width: int = 96

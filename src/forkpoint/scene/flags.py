@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping
+import re
+from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -52,7 +53,7 @@ def _attribute(name: str, owner: Any, path: str, attribute: str, usual: Value) -
 
 
 def _switch(
-    name: str, path: str, get: Callable[[], bool], put: Callable[[bool], None], usual: bool
+    name: str, path: str, get: Callable[[], bool], put: Callable[[bool], Any], *, usual: bool
 ) -> Setting:
     return Setting(name, f"{path}({{}})", get, put, usual)
 
@@ -135,6 +136,15 @@ TYPES: dict[str, tuple[type, ...]] = {
 }
 
 
+_ANY = re.compile(r"(?s).{0,200}")
+_VALUES = {
+    "default_dtype": re.compile(r"float16|bfloat16|float32|float64"),
+    "float32_matmul_precision": re.compile(r"highest|high|medium"),
+    AUTOCAST: re.compile(r"None|(cpu|cuda) (float16|bfloat16|float32)"),
+}
+"""What a setting that is text may be: it is written into scripts."""
+
+
 def read() -> Flags:
     """The settings in force now; one that this version of torch doesn't tell is left out."""
     found: Flags = {}
@@ -157,13 +167,13 @@ def _autocast() -> str | None:
 
 
 @contextmanager
-def in_force(flags: Mapping[str, Value], device: torch.device) -> Iterator[list[str]]:
+def in_force(flags: Mapping[str, Value], device: torch.device) -> Generator[list[str]]:
     """Put settings in force for a block; yields what could not be, in words.
 
     An autocast of another device becomes one of `device`.
     """
     remarks = [
-        f"{name} was {flags[name] if name in flags else 'not set'} when the scene was saved, and is "
+        f"{name} was {flags.get(name, 'not set')} when the scene was saved, and is "
         f"{os.environ.get(name, 'not set')} here; it has to be set before Python starts"
         for name in ENVIRONMENT
         if flags.get(name) != os.environ.get(name)
@@ -187,7 +197,7 @@ def in_force(flags: Mapping[str, Value], device: torch.device) -> Iterator[list[
 
 
 @contextmanager
-def _autocast_in_force(wanted: Value, device: torch.device) -> Iterator[None]:
+def _autocast_in_force(wanted: Value, device: torch.device) -> Generator[None]:
     if not isinstance(wanted, str):
         with torch.autocast(device.type, enabled=False):
             yield
@@ -199,11 +209,11 @@ def _autocast_in_force(wanted: Value, device: torch.device) -> Iterator[None]:
 
 def statements(flags: Mapping[str, Value]) -> list[str]:
     """Python statements that put in force whatever isn't usual; the number of threads always."""
-    found: list[str] = []
-    for setting in SETTINGS:
-        if setting.name in flags and (setting.usual is None or flags[setting.name] != setting.usual):
-            found.append(setting.code.format(flags[setting.name]))
-    return found
+    return [
+        setting.code.format(flags[setting.name])
+        for setting in SETTINGS
+        if setting.name in flags and (setting.usual is None or flags[setting.name] != setting.usual)
+    ]
 
 
 def check(flags: Any) -> Flags:
@@ -213,12 +223,12 @@ def check(flags: Any) -> Flags:
         ValueError: a value of another kind than the setting has.
     """
     if not isinstance(flags, dict):
-        raise ValueError("flags that are no object")
+        raise ValueError("flags that are no object")  # noqa: TRY004 - one kind of error for the caller
     found: Flags = {}
     for name, value in flags.items():
         kinds = TYPES.get(name, (bool,))
         if name in _BY_NAME or name in TYPES:
-            if type(value) not in kinds:
+            if type(value) not in kinds or not _VALUES.get(name, _ANY).fullmatch(str(value)):
                 raise ValueError(f"the setting {name} is {str(value)[:40]!r}")
             found[name] = value
     threads = found.get("threads", 1)

@@ -25,7 +25,8 @@ from torch import Tensor
 
 from forkpoint.errors import SceneError
 from forkpoint.scene.arguments import short
-from forkpoint.scene.manifest import Scene, check_header, from_manifest, storages_from, to_manifest
+from forkpoint.scene.manifest import check_header, from_manifest, storages_from, to_manifest
+from forkpoint.scene.records import Scene
 from forkpoint.scene.tensors import Storage, content_hash, restored, storable, stored_dtype
 
 MANIFEST = "scene.json"

@@ -267,11 +267,11 @@ def _public(owner: str) -> frozenset[str]:
         if isinstance(path := torch.overrides.resolve_name(func), str) and path.rpartition(".")[0] == owner
     }
     if owner == "torch":
-        names |= set(dir(torch._C._VariableFunctionsClass))
+        names |= set(dir(torch._C._VariableFunctionsClass))  # pyright: ignore[reportAttributeAccessIssue]
         names |= _public("torch.functional")
     elif owner == "torch.nn.functional":
         # Those that hand over to another function, or write in place, aren't among the overridable ones.
-        names |= set(dir(torch._C._nn)) & set(dir(torch.nn.functional))
+        names |= set(dir(torch._C._nn)) & set(dir(torch.nn.functional))  # pyright: ignore[reportAttributeAccessIssue]
         names |= {
             "grouped_mm",
             "scaled_mm",
@@ -292,6 +292,12 @@ def _public(owner: str) -> frozenset[str]:
 
 def _operator(path: str, namespaces: tuple[str, ...], refused: SceneError) -> Callable[..., Any]:
     parts = path.split(".")[2:]
+    if parts and parts[0] not in _NAMESPACES and parts[0] not in namespaces:
+        raise SceneError(
+            f"the operator {path}",
+            "an operator of torch, or of a namespace that you trust",
+            f"in Python, import what registers it, then forkpoint.scene.load(DIR, namespaces=[{parts[0]!r}])",
+        )
     if len(parts) not in (2, 3) or (parts[0] not in _NAMESPACES and parts[0] not in namespaces):
         raise refused
     namespace, name = parts[0], parts[1]

@@ -64,8 +64,11 @@ def look_inside(session: Session, a: Taken, b: Taken, flags_a: Flags, flags_b: F
     """Look into an op that both runs called; None where it is one plain operator.
 
     Args:
-        a, b: the two calls, with the labels of what went in.
-        flags_a, flags_b: the settings under which each ran.
+        session: gives the tokens that both runs have.
+        a: run A's call, with the labels of what went in.
+        b: run B's.
+        flags_a: the settings under which A's call ran.
+        flags_b: and B's.
     """
     steps_a, same_a = _below(session.a, a, flags_a)
     steps_b, same_b = _below(session.b, b, flags_b)
@@ -201,10 +204,8 @@ def _backend(taken: Taken) -> str:
     """Which implementation of attention torch picks for these inputs."""
     if taken.op.function != "scaled_dot_product_attention":
         return ""
-    given = dict(
-        zip(("query", "key", "value", "attn_mask", "dropout_p", "is_causal"), taken.args, strict=False)
-    )
-    given.update(taken.kwargs)
+    names = ("query", "key", "value", "attn_mask", "dropout_p", "is_causal")
+    given: dict[str, Any] = {**dict(zip(names, taken.args, strict=False)), **taken.kwargs}
     try:
         choice = torch._fused_sdp_choice(
             given["query"], given["key"], given["value"], given.get("attn_mask"), given.get("dropout_p", 0.0),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -48,6 +48,27 @@ _PLUMBING = frozenset(
 """Operators that make or arrange tensors and compute nothing."""
 
 
+_PREPARING = frozenset(
+    [
+        "aten::scalar_tensor",
+        "aten::to",
+        "aten::_to_copy",
+        "aten::copy_",
+        "aten::where",
+        "aten::fill_",
+        "aten::zero_",
+        "aten::ones",
+        "aten::zeros",
+        "aten::full",
+        "aten::tril",
+        "aten::masked_fill_",
+        "aten::clone",
+        "aten::contiguous",
+    ]
+)
+"""Operators that prepare an argument, as a mask of bools is made one of numbers."""
+
+
 @dataclass(frozen=True)
 class Kernels:
     """What ran.
@@ -83,7 +104,7 @@ def kernels(call: Callable[[], Any], device: torch.device) -> Kernels:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def _quiet() -> Generator[None]:
     """No word on standard error that the profiler starts and stops."""
     before = os.environ.get("KINETO_LOG_LEVEL")
     os.environ["KINETO_LOG_LEVEL"] = before or "99"  # read when the first profile of the process begins
@@ -112,3 +133,31 @@ def _on_cpu(events: list[Any]) -> tuple[str, ...]:
     ]
     leaves.sort(key=lambda e: e.time_range.start)
     return tuple(e.name for e in leaves)
+
+
+def evidence(a: Kernels, b: Kernels) -> str:
+    """What the kernels of two calls tell, in one sentence.
+
+    >>> evidence(Kernels(("gemm_32x64",)), Kernels(("gemm_64x256_splitK", "splitKreduce")))
+    'The two runs ran different kernels: gemm_32x64 in A; gemm_64x256_splitK, splitKreduce in B, which splits the sum.'
+    >>> evidence(Kernels(("aten::bmm",)), Kernels(("aten::bmm",)))
+    'Both runs ran aten::bmm.'
+    """
+    if not a.names or not b.names:
+        return f"Which kernels ran is not known: {a.reason or b.reason or 'nothing was seen'}."
+    left, right = _main(a.names, b.names), _main(b.names, a.names)
+    names_a, names_b = ", ".join(dict.fromkeys(left)), ", ".join(dict.fromkeys(right))
+    if left == right:
+        return f"Both runs ran {names_a}."
+    return f"The two runs ran different kernels: {names_a} in A{_splits(a)}; {names_b} in B{_splits(b)}."
+
+
+def _main(names: tuple[str, ...], others: tuple[str, ...]) -> tuple[str, ...]:
+    """Without what only prepares the arguments, where something else is left on both sides."""
+    kept = tuple(name for name in names if name not in _PREPARING)
+    return kept if kept and any(name not in _PREPARING for name in others) else names
+
+
+def _splits(kernels_: Kernels) -> str:
+    names = " ".join(kernels_.names).lower().replace("_", "").replace("-", "")
+    return ", which splits the sum" if "splitk" in names else ""

@@ -1,4 +1,4 @@
-"""A scene as one object, and as the JSON of its manifest: written and checked here, field by field.
+"""The JSON of a scene's manifest: written and checked here, field by field.
 
 Nothing that is read from a manifest is used before it has been checked; whatever doesn't fit raises a
 `SceneError` that says what was found and what was expected.
@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from typing import Any
 
 import torch
@@ -18,11 +18,11 @@ from torch import Tensor
 from forkpoint.errors import SceneError
 from forkpoint.scene import flags
 from forkpoint.scene.arguments import dtype_named, from_json, refs_in, short, to_json
-from forkpoint.scene.flags import Flags
 from forkpoint.scene.functions import resolve_function
 from forkpoint.scene.kernels import Kernels
 from forkpoint.scene.machine import Machine
 from forkpoint.scene.parts import Inside, inside_from_json
+from forkpoint.scene.records import InputPair, Place, Scene, Side
 from forkpoint.scene.sharing import Sharing
 from forkpoint.scene.tensors import Layout, Storage, check_layout
 
@@ -30,111 +30,6 @@ FORMAT = "forkpoint scene"
 VERSION = 1
 """Version of the format; its history is in docs/scene-format.md."""
 _FILE = re.compile(r"tensors\.safetensors|weights/[0-9a-f]{64}\.safetensors")
-
-
-@dataclass(frozen=True)
-class Side:
-    """The call as one run made it."""
-
-    run: str
-    """What the run is called."""
-    function: str
-    """Import path of the torch function."""
-    args: tuple[Any, ...]
-    """With a `Ref` for every tensor."""
-    kwargs: dict[str, Any]
-    outputs: tuple[int, ...]
-    """Numbers of the tensors that it returned when the run was made."""
-    flags: Flags
-    """Settings that were in force."""
-    random: str | None
-    """Key of the state of the random generator before the call, if it drew from it."""
-    kernels: Kernels
-    reproduced: bool | None
-    """Whether the call alone gave the same bits when the scene was saved."""
-    note: str = ""
-
-    @property
-    def tensors(self) -> list[int]:
-        """Numbers of the tensors that go in."""
-        return list(dict.fromkeys(refs_in((self.args, self.kwargs))))
-
-
-@dataclass(frozen=True, eq=False)
-class InputPair:
-    """One tensor input of the op in both runs."""
-
-    name: str
-    """Parameter of the torch function."""
-    a: int | None
-    """Number of A's tensor; None where only B has one."""
-    b: int | None
-    sharing: Sharing
-    parameter: str | None
-    """Full name of the model's parameter or buffer, if it is one."""
-
-
-@dataclass(frozen=True)
-class Place:
-    """Where in the model the op is."""
-
-    op: str
-    module: str
-    function: str
-    source: str
-    code: str
-    variable: str | None
-    sample: str | int | None
-    position: int | None
-    token: str | None
-    between: tuple[str, ...] = ()
-    note: str = ""
-
-
-@dataclass(frozen=True, eq=False)
-class Scene:
-    """One op with its inputs and outputs in two runs: what `forkpoint.scene.load` returns."""
-
-    place: Place
-    a: Side
-    b: Side
-    output: int
-    """Which of the outputs parts ways."""
-    sharing: Sharing
-    """Shared elements of that output."""
-    inputs: tuple[InputPair, ...]
-    layouts: tuple[Layout, ...]
-    storages: tuple[Storage, ...]
-    machine: Machine
-    """Where it was saved."""
-    versions: dict[str, str]
-    notes: tuple[str, ...] = ()
-    inside: Inside | None = None
-    data: tuple[Tensor, ...] = field(default=(), repr=False)
-    """The storages' contents, on the CPU."""
-    extra: dict[str, Tensor] = field(default_factory=dict[str, Tensor], repr=False)
-    """States of random generators, by key."""
-    trusted: tuple[str, ...] = ()
-    """Namespaces of operators that it may call besides torch's own."""
-
-    def side(self, run: str) -> Side:
-        return self.a if run == "a" else self.b
-
-    def recorded(self, run: str) -> list[Tensor]:
-        """The outputs as they were when the run was made, on the CPU."""
-        return [self.tensor(number) for number in self.side(run).outputs]
-
-    def tensor(self, number: int) -> Tensor:
-        """One tensor of the scene, on the CPU; it shares memory with the scene."""
-        layout = self.layouts[number]
-        return self.data[layout.storage].as_strided(
-            layout.shape, layout.stride, self.data[layout.storage].storage_offset() + layout.offset
-        )
-
-    @property
-    def bytes(self) -> int:
-        """Size of its tensors."""
-        return sum(storage.bytes for storage in self.storages)
 
 
 # ---------------------------------------------------------------------- writing
@@ -236,7 +131,11 @@ def from_manifest(
     """The scene of a manifest and the tensors that go with it.
 
     Args:
+        manifest: the JSON.
+        storages: as `storages_from` gave them.
+        data: their contents.
         extra: what the tensors' file holds besides the storages: alignments and random states.
+        trusted: namespaces of operators that may be called besides torch's own.
 
     Raises:
         SceneError: anything that isn't as `to_manifest` writes it.
@@ -389,6 +288,8 @@ def _read_side(fields: _Fields, tensors: int, trusted: tuple[str, ...], extra: d
     resolve_function(function, trusted)
     args = tuple(from_json(value) for value in fields.list("args"))
     kwargs = {name: from_json(value) for name, value in fields.object("kwargs").items()}
+    if not all(name.isidentifier() for name in kwargs):
+        raise SceneError(f"the keyword arguments {sorted(kwargs)}", "names of parameters")
     outputs = tuple(fields.numbers("outputs"))
     for number in (*refs_in((args, kwargs)), *outputs):
         if number >= tensors:
@@ -454,8 +355,11 @@ def _place(fields: _Fields) -> Place:
 
 
 def _machine(fields: _Fields) -> Machine:
+    device = fields.text("device")
+    if device not in ("cpu", "cuda", "mps", "xpu"):
+        raise SceneError(f"a scene of the device {device[:40]!r}", "cpu, cuda, mps or xpu")
     return Machine(
-        fields.text("device"), fields.text("name"), fields.text("capability"), fields.text("system"),
+        device, fields.text("name"), fields.text("capability"), fields.text("system"),
         fields.texts("libraries"),
     )  # fmt: skip
 

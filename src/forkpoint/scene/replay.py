@@ -3,25 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from forkpoint.align import index_of, ulps
-from forkpoint.capture.rules import tensors_in
-from forkpoint.errors import SceneError
-from forkpoint.promotion import Promotion
-from forkpoint.run import RandomState
-from forkpoint.scene.arguments import filled, short
-from forkpoint.scene.flags import in_force
-from forkpoint.scene.functions import resolve_function
-from forkpoint.scene.kernels import Kernels, kernels
+from forkpoint.scene.arguments import short
+from forkpoint.scene.calling import run_side, side_kernels
+from forkpoint.scene.exactness import Exactness, exactness
+from forkpoint.scene.kernels import Kernels
 from forkpoint.scene.machine import Machine, device_of, machine
-from forkpoint.scene.manifest import Scene, Side
-from forkpoint.scene.tensors import materialise
+from forkpoint.scene.records import Scene
 
 TOLERANCES = tuple(10.0**-k for k in range(3, 9))
 """The `atol` of each `torch.allclose`; its `rtol` is torch's default, 1e-5."""
@@ -49,22 +42,6 @@ class Unequal:
     value_a: float | complex | int | bool
     value_b: float | complex | int | bool
     ulps: float | None
-
-
-@dataclass(frozen=True)
-class Exactness:
-    """How far an output is from the same op in float64, in units in the last place of its dtype.
-
-    Attributes:
-        first: at the first unequal element.
-        median, largest: over the shared elements.
-        reason: why nothing is known.
-    """
-
-    first: float | None
-    median: float | None
-    largest: float | None
-    reason: str = ""
 
 
 @dataclass(frozen=True)
@@ -130,98 +107,12 @@ def replay(scene: Scene, device: str | None = None) -> Replay:
         outputs=outputs,
         first=first,
         allclose=_allclose(shared_a, shared_b),
-        exact_a=_exactness(scene, "a", on, shared_a, at),
-        exact_b=_exactness(scene, "b", on, shared_b, at),
+        exact_a=exactness(scene, "a", on, shared_a, at),
+        exact_b=exactness(scene, "b", on, shared_b, at),
         kernels_a=side_kernels(scene, "a", on),
         kernels_b=side_kernels(scene, "b", on),
         remarks=tuple(dict.fromkeys(remarks)),
     )
-
-
-# ---------------------------------------------------------------------- calling
-
-
-def run_side(scene: Scene, run: str, device: torch.device, remarks: list[str] | None = None) -> list[Tensor]:
-    """The outputs of one run's call, made anew on a device.
-
-    Raises:
-        SceneError: the function refuses its arguments.
-    """
-    side = scene.side(run)
-    call = _call(scene, side, device)
-    after = RandomState.take()
-    try:
-        with torch.no_grad(), in_force(side.flags, device) as said:
-            _restore_random(scene, side, device)
-            found = call()
-    except (RuntimeError, TypeError, ValueError, IndexError, NotImplementedError, MemoryError) as error:
-        text = str(error).splitlines()[0][:300] if str(error) else type(error).__name__
-        raise SceneError(
-            f"{side.function} refuses the arguments of run {run.upper()} on {device.type}: {text}"
-        ) from error
-    finally:
-        after.restore()
-    if remarks is not None:
-        remarks += said
-    if scene.output >= len(found):
-        raise SceneError(f"{side.function} returned {len(found)} tensors", f"at least {scene.output + 1}")
-    return found
-
-
-def run_result(scene: Scene, run: str, device: torch.device) -> Any:
-    """What one run's function returns, as it returns it."""
-    side = scene.side(run)
-    with torch.no_grad(), in_force(side.flags, device):
-        return _function_call(scene, side, device)[0]()
-
-
-def _call(scene: Scene, side: Side, device: torch.device) -> Callable[[], list[Tensor]]:
-    """The call of one run, on tensors of its own; returns the tensors that it makes."""
-    call, first = _function_call(scene, side, device)
-
-    def tensors() -> list[Tensor]:
-        result = call()
-        if result is None and isinstance(first, Tensor):
-            return [first]  # `x[index] = value` returns nothing
-        return tensors_in((result,))
-
-    return tensors
-
-
-def _function_call(scene: Scene, side: Side, device: torch.device) -> tuple[Callable[[], Any], Any]:
-    """The call of one run, on tensors of its own, and its first argument."""
-    function = resolve_function(side.function, scene.trusted)
-    made = materialise(scene.layouts, side.tensors, scene.data, device, scene.machine.device)
-    tensors = [made.get(number, torch.empty(0)) for number in range(len(scene.layouts))]
-    args, kwargs = filled(side.args, tensors, device), filled(side.kwargs, tensors, device)
-
-    return lambda: function(*args, **kwargs), args[0] if args else None
-
-
-def _restore_random(scene: Scene, side: Side, device: torch.device) -> None:
-    if side.random is None or device.type != scene.machine.device:
-        return
-    state = scene.extra[side.random]
-    try:
-        if device.type == "cuda":
-            torch.cuda.set_rng_state(state, device)
-        else:
-            torch.set_rng_state(state)
-    except (RuntimeError, TypeError) as error:
-        raise SceneError(
-            f"the random state of run {side.run} is refused: {error}", "the state that was saved"
-        ) from error
-
-
-def side_kernels(scene: Scene, run: str, device: torch.device) -> Kernels:
-    """The kernels that one run's call runs on a device."""
-    side = scene.side(run)
-    after = RandomState.take()
-    try:
-        with torch.no_grad(), in_force(side.flags, device):
-            return kernels(_call(scene, side, device), device)
-    finally:
-        after.restore()
 
 
 # ---------------------------------------------------------------------- comparing
@@ -233,12 +124,13 @@ def _compare(name: str, a: Tensor, b: Tensor) -> Check:
         what = f"{short(a.dtype)} {list(a.shape)} and {short(b.dtype)} {list(b.shape)}"
         return Check(name, equal=False, compared=a.numel(), reason=what)
     a, b = a.cpu(), b.cpu()
-    same = _same(a, b)
+    same = equal_elements(a, b)
     count = int((~same).sum())
     return Check(name, count == 0, count, a.numel(), _largest_gap(a, b, same) if count else 0.0)
 
 
-def _same(a: Tensor, b: Tensor) -> Tensor:
+def equal_elements(a: Tensor, b: Tensor) -> Tensor:
+    """Element by element; NaN equals NaN."""
     if a.dtype.is_floating_point or a.dtype.is_complex or b.dtype.is_floating_point:
         a, b = _readable(a), _readable(b)
         return (a == b) | ((a != a) & (b != b))
@@ -288,7 +180,7 @@ def _compare_outputs(
     scene: Scene, a: Tensor, b: Tensor, left: Tensor, right: Tensor
 ) -> tuple[Unequal | None, Check]:
     left, right = left.cpu(), right.cpu()
-    same = _same(left, right)
+    same = equal_elements(left, right)
     count = int((~same).sum())
     check = Check("outputs", count == 0, count, len(left), _largest_gap(left, right, same) if count else 0.0)
     if not count:
@@ -305,66 +197,10 @@ def _compare_outputs(
 
 
 def _first_place(left: Tensor, right: Tensor) -> int:
-    return int(torch.argmax((~_same(left.cpu(), right.cpu())).to(torch.uint8)))
+    return int(torch.argmax((~equal_elements(left.cpu(), right.cpu())).to(torch.uint8)))
 
 
 def _allclose(left: Tensor, right: Tensor) -> tuple[tuple[float, bool], ...]:
     wide = torch.complex128 if left.dtype.is_complex or right.dtype.is_complex else torch.float64
     left, right = left.cpu().to(wide), right.cpu().to(wide)
     return tuple((atol, torch.allclose(left, right, atol=atol, equal_nan=True)) for atol in TOLERANCES)
-
-
-# ---------------------------------------------------------------------- float64
-
-
-def _exactness(scene: Scene, run: str, device: torch.device, shared: Tensor, at: int | None) -> Exactness:
-    """How far one run's output is from the same call in float64."""
-    if not shared.dtype.is_floating_point:
-        return Exactness(None, None, None, "no floating-point output")
-    side = scene.side(run)
-    if side.random is not None:
-        return Exactness(None, None, None, "it draws random numbers")
-    try:
-        reference = _in_float64(scene, side, device)
-    except (SceneError, RuntimeError, TypeError, ValueError, NotImplementedError, MemoryError) as error:
-        text = str(error).splitlines()[0][:120] if str(error) else type(error).__name__
-        return Exactness(None, None, None, f"not to be had: {text}")
-    if reference is None:
-        return Exactness(None, None, None, "the op has no float64 form")
-    index = scene.sharing.indices()[0 if run == "a" else 1]
-    exact = reference.reshape(-1)[index.to(reference.device)].cpu()
-    error = errors_in_ulps(shared.cpu(), exact)
-    known = error[torch.isfinite(error)]
-    if not len(known):
-        return Exactness(None, None, None, "no finite value")
-    first = None if at is None or not math.isfinite(float(error[at])) else float(error[at])
-    return Exactness(first, float(known.median()), float(known.max()))
-
-
-def _in_float64(scene: Scene, side: Side, device: torch.device) -> Tensor | None:
-    call = _call(scene, side, device)
-    promotion = Promotion()
-    with (
-        torch.no_grad(),
-        in_force({**side.flags, "autocast": None, "default_dtype": "float64"}, device),
-        promotion,
-    ):
-        outputs = call()
-    if promotion.refused or scene.output >= len(outputs):
-        return None
-    found = promotion.value(outputs[scene.output])
-    return found if found.dtype == torch.float64 else None
-
-
-def errors_in_ulps(value: Tensor, exact: Tensor) -> Tensor:
-    """The distance of each element from its exact value, in units in the last place of its dtype.
-
-    The unit is the spacing of the dtype's numbers at the exact value.
-
-    >>> errors_in_ulps(torch.tensor([1.0 + 2**-23]), torch.tensor([1.0], dtype=torch.float64)).tolist()
-    [1.0]
-    """
-    info = torch.finfo(value.dtype)
-    _, exponent = torch.frexp(exact.abs().clamp(min=info.tiny))
-    unit = torch.ldexp(torch.full_like(exact, info.eps), exponent - 1)
-    return (value.double() - exact).abs() / unit

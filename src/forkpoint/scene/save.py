@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 
 from forkpoint.align import pair_elements
-from forkpoint.capture.functions import parameter_names
 from forkpoint.capture.recorder import Taken
 from forkpoint.errors import SceneError
 from forkpoint.locate import Located, differing_rows, fetch, named_inputs
@@ -19,12 +18,13 @@ from forkpoint.match import Joined
 from forkpoint.pairs import Pairs
 from forkpoint.scene import folder
 from forkpoint.scene.arguments import tensors_in_order, with_refs
+from forkpoint.scene.calling import run_side, side_kernels
 from forkpoint.scene.functions import function_path
 from forkpoint.scene.inside import look_inside
 from forkpoint.scene.kernels import Kernels
 from forkpoint.scene.machine import machine
-from forkpoint.scene.manifest import InputPair, Place, Scene, Side
-from forkpoint.scene.replay import run_side, side_kernels
+from forkpoint.scene.records import InputPair, Place, Scene, Side
+from forkpoint.scene.replay import equal_elements
 from forkpoint.scene.sharing import Sharing
 from forkpoint.scene.tensors import Packer, Placement, placement
 from forkpoint.scene.witness import Witnessed, witness
@@ -224,8 +224,7 @@ def _side(
 def _random_state(state: Any, device: torch.device) -> Tensor:
     if device.type != "cuda":
         return state.cpu
-    index = device.index if device.index is not None else torch.cuda.current_device()
-    return state.cuda[index]
+    return state.cuda[device.index or 0]
 
 
 def _share_output(session: Session, row: Joined, a: Taken, b: Taken, output: int) -> Sharing:
@@ -319,7 +318,7 @@ def _tried(scene: Scene) -> Scene:
             outputs = run_side(scene, run, device)
             recorded = scene.recorded(run)
             same = len(outputs) == len(recorded) and all(
-                x.shape == y.shape and x.dtype == y.dtype and _same_values(x.cpu(), y)
+                x.shape == y.shape and x.dtype == y.dtype and bool(equal_elements(x.cpu(), y).all())
                 for x, y in zip(outputs, recorded, strict=True)
             )
             sides.append(replace(side, reproduced=same, kernels=side_kernels(scene, run, device)))
@@ -332,12 +331,3 @@ def _tried(scene: Scene) -> Scene:
                 f"the op alone does not give run {run}'s recorded bits: something else took part in it"
             )
     return replace(scene, a=sides[0], b=sides[1], notes=tuple(notes))
-
-
-def _same_values(a: Tensor, b: Tensor) -> bool:
-    if a.dtype.is_floating_point and a.dtype.itemsize == 1:
-        a, b = a.float(), b.float()
-    return bool(((a == b) | ((a != a) & (b != b))).all())
-
-
-__all__ = ["SIZE_LIMIT", "Confirm", "parameter_names", "save"]

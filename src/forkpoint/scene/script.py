@@ -17,7 +17,7 @@ from forkpoint.errors import SceneError
 from forkpoint.files import write_atomically
 from forkpoint.scene import flags
 from forkpoint.scene.folder import load
-from forkpoint.scene.manifest import Scene
+from forkpoint.scene.records import Scene
 from forkpoint.scene.replay import compare_input
 from forkpoint.scene.source import Writer
 from forkpoint.scene.synthetic import SEEDS, find_seed, plan

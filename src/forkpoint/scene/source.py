@@ -9,13 +9,15 @@ import torch
 from torch import Tensor
 
 from forkpoint.errors import SceneError
-from forkpoint.scene import flags
+from forkpoint.scene import flags, template
 from forkpoint.scene.arguments import short
-from forkpoint.scene.expressions import call_source, has_float64_form, mentions_device, plain_text, quoted
+from forkpoint.scene.calling import run_result
+from forkpoint.scene.exactness import computes_in_float64
+from forkpoint.scene.expressions import call_source, mentions_device, plain_text, quoted
 from forkpoint.scene.folder import TENSORS
 from forkpoint.scene.functions import package_of
-from forkpoint.scene.manifest import Scene, Side
-from forkpoint.scene.replay import run_result
+from forkpoint.scene.records import Scene, Side
+from forkpoint.scene.replay import compare_input
 from forkpoint.scene.sharing import Sharing, as_indexing, index_text, repeat_text
 from forkpoint.scene.synthetic import Copy, Recipe
 from forkpoint.scene.tensors import stored_dtype
@@ -51,7 +53,7 @@ class Writer:
         self._random = any(side.random for side in sides)
         self._device = any(mentions_device((s.args, s.kwargs)) or s.flags.get(flags.AUTOCAST) for s in sides)
         floating = all(scene.recorded(run)[scene.output].dtype.is_floating_point for run in "ab")
-        self._wide = floating and not self._random and all(has_float64_form(side.function) for side in sides)
+        self._wide = floating and not self._random and all(computes_in_float64(scene, run) for run in "ab")
 
     def text(self) -> str:
         """The whole script."""
@@ -59,7 +61,7 @@ class Writer:
         parts = [
             f'"""{self._head()}"""\n\n{self._imports()}\n\n{self._settings()}\n{self._data()}',
             self._specs(),
-            _PAIRED.strip() if self._paired else "",
+            template.PAIRED.strip() if self._paired else "",
             shared,
             *self._calls(),
             self._helpers(),
@@ -133,7 +135,14 @@ class Writer:
 
     def _head(self) -> str:
         scene, place = self._scene, self._scene.place
-        first = f"{place.function} gives the same tokens other bits in two runs of a model."
+        differing = [
+            c.name for i in range(len(scene.inputs)) if (c := compare_input(scene, i)).equal is False
+        ]
+        first = (
+            f"{place.function} in two runs of a model: what goes in differs already ({', '.join(differing)})."
+            if differing
+            else f"{place.function} gives the same tokens other bits in two runs of a model."
+        )
         what = (
             f"It is called in {place.module or 'the model'} ({place.source}). Run A: {scene.a.run}, output "
             f"{_shape(scene, 'a')}; run B: {scene.b.run}, output {_shape(scene, 'b')}. Recorded on "
@@ -307,19 +316,19 @@ class Writer:
     # ------------------------------------------------------------------ the rest
 
     def _helpers(self) -> str:
-        view = _VIEW_LEAD if self._leads else _VIEW
+        view = template.VIEW_LEAD if self._leads else template.VIEW
         source = (
             "torch.cat([data[key].new_zeros(LEADS.get(key, 0)), data[key]])" if self._leads else "data[key]"
         )
         device = '"cpu" if key in ON_CPU else device' if self._on_cpu else "device"
-        body = _TENSORS.replace("SOURCE", source).replace("DEVICE", device)
+        body = template.TENSORS.replace("SOURCE", source).replace("DEVICE", device)
         body = body.replace("LEFT", "[LEADS.get(key, 0) :]" if self._leads else "")
         body = body.replace("MORE", ' | {"device": device}' if self._device else "")
         text = f"{view}\n\n\n{body}"
         if self._recipe is not None and self._recipe.copies:
             lines = [self._copy_line(copy) for copy in self._recipe.copies]
             text += "\n\n\n" + "\n".join(["# What both runs have is equal in both.", *lines])
-        return f"{text}\n\n\n{_SAME}"
+        return f"{text}\n\n\n{template.SAME}"
 
     def _copy_line(self, copy: Copy) -> str:
         source, target = ("a", "b") if copy.from_a else ("b", "a")
@@ -330,12 +339,16 @@ class Writer:
 
     def _check(self) -> str:
         recorded = self._recipe is None
-        parts = [_CHECK_BEGIN, *([_CHECK_RECORDED] if recorded else []), _CHECK_OUTPUTS]
+        parts = [
+            template.CHECK_BEGIN,
+            *([template.CHECK_RECORDED] if recorded else []),
+            template.CHECK_OUTPUTS,
+        ]
         if self._scene.recorded("a")[self._scene.output].is_complex():
             parts[-1] = parts[-1].replace(
                 "out.cpu().flatten()", "torch.view_as_real(out.cpu().resolve_conj()).flatten()"
             )
-        parts += [_CHECK_FLOAT64] if self._wide else []
+        parts += [template.CHECK_FLOAT64] if self._wide else []
         return "\n".join(
             [
                 *(part.strip("\n") for part in parts),
@@ -346,7 +359,7 @@ class Writer:
     def _end(self) -> str:
         device = self._scene.machine.device
         what = "The recorded bits" if self._recipe is None else "Other bits in the two runs"
-        return _END.strip().replace("WHAT", what).replace("HOME", device)
+        return template.END.strip().replace("WHAT", what).replace("HOME", device)
 
 
 def _paths(result: Any, path: str = "") -> list[str]:
@@ -381,59 +394,3 @@ def _expected(scene: Scene) -> str:
         f"they differ in {count:,} of {differ.numel():,} shared elements, first {left[at].item()!r} in A against "
         f"{right[at].item()!r} in B."
     )
-
-
-_PAIRED = '''
-def paired(runs):
-    """Takes shared elements, given where each run of them begins in A and in B, and its length."""
-    a, b = (torch.cat([torch.arange(run[i], run[i] + run[2]) for run in runs]) for i in (0, 1))
-    return lambda x, y: (x.flatten()[a.to(x.device)], y.flatten()[b.to(y.device)])
-'''
-_VIEW = """def view(memory, spec):
-    key, *layout = spec
-    return memory[key].as_strided(*layout)"""
-_VIEW_LEAD = """def view(memory, spec):
-    key, shape, stride, offset = spec
-    return memory[key].as_strided(shape, stride, memory[key].storage_offset() + offset)"""
-_TENSORS = '''def tensors(specs, device, dtype=None):
-    """Fresh tensors of a run, laid out as they were; the floating-point ones in another dtype, if one is given."""
-    memory = {}
-    for key in {key for key, *_ in specs.values()}:
-        kind = dtype if data[key].is_floating_point() else None
-        memory[key] = SOURCE.to(DEVICE, kind, copy=True)LEFT
-    return {name: view(memory, spec) for name, spec in specs.items()}MORE'''
-_SAME = """def same(a, b):
-    return bool(((a == b) | ((a != a) & (b != b))).all())"""
-_CHECK_BEGIN = """
-def check(device):
-    print(device)
-    a, b = tensors(A, device), tensors(B, device)
-    for name in [name for name in SHARED if name != "output"]:
-        print(f"  {name} equal: {same(*SHARED[name](a[name], b[name]))}")
-    outputs = run_a(a), run_b(b)
-"""
-_CHECK_RECORDED = """
-    repeats = [same(out.cpu(), view(data, spec)) for out, spec in zip(outputs, RECORDED)]
-    print(f"  A as recorded: {repeats[0]}; B as recorded: {repeats[1]}")
-"""
-_CHECK_OUTPUTS = """
-    x, y = (out.cpu().flatten().double() for out in SHARED["output"](*outputs))
-    differ = ((x != y) & ~(x.isnan() & y.isnan())).nonzero().flatten().tolist()
-    print(f"  outputs: {len(differ)} of {len(x)} shared elements differ, by up to {(x - y).abs().max():.3g}")
-    for first in differ[:1]:
-        print(f"  first unequal: {x[first].item()!r} in A, {y[first].item()!r} in B")
-    close = [f"1e-{k} {torch.allclose(x, y, atol=10.0**-k, equal_nan=True)}" for k in range(3, 9)]
-    print("  allclose with atol", *close, sep="  ")
-"""
-_CHECK_FLOAT64 = """
-    exact = run_a(tensors(A, device, torch.float64), torch.float64), run_b(tensors(B, device, torch.float64), torch.float64)
-    for name, out, exact in zip("AB", (x, y), SHARED["output"](*exact)):
-        exact, info = exact.cpu().flatten().double(), torch.finfo(outputs[0].dtype)
-        error = (out - exact).abs() / (info.eps * 2.0 ** exact.abs().clamp(min=info.tiny).log2().floor())
-        print(f"  error of {name} against float64, in ULP: median {error.nanmedian():.3g}, largest {error.max():.3g}")
-"""
-_END = """
-seen = {device: check(device) for device in ["cpu", "cuda"][: 1 + torch.cuda.is_available()]}
-print("WHAT on HOME:", {True: "yes", False: "no", None: "there is no such device here"}[seen.get("HOME")])
-sys.exit(not seen.get("HOME"))
-"""

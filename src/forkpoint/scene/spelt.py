@@ -23,9 +23,9 @@ def attention(
     value: Tensor,
     attn_mask: Tensor | None = None,
     dropout_p: float = 0.0,
-    is_causal: bool = False,  # noqa: FBT001, FBT002 - the signature of torch
+    is_causal: bool = False,
     scale: float | None = None,
-    enable_gqa: bool = False,  # noqa: FBT001, FBT002
+    enable_gqa: bool = False,  # noqa: ARG001 - seen from the numbers of heads
 ) -> Iterator[Value]:
     """`scaled_dot_product_attention`; query [..., heads, Tq, D], key and value [..., heads, Tk, D]."""
     if dropout_p:

@@ -18,8 +18,9 @@ from torch import Tensor
 
 from forkpoint.errors import SceneError
 from forkpoint.scene.arguments import short
-from forkpoint.scene.manifest import Scene
-from forkpoint.scene.replay import _same, run_side
+from forkpoint.scene.calling import run_side
+from forkpoint.scene.records import Scene
+from forkpoint.scene.replay import equal_elements
 from forkpoint.scene.sharing import Index, Repeat, as_indexing, repeated
 
 SEEDS = 8
@@ -205,7 +206,7 @@ def differs(scene: Scene) -> bool:
     device = torch.device(scene.machine.device)
     a, b = (run_side(scene, run, device)[scene.output] for run in "ab")
     left, right = scene.sharing.take(a.cpu(), b.cpu())
-    return not bool(_same(left, right).all())
+    return not bool(equal_elements(left, right).all())
 
 
 def find_seed(scene: Scene, recipe: Recipe) -> int | None:

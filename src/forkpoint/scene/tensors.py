@@ -165,7 +165,7 @@ class Packer:
         for region in _regions(tensors, placements):
             align = ALIGNMENT.get(tensors[region.members[0]].device.type, 64)
             data = _gather(region, tensors, placements)
-            owned = all(parameters[i] is not None for i in region.members)
+            owned = any(parameters[i] is not None for i in region.members)
             storage = self._store(data, names[region.members[0]], content_addressed=owned)
             for i in region.members:
                 at = placements[i]
@@ -258,7 +258,7 @@ def positions(shape: Sequence[int], stride: Sequence[int], offset: int) -> NDArr
     found = np.full((1,) * len(shape), offset, dtype=np.int64)
     for d, (n, s) in enumerate(zip(shape, stride, strict=True)):
         found = found + (np.arange(n, dtype=np.int64) * s).reshape((-1,) + (1,) * (len(shape) - d - 1))
-    return np.ascontiguousarray(np.broadcast_to(found, tuple(shape)))
+    return np.array(np.broadcast_to(found, tuple(shape)), order="C")
 
 
 def content_hash(data: Tensor) -> str:
@@ -266,7 +266,7 @@ def content_hash(data: Tensor) -> str:
     digest = hashlib.blake2b(digest_size=32)
     digest.update(f"{short(data.dtype)} {data.numel()} ".encode())
     if data.numel():
-        digest.update(memoryview(as_bytes(data).numpy()))
+        digest.update(as_bytes(data).numpy().data)
     return digest.hexdigest()
 
 

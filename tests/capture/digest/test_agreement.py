@@ -61,6 +61,7 @@ def test_accumulate(implementation, count, size, seed):
     [
         ((3, 4099), (0,)),  # longer than any SIMD loop's unrolled part, and odd
         ((1, 7, 11, 64), (0, 2)),  # runs of heads
+        ((1, 3, 4, 600), (0, 2)),  # runs long enough to be read where they lie
         ((2, 3, 5, 2, 32), (0, 3)),
         ((70_001,), ()),  # longer than the cache blocks of torch_impl
     ],
@@ -115,6 +116,11 @@ def test_lazy_negation_is_seen():
         module = importlib.import_module(f"forkpoint.capture.digest.{name}")
         assert module.rows(x, ()).tolist() == definition.rows(x.resolve_neg().clone(), ())
         assert module.grid(x, (0,)).tolist() == definition.grid(x.resolve_neg().clone(), (0,))
+    contiguous = torch._neg_view(torch.arange(8.0).reshape(2, 4))
+    batch = digest.Batch()
+    batch.add(contiguous, (0,))
+    expected = definition.rows(-torch.arange(8.0).reshape(2, 4), (0,))
+    assert batch.results()[0].tolist() == digest.rows(contiguous, (0,)).tolist() == expected
 
 
 def test_tensors_that_require_grad_and_inference_tensors():

@@ -77,4 +77,6 @@ def _try_out(found: Implementation, device: torch.device) -> None:
     x[0, :4] = torch.tensor([-0.0, torch.nan, torch.inf, -torch.nan])
     for y in (x, x.repeat(1, 2).to(torch.bfloat16)):
         if found.rows(y.to(device), (0,)).tolist() != definition.rows(y, (0,)):
-            raise RuntimeError("its digests are wrong")
+            raise RuntimeError(
+                "its digests are wrong (is a compiler's cache stale? numba's is in __pycache__)"
+            )

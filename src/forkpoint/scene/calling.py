@@ -1,0 +1,102 @@
+"""Calling the function of a scene as one run called it, on any device."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from forkpoint.capture.rules import tensors_in
+from forkpoint.errors import SceneError
+from forkpoint.run import RandomState
+from forkpoint.scene.arguments import filled
+from forkpoint.scene.flags import in_force
+from forkpoint.scene.functions import resolve_function
+from forkpoint.scene.kernels import Kernels, kernels
+from forkpoint.scene.records import Scene, Side
+from forkpoint.scene.tensors import materialise
+
+
+def run_side(scene: Scene, run: str, device: torch.device, remarks: list[str] | None = None) -> list[Tensor]:
+    """The outputs of one run's call, made anew on a device.
+
+    Raises:
+        SceneError: the function refuses its arguments.
+    """
+    side = scene.side(run)
+    call = call_of(scene, side, device)
+    after = RandomState.take()
+    try:
+        with torch.no_grad(), in_force(side.flags, device) as said:
+            _restore_random(scene, side, device)
+            found = call()
+    except (RuntimeError, TypeError, ValueError, IndexError, NotImplementedError, MemoryError) as error:
+        text = str(error).splitlines()[0][:300] if str(error) else type(error).__name__
+        raise SceneError(
+            f"{side.function} refuses the arguments of run {run.upper()} on {device.type}: {text}"
+        ) from error
+    finally:
+        after.restore()
+    if remarks is not None:
+        remarks += said
+    if scene.output >= len(found):
+        raise SceneError(f"{side.function} returned {len(found)} tensors", f"at least {scene.output + 1}")
+    return found
+
+
+def run_result(scene: Scene, run: str, device: torch.device) -> Any:
+    """What one run's function returns, as it returns it."""
+    side = scene.side(run)
+    with torch.no_grad(), in_force(side.flags, device):
+        return _function_call(scene, side, device)[0]()
+
+
+def call_of(scene: Scene, side: Side, device: torch.device) -> Callable[[], list[Tensor]]:
+    """The call of one run, on tensors of its own; returns the tensors that it makes."""
+    call, first = _function_call(scene, side, device)
+
+    def tensors() -> list[Tensor]:
+        result = call()
+        if result is None and isinstance(first, Tensor):
+            return [first]  # `x[index] = value` returns nothing
+        return tensors_in((result,))
+
+    return tensors
+
+
+def _function_call(scene: Scene, side: Side, device: torch.device) -> tuple[Callable[[], Any], Any]:
+    """The call of one run, on tensors of its own, and its first argument."""
+    function = resolve_function(side.function, scene.trusted)
+    made = materialise(scene.layouts, side.tensors, scene.data, device, scene.machine.device)
+    tensors = [made.get(number, torch.empty(0)) for number in range(len(scene.layouts))]
+    args, kwargs = filled(side.args, tensors, device), filled(side.kwargs, tensors, device)
+
+    return lambda: function(*args, **kwargs), args[0] if args else None
+
+
+def _restore_random(scene: Scene, side: Side, device: torch.device) -> None:
+    if side.random is None or device.type != scene.machine.device:
+        return
+    state = scene.extra[side.random]
+    try:
+        if device.type == "cuda":
+            torch.cuda.set_rng_state(state, device)
+        else:
+            torch.set_rng_state(state)
+    except (RuntimeError, TypeError) as error:
+        raise SceneError(
+            f"the random state of run {side.run} is refused: {error}", "the state that was saved"
+        ) from error
+
+
+def side_kernels(scene: Scene, run: str, device: torch.device) -> Kernels:
+    """The kernels that one run's call runs on a device."""
+    side = scene.side(run)
+    after = RandomState.take()
+    try:
+        with torch.no_grad(), in_force(side.flags, device):
+            return kernels(call_of(scene, side, device), device)
+    finally:
+        after.restore()

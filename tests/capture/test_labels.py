@@ -1,0 +1,142 @@
+"""Labels: the compressed coordinates of a tensor's elements, against arrays written out in full."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as npst
+
+from forkpoint import Layout
+from forkpoint.capture.coordinates import NONE, CoordinateTable
+from forkpoint.capture.labels import Labels, compress, reshape, spread
+
+SHAPES = npst.array_shapes(min_dims=0, max_dims=4, min_side=1, max_side=4)
+
+
+def full_array(draw, shape: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
+    """Ids that do not depend on some of their dimensions: compressed by hand, and in full."""
+    small = tuple(1 if draw(st.booleans()) else size for size in shape)
+    ids = np.arange(math.prod(small), dtype=np.int32).reshape(small)
+    return ids, np.broadcast_to(ids, shape)
+
+
+@given(st.data())
+def test_compression_loses_nothing(data):
+    shape = data.draw(SHAPES)
+    _, full = full_array(data.draw, shape)
+    small = compress(full)
+    assert small.ndim == full.ndim
+    assert np.array_equal(spread(small, shape), full)
+    assert all(n == 1 or np.unique(full, axis=d).shape[d] > 1 for d, n in enumerate(small.shape))
+
+
+def test_an_empty_tensor_belongs_to_nothing():
+    assert compress(np.zeros((2, 0, 3), dtype=np.int32)).tolist() == [[[NONE]]]
+
+
+def factorised(total: int, draw) -> tuple[int, ...]:
+    shape: list[int] = []
+    while total > 1 and len(shape) < 4:
+        factor = draw(st.sampled_from([n for n in range(1, total + 1) if total % n == 0]))
+        shape.append(factor)
+        total //= factor
+    return (*shape, total)
+
+
+@given(st.data())
+def test_a_reshape_of_ids_is_the_reshape_of_the_full_array(data):
+    shape = data.draw(SHAPES)
+    ids, full = full_array(data.draw, shape)
+    new = factorised(math.prod(shape), data.draw)
+    moved = reshape(ids, shape, new)
+    assert moved.ndim == len(new)
+    assert np.array_equal(spread(moved, new), full.reshape(new))
+
+
+@given(SHAPES, st.data())
+def test_only_groups_of_dimensions_that_mix_are_written_out(shape, data):
+    ids = np.full((1,) * len(shape), 7, dtype=np.int32)
+    new = factorised(math.prod(shape), data.draw)
+    assert reshape(ids, shape, new).shape == (1,) * len(new)
+
+
+# --- Merging and reducing ---------------------------------------------------------------------------
+
+
+@pytest.fixture
+def labels() -> Labels:
+    return Labels(CoordinateTable(Layout.from_mask(torch.tensor([[0, 1, 1], [1, 1, 1]]))))
+
+
+def slots(labels: Labels) -> np.ndarray:
+    found = labels.table.slots(0, "main")
+    assert found is not None
+    return found
+
+
+def test_equal_labels_are_one_object(labels):
+    ids = slots(labels)[:, :, None]
+    one, two = labels.make(ids), labels.make(np.broadcast_to(ids, (2, 3, 5)))
+    assert one is two
+    assert one is not None
+    assert one.uid > 0
+    assert labels.make(np.full((2, 3), NONE)) is None
+
+
+def test_a_value_without_tokens_takes_the_coordinates_of_the_other(labels):
+    label = labels.make(slots(labels)[:, :, None])
+    merged = labels.merge([None, label, None], 4)
+    assert merged is not None
+    assert merged.q.shape == (1, 2, 3, 1)
+
+
+def test_two_tokens_of_a_row_make_a_value_of_the_later(labels):
+    ids = slots(labels)
+    merged = labels.merge([labels.make(ids), labels.make(np.roll(ids, 1, axis=1))], 2)
+    assert merged is not None
+    assert merged.q[1].tolist() == [ids[1, 2], ids[1, 1], ids[1, 2]]
+
+
+def test_a_token_is_more_specific_than_a_set(labels):
+    ids = slots(labels)
+    label = labels.make(ids)
+    pooled = labels.reduce(label, [1], keepdim=True)
+    for order in ([label, pooled], [pooled, label]):
+        assert labels.merge(order, 2) is label
+
+
+def test_queries_and_keys_make_a_table(labels):
+    ids = slots(labels)
+    query, key = labels.make(ids[:, None, :, None]), labels.make(ids[:, None, None, :])
+    table = labels.merge([query, key], 4)
+    assert table is not None
+    assert table.k is not None
+    assert np.array_equal(table.q, ids[:, None, :, None])
+    assert np.array_equal(table.k, ids[:, None, None, :])
+    assert labels.merge([table, key], 4) is table
+    assert labels.merge([key, table], 4) is table
+    assert labels.merge([table, query], 4) is table
+    summed = labels.reduce(table, [3], keepdim=False)
+    assert summed is not None
+    assert summed.k is None
+    assert np.array_equal(summed.q, ids[:, None, :])
+    by_key = labels.reduce(table, [2], keepdim=False)
+    assert by_key is not None
+    assert np.array_equal(by_key.q, ids[:, None, :])
+
+
+def test_a_reduction_over_tokens_belongs_to_their_set(labels):
+    ids = slots(labels)
+    label = labels.make(ids[:, :, None])
+    pooled = labels.reduce(label, [1], keepdim=False)
+    assert pooled is not None
+    assert pooled.q.shape == (2, 1)
+    assert labels.table.members[pooled.q[0, 0]] == frozenset(ids[0, 1:].tolist())
+    assert labels.table.members[pooled.q[1, 0]] == frozenset(ids[1].tolist())
+    assert labels.reduce(label, [2], keepdim=True) is label
+    assert labels.reduce(None, [0], keepdim=True) is None
