@@ -258,9 +258,9 @@ class Recorder:
         if slots is None:
             return None
         found = token_tensor(inputs, stream)
-        if found is not None and found[1] is value and grid_shape(*found) is None and slots.ndim == 2:
-            if shape[: slots.ndim] != slots.shape and len(shape) == 3 and shape[2] == slots.shape[1]:
-                return self.labels.make(slots[:, None, :])  # frames last
+        own = found is not None and found[1] is value and grid_shape(*found) is None and slots.ndim == 2
+        if own and shape[: slots.ndim] != slots.shape and len(shape) == 3 and shape[2] == slots.shape[1]:
+            return self.labels.make(slots[:, None, :])  # frames last
         for grid in (slots, self.table.slots_so_far(index, stream)):
             if (
                 grid is not None
@@ -296,7 +296,7 @@ class Recorder:
 
     # ------------------------------------------------------------------ ops
 
-    def before(self, function: Function, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def before(self, function: Function, kwargs: dict[str, Any]) -> None:
         """Called before a function runs: what it overwrites must be digested first."""
         self._note_late_write()
         if self._pending and (function.writes or "out" in kwargs or kwargs.get("inplace")):

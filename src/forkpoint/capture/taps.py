@@ -45,7 +45,7 @@ class Tap(TorchFunctionMode):
         recorder = self.recorder
         with _unwatched():
             fetches = recorder.fetching(function, place)
-            recorder.before(function, args, kwargs)
+            recorder.before(function, kwargs)
             kept = _keep(recorder, args, kwargs) if fetches else None
         result = func(*args, **kwargs)
         with _unwatched():

@@ -12,7 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from forkpoint.capture.functions import resolve
 from forkpoint.capture.labels import Label, Labels
-from forkpoint.capture.rules import Call, UnknownMovement, propagate, tensors_in
+from forkpoint.capture.rules import Call, UnknownMovementError, propagate, tensors_in
 
 _LIKE = {
     "_softmax": "softmax", "_safe_softmax": "softmax", "_log_softmax": "log_softmax", "native_layer_norm": "layer_norm",
@@ -47,7 +47,7 @@ class Labelling:
         try:
             call = Call(rule, func, args, kwargs, outputs, self.of, self._labels)
             labels = propagate(call)
-        except (UnknownMovement, IndexError, ValueError, TypeError, KeyError, AttributeError, RuntimeError):
+        except (UnknownMovementError, IndexError, ValueError, TypeError, KeyError, AttributeError, RuntimeError):
             labels = [None] * len(outputs)
         for output, label in zip(outputs, labels, strict=True):
             self._alive.append(output)  # an id is used again once its tensor is gone
