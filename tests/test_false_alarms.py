@@ -75,7 +75,7 @@ def scores(
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_rounding_is_called_rounding(family: str) -> None:
-    found = list(scores(0, 3, [family]))
+    found = list(scores(0, 2, [family]))
     assert [str(s) for s in found if s.kind != "rounding"] == []
 
 

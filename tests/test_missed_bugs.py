@@ -74,7 +74,7 @@ def scores(
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_planted_faults_are_called_by_their_name(kind: str) -> None:
-    found = list(scores(0, 6, [kind]))
+    found = list(scores(0, 4, [kind]))
     assert [str(s) for s in found if s.complaints] == []
 
 

@@ -13,6 +13,7 @@ else in forkpoint compares values at equal coordinates (stream, sample, position
 from __future__ import annotations
 
 import hashlib
+from collections import deque
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -341,6 +342,8 @@ def _read_stream(
                 return _from_lengths(inputs[key], shape)
     if masked is None:
         if shape is None:
+            if tokens.dim() < 2:
+                return None  # a list of numbers has neither rows nor columns
             rows = torch.arange(tokens.shape[0])
             return Coordinates(rows, torch.zeros_like(rows)) if seen is None else None
         valid = torch.ones(shape, dtype=torch.bool)
@@ -464,23 +467,35 @@ def pair_samples(a: Layout, b: Layout, content_a: Content, content_b: Content) -
     def named(x: int, y: int) -> bool:
         return x in a.names and y in b.names and a.names[x] == b.names[y]
 
-    def equal(x: int, y: int) -> bool:
-        return bool(content_a[x]) and content_a[x] == content_b[y]
-
     def begins(x: int, y: int) -> bool:
         shared = min(len(content_a[x]), len(content_b[y]))
         return shared > 0 and content_a[x][:shared] == content_b[y][:shared]
 
-    pairs += take(named)
-    if not (a.names and b.names):
-        pairs += take(equal)
+    def take_equal() -> list[tuple[int, int]]:
+        by_content: dict[Any, deque[int]] = {}
+        for sample_b in free_b:
+            by_content.setdefault(content_b[sample_b], deque()).append(sample_b)
+        taken: list[tuple[int, int]] = []
+        for sample_a in list(free_a):
+            same = by_content.get(content_a[sample_a]) if content_a[sample_a] else None
+            if same:
+                taken.append((sample_a, same.popleft()))
+        for sample_a, sample_b in taken:
+            free_a.remove(sample_a)
+            free_b.remove(sample_b)
+        return taken
+
+    if a.names and b.names:
+        pairs += take(named)
+    else:
+        pairs += take_equal()
         pairs += take(begins)
     by_order: list[tuple[int, int]] = []
     if as_many and not (a.names and b.names):
         by_order = list(zip(free_a, free_b, strict=True))
         free_a, free_b = [], []
     pairs += by_order
-    if not pairs:
+    if not pairs and (a.samples or b.samples):
         raise LayoutError(
             f"no row of the first run ({len(a.samples)}) is a row of the second ({len(b.samples)})",
             "runs that share at least one sample",

@@ -45,7 +45,7 @@ def round_trip(*tensors: Tensor) -> list[Tensor]:
 def assert_same(a: Tensor, b: Tensor) -> None:
     assert (a.shape, a.stride(), a.dtype) == (b.shape, b.stride(), b.dtype)
     assert a.data_ptr() % 64 == b.data_ptr() % 64 or not a.numel()
-    a, b = a.resolve_conj().resolve_neg(), b
+    a = a.resolve_conj().resolve_neg()
     if a.dtype.itemsize == 1 and a.is_floating_point():
         a, b = a.float(), b.float()
     assert same_bits(a, b)

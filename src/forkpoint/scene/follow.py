@@ -47,7 +47,15 @@ class Labelling:
         try:
             call = Call(rule, func, args, kwargs, outputs, self.of, self._labels)
             labels = propagate(call)
-        except (UnknownMovementError, IndexError, ValueError, TypeError, KeyError, AttributeError, RuntimeError):
+        except (
+            UnknownMovementError,
+            IndexError,
+            ValueError,
+            TypeError,
+            KeyError,
+            AttributeError,
+            RuntimeError,
+        ):
             labels = [None] * len(outputs)
         for output, label in zip(outputs, labels, strict=True):
             self._alive.append(output)  # an id is used again once its tensor is gone

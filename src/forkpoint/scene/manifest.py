@@ -230,12 +230,12 @@ class _Fields:
     def truth_or_none(self, name: str) -> bool | None:
         return self._get(name, lambda v: v is None or isinstance(v, bool), "true, false or null")
 
-    def repeat(self, name: str) -> tuple[int, int] | None:
+    def pair(self, name: str) -> tuple[int, int] | None:
         if self._value.get(name) is None:
             return None
         numbers = self.numbers(name)
         if len(numbers) != 2:
-            raise SceneError(f"{self._where}: {name} is {_shown(numbers)}", "a dimension and a number")
+            raise SceneError(f"{self._where}: {name} is {_shown(numbers)}", "two numbers")
         return numbers[0], numbers[1]
 
     def any(self, name: str) -> Any:
@@ -328,8 +328,8 @@ def _input(fields: _Fields, index: int, layouts: tuple[Layout, ...], extra: dict
         sharing = Sharing(
             _extra(extra, f"alignment.input.{index}"),
             reason,
-            fields.repeat("repeat_a"),
-            fields.repeat("repeat_b"),
+            fields.pair("repeat_a"),
+            fields.pair("repeat_b"),
         )
         sharing.check(layouts[a].shape, layouts[b].shape, f"the input {name}")
     return InputPair(name, a, b, sharing, fields.text_or_none("parameter"))
@@ -349,6 +349,7 @@ def _place(fields: _Fields) -> Place:
         sample=sample,
         position=fields.number_or_none("position"),
         token=fields.text_or_none("token"),
+        first=fields.pair("first"),
         between=tuple(fields.strings("between")),
         note=fields.text("note"),
     )

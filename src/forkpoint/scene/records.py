@@ -71,6 +71,8 @@ class Place:
     sample: str | int | None
     position: int | None
     token: str | None
+    first: tuple[int, int] | None = None
+    """Flat indices of the first differing element, in A and in B: of the first token that differs."""
     between: tuple[str, ...] = ()
     note: str = ""
 

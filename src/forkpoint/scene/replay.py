@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from forkpoint.align import index_of, ulps
+from forkpoint.errors import SceneError
 from forkpoint.scene.arguments import short
 from forkpoint.scene.calling import run_side, side_kernels
 from forkpoint.scene.exactness import Exactness, exactness
@@ -92,10 +93,14 @@ def replay(scene: Scene, device: str | None = None) -> Replay:
     remarks: list[str] = []
     outputs_a, outputs_b = (run_side(scene, run, on, remarks) for run in "ab")
     a, b = (outputs[scene.output] for outputs in (outputs_a, outputs_b))
+    for run, value in (("a", a), ("b", b)):
+        expected = scene.layouts[scene.side(run).outputs[scene.output]].shape
+        if tuple(value.shape) != expected:
+            what = f"{scene.side(run).function} returned shape {list(value.shape)} for run {run.upper()}"
+            raise SceneError(what, f"{list(expected)}, as it was recorded")
     shared_a, shared_b = scene.sharing.take(a, b)
-    first, outputs = _compare_outputs(scene, a, b, shared_a, shared_b)
     checks = [(pair, compare_input(scene, index)) for index, pair in enumerate(scene.inputs)]
-    at = None if first is None else _first_place(shared_a, shared_b)
+    at = _first_place(scene, shared_a, shared_b)
     return Replay(
         device=on.type,
         machine=machine(on),
@@ -104,8 +109,8 @@ def replay(scene: Scene, device: str | None = None) -> Replay:
         inputs=tuple(check for pair, check in checks if pair.parameter is None),
         recorded_a=_compare_recorded(scene.recorded("a"), outputs_a),
         recorded_b=_compare_recorded(scene.recorded("b"), outputs_b),
-        outputs=outputs,
-        first=first,
+        outputs=_compare_outputs(shared_a, shared_b),
+        first=None if at is None else _unequal(scene, at, a, b),
         allclose=_allclose(shared_a, shared_b),
         exact_a=exactness(scene, "a", on, shared_a, at),
         exact_b=exactness(scene, "b", on, shared_b, at),
@@ -176,28 +181,34 @@ def compare_input(scene: Scene, index: int) -> Check:
     )
 
 
-def _compare_outputs(
-    scene: Scene, a: Tensor, b: Tensor, left: Tensor, right: Tensor
-) -> tuple[Unequal | None, Check]:
+def _compare_outputs(left: Tensor, right: Tensor) -> Check:
     left, right = left.cpu(), right.cpu()
     same = equal_elements(left, right)
     count = int((~same).sum())
-    check = Check("outputs", count == 0, count, len(left), _largest_gap(left, right, same) if count else 0.0)
-    if not count:
-        return None, check
-    at = int(torch.argmax((~same).to(torch.uint8)))
+    return Check("outputs", count == 0, count, len(left), _largest_gap(left, right, same) if count else 0.0)
+
+
+def _first_place(scene: Scene, left: Tensor, right: Tensor) -> int | None:
+    """Which of the shared elements is the first that differs: the recorded one, if it does, else by A's order."""
+    differ = ~equal_elements(left.cpu(), right.cpu())
+    if not bool(differ.any()):
+        return None
+    if scene.place.first is not None:
+        at_a, at_b = scene.sharing.indices()
+        recorded = differ & (at_a == scene.place.first[0]) & (at_b == scene.place.first[1])
+        if bool(recorded.any()):
+            differ = recorded
+    return int(torch.argmax(differ.to(torch.uint8)))
+
+
+def _unequal(scene: Scene, at: int, a: Tensor, b: Tensor) -> Unequal:
     at_a, at_b = (int(index[at]) for index in scene.sharing.indices())
-    value_a, value_b = left[at].item(), right[at].item()
+    value_a, value_b = a.reshape(-1)[at_a].item(), b.reshape(-1)[at_b].item()
     apart = None
     if isinstance(value_a, float) and isinstance(value_b, float):
-        apart = ulps(value_a, value_b, left.dtype, right.dtype)
-    return Unequal(
-        index_of(at_a, tuple(a.shape)), index_of(at_b, tuple(b.shape)), value_a, value_b, apart
-    ), check
-
-
-def _first_place(left: Tensor, right: Tensor) -> int:
-    return int(torch.argmax((~equal_elements(left.cpu(), right.cpu())).to(torch.uint8)))
+        apart = ulps(value_a, value_b, a.dtype, b.dtype)
+    places = index_of(at_a, tuple(a.shape)), index_of(at_b, tuple(b.shape))
+    return Unequal(*places, value_a, value_b, apart)
 
 
 def _allclose(left: Tensor, right: Tensor) -> tuple[tuple[float, bool], ...]:

@@ -7,18 +7,21 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from forkpoint.align import pair_elements
 from forkpoint.capture.recorder import Taken
 from forkpoint.errors import SceneError
-from forkpoint.locate import Located, differing_rows, fetch, named_inputs
+from forkpoint.locate import Located, named_inputs
 from forkpoint.match import Joined
 from forkpoint.pairs import Pairs
+from forkpoint.result import Divergence
 from forkpoint.scene import folder
 from forkpoint.scene.arguments import tensors_in_order, with_refs
 from forkpoint.scene.calling import run_side, side_kernels
+from forkpoint.scene.choice import choose, share_output
 from forkpoint.scene.functions import function_path
 from forkpoint.scene.inside import look_inside
 from forkpoint.scene.kernels import Kernels
@@ -32,8 +35,6 @@ from forkpoint.session import Session, Traced
 
 SIZE_LIMIT = 2 << 30
 """Bytes beyond which a scene is written only if that is confirmed."""
-LOOKED_AT = 16
-"""Differing ops that are tried when the first can't be replayed."""
 Confirm = Callable[[int], bool]
 """Asked with a size in bytes."""
 
@@ -67,10 +68,10 @@ def save(
             a folder that can't be written.
     """
     path = folder.check_directory(directory)
-    row, taken_a, taken_b, remark = _replayable(session, located)
-    a, b = witness(session.a, taken_a), witness(session.b, taken_b)
-    scene = _assemble(session, located, row, a, b, dict(versions))
-    notes = [remark, *(f"run {run}: {w.note}" for run, w in (("A", a), ("B", b)) if w.note)]
+    chosen = choose(session, located)
+    a, b = witness(session.a, chosen.a), witness(session.b, chosen.b)
+    scene = _assemble(session, located, chosen.row, a, b, dict(versions))
+    notes = [chosen.remark, *(f"run {run}: {w.note}" for run, w in (("A", a), ("B", b)) if w.note)]
     scene = replace(scene, notes=tuple(note for note in notes if note))
     _check_size(scene, size_limit, confirm)
     looked = look_inside(session, a.taken, b.taken, a.circumstances.flags, b.circumstances.flags)
@@ -94,57 +95,6 @@ def _check_size(scene: Scene, limit: int, confirm: Confirm | None) -> None:
         )
 
 
-# ---------------------------------------------------------------------- which op
-
-
-def _replayable(session: Session, located: Located) -> tuple[Joined, Taken, Taken, str]:
-    """The first op of the divergence that can be replayed: (row, its calls, what to say of the choice)."""
-    reason = _reason_against(located.a, located.b)
-    if not reason:
-        return located.row, located.a, located.b, _between(located)
-    rows = differing_rows(session)
-    start = next((i + 1 for i, r in enumerate(rows) if r is located.row), 0)
-    for row in [r for r in rows[start:] if not r.op.is_boundary][:LOOKED_AT]:
-        assert row.difference is not None
-        [a], [b] = (
-            fetch(session.a, [(row, row.difference.event_a)]),
-            fetch(session.b, [(row, row.difference.event_b)]),
-        )
-        if a is not None and b is not None and not _reason_against(a, b):
-            name = located.divergence.op
-            return (
-                row,
-                a,
-                b,
-                f"{name} can't be replayed ({reason}); this is the next op that differs, {row.op.name}",
-            )
-    raise SceneError(
-        f"{located.divergence.op} can't be replayed: {reason}",
-        "a divergence with a torch function in it",
-        "no later op that differs can be replayed either",
-    )
-
-
-def _reason_against(a: Taken, b: Taken) -> str:
-    for taken in (a, b):
-        if taken.func is None:
-            return "it is a module whose inside was not watched"
-        try:
-            function_path(taken.func)
-        except SceneError as error:
-            return error.given
-    return ""
-
-
-def _between(located: Located) -> str:
-    if not located.divergence.between:
-        return ""
-    return (
-        f"the runs part ways in ops that only one of them has, before {located.row.op.name}; "
-        "its inputs differ already: this scene holds what it got"
-    )
-
-
 # ---------------------------------------------------------------------- assembling
 
 
@@ -156,7 +106,7 @@ def _assemble(
     side_a, numbers_a = _side(session.a, "a", a, packer, extra)
     side_b, numbers_b = _side(session.b, "b", b, packer, extra)
     output = row.op.output
-    sharing = _share_output(session, row, a.taken, b.taken, output)
+    sharing = share_output(session, row, a.taken, b.taken, output)
     return Scene(
         place=_place(located, row),
         a=side_a,
@@ -227,18 +177,6 @@ def _random_state(state: Any, device: torch.device) -> Tensor:
     return state.cuda[device.index or 0]
 
 
-def _share_output(session: Session, row: Joined, a: Taken, b: Taken, output: int) -> Sharing:
-    value_a, value_b = a.outputs[output], b.outputs[output]
-    pairs = pair_elements(value_a, a.output_labels[output], value_b, b.output_labels[output], session.shared)
-    if not len(pairs):
-        sample = row.difference.sample if row.difference is not None else None
-        shapes = tuple(value_a.shape), tuple(value_b.shape)
-        pairs = session.join.pair_open(sample, (a.op, a.call), (b.op, b.call), *shapes)
-    if not len(pairs):
-        raise SceneError(f"the outputs of {row.op.name} share no element", pairs.reason or "shared tokens")
-    return Sharing.of(pairs)
-
-
 def _inputs(
     session: Session, a: Taken, numbers_a: dict[int, int], b: Taken, numbers_b: dict[int, int]
 ) -> list[InputPair]:
@@ -301,8 +239,19 @@ def _place(located: Located, row: Joined) -> Place:
     return Place(
         op=op.name, module=op.module, function=op.function, source=op.site.short, code=op.site.code,
         variable=op.site.variable, sample=sample if own else None, position=found.position if own else None,
-        token=found.token if own else None, between=found.between, note=found.note,
+        token=found.token if own else None, first=_first(found) if own else None, between=found.between,
+        note=found.note,
     )  # fmt: skip
+
+
+def _first(found: Divergence) -> tuple[int, int] | None:
+    if found.shape_a is None or found.shape_b is None or not found.index_a or not found.index_b:
+        return None
+    flat = (
+        np.ravel_multi_index(found.index_a, found.shape_a),
+        np.ravel_multi_index(found.index_b, found.shape_b),
+    )
+    return int(flat[0]), int(flat[1])
 
 
 # ---------------------------------------------------------------------- trying it

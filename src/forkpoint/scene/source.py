@@ -161,12 +161,8 @@ class Writer:
                 "version of torch they may agree."
             )
             usage = f"    python script.py    # needs {self._needs()}"
-        paragraphs = [
-            first,
-            *("\n".join(textwrap.wrap(plain_text(text), 100)) for text in (what, expect)),
-            usage,
-        ]
-        return "\n\n".join(paragraphs) + "\n"
+        wrapped = ["\n".join(textwrap.wrap(plain_text(text), 100)) for text in (first, what, expect)]
+        return "\n\n".join([*wrapped, usage]) + "\n"
 
     def _packages(self) -> list[str]:
         packages = {package_of(side.function) for side in (self._scene.a, self._scene.b)}

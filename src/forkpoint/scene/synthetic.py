@@ -54,6 +54,8 @@ class Filling:
             return torch.randint(self.low, self.high, (self.elements,)).to(self.dtype)
         if self.kind == "range":
             return torch.arange(self.low, self.low + self.elements).to(self.dtype)
+        if not self.elements:
+            return torch.zeros(0, dtype=self.dtype)
         if self.kind == "runs":
             return torch.tensor(self.values, dtype=self.dtype).repeat_interleave(torch.tensor(self.lengths))
         content = bytearray(zlib.decompress(base64.b85decode(self.packed)))
@@ -69,6 +71,8 @@ class Filling:
             return f"torch.randint({self.low}, {self.high}, ({self.elements},)).to({dtype})"
         if self.kind == "range":
             return f"torch.arange({self.low}, {self.low + self.elements}).to({dtype})"
+        if not self.elements:
+            return f"torch.zeros(0, dtype={dtype})"
         if self.kind == "runs":
             values = ", ".join(
                 f'float("{v}")' if isinstance(v, float) and not math.isfinite(v) else repr(v)

@@ -235,8 +235,15 @@ def _gather(region: _Region, tensors: Sequence[Tensor], placements: Sequence[Pla
         if _distinct(at.shape, at.stride):
             data.as_strided(at.shape, at.stride, offset).copy_(value)
         else:
-            data[torch.from_numpy(positions(at.shape, at.stride, offset).reshape(-1))] = value.reshape(-1)
+            places = torch.from_numpy(positions(at.shape, at.stride, offset).reshape(-1))
+            _indexable(data)[places] = _indexable(value.reshape(-1))
     return data
+
+
+def _indexable(data: Tensor) -> Tensor:
+    """The same memory in a dtype that every kernel takes."""
+    same_size = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+    return data.view(same_size.get(data.dtype.itemsize, data.dtype))
 
 
 def _distinct(shape: Sequence[int], stride: Sequence[int]) -> bool:

@@ -8,7 +8,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.capture.digest.tensors import DTYPES, filled, rows_of, tensors_and_dims
+from tests.capture.digest.tensors import DTYPES, filled, tensors_and_dims
 
 from forkpoint.capture import digest
 from forkpoint.capture.digest import definition
@@ -159,7 +159,3 @@ def test_refusals(name, x, dims, error, text):
 def test_an_index_beyond_the_cells_is_refused(implementation):
     with pytest.raises(IndexError):
         implementation.accumulate(torch.ones(3, dtype=torch.int64), torch.tensor([0, 5, 1]), 5)
-
-
-def test_rows_of_helper():
-    assert rows_of(torch.empty(2, 3, 4), (0, 2)) == 8

@@ -22,6 +22,7 @@ LARGE = torch.randn(1000, 600, generator=torch.Generator().manual_seed(0))
 def two_threads(monkeypatch):
     """Two threads for small work too."""
     monkeypatch.setattr(threads, "_SMALL", 5000)
+    monkeypatch.setattr(threads, "_ALONE", 5000)
     before = torch.get_num_threads()
     torch.set_num_threads(2)
     yield

@@ -1,0 +1,139 @@
+"""Which op a scene is of: the divergence itself, or the nearest op that can be replayed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+from forkpoint.align import pair_elements
+from forkpoint.capture.recorder import Taken
+from forkpoint.errors import SceneError
+from forkpoint.locate import Located, differing_rows, fetch
+from forkpoint.match import Difference, Joined
+from forkpoint.scene.functions import function_path
+from forkpoint.scene.replay import equal_elements
+from forkpoint.scene.sharing import Sharing
+from forkpoint.session import Session
+
+LOOKED_AT = 16
+"""Most ops that are tried where the divergence itself can't be replayed."""
+
+
+@dataclass(frozen=True)
+class Choice:
+    """An op, its call in each run, and what to say of the choice."""
+
+    row: Joined
+    a: Taken
+    b: Taken
+    remark: str = ""
+
+
+def choose(session: Session, located: Located) -> Choice:
+    """The op of a divergence, or the nearest one that can be replayed.
+
+    Raises:
+        SceneError: there is none.
+    """
+    name, reason = located.divergence.op, _reason_against(located.a, located.b)
+    if not reason:
+        return Choice(located.row, located.a, located.b, _between(located))
+    for choice in _unmatched(session):
+        how = "both runs call this function, each at a place of its own"
+        return replace(choice, remark=f"{name} can't be replayed ({reason}); {how}: {choice.row.op.name}")
+    for choice in _later(session, located):
+        how = f"this is the next op that differs, {choice.row.op.name}"
+        return replace(choice, remark=f"{name} can't be replayed ({reason}); {how}")
+    raise SceneError(
+        f"{name} can't be replayed: {reason}",
+        "a divergence with a torch function in it",
+        "no other op that differs can be replayed either",
+    )
+
+
+def _reason_against(a: Taken, b: Taken) -> str:
+    for taken in (a, b):
+        if taken.func is None:
+            return "it is a module whose inside was not watched"
+        try:
+            function_path(taken.func)
+        except SceneError as error:
+            return error.given
+    return ""
+
+
+def _between(located: Located) -> str:
+    if not located.divergence.between:
+        return ""
+    return (
+        f"the runs part ways in ops that only one of them has, before {located.row.op.name}; "
+        "its inputs differ already: this scene holds what it got"
+    )
+
+
+def _later(session: Session, located: Located) -> Iterator[Choice]:
+    """Ops that differ after the divergence."""
+    rows = differing_rows(session)
+    start = next((i + 1 for i, row in enumerate(rows) if row is located.row), 0)
+    for row in [row for row in rows[start:] if not row.op.is_boundary][:LOOKED_AT]:
+        assert row.difference is not None
+        [a] = fetch(session.a, [(row, row.difference.event_a)])
+        [b] = fetch(session.b, [(row, row.difference.event_b)])
+        if a is not None and b is not None and not _reason_against(a, b):
+            yield Choice(row, a, b)
+
+
+def _unmatched(session: Session) -> Iterator[Choice]:
+    """A function that each run calls at a place of its own, with equal inputs and unequal outputs."""
+    for mine, theirs in _same_function(session)[:LOOKED_AT]:
+        [a], [b] = fetch(session.a, [(mine, mine.order)]), fetch(session.b, [(theirs, theirs.order)])
+        if a is None or b is None or _reason_against(a, b):
+            continue
+        row = replace(
+            mine,
+            status="differs",
+            first_b=theirs.first_b,
+            difference=Difference(mine.order, theirs.order, -1),
+        )
+        try:
+            left, right = share_output(session, row, a, b, 0).take(a.outputs[0].cpu(), b.outputs[0].cpu())
+        except SceneError:
+            continue
+        if not bool(equal_elements(left, right).all()):
+            yield Choice(row, a, b)
+
+
+def _same_function(session: Session) -> list[tuple[Joined, Joined]]:
+    """Ops that only one run has each, the k-th call of a function with the k-th."""
+    alone: dict[str, dict[str, list[Joined]]] = {"only in a": {}, "only in b": {}}
+    for row in sorted(session.join.rows, key=lambda row: row.order):
+        event = row.first_a or row.first_b
+        if event is None or event.status != "digest" or not event.floating or row.status not in alone:
+            continue
+        if not row.op.is_boundary and not row.op.output:
+            alone[row.status].setdefault(row.op.function, []).append(row)
+    mine, theirs = alone["only in a"], alone["only in b"]
+    pairs = [
+        pair
+        for function in mine.keys() & theirs.keys()
+        if len(mine[function]) == len(theirs[function])
+        for pair in zip(mine[function], theirs[function], strict=True)
+    ]
+    return sorted(pairs, key=lambda pair: pair[0].order)
+
+
+def share_output(session: Session, row: Joined, a: Taken, b: Taken, output: int) -> Sharing:
+    """Which elements of an output are the same in both runs.
+
+    Raises:
+        SceneError: none are.
+    """
+    value_a, value_b = a.outputs[output], b.outputs[output]
+    pairs = pair_elements(value_a, a.output_labels[output], value_b, b.output_labels[output], session.shared)
+    if not len(pairs):
+        sample = row.difference.sample if row.difference is not None else None
+        shapes = tuple(value_a.shape), tuple(value_b.shape)
+        pairs = session.join.pair_open(sample, (a.op, a.call), (b.op, b.call), *shapes)
+    if not len(pairs):
+        raise SceneError(f"the outputs of {row.op.name} share no element", pairs.reason or "shared tokens")
+    return Sharing.of(pairs)
