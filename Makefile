@@ -11,7 +11,7 @@ WORKERS ?= 2
 .DELETE_ON_ERROR:
 
 demo: $(READY)
-	$(BIN)/forkpoint padding demo -p "I've got a lovely bunch of coconuts do do do dooo" --pad-to 50 --no-probes
+	$(BIN)/forkpoint padding demo -p "I've got a lovely bunch of coconuts do do do dooo" --pad-to 50
 
 test: $(READY)
 	$(THREADS) $(BIN)/python -m pytest -n $(WORKERS) $(ARGS)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import time
+import traceback
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -46,7 +47,10 @@ class Score:
 
 def ask(comparison: Comparison, native: float, exact: float) -> Score:
     began = time.perf_counter()
-    verdict = comparison.compare().verdict
+    try:
+        verdict = comparison.compare().verdict
+    except Exception:  # noqa: BLE001 - any error of the tool is one more wrong answer
+        return Score(comparison, "error", None, traceback.format_exc(limit=-2), "", native, exact, 0.0)
     seconds = time.perf_counter() - began
     evidence = "\n".join(f"      {p.name}: {p.outcome} {p.figure}: {p.text}" for p in verdict.evidence)
     return Score(

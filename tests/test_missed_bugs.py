@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import time
+import traceback
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -40,7 +41,10 @@ class Score:
 
 def ask(fault: Fault) -> Score:
     began = time.perf_counter()
-    result = fault.comparison.compare()
+    try:
+        result = fault.comparison.compare()
+    except Exception:  # noqa: BLE001 - any error of the tool is one more wrong answer
+        return Score(fault, "error", None, "nowhere", traceback.format_exc(limit=-2), "", ("kind",), 0.0)
     seconds = time.perf_counter() - began
     verdict, origin = result.verdict, result.origin
     complaints: list[str] = []

@@ -124,6 +124,25 @@ def test_first_divergence_is_the_oracles(name: str, attention: str, dtype: str, 
     )
 
 
+MORE_CASES = [
+    (name, attention, dtype, side)
+    for name, architecture in ARCHITECTURES.items()
+    if name not in (*REQUIRED, "mamba") and architecture.mask and architecture.input_features is None
+    for attention in architecture.attentions
+    for dtype in DTYPES
+    for side in ("right", "left")
+]
+"""The other architectures whose inputs are token ids and a mask; of a Mamba the oracle knows no chunks."""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "attention", "dtype", "side"), MORE_CASES)
+def test_more_architectures(name: str, attention: str, dtype: str, side: Side) -> None:
+    a, b = padded_pair(name, side)
+    model = model_of(name, attention, dtype)
+    assert agree(forkpoint_answer(model, a, b), oracle_answer(model, a, b))
+
+
 def test_half_of_the_cases_diverge() -> None:
     """Otherwise the cases above would say little. Cases with a model of their own stay out of it."""
     diverging = [case for case in CASES if expected(*case) is not None]
