@@ -14,7 +14,7 @@ demo: $(READY)
 	$(BIN)/forkpoint padding demo -p "I've got a lovely bunch of coconuts do do do dooo" --pad-to 50
 
 test: $(READY)
-	$(THREADS) $(BIN)/python -m pytest -n $(WORKERS) $(ARGS)
+	$(THREADS) $(BIN)/python -m pytest -n $(WORKERS) -m "not slow" $(ARGS)
 
 check: $(READY)
 	$(BIN)/ruff check .

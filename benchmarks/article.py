@@ -44,10 +44,18 @@ def main() -> None:
     ids = torch.tensor([IDS], device=device)
     padded = torch.tensor([IDS + [PAD] * (50 - len(IDS))], device=device)
     mask, padded_mask = torch.ones_like(ids), (torch.arange(50, device=device) < len(IDS)).long()[None]
-    a = fp.Run(model, {"input_ids": ids, "attention_mask": mask, "position_ids": mask.cumsum(-1) - 1}, name="18 tokens")
+    a = fp.Run(
+        model,
+        {"input_ids": ids, "attention_mask": mask, "position_ids": mask.cumsum(-1) - 1},
+        name="18 tokens",
+    )
     b = fp.Run(
         model,
-        {"input_ids": padded, "attention_mask": padded_mask, "position_ids": (padded_mask.cumsum(-1) - 1).clamp(min=0)},
+        {
+            "input_ids": padded,
+            "attention_mask": padded_mask,
+            "position_ids": (padded_mask.cumsum(-1) - 1).clamp(min=0),
+        },
         name="padded to 50",
     )
     given.out.mkdir(parents=True, exist_ok=True)
@@ -68,7 +76,12 @@ def main() -> None:
         print(where, replay(scene, where))
     script = given.out / "script.py"
     print("script:", write_script(given.out / "scene", script).reproduced)
-    done = subprocess.run([sys.executable, "-I", str(script), str(given.out / "scene")], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-I", str(script), str(given.out / "scene")],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     print(script.read_text())
     print(done.stdout, done.stderr[-2000:])
 

@@ -147,7 +147,9 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     given = parser.parse_args()
     model = load(given.model, given.layers)
-    device = torch.cuda.get_device_name() if next(model.parameters()).is_cuda else platform.processor() or "CPU"
+    device = (
+        torch.cuda.get_device_name() if next(model.parameters()).is_cuda else platform.processor() or "CPU"
+    )
     report: dict[str, object] = {
         "date": date.today().isoformat(), "device": device, "threads": torch.get_num_threads(),
         "torch": torch.__version__, "model": given.model, "layers": given.layers, "tokens": {},

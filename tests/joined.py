@@ -53,6 +53,9 @@ def noise(*shape: int, seed: int = 0) -> Tensor:
 def padded(x: Tensor, left: int = 0, right: int = 0, seed: int = 9) -> tuple[Tensor, Layout]:
     """Rows of features with garbage on either side, and their layout."""
     rows, columns = x.shape[:2]
-    before, after = noise(rows, left, *x.shape[2:], seed=seed), noise(rows, right, *x.shape[2:], seed=seed + 1)
+    before, after = (
+        noise(rows, left, *x.shape[2:], seed=seed),
+        noise(rows, right, *x.shape[2:], seed=seed + 1),
+    )
     mask = torch.cat([torch.zeros(rows, left), torch.ones(rows, columns), torch.zeros(rows, right)], 1)
     return torch.cat([before.to(x.dtype), x, after.to(x.dtype)], 1), Layout.from_mask(mask)

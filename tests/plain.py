@@ -46,7 +46,9 @@ def batch(tokens: Tensor, left: int = 0, right: int = 0, pad: int = 0) -> dict[s
     return {"input_ids": F.pad(tokens, (left, right), value=pad), "attention_mask": mask}
 
 
-def pair(model: nn.Module, a: Any, b: Any, model_b: nn.Module | None = None, **options: Any) -> tuple[Run, Run]:
+def pair(
+    model: nn.Module, a: Any, b: Any, model_b: nn.Module | None = None, **options: Any
+) -> tuple[Run, Run]:
     return Run(model, a, **options), Run(model_b or model, b, **options)
 
 

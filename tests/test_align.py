@@ -174,7 +174,9 @@ def test_other_sizes_at_one_token_are_not_paired():
 def test_one_vector_a_sample_is_paired_by_sample():
     x = noise(2, 3, 7)
     b, layout = padded(x, right=1)
-    values = labelled(lambda x, **_: x[:, -1].clone(), {"x": x}, {"x": b}, Layout.from_mask(torch.ones(2, 3)), layout)
+    values = labelled(
+        lambda x, **_: x[:, -1].clone(), {"x": x}, {"x": b}, Layout.from_mask(torch.ones(2, 3)), layout
+    )
     pairs = pair_elements(*values)
     assert pairs.by_sample
     assert [values[4].place(pairs, i) for i in (0, 7)] == [(0, None), (1, None)]

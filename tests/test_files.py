@@ -40,7 +40,9 @@ def test_a_folder_that_does_not_exist(tmp_path):
 def test_a_folder_in_the_place_of_the_file(tmp_path):
     with pytest.raises(InputError) as raised:
         write_atomically(tmp_path, "text")
-    assert str(raised.value) == f"{tmp_path} can't be written; expected a file in a folder that you may write to"
+    assert (
+        str(raised.value) == f"{tmp_path} can't be written; expected a file in a folder that you may write to"
+    )
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")

@@ -328,7 +328,7 @@ IDS = torch.ones(2, 3, dtype=torch.int64)
             "1 sample names for a mask of 2 rows; expected one name a row",
         ),
         (
-            lambda: Layout.packed(),
+            Layout.packed,
             "both or none of position_ids and cu_seqlens; expected exactly one of them",
         ),
         (
@@ -341,8 +341,8 @@ IDS = torch.ones(2, 3, dtype=torch.int64)
         ),
         (
             lambda: pair([tokens([1, 2])], [tokens([3, 4], [5, 6])]),
-            "no row of the first run (1) is a row of the second (2); expected runs that share at least one sample "
-            "(name the samples by hand: fp.Layout.from_mask(mask, samples=[...]))",
+            ("no row of the first run (1) is a row of the second (2); expected runs that share at least one sample "
+            "(name the samples by hand: fp.Layout.from_mask(mask, samples=[...]))"),
         ),
     ],
 )  # fmt: skip
@@ -355,18 +355,18 @@ def test_a_layout_that_contradicts_itself_is_refused(call, text):
     [
         (
             {"input_ids": IDS, "attention_mask": torch.zeros(2, 3)},
-            "an attention mask of zeros: no column holds a token; expected a mask with 1 at every real token "
-            "(pass the mask that the tokenizer returned)",
+            ("an attention mask of zeros: no column holds a token; expected a mask with 1 at every real token "
+            "(pass the mask that the tokenizer returned)"),
         ),
         (
             {"input_ids": IDS, "attention_mask": torch.ones(2, 2)},
-            "call 0: attention_mask of shape (2, 2) for input_ids of shape (2, 3); expected a mask with a column for "
-            "each token (and for each token in the cache)",
+            ("call 0: attention_mask of shape (2, 2) for input_ids of shape (2, 3); expected a mask with a column for "
+            "each token (and for each token in the cache)"),
         ),
         (
             {"input_ids": IDS, "attention_mask": torch.ones(1, 3)},
-            "call 0: attention_mask of shape (1, 3) for input_ids of shape (2, 3); expected a mask with a column for "
-            "each token (and for each token in the cache)",
+            ("call 0: attention_mask of shape (1, 3) for input_ids of shape (2, 3); expected a mask with a column for "
+            "each token (and for each token in the cache)"),
         ),
     ],
 )  # fmt: skip

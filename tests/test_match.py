@@ -37,7 +37,9 @@ def program(x: Tensor, where: Any = None, stage: int = -1) -> Tensor:
 
 
 @settings(max_examples=60)
-@given(st.data(), st.integers(1, 3), st.integers(1, 6), st.integers(0, 3), st.integers(0, 3), st.integers(0, 2))
+@given(
+    st.data(), st.integers(1, 3), st.integers(1, 6), st.integers(0, 3), st.integers(0, 3), st.integers(0, 2)
+)
 def test_tokens_meet_wherever_their_layouts_put_them(data, rows, columns, left, right, mates):
     x = noise(rows, columns, 17).mul(8).round()  # more features, and heads, than there can be tokens
     order = data.draw(st.permutations(range(rows + mates)))
@@ -55,13 +57,18 @@ def test_tokens_meet_wherever_their_layouts_put_them(data, rows, columns, left, 
     compared = [r for r in found.join.rows if r.status in ("equal", "differs")]
     for r in compared:
         assert (r.compared, r.left_out, r.reason) == (rows * columns, 0, ""), r.op.name
-    wrong = sorted((r for r in compared if r.difference is not None and not r.op.is_boundary), key=lambda r: r.order)
+    wrong = sorted(
+        (r for r in compared if r.difference is not None and not r.op.is_boundary), key=lambda r: r.order
+    )
     if stage < 0:
         assert not wrong
     else:
         assert wrong
         # A movement is an op of its own where it copies, as it does not for one token.
-        assert wrong[0].op.function in {0: ("abs",), 1: ("contiguous", "flatten", "add"), 2: ("flatten", "add")}[stage]
+        assert (
+            wrong[0].op.function
+            in {0: ("abs",), 1: ("contiguous", "flatten", "add"), 2: ("flatten", "add")}[stage]
+        )
         for r in wrong:
             assert r.differing == 1
             assert (r.difference.sample, r.difference.position) == (sample, position)
@@ -140,7 +147,12 @@ def step(x: Tensor, past_key_values: Any = None, spoil: float = 0.0) -> dict[str
 
 @pytest.mark.parametrize(
     "rows",
-    [1, pytest.param(2, marks=pytest.mark.xfail(reason="one query a row is not taken for queries with their keys"))],
+    [
+        1,
+        pytest.param(
+            2, marks=pytest.mark.xfail(reason="one query a row is not taken for queries with their keys")
+        ),
+    ],
 )
 def test_decoding_steps_meet_a_full_forward(rows):
     x = noise(rows, 6, 7)
@@ -256,7 +268,10 @@ def test_a_pooled_vector_belongs_to_the_tokens_that_it_was_made_of():
     assert (row(found, "(model)/mean").status, row(found, "(model)/mean").compared) == ("equal", 2)
     found = joined(mean, {"x": x, "columns": 4}, {"x": b, "columns": 6}, plain, layout)
     assert row(found, "(model)/mean").status == "differs"
-    assert (row(found, "(model)/mean").difference.sample, row(found, "(model)/mean").difference.position) == (0, None)
+    assert (row(found, "(model)/mean").difference.sample, row(found, "(model)/mean").difference.position) == (
+        0,
+        None,
+    )
 
 
 # --- What is not compared ------------------------------------------------------------------------------------------
@@ -282,8 +297,13 @@ def test_a_view_is_no_value_of_its_own():
 
 
 def test_memory_that_nobody_wrote_to_is_not_compared():
-    found = joined(lambda x: torch.empty(7).fill_(1) + x[..., :1], {"x": noise(1, 3, 5)}, {"x": noise(1, 3, 5)})
-    assert (row(found, "(model)/empty").status, row(found, "(model)/empty").reason) == ("not compared", "not written yet")
+    found = joined(
+        lambda x: torch.empty(7).fill_(1) + x[..., :1], {"x": noise(1, 3, 5)}, {"x": noise(1, 3, 5)}
+    )
+    assert (row(found, "(model)/empty").status, row(found, "(model)/empty").reason) == (
+        "not compared",
+        "not written yet",
+    )
     assert row(found, "(model)/fill_").status == "equal"
 
 
@@ -305,7 +325,9 @@ def test_what_no_rule_follows_is_not_compared_unless_the_layouts_are_the_same():
     x = noise(1, 3, 7)
     assert row(joined(lost, {"x": x}, {"x": x}), "(model)/einsum").status == "equal"
     b, layout = padded(x, right=1)
-    einsum = row(joined(lost, {"x": x}, {"x": b}, Layout.from_mask(torch.ones(1, 3)), layout), "(model)/einsum")
+    einsum = row(
+        joined(lost, {"x": x}, {"x": b}, Layout.from_mask(torch.ones(1, 3)), layout), "(model)/einsum"
+    )
     assert (einsum.status, einsum.reason) == ("not compared", "an einsum with an ellipsis")
 
 

@@ -194,9 +194,14 @@ def test_the_calls_of_one_run_see_what_the_earlier_ones_wrote():
 def test_a_model_that_raises_is_put_back_too():
     model = Keeper()
     before = state(model)
-    with pytest.raises(RuntimeError, match="deliberate"), kept_state(model):
-        model(x(1, 2))
-        raise RuntimeError("deliberate")
+
+    def spoil_and_raise() -> None:
+        with kept_state(model):
+            model(x(1, 2))
+            raise RuntimeError("deliberate")
+
+    with pytest.raises(RuntimeError, match="deliberate"):
+        spoil_and_raise()
     assert state(model) == before
 
 
@@ -287,13 +292,13 @@ def on_meta() -> nn.Module:
     [
         (
             lambda: Run(nn.Identity(), [1]),
-            "inputs of type list; expected a mapping of keyword arguments for one forward call, or a non-empty list of "
-            "such mappings",
+            ("inputs of type list; expected a mapping of keyword arguments for one forward call, or a non-empty list of "
+            "such mappings"),
         ),
         (
             lambda: Run(nn.Identity(), []),
-            "inputs of type list; expected a mapping of keyword arguments for one forward call, or a non-empty list of "
-            "such mappings",
+            ("inputs of type list; expected a mapping of keyword arguments for one forward call, or a non-empty list of "
+            "such mappings"),
         ),
         (
             lambda: Run(nn.Identity(), [{"x": x(1)}, {"y": 1, "b": "text"}]),
@@ -301,8 +306,8 @@ def on_meta() -> nn.Module:
         ),
         (
             lambda: Run(nn.Sequential(on_meta()), {"x": x(1, 2)}),
-            "2 parameters without values, 0.weight first; expected a model whose weights are loaded "
-            "(load the model with its weights, not on the meta device)",
+            ("2 parameters without values, 0.weight first; expected a model whose weights are loaded "
+            "(load the model with its weights, not on the meta device)"),
         ),
         (
             lambda: Run("a path", {"x": x(1, 2)}),
@@ -314,8 +319,8 @@ def on_meta() -> nn.Module:
         ),
         (
             lambda: Run(nn.Identity(), {"x": x(1, 2)}, layout=Layout.from_mask(torch.ones(1, 4))),
-            "call 0: a layout of shape (1, 4) for x of shape (1, 2); expected coordinates for each row and column of "
-            "the input",
+            ("call 0: a layout of shape (1, 4) for x of shape (1, 2); expected coordinates for each row and column of "
+            "the input"),
         ),
     ],
 )  # fmt: skip

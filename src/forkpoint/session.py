@@ -121,7 +121,10 @@ def trace_faithfully(run: Run) -> Traced:
     """
     before = RandomState.take()
     traced = trace_run(run)
-    remarks = [f"not looked into, since that would change its bits: {path}" for path in traced.trace.opaque]
+    remarks = [
+        f"not looked into, since that would change its bits: {path or '(model)'}"
+        for path in traced.trace.opaque
+    ]
     after = RandomState.take()
     traced.draws = after != before
     before.restore()

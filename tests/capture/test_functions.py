@@ -40,7 +40,7 @@ NAMES = [
     (lambda x: F.softmax(x, dim=-1), "softmax"),
     (lambda x: torch.ops.aten.add(x, 1), "aten.add"),
     (lambda x: torch.ops.aten.add.Tensor(x, 1), "aten.add"),
-    (lambda x: torch.fft.fft(x), "fft_fft"),
+    (torch.fft.fft, "fft_fft"),
 ]
 
 
@@ -63,8 +63,8 @@ def test_a_reflected_matmul_is_a_matmul():
     "ask",
     [
         lambda x: x.shape, lambda x: x.dtype, lambda x: x.dim(), lambda x: x.numel(), lambda x: x[0, 0, 0].item(),
-        lambda x: x.tolist(), lambda x: len(x), lambda x: bool((x == x).all()), lambda x: x.is_contiguous(), str,
-        lambda x: torch.equal(x, x), lambda x: torch.is_tensor(x), lambda x: x.device, lambda x: x.requires_grad,
+        lambda x: x.tolist(), len, lambda x: bool((x == x).all()), lambda x: x.is_contiguous(), str,
+        lambda x: torch.equal(x, x), torch.is_tensor, lambda x: x.device, lambda x: x.requires_grad,
     ],
 )  # fmt: skip
 def test_a_question_is_no_op(ask):

@@ -153,7 +153,7 @@ class Block(nn.Module):
 
 def run(module: nn.Module, *, shape: tuple[int, ...] = (1, 3, 5), **more: Any) -> Traced:
     given = {"x": x(*shape), **more}
-    return Traced(lambda **inputs: module(**inputs), given, Layout.read([given]), model=module)
+    return Traced(module, given, Layout.read([given]), model=module)
 
 
 def names(traced: Traced) -> list[str]:
@@ -254,8 +254,13 @@ def test_a_scripted_module_is_seen_by_its_inputs_and_outputs():
             return self.hidden(x) * 2
 
     traced = run(Outer())
-    assert [name for name in names(traced) if name.startswith("hidden")] == ["hidden/input:input", "hidden/output"]
-    assert traced.event("hidden/output").cells.ids.tolist() == traced.event("(model)/input:x").cells.ids.tolist()
+    assert [name for name in names(traced) if name.startswith("hidden")] == [
+        "hidden/input:input",
+        "hidden/output",
+    ]
+    assert (
+        traced.event("hidden/output").cells.ids.tolist() == traced.event("(model)/input:x").cells.ids.tolist()
+    )
 
 
 def test_what_another_thread_made_is_seen_where_it_is_used():
@@ -275,7 +280,9 @@ def test_what_another_thread_made_is_seen_where_it_is_used():
 
     traced = run(Threaded())
     assert "work/linear" not in names(traced)
-    assert traced.event("after/linear").cells.ids.tolist() == traced.event("(model)/input:x").cells.ids.tolist()
+    assert (
+        traced.event("after/linear").cells.ids.tolist() == traced.event("(model)/input:x").cells.ids.tolist()
+    )
 
 
 @pytest.mark.xfail(reason="a module inside vmap is given tensors without storage", raises=RuntimeError)
@@ -288,7 +295,7 @@ def test_a_module_inside_vmap_is_not_looked_into():
             self.linear = block
 
         def forward(self, x: Tensor) -> Tensor:
-            return torch.vmap(lambda row: self.linear(row))(x) * 2
+            return torch.vmap(self.linear)(x) * 2
 
     traced = run(Mapped())
     assert "linear/linear" not in names(traced)
@@ -338,7 +345,10 @@ def test_autocast_gives_the_dtypes_that_it_gives_without_taps():
             return layer(x) + 1
 
     traced = Traced(program, {"x": x()}, PLAIN, model=layer)
-    assert [e.dtype for op, e in traced.events if op.function in ("linear", "add")] == ["bfloat16", "bfloat16"]
+    assert [e.dtype for op, e in traced.events if op.function in ("linear", "add")] == [
+        "bfloat16",
+        "bfloat16",
+    ]
     with torch.no_grad():
         assert torch.equal(traced.output, program(x()))
 
@@ -349,7 +359,10 @@ def test_autocast_gives_the_dtypes_that_it_gives_without_taps():
 def tokens(traced: Traced, event: Event) -> list[Any]:
     cells = traced.trace.resolve(event).cells
     assert cells is not None
-    return [None if i < 0 or traced.table.tokens[i] is None else traced.table.tokens[i][1:] for i in cells.ids.tolist()]
+    return [
+        None if i < 0 or traced.table.tokens[i] is None else traced.table.tokens[i][1:]
+        for i in cells.ids.tolist()
+    ]
 
 
 def test_a_value_has_a_digest_for_every_column():
@@ -417,10 +430,22 @@ def test_features_as_many_as_the_tokens_are_not_taken_for_tokens():
 
 def test_token_ids_labels_and_masks_have_the_tokens_of_their_columns():
     ids = torch.tensor([[0, 4, 5], [6, 7, 8]])
-    given = {"input_ids": ids, "attention_mask": (ids > 0).long(), "labels": ids, "weights": torch.ones(2, 3, 1)}
+    given = {
+        "input_ids": ids,
+        "attention_mask": (ids > 0).long(),
+        "labels": ids,
+        "weights": torch.ones(2, 3, 1),
+    }
     traced = Traced(lambda **inputs: inputs["input_ids"] + 1, given)
     for name in given:
-        assert tokens(traced, traced.event(f"(model)/input:{name}")) == [None, (0, 0), (0, 1), (1, 0), (1, 1), (1, 2)]
+        assert tokens(traced, traced.event(f"(model)/input:{name}")) == [
+            None,
+            (0, 0),
+            (0, 1),
+            (1, 0),
+            (1, 1),
+            (1, 2),
+        ]
 
 
 def test_a_result_of_the_call_s_own_shape_has_its_tokens_though_a_tap_lost_them():

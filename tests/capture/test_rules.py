@@ -80,12 +80,12 @@ def moves(draw, shape: tuple[int, ...], *, pairs: bool = False) -> Callable[[Ten
                 [lambda x: x.narrow(dim, start, length), lambda x: torch.split(x, [start, length, size - start - length], dim)[1]]
             )
         )  # fmt: skip
-    if kind == "chunk":
-        return lambda x: torch.chunk(x, 2, dim=dim)[-1]
-    if kind == "expand":
-        return lambda x: x[None].expand(2, *shape)
-    if kind == "flip":
-        return lambda x: x.flip(dim)
+    if kind in ("chunk", "expand", "flip"):
+        return {
+            "chunk": lambda x: torch.chunk(x, 2, dim=dim)[-1],
+            "expand": lambda x: x[None].expand(2, *shape),
+            "flip": lambda x: x.flip(dim),
+        }[kind]
     if kind == "roll":
         by = draw(st.integers(-3, 3))
         return draw(
@@ -393,6 +393,13 @@ def test_movements_by_other_names(name):
     check_movement(lambda x: OTHERS[name](x).clone(), marked(layout, 3), layout)
 
 
+def _stale(x: Tensor) -> Tensor:
+    base = nothing(2, 3, 3)
+    view = base.view(6, 3)
+    base.copy_(x)
+    return view.clone()
+
+
 UNFOLLOWED: dict[str, Callable[[Tensor], Tensor]] = {
     "hstack": lambda x: torch.hstack((x, x.flip(1))),
     "vstack": lambda x: torch.vstack((x, x)),
@@ -418,17 +425,10 @@ UNFOLLOWED: dict[str, Callable[[Tensor], Tensor]] = {
     "constant_pad_nd": lambda x: torch.constant_pad_nd(x, (0, 0, 1, 0), -1.0),
     "slice through torch.ops": lambda x: torch.ops.aten.slice(x, 1, 1, 3),
     "index through torch.ops": lambda x: torch.ops.aten.index(x, [None, torch.tensor([2, 0])]),
-    "as_tensor": lambda x: torch.as_tensor(x),
-    "a view, written to through its base": lambda x: _stale(x),
+    "as_tensor": torch.as_tensor,
+    "a view, written to through its base": _stale,
 }
 """Movements that no rule follows: their values must count as not compared, with a reason."""
-
-
-def _stale(x: Tensor) -> Tensor:
-    base = nothing(2, 3, 3)
-    view = base.view(6, 3)
-    base.copy_(x)
-    return view.clone()
 
 
 @pytest.mark.parametrize(
@@ -534,7 +534,7 @@ TOKENWISE: dict[str, Callable[[Tensor], Any]] = {
     "logsumexp": lambda x: x.logsumexp(-1),
     "cumsum over features": lambda x: x.cumsum(-1),
     "topk of features": lambda x: x.topk(1, -1).values,
-    "gelu": lambda x: F.gelu(x),
+    "gelu": F.gelu,
     "glu": lambda x: F.glu(torch.cat([x, x], -1)),
     "rotation": lambda x: torch.cat([-x[..., 1:], x[..., :1]], -1) * weight(x.shape[1], 1) + x,
     "mask": lambda x: x.masked_fill(weight(x.shape[1], 1) > 0, 0.0),
@@ -592,27 +592,27 @@ def causal_convolution(kernel: int, dilation: int = 1, how: str = "pad") -> Call
     return run
 
 
-CAUSAL: dict[str, Callable[[Tensor], Any]] = {
-    "cumsum": lambda x: x.cumsum(1),
-    "cumprod": lambda x: torch.cumprod(x, dim=1),
-    "shift": lambda x: x + F.pad(x, (0, 0, 1, -1)) * 0.5,
-    "scan": lambda x: torch.stack([x[:, : t + 1].sum(1) for t in range(x.shape[1])], 1),
-    "triangular product": lambda x: weight(x.shape[1], x.shape[1]).tril() @ x,
-    "scan with a state": lambda x: _scan(x),
-    **{
-        f"convolution of {kernel}, dilated by {dilation}, {how}": causal_convolution(kernel, dilation, how)
-        for kernel, dilation in ((2, 1), (3, 1), (4, 1), (2, 2))
-        for how in ("pad", "zeros")
-    },
-}
-
-
 def _scan(x: Tensor) -> Tensor:
     state, outputs = torch.zeros(x.shape[0], x.shape[2]).double(), []
     for t in range(x.shape[1]):
         state = 0.5 * state + x[:, t]
         outputs.append(state)
     return torch.stack(outputs, 1)
+
+
+CAUSAL: dict[str, Callable[[Tensor], Any]] = {
+    "cumsum": lambda x: x.cumsum(1),
+    "cumprod": lambda x: torch.cumprod(x, dim=1),
+    "shift": lambda x: x + F.pad(x, (0, 0, 1, -1)) * 0.5,
+    "scan": lambda x: torch.stack([x[:, : t + 1].sum(1) for t in range(x.shape[1])], 1),
+    "triangular product": lambda x: weight(x.shape[1], x.shape[1]).tril() @ x,
+    "scan with a state": _scan,
+    **{
+        f"convolution of {kernel}, dilated by {dilation}, {how}": causal_convolution(kernel, dilation, how)
+        for kernel, dilation in ((2, 1), (3, 1), (4, 1), (2, 2))
+        for how in ("pad", "zeros")
+    },
+}
 
 
 @pytest.mark.parametrize("name", CAUSAL)

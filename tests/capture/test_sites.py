@@ -32,7 +32,7 @@ def test_an_op_is_named_by_the_line_that_calls_it():
         nonlocal at
         at = here() + 1
         scores = x.softmax(-1)
-        return scores
+        return scores + 1
 
     (site,) = sites(program, name="softmax")
     assert site.short == f"test_sites.py:{at}"

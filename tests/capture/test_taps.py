@@ -70,7 +70,7 @@ def test_a_module_that_raises_inside_one_that_goes_on():
             return x * 2
 
     model = Trying()
-    traced = Traced(lambda x: model(x), {"x": X}, model=model)
+    traced = Traced(model, {"x": X}, model=model)
     assert names(traced) == ["inner.inner/linear", "(model)/add", "(model)/mul"]
 
 
@@ -124,7 +124,7 @@ def test_a_call_goes_on_if_the_model_calls_itself_again():
             return self(x + 1, again=False) if again else x * 2
 
     model = Twice()
-    assert names(Traced(lambda x: model(x), {"x": X}, model=model)) == ["(model)/add", "(model)/mul"]
+    assert names(Traced(model, {"x": X}, model=model)) == ["(model)/add", "(model)/mul"]
 
 
 # --- Modules that are not looked into ------------------------------------------------------------------------------
@@ -161,7 +161,11 @@ def test_a_module_that_is_not_looked_into_computes_what_it_computes_alone():
     (output,) = Run(model, {"src": X, "src_key_padding_mask": mask}).execute(observation)
     assert torch.equal(output, alone)
     assert observation.opaque == [""]
-    assert [op.function for op in recorder.finish().ops] == ["input:src", "input:src_key_padding_mask", "output"]
+    assert [op.function for op in recorder.finish().ops] == [
+        "input:src",
+        "input:src_key_padding_mask",
+        "output",
+    ]
 
 
 def test_looking_inside_shows_the_functions():
@@ -191,7 +195,9 @@ def fetch(function, wanted: str, nth: int | None = None, model: nn.Module | None
     op = next(op for op, _ in first.events if op.name == wanted)
     found: list[Taken] = []
     recorder = Recorder(
-        Layout.read([{"x": X}]), model, (Fetch((op.module, op.function, op.site.chain), None, nth, found.append),)
+        Layout.read([{"x": X}]),
+        model,
+        (Fetch((op.module, op.function, op.site.chain), None, nth, found.append),),
     )
     Run(model, {"x": X}, call=lambda _, given: function(**given)).execute(Observation(recorder))
     return found
@@ -215,7 +221,7 @@ def test_a_fetched_call_has_its_values_as_they_were():
 
 def test_parameters_of_a_fetched_call_are_not_copied_and_have_their_names():
     model = Raising()
-    (taken,) = fetch(lambda x: model(x), "inner/linear", model=model)
+    (taken,) = fetch(model, "inner/linear", model=model)
     weight = taken.args[1]
     assert weight.data_ptr() == model.inner.weight.data_ptr()
     assert taken.owned[id(weight)] == "inner.weight"

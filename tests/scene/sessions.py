@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
@@ -25,14 +26,14 @@ def join(a: Run, b: Run) -> tuple[Session, Located | None]:
     pairing = pair_samples(
         a.layout, b.layout, read_content(a.layout, a.calls), read_content(b.layout, b.calls)
     )
-    traced_a, traced_b = here(lambda: trace_faithfully(a)), here(lambda: trace_faithfully(b))
+    traced_a, traced_b = here(partial(trace_faithfully, a)), here(partial(trace_faithfully, b))
     shared = Shared(traced_a.trace.table, traced_b.trace.table, pairing)
     session = Session(traced_a, traced_b, shared, Join(traced_a.trace, traced_b.trace, shared))
-    return session, here(lambda: locate(session, lambda _sample, _position: None))
+    return session, here(partial(locate, session, lambda _sample, _position: None))
 
 
 def save(a: Run, b: Run, directory: Path, **options) -> scene.Scene:
     """The scene of the first divergence of two runs, which must differ."""
     session, located = join(a, b)
     assert located is not None, "the runs don't differ"
-    return here(lambda: scene.save(session, located, directory, versions={"torch": "test"}, **options))
+    return here(partial(scene.save, session, located, directory, versions={"torch": "test"}, **options))

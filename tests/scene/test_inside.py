@@ -174,6 +174,11 @@ def test_a_call_that_cant_be_profiled():
             ("gemm_split_k",),
             "The two runs ran different kernels: x in A; gemm_split_k in B, which splits the sum.",
         ),
+        (
+            ("void k<4>(int)",),
+            ("void at::native::vectorized<FillFunctor>(int)", "void k<8>(int)"),
+            "Both runs ran k, in forms of their own.",
+        ),
         ((), ("x",), "Which kernels ran is not known: why."),
     ],
 )

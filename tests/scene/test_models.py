@@ -10,6 +10,8 @@ import torch
 from tests.corpus import CASES
 
 from forkpoint import scene
+from forkpoint.layout import Layout
+from forkpoint.run import Run
 
 from .sessions import join, save
 
@@ -87,16 +89,20 @@ def test_scenes_of_the_corpus(name, tmp_path):
         assert scene.replay(scene.load(tmp_path / "scene")).reproduces
 
 
+def test_a_module_of_torch_alone(tmp_path):
+    """Without code of its own around it, the op's place in the source is wherever the runs are made."""
+    x = torch.randn(1, 5, 8)
+    a, b = (Run(torch.nn.Linear(8, 8), {"input": x}) for _ in "ab")
+    saved = save(a, b, tmp_path / "scene")
+    assert (saved.place.op, saved.notes) == ("(model)/linear", ())
+    assert scene.replay(scene.load(tmp_path / "scene")).reproduces
+
+
 @pytest.mark.gpu
 def test_the_articles_own_case(tmp_path):
     """A projection of Llama-2-7B's shape in float32: 18 rows and 50 run other kernels, and give other bits."""
-    from torch import nn
-
-    from forkpoint.layout import Layout
-    from forkpoint.run import Run
-
     torch.manual_seed(0)
-    linear = nn.Linear(4096, 4096, bias=False, device="cuda")
+    linear = torch.nn.Linear(4096, 4096, bias=False, device="cuda")
     x = torch.randn(1, 50, 4096, device="cuda")
 
     def layout(columns: int) -> Layout:

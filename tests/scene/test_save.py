@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import json
 import os
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -151,7 +152,7 @@ def test_an_output_that_nobody_reproduces_is_said_to_be_so(tmp_path, monkeypatch
     with torch.no_grad():
         for taken in (located.a, located.b):
             taken.outputs[0].add_(1)
-    saved = here(lambda: scene.save(session, located, tmp_path / "scene", versions={}))
+    saved = here(partial(scene.save, session, located, tmp_path / "scene", versions={}))
     assert (saved.a.reproduced, saved.b.reproduced) == (False, False)
     assert "run A: the run gave other values when it was made again" in saved.notes[0]
     assert any("does not give run A's recorded bits" in note for note in saved.notes)

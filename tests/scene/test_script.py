@@ -15,10 +15,13 @@ from forkpoint import scene
 from forkpoint.cli import main
 from forkpoint.errors import SceneError
 from forkpoint.run import Run
+from forkpoint.scene import source, synthetic
 from forkpoint.scene.expressions import plain_text
+from forkpoint.scene.script import run_script
+from forkpoint.scene.source import Writer
 from forkpoint.scene.synthetic import Filling, _filling, plan
 
-from .pairs import OPS, other_weights
+from .pairs import OPS, One, other_weights
 from .sessions import save
 
 BARE = """
@@ -127,8 +130,6 @@ def test_scripts_of_odd_ops(name, tmp_path):
 
 @pytest.mark.slow
 def test_a_script_that_does_not_reproduce_says_so(linear_scene, tmp_path, capsys, monkeypatch):
-    from forkpoint.scene import source
-
     monkeypatch.setattr(source.template, "SAME", source.template.SAME.replace("==", "!="))
     assert command("script", str(linear_scene), "-o", str(tmp_path / "script.py")) == 1
     assert "did not reproduce the recorded bits" in " ".join(capsys.readouterr().err.split())
@@ -137,8 +138,6 @@ def test_a_script_that_does_not_reproduce_says_so(linear_scene, tmp_path, capsys
 
 @pytest.mark.slow
 def test_a_script_that_fails_says_so(linear_scene, monkeypatch):
-    from forkpoint.scene import source
-
     monkeypatch.setattr(source.template, "SAME", "def same(a, b):\n    raise RuntimeError('why')")
     done = scene.write_script(linear_scene)
     assert not done.reproduced
@@ -152,22 +151,22 @@ def test_the_script_needs_a_folder(linear_scene, tmp_path):
 
 
 @pytest.mark.slow
-def test_memory_that_began_elsewhere(linear_scene, monkeypatch):
-    """Where the plain script doesn't give the recorded bits, memory is made to begin where it began."""
-    from forkpoint.scene import source
-
-    loaded = scene.load(linear_scene)
-    monkeypatch.setattr(
-        type(loaded.layouts[0]),
-        "alignment",
-        property(lambda self: 20, lambda self, value: None),
-        raising=False,
-    )
-    text = source.Writer(loaded, aligned=True).text()
-    assert 'LEADS = {"a.input": 5, "weight": 5, "weight_": 5}' in text
-    from forkpoint.scene.script import run_script
-
-    assert run_script(text, loaded, [str(linear_scene)]).reproduced
+def test_memory_that_began_elsewhere(tmp_path):
+    """A weight in a file that is mapped to memory begins anywhere, and some kernels then add up otherwise."""
+    x = torch.randn(1, 5, 8)
+    runs = []
+    for seed in (0, 1):
+        generator = torch.Generator().manual_seed(seed)
+        model = One(nn.functional.linear, torch.randn(69, generator=generator)[5:].view(8, 8))
+        assert model.weight.data_ptr() % 64 == 20
+        runs.append(Run(model, {"input": x}))
+    save(*runs, tmp_path / "scene")
+    loaded = scene.load(tmp_path / "scene")
+    assert scene.replay(loaded).reproduces
+    text = Writer(loaded, aligned=True).text()
+    assert 'LEADS = {"weight": 5, "weight_": 5}' in text
+    assert run_script(text, loaded, [str(tmp_path / "scene")]).reproduced
+    assert scene.write_script(tmp_path / "scene").reproduced
 
 
 # --- with random data --------------------------------------------------------------------------------------
@@ -268,8 +267,6 @@ def test_random_data_that_show_nothing(tmp_path, monkeypatch):
     x = torch.randn(1, 5, 8)
     x[0, 2, 3] = 1e9
     save(Run(Odd(1e6), {"input": x}), Run(Odd(2e6), {"input": x}), tmp_path / "scene")
-    from forkpoint.scene import synthetic
-
     monkeypatch.setattr(
         synthetic, "_filling", lambda data: Filling("normal", data.dtype, data.numel(), 0.0, 1.0)
     )
@@ -340,8 +337,6 @@ def test_text_stays_within_its_docstring(text):
 
 
 def test_every_op_has_a_call_that_parses(tmp_path):
-    from forkpoint.scene.source import Writer
-
     for number, name in enumerate(OPS):
         loaded = save(*other_weights(name), tmp_path / str(number))
         ast.parse(Writer(loaded).text())

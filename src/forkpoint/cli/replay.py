@@ -95,6 +95,8 @@ def table(replays: Sequence[Replay]) -> RenderableType:
     from rich import box
     from rich.table import Table
 
+    from forkpoint.scene.kernels import short_name
+
     found = Table(box=box.SIMPLE, show_edge=False, pad_edge=False)
     found.add_column("")
     for one in replays:
@@ -117,8 +119,8 @@ def table(replays: Sequence[Replay]) -> RenderableType:
         row(f"allclose, atol {atol:.0e}", lambda one, index=index: _yes(one.allclose[index][1]))
     row("error of A against float64", lambda one: _exactness(one.exact_a))
     row("error of B against float64", lambda one: _exactness(one.exact_b))
-    row("kernels of A", lambda one: "\n".join(one.kernels_a.names) or one.kernels_a.reason)
-    row("kernels of B", lambda one: "\n".join(one.kernels_b.names) or one.kernels_b.reason)
+    row("kernels of A", lambda one: "\n".join(map(short_name, one.kernels_a.names)) or one.kernels_a.reason)
+    row("kernels of B", lambda one: "\n".join(map(short_name, one.kernels_b.names)) or one.kernels_b.reason)
     return found
 
 

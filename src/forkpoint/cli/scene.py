@@ -50,7 +50,7 @@ def save(result: Result, directory: Path | None) -> tuple[str, ...]:
         result.save_scene(directory, confirm=_confirmed)
     except SceneError as error:
         return (f"No scene was saved: {error}",)
-    return (f"The scene is in {directory}: forkpoint replay {directory}",)
+    return (f"`forkpoint replay {directory}` repeats the op alone",)
 
 
 def _confirmed(size: int) -> bool:

@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
-from forkpoint.align import pair_elements
 from forkpoint.capture.recorder import Taken
 from forkpoint.errors import SceneError
-from forkpoint.locate import Located, differing_rows, fetch
+from forkpoint.locate import Located, differing_rows, fetch, named_inputs
 from forkpoint.match import Difference, Joined
+from forkpoint.scene.alignment import share_input, share_output
 from forkpoint.scene.functions import function_path
 from forkpoint.scene.replay import equal_elements
-from forkpoint.scene.sharing import Sharing
 from forkpoint.session import Session
 
 LOOKED_AT = 16
@@ -99,7 +98,7 @@ def _unmatched(session: Session) -> Iterator[Choice]:
             left, right = share_output(session, row, a, b, 0).take(a.outputs[0].cpu(), b.outputs[0].cpu())
         except SceneError:
             continue
-        if not bool(equal_elements(left, right).all()):
+        if not bool(equal_elements(left, right).all()) and _equal_inputs(session, a, b):
             yield Choice(row, a, b)
 
 
@@ -122,18 +121,14 @@ def _same_function(session: Session) -> list[tuple[Joined, Joined]]:
     return sorted(pairs, key=lambda pair: pair[0].order)
 
 
-def share_output(session: Session, row: Joined, a: Taken, b: Taken, output: int) -> Sharing:
-    """Which elements of an output are the same in both runs.
-
-    Raises:
-        SceneError: none are.
-    """
-    value_a, value_b = a.outputs[output], b.outputs[output]
-    pairs = pair_elements(value_a, a.output_labels[output], value_b, b.output_labels[output], session.shared)
-    if not len(pairs):
-        sample = row.difference.sample if row.difference is not None else None
-        shapes = tuple(value_a.shape), tuple(value_b.shape)
-        pairs = session.join.pair_open(sample, (a.op, a.call), (b.op, b.call), *shapes)
-    if not len(pairs):
-        raise SceneError(f"the outputs of {row.op.name} share no element", pairs.reason or "shared tokens")
-    return Sharing.of(pairs)
+def _equal_inputs(session: Session, a: Taken, b: Taken) -> bool:
+    """Whether the floating-point inputs that both calls have are the same; parameters may differ."""
+    mine, theirs = named_inputs(a), named_inputs(b)
+    for name in mine.keys() & theirs.keys():
+        left, right = mine[name], theirs[name]
+        if not left.is_floating_point() or id(left) in a.owned:
+            continue
+        sharing = share_input(session, a, left, b, right)
+        if not len(sharing) or not bool(equal_elements(*sharing.take(left.cpu(), right.cpu())).all()):
+            return False
+    return True

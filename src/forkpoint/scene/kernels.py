@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import warnings
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
@@ -135,6 +136,18 @@ def _on_cpu(events: list[Any]) -> tuple[str, ...]:
     return tuple(e.name for e in leaves)
 
 
+def short_name(name: str) -> str:
+    """A kernel's name without the arguments and template parameters that C++ adds.
+
+    >>> short_name("void at::native::vectorized_elementwise_kernel<4, at::native::AUnaryFunctor<float> >(int, long)")
+    'at::native::vectorized_elementwise_kernel'
+    >>> short_name("sm80_xmma_gemm_f32f32_tilesize32x32x8")
+    'sm80_xmma_gemm_f32f32_tilesize32x32x8'
+    """
+    plain = name.removeprefix("void ").replace("(anonymous namespace)::", "")
+    return re.split(r"[<(]", plain, maxsplit=1)[0].strip() or name
+
+
 def evidence(a: Kernels, b: Kernels) -> str:
     """What the kernels of two calls tell, in one sentence.
 
@@ -146,16 +159,22 @@ def evidence(a: Kernels, b: Kernels) -> str:
     if not a.names or not b.names:
         return f"Which kernels ran is not known: {a.reason or b.reason or 'nothing was seen'}."
     left, right = _main(a.names, b.names), _main(b.names, a.names)
-    names_a, names_b = ", ".join(dict.fromkeys(left)), ", ".join(dict.fromkeys(right))
+    names_a, names_b = (", ".join(dict.fromkeys(map(short_name, names))) for names in (left, right))
     if left == right:
         return f"Both runs ran {names_a}."
+    if names_a == names_b:
+        return f"Both runs ran {names_a}, in forms of their own."
     return f"The two runs ran different kernels: {names_a} in A{_splits(a)}; {names_b} in B{_splits(b)}."
 
 
 def _main(names: tuple[str, ...], others: tuple[str, ...]) -> tuple[str, ...]:
     """Without what only prepares the arguments, where something else is left on both sides."""
-    kept = tuple(name for name in names if name not in _PREPARING)
-    return kept if kept and any(name not in _PREPARING for name in others) else names
+    kept = tuple(name for name in names if not _prepares(name))
+    return kept if kept and not all(map(_prepares, others)) else names
+
+
+def _prepares(name: str) -> bool:
+    return name in _PREPARING or any(part in name for part in ("FillFunctor", "where_kernel", "copy_kernel"))
 
 
 def _splits(kernels_: Kernels) -> str:

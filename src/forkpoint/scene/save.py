@@ -11,7 +11,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from forkpoint.align import pair_elements
 from forkpoint.capture.recorder import Taken
 from forkpoint.errors import SceneError
 from forkpoint.locate import Located, named_inputs
@@ -19,9 +18,10 @@ from forkpoint.match import Joined
 from forkpoint.pairs import Pairs
 from forkpoint.result import Divergence
 from forkpoint.scene import folder
+from forkpoint.scene.alignment import share_input, share_output
 from forkpoint.scene.arguments import tensors_in_order, with_refs
 from forkpoint.scene.calling import run_side, side_kernels
-from forkpoint.scene.choice import choose, share_output
+from forkpoint.scene.choice import choose
 from forkpoint.scene.functions import function_path
 from forkpoint.scene.inside import look_inside
 from forkpoint.scene.kernels import Kernels
@@ -199,35 +199,6 @@ def _inputs(
             )
         )
     return found
-
-
-def share_input(session: Session, a: Taken, mine: Tensor, b: Taken, theirs: Tensor) -> Sharing:
-    """Which elements of an input are the same in both runs.
-
-    Keys and values may have fewer heads in one run, each standing for several in the other (grouped heads against
-    heads that were repeated before).
-    """
-    label_a, label_b = a.input_labels.get(id(mine)), b.input_labels.get(id(theirs))
-    pairs = pair_elements(mine, label_a, theirs, label_b, session.shared)
-    heads = _grouped(a.op.function, mine, theirs)
-    if len(pairs) or heads is None:
-        return Sharing.of(pairs)
-    few, many = (mine, theirs) if heads > 0 else (theirs, mine)
-    wide = few.repeat_interleave(abs(heads), -3)
-    repeat = (few.dim() - 3, many.shape[-3] // few.shape[-3])
-    if heads > 0:
-        return Sharing.of(pair_elements(wide, label_a, theirs, label_b, session.shared), repeat_a=repeat)
-    return Sharing.of(pair_elements(mine, label_a, wide, label_b, session.shared), repeat_b=repeat)
-
-
-def _grouped(function: str, a: Tensor, b: Tensor) -> int | None:
-    """How many heads of B one head of A stands for; negative where it is the other way round."""
-    if function != "scaled_dot_product_attention" or a.dim() != b.dim() or a.dim() < 3:
-        return None
-    mine, theirs = a.shape[-3], b.shape[-3]
-    if mine == theirs or not mine or not theirs or max(mine, theirs) % min(mine, theirs):
-        return None
-    return theirs // mine if mine < theirs else -(mine // theirs)
 
 
 def _place(located: Located, row: Joined) -> Place:

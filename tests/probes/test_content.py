@@ -1,0 +1,103 @@
+"""The content probe: a shared token must not notice what the other run does not have."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from tests.joined import session
+from tests.plain import Model, batch, ids, pair
+from torch import Tensor
+
+from forkpoint.probes.content import ContentProbe, content
+from forkpoint.probes.precision import precision
+
+
+def asked(model: Model, a: Any, b: Any) -> ContentProbe:
+    both = session(*pair(model, a, b))
+    return content(both, precision(both))
+
+
+def attention(hidden: Tensor, attention_mask: Tensor, fill: float) -> Tensor:
+    scores = (hidden @ hidden.mT).masked_fill(attention_mask[:, None] == 0, fill)
+    return hidden + scores.softmax(-1) @ hidden
+
+
+class Attending(Model):
+    fill = float("-inf")
+
+    def mix(self, hidden: Tensor, attention_mask: Tensor | None = None, **inputs: Any) -> Tensor:
+        assert attention_mask is not None
+        return attention(hidden, attention_mask, self.fill)
+
+
+class LeakingPadding(Attending):
+    fill = -2.0
+
+
+class LeakingMates(Model):
+    def mix(self, hidden: Tensor, **inputs: Any) -> Tensor:
+        return hidden + 3e-7 * hidden.mean(0, keepdim=True)
+
+
+class LeakingFuture(Model):
+    def mix(self, hidden: Tensor, **inputs: Any) -> Tensor:
+        return hidden + F.pad(hidden, (0, 0, -1, 1))
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_padding_that_is_masked(side):
+    found = asked(Attending(), batch(ids()), batch(ids(), **{side: 2}))
+    assert (found.leaks, found.asked, found.result.outcome) == (False, True, "untouched")
+    assert (
+        found.result.text == "other content in the padding or the batch changes not one bit of a shared token"
+    )
+
+
+@pytest.mark.parametrize("swap", [False, True])
+def test_padding_that_leaks(swap):
+    a, b = batch(ids()), batch(ids(), right=2)
+    found = asked(LeakingPadding(), *((b, a) if swap else (a, b)))
+    assert (found.leaks, found.run, found.result.outcome) == (True, "a" if swap else "b", "changes")
+    assert found.result.figure > 1e-6
+
+
+def test_a_leak_as_small_as_rounding():
+    tokens = ids(3)
+    found = asked(LeakingMates(), batch(tokens[:1]), batch(tokens))
+    assert found.leaks
+    assert found.result.figure < 1e-5
+
+
+def test_later_tokens_that_one_run_alone_has():
+    tokens = ids(1, 6)
+    found = asked(LeakingFuture(), {"input_ids": tokens[:, :4]}, {"input_ids": tokens})
+    assert found.leaks
+    assert not asked(Model(), {"input_ids": tokens[:, :4]}, {"input_ids": tokens}).leaks
+
+
+def test_nothing_to_replace():
+    found = asked(LeakingMates(), batch(ids()), batch(ids().flip(0)))
+    assert (found.leaks, found.asked, found.result.outcome) == (False, False, "nothing")
+
+
+def test_float_inputs_are_replaced_too():
+    class Floats(torch.nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x + x.mean(1, keepdim=True)
+
+    from forkpoint import Layout, Run
+
+    x = torch.randn(1, 3, 7)
+    padded, mask = F.pad(x, (0, 0, 0, 2)), torch.tensor([[1, 1, 1, 0, 0]])
+    both = session(Run(Floats(), {"x": x}), Run(Floats(), {"x": padded}, layout=Layout.from_mask(mask)))
+    assert content(both, precision(both)).leaks
+
+
+def test_the_run_s_own_inputs_stay_as_they_are():
+    b = batch(ids(), right=2)
+    before = b["input_ids"].clone()
+    asked(LeakingPadding(), batch(ids()), b)
+    assert torch.equal(b["input_ids"], before)

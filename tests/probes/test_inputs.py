@@ -1,0 +1,156 @@
+"""The inputs probe: token ids, labels, parameters and buffers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from tests.joined import session
+from tests.plain import Model, batch, ids, pair, twin
+from torch import nn
+
+from forkpoint.probes.inputs import Inputs, inputs, same_weights
+
+
+def asked(model: nn.Module, a: Any, b: Any, other: nn.Module | None = None) -> Inputs:
+    return inputs(session(*pair(model, a, b, other)))
+
+
+class ModelForCausalLM(Model):
+    """Predicts the next token, as its name says."""
+
+
+def test_the_same_tokens_in_another_layout_are_the_same():
+    found = asked(Model(), batch(ids()), batch(ids(), left=2, pad=7))
+    assert (found.differs, found.mechanism, found.result.outcome) == (False, None, "same")
+    assert found.result.text == "token ids, labels, parameters and buffers are the same in both runs"
+
+
+@pytest.mark.parametrize("name", ["attention_mask", "position_ids", "cache_position", "src_key_padding_mask"])
+def test_what_expresses_the_layout_is_no_input(name):
+    tokens = ids(1)
+    a, b = (
+        {"input_ids": tokens, name: torch.ones_like(tokens)},
+        {"input_ids": tokens, name: torch.ones_like(tokens)},
+    )
+    b[name][0, 1] = 3
+    assert not asked(Model(), a, b).differs
+
+
+def test_token_types_that_one_run_alone_is_given():
+    tokens = ids(1)
+    found = asked(Model(), batch(tokens), batch(tokens) | {"token_type_ids": torch.ones_like(tokens)})
+    assert (found.differs, found.mechanism) == (True, "token_ids")
+    assert found.result.text == "token_type_ids differ at shared coordinates"
+    assert not asked(
+        Model(), batch(tokens), batch(tokens) | {"token_type_ids": torch.zeros_like(tokens)}
+    ).differs
+
+
+@pytest.mark.parametrize(
+    ("kind", "label", "count"),
+    [
+        (Model, 0, 2), (Model, -100, 0),  # each column has its own label: padding too
+        (ModelForCausalLM, 0, 2), (ModelForCausalLM, -100, 0),
+    ],
+)  # fmt: skip
+def test_labels_of_padding_count_where_they_enter_the_loss(kind, label, count):
+    tokens = ids(1)
+    a = batch(tokens) | {"labels": tokens}
+    b = batch(tokens, right=2) | {"labels": torch.nn.functional.pad(tokens, (0, 2), value=label)}
+    found = asked(kind(), a, b)
+    assert found.differs == bool(count)
+    if count:
+        assert (found.mechanism, found.result.figure) == ("labels", count)
+
+
+def test_the_first_token_after_left_padding_is_predicted_by_padding():
+    tokens = ids(1)
+    a = batch(tokens) | {"labels": tokens}
+    b = batch(tokens, left=1) | {"labels": torch.nn.functional.pad(tokens, (1, 0), value=-100)}
+    assert asked(ModelForCausalLM(), a, b).mechanism == "labels"
+    b["labels"][0, 1] = -100
+    assert not asked(ModelForCausalLM(), a, b).differs
+    assert not asked(Model(), a, batch(tokens, left=1) | {"labels": torch.nn.functional.pad(tokens, (1, 0), value=-100)}).differs  # fmt: skip
+
+
+def test_a_label_for_each_row():
+    tokens = ids()
+    a, b = (
+        batch(tokens) | {"labels": torch.tensor([1, 2])},
+        batch(tokens.flip(0)) | {"labels": torch.tensor([2, 1])},
+    )
+    assert not asked(Model(), a, b).differs
+    b["labels"] = torch.tensor([1, 2])
+    assert asked(Model(), a, b).result.text == (
+        "the labels that enter the loss differ in 4 (predicting position, label) pairs"
+    )
+
+
+# --- Weights -----------------------------------------------------------------------------------------------
+
+
+def weights(change) -> Inputs:
+    model = Model()
+    other = twin(model)
+    with torch.no_grad():
+        change(other)
+    return asked(model, batch(ids()), batch(ids()), other)
+
+
+def test_the_same_values_in_another_dtype_are_rounded():
+    for dtype in (torch.bfloat16, torch.float16, torch.float64):
+        found = weights(lambda other, dtype=dtype: other.to(dtype))
+        assert (found.differs, found.result.outcome) == (False, "rounded")
+        assert len(found.rounded) == 7
+    found = weights(lambda other: other.to(torch.bfloat16).float())
+    assert found.result.outcome == "rounded"
+
+
+def test_one_weight_that_is_not_rounded_is_another():
+    def change(other: Model) -> None:
+        other.bfloat16()
+        other.head.weight[0, 0] *= 1.02
+
+    found = weights(change)
+    assert (found.differs, found.mechanism) == (True, "parameters")
+    assert found.result.text == "1 parameters differ, head.weight first"
+
+
+def test_one_bit_of_a_weight():
+    def change(other: Model) -> None:
+        other.head.bias.view(torch.int32)[3] += 1
+
+    assert weights(change).mechanism == "parameters"
+
+
+def test_quantised_weights_are_other_weights():
+    def change(other: Model) -> None:
+        other.head.weight = nn.Parameter(other.head.weight.round().to(torch.int8), requires_grad=False)
+
+    found = weights_only(change)
+    assert (found.mechanism, found.result.text) == ("quantization", "1 weights differ, head.weight first")
+
+
+def weights_only(change) -> Inputs:
+    """As `weights`, for a model that can no longer run: both runs use the first."""
+    model = Model()
+    other = twin(model)
+    change(other)
+    both = session(*pair(model, batch(ids()), batch(ids())))
+    both.b.run.model = other
+    return inputs(both)
+
+
+def test_weights_are_the_same_in_both_runs_for_a_while():
+    model = Model()
+    other = twin(model).bfloat16()
+    found = asked(model, batch(ids()), batch(ids()), other)
+    narrow = other.head.weight
+    with same_weights(found.rounded):
+        assert torch.equal(other.head.weight, model.head.weight)
+    assert other.head.weight is narrow
+    with pytest.raises(RuntimeError, match="deliberate"), same_weights(found.rounded):
+        raise RuntimeError("deliberate")
+    assert other.head.weight is narrow

@@ -1,0 +1,90 @@
+"""The precision probe: what remains of the gap in float64."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+import torch
+from tests.joined import session
+from tests.plain import Model, batch, ids, pair, twin
+from torch import Tensor
+
+from forkpoint.probes.inputs import inputs
+from forkpoint.probes.precision import NOISE_MARGIN, Precision, precision
+
+
+class Summed(Model):
+    """Adds up many numbers, in one order or the other."""
+
+    reverse = False
+    by = 0.0
+
+    def mix(self, hidden: Tensor, **inputs: Any) -> Tensor:
+        parts = [hidden * float(i) * 0.01 for i in range(20)]
+        total = parts.pop() * (1 + self.by)
+        for part in reversed(parts) if self.reverse else parts:
+            total = total + part
+        return total
+
+
+def asked(model: Model, other: Model) -> Precision:
+    both = session(*pair(model, batch(ids()), batch(ids()), other))
+    return precision(both, inputs(both).rounded)
+
+
+def test_another_order_of_a_sum_vanishes():
+    model = Summed()
+    other = twin(model)
+    other.reverse = True
+    found = asked(model, other)
+    assert found.vanishes
+    assert 0 <= found.gap < 1e-13
+    assert found.beyond_noise(found.compared) <= 1
+    assert found.refused == ()
+    if found.gap:
+        assert 0 < found.noise["logits"] < 1e-12
+        assert found.result.text.startswith("in float64 the gap is ")
+
+
+@pytest.mark.parametrize("by", [1e-2, 1e-6, 1e-10])
+def test_another_function_remains_though_it_hides_in_float32(by):
+    model = Summed()
+    other = twin(model)
+    other.by = by
+    found = asked(model, other)
+    assert not found.vanishes
+    assert found.result.outcome == "remains"
+    assert found.gap > NOISE_MARGIN * found.noise["logits"]
+
+
+def test_the_same_function_leaves_nothing_and_needs_no_measure():
+    found = asked(Summed(), Summed())
+    assert (found.vanishes, found.gap, found.noise) == (True, 0, {})
+    assert found.result.text == "in float64 the results are the same, bit for bit"
+
+
+def test_rounded_weights_are_made_the_same():
+    model = Model()
+    found = asked(model, twin(model).bfloat16())
+    assert found.vanishes
+    assert found.gap < 1e-13
+
+
+def test_a_cast_in_the_model_is_promoted_too():
+    class Cast(Summed):
+        def mix(self, hidden: Tensor, **inputs: Any) -> Tensor:
+            return super().mix(hidden.to(torch.bfloat16)).float()
+
+    model = Cast()
+    other = twin(model)
+    other.reverse = True
+    assert asked(model, other).vanishes
+
+
+def test_a_value_that_is_not_finite_remains():
+    model = Summed()
+    other = twin(model)
+    other.by = math.inf
+    assert not asked(model, other).vanishes

@@ -1,0 +1,59 @@
+"""The repeat probe: the same run, made again."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from tests.plain import Model, batch, ids, pair
+from torch import Tensor
+
+from forkpoint.probes.repeat import Repeat, repeat
+from forkpoint.session import trace_faithfully
+
+
+def asked(model: Model, state: bool = True) -> tuple[Repeat, bool]:
+    from tests.joined import session
+
+    runs = pair(model, batch(ids()), batch(ids()))
+    both = session(*runs)
+    both.a, both.b = (trace_faithfully(run) for run in runs)
+    before = torch.get_rng_state()
+    found = repeat(both)
+    return found, torch.equal(torch.get_rng_state(), before)
+
+
+def test_a_run_that_repeats_itself():
+    found, untouched = asked(Model())
+    assert (found.steady, found.mechanism, found.result.outcome) == (True, None, "same")
+    assert untouched
+
+
+def test_a_run_that_draws_numbers():
+    class Drawing(Model):
+        def mix(self, hidden: Tensor, **inputs: Any) -> Tensor:
+            return F.dropout(hidden, 0.5)
+
+    found, untouched = asked(Drawing())
+    assert (found.steady, found.mechanism) == (False, "random_state")
+    assert untouched
+
+
+def test_numbers_that_are_drawn_and_not_used_are_steady():
+    class Idle(Model):
+        def mix(self, hidden: Tensor, **inputs: Any) -> Tensor:
+            torch.rand(3)
+            return hidden
+
+    assert asked(Idle())[0].steady
+
+
+def test_a_run_that_depends_on_more_than_the_random_state():
+    class Outside(Model):
+        def mix(self, hidden: Tensor, **inputs: Any) -> Tensor:
+            calls.append(1)
+            return hidden + len(calls)
+
+    calls: list[int] = []
+    assert asked(Outside())[0].mechanism == "atomics"

@@ -1,0 +1,85 @@
+"""What the probes do to values as they pass by."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from tests.joined import session
+from tests.plain import Model, batch, ids, pair
+from torch import Tensor
+
+from forkpoint.probes.watchers import Noise, OtherContent, Patch, Store
+from forkpoint.promotion import Promotion
+
+
+class Plain(Model):
+    def mix(self, hidden: Tensor, **inputs: Any) -> Tensor:
+        return hidden * 2
+
+
+def test_noise_moves_a_result_by_rounding_alone_and_by_its_seed():
+    both = session(*pair(Plain(), batch(ids()), batch(ids())))
+    exact = both.a.again(promotion=Promotion())[0]["logits"][0]
+    moved = [both.a.again(promotion=Promotion(), watcher=Noise(seed))[0]["logits"][0] for seed in (0, 0, 1)]
+    assert torch.equal(moved[0], moved[1])
+    assert not torch.equal(moved[0], moved[2])
+    for value in moved:
+        assert 0 < float((value - exact).abs().max()) < 1e-14
+
+
+def test_other_content_replaces_what_is_not_kept_and_nothing_else():
+    both = session(*pair(Plain(), batch(ids()), batch(ids(), left=1)))
+    before = both.b.results[0]["logits"][0]
+    watcher = OtherContent(np.asarray(both.shared.b >= 0))
+    after = both.b.again(watcher=watcher)[0]["logits"][0]
+    assert watcher.replaced == 2
+    assert torch.equal(before[:, 1:], after[:, 1:])
+    assert not torch.equal(before[:, 0], after[:, 0])
+    nothing = OtherContent(np.ones_like(watcher.keep))
+    assert torch.equal(both.b.again(watcher=nothing)[0]["logits"][0], before)
+    assert nothing.replaced == 0
+
+
+def test_a_store_keeps_every_value_and_what_it_was_made_of():
+    both = session(*pair(Plain(), batch(ids()), batch(ids())))
+    store = Store(1 << 20)
+    both.a.again(watcher=store)
+    by_name = {kept.op.name: (event, kept) for event, kept in store.kept.items()}
+    event, kept = by_name["(model)/mul"]
+    tanh = next(e for e, k in store.kept.items() if k.op.name == "(model)/tanh")
+    assert store.sources[event] == [tanh]
+    assert torch.equal(kept.value, store.kept[tanh].value * 2)
+    small = Store(0)
+    both.a.again(watcher=small)
+    assert small.kept == {}
+    assert small.sources.keys() == store.sources.keys()
+
+
+def test_a_patch_puts_values_in_their_places():
+    class Offset(Model):
+        by = 0.0
+
+        def mix(self, hidden: Tensor, **inputs: Any) -> Tensor:
+            return (hidden + self.by) * 1
+
+    a, b = Offset(), Offset()
+    b.by = 1.0
+    both = session(*pair(a, batch(ids()), batch(ids(), left=1), b))
+    store_a, store_b = Store(1 << 20), Store(1 << 20)
+    both.a.again(watcher=store_a)
+    both.b.again(watcher=store_b)
+    from forkpoint.probes.origin import pair_values
+
+    kept_a = next(k for k in store_a.kept.values() if k.op.name == "(model)/add")
+    kept_b = next(k for k in store_b.kept.values() if k.op.name == "(model)/add")
+    pairs = pair_values(both, kept_a, kept_b)
+    key = (kept_b.op.module, kept_b.op.function, kept_b.op.site.chain)
+    patch = Patch({(key, 0, 0, 0): (kept_a.value, pairs)})
+    patched = both.b.again(watcher=patch)[0]["logits"][0]
+    assert patch.applied == 1
+    assert torch.allclose(patched[:, 1:], both.a.results[0]["logits"][0])
+    absent = Patch({((*key[:2], "elsewhere"), 0, 0, 0): (kept_a.value, pairs)})
+    both.b.again(watcher=absent)
+    assert absent.applied == 0

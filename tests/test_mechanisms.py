@@ -1,0 +1,142 @@
+"""Known causes, recognised by what their ops do in modules of no known name."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from tests.plain import VOCABULARY, Model, batch, ids, pair
+from torch import Tensor
+
+import forkpoint as fp
+from forkpoint.mechanisms import ROUNDING_ADVICE, known_slugs
+
+
+class Attending(Model):
+    """Causal attention, written out; a subclass changes what it may see."""
+
+    def allowed(self, hidden: Tensor, mask: Tensor) -> Tensor:
+        return mask[:, None].bool() & torch.ones(hidden.shape[1], hidden.shape[1]).tril().bool()
+
+    def mix(self, hidden: Tensor, attention_mask: Tensor | None = None, **inputs: Any) -> Tensor:
+        mask = torch.ones(hidden.shape[:2]) if attention_mask is None else attention_mask
+        scores = (hidden @ hidden.mT).masked_fill(~self.allowed(hidden, mask), -1e9)
+        return hidden + scores.softmax(-1) @ hidden
+
+
+class IgnoresMask(Attending):
+    def allowed(self, hidden: Tensor, mask: Tensor) -> Tensor:
+        return torch.ones(hidden.shape[1], hidden.shape[1]).tril().bool()[None]
+
+
+class LastColumn(Model):
+    def forward(self, input_ids: Tensor, **inputs: Any) -> dict[str, Any]:
+        hidden = self.layers[0](self.embed(input_ids)).tanh()
+        return {"pooled": self.layers[1](hidden[:, -1])}
+
+
+class MeanOfAll(Model):
+    def forward(self, input_ids: Tensor, **inputs: Any) -> dict[str, Any]:
+        return {"pooled": self.layers[1](self.embed(input_ids).mean(1))}
+
+
+class Convolution(Model):
+    def mix(self, hidden: Tensor, **inputs: Any) -> Tensor:
+        return hidden + F.conv1d(F.pad(hidden.mT, (2, 0)), torch.full((13, 1, 3), 0.3), groups=13).mT
+
+
+class WholeScale(Model):
+    def mix(self, hidden: Tensor, **inputs: Any) -> Tensor:
+        scale = hidden.abs().amax() / 7
+        return (hidden / scale).round().clamp(-7, 7) * scale
+
+
+class Statistics(Model):
+    def mix(self, hidden: Tensor, **inputs: Any) -> Tensor:
+        return F.batch_norm(hidden.mT, None, None, training=True).mT
+
+
+class Columns(Model):
+    def mix(self, hidden: Tensor, **inputs: Any) -> Tensor:
+        angles = torch.arange(hidden.shape[1])[:, None] * 0.3
+        return hidden * angles.cos() + hidden.roll(1, -1) * angles.sin()
+
+
+PADDING_ON_THE_LEFT = batch(ids()), batch(ids(), left=2)
+PADDING_ON_THE_RIGHT = batch(ids()), batch(ids(), right=2)
+MATES = batch(ids(5)[4:]), batch(ids(5))  # the largest value is in another row
+
+CASES = [
+    (IgnoresMask, PADDING_ON_THE_LEFT, "attention_mask", False),
+    (LastColumn, PADDING_ON_THE_RIGHT, "pooling", False),
+    (MeanOfAll, PADDING_ON_THE_RIGHT, "pooling", False),
+    (Convolution, PADDING_ON_THE_LEFT, "padding_leak", False),  # it was given a mask
+    (WholeScale, MATES, "dynamic_scale", True),
+    (Statistics, MATES, "batch_statistics", True),
+    (Columns, PADDING_ON_THE_LEFT, "position_ids", False),
+]
+
+
+@pytest.mark.parametrize(("model", "inputs", "slug", "by_design"), CASES, ids=[case[2] + str(i) for i, case in enumerate(CASES)])  # fmt: skip
+def test_a_cause_is_told_by_what_its_ops_do(model, inputs, slug, by_design):
+    found = fp.compare(*pair(model(), *inputs)).verdict
+    assert (found.kind, found.mechanism) == (fp.VerdictKind.SEMANTIC, slug)
+    assert found.by_design is by_design
+    assert found.advice.endswith(".")
+
+
+def test_a_leak_of_a_model_that_is_given_no_mask():
+    a, b = PADDING_ON_THE_LEFT
+    layouts = [fp.Layout.from_mask(x["attention_mask"]) for x in (a, b)]
+    runs = [
+        fp.Run(Convolution(), {"input_ids": x["input_ids"]}, layout=y)
+        for x, y in zip((a, b), layouts, strict=True)
+    ]
+    found = fp.compare(*runs).verdict
+    assert (found.mechanism, found.by_design) == ("padding_leak", None)
+
+
+def test_a_sound_model_has_no_cause():
+    for inputs in (PADDING_ON_THE_LEFT, PADDING_ON_THE_RIGHT, MATES):
+        found = fp.compare(*pair(Attending(), *inputs)).verdict
+        assert found.kind in (fp.VerdictKind.IDENTICAL, fp.VerdictKind.ROUNDING), found
+
+
+def test_packed_samples_that_see_each_other():
+    tokens = ids(2)
+    packed = {"input_ids": tokens.reshape(1, -1), "position_ids": torch.arange(4).repeat(2)[None]}
+    found = fp.compare(*pair(Attending(), {"input_ids": tokens}, packed)).verdict
+    assert (found.kind, found.mechanism, found.by_design) == (fp.VerdictKind.SEMANTIC, "packing", False)
+
+
+def test_a_stale_cache():
+    class Cached(Model):
+        late = 0.0
+
+        def mix(
+            self, hidden: Tensor, past_key_values: Any = None, late: float = 0.0, **inputs: Any
+        ) -> Tensor:
+            past = None if past_key_values is None else past_key_values[0] + late
+            self.kept = hidden if past is None else torch.cat([past, hidden], 1)
+            width = self.kept.shape[1]
+            causal = torch.arange(width) <= torch.arange(width - hidden.shape[1], width)[:, None]
+            return hidden + (hidden @ self.kept.mT).masked_fill(~causal, -1e9).softmax(-1) @ self.kept
+
+        def forward(self, input_ids: Tensor, **inputs: Any) -> dict[str, Any]:
+            return super().forward(input_ids, **inputs) | {"past_key_values": (self.kept,)}
+
+    tokens = ids(1, 6)
+    steps = [{"input_ids": tokens[:, :4]}, {"input_ids": tokens[:, 4:]}]
+    sound = fp.compare(*pair(Cached(), {"input_ids": tokens}, steps)).verdict
+    assert sound.kind in (fp.VerdictKind.IDENTICAL, fp.VerdictKind.ROUNDING)
+    stale = fp.compare(*pair(Cached(), {"input_ids": tokens}, [steps[0], steps[1] | {"late": 0.5}])).verdict
+    assert (stale.kind, stale.mechanism, stale.by_design) == (fp.VerdictKind.SEMANTIC, "cache_state", False)
+
+
+def test_every_slug_of_rounding_has_advice_and_every_slug_is_known_once():
+    slugs = list(known_slugs())
+    assert len(slugs) == len(set(slugs))
+    assert set(ROUNDING_ADVICE) == {"reduction_order", "kernel_choice", "low_precision"} <= set(slugs)
+    assert VOCABULARY > 20
