@@ -14,7 +14,7 @@ import platform
 import statistics
 import time
 from collections.abc import Callable
-from datetime import date
+from datetime import UTC, datetime
 from pathlib import Path
 
 import torch
@@ -117,7 +117,7 @@ def measure(a: fp.Run, b: fp.Run, repetitions: int, peers: bool) -> dict[str, ob
             start = time.perf_counter()
             try:
                 way()
-            except Exception as error:
+            except Exception as error:  # noqa: BLE001 - a peer that fails is reported, and the rest goes on
                 seconds.setdefault(name, []).append(float("nan"))
                 print(f"{name}: {type(error).__name__}: {error}"[:200])
                 continue
@@ -151,7 +151,7 @@ def main() -> None:
         torch.cuda.get_device_name() if next(model.parameters()).is_cuda else platform.processor() or "CPU"
     )
     report: dict[str, object] = {
-        "date": date.today().isoformat(), "device": device, "threads": torch.get_num_threads(),
+        "date": datetime.now(tz=UTC).date().isoformat(), "device": device, "threads": torch.get_num_threads(),
         "torch": torch.__version__, "model": given.model, "layers": given.layers, "tokens": {},
     }  # fmt: skip
     for tokens in given.tokens:

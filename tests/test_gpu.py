@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
+from tests.architectures import ARCHITECTURES, prompt
 from torch import nn
 
 import forkpoint as fp
-from tests.architectures import ARCHITECTURES, prompt
 
 pytestmark = [
     pytest.mark.gpu,

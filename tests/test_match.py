@@ -176,6 +176,22 @@ def test_a_cache_that_was_changed_differs_where_it_is_read_again():
     assert row(found, "(model)/matmul", 0).status == "equal"
 
 
+@pytest.mark.parametrize(("spoil", "differing"), [(0.0, 0), (0.5, 4)])
+def test_a_key_that_one_run_alone_reads_again_meets_the_key_as_it_was_made(spoil, differing):
+    def always(x: Tensor, past_key_values: Any = None, spoil: float = 0.0) -> dict[str, Any]:
+        past = x[:, :0] @ W if past_key_values is None else past_key_values[0] + spoil
+        keys = torch.cat([past, x @ W], 1)
+        return {"out": keys[:, -x.shape[1] :] * 1, "past_key_values": (keys,)}
+
+    x = noise(1, 6, 7)
+    steps = [{"x": x[:, :4]}, {"x": x[:, 4:], "spoil": spoil}]
+    for swap in (False, True):
+        found = joined(always, *((steps, {"x": x}) if swap else ({"x": x}, steps)))
+        cat = row(found, "(model)/cat")
+        assert (cat.compared, cat.differing, cat.left_out) == (10, differing, 0)
+        assert row(found, "(model)/mul").status == "equal"
+
+
 def test_weights_are_compared_on_the_keys_that_both_runs_have():
     x = noise(1, 4, 7)
     b, layout = padded(x, left=2)

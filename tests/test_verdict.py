@@ -261,6 +261,35 @@ def test_nan_in_one_run_alone_is_semantic():
     assert (found.kind, found.mechanism, found.by_design) == (VerdictKind.SEMANTIC, "nan", False)
 
 
+def test_nan_that_float64_does_not_have_is_semantic_too():
+    class Overflows(Model):
+        def mix(self, hidden: Tensor, **inputs: Any) -> Tensor:
+            large = hidden.half() * (60000 if hidden.shape[1] == 4 else 6000000)
+            return hidden + (large - large).float()
+
+    found = verdict(*pair(Overflows(), batch(ids()), batch(ids(), right=1)))
+    assert (found.kind, found.mechanism) == (VerdictKind.SEMANTIC, "nan")
+    assert outcomes(found)["precision"] == "vanishes"
+
+
+def test_a_leak_that_this_padding_hides_is_seen_by_other_content():
+    class Hidden(Reassociated):
+        """Each token sees the one before it; the padding's embedding happens to be zero."""
+
+        def forward(self, input_ids: Tensor, **inputs: Any) -> dict[str, Any]:
+            hidden = self.embed(input_ids)
+            hidden = self.mix(hidden + F.pad(hidden, (0, 0, 1, -1)))
+            return {"logits": self.head(hidden)}
+
+    model = Hidden()
+    with torch.no_grad():
+        model.embed.weight[0] = 0
+    found = verdict(*pair(model, batch(ids()), batch(ids(), left=2)))
+    assert found.kind is VerdictKind.SEMANTIC
+    assert (outcomes(found)["precision"], outcomes(found)["content"]) == ("vanishes", "changes")
+    assert found.mechanism == "padding_leak"
+
+
 def test_two_functions_are_semantic_without_a_mechanism():
     class Scaled(Model):
         factor = 1.0

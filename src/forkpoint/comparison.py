@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import platform
+import tempfile
 from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from forkpoint import drift, impact
+from forkpoint import drift, impact, scene
 from forkpoint.errors import InputError, SceneError
 from forkpoint.impact import ResultComparison, compare_results
 from forkpoint.layout import pair_samples, read_content
@@ -103,6 +105,7 @@ def _assemble(
         notes=(*notes, *_pairing_notes(session)),
         versions=versions(),
         _save=lambda directory, confirm=None: _save_scene(session, located, judged, directory, confirm),
+        _write=lambda path, synthetic: _write_script(session, located, judged, path, synthetic=synthetic),
         _fetch=lambda module, name, **where: fetch_value(session, module, name, **where),
     )
 
@@ -111,14 +114,26 @@ def _save_scene(
     session: Session, located: Located | None, judged: Judgement, directory: Any, confirm: Any
 ) -> None:
     """The scene of the origin where the verdict is semantic, else of the first divergence."""
-    from forkpoint import scene
-
     found = judged.found
     if found is not None:
         located = locate_meeting(session, found.seen) or located
     if located is None:
         raise SceneError("no op differs between the runs", "two runs that part ways somewhere")
     scene.save(session, located, directory, versions=versions(), confirm=confirm)
+
+
+def _write_script(
+    session: Session, located: Located | None, judged: Judgement, path: Path, *, synthetic: bool
+) -> None:
+    """The script of the scene, which it lies next to; or of random data, and then the scene is not kept."""
+    if synthetic:
+        with tempfile.TemporaryDirectory() as folder:
+            _save_scene(session, located, judged, Path(folder) / "scene", None)
+            scene.write_script(Path(folder) / "scene", path, synthetic=True)
+        return
+    directory = Path(f"{path}.scene")
+    _save_scene(session, located, judged, directory, None)
+    scene.write_script(directory, path)
 
 
 def _op_row(row: Joined) -> OpRow:

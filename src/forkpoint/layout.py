@@ -476,7 +476,7 @@ def pair_samples(a: Layout, b: Layout, content_a: Content, content_b: Content) -
         for sample_b in free_b:
             by_content.setdefault(content_b[sample_b], deque()).append(sample_b)
         taken: list[tuple[int, int]] = []
-        for sample_a in list(free_a):
+        for sample_a in free_a:
             same = by_content.get(content_a[sample_a]) if content_a[sample_a] else None
             if same:
                 taken.append((sample_a, same.popleft()))

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from forkpoint.errors import InputError, SceneError
 from forkpoint.files import write_atomically
 
 if TYPE_CHECKING:
@@ -260,6 +261,7 @@ class Result:
     versions: dict[str, str] = field(default_factory=dict[str, str])
     _fetch: Callable[..., Tensor] | None = field(default=None, repr=False, compare=False)
     _save: Callable[..., None] | None = field(default=None, repr=False, compare=False)
+    _write: Callable[[Path, bool], None] | None = field(default=None, repr=False, compare=False)
 
     @property
     def identical(self) -> bool:
@@ -290,8 +292,6 @@ class Result:
             InputError: no value has that name, or the result was loaded from a file.
         """
         if self._fetch is None:
-            from forkpoint.errors import InputError
-
             raise InputError(
                 "a result without its runs", "the result that fp.compare returned", "compare the runs again"
             )
@@ -322,8 +322,6 @@ class Result:
             SceneError: no op differs, or the op can't be replayed, with the reason.
         """
         if self._save is None:
-            from forkpoint.errors import SceneError
-
             raise SceneError("a result without its runs", "the result that fp.compare returned")
         self._save(directory, confirm=confirm)
 
@@ -337,18 +335,9 @@ class Result:
         Raises:
             SceneError: as `save_scene`, or random data that don't show the effect.
         """
-        import tempfile
-
-        from forkpoint.scene import write_script
-
-        if synthetic:
-            with tempfile.TemporaryDirectory() as folder:
-                self.save_scene(Path(folder) / "scene")
-                write_script(Path(folder) / "scene", path, synthetic=True)
-            return
-        scene = Path(f"{path}.scene")
-        self.save_scene(scene)
-        write_script(scene, path)
+        if self._write is None:
+            raise SceneError("a result without its runs", "the result that fp.compare returned")
+        self._write(Path(path), synthetic)
 
     def __str__(self) -> str:
         from forkpoint.report.terminal import to_text

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 from functools import partial
@@ -16,6 +17,7 @@ from torch import nn
 
 from forkpoint import scene
 from forkpoint.errors import SceneError
+from forkpoint.layout import Layout
 from forkpoint.run import Run
 from forkpoint.scene import folder
 from forkpoint.scene.arguments import refs_in
@@ -84,6 +86,16 @@ def test_tiny_models_padded(name, attention, dtype, side, tmp_path):
     )
     assert found.first.index_a == located.divergence.index_a
     assert all(check.equal in (True, None) for check in found.inputs)
+
+
+def test_a_scene_without_a_folder():
+    a, b = other_weights("linear")
+    session, located = join(a, b)
+    built = here(partial(scene.build, session, located))
+    assert (built.a.reproduced, built.b.reproduced) == (True, True)
+    assert built.different_kernels is False
+    assert built.kernel_evidence == f"Both runs ran {built.a.kernels.names[0]}."
+    assert scene.replay(built).reproduces
 
 
 def test_memory_is_kept_as_it_was(tmp_path):
@@ -157,6 +169,36 @@ def test_an_output_that_nobody_reproduces_is_said_to_be_so(tmp_path, monkeypatch
     assert "run A: the run gave other values when it was made again" in saved.notes[0]
     assert any("does not give run A's recorded bits" in note for note in saved.notes)
     assert not scene.replay(scene.load(tmp_path / "scene")).reproduces
+
+
+def test_a_fault_in_one_of_torchs_functions_is_replayed_with_it(tmp_path, monkeypatch):
+    """A stand-in for F.linear that gives longer inputs one wrong element."""
+    original = nn.functional.linear
+
+    @functools.wraps(original)
+    def linear(x, w):
+        if torch._C._is_torch_function_mode_enabled():
+            return torch.overrides.handle_torch_function(linear, (x, w), x, w)
+        result = original(x, w)
+        if x.shape[1] > 5:
+            result[0, 2, 3] += 1
+        return result
+
+    monkeypatch.setattr(nn.functional, "linear", linear)
+    model = One(lambda x, w: nn.functional.linear(x, w), torch.eye(8))
+    x = torch.randn(1, 9, 8)
+    saved = save(
+        Run(model, {"input": x[:, :5]}, layout=Layout.from_mask(torch.ones(1, 5), samples=["x"])),
+        Run(model, {"input": x}, layout=Layout.from_mask(torch.ones(1, 9), samples=["x"])),
+        tmp_path / "scene",
+    )
+    assert saved.a.function == "torch.nn.functional.linear"
+    assert (saved.a.reproduced, saved.b.reproduced) == (True, True)
+    found = scene.replay(scene.load(tmp_path / "scene"))
+    assert (found.outputs.differing, found.first.index_a) == (1, (0, 2, 3))
+    monkeypatch.setattr(nn.functional, "linear", original)
+    found = scene.replay(scene.load(tmp_path / "scene"))
+    assert (found.recorded_a.equal, found.recorded_b.equal, found.outputs.equal) == (True, False, True)
 
 
 # --- which op ----------------------------------------------------------------------------------------------

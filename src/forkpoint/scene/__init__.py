@@ -9,7 +9,7 @@ A scene is a folder of a JSON manifest and safetensors; docs/scene-format.md say
 from forkpoint.scene.folder import check_directory, load
 from forkpoint.scene.records import Scene
 from forkpoint.scene.replay import Replay, replay
-from forkpoint.scene.save import SIZE_LIMIT, save
+from forkpoint.scene.save import SIZE_LIMIT, build, save
 from forkpoint.scene.script import Script, write_script
 
 __all__ = [
@@ -17,6 +17,7 @@ __all__ = [
     "Replay",
     "Scene",
     "Script",
+    "build",
     "check_directory",
     "load",
     "replay",

@@ -167,6 +167,13 @@ def evidence(a: Kernels, b: Kernels) -> str:
     return f"The two runs ran different kernels: {names_a} in A{_splits(a)}; {names_b} in B{_splits(b)}."
 
 
+def differ(a: Kernels, b: Kernels) -> bool | None:
+    """Whether two calls ran different kernels, apart from what prepares their arguments; None if not known."""
+    if not a.names or not b.names:
+        return None
+    return _main(a.names, b.names) != _main(b.names, a.names)
+
+
 def _main(names: tuple[str, ...], others: tuple[str, ...]) -> tuple[str, ...]:
     """Without what only prepares the arguments, where something else is left on both sides."""
     kept = tuple(name for name in names if not _prepares(name))

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from forkpoint.scene.arguments import refs_in
 from forkpoint.scene.flags import Flags
-from forkpoint.scene.kernels import Kernels, evidence
+from forkpoint.scene.kernels import Kernels, differ, evidence
 from forkpoint.scene.machine import Machine
 from forkpoint.scene.parts import Inside
 from forkpoint.scene.sharing import Sharing
@@ -116,6 +116,11 @@ class Scene:
         return self.data[layout.storage].as_strided(
             layout.shape, layout.stride, self.data[layout.storage].storage_offset() + layout.offset
         )
+
+    @property
+    def different_kernels(self) -> bool | None:
+        """Whether the two runs ran different kernels; None where that is not known."""
+        return differ(self.a.kernels, self.b.kernels)
 
     @property
     def kernel_evidence(self) -> str:

@@ -68,18 +68,22 @@ def save(
             a folder that can't be written.
     """
     path = folder.check_directory(directory)
-    chosen = choose(session, located)
-    a, b = witness(session.a, chosen.a), witness(session.b, chosen.b)
-    scene = _assemble(session, located, chosen.row, a, b, dict(versions))
-    notes = [chosen.remark, *(f"run {run}: {w.note}" for run, w in (("A", a), ("B", b)) if w.note)]
-    scene = replace(scene, notes=tuple(note for note in notes if note))
+    scene = _assemble(session, located, dict(versions))
     _check_size(scene, size_limit, confirm)
-    looked = look_inside(session, a.taken, b.taken, a.circumstances.flags, b.circumstances.flags)
-    return folder.write(
-        path,
-        replace(scene, inside=looked),
-        lambda written: _tried(folder.load(written, namespaces=_namespaces(scene))),
-    )
+    trusted = _namespaces(scene)
+    return folder.write(path, scene, lambda written: _tried(folder.load(written, namespaces=trusted)))
+
+
+def build(session: Session, located: Located, *, versions: Mapping[str, str] | None = None) -> Scene:
+    """The scene without its folder: what `save` would write, tried already.
+
+        built = forkpoint.scene.build(session, located)
+        built.kernel_evidence, built.inside, forkpoint.scene.replay(built)
+
+    Raises:
+        SceneError: as `save`, but for what concerns the folder.
+    """
+    return _tried(_assemble(session, located, dict(versions or {})))
 
 
 def _namespaces(scene: Scene) -> tuple[str, ...]:
@@ -98,29 +102,33 @@ def _check_size(scene: Scene, limit: int, confirm: Confirm | None) -> None:
 # ---------------------------------------------------------------------- assembling
 
 
-def _assemble(
-    session: Session, located: Located, row: Joined, a: Witnessed, b: Witnessed, versions: dict[str, str]
-) -> Scene:
+def _assemble(session: Session, located: Located, versions: dict[str, str]) -> Scene:
+    """All that a scene holds but for what trying it shows."""
+    chosen = choose(session, located)
+    a, b = witness(session.a, chosen.a), witness(session.b, chosen.b)
     packer = Packer()
     extra: dict[str, Tensor] = {}
     side_a, numbers_a = _side(session.a, "a", a, packer, extra)
     side_b, numbers_b = _side(session.b, "b", b, packer, extra)
-    output = row.op.output
-    sharing = share_output(session, row, a.taken, b.taken, output)
-    return Scene(
-        place=_place(located, row),
+    output = chosen.row.op.output
+    notes = [chosen.remark, *(f"run {run}: {w.note}" for run, w in (("A", a), ("B", b)) if w.note)]
+    scene = Scene(
+        place=_place(located, chosen.row),
         a=side_a,
         b=side_b,
         output=output,
-        sharing=sharing,
+        sharing=share_output(session, chosen.row, a.taken, b.taken, output),
         inputs=tuple(_inputs(session, a.taken, numbers_a, b.taken, numbers_b)),
         layouts=tuple(packer.layouts),
         storages=tuple(packer.storages),
         machine=machine(a.taken.outputs[output].device),
         versions=versions,
+        notes=tuple(note for note in notes if note),
+        inside=look_inside(session, a.taken, b.taken, a.circumstances.flags, b.circumstances.flags),
         data=tuple(packer.data),
         extra=extra,
     )
+    return replace(scene, trusted=_namespaces(scene))
 
 
 def _side(
