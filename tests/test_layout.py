@@ -167,7 +167,6 @@ def test_a_bool_key_padding_mask_says_where_the_padding_is():
         assert positions(Layout.read([{"src": torch.zeros(1, 3, 2), name: mask}])) == [[0, 1, -1]]
 
 
-@pytest.mark.xfail(reason="the columns of such an input are counted as its rows")
 def test_a_mask_may_be_of_rows_for_an_input_of_columns():
     mask = torch.tensor([[False, False, True], [False, True, True]])
     layout = Layout.read([{"src": torch.zeros(3, 2, 4), "src_key_padding_mask": mask}])

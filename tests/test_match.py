@@ -78,8 +78,7 @@ def test_as_many_features_as_tokens_in_one_run_alone_change_nothing():
     x = noise(2, 3, 7)
     b, layout = padded(x, right=4)  # seven columns of seven features
     found = joined(lambda x: x @ W, {"x": x}, {"x": b}, Layout.from_mask(torch.ones(2, 3)), layout)
-    if row(found, "(model)/matmul").status != "equal":
-        pytest.xfail("features as many as the tokens are taken for tokens")
+    assert row(found, "(model)/matmul").status == "equal"
 
 
 def test_a_batch_of_packed_samples_meets_a_batch_of_rows():
@@ -149,9 +148,7 @@ def step(x: Tensor, past_key_values: Any = None, spoil: float = 0.0) -> dict[str
     "rows",
     [
         1,
-        pytest.param(
-            2, marks=pytest.mark.xfail(reason="one query a row is not taken for queries with their keys")
-        ),
+        2,
     ],
 )
 def test_decoding_steps_meet_a_full_forward(rows):

@@ -78,7 +78,7 @@ def scores(
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_planted_faults_are_called_by_their_name(kind: str) -> None:
-    found = list(scores(0, 4, [kind]))
+    found = list(scores(0, 7, [kind]))
     assert [str(s) for s in found if s.complaints] == []
 
 

@@ -349,6 +349,11 @@ def _read_stream(
         valid = torch.ones(shape, dtype=torch.bool)
     else:
         valid = _fit_mask(*masked, name, tokens, shape, call)
+        if (
+            shape is not None and valid.shape != shape
+        ):  # [columns, rows], as nn.TransformerEncoder without batch_first
+            found = _from_mask(valid, seen)
+            return Coordinates(found.sample.T, found.position.T)
     positions = inputs.get("position_ids")
     if (
         stream == MAIN
@@ -375,7 +380,7 @@ def _fit_mask(
         # With a cache the mask covers the earlier calls too: its last columns are this call's.
         return valid[..., valid.shape[-1] - shape[-1] :]
     elif len(shape) == 2 and valid.dim() == 2 and tuple(valid.T.shape) == shape:
-        return valid.T  # [columns, rows], as nn.TransformerEncoder has it without batch_first
+        return valid
     raise InputError(
         f"call {call}: {mask_name} of shape {tuple(valid.shape)} for {name} of shape {tuple(tokens.shape)}",
         "a mask with a column for each token (and for each token in the cache)",

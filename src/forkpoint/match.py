@@ -501,7 +501,7 @@ class Join:
             if len(cells_a.ids) and len(cells_b.ids)
             else False
         )
-        if held_a.shape == held_b.shape and not one_has_tokens:
+        if not one_has_tokens and (held_a.shape == held_b.shape or _same_slices(held_a, held_b)):
             self._compare_flat(a, b, count)
         elif not (_has_grid(held_a) and _has_grid(held_b)):
             count.skip(
@@ -811,6 +811,21 @@ def _grid(held: Event) -> tuple[tuple[int, ...], Ints]:
     given = (*cells.row_dims, *cells.open_dims)
     digests = held.digests.reshape([held.shape[d] for d in given])
     return dims, digests.transpose([given.index(d) for d in dims])
+
+
+def _same_slices(a: Event, b: Event) -> bool:
+    """Whether both events have a known token for every cell, and as many elements in each."""
+    if (
+        a.cells is None
+        or b.cells is None
+        or _is_whole(a)
+        or _is_whole(b)
+        or not len(a.cells.ids)
+        or not len(b.cells.ids)
+    ):
+        return False
+    sizes = {int(width) for event in (a, b) for width in np.unique(_widths(event))}
+    return len(sizes) == 1
 
 
 def _is_whole(held: Event) -> bool:

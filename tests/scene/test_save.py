@@ -185,7 +185,7 @@ def test_a_fault_in_one_of_torchs_functions_is_replayed_with_it(tmp_path, monkey
         return result
 
     monkeypatch.setattr(nn.functional, "linear", linear)
-    model = One(lambda x, w: nn.functional.linear(x, w), torch.eye(8))
+    model = One(nn.functional.linear, torch.eye(8))
     x = torch.randn(1, 9, 8)
     saved = save(
         Run(model, {"input": x[:, :5]}, layout=Layout.from_mask(torch.ones(1, 5), samples=["x"])),

@@ -451,6 +451,8 @@ class Recorder:
                 self._answers[key] = known
         if isinstance(known, str):
             return [None] * len(outputs), known
+        if not all(_fits(label, output) for label, output in zip(known, outputs, strict=True)):
+            return [None] * len(outputs), f"no rule fits this call of {function.name}"
         return known, lost
 
     def _event(
@@ -679,7 +681,7 @@ class Recorder:
             parent = self.stack[-1].path
             path = f"{parent}.{type(module).__name__}" if parent else type(module).__name__
         self.stack.append(Frame(path, module, (args, tuple(kwargs.values()))))
-        if not path:
+        if not path or _inside_transform():
             return
         names = _argument_names(type(module))
         for position, value in enumerate(args):
@@ -702,7 +704,7 @@ class Recorder:
         """A module returns."""
         self._note_late_write()
         frame = self.stack.pop()
-        if failed:
+        if failed or _inside_transform():
             return
         for index, value in enumerate(_outputs_of(result)):
             known = self._find(value)
@@ -841,7 +843,7 @@ def _owned(model: nn.Module | None) -> dict[int, str]:
 def _argument_names(kind: type[nn.Module]) -> tuple[str, ...]:
     try:
         return tuple(inspect.signature(kind.forward).parameters)[1:]
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, AttributeError):  # scripted modules answer for themselves
         return ()
 
 
@@ -867,6 +869,18 @@ def _tensors_within(value: Any, depth: int = 4) -> list[Tensor]:
     else:
         return []
     return [t for item in items for t in _tensors_within(item, depth - 1)]
+
+
+def _fits(label: Label | None, value: Tensor) -> bool:
+    """Whether a label's arrays broadcast to a value: a rule that says otherwise is wrong about the function."""
+    if label is None:
+        return True
+    shape = value.shape
+    return all(
+        ids is None
+        or (ids.ndim == len(shape) and all(n in (1, m) for n, m in zip(ids.shape, shape, strict=True)))
+        for ids in (label.q, label.k)
+    )
 
 
 def _inside_transform() -> bool:

@@ -175,6 +175,9 @@ def _ask(call: Call, output: Tensor) -> Label | None:
             for d, place in zip(varying, places, strict=True):
                 target[place] = ids.shape[d]
             return call.labels.make(np.transpose(squeezed, order).reshape(target))
+    new_sizes = set(sizes.values())
+    if any(int(n) % new == 0 for n in answer.shape for new in new_sizes if n):
+        raise UnknownMovementError(f"no rule says how {call.name} moves tokens")
     tokens = [label for t in call.tensors() if (label := call.label(t)) is not None]
     if all(d == 1 for label in tokens for d in label.q.shape):
         return None
@@ -219,20 +222,20 @@ def _on_meta(value: Any, call: Call, sizes: dict[int, int]) -> Any:
 
 @rule(
     "new_zeros", "new_ones", "new_full", "new_empty", "new_tensor", "zeros", "ones", "full", "empty", "arange",
-    "zeros_like", "ones_like", "empty_like", "full_like", "tensor", "as_tensor", "eye", "linspace", "rand", "randn", "randint", "finfo", "iinfo", "empty_strided",
+    "zeros_like", "ones_like", "empty_like", "full_like", "eye", "linspace", "rand", "randn", "randint", "finfo", "iinfo", "empty_strided",
 )  # fmt: skip
 def _creation(_: Call) -> Label | None:
     return None
 
 
 @rule(
-    "to", "type", "type_as", "clone", "contiguous", "detach", "float", "half", "bfloat16", "double", "long", "int",
+    "tensor", "as_tensor", "to", "type", "type_as", "clone", "contiguous", "detach", "float", "half", "bfloat16", "double", "long", "int",
     "bool", "cpu", "cuda", "requires_grad_", "alias", "data", "real", "imag", "rand_like", "randn_like", "bernoulli",
     "fill_", "zero_", "normal_", "uniform_", "layer_norm", "rms_norm",
     "group_norm", "batch_norm", "instance_norm", "dropout", "softmax", "log_softmax", "_to_copy", "pin_memory",
 )  # fmt: skip
 def _as_first(call: Call) -> Label | None:
-    first = call.arg(0, "input", "self")
+    first = call.arg(0, "input", "self", "data")
     label = call.label(first)
     if label is not None and tuple(first.shape) != tuple(call.outputs[0].shape):
         return _default(call)[0]
@@ -351,7 +354,7 @@ def _pad(call: Call) -> Label | None:
     if label is None:
         return None
     widths = list(call.arg(1, "pad"))
-    mode = call.arg(2, "mode", default="constant")
+    mode = "constant" if call.name == "constant_pad_nd" else call.arg(2, "mode", default="constant")
 
     def move(ids: Ids) -> Ids:
         for i in range(len(widths) // 2):
@@ -592,7 +595,7 @@ def _setitem(call: Call) -> Label | None:
     if new is None:
         return before
     _check_written(shape)
-    if isinstance(index, list):
+    if isinstance(index, list) and call.name != "setitem":  # index_put: an index for each dimension
         index = tuple(slice(None) if i is None else i for i in index)
     place = take(call, np.arange(math.prod(shape), dtype=np.int32).reshape(shape), shape, index)
 
@@ -674,7 +677,7 @@ def _scatter(call: Call) -> Label | None:
         return before
     if label.q.shape[d] == 1:
         shapes_match = all(target.shape[i] == index.shape[i] for i in range(target.dim()) if i != d)
-        if shapes_match:
+        if shapes_match and (before is None or before.q.shape[d] == 1):
             return call.labels.merge([before, label], target.dim())
     values = call.values(index)
     _check_written(tuple(target.shape))
@@ -698,7 +701,20 @@ def _scatter(call: Call) -> Label | None:
 
 @rule("masked_scatter", "masked_scatter_")
 def _masked_scatter(call: Call) -> Label | None:
-    return call.label(call.args[0])
+    if call.label(call.arg(2, "source")) is not None:
+        return _unfollowed(call)
+    return call.label(call.args[0])  # an image's features in the places of its tokens
+
+
+@rule(
+    "as_strided", "slice_scatter", "select_scatter", "diagonal_scatter", "as_strided_scatter", "pad_sequence", "take",
+    "put", "put_",
+)  # fmt: skip
+def _unfollowed(call: Call) -> Label | None:
+    """Functions that move tokens in ways that are not worth following."""
+    if any(call.label(t) is not None for t in call.tensors()):
+        raise UnknownMovementError(f"no rule says how {call.name} moves tokens")
+    return None
 
 
 # ---------------------------------------------------------------------- reductions
@@ -832,7 +848,8 @@ def _product(call: Call, x: Tensor, y: Tensor) -> Label | None:
     lx = call.labels.apply(lx, lambda ids: ids[..., :, :, None])
     ly = call.labels.apply(ly, lambda ids: ids[..., None, :, :])
     ndim = max(x.dim(), y.dim(), 2) + 1
-    merged = call.labels.merge([lx, ly], ndim)
+    table = _query_key_table(call, lx, ly, ndim)
+    merged = table or call.labels.merge([lx, ly], ndim)
     merged = call.labels.reduce(merged, [ndim - 2], keepdim=False)
     if merged is not None and has_keys and merged.k is not None:
         merged = call.labels.make(merged.q)  # weights @ values: the keys are summed over
@@ -849,6 +866,17 @@ def _product(call: Call, x: Tensor, y: Tensor) -> Label | None:
     if merged is not None and y.dim() == 1:
         merged = call.labels.apply(merged, lambda ids: np.squeeze(ids, -1))
     return merged
+
+
+def _query_key_table(call: Call, x: Label | None, y: Label | None, ndim: int) -> Label | None:
+    """The label of q @ k.T: rows of one operand's tokens meet columns of the other's, none being summed over."""
+    if x is None or y is None or x.k is not None or y.k is not None or np.array_equal(x.q, y.q):
+        return None
+    table = call.labels.table
+    if not (table.is_slot(x.q).any() and table.is_slot(y.q).any()) or x.q.shape[-2] > 1 or y.q.shape[-2] > 1:
+        return None
+    q, k = (ids.reshape((1,) * (ndim - ids.ndim) + ids.shape) for ids in (x.q, y.q))
+    return call.labels.make(q, k)
 
 
 def _scores(call: Call, x: Label, y: Label) -> bool:
@@ -870,9 +898,9 @@ def _einsum(call: Call) -> Label | None:
         operands = list(operands[0])
     if not isinstance(equation, str) or "." in equation:
         raise UnknownMovementError("an einsum with an ellipsis")
-    left, _, right = equation.replace(" ", "").partition("->")
+    left, arrow, right = equation.replace(" ", "").partition("->")
     terms = left.split(",")
-    if not right:
+    if not arrow:
         letters = [c for c in left if c != ","]
         right = "".join(sorted(c for c in set(letters) if letters.count(c) == 1))
     summed = sorted(set("".join(terms)) - set(right))
@@ -932,8 +960,8 @@ def _windows(
 ) -> Label | None:
     """A sliding window makes one output of several tokens: which of them it belongs to.
 
-    With stride 1 it is the place in the window that keeps every token: the middle with padding on both
-    sides, the last of a causal window, whose padding lies before it. With a larger stride it is the first
+    With stride 1 it is the place in the window that keeps the most tokens: the middle with as much padding
+    on both sides, and else the last, as a causal layer has it. With a larger stride it is the first
     of the window, and a window that reaches into padding belongs to no token (its frame is not counted by
     the models' own length functions).
     """
@@ -985,9 +1013,8 @@ def _of_window(call: Call, held: np.ndarray[Any, Any], step: int) -> np.ndarray[
     """The coordinate of each window, from the ids that it holds, [outputs, kernel, ...]."""
     kernel = held.shape[1]
     if step == 1:
-        middle = kernel // 2 if kernel % 2 else 0
         counts = [len(np.unique(held[:, place][held[:, place] != NONE])) for place in range(kernel)]
-        best = max(range(kernel), key=lambda place: (counts[place], place == middle, -place))
+        best = max(range(kernel), key=lambda place: (counts[place], place))
         return held[:, best]
     table = call.labels.table
     padded = np.asarray([*map(table.is_padding, range(len(table.kinds))), False])[held].any(axis=1)

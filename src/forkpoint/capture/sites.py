@@ -14,6 +14,7 @@ import torch
 
 _TORCH = os.path.dirname(os.path.abspath(torch.__file__)) + os.sep
 _OWN = os.path.dirname(os.path.dirname(os.path.abspath(__file__))) + os.sep
+_RUN = os.path.join(_OWN, "run.py")
 _PLUMBING = (
     os.path.join("torch", "nn", "modules", "module.py"),
     os.path.join("torch", "overrides.py"),
@@ -58,14 +59,16 @@ class Site:
 
 
 _INTERNAL: dict[CodeType, int] = {}
-_OUTSIDE, _INSIDE, _SKIPPED = 0, 1, 2
+_OUTSIDE, _INSIDE, _SKIPPED, _CALL = 0, 1, 2, 3
 
 
 def _kind(code: CodeType) -> int:
     found = _INTERNAL.get(code)
     if found is None:
         file = code.co_filename
-        if file.startswith(_OWN) or file.endswith(_PLUMBING) or file.endswith(_WRAPPERS):
+        if file == _RUN and code.co_name == "_invoke":
+            found = _CALL
+        elif file.startswith(_OWN) or file.endswith(_PLUMBING) or file.endswith(_WRAPPERS):
             found = _SKIPPED
         elif file.startswith(_TORCH):
             found = _INSIDE
@@ -86,6 +89,8 @@ def place_of(frame: FrameType | None) -> Place:
         if kind == _OUTSIDE:
             inside.append((code, frame.f_lasti))
             return tuple(inside)
+        if kind == _CALL:
+            return tuple(inside)  # the model is torch's own: who called forkpoint is no part of it
         if kind == _INSIDE:
             inside.append((code, frame.f_lasti))
         frame = frame.f_back
