@@ -109,6 +109,10 @@ class Gap:
     absolute: NDArray[np.float64]
 
 
+_MASKED = 1e30
+"""Magnitudes from here on are masks (the least number of a dtype), not values to measure a gap by."""
+
+
 def gap(a: Tensor, b: Tensor, pairs: Pairs) -> Gap:
     """Compare paired elements by value: NaN equals NaN, and -0.0 equals 0.0."""
     left, right = _flat(a, pairs.a), _flat(b, pairs.b)
@@ -132,7 +136,7 @@ def gap(a: Tensor, b: Tensor, pairs: Pairs) -> Gap:
     first = int(places[order[0]]) if len(places) else -1
     absolute = difference.numpy()
     largest = float(absolute.max(initial=0.0))
-    finite = magnitude[torch.isfinite(magnitude)]
+    finite = magnitude[magnitude < _MASKED]
     scale = float(finite.max()) if finite.numel() else 0.0
     relative = largest / scale if scale > 0 else (0.0 if largest == 0 else float("inf"))
     return Gap(int(wrong.sum()), len(pairs), first, largest, relative, absolute)

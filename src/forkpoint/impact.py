@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from forkpoint.align import Gap, gap, pair_elements
+from forkpoint.match import Shared
 from forkpoint.pairs import Pairs
 from forkpoint.result import Impact, NearTie
 from forkpoint.run import token_ids
@@ -38,11 +39,18 @@ class ResultComparison:
 
     gaps: tuple[ResultGap, ...]
     left_out: tuple[tuple[str, str], ...]
+    missing: str = ""
+    """Tokens of a result that both runs have but that could not be compared; empty where there are none."""
 
     @property
     def identical(self) -> bool:
         """Every result that both runs have is the same, bit for bit, and there is one."""
-        return bool(self.gaps) and not any(g.gap.differing for g in self.gaps)
+        return bool(self.gaps) and not self.missing and not self.differs
+
+    @property
+    def differs(self) -> bool:
+        """Whether anything that was compared does."""
+        return any(g.gap.differing for g in self.gaps)
 
     @property
     def max_abs(self) -> float:
@@ -63,6 +71,7 @@ def compare_results(
     """
     shared = session.shared if own is None else session.shared.within(own)
     results_a, results_b = a or session.a.results, b or session.b.results
+    missing = ""
     names = [
         n for n in dict.fromkeys(n for call in results_a for n in call) if any(n in c for c in results_b)
     ]
@@ -89,9 +98,34 @@ def compare_results(
                 gaps.append(ResultGap(title, value_a, value_b, pairs, gap(value_a, value_b, pairs), count))
         if not found:
             left_out.append((name, reason))
+            continue
+        lost = _uncompared(shared, name, results_a, results_b, gaps)
+        if lost:
+            missing = f"{lost} tokens that both runs have could not be compared in {name}"
+            left_out.append((name, missing))
     for name in {n for call in (*results_a, *results_b) for n in call} - set(names):
         left_out.append((name, "only one run returns it"))
-    return ResultComparison(tuple(gaps), tuple(sorted(left_out)))
+    return ResultComparison(tuple(gaps), tuple(sorted(left_out)), missing)
+
+
+def _uncompared(shared: Shared, name: str, a: Results, b: Results, gaps: list[ResultGap]) -> int:
+    """How many tokens a result holds in both runs without having been compared."""
+
+    def tokens(results: Results, numbers: np.ndarray) -> set[int]:
+        found: set[int] = set()
+        for call in results:
+            label = call[name][1] if name in call else None
+            if label is not None:
+                found.update(int(n) for n in np.unique(numbers[label.q]) if n > 0)
+        return found
+
+    mine = [g for g in gaps if g.name.split(" (call")[0] == name]
+    if any(g.pairs.by_sample or (len(g.pairs) and not g.pairs.numbers.any()) for g in mine):
+        return 0  # compared whole, or a vector for each sample
+    compared: set[int] = set()
+    for result in mine:
+        compared.update(np.unique(result.pairs.numbers).tolist())
+    return len((tokens(a, shared.a) & tokens(b, shared.b)) - compared)
 
 
 def measure(session: Session, compared: ResultComparison) -> Impact | None:

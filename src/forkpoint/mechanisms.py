@@ -417,9 +417,10 @@ def _position_ids(case: Case) -> Mechanism | None:
     integer = whole or not (
         value.dtype.is_floating_point or value.dtype.is_complex or value.dtype == torch.bool
     )
-    if root.a.op.function == "embedding":  # token ids are equal, or the verdict would be another
+    looked_up = root.a.op.function == "embedding" or (root.a.op.is_boundary and "embedding" in case.behind(1))
+    if looked_up:  # token ids are equal, or the verdict would be another
         return _POSITIONS
-    given = root.a.op.function.startswith("input:")
+    given = root.a.op.is_input and not root.a.op.module
     if not integer or case.masks or (given and "position" not in root.a.op.function):
         return None
     follows = case.after(20) | {origin.seen.a.op.function}
@@ -460,14 +461,15 @@ def _attention_mask(case: Case) -> Mechanism | None:
     root = case.root
     if root is None or not (case.same_function or case.several_calls):
         return None
-    boolean = root.a.value.dtype == torch.bool
     given = root.a.op.function.startswith("input:") and "mask" in root.a.op.function
     integer = not root.a.value.dtype.is_floating_point
-    if not (boolean or given or case.attends) or not (case.attends or given):
+    acts = case.attends or given or (case.masks and case.after(16) & (_ATTENTION | {"softmax"}))
+    if not acts:
         return None
     if (case.several_calls or case.given_cache) and not (given or integer or _mask_in(case)):
         return None  # the keys themselves differ, not who may see them
-    if not (given or integer) and not _others(case.session) and not _masked_otherwise(case):
+    leaks = case.content is not None and case.content.leaks
+    if not (given or integer or leaks or _mask_in(case) or _masked_otherwise(case)):
         return None
     return Mechanism(
         "attention_mask", False, "a token attends to keys that it should not see, or misses keys that it should",

@@ -51,6 +51,8 @@ def without_probes(compared: ResultComparison) -> Verdict:
             compared.left_out[0][1] if compared.left_out else "the model returned nothing that both runs have"
         )
         return Verdict(VerdictKind.UNDETERMINED, None, None, f"no result could be compared: {reason}")
+    if compared.missing and not compared.differs:
+        return Verdict(VerdictKind.UNDETERMINED, None, None, compared.missing)
     return Verdict(VerdictKind.UNDETERMINED, None, None, "the results differ")
 
 
@@ -60,7 +62,7 @@ def judge(session: Session, compared: ResultComparison, located: Located | None,
     given = inputs(session)
     if compared.identical and given.mechanism != "labels":
         return Judgement(without_probes(compared))
-    if not compared.gaps and not given.differs:
+    if not given.differs and (not compared.gaps or (compared.missing and not compared.differs)):
         return Judgement(without_probes(compared))
     repeated = repeat(session)
     evidence.append(repeated.result)

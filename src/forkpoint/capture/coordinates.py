@@ -102,6 +102,12 @@ class CoordinateTable:
         return np.where(take_y, y, x).astype(np.int32)
 
     @property
+    def rows(self) -> int:
+        """Rows of the first call's input."""
+        grid = next((g for slots in self._slots for g in slots.values()), None)
+        return int(grid.shape[0]) if grid is not None and grid.ndim == 2 else 1
+
+    @property
     def mixed(self) -> int:
         """The id of a value that padding has a part in, so that no other run has it."""
         return self._mixed

@@ -246,6 +246,10 @@ class Recorder:
             self._remember(value, label, self._boundary("", f"input:{name}", value, label))
         elif value is not None:
             for tensor, label in self._nested_labels(index, name, value):
+                if self.watcher is not None and label is not None:
+                    new = self.watcher.edit(self, ("", f"input:{name}", "?"), 0, 0, tensor, label)
+                    if new is not None:
+                        tensor.copy_(new)
                 if self._find(tensor) is None:
                     self._remember(tensor, label, -1)
 
@@ -371,9 +375,12 @@ class Recorder:
     ) -> Any:
         """Let the watcher change the values of a finished call before the model goes on with them."""
         watcher = self.watcher
-        if watcher is None or function.name == "setitem":
+        if watcher is None:
             return result
-        outputs = (result,) if isinstance(result, Tensor) else tuple(tensors_in((result,)))
+        if function.name == "setitem":
+            outputs: tuple[Tensor, ...] = (args[0],)
+        else:
+            outputs = (result,) if isinstance(result, Tensor) else tuple(tensors_in((result,)))
         if not outputs or _inside_transform():
             return result
         labels, _ = self._propagate(function, func, args, kwargs, outputs)

@@ -702,7 +702,7 @@ def _scatter(call: Call) -> Label | None:
 @rule("masked_scatter", "masked_scatter_")
 def _masked_scatter(call: Call) -> Label | None:
     if call.label(call.arg(2, "source")) is not None:
-        return _unfollowed(call)
+        raise UnknownMovementError(f"no rule says how {call.name} moves tokens")
     return call.label(call.args[0])  # an image's features in the places of its tokens
 
 
@@ -875,6 +875,8 @@ def _query_key_table(call: Call, x: Label | None, y: Label | None, ndim: int) ->
     table = call.labels.table
     if not (table.is_slot(x.q).any() and table.is_slot(y.q).any()) or x.q.shape[-2] > 1 or y.q.shape[-2] > 1:
         return None
+    if x.q.shape[-3] == 1 and y.q.shape[-1] == 1:
+        return None  # one token a row on both sides: a state and the token that reads it
     q, k = (ids.reshape((1,) * (ndim - ids.ndim) + ids.shape) for ids in (x.q, y.q))
     return call.labels.make(q, k)
 
@@ -884,6 +886,7 @@ def _scores(call: Call, x: Label, y: Label) -> bool:
     return (
         x.k is None
         and y.k is None
+        and len(np.unique(x.q)) <= table.rows
         and bool(table.is_slot(x.q).all() and table.is_slot(y.q).all())
         and x.q.shape[-2:] == (1, 1)
         and y.q.shape[-3] == y.q.shape[-2] == 1

@@ -106,12 +106,12 @@ def site_of(place: Place) -> Site:
     """The place in words."""
     steps = [_position(code, lasti) for code, lasti in place]
     chain = " < ".join(
-        f"{_relative(code.co_filename)}:{line}:{column}"
-        for (code, _), (line, column) in zip(place, steps, strict=True)
+        f"{_relative(code.co_filename)}:{line}:{column}-{end}"
+        for (code, _), (line, column, end) in zip(place, steps, strict=True)
     )
     if not place:
         return Site("?", 0, 0, "?")
-    code, (line, column) = place[-1][0], steps[-1]
+    code, (line, column, _) = place[-1][0], steps[-1]
     return Site(code.co_filename, line, column, chain)
 
 
@@ -120,13 +120,14 @@ def _positions(code: CodeType) -> tuple[tuple[int | None, int | None, int | None
     return tuple(code.co_positions())
 
 
-def _position(code: CodeType, lasti: int) -> tuple[int, int]:
+def _position(code: CodeType, lasti: int) -> tuple[int, int, int]:
+    """Line, first and last column of a call; `a + b + c` begins twice at one column."""
     if lasti < 0:
-        return code.co_firstlineno, 0
+        return code.co_firstlineno, 0, 0
     table = _positions(code)
     index = lasti // 2
-    line, _, column, _ = table[index] if index < len(table) else (None, None, None, None)
-    return line or code.co_firstlineno, column or 0
+    line, _, column, end = table[index] if index < len(table) else (None, None, None, None)
+    return line or code.co_firstlineno, column or 0, end or 0
 
 
 def _relative(file: str) -> str:

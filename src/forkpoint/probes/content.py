@@ -41,17 +41,22 @@ def content(session: Session, exact: Precision | None) -> ContentProbe:
     for name, traced, numbers in (("b", session.b, session.shared.b), ("a", session.a, session.shared.a)):
         keep = np.asarray(numbers >= 0)
         watcher = OtherContent(keep)
-        results = traced.again(watcher=watcher)
-        if not watcher.replaced:
-            continue
-        asked = True
-        compared = _against(session, name, traced.results, results)
-        if compared.identical:
-            continue
+        if exact is None or exact.vanishes:
+            results = traced.again(watcher=watcher)
+            if not watcher.replaced:
+                continue
+            asked = True
+            if _against(session, name, traced.results, results).identical:
+                continue
         changed = True
         if exact is None:
             continue
-        moved = traced.again(watcher=OtherContent(keep), promotion=Promotion())
+        watcher = OtherContent(keep)
+        moved = traced.again(watcher=watcher, promotion=Promotion())
+        if not watcher.replaced:
+            changed = False
+            continue
+        asked = True
         in_float64 = _against(session, name, exact.b if name == "b" else exact.a, moved)
         if exact.beyond_noise(in_float64) > 1:
             gap = in_float64.max_abs

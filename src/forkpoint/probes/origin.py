@@ -32,6 +32,8 @@ MAX_PATCHES = 16
 """Roots that are tried."""
 _CLOSES_MOST = 0.5
 """Share of the gap that has to close for an integer root to be the origin at once."""
+_CLOSES_SOME = 0.01
+"""Share below which an integer root has closed nothing."""
 _RELATIVE_NOISE = 1e3
 """How many times a result's relative noise a single value may differ, relative to its largest element."""
 
@@ -121,7 +123,8 @@ def _search(session: Session, exact: Precision, store_a: Store, store_b: Store) 
             store_b = Store(MAX_STORED, store_b.select)
             session.b.again(promotion=Promotion(), watcher=Patched(Patch(right), store_b))
             meetings = _meet(session, store_a, store_b, limits)
-    return max(candidates, key=lambda c: c.closes, default=unpatched)
+    best = max(candidates, key=lambda c: c.closes, default=None)
+    return best if best is not None and (best.closes > _CLOSES_SOME or unpatched is None) else unpatched
 
 
 def _numeric(meeting: Meeting) -> bool:
@@ -302,7 +305,7 @@ def _try(session: Session, exact: Precision, values: Values) -> tuple[float, flo
     patch = Patch(values)
     try:
         patched = session.b.again(promotion=Promotion(), watcher=patch)
-    except (RuntimeError, ValueError, IndexError):
+    except Exception:  # noqa: BLE001 - a patched value may steer the model's code anywhere
         return 0.0, -1.0
     if patch.applied < len(values):
         return 0.0, -1.0

@@ -81,7 +81,7 @@ class OtherContent:
         if not other.any():
             return None
         self.replaced += int(other.sum())
-        mask = torch.from_numpy(np.ascontiguousarray(spread(other, tuple(value.shape)))).to(value.device)
+        mask = torch.from_numpy(spread(other, tuple(value.shape)).copy()).to(value.device)
         generator = torch.Generator().manual_seed(self.seed + nth)
         scale = float(value.detach().float().std()) if value.numel() > 1 else 1.0
         new = torch.randn(value.shape, generator=generator, dtype=torch.float32).to(value.device) * (
