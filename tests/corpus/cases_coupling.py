@@ -243,7 +243,7 @@ def _() -> Pair:
     CAPACITY,
     LEAK_MEANT,
     floor=1e-3,
-    origin=("mlp", "router", "experts"),
+    origin=("mlp", "router", "experts", "layer.1"),
 )
 def _() -> Pair:
     return padded(models.switch(4), "left", extra=6)

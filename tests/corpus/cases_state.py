@@ -239,7 +239,7 @@ def _() -> Pair:
     CACHE,
     LEAK_EITHER,
     floor=1e-3,
-    origin="scaled_dot_product_attention",
+    origin=("scaled_dot_product_attention", "transpose"),
 )
 def _() -> Pair:
     return cached(seeded(decoders.LeakyStaticDecoder), model_b=seeded(decoders.CachedDecoder))
