@@ -10,6 +10,7 @@ from torch import Tensor
 def same_bits(a: Tensor, b: Tensor) -> bool:
     """Whether two tensors are equal in shape, dtype and value, NaN equal to NaN.
 
+    >>> import torch
     >>> same_bits(torch.tensor([1.0, float("nan")]), torch.tensor([1.0, float("nan")]))
     True
     """

@@ -502,7 +502,7 @@ class Join:
             else False
         )
         if not one_has_tokens and (held_a.shape == held_b.shape or _same_slices(held_a, held_b)):
-            self._compare_flat(a, b, count)
+            self._compare_flat_or_aligned(a, b, count)
         elif not (_has_grid(held_a) and _has_grid(held_b)):
             count.skip(
                 1, f"shape {list(held_a.shape)} in A, {list(held_b.shape)} in B, and no token dimension known"
@@ -511,6 +511,25 @@ class Join:
             self._compare_masks(a, b, count)
         else:
             self._compare_aligned(a, b, count)
+
+    def _compare_flat_or_aligned(
+        self, a: tuple[int, Event, Event], b: tuple[int, Event, Event], count: _Count
+    ) -> None:
+        """Compare whole slices; a dimension as long as the tokens of two layouts alike may follow the tokens, too."""
+        flat = _Count()
+        self._compare_flat(a, b, flat)
+        held_a, held_b = a[2], b[2]
+        if flat.differing and not self.same_layout and _has_grid(held_a) and _has_grid(held_b):
+            assert held_a.cells is not None and held_b.cells is not None
+            aligned = _Count()
+            if held_a.cells.row_dims and held_a.cells.open_dims and held_b.cells.open_dims:
+                self._compare_masks(a, b, aligned)
+            if aligned.compared and not aligned.differing and not aligned.left_out:
+                flat = aligned
+        count.compared += flat.compared
+        count.differing += flat.differing
+        if flat.earliest is not None:
+            count.differ(flat.earliest)
 
     def _compare_flat(self, a: tuple[int, Event, Event], b: tuple[int, Event, Event], count: _Count) -> None:
         held_a, held_b = a[2], b[2]

@@ -101,10 +101,25 @@ class Labels:
         q = np.where(_holes(x.q, y.q) | _holes(y.q, x.q), NONE, q)
         clash = (rank_x == rank_y) & (qx != qy)
         if clash.any():
-            q = np.where(clash, self.table.later(qx, qy), q)
+            q = np.where(clash, self._settle(x, y, qx, qy), q)
         merged = self.make(q.astype(np.int32))
         assert merged is not None
         return merged
+
+    def _settle(self, x: Label, y: Label, qx: Ids, qy: Ids) -> Ids:
+        """Whose coordinate the elements have where two columns of the input meet.
+
+        That of the operand that varies along more dimensions (one token against all), or whose columns are
+        where the input has them (against a shifted one); else the later column.
+        """
+        vx = {d for d, size in enumerate(x.q.shape) if size > 1}
+        vy = {d for d, size in enumerate(y.q.shape) if size > 1}
+        if vx != vy and (vx < vy or vy < vx):
+            return qy if vx < vy else qx
+        in_place = self.table.in_place(x.q), self.table.in_place(y.q)
+        if in_place[0] != in_place[1]:
+            return qx if in_place[0] else qy
+        return self.table.later(qx, qy)
 
     def _outer(self, x: Ids, y: Ids) -> bool:
         """Whether combining the two makes a table of (query, key), as q @ k.T does."""
@@ -112,10 +127,6 @@ class Labels:
             return False
         vx = {d for d, size in enumerate(x.shape) if size > 1}
         vy = {d for d, size in enumerate(y.shape) if size > 1}
-        if vx == vy:
-            return False
-        if not vx or not vy:
-            return True
         return bool(vx - vy) and bool(vy - vx)
 
     # ------------------------------------------------------------------ reductions

@@ -16,9 +16,9 @@ from torch import Tensor, nn
 
 from forkpoint.capture import digest
 from forkpoint.capture.coordinates import NONE, CoordinateTable, Ids
-from forkpoint.capture.functions import UNWRITTEN, Function, resolve, shares_memory
+from forkpoint.capture.functions import UNWRITTEN, WRITES_ROWS, Function, resolve, shares_memory
 from forkpoint.capture.labels import Label, Labels, Shape, spread
-from forkpoint.capture.rules import Call, UnknownMovementError, propagate, tensors_in, through_module
+from forkpoint.capture.rules import Call, UnknownMovementError, propagate, take, tensors_in, through_module
 from forkpoint.capture.sites import Place, Site, site_of
 from forkpoint.layout import DECODER, MAIN, Layout, grid_shape, stream_of, token_tensor
 from forkpoint.run import version
@@ -345,6 +345,14 @@ class Recorder:
         if (function.may_view is None and not writes) or self.watcher is not None:
             inputs = tensors_in((args, tuple(kwargs.values())))
         last: list[tuple[Label | None, Shape]] = []
+        whole = outputs[0], labels[0]
+        if function.rule in WRITES_ROWS:
+            part = self._written(function, args, kwargs, outputs[0], labels[0])
+            if part is not None:
+                self._remember(outputs[0], labels[0], -1)
+                if labels[0] is not None:
+                    self._relabel_base(outputs[0], labels[0])
+                outputs, labels = (part[0],), [part[1]]
         for index, (output, label) in enumerate(zip(outputs, labels, strict=True)):
             view = not writes and (
                 shares_memory(output, inputs) if function.may_view is None else function.may_view
@@ -352,12 +360,46 @@ class Recorder:
             event = self._event(self._op(group, index), nth, output, label, view, reason, function)
             if self.watcher is not None:
                 self.watcher.saw(self, event, self.true_value(output), label, self._events_of(inputs))
-            if writes and label is not None:
+            if writes and label is not None and output is whole[0]:
                 self._relabel_base(output, label)
             self._remember(output, label, event, reason if label is None else "")
+            if output is not whole[0] and writes:
+                self._remember(whole[0], whole[1], event, reason if whole[1] is None else "")
             last.append((label, output.shape))
         self._last_outputs = last
         return group, nth, outputs, labels
+
+    def _written(
+        self,
+        function: Function,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        target: Tensor,
+        label: Label | None,
+    ) -> tuple[Tensor, Label | None] | None:
+        """The rows that an indexed write wrote, and their label; None where that is simply everything.
+
+        A loop over experts writes each token's row when its expert comes by; rows that it leaves alone have
+        not passed.
+        """
+        try:
+            if function.rule == "setitem":
+                index = args[1]
+                call = Call("getitem", None, (target, index), {}, (target,), self.label_of, self.labels)
+                part = target[index]
+                moved = self.labels.apply(label, lambda ids: take(call, ids, tuple(target.shape), index))
+            else:
+                dim = args[1] if len(args) > 1 else kwargs["dim"]
+                rows = (args[2] if len(args) > 2 else kwargs["index"]).reshape(-1).unique()
+                d = dim % target.dim()
+                values = rows.cpu().numpy()
+                part = target.index_select(d, rows)
+                moved = self.labels.apply(
+                    label, lambda ids: ids if ids.shape[d] == 1 else np.take(ids, values, axis=d)
+                )
+        except (RuntimeError, IndexError, KeyError, TypeError, ValueError, UnknownMovementError):
+            return None
+        return (part, moved) if _fits(moved, part) else None
 
     def _events_of(self, inputs: list[Tensor]) -> list[int]:
         """The events that hold these tensors' values."""

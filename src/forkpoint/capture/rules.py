@@ -606,7 +606,12 @@ def _setitem(call: Call) -> Label | None:
         written = np.full((1,), NONE, dtype=np.int32) if ids is None else ids
         while written.ndim > place.ndim and written.shape[0] == 1:
             written = written[0]
-        full.reshape(-1)[place.reshape(-1)] = np.broadcast_to(written, place.shape).reshape(-1)
+        old_ids = full.reshape(-1)[place.reshape(-1)]
+        new_ids = np.broadcast_to(written, place.shape).reshape(-1)
+        # What padding has a part in stays the token's in whose place it is written.
+        full.reshape(-1)[place.reshape(-1)] = np.where(
+            call.labels.table.tokens_kept(old_ids, new_ids), old_ids, new_ids
+        )
         return full
 
     q = write(None if before is None else before.q, new.q)

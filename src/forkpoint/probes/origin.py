@@ -124,7 +124,7 @@ def _search(session: Session, exact: Precision, store_a: Store, store_b: Store) 
             session.b.again(promotion=Promotion(), watcher=Patched(Patch(right), store_b))
             meetings = _meet(session, store_a, store_b, limits)
     best = max(candidates, key=lambda c: c.closes, default=None)
-    return best if best is not None and (best.closes > _CLOSES_SOME or unpatched is None) else unpatched
+    return best if best is not None and best.closes > _CLOSES_SOME else unpatched
 
 
 def _numeric(meeting: Meeting) -> bool:
