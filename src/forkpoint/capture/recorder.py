@@ -484,6 +484,8 @@ class Recorder:
             call = Call(function.rule, func, args, kwargs, outputs, self.label_of, self.labels)
             try:
                 known = propagate(call)
+                if not all(_fits(label, output) for label, output in zip(known, outputs, strict=True)):
+                    known = f"no rule fits this call of {function.name}"
             except UnknownMovementError as unknown:
                 known = str(unknown)
             except (
@@ -500,8 +502,6 @@ class Recorder:
                 self._answers[key] = known
         if isinstance(known, str):
             return [None] * len(outputs), known
-        if not all(_fits(label, output) for label, output in zip(known, outputs, strict=True)):
-            return [None] * len(outputs), f"no rule fits this call of {function.name}"
         return known, lost
 
     def _event(
