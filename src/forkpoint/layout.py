@@ -105,6 +105,15 @@ class Layout:
         object.__setattr__(self, "calls", tuple(normal))
         object.__setattr__(self, "names", dict(names or {}))
 
+    @property
+    def content(self) -> Hashable:
+        """What two layouts that put the same tokens in the same places have in common."""
+        return tuple(
+            (index, stream, c.shape, c.sample.numpy().tobytes(), c.position.numpy().tobytes())
+            for index, call in enumerate(self.calls)
+            for stream, c in sorted(call.items())
+        )
+
     # ------------------------------------------------------------------ the usual layouts
 
     @classmethod

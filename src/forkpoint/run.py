@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import operator
 from collections import OrderedDict
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 
 from forkpoint.errors import CaptureError, InputError
 from forkpoint.layout import MAIN, Layout, token_tensor
+from forkpoint.modules import walk
 
 Inputs = Mapping[str, Any]
 
@@ -231,7 +233,7 @@ def kept_state(model: nn.Module | None) -> Generator[None]:
     if model is None:
         yield
         return
-    modules = [_ModuleState(module) for module in model.modules()]
+    modules = [_ModuleState(module) for _, module in walk(model)]
     try:
         yield
     finally:
@@ -242,19 +244,26 @@ def kept_state(model: nn.Module | None) -> Generator[None]:
 class _ModuleState:
     """What a module holds: its attributes, the entries of those that are containers, and small buffers' values."""
 
+    __slots__ = ("attributes", "containers", "saved", "values")
+
     def __init__(self, module: nn.Module) -> None:
         self.attributes = module.__dict__
         self.saved = dict(self.attributes)
-        self.containers = [(c, copy.copy(c)) for c in self.saved.values() if type(c) in _CONTAINERS and c]
-        self.empty = [c for c in self.saved.values() if type(c) in _CONTAINERS and not c]
+        self.containers: list[tuple[Any, Any]] = []
         self.values: list[tuple[Tensor, int | None, Tensor]] = []
-        for tensor in (*module._buffers.values(), *self.saved.values()):
-            if (
-                isinstance(tensor, Tensor)
-                and tensor.layout == torch.strided
-                and tensor.nbytes <= MAX_SAVED_BUFFER
-            ):
-                self.values.append((tensor, version(tensor), tensor.detach().clone()))
+        for value in self.saved.values():
+            kind = value.__class__
+            if kind in _CONTAINERS:
+                self.containers.append((value, value.copy() if value else None))
+            elif kind not in _PLAIN and isinstance(value, Tensor):
+                self._save(value)
+        for value in module._buffers.values():
+            if value is not None:
+                self._save(value)
+
+    def _save(self, tensor: Tensor) -> None:
+        if tensor.layout == torch.strided and tensor.nbytes <= MAX_SAVED_BUFFER:
+            self.values.append((tensor, version(tensor), tensor.detach().clone()))
 
     def restore(self) -> None:
         with torch.no_grad():
@@ -262,26 +271,36 @@ class _ModuleState:
                 if before is None or version(tensor) != before:
                     tensor.detach().copy_(value)
         for container, before in self.containers:
-            _refill(container, before)
-        for container in self.empty:
-            if container:
+            if before is not None:
+                _refill(container, before)
+            elif container:
                 container.clear()
-        now = self.attributes
-        if now.keys() != self.saved.keys() or any(now[key] is not item for key, item in self.saved.items()):
-            for key in now.keys() - self.saved.keys():
+        now, saved = self.attributes, self.saved
+        if not _identical(now, saved):
+            for key in now.keys() - saved.keys():
                 del now[key]
-            now.update(self.saved)
+            now.update(saved)
 
 
-_CONTAINERS = (dict, OrderedDict, list, set)
+_CONTAINERS = frozenset({dict, OrderedDict, list, set})
+_PLAIN = frozenset({bool, int, float, str, type(None)})
+
+
+def _identical(now: dict[Any, Any], before: dict[Any, Any]) -> bool:
+    """Whether a dict holds the very same objects under the same keys, in the same order."""
+    return (
+        len(now) == len(before)
+        and all(map(operator.is_, now.values(), before.values()))
+        and all(map(operator.eq, now, before))
+    )
 
 
 def _refill(container: Any, before: Any) -> None:
     """Make a container hold what it held, if it does not."""
     if isinstance(container, dict):
-        same = container.keys() == before.keys() and all(container[k] is v for k, v in before.items())
+        same = _identical(container, before)
     elif isinstance(container, list):
-        same = len(container) == len(before) and all(x is y for x, y in zip(container, before, strict=True))
+        same = len(container) == len(before) and all(map(operator.is_, container, before))
     else:
         same = container == before
     if not same:

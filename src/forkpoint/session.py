@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+import gc
+from collections.abc import Callable, Generator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -97,16 +98,32 @@ def trace_run(
         CaptureError: the model returned no tensor.
     """
     random = RandomState.take()
-    recorder = Recorder(run.layout, run.modules)
-    observation = Observation(recorder, functions=functions)
-    outputs = run.execute(observation, around=around)
-    trace = recorder.finish()
+    with _no_collection():
+        recorder = Recorder(run.layout, run.modules)
+        observation = Observation(recorder, functions=functions)
+        outputs = run.execute(observation, around=around)
+        trace = recorder.finish()
     trace.opaque = observation.opaque
     results: Results = [
         {name: (value, recorder.label_of_result(value, index)) for name, value in call.items()}
         for index, call in enumerate(all_results(outputs))
     ]
     return Traced(run, trace, results, random, recorder, functions)
+
+
+@contextmanager
+def _no_collection() -> Generator[None]:
+    """Keep Python from looking for garbage in all it holds, which takes longer than a small model's run.
+
+    A plain run hardly makes objects that last, so that it is seldom looked for there; a trace makes many.
+    """
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
 
 
 def plain(results: Results) -> list[dict[str, Tensor]]:

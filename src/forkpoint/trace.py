@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ WHOLE = -2
 """Id of the cell of a value that has no token coordinate at all."""
 
 Digests = NDArray[np.int64]
+Width = int | NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -102,26 +104,78 @@ class Event:
     floating: bool
     nth: int
     cells: Cells | None = None
-    width: int | NDArray[np.int64] = 0
+    width: Width = 0
     digests: Digests | None = None
     flat: Digests | None = None
     alias: int = -1
     reason: str = ""
 
 
+@dataclass(eq=False, slots=True)
+class Form:
+    """What many events have in common; the fields are those of `Event`."""
+
+    status: str
+    shape: tuple[int, ...]
+    dtype: str
+    floating: bool
+    cells: Cells
+    width: Width
+    reason: str
+
+
+Row = tuple[int, int, int, Form, int]
+"""An event as it is recorded, at no cost: op, call, nth, form, and for an alias its target, else -1."""
+
+
 @dataclass(eq=False)
 class Trace:
-    """All ops and events of a run, in the order of execution."""
+    """All ops and events of a run, in the order of execution.
+
+    Attributes:
+        rows: the events as they were recorded.
+        slots: for each row the number of its digests in `digests`, -1 for a row without.
+        digests: the digests of a slot.
+        odd: the digests (and those with open dimensions taken in) of rows that are not simply a list of cells.
+        skipped: why rows were not digested after all.
+    """
 
     table: CoordinateTable
     ops: list[Op] = field(default_factory=list[Op])
-    events: list[Event] = field(default_factory=list[Event])
+    rows: list[Row] = field(default_factory=list[Row])
+    slots: dict[int, int] = field(default_factory=dict[int, int])
+    digests: Callable[[int], Digests] = field(default=lambda _: np.zeros(0, dtype=np.int64))
+    odd: dict[int, tuple[Digests, Digests | None]] = field(
+        default_factory=dict[int, tuple[Digests, "Digests | None"]]
+    )
+    skipped: dict[int, str] = field(default_factory=dict[int, str])
     lengths: list[frozenset[int]] = field(default_factory=list[frozenset[int]])
     """For each call, the sizes that a dimension over its tokens (or over all so far) can have."""
     notes: list[str] = field(default_factory=list[str])
     opaque: list[str] = field(default_factory=list[str])
     """Modules that were not looked into, since looking would have changed their bits."""
     fetched: list[Any] = field(default_factory=list[Any])
+
+    @cached_property
+    def events(self) -> list[Event]:
+        """All events of a finished trace."""
+        return [self.event(index) for index in range(len(self.rows))]
+
+    def event(self, index: int) -> Event:
+        """One event, also of a trace that is not finished; that one's has no digests yet."""
+        op, call, nth, form, alias = self.rows[index]
+        event = Event(op, call, form.status, form.shape, form.dtype, form.floating, nth, alias=alias)
+        event.reason = form.reason
+        if alias >= 0:
+            event.status, event.reason = "alias", ""
+        elif index in self.skipped:
+            event.status, event.reason = "skipped", self.skipped[index]
+        elif index in self.slots:
+            event.cells, event.width, event.digests = form.cells, form.width, self.digests(self.slots[index])
+        elif index in self.odd:
+            event.cells, event.width = form.cells, form.width
+            event.digests, event.flat = self.odd[index]
+        return event
 
     def resolve(self, event: Event) -> Event:
         """The event that holds the digests of this one's value."""

@@ -8,7 +8,7 @@ import torch
 from tests.capture.tracing import Traced
 from torch import nn
 
-from forkpoint.capture.sites import site_of, variable_at
+from forkpoint.capture.sites import NOWHERE, variable_at
 
 X = torch.randn(1, 3, 4)
 
@@ -90,4 +90,4 @@ def test_a_file_that_can_not_be_read_has_no_variables(tmp_path):
 
 
 def test_no_frame_at_all_is_a_place_too():
-    assert site_of(()).short == "?:0"
+    assert NOWHERE.site.short == "?:0"

@@ -40,9 +40,8 @@ class Traced:
 
     def lost(self, value: Tensor) -> str:
         """Why the coordinates of a value are not known; empty if they are."""
-        known = self.recorder._find(value)
-        assert known is not None, "no tap saw this value"
-        return known.lost
+        assert self.recorder._find(value) is not None, "no tap saw this value"
+        return self.recorder.lost(value)
 
     def ids(self, value: Tensor) -> tuple[np.ndarray, np.ndarray | None]:
         """The coordinate of every element of a value, -1 for none, and that of its key."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Hashable, Mapping
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -37,6 +38,7 @@ class CoordinateTable:
         """Ids of the tokens of a set."""
         self.places: list[tuple[int, int]] = []
         """For each column of the input its row and its place in the row, over all calls; (-1, -1) for sets."""
+        self._arrays: dict[str, np.ndarray] = {}
         self._mixed = self._add(("padding", "mixed"), _PADDING, None, frozenset())
         self._slots = [
             {
@@ -60,17 +62,30 @@ class CoordinateTable:
         return found
 
     def _grid(self, call: int, stream: str, sample: NDArray[np.int64], position: NDArray[np.int64]) -> Ids:
-        ids = np.empty(sample.shape, dtype=np.int32)
-        columns = sample.shape[-1]
-        for index in np.ndindex(sample.shape):
-            s, p = int(sample[index]), int(position[index])
-            row, column = divmod(int(np.ravel_multi_index(index, sample.shape)), columns)
-            place = (row, (call << 32) + column)
+        columns, nothing = sample.shape[-1], frozenset[int]()
+        pairs = zip(sample.reshape(-1).tolist(), position.reshape(-1).tolist(), strict=True)
+        ids: list[int] = []
+        for index, (s, p) in enumerate(pairs):
+            place = (index // columns, (call << 32) + index % columns)
             if s >= 0 and p >= 0:
-                ids[index] = self._add((stream, s, p), _TOKEN, (stream, s, p), frozenset(), place)
+                token = (stream, s, p)
+                ids.append(self._add(token, _TOKEN, token, nothing, place))
             else:
-                ids[index] = self._add(("padding", stream, call, index), _PADDING, None, frozenset(), place)
-        return ids
+                ids.append(self._add(("padding", stream, call, index), _PADDING, None, nothing, place))
+        return np.array(ids, dtype=np.int32).reshape(sample.shape)
+
+    def _array(self, name: str) -> np.ndarray:
+        """A column of the table as an array, with an entry for `NONE` at its end."""
+        known = self._arrays.get(name)
+        if known is None or len(known) != len(self.kinds) + 1:
+            if name == "rows":
+                values: list[Any] = [*(place[0] for place in self.places), -1]
+            elif name == "places":
+                values = [*self.places, (-1, -1)]
+            else:
+                values = [*self.kinds, 0]
+            known = self._arrays[name] = np.asarray(values, dtype=np.int64)
+        return known
 
     def slots(self, call: int, stream: str) -> Ids | None:
         """Ids of a call's columns, in the shape of the layout's coordinates."""
@@ -85,8 +100,7 @@ class CoordinateTable:
 
     def kind_of(self, ids: Ids) -> NDArray[np.int8]:
         """How specific each id is: 2 a column of the input (token or padding), 1 a set, 0 none."""
-        table = np.asarray([min(kind, _PADDING) for kind in self.kinds] + [0], dtype=np.int8)
-        return table[ids]  # NONE is -1: the last entry
+        return np.minimum(self._array("kinds"), _PADDING).astype(np.int8)[ids]
 
     def is_slot(self, ids: Ids) -> NDArray[np.bool_]:
         """True where an id is one column of the input: a token or padding."""
@@ -97,14 +111,13 @@ class CoordinateTable:
 
         What a causal layer makes of two tokens belongs to the later one; if that is padding, to the padding.
         """
-        places = np.asarray([*self.places, (-1, -1)], dtype=np.int64)
+        places = self._array("places")
         take_y = (places[x, 0] == places[y, 0]) & (places[y, 1] > places[x, 1])
         return np.where(take_y, y, x).astype(np.int32)
 
     def tokens_kept(self, old: Ids, new: Ids) -> np.ndarray:
         """Where a token stands in `old`, and padding of the same row in `new`."""
-        kinds = np.asarray([*self.kinds, 0], dtype=np.int8)
-        rows = np.asarray([*(place[0] for place in self.places), -1], dtype=np.int64)
+        kinds, rows = self._array("kinds"), self._array("rows")
         return (kinds[old] == _TOKEN) & (kinds[new] == _PADDING) & (rows[old] == rows[new])
 
     def in_place(self, ids: Ids) -> bool:

@@ -55,9 +55,9 @@ UNWRITTEN = frozenset({"empty", "new_empty", "empty_like", "empty_strided"})
 """Functions whose result is garbage until somebody writes to it."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Function:
-    """A torch function, resolved once."""
+    """A torch function, resolved once, and compared by identity."""
 
     name: str
     """Its public name: `add` for `+`, `aten.add` for a call through `torch.ops`."""
@@ -136,8 +136,7 @@ def shares_memory(output: Tensor, inputs: list[Tensor]) -> bool:
     if output.layout != torch.strided:
         return False
     try:
-        storage = output.untyped_storage()._cdata
-        return any(t.layout == torch.strided and t.untyped_storage()._cdata == storage for t in inputs)
+        return any(t.layout == torch.strided and torch._C._is_alias_of(output, t) for t in inputs)
     except (RuntimeError, NotImplementedError):
         return False
 

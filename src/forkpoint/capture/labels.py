@@ -12,13 +12,14 @@ the ids vary, and the ids got there through the very operations that moved the v
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from typing import TypeVar
+from collections.abc import Callable, Hashable, Sequence
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from forkpoint.capture.coordinates import NONE, CoordinateTable, Ids
+from forkpoint.layout import Layout
 
 Shape = tuple[int, ...]
 T = TypeVar("T", bound=np.generic)
@@ -39,12 +40,37 @@ class Label:
         self.q, self.k, self.uid = q, k, uid
 
 
+MAX_LAYOUTS = 8
+"""How many layouts' labels are kept for the next runs of the same layout."""
+MAX_KEPT = 1 << 16
+"""Above so many answers or labels of a layout they are not kept for the next run."""
+
+
 class Labels:
-    """Makes and merges the labels of one run."""
+    """Makes and merges the labels of the runs of one layout.
+
+    Attributes:
+        answers, marks, forms: what recorders work out from labels, for the next time; see `recorder`.
+    """
 
     def __init__(self, table: CoordinateTable) -> None:
         self.table = table
         self._known: dict[object, Label] = {}
+        self.answers: dict[Any, Any] = {}
+        self.marks: dict[Any, Any] = {}
+        self.forms: dict[Any, Any] = {}
+
+    @classmethod
+    def of(cls, layout: Layout) -> Labels:
+        """The labels of a layout, those of an earlier run if there was one."""
+        key = layout.content
+        found = _recent.pop(key, None)
+        if found is None or max(len(found._known), len(found.answers), len(found.marks)) > MAX_KEPT:
+            found = cls(CoordinateTable(layout))
+        _recent[key] = found
+        while len(_recent) > MAX_LAYOUTS:
+            del _recent[next(iter(_recent))]
+        return found
 
     def make(self, q: Ids, k: Ids | None = None) -> Label | None:
         """The label with these ids, compressed; None where no token has a part in it."""
@@ -155,6 +181,10 @@ class Labels:
         unions = np.asarray([self.table.union(row) for row in distinct], dtype=np.int32)
         shape = tuple(1 if d in dims else size for d, size in enumerate(q.shape))
         return unions[inverse.reshape(-1)].reshape(shape)
+
+
+_recent: dict[Hashable, Labels] = {}
+"""By layout, the least recently used first."""
 
 
 def _holes(x: Ids, y: Ids) -> np.ndarray:

@@ -1,11 +1,16 @@
-"""The recorder: turns what the taps see into a trace, digest by digest, never waiting for the device."""
+"""The recorder: turns what the taps see into a trace, digest by digest, never waiting for the device.
+
+What it does for an op is done thousands of times a run, so the answers to every question that comes
+again are kept: the place of a call gives its op (`_Visits`), the labels of what goes into it give the
+labels of what comes out (`_Answer`), and label, shape and stride of a value how it is digested (`_Form`).
+An op whose like was seen before costs some look-ups; see `Recorder.record`.
+"""
 
 from __future__ import annotations
 
 import inspect
-import math
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from typing import Any, Protocol
@@ -15,26 +20,30 @@ import torch
 from torch import Tensor, nn
 
 from forkpoint.capture import digest
-from forkpoint.capture.coordinates import NONE, CoordinateTable, Ids
-from forkpoint.capture.functions import UNWRITTEN, WRITES_ROWS, Function, resolve, shares_memory
+from forkpoint.capture.cells import Cut, collect, cut, digests_of
+from forkpoint.capture.coordinates import NONE
+from forkpoint.capture.entry import input_label, nested_labels, token_lengths
+from forkpoint.capture.functions import UNWRITTEN, WRITES_ROWS, Function, shares_memory
 from forkpoint.capture.labels import Label, Labels, Shape, spread
 from forkpoint.capture.rules import Call, UnknownMovementError, propagate, take, tensors_in, through_module
-from forkpoint.capture.sites import Place, Site, site_of
-from forkpoint.layout import DECODER, MAIN, Layout, grid_shape, stream_of, token_tensor
-from forkpoint.run import version
-from forkpoint.trace import WHOLE, Cells, Event, Op, Trace
+from forkpoint.capture.sites import NOWHERE, Place
+from forkpoint.layout import DECODER, MAIN, Layout
+from forkpoint.modules import owned, walk
+from forkpoint.trace import Event, Form, Op, Row, Trace
 
-MAX_OPEN_CELLS = {"without tokens": 1 << 22, "with tokens": 1 << 18}
-"""Most cells of one value whose token dimensions are only suspected; a value that has a known one
-already (a mask by its keys) seldom needs them."""
 MAX_OPEN_TOTAL = 1 << 24
-"""Most such cells of a whole trace; beyond it those values are compared whole."""
+"""Most cells of a whole trace whose token dimensions are only suspected; beyond it such values are compared
+whole."""
 MAX_RELABELLED = 1 << 22
 """Most elements of a tensor whose coordinates are rewritten after a write through a view of it."""
-PENDING_BYTES = {"cpu": 1 << 25, "other": 1 << 28}
+PENDING_BYTES = {"cpu": 1 << 25, "other": 1 << 30}
 """Values kept alive for a digest in one go, by device."""
 
-Group = tuple[str, str, Place]
+INPUT = -1
+"""What stands for the number of a module's output where the value goes in."""
+
+Key = tuple[str, str, str]
+"""What names an op in every run: module, function, chain."""
 
 
 class Watcher(Protocol):
@@ -59,59 +68,74 @@ class Watcher(Protocol):
         ...
 
 
-@dataclass(slots=True)
-class _Known:
-    """What is known of a tensor that passed by."""
+@dataclass(eq=False, slots=True)
+class _Mark:
+    """What the ops that a tensor goes into need to know of it; interned, so that it can key a cache."""
 
-    ref: weakref.ref[Tensor]
     label: Label | None
-    event: int
-    """The event that holds its value, or -1."""
-    lost: str = ""
+    size: torch.Size
+    dtype: torch.dtype
+    device: int
+    lost: str
     """Why its coordinates are not known, where its tokens could not be followed."""
+    passing: Form | None = None
+    """Its form where it only passes into a module or out of one."""
+
+
+@dataclass(eq=False, slots=True)
+class _Form(Form):
+    """How all values of one mark are treated: as a view, or digested."""
+
+    mark: _Mark
+    cut: Cut
+    plans: dict[tuple[int, ...], digest.Planned] = field(default_factory=dict[Any, Any])
+    """By stride, where each row of the value is a cell."""
+
+
+@dataclass(eq=False, slots=True)
+class _Answer:
+    """What is known of all calls of a function whose arguments have the same marks.
+
+    Attributes:
+        labels: of each output.
+        reason: why they are not known, or what got lost on the way.
+        fresh: for each output that was seen, its form; None where a value of another size has to be looked at.
+        viewed: the same for outputs that are views.
+        last: labels and shapes of the outputs, in one tuple.
+    """
+
+    labels: list[Label | None]
+    reason: str
+    fresh: list[_Form | None]
+    viewed: list[_Form | None]
+    last: tuple[tuple[Label | None, Shape], ...] = ()
+
+
+_Known = tuple["weakref.ref[Tensor]", _Mark, int]
+"""A tensor that passed by: a reference, its mark, and the event that holds its value, or -1."""
 
 
 @dataclass(slots=True)
-class _Pending:
-    """A value whose digest is not computed yet."""
+class _Visits:
+    """How often an op ran in the current call, and the numbers of its outputs in the trace."""
 
-    event: int
-    tensor: Tensor
-    version: int | None
-
-
-@dataclass(frozen=True, eq=False)
-class _Plan:
-    """How a value is digested: which dimensions are cells, and how cells become coordinates."""
-
-    cells: Cells
-    row_dims: tuple[int, ...]
-    row_ids: Ids | None
-    """The cell of each row, where several rows are one coordinate's; None where they are the cells."""
-    extra: Any = None
-    """For several rows of one coordinate, which of them each row is; for pairs, their two sides and keys."""
-    width: Any = 0
-    """Elements in each cell: one number, or an array where cells differ."""
+    path: str
+    function: str
+    place: Place
+    ops: list[int] = field(default_factory=list[int])
+    call: int = -1
+    nth: int = 0
 
 
-@dataclass(frozen=True, eq=False, slots=True)
-class _Recipe:
-    """What all values of one label, dtype and shape have in common."""
-
-    shape: Shape
-    dtype: str
-    floating: bool
-    plan: _Plan
-    nbytes: int
-
-
-@dataclass(slots=True)
+@dataclass(eq=False, slots=True)
 class Frame:
-    """A module on the stack."""
+    """A module, while it is on the stack and after."""
 
     path: str
     module: nn.Module | None
-    arguments: tuple[Any, ...] = ()
+    names: tuple[str, ...] = ()
+    """Of the arguments of its forward."""
+    visits: dict[Any, _Visits] = field(default_factory=dict[Any, _Visits])
 
 
 @dataclass
@@ -175,146 +199,86 @@ class Recorder:
         watcher: Watcher | None = None,
         read: Callable[[Tensor], Tensor] | None = None,
     ) -> None:
-        self.labels = labels or Labels(CoordinateTable(layout))
+        self.labels = labels or Labels.of(layout)
         self.table = self.labels.table
         self.trace = Trace(self.table)
-        self.stack: list[Frame] = [Frame("", model)]
         self.call = -1
         self.watcher = watcher
         self._read = read
         self._digests = digests
-        self._paths = _paths(model)
-        self.owned = _owned(model)
+        modules = walk(model)
+        self._frames = {id(module): Frame(path, module, _argument_names(type(module))) for path, module in modules}
+        self.stack = [self._frames.get(id(model)) or Frame("", model)]
+        self._arguments: list[tuple[Any, ...]] = [()]
+        weights = owned(modules)
+        self.owned = {key: name for key, (name, _) in weights.items()}
         self._known: dict[int, _Known] = {}
-        self._ops: dict[tuple[Group, int], int] = {}
-        self._passes: dict[Any, int] = {}
-        self._answers: dict[Any, list[Label | None] | str] = {}
-        self._recipes: dict[Any, _Recipe] = {}
+        for key, (_, tensor) in weights.items():
+            self._known[key] = (weakref.ref(tensor), self._mark(tensor, None), -1)
+        self._answers = self.labels.answers
+        self._lengths: frozenset[int] = frozenset()
         self._pending_limit = PENDING_BYTES["cpu"]
         self._batch = digest.Batch()
-        self._slots: list[tuple[Event, int]] = []
-        self._odd: list[tuple[Event, Tensor, _Plan]] = []
-        self._computed: list[tuple[Event, _Plan, list[Tensor]]] = []
-        self._pending: list[_Pending] = []
-        self._pending_bytes = 0
-        self._last: _Pending | None = None
-        self._last_outputs: list[tuple[Label | None, Shape]] = []
+        self._odd: list[tuple[int, Tensor, _Form]] = []
+        self._computed: list[tuple[int, _Form, list[Tensor]]] = []
+        self._pending: list[list[Any]] = []
+        """Row, tensor and its version when it was recorded, of values whose digest is not computed yet."""
+        self._odd_bytes = 0
+        self._last: list[Any] | None = None
+        self._last_outputs: tuple[tuple[Label | None, Shape], ...] = ()
         self._open_cells = 0
-        self._lengths: frozenset[int] = frozenset()
-        self._lengths_number = 0
-        self._lengths_seen: dict[frozenset[int], int] = {}
-        self._fetches: dict[tuple[str, str, str], list[Fetch]] = {}
+        self._fetches: dict[Key, list[Fetch]] = {}
         for fetch in fetches:
             self._fetches.setdefault(fetch.key, []).append(fetch)
+        self.passive = watcher is None and not fetches
+        """Whether it only looks on: nobody wants copies of values, nor to change them."""
 
     # ------------------------------------------------------------------ calls
 
     def begin_call(self, index: int, inputs: Mapping[str, Any]) -> None:
         """Label the inputs of a forward call."""
         self.call = index
-        self._passes.clear()
-        self._lengths = self._token_lengths(index, inputs)
-        self._lengths_number = self._lengths_seen.setdefault(self._lengths, len(self._lengths_seen))
+        self._lengths = token_lengths(self.table, index, inputs)
         self.trace.lengths.append(self._lengths)
         for name, value in inputs.items():
-            self._label_input(index, inputs, name, value)
+            if isinstance(value, Tensor):
+                label = input_label(self.labels, index, inputs, name, value)
+                self._edit_input(name, value, label)
+                self._remember(value, label, self._boundary(self.stack[0], name, INPUT, value, label))
+            elif value is not None:
+                for tensor, label in nested_labels(self.labels, index, name, value):
+                    if label is not None:
+                        self._edit_input(name, tensor, label)
+                    if self._find(tensor) is None:
+                        self._remember(tensor, label, -1)
 
-    def _token_lengths(self, index: int, inputs: Mapping[str, Any]) -> frozenset[int]:
-        lengths: set[int] = set()
-        for stream in (MAIN, DECODER):
-            slots, so_far = self.table.slots(index, stream), self.table.slots_so_far(index, stream)
-            for grid in (slots, so_far):
-                if grid is not None and grid.ndim:
-                    lengths.add(int(grid.shape[-1]))
-            if slots is None:  # a decoder's encoder, seen in an earlier call
-                for earlier in range(index):
-                    grid = self.table.slots(earlier, stream)
-                    if grid is not None and grid.ndim > 1:
-                        lengths.add(int(grid.shape[-1]))
-        mask = inputs.get("attention_mask")
-        if isinstance(mask, Tensor) and mask.dim() == 2:
-            lengths.add(int(mask.shape[-1]))
-        return frozenset(lengths - {0})
-
-    def _label_input(self, index: int, inputs: Mapping[str, Any], name: str, value: Any) -> None:
-        if isinstance(value, Tensor):
-            label = self._input_label(index, inputs, name, value)
-            if self.watcher is not None:
-                new = self.watcher.edit(self, ("", f"input:{name}", "?"), 0, 0, value, label)
-                if new is not None:
-                    value.copy_(new)
-            self._remember(value, label, self._boundary("", f"input:{name}", value, label))
-        elif value is not None:
-            for tensor, label in self._nested_labels(index, name, value):
-                if self.watcher is not None and label is not None:
-                    new = self.watcher.edit(self, ("", f"input:{name}", "?"), 0, 0, tensor, label)
-                    if new is not None:
-                        tensor.copy_(new)
-                if self._find(tensor) is None:
-                    self._remember(tensor, label, -1)
-
-    def _input_label(self, index: int, inputs: Mapping[str, Any], name: str, value: Tensor) -> Label | None:
-        stream = DECODER if name.startswith("decoder_") else MAIN
-        if name in ("labels", "decoder_labels") and self.table.slots(index, DECODER) is not None:
-            stream = DECODER
-        slots = self.table.slots(index, stream)
-        shape = tuple(value.shape)
-        if slots is None:
-            return None
-        found = token_tensor(inputs, stream)
-        own = found is not None and found[1] is value and grid_shape(*found) is None and slots.ndim == 2
-        if own and shape[: slots.ndim] != slots.shape and len(shape) == 3 and shape[2] == slots.shape[1]:
-            return self.labels.make(slots[:, None, :])  # frames last
-        for grid in (slots, self.table.slots_so_far(index, stream)):
-            if (
-                grid is not None
-                and shape[: grid.ndim] == grid.shape
-                and (grid.ndim > 1 or len(shape) == 1 or found is None or found[1] is value)
-            ):
-                return self.labels.make(grid.reshape(grid.shape + (1,) * (len(shape) - grid.ndim)))
-            if grid is not None and grid.ndim == 2 and shape == grid.shape[::-1]:
-                return self.labels.make(np.ascontiguousarray(grid.T))
-        if slots.ndim == 2 and name == "labels" and shape == slots.shape[:1]:
-            return self.labels.reduce(self.labels.make(slots), [1], keepdim=False)
-        so_far = self.table.slots_so_far(index, stream)
-        if (
-            so_far is not None
-            and slots.ndim == 2
-            and shape == (slots.shape[0], 1, slots.shape[1], so_far.shape[1])
-        ):
-            return self.labels.make(slots[:, None, :, None], so_far[:, None, None, :])
-        return None
-
-    def _nested_labels(self, index: int, name: str, value: Any) -> list[tuple[Tensor, Label | None]]:
-        """Labels of tensors inside an input: an encoder's output, or the cache of earlier tokens."""
-        tensors = _tensors_within(value)
-        stream = stream_of(name)
-        found: list[tuple[Tensor, Label | None]] = []
-        slots = self.table.slots(index, stream)
-        for tensor in tensors:
-            label: Label | None = None
-            if name == "encoder_outputs" and slots is not None and tuple(tensor.shape[:2]) == slots.shape:
-                label = self.labels.make(slots.reshape(slots.shape + (1,) * (tensor.dim() - 2)))
-            found.append((tensor, label))
-        return found
+    def _edit_input(self, name: str, value: Tensor, label: Label | None) -> None:
+        if self.watcher is not None:
+            new = self.watcher.edit(self, ("", f"input:{name}", "?"), 0, 0, value, label)
+            if new is not None:
+                value.copy_(new)
 
     # ------------------------------------------------------------------ ops
 
     def before(self, function: Function, kwargs: dict[str, Any]) -> None:
         """Called before a function runs: what it overwrites must be digested first."""
-        self._note_late_write()
-        if self._pending and (function.writes or "out" in kwargs or kwargs.get("inplace")):
+        if self._last is not None:
+            self._note_late_write()
+        if self._pending and (function.writes or (kwargs and _writes(function, kwargs))):
             self.flush()
 
     def fetching(self, function: Function, place: Place) -> list[Fetch]:
         """The fetches that want the call which is about to run."""
         if not self._fetches:
             return []
-        path = self.stack[-1].path
-        group = (path, function.name, place)
-        wanted = self._fetches.get((path, function.name, site_of(place).chain), [])
-        nth = self._passes.get(group, 0)
+        frame = self.stack[-1]
+        wanted = self._fetches.get((frame.path, function.name, place.site.chain), [])
+        nth = self._nth(frame, function, place)
         return [f for f in wanted if f.call in (None, self.call) and f.nth in (None, nth)]
+
+    def _nth(self, frame: Frame, function: Function, place: Place) -> int:
+        visits = frame.visits.get((function, place))
+        return visits.nth if visits is not None and visits.call == self.call else 0
 
     def record(
         self,
@@ -324,8 +288,13 @@ class Recorder:
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
         result: Any,
-    ) -> tuple[Group, int, tuple[Tensor, ...], list[Label | None]] | None:
-        """Record a finished call; None if it made no tensor."""
+    ) -> tuple[Op, int, tuple[Tensor, ...], list[Label | None]] | None:
+        """Record a finished call.
+
+        Returns:
+            The op, how often it had run in this call of the model, and its outputs with their labels; None if it
+            made no tensor.
+        """
         if isinstance(result, Tensor):
             outputs: tuple[Tensor, ...] = (result,)
         elif function.name == "setitem":
@@ -334,40 +303,88 @@ class Recorder:
             outputs = tuple(tensors_in((result,)))
             if not outputs:
                 return None
-        if _inside_transform():
+        if _transforms() is not None:
             return None  # inside vmap or grad: these tensors are not the model's own
-        labels, reason = self._propagate(function, func, args, kwargs, outputs)
-        group = (self.stack[-1].path, function.name, place)
-        nth = self._passes.get(group, 0)
-        self._passes[group] = nth + 1
-        writes = function.writes or "out" in kwargs or bool(kwargs.get("inplace"))
-        inputs: list[Tensor] = []
-        if (function.may_view is None and not writes) or self.watcher is not None:
-            inputs = tensors_in((args, tuple(kwargs.values())))
-        last: list[tuple[Label | None, Shape]] = []
-        whole = outputs[0], labels[0]
+        answer = self._answer(function, func, args, kwargs, outputs)
+        frame = self.stack[-1]
+        visits = frame.visits.get((function, place))
+        if visits is None:
+            visits = frame.visits[function, place] = _Visits(frame.path, function.name, place)
+        if visits.call != self.call:
+            visits.call, visits.nth = self.call, 0
+        nth = visits.nth
+        visits.nth = nth + 1
+        labels = answer.labels
+        self._last_outputs = answer.last
+        if function.writes or (kwargs and _writes(function, kwargs)):
+            outputs, labels = self._record_write(function, args, kwargs, visits, nth, outputs, answer)
+        else:
+            looks = function.may_view is None or self.watcher is not None
+            inputs = tensors_in((args, tuple(kwargs.values()))) if looks else []
+            known, rows, call = self._known, self.trace.rows, self.call
+            for index, output in enumerate(outputs):
+                view = function.may_view
+                if view is None:
+                    view = shares_memory(output, inputs)
+                form = (answer.viewed if view else answer.fresh)[index]
+                if (
+                    form is None
+                    or output.shape != form.mark.size
+                    or output.dtype is not form.mark.dtype
+                    or output.get_device() != form.mark.device
+                ):
+                    form = self._new_form(function, answer, index, output, view)
+                ops = visits.ops
+                op = ops[index] if index < len(ops) else self._op(visits, index)
+                row = len(rows)
+                rows.append((op, call, nth, form, -1))
+                known[id(output)] = (weakref.ref(output), form.mark, row)
+                if form.status == "digest":
+                    self._queue(row, output, form)
+                if self.watcher is not None:
+                    self._saw(row, output, labels[index], inputs)
+        if self.passive:
+            return None
+        return self.trace.ops[visits.ops[0]], nth, outputs, labels
+
+    def _record_write(
+        self,
+        function: Function,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        visits: _Visits,
+        nth: int,
+        outputs: tuple[Tensor, ...],
+        answer: _Answer,
+    ) -> tuple[tuple[Tensor, ...], list[Label | None]]:
+        """Record what a function wrote into its outputs; where it wrote some rows, those."""
+        labels = answer.labels
+        target, label = outputs[0], labels[0]
         if function.rule in WRITES_ROWS:
-            part = self._written(function, args, kwargs, outputs[0], labels[0])
+            part = self._written(function, args, kwargs, target, label)
             if part is not None:
-                self._remember(outputs[0], labels[0], -1)
-                if labels[0] is not None:
-                    self._relabel_base(outputs[0], labels[0])
+                self._remember(target, label, -1)
+                if label is not None:
+                    self._relabel_base(target, label)
                 outputs, labels = (part[0],), [part[1]]
-        for index, (output, label) in enumerate(zip(outputs, labels, strict=True)):
-            view = not writes and (
-                shares_memory(output, inputs) if function.may_view is None else function.may_view
-            )
-            event = self._event(self._op(group, index), nth, output, label, view, reason, function)
+        inputs = tensors_in((args, tuple(kwargs.values()))) if self.watcher is not None else []
+        for index, (output, found) in enumerate(zip(outputs, labels, strict=True)):
+            form = self._form(function, output, found, answer.reason, view=False)
+            row = self._append(self._op(visits, index), nth, form)
+            if form.status == "digest":
+                self._queue(row, output, form)
             if self.watcher is not None:
-                self.watcher.saw(self, event, self.true_value(output), label, self._events_of(inputs))
-            if writes and label is not None and output is whole[0]:
-                self._relabel_base(output, label)
-            self._remember(output, label, event, reason if label is None else "")
-            if output is not whole[0] and writes:
-                self._remember(whole[0], whole[1], event, reason if whole[1] is None else "")
-            last.append((label, output.shape))
-        self._last_outputs = last
-        return group, nth, outputs, labels
+                self._saw(row, output, found, inputs)
+            if found is not None and output is target:
+                self._relabel_base(output, found)
+            self._remember(output, found, row, answer.reason if found is None else "")
+            if output is not target:
+                self._remember(target, label, row, answer.reason if label is None else "")
+        return outputs, labels
+
+    def _saw(self, row: int, output: Tensor, label: Label | None, inputs: list[Tensor]) -> None:
+        assert self.watcher is not None
+        self.watcher.saw(self, row, self.true_value(output), label, self._events_of(inputs))
 
     def _written(
         self,
@@ -404,7 +421,7 @@ class Recorder:
     def _events_of(self, inputs: list[Tensor]) -> list[int]:
         """The events that hold these tensors' values."""
         found = [self._find(t) for t in inputs]
-        return [known.event for known in found if known is not None and known.event >= 0]
+        return [known[2] for known in found if known is not None and known[2] >= 0]
 
     def edit(
         self,
@@ -423,12 +440,12 @@ class Recorder:
             outputs: tuple[Tensor, ...] = (args[0],)
         else:
             outputs = (result,) if isinstance(result, Tensor) else tuple(tensors_in((result,)))
-        if not outputs or _inside_transform():
+        if not outputs or _transforms() is not None:
             return result
-        labels, _ = self._propagate(function, func, args, kwargs, outputs)
-        path = self.stack[-1].path
-        key = (path, function.name, site_of(place).chain)
-        nth = self._passes.get((path, function.name, place), 0)
+        labels = self._answer(function, func, args, kwargs, outputs).labels
+        frame = self.stack[-1]
+        key = (frame.path, function.name, place.site.chain)
+        nth = self._nth(frame, function, place)
         inputs = tensors_in((args, tuple(kwargs.values())))
         for index, (output, label) in enumerate(zip(outputs, labels, strict=True)):
             new = watcher.edit(self, key, nth, index, self.true_value(output), label)
@@ -444,215 +461,189 @@ class Recorder:
     def true_value(self, value: Tensor) -> Tensor:
         return value if self._read is None else self._read(value)
 
-    def _propagate(
+    # ------------------------------------------------------------------ labels of results
+
+    def _answer(
         self,
         function: Function,
         func: Any,
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
         outputs: tuple[Tensor, ...],
-    ) -> tuple[list[Label | None], str]:
-        any_label, lost = False, ""
-
-        def fingerprint(value: Any) -> Any:
-            nonlocal any_label, lost
-            if isinstance(value, Tensor):
-                label = self.label_of(value)
-                if label is None and (known := self._known.get(id(value))) is not None and known.lost:
-                    lost = known.lost
-                if label is not None:
-                    any_label = True
-                    return (label.uid, value.shape)
-                return (0, value.shape)
-            kind = type(value)
-            if kind is tuple or kind is list or kind is torch.Size:
-                return tuple([fingerprint(item) for item in value])
-            if kind is slice:
-                return (slice, fingerprint(value.start), fingerprint(value.stop), fingerprint(value.step))
-            if kind is dict:
-                return tuple([(key, fingerprint(item)) for key, item in value.items()])
-            return value
-
-        key: Any = (function.rule, fingerprint(args), fingerprint(kwargs) if kwargs else None)
-        if not any_label:
-            return [None] * len(outputs), lost
+    ) -> _Answer:
         try:
-            known = self._answers.get(key)
-        except TypeError:
-            key, known = None, None
-        if known is None:
+            key: Any = (function, self._lengths, *self._marks(args))
+            if kwargs:
+                key = (*key, _KEYWORDS, *kwargs, *self._marks(kwargs.values()))
+            answer = self._answers.get(key)
+        except TypeError:  # an argument that can't be hashed
+            key, answer = None, None
+        if answer is None or len(answer.labels) != len(outputs):
+            answer, lasting = self._ask(function, func, args, kwargs, outputs)
+            if key is not None and lasting:
+                self._answers[key] = answer
+        return answer
+
+    def _marks(self, values: Iterable[Any]) -> list[Any]:
+        """What the answer for a call depends on: the marks of tensors, and all other arguments themselves."""
+        marks: list[Any] = []
+        known_of = self._known.get
+        for value in values:
+            known = known_of(id(value))
+            if known is not None and known[0]() is value:
+                marks.append(known[1])
+                continue
+            kind = value.__class__
+            if kind is int or kind is torch.dtype or value is None:
+                marks.append(value)
+            elif kind in _SEQUENCES:
+                marks.append((kind, *self._marks(value)))
+            elif kind is slice:
+                marks.append((kind, *self._marks((value.start, value.stop, value.step))))
+            elif kind is dict:
+                marks.append((*value, *self._marks(value.values())))
+            elif isinstance(value, Tensor):
+                marks.append(self._mark_of(value))
+            elif kind in _SIMPLE:
+                marks.append((kind, value))  # True is not 1 here
+            else:
+                raise TypeError(f"an argument of type {kind.__name__} does not key a cache")
+        return marks
+
+    def _ask(
+        self,
+        function: Function,
+        func: Any,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        outputs: tuple[Tensor, ...],
+    ) -> tuple[_Answer, bool]:
+        """The answer for a call, worked out; and whether it holds for all calls of this kind."""
+        nothing: list[Label | None] = [None] * len(outputs)
+        forms: list[_Form | None] = [None] * len(outputs)
+        inputs = [self._mark_of(t) for t in tensors_in((args, tuple(kwargs.values())))]
+        reason = next((mark.lost for mark in inputs if mark.lost), "")
+        labels, lasting = nothing, True
+        if any(mark.label is not None for mark in inputs):
             call = Call(function.rule, func, args, kwargs, outputs, self.label_of, self.labels)
             try:
-                known = propagate(call)
-                if not all(_fits(label, output) for label, output in zip(known, outputs, strict=True)):
-                    known = f"no rule fits this call of {function.name}"
+                labels = propagate(call)
+                if not all(_fits(label, output) for label, output in zip(labels, outputs, strict=True)):
+                    labels, reason = nothing, f"no rule fits this call of {function.name}"
             except UnknownMovementError as unknown:
-                known = str(unknown)
-            except (
-                IndexError,
-                ValueError,
-                TypeError,
-                KeyError,
-                AttributeError,
-                RuntimeError,
-                StopIteration,
-            ) as error:
-                known = f"no rule fits this call of {function.name} ({type(error).__name__}: {error})"
-            if key is not None and not call.reads_values:
-                self._answers[key] = known
-        if isinstance(known, str):
-            return [None] * len(outputs), known
-        return known, lost
+                reason = str(unknown)
+            except _RULE_ERRORS as error:
+                reason = f"no rule fits this call of {function.name} ({type(error).__name__}: {error})"
+            lasting = not call.reads_values
+        last = tuple((label, tuple(output.shape)) for label, output in zip(labels, outputs, strict=True))
+        return _Answer(labels, reason, forms, list(forms), last), lasting
 
-    def _event(
-        self,
-        op: int,
-        nth: int,
-        value: Tensor,
-        label: Label | None,
-        view: bool,
-        reason: str,
-        function: Function | None,
-    ) -> int:
-        key = (0 if label is None else label.uid, value.dtype, value.shape, self._lengths_number)
-        recipe = self._recipes.get(key)
-        if recipe is None:
-            recipe = self._recipes[key] = self._recipe(value, label)
-        events = self.trace.events
-        index = len(events)
+    # ------------------------------------------------------------------ forms
+
+    def _mark(self, value: Tensor, label: Label | None, lost: str = "") -> _Mark:
+        if label is not None:
+            lost = ""
+        key = (label, value.shape, value.dtype, value.get_device(), lost)
+        mark = self.labels.marks.get(key)
+        if mark is None:
+            mark = self.labels.marks[key] = _Mark(*key)
+        return mark
+
+    def _new_form(self, function: Function, answer: _Answer, index: int, output: Tensor, view: bool) -> _Form:
+        """The form of an output for which its answer has none yet, or one of another size."""
+        forms = answer.viewed if view else answer.fresh
+        label, seen = answer.labels[index], forms[index]
+        if seen is not None and seen.mark.size != output.shape:  # how large it is depends on values
+            if not _fits(label, output):
+                return self._form(function, output, None, f"no rule fits this call of {function.name}", view=view)
+            return self._form(function, output, label, answer.reason, view=view)
+        form = forms[index] = self._form(function, output, label, answer.reason, view=view)
+        return form
+
+    def _form(
+        self, function: Function | None, value: Tensor, label: Label | None, reason: str, *, view: bool
+    ) -> _Form:
+        """How a value is treated that a function made, or a module took or gave."""
+        mark = self._mark(value, label, reason)
         status = "view" if view else "digest"
-        event = Event(op, self.call, status, recipe.shape, recipe.dtype, recipe.floating, nth)
-        events.append(event)
-        if view:
-            return index
-        if reason and label is None:
-            event.reason = reason
-        if function is not None and function.name in UNWRITTEN:
-            event.status, event.reason = "skipped", "not written yet"
-        elif value.layout != torch.strided or value.is_meta:
+        reason = "" if view else mark.lost
+        if not view and function is not None and function.name in UNWRITTEN:
+            status, reason = "skipped", "not written yet"
+        elif not view and (value.layout != torch.strided or value.is_meta):
             what = f"a {value.layout} tensor on {value.device.type}".replace("torch.", "")
-            event.status, event.reason = "skipped", what
-        elif self._digests:
-            self._queue(index, event, value, label, recipe)
-        return index
+            status, reason = "skipped", what
+        return self._form_of(mark, status, reason, self._lengths)
+
+    def _form_of(self, mark: _Mark, status: str, reason: str, lengths: frozenset[int]) -> _Form:
+        key = (mark, status, reason, lengths)
+        form = self.labels.forms.get(key)
+        if form is None:
+            shape, dtype = tuple(mark.size), mark.dtype
+            how = cut(self.table, mark.label, shape, lengths)
+            floating = dtype.is_floating_point or dtype.is_complex
+            name = str(dtype).removeprefix("torch.")
+            form = _Form(status, shape, name, floating, how.cells, how.width, reason, mark, how)
+            self.labels.forms[key] = form
+        return form
 
     # ------------------------------------------------------------------ digests
 
-    def _recipe(self, value: Tensor, label: Label | None) -> _Recipe:
-        shape, dtype = tuple(value.shape), value.dtype
-        name = str(dtype).removeprefix("torch.")
-        floating = dtype.is_floating_point or dtype.is_complex
-        return _Recipe(shape, name, floating, self._plan(label, shape), value.numel() * dtype.itemsize)
+    def _append(self, op: int, nth: int, form: _Form, alias: int = -1) -> int:
+        rows = self.trace.rows
+        rows.append((op, self.call, nth, form, alias))
+        return len(rows) - 1
 
-    def _queue(self, index: int, event: Event, value: Tensor, label: Label | None, recipe: _Recipe) -> None:
-        plan = recipe.plan
-        if plan.cells.kind == "open":
-            cells = len(plan.cells.ids) * math.prod(plan.cells.open_sizes)
-            if self._open_cells + cells > MAX_OPEN_TOTAL:
-                plan = self._plan(label, recipe.shape, may_open=False)
-            else:
-                self._open_cells += cells
-        event.cells, event.width = plan.cells, plan.width
-        tensor = value.detach() if value.requires_grad else value
-        if plan.row_ids is None and plan.cells.kind == "rows":
-            self._slots.append((event, self._batch.add(tensor, plan.row_dims)))
+    def _queue(self, row: int, value: Tensor, form: _Form) -> None:
+        """Have a value digested with the next flush."""
+        if not self._digests:
+            return
+        how = form.cut
+        if how.plain:
+            stride = value.stride()
+            known = form.plans.get(stride)
+            if known is None:
+                known = form.plans[stride] = digest.planned(value, how.row_dims)
+            self.trace.slots[row] = self._batch.push(value, known)
+        elif how.open_cells and self._open_cells + how.open_cells > MAX_OPEN_TOTAL:
+            closed = self._form_of(form.mark, form.status, form.reason, frozenset())
+            op, call, nth, _, _ = self.trace.rows[row]
+            self.trace.rows[row] = (op, call, nth, closed, -1)
+            self._queue(row, value, closed)
+            return
         else:
-            self._odd.append((event, tensor, plan))
-        pending = _Pending(index, tensor, version(value))
+            self._open_cells += how.open_cells
+            self._odd.append((row, value.detach(), form))
+            self._odd_bytes += value.nbytes
+        try:
+            version = value._version
+        except RuntimeError:  # torch keeps no count in inference mode
+            version = None
+        pending = self._last = [row, value, version]
         self._pending.append(pending)
-        self._last = pending
-        self._pending_bytes += recipe.nbytes
-        if self._pending_bytes > self._pending_limit:
+        if self._batch.pending_bytes + self._odd_bytes > self._pending_limit:
             self._pending_limit = PENDING_BYTES.get(value.device.type, PENDING_BYTES["other"])
-            if self._pending_bytes > self._pending_limit:
+            if self._batch.pending_bytes + self._odd_bytes > self._pending_limit:
                 self.flush()
-
-    def _plan(self, label: Label | None, shape: Shape, may_open: bool = True) -> _Plan:
-        if label is not None and label.k is not None:
-            return self._pair_plan(label, shape)
-        ids = np.full((1,) * len(shape), WHOLE, dtype=np.int32) if label is None else label.q
-        row_dims = tuple(d for d in range(len(shape)) if ids.shape[d] > 1)
-        open_dims = tuple(
-            d for d, n in enumerate(shape) if d not in row_dims and n in self._lengths and n > 1
-        )
-        flat_ids = ids.reshape(-1)
-        unique, inverse = np.unique(flat_ids, return_inverse=True)
-        rows = len(flat_ids)
-        width = math.prod(shape) // rows if rows else 0
-        if may_open and open_dims and len(unique) == rows:
-            sizes = tuple(shape[d] for d in open_dims)
-            if (
-                rows * math.prod(sizes)
-                <= MAX_OPEN_CELLS["without tokens" if label is None else "with tokens"]
-            ):
-                cells = Cells("open", flat_ids.astype(np.int32), open_dims, sizes, row_dims=row_dims)
-                return _Plan(cells, row_dims, None, None, width)
-        if len(unique) == rows:
-            return _Plan(
-                Cells("rows", flat_ids.astype(np.int32), row_dims=row_dims), row_dims, None, None, width
-            )
-        # Several rows of one coordinate: its slice goes on from row to row, in their order.
-        counts = np.bincount(inverse)
-        order = np.argsort(inverse, kind="stable")
-        starts = np.repeat(np.cumsum(counts) - counts, counts)
-        occurrence = np.empty(rows, dtype=np.int64)
-        occurrence[order] = np.arange(rows) - starts
-        cells = Cells("rows", unique.astype(np.int32))
-        return _Plan(cells, row_dims, inverse.astype(np.int32).reshape(-1), occurrence, width * counts)
-
-    def _pair_plan(self, label: Label, shape: Shape) -> _Plan:
-        assert label.k is not None
-        dims = tuple(d for d in range(len(shape)) if label.q.shape[d] > 1 or label.k.shape[d] > 1)
-        grid = tuple(shape[d] for d in dims)
-        query = spread(label.q, shape, dims).reshape(grid)
-        key = spread(label.k, shape, dims).reshape(grid)
-        tokens = self.table.tokens
-        stream = np.asarray([0 if t is None else 1 if t[0] == MAIN else 2 for t in tokens] + [0])
-        sample = np.asarray([-1 if t is None else t[1] for t in tokens] + [-1])
-        position = np.asarray([-1 if t is None else t[2] for t in tokens] + [-1])
-        mine = (sample[key] == sample[query]) & (sample[key] >= 0)
-        before = mine & ((stream[key] != stream[query]) | (position[key] <= position[query]))
-        ids, cell = np.unique(query.reshape(-1), return_inverse=True)
-        past = np.where(before.reshape(-1), cell, NONE)
-        future = np.where((mine & ~before).reshape(-1), cell, NONE)
-        keys = position[key].reshape(-1)
-        counts = np.stack(
-            [
-                np.bincount(cell, weights=before.reshape(-1), minlength=len(ids)),
-                np.bincount(cell, weights=before.reshape(-1) * keys, minlength=len(ids)),
-                np.bincount(cell, weights=(mine & ~before).reshape(-1), minlength=len(ids)),
-                np.bincount(cell, weights=(mine & ~before).reshape(-1) * keys, minlength=len(ids)),
-            ],
-            axis=1,
-        ).astype(np.int64)
-        plan_cells = Cells("pair", ids.astype(np.int32), keys=counts)
-        side = (past.astype(np.int32), future.astype(np.int32), keys.astype(np.int32).reshape(grid))
-        width = math.prod(shape) // max(math.prod(grid), 1)
-        return _Plan(plan_cells, dims, None, side, width)
 
     def flush(self) -> None:
         """Compute the digests of everything that is pending, without waiting for the device."""
         self._last = None
-        for pending in self._pending:
-            if pending.version is not None and pending.tensor._version != pending.version:
-                event = self.trace.events[pending.event]
-                event.status, event.reason = "skipped", "overwritten before it could be read"
+        for row, tensor, version in self._pending:
+            if version is not None and tensor._version != version:
+                self.trace.skipped[row] = "overwritten before it could be read"
         self._batch.flush()
-        for event, tensor, plan in self._odd:
-            self._computed.append((event, plan, _digest_odd(tensor, plan)))
+        for row, tensor, form in self._odd:
+            self._computed.append((row, form, digests_of(tensor, form.cut)))
         self._odd.clear()
         self._pending.clear()
-        self._pending_bytes = 0
+        self._odd_bytes = 0
 
     def finish(self) -> Trace:
         """Copy all digests to the host, once; they are in the trace after this."""
         self.flush()
-        results = self._batch.results()
-        for event, slot in self._slots:
-            event.digests = results[slot]
-        for event, plan, tensors in self._computed:
-            _store_odd(event, plan, [t.cpu().numpy() for t in tensors])
-        self._slots.clear()
+        self.trace.digests = self._batch.results().__getitem__
+        for row, form, tensors in self._computed:
+            self.trace.odd[row] = collect(form.cut, form.shape, [t.cpu().numpy() for t in tensors])
         self._computed.clear()
         return self.trace
 
@@ -660,38 +651,50 @@ class Recorder:
         """A value that was changed right after its function returned is that function's value."""
         last = self._last
         if last is not None:
-            if last.version is not None and last.tensor._version != last.version:
-                last.version = last.tensor._version
+            if last[2] is not None and last[1]._version != last[2]:
+                last[2] = last[1]._version
             self._last = None
 
     # ------------------------------------------------------------------ tensors
 
     def _find(self, tensor: Tensor) -> _Known | None:
         known = self._known.get(id(tensor))
-        return known if known is not None and known.ref() is tensor else None
+        return known if known is not None and known[0]() is tensor else None
 
     def label_of(self, tensor: Tensor) -> Label | None:
         known = self._known.get(id(tensor))
-        if known is not None and known.ref() is tensor:
-            return known.label
-        if id(tensor) in self.owned:
-            return None
+        if known is not None and known[0]() is tensor:
+            return known[1].label
         return self._unseen(tensor)
+
+    def _mark_of(self, tensor: Tensor) -> _Mark:
+        self.label_of(tensor)
+        return self._known[id(tensor)][1]
+
+    def lost(self, tensor: Tensor) -> str:
+        """Why the coordinates of a tensor are not known; empty if they are, or if no tap saw it."""
+        known = self._find(tensor)
+        return known[1].lost if known is not None else ""
 
     def _unseen(self, tensor: Tensor) -> Label | None:
         """A tensor that no tap saw being made: shaped like the last value or its module's inputs."""
-        label = next((lab for lab, shape in self._last_outputs if lab and shape == tuple(tensor.shape)), None)
-        if label is None:
-            label = through_module(self.labels, self._frame_inputs(self.stack[-1]), tuple(tensor.shape))
+        label = self._guess(tensor)
         self._remember(tensor, label, -1)
         return label
 
-    def _frame_inputs(self, frame: Frame) -> list[tuple[Label | None, Shape]]:
-        inputs = [(t, self._find(t)) for t in tensors_in(frame.arguments)]
-        return [(known.label, tuple(t.shape)) for t, known in inputs if known is not None]
+    def _guess(self, tensor: Tensor) -> Label | None:
+        shape = tuple(tensor.shape)
+        for label, seen in self._last_outputs:
+            if label is not None and seen == shape:
+                return label
+        return through_module(self.labels, self._frame_inputs(), shape)
+
+    def _frame_inputs(self) -> list[tuple[Label | None, Shape]]:
+        inputs = [(t, self._find(t)) for t in tensors_in(self._arguments[-1])]
+        return [(known[1].label, tuple(t.shape)) for t, known in inputs if known is not None]
 
     def _remember(self, tensor: Tensor, label: Label | None, event: int, lost: str = "") -> None:
-        self._known[id(tensor)] = _Known(weakref.ref(tensor), label, event, lost)
+        self._known[id(tensor)] = (weakref.ref(tensor), self._mark(tensor, label, lost), event)
 
     def _relabel_base(self, written: Tensor, label: Label) -> None:
         """A write through a view gives its tokens to the tensor that the view is of."""
@@ -702,8 +705,8 @@ class Recorder:
         shape = tuple(base.shape)
         full = (
             np.full(shape, NONE, dtype=np.int32)
-            if known.label is None
-            else spread(known.label.q, shape).copy()
+            if known[1].label is None
+            else spread(known[1].label.q, shape).copy()
         )
         window = np.lib.stride_tricks.as_strided(
             full.reshape(-1)[written.storage_offset() - base.storage_offset() :],
@@ -711,105 +714,122 @@ class Recorder:
             tuple(4 * s for s in written.stride()),
         )
         window[...] = np.broadcast_to(label.q, tuple(written.shape))
-        self._remember(base, self.labels.make(full), known.event)
+        self._remember(base, self.labels.make(full), known[2])
 
-    def _op(self, group: Group, output: int) -> int:
-        index = self._ops.get((group, output))
-        if index is None:
-            index = self._ops[group, output] = len(self.trace.ops)
-            self.trace.ops.append(Op(group[0], group[1], site_of(group[2]), output))
-        return index
+    def _op(self, visits: _Visits, output: int) -> int:
+        """The number of an op's output in the trace."""
+        for index in range(len(visits.ops), output + 1):
+            visits.ops.append(len(self.trace.ops))
+            self.trace.ops.append(Op(visits.path, visits.function, visits.place.site, index))
+        return visits.ops[output]
 
     # ------------------------------------------------------------------ modules
 
     def enter(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """A module is called."""
-        self._note_late_write()
-        path = self._paths.get(id(module))
-        if path is None:
+        if self._last is not None:
+            self._note_late_write()
+        frame = self._frames.get(id(module))
+        if frame is None:
             parent = self.stack[-1].path
-            path = f"{parent}.{type(module).__name__}" if parent else type(module).__name__
-        self.stack.append(Frame(path, module, (args, tuple(kwargs.values()))))
-        if not path or _inside_transform():
+            kind = type(module)
+            path = f"{parent}.{kind.__name__}" if parent else kind.__name__
+            frame = self._frames[id(module)] = Frame(path, module, _argument_names(kind))
+        self.stack.append(frame)
+        self._arguments.append((args, kwargs))
+        if not frame.path or _transforms() is not None:
             return
-        names = _argument_names(type(module))
+        names = frame.names
         for position, value in enumerate(args):
             if isinstance(value, Tensor):
-                self._pass_in(path, names[position] if position < len(names) else str(position), value)
+                self._pass_in(frame, names[position] if position < len(names) else str(position), value)
         for name, value in kwargs.items():
             if isinstance(value, Tensor):
-                self._pass_in(path, name, value)
+                self._pass_in(frame, name, value)
 
-    def _pass_in(self, path: str, name: str, value: Tensor) -> None:
-        label = self.label_of(value)
-        known = self._find(value)
-        if known is not None and known.event >= 0:
-            self._boundary_alias(path, f"input:{name}", value, known.event)
+    def _pass_in(self, frame: Frame, name: str, value: Tensor) -> None:
+        known = self._known.get(id(value))
+        if known is not None and known[0]() is value and known[2] >= 0:
+            self._boundary_alias(frame, name, INPUT, value, known)
         else:
-            event = self._boundary(path, f"input:{name}", value, label)
-            self._remember(value, label, event)
+            label = self.label_of(value)
+            self._remember(value, label, self._boundary(frame, name, INPUT, value, label))
 
     def leave(self, result: Any, failed: bool) -> None:
         """A module returns."""
-        self._note_late_write()
+        if self._last is not None:
+            self._note_late_write()
         frame = self.stack.pop()
-        if failed or _inside_transform():
+        if failed or _transforms() is not None:
+            self._arguments.pop()
             return
-        for index, value in enumerate(_outputs_of(result)):
+        for index, value in enumerate((result,) if isinstance(result, Tensor) else _outputs_of(result)):
             known = self._find(value)
             if known is None:
-                label = self._unseen_output(frame, value)
-                self._remember(value, label, self._boundary(frame.path, "output", value, label, index))
-            elif known.event < 0 or self.trace.events[known.event].status == "view":
-                event = self._boundary(frame.path, "output", value, known.label, index)
-                self._remember(value, known.label, event)
+                label = self._guess(value)
+                self._remember(value, label, self._boundary(frame, "output", index, value, label))
+            elif known[2] < 0 or self.trace.rows[known[2]][3].status == "view":
+                event = self._boundary(frame, "output", index, value, known[1].label)
+                self._known[id(value)] = (known[0], known[1], event)
             else:
-                self._boundary_alias(frame.path, "output", value, known.event, index)
+                self._boundary_alias(frame, "output", index, value, known)
+        self._arguments.pop()
 
-    def _unseen_output(self, frame: Frame, value: Tensor) -> Label | None:
-        last = next((lab for lab, shape in self._last_outputs if lab and shape == tuple(value.shape)), None)
-        return last or through_module(self.labels, self._frame_inputs(frame), tuple(value.shape))
-
-    def _boundary(self, path: str, function: str, value: Tensor, label: Label | None, output: int = 0) -> int:
-        op, nth = self._boundary_op(path, function, value, label, output)
-        known = self._find(value)
-        event = self._event(op, nth, value, label, False, "", None)
+    def _boundary(self, frame: Frame, name: str, output: int, value: Tensor, label: Label | None) -> int:
+        """Record what goes into a module (`output` is INPUT), or comes out, and was not recorded before."""
+        visits, nth = self._visit(frame, name, output)
+        if not self.passive:
+            self._offer(visits, nth, max(output, 0), value, label)
+        form = self._form(None, value, label, "", view=False)
+        row = self._append(visits.ops[0], nth, form)
+        if form.status == "digest":
+            self._queue(row, value, form)
         if self.watcher is not None:
-            before = [known.event] if known is not None and known.event >= 0 else []
-            self.watcher.saw(self, event, self.true_value(value), label, before)
-        return event
+            self.watcher.saw(self, row, self.true_value(value), label, self._events_of([value]))
+        return row
 
-    def _boundary_alias(self, path: str, function: str, value: Tensor, target: int, output: int = 0) -> None:
-        known = self._find(value)
-        op, nth = self._boundary_op(path, function, value, known.label if known else None, output)
-        dtype = str(value.dtype).removeprefix("torch.")
-        floating = value.dtype.is_floating_point or value.dtype.is_complex
-        event = Event(op, self.call, "alias", tuple(value.shape), dtype, floating, nth, alias=target)
-        self.trace.events.append(event)
+    def _boundary_alias(self, frame: Frame, name: str, output: int, value: Tensor, known: _Known) -> None:
+        """Record that a value which is known goes into a module, or comes out."""
+        visits, nth = self._visit(frame, name, output)
+        _, mark, event = known
+        if not self.passive:
+            self._offer(visits, nth, max(output, 0), value, mark.label)
+        form = mark.passing
+        if form is None:
+            form = mark.passing = self._form_of(mark, "digest", "", self._lengths)
+        row = len(self.trace.rows)
+        self.trace.rows.append((visits.ops[0], self.call, nth, form, event))
         if self.watcher is not None:
-            label = known.label if known else None
-            self.watcher.saw(self, len(self.trace.events) - 1, self.true_value(value), label, [target])
+            self.watcher.saw(self, row, self.true_value(value), mark.label, [event])
 
-    def _boundary_op(
-        self, path: str, function: str, value: Tensor, label: Label | None, output: int
-    ) -> tuple[int, int]:
-        group = (path, function, ())
-        nth = self._passes.get((*group, output), 0)
-        self._passes[*group, output] = nth + 1
-        op = self._op(group, output)
+    def _visit(self, frame: Frame, name: str, output: int) -> tuple[_Visits, int]:
+        visits = frame.visits.get((name, output))
+        if visits is None:
+            function = f"input:{name}" if output == INPUT else name
+            visits = frame.visits[name, output] = _Visits(frame.path, function, NOWHERE, [len(self.trace.ops)])
+            self.trace.ops.append(Op(frame.path, function, NOWHERE.site, max(output, 0)))
+        if visits.call != self.call:
+            visits.call, visits.nth = self.call, 0
+        nth = visits.nth
+        visits.nth = nth + 1
+        return visits, nth
+
+    def _offer(self, visits: _Visits, nth: int, output: int, value: Tensor, label: Label | None) -> None:
+        """Show a module's input or output to whoever wants to change or to keep it."""
+        key = (visits.path, visits.function, NOWHERE.site.chain)
         if self.watcher is not None:
-            new = self.watcher.edit(self, (path, function, "?"), nth, output, self.true_value(value), label)
+            new = self.watcher.edit(self, key, nth, output, self.true_value(value), label)
             if new is not None and new.dtype == value.dtype:
                 value.copy_(new)
-        for fetch in self._fetches.get((path, function, "?"), ()) if self._fetches else ():
+        for fetch in self._fetches.get(key, ()):
             if (
                 fetch.call in (None, self.call)
                 and fetch.nth in (None, nth)
                 and fetch.output in (None, output)
             ):
                 copied = value.detach().clone()
-                fetch.take(Taken(self.trace.ops[op], self.call, nth, None, (), {}, (copied,), {}, (label,)))
-        return op, nth
+                op = self.trace.ops[visits.ops[0]]
+                fetch.take(Taken(op, self.call, nth, None, (), {}, (copied,), {}, (label,)))
 
     def label_of_result(self, value: Tensor, call: int) -> Label | None:
         """The label of something that the model returned in a call.
@@ -818,7 +838,7 @@ class Recorder:
         [rows, columns, ...], holds the call's tokens in their places.
         """
         known = self._find(value)
-        label = known.label if known is not None else None
+        label = known[1].label if known is not None else None
         for stream in (DECODER, MAIN):
             slots = self.table.slots(call, stream)
             if slots is None:
@@ -835,57 +855,20 @@ class Recorder:
 
 # ---------------------------------------------------------------------- helpers
 
+_transforms: Callable[[], Any] = torch._C._functorch.peek_interpreter_stack  # pyright: ignore[reportAttributeAccessIssue]
+"""What vmap or grad at work are: None where the tensors that pass by are the model's own."""
 
-def _digest_odd(value: Tensor, plan: _Plan) -> list[Tensor]:
-    """The digests of a value whose rows are not simply its coordinates, on its device."""
-    on, cells = value.device, plan.cells
-    if cells.kind == "rows":
-        assert plan.row_ids is not None
-        words = _words(math.prod(value.shape) // max(len(plan.extra), 1), value)
-
-        rows = digest.rows(value, plan.row_dims, torch.from_numpy(plan.extra * words).to(on))
-        return [
-            digest.accumulate(rows, torch.from_numpy(plan.row_ids.astype(np.int64)).to(on), len(cells.ids))
-        ]
-    if cells.kind == "open":
-        grid_dims = tuple(sorted((*plan.row_dims, *cells.open_dims)))
-        return [digest.rows(value, grid_dims), digest.rows(value, plan.row_dims)]
-    past, future, keys = plan.extra
-    grid = digest.grid(value, plan.row_dims, torch.from_numpy(keys).to(on))
-    return [
-        digest.accumulate(grid, torch.from_numpy(side.astype(np.int64)).to(on), len(cells.ids))
-        for side in (past, future)
-    ]
+_KEYWORDS = object()
+_SEQUENCES = frozenset({tuple, list, torch.Size})
+_SIMPLE = frozenset({bool, float, complex, str, type(...), torch.device, torch.layout, torch.memory_format, type})
+"""Kinds of arguments that can key a cache, besides tensors, whole numbers and dtypes."""
+_RULE_ERRORS = (IndexError, ValueError, TypeError, KeyError, AttributeError, RuntimeError, StopIteration)
+"""What a rule raises that is wrong about its function."""
 
 
-def _store_odd(event: Event, plan: _Plan, found: list[Any]) -> None:
-    cells = plan.cells
-    if cells.kind == "rows":
-        event.digests = found[0]
-    elif cells.kind == "open":
-        grid_dims = tuple(sorted((*plan.row_dims, *cells.open_dims)))
-        order = [grid_dims.index(d) for d in (*plan.row_dims, *cells.open_dims)]
-        grid = found[0].reshape([event.shape[d] for d in grid_dims]).transpose(order)
-        event.digests = np.ascontiguousarray(grid.reshape(len(cells.ids), *cells.open_sizes))
-        event.flat = found[1]
-    else:
-        event.digests = np.stack(found, axis=1)
-
-
-def _paths(model: nn.Module | None) -> dict[int, str]:
-    paths: dict[int, str] = {}
-    if model is not None:
-        for name, module in model.named_modules(remove_duplicate=False):
-            paths.setdefault(id(module), name)
-    return paths
-
-
-def _owned(model: nn.Module | None) -> dict[int, str]:
-    owned: dict[int, str] = {}
-    if model is not None:
-        for name, tensor in [*model.named_parameters(remove_duplicate=False), *model.named_buffers()]:
-            owned.setdefault(id(tensor), name)
-    return owned
+def _writes(function: Function, kwargs: dict[str, Any]) -> bool:
+    """Whether a call changes one of its arguments."""
+    return function.writes or kwargs.get("out") is not None or bool(kwargs.get("inplace"))
 
 
 @cache
@@ -904,22 +887,6 @@ def _outputs_of(result: Any) -> list[Tensor]:
     return []
 
 
-def _tensors_within(value: Any, depth: int = 4) -> list[Tensor]:
-    if isinstance(value, Tensor):
-        return [value]
-    if not depth:
-        return []
-    if isinstance(value, (list, tuple)):
-        items: Any = value
-    elif isinstance(value, Mapping):
-        items = value.values()
-    elif hasattr(value, "__dict__"):
-        items = vars(value).values()
-    else:
-        return []
-    return [t for item in items for t in _tensors_within(item, depth - 1)]
-
-
 def _fits(label: Label | None, value: Tensor) -> bool:
     """Whether a label's arrays broadcast to a value: a rule that says otherwise is wrong about the function."""
     if label is None:
@@ -932,14 +899,4 @@ def _fits(label: Label | None, value: Tensor) -> bool:
     )
 
 
-def _inside_transform() -> bool:
-    """Whether vmap or grad is at work: the tensors that pass by are then not the model's own."""
-    return torch._C._functorch.peek_interpreter_stack() is not None  # pyright: ignore[reportAttributeAccessIssue]
-
-
-def _words(elements: int, value: Tensor) -> int:
-    """4-byte words that a row of so many elements fills."""
-    return -(-elements * value.dtype.itemsize // 4)
-
-
-__all__ = ["Fetch", "Frame", "Recorder", "Site", "Taken", "resolve"]
+__all__ = ["Event", "Fetch", "Frame", "Recorder", "Row", "Taken", "Watcher"]

@@ -23,8 +23,28 @@ _PLUMBING = (
 )
 _WRAPPERS = (os.path.join("accelerate", "hooks.py"), os.path.join("accelerate", "utils", "operations.py"))
 
-Place = tuple[tuple[CodeType, int], ...]
-"""The calls that lead to an op, innermost first: those inside torch, then the one outside it."""
+
+class Place:
+    """The calls that lead to an op, innermost first: those inside torch, then the one outside it.
+
+    Interned, and compared by identity: to hash a code object takes longer than some ops.
+
+    Attributes:
+        steps: of each call, its code and the offset of its instruction.
+    """
+
+    __slots__ = ("_site", "steps")
+
+    def __init__(self, steps: tuple[tuple[CodeType, int], ...]) -> None:
+        self.steps = steps
+        self._site: Site | None = None
+
+    @property
+    def site(self) -> Site:
+        """The place in words, worked out once."""
+        if self._site is None:
+            self._site = _in_words(self.steps)
+        return self._site
 
 
 @dataclass(frozen=True)
@@ -58,52 +78,67 @@ class Site:
         return variable_at(self.file, self.line)
 
 
-_INTERNAL: dict[CodeType, int] = {}
-_OUTSIDE, _INSIDE, _SKIPPED, _CALL = 0, 1, 2, 3
+_OUTSIDE, _INSIDE, _SKIPPED, _CALL = 1, 2, 3, 4
+
+_kinds: dict[int, int] = {}
+"""By the id of a code object, which stays what it is since `_codes` keeps it alive."""
+_codes: list[CodeType] = []
+_places: dict[tuple[int, ...], Place] = {}
+"""By ids of code objects and offsets of instructions, in turns."""
 
 
 def _kind(code: CodeType) -> int:
-    found = _INTERNAL.get(code)
-    if found is None:
-        file = code.co_filename
-        if file == _RUN and code.co_name == "_invoke":
-            found = _CALL
-        elif file.startswith(_OWN) or file.endswith(_PLUMBING) or file.endswith(_WRAPPERS):
-            found = _SKIPPED
-        elif file.startswith(_TORCH):
-            found = _INSIDE
-        else:
-            found = _OUTSIDE
-        _INTERNAL[code] = found
+    file = code.co_filename
+    if file == _RUN and code.co_name == "_invoke":
+        found = _CALL
+    elif file.startswith(_OWN) or file.endswith(_PLUMBING) or file.endswith(_WRAPPERS):
+        found = _SKIPPED
+    elif file.startswith(_TORCH):
+        found = _INSIDE
+    else:
+        found = _OUTSIDE
+    _codes.append(code)
+    _kinds[id(code)] = found
     return found
 
 
 def place_of(frame: FrameType | None) -> Place:
-    """The place that a frame calls from, cheaply: code objects and instruction offsets."""
-    inside: list[tuple[CodeType, int]] = []
+    """The place that a frame calls from."""
+    start = frame
+    steps: tuple[int, ...] = ()
     while frame is not None:
         code = frame.f_code
-        kind = _INTERNAL.get(code)
-        if kind is None:
-            kind = _kind(code)
+        kind = _kinds.get(id(code)) or _kind(code)
         if kind == _OUTSIDE:
-            inside.append((code, frame.f_lasti))
-            return tuple(inside)
+            steps += (id(code), frame.f_lasti)
+            break
         if kind == _CALL:
-            return tuple(inside)  # the model is torch's own: who called forkpoint is no part of it
+            break  # the model is torch's own: who called forkpoint is no part of it
         if kind == _INSIDE:
-            inside.append((code, frame.f_lasti))
+            steps += (id(code), frame.f_lasti)
         frame = frame.f_back
-    return tuple(inside)
+    return _places.get(steps) or _learn(start, steps)
+
+
+def _learn(frame: FrameType | None, key: tuple[int, ...]) -> Place:
+    steps: list[tuple[CodeType, int]] = []
+    while frame is not None and len(steps) < len(key) // 2:
+        if _kinds[id(frame.f_code)] in (_OUTSIDE, _INSIDE):
+            steps.append((frame.f_code, frame.f_lasti))
+        frame = frame.f_back
+    place = _places[key] = Place(tuple(steps))
+    return place
 
 
 def calling_frame(depth: int = 1) -> FrameType:
     return sys._getframe(depth + 1)
 
 
-@cache
-def site_of(place: Place) -> Site:
-    """The place in words."""
+NOWHERE = Place(())
+"""The place of a module's inputs and outputs, which no line of source calls."""
+
+
+def _in_words(place: tuple[tuple[CodeType, int], ...]) -> Site:
     steps = [_position(code, lasti) for code, lasti in place]
     chain = " < ".join(
         f"{_relative(code.co_filename)}:{line}:{column}-{end}"

@@ -8,8 +8,9 @@ which is then recorded by its inputs and outputs.
 
 from __future__ import annotations
 
+import sys
 import threading
-from collections.abc import Generator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
@@ -20,8 +21,7 @@ from torch.overrides import TorchFunctionMode
 from forkpoint.capture.functions import resolve
 from forkpoint.capture.recorder import Fetch, Recorder, Taken
 from forkpoint.capture.rules import tensors_in
-from forkpoint.capture.sites import Place, calling_frame, place_of, site_of
-from forkpoint.trace import Op
+from forkpoint.capture.sites import Place, place_of
 
 
 class Tap(TorchFunctionMode):
@@ -34,15 +34,20 @@ class Tap(TorchFunctionMode):
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        kwargs = kwargs or {}
         function = resolve(func)
         if function.silent:
-            return func(*args, **kwargs)
+            return func(*args, **kwargs) if kwargs else func(*args)
         if function.inner is not None:
             with self:
-                return function.inner(*args, **kwargs)
-        place = place_of(calling_frame())
+                return function.inner(*args, **(kwargs or {}))
+        kwargs = kwargs or {}
+        place = place_of(sys._getframe(1))
         recorder = self.recorder
+        if recorder.passive and not _other_modes():
+            recorder.before(function, kwargs)
+            result = func(*args, **kwargs)
+            recorder.record(function, func, place, args, kwargs, result)
+            return result
         with _unwatched():
             fetches = recorder.fetching(function, place)
             recorder.before(function, kwargs)
@@ -59,6 +64,8 @@ class Tap(TorchFunctionMode):
 
 _unwatched = torch._C.DisableTorchFunction
 """What the recorder does with tensors is no op of the model, and no other mode may see it either."""
+_other_modes: Callable[[], int] = torch._C._len_torch_function_stack
+"""How many modes are active while this one, which torch takes off the stack meanwhile, handles a call."""
 
 Kept = tuple[tuple[Any, ...], dict[str, Any], dict[int, Any], dict[int, str]]
 
@@ -101,10 +108,9 @@ def _clone(value: Tensor) -> Tensor:
 
 
 def _deliver(recorder: Recorder, func: Any, fetches: list[Fetch], kept: Kept, recorded: Any) -> None:
-    (path, name, place), nth, outputs, labels = recorded
+    op, nth, outputs, labels = recorded
     args, kwargs, input_labels, owned = kept
     copies = tuple(_clone(recorder.true_value(output)) for output in outputs)
-    op = Op(path, name, site_of(place))
     taken = Taken(op, recorder.call, nth, func, args, kwargs, copies, input_labels, tuple(labels), owned)
     for fetch in fetches:
         fetch.take(taken)
@@ -143,8 +149,7 @@ class Observation:
         def traced(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
             if threading.get_ident() != thread:
                 return original(module, *args, **kwargs)
-            with _unwatched():
-                recorder.enter(module, args, kwargs)
+            recorder.enter(module, args, kwargs)
             failed = True
             result: Any = None
             try:
@@ -154,8 +159,7 @@ class Observation:
                     result = original(module, *args, **kwargs)
                 failed = False
             finally:
-                with _unwatched():
-                    recorder.leave(result, failed)
+                recorder.leave(result, failed)
             return result
 
         depth = len(recorder.stack)

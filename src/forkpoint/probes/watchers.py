@@ -162,7 +162,7 @@ class Store:
     def saw(
         self, recorder: Recorder, event: int, value: Tensor, label: Label | None, inputs: list[int]
     ) -> None:
-        record = recorder.trace.events[event]
+        record = recorder.trace.event(event)
         op = recorder.trace.ops[record.op]
         self.sources[event] = inputs
         self.ops[event] = (op, record)

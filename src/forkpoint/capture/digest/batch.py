@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from functools import lru_cache
+from itertools import islice
+from typing import Any
 
 import numpy as np
 import torch
@@ -33,63 +35,83 @@ class Digests:
         return self.values[self.starts[slot] : self.starts[slot] + self.rows[slot]]
 
 
+class Planned:
+    """What a batch needs to know of tensors of one dtype, shape, stride and device; good for any batch.
+
+    Attributes:
+        device: which of the devices seen so far.
+        rows: how many digests such a tensor has.
+        n_bytes: of its slices; what an expanded tensor repeats is counted as often.
+    """
+
+    __slots__ = ("device", "direct", "n_bytes", "number", "plan", "row_dims", "rows")
+
+    def __init__(self, plan: Plan, device: torch.device, row_dims: tuple[int, ...]) -> None:
+        self.plan, self.row_dims = plan, row_dims
+        self.number = _numbers.setdefault(plan, len(_numbers))
+        self.device = _devices.setdefault(device, len(_devices))
+        self.rows = plan.rows
+        self.n_bytes = 4 * plan.rows * plan.words
+        self.direct = plan.direct
+
+
+_numbers: dict[Plan, int] = {}
+"""All plans ever made, which are few, each with its number."""
+_devices: dict[torch.device, int] = {}
+
+
+def planned(x: Tensor, row_dims: tuple[int, ...]) -> Planned:
+    """How to digest a tensor by its rows, and any other of its dtype, shape, stride and device.
+
+    Raises:
+        TypeError: the tensor is sparse, quantized or on the meta device.
+        ValueError: the dimensions are out of range or not ascending.
+    """
+    return Planned(find(x, row_dims), x.device, row_dims)
+
+
 @dataclass
 class _Queue:
-    """What is queued for one device, as columns, and the digests of what was flushed."""
+    """What is queued for one device, and the digests of what was flushed."""
 
     device: torch.device
-    tensors: list[Tensor] = field(default_factory=list[Tensor])
-    row_dims: list[tuple[int, ...]] = field(default_factory=list[tuple[int, ...]])
-    addresses: list[int] = field(default_factory=list[int])
-    plans: list[int] = field(default_factory=list[int])
-    """Numbers of plans in ``known_plans``."""
+    entries: list[tuple[Tensor, int, Planned]] = field(default_factory=list[tuple[Tensor, int, Planned]])
+    """Tensors and their addresses."""
     copied: list[int] = field(default_factory=list[int])
     """Entries whose words can't be read where they lie."""
-    known_plans: dict[Plan, int] = field(default_factory=dict[Plan, int])
-    rows: int = 0
-    """Rows ever queued."""
     digests: list[Tensor] = field(default_factory=list[Tensor])
 
-    def plan_number(self, plan: Plan) -> int:
-        return self.known_plans.setdefault(plan, len(self.known_plans))
-
     def flush(self) -> None:
-        if not self.tensors:
+        if not self.entries:
             return
         found = table_implementation(self.device)
         if found is None:
-            pairs = zip(self.tensors, self.row_dims, strict=True)
-            self.digests += [torch_impl.rows(x, dims) for x, dims in pairs]
+            self.digests += [torch_impl.rows(x, known.row_dims) for x, _, known in self.entries]
         else:
             self.digests.append(found.digest_table(self.table(), self.device))
-        for column in (self.tensors, self.row_dims, self.addresses, self.plans, self.copied):
-            column.clear()
+        self.entries.clear()
+        self.copied.clear()
 
     def table(self) -> Ints:
         """See `backend.Table`. Copies what must be copied, and keeps the copies in place of the tensors."""
-        known = list(self.known_plans)
         while self.copied:  # an entry at a time, so that a flush that fails can be tried again
             entry = self.copied[-1]
-            words = torch_impl.pack_rows(self.tensors[entry], self.row_dims[entry])
-            self.tensors[entry], self.addresses[entry] = words, words.data_ptr()
-            self.plans[entry] = self.plan_number(packed(known[self.plans[entry]]))
+            x, _, known = self.entries[entry]
+            words = torch_impl.pack_rows(x, known.row_dims)
+            self.entries[entry] = words, words.data_ptr(), Planned(packed(known.plan), self.device, (0,))
             self.copied.pop()
-        fields = np.array([plan.fields for plan in self.known_plans], dtype=np.int64)[self.plans]
+        fields = _fields(len(_numbers))[[known.number for _, _, known in self.entries]]
         table = np.zeros((len(fields), 3 + fields.shape[1]), dtype=np.int64)
-        table[:, 0] = self.addresses
+        table[:, 0] = [address for _, address, _ in self.entries]
         table[1:, 1] = np.cumsum(fields[:-1, 0])
         table[:, 3:] = fields
         return table
 
 
-class _Known(NamedTuple):
-    """What `Batch.add` needs to know about tensors of one shape, stride, dtype and device."""
-
-    queue: _Queue
-    plan: int
-    rows: int
-    n_bytes: int
-    direct: bool
+@lru_cache(maxsize=1)
+def _fields(count: int) -> Ints:
+    """The fields of the first plans, by number."""
+    return np.array([plan.fields for plan in islice(_numbers, count)], dtype=np.int64)
 
 
 class Batch:
@@ -107,11 +129,9 @@ class Batch:
 
     def __init__(self) -> None:
         self.pending_bytes = 0
-        """Bytes of the queued slices; what an expanded tensor repeats is counted as often."""
-        self._known: dict[Any, _Known] = {}
-        self._queues: dict[torch.device, _Queue] = {}
-        self._slots: list[_Known] = []
-        self._starts: list[int] = []
+        """Bytes of the queued slices."""
+        self._queues: dict[int, _Queue] = {}
+        self._slots: list[Planned] = []
 
     def add(self, x: Tensor, row_dims: tuple[int, ...]) -> int:
         """Queues ``rows(x, row_dims)`` and returns its slot in the results, counted from 0.
@@ -120,28 +140,21 @@ class Batch:
             TypeError: the tensor is sparse, quantized or on the meta device.
             ValueError: the dimensions are out of range or not ascending.
         """
-        key = (x.dtype, x.shape, x.stride(), row_dims, x.device)
-        known = self._known.get(key) or self._learn(key, x)
-        queue, plan, rows, n_bytes, direct = known
-        address = x.data_ptr()
-        if not direct or address & 3 or x.is_neg():
-            queue.copied.append(len(queue.tensors))
-        queue.tensors.append(x)
-        queue.row_dims.append(row_dims)
-        queue.addresses.append(address)
-        queue.plans.append(plan)
-        self._slots.append(known)
-        self._starts.append(queue.rows)
-        queue.rows += rows
-        self.pending_bytes += n_bytes
-        return len(self._slots) - 1
+        return self.push(x, planned(x, row_dims))
 
-    def _learn(self, key: tuple[Any, ...], x: Tensor) -> _Known:
-        plan = find(x, key[3])
-        queue = self._queues.setdefault(x.device, _Queue(x.device))
-        known = _Known(queue, queue.plan_number(plan), plan.rows, 4 * plan.rows * plan.words, plan.direct)
-        self._known[key] = known
-        return known
+    def push(self, x: Tensor, known: Planned) -> int:
+        """As `add`, for a tensor of which is known how it is digested."""
+        queue = self._queues.get(known.device)
+        if queue is None:
+            queue = self._queues[known.device] = _Queue(x.device)
+        address = x.data_ptr()
+        if not known.direct or address & 3 or x.is_neg():
+            queue.copied.append(len(queue.entries))
+        queue.entries.append((x, address, known))
+        self.pending_bytes += known.n_bytes
+        slots = self._slots
+        slots.append(known)
+        return len(slots) - 1
 
     def flush(self) -> None:
         """Digests what is queued, without waiting for the device, and lets go of the tensors."""
@@ -152,16 +165,26 @@ class Batch:
     def results(self) -> Digests:
         """Flushes, and copies the digests of all slots to the host, once per device."""
         self.flush()
-        offset, offsets, values = 0, dict[torch.device, int](), [np.zeros(0, dtype=np.int64)]
-        for device, queue in self._queues.items():
-            values.append(torch.cat(queue.digests).cpu().numpy())
-            offsets[device] = offset
-            offset += queue.rows
-        starts = [
-            start + offsets[known.queue.device]
-            for start, known in zip(self._starts, self._slots, strict=True)
-        ]
-        rows = [known.rows for known in self._slots]
-        return Digests(
-            np.concatenate(values), np.array(starts, dtype=np.int64), np.array(rows, dtype=np.int64)
-        )
+        rows = np.array([known.rows for known in self._slots], dtype=np.int64)
+        devices = np.array([known.device for known in self._slots], dtype=np.int64)
+        parts = [_on_host(queue) for queue in self._queues.values()]
+        values = parts[0] if len(parts) == 1 else np.concatenate([np.zeros(0, dtype=np.int64), *parts])
+        starts, offset = np.zeros(len(rows), dtype=np.int64), 0
+        for device in self._queues:
+            sizes = rows * (devices == device)
+            starts = np.where(devices == device, offset + np.cumsum(sizes) - sizes, starts)
+            offset += int(sizes.sum())
+        return Digests(values, starts, rows)
+
+
+def _on_host(queue: _Queue) -> Ints:
+    """The digests of a queue, in one array; from a GPU through pinned memory, waiting for it once."""
+    total = sum(map(len, queue.digests))
+    if queue.device.type != "cuda":
+        return torch.cat(queue.digests).cpu().numpy() if queue.digests else np.zeros(0, dtype=np.int64)
+    pinned, offset = torch.empty(total, dtype=torch.int64, pin_memory=True), 0
+    for part in queue.digests:
+        pinned[offset : offset + len(part)].copy_(part, non_blocking=True)
+        offset += len(part)
+    torch.cuda.synchronize(queue.device)
+    return pinned.numpy()

@@ -1,0 +1,97 @@
+"""The labels of what goes into a forward call: where the layout says the tokens are."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from forkpoint.capture.coordinates import CoordinateTable
+from forkpoint.capture.labels import Label, Labels
+from forkpoint.layout import DECODER, MAIN, grid_shape, stream_of, token_tensor
+
+
+def token_lengths(table: CoordinateTable, call: int, inputs: Mapping[str, Any]) -> frozenset[int]:
+    """The sizes that a dimension over a call's tokens, or over all so far, can have."""
+    lengths: set[int] = set()
+    for stream in (MAIN, DECODER):
+        slots, so_far = table.slots(call, stream), table.slots_so_far(call, stream)
+        for grid in (slots, so_far):
+            if grid is not None and grid.ndim:
+                lengths.add(int(grid.shape[-1]))
+        if slots is None:  # a decoder's encoder, seen in an earlier call
+            for earlier in range(call):
+                grid = table.slots(earlier, stream)
+                if grid is not None and grid.ndim > 1:
+                    lengths.add(int(grid.shape[-1]))
+    mask = inputs.get("attention_mask")
+    if isinstance(mask, Tensor) and mask.dim() == 2:
+        lengths.add(int(mask.shape[-1]))
+    return frozenset(lengths - {0})
+
+
+def input_label(
+    labels: Labels, call: int, inputs: Mapping[str, Any], name: str, value: Tensor
+) -> Label | None:
+    """The label of an input that is a tensor."""
+    table = labels.table
+    stream = DECODER if name.startswith("decoder_") else MAIN
+    if name in ("labels", "decoder_labels") and table.slots(call, DECODER) is not None:
+        stream = DECODER
+    slots = table.slots(call, stream)
+    shape = tuple(value.shape)
+    if slots is None:
+        return None
+    found = token_tensor(inputs, stream)
+    own = found is not None and found[1] is value and grid_shape(*found) is None and slots.ndim == 2
+    if own and shape[: slots.ndim] != slots.shape and len(shape) == 3 and shape[2] == slots.shape[1]:
+        return labels.make(slots[:, None, :])  # frames last
+    for grid in (slots, table.slots_so_far(call, stream)):
+        if (
+            grid is not None
+            and shape[: grid.ndim] == grid.shape
+            and (grid.ndim > 1 or len(shape) == 1 or found is None or found[1] is value)
+        ):
+            return labels.make(grid.reshape(grid.shape + (1,) * (len(shape) - grid.ndim)))
+        if grid is not None and grid.ndim == 2 and shape == grid.shape[::-1]:
+            return labels.make(np.ascontiguousarray(grid.T))
+    if slots.ndim == 2 and name == "labels" and shape == slots.shape[:1]:
+        return labels.reduce(labels.make(slots), [1], keepdim=False)
+    so_far = table.slots_so_far(call, stream)
+    if (
+        so_far is not None
+        and slots.ndim == 2
+        and shape == (slots.shape[0], 1, slots.shape[1], so_far.shape[1])
+    ):
+        return labels.make(slots[:, None, :, None], so_far[:, None, None, :])
+    return None
+
+
+def nested_labels(labels: Labels, call: int, name: str, value: Any) -> list[tuple[Tensor, Label | None]]:
+    """Labels of tensors inside an input: an encoder's output, or the cache of earlier tokens."""
+    found: list[tuple[Tensor, Label | None]] = []
+    slots = labels.table.slots(call, stream_of(name))
+    for tensor in _tensors_within(value):
+        label: Label | None = None
+        if name == "encoder_outputs" and slots is not None and tuple(tensor.shape[:2]) == slots.shape:
+            label = labels.make(slots.reshape(slots.shape + (1,) * (tensor.dim() - 2)))
+        found.append((tensor, label))
+    return found
+
+
+def _tensors_within(value: Any, depth: int = 4) -> list[Tensor]:
+    if isinstance(value, Tensor):
+        return [value]
+    if not depth:
+        return []
+    if isinstance(value, (list, tuple)):
+        items: Any = value
+    elif isinstance(value, Mapping):
+        items = value.values()
+    elif hasattr(value, "__dict__"):
+        items = vars(value).values()
+    else:
+        return []
+    return [t for item in items for t in _tensors_within(item, depth - 1)]
