@@ -271,23 +271,16 @@ def sweep(make: Callable[[], list[Tensor]], dims: tuple[int, ...], device: torch
     table = queue.table()
     speeds: Json = {}
 
-    def measure(name: str, block: int, warps: int) -> None:
-        run = functools.partial(triton_impl.digest_table, table, device, block, warps)
+    def measure(name: str, block: int, warps: int, repeat: int) -> None:
+        run = functools.partial(triton_impl.digest_table, table, device, block, warps, repeat)
         took = attempt(f"sweep {name}", lambda: seconds_of(run, device, 5))
         speeds[name] = took if "error" in took else n_bytes / took["median"] / 1e9
 
-    for block, warps in ((512, 2), (512, 4), (1024, 4), (1024, 8), (2048, 4), (2048, 8)):
-        measure(f"{block} words, {warps} warps", block, warps)
-    plain = triton_impl._variants  # noqa: SLF001
-
-    def in_pieces(*arguments: Any) -> Any:
-        variants = plain(*arguments)
-        variants.fields[:, 2] = 1
-        return variants
-
-    triton_impl._variants = in_pieces  # noqa: SLF001
-    measure("1024 words, 4 warps, always in pieces", 1024, 4)
-    triton_impl._variants = plain  # noqa: SLF001
+    for block, warps, repeat in (
+        (256, 1, 8), (512, 1, 4), (512, 1, 16), (512, 2, 8), (512, 4, 1), (512, 4, 8),
+        (1024, 1, 8), (1024, 2, 8), (1024, 4, 1), (1024, 4, 4), (1024, 4, 16), (1024, 8, 8), (2048, 2, 8), (2048, 4, 8),
+    ):  # fmt: skip
+        measure(f"{block} words, {warps} warps, {repeat} times", block, warps, repeat)
     return speeds
 
 

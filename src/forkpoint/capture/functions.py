@@ -131,12 +131,15 @@ def _enterable(func: Any) -> Callable[..., Any] | None:
     return copied
 
 
+_same_storage: Callable[[Tensor, Tensor], bool] = torch._C._is_alias_of  # pyright: ignore[reportAttributeAccessIssue]
+
+
 def shares_memory(output: Tensor, inputs: list[Tensor]) -> bool:
     """Whether an output shares memory with an input."""
     if output.layout != torch.strided:
         return False
     try:
-        return any(t.layout == torch.strided and torch._C._is_alias_of(output, t) for t in inputs)
+        return any(t.layout == torch.strided and _same_storage(output, t) for t in inputs)
     except (RuntimeError, NotImplementedError):
         return False
 

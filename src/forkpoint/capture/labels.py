@@ -65,12 +65,17 @@ class Labels:
         """The labels of a layout, those of an earlier run if there was one."""
         key = layout.content
         found = _recent.pop(key, None)
-        if found is None or max(len(found._known), len(found.answers), len(found.marks)) > MAX_KEPT:
+        if found is None or found.size > MAX_KEPT:
             found = cls(CoordinateTable(layout))
         _recent[key] = found
         while len(_recent) > MAX_LAYOUTS:
             del _recent[next(iter(_recent))]
         return found
+
+    @property
+    def size(self) -> int:
+        """How much of a kind is kept at most."""
+        return max(len(self._known), len(self.answers), len(self.marks), len(self.forms))
 
     def make(self, q: Ids, k: Ids | None = None) -> Label | None:
         """The label with these ids, compressed; None where no token has a part in it."""

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from typing import Any, Protocol
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
@@ -115,14 +116,20 @@ _Known = tuple["weakref.ref[Tensor]", _Mark, int]
 """A tensor that passed by: a reference, its mark, and the event that holds its value, or -1."""
 
 
-@dataclass(slots=True)
+@dataclass(eq=False, slots=True)
 class _Visits:
-    """How often an op ran in the current call, and the numbers of its outputs in the trace."""
+    """How often an op ran in the current call, and the numbers of its outputs in the trace.
 
-    path: str
-    function: str
-    place: Place
-    ops: list[int] = field(default_factory=list[int])
+    Attributes:
+        ops: what a trace says of each output; the same in all traces of the model.
+        numbers: where that stands in the current trace.
+        trace, call: which those are.
+        nth: how often it ran in that call.
+    """
+
+    ops: list[Op] = field(default_factory=list[Op])
+    numbers: list[int] = field(default_factory=list[int])
+    trace: object = None
     call: int = -1
     nth: int = 0
 
@@ -132,10 +139,30 @@ class Frame:
     """A module, while it is on the stack and after."""
 
     path: str
-    module: nn.Module | None
     names: tuple[str, ...] = ()
     """Of the arguments of its forward."""
     visits: dict[Any, _Visits] = field(default_factory=dict[Any, _Visits])
+
+
+_frames: WeakKeyDictionary[nn.Module, dict[int, Frame]] = WeakKeyDictionary()
+"""By model and by the id of a module in it."""
+
+
+def _frames_of(model: nn.Module | None, modules: list[tuple[str, nn.Module]]) -> dict[int, Frame]:
+    """A frame for every module of a model; that of the last trace, if the module still goes by its path."""
+    if model is None:
+        return {}
+    last = _frames.get(model, {})
+    frames: dict[int, Frame] = {}
+    for path, module in modules:
+        key = id(module)
+        frame = last.get(key)
+        names = _argument_names(type(module))
+        if frame is None or frame.path != path or frame.names is not names:
+            frame = Frame(path, names)
+        frames[key] = frame
+    _frames[model] = frames
+    return frames
 
 
 @dataclass
@@ -202,13 +229,14 @@ class Recorder:
         self.labels = labels or Labels.of(layout)
         self.table = self.labels.table
         self.trace = Trace(self.table)
+        self._token = object()
         self.call = -1
         self.watcher = watcher
         self._read = read
         self._digests = digests
         modules = walk(model)
-        self._frames = {id(module): Frame(path, module, _argument_names(type(module))) for path, module in modules}
-        self.stack = [self._frames.get(id(model)) or Frame("", model)]
+        self._frames = _frames_of(model, modules)
+        self.stack = [self._frames.get(id(model)) or Frame("")]
         self._arguments: list[tuple[Any, ...]] = [()]
         weights = owned(modules)
         self.owned = {key: name for key, (name, _) in weights.items()}
@@ -278,7 +306,8 @@ class Recorder:
 
     def _nth(self, frame: Frame, function: Function, place: Place) -> int:
         visits = frame.visits.get((function, place))
-        return visits.nth if visits is not None and visits.call == self.call else 0
+        known = visits is not None and visits.trace is self._token and visits.call == self.call
+        return visits.nth if known else 0
 
     def record(
         self,
@@ -309,14 +338,16 @@ class Recorder:
         frame = self.stack[-1]
         visits = frame.visits.get((function, place))
         if visits is None:
-            visits = frame.visits[function, place] = _Visits(frame.path, function.name, place)
-        if visits.call != self.call:
-            visits.call, visits.nth = self.call, 0
+            visits = frame.visits[function, place] = _Visits()
+        if visits.call != self.call or visits.trace is not self._token:
+            self._renew(visits)
         nth = visits.nth
         visits.nth = nth + 1
         labels = answer.labels
         self._last_outputs = answer.last
         if function.writes or (kwargs and _writes(function, kwargs)):
+            while len(visits.numbers) < len(outputs):
+                self._number(visits, frame.path, function.name, place)
             outputs, labels = self._record_write(function, args, kwargs, visits, nth, outputs, answer)
         else:
             looks = function.may_view is None or self.watcher is not None
@@ -334,8 +365,10 @@ class Recorder:
                     or output.get_device() != form.mark.device
                 ):
                     form = self._new_form(function, answer, index, output, view)
-                ops = visits.ops
-                op = ops[index] if index < len(ops) else self._op(visits, index)
+                numbers = visits.numbers
+                if index >= len(numbers):
+                    self._number(visits, frame.path, function.name, place)
+                op = numbers[index]
                 row = len(rows)
                 rows.append((op, call, nth, form, -1))
                 known[id(output)] = (weakref.ref(output), form.mark, row)
@@ -345,7 +378,7 @@ class Recorder:
                     self._saw(row, output, labels[index], inputs)
         if self.passive:
             return None
-        return self.trace.ops[visits.ops[0]], nth, outputs, labels
+        return visits.ops[0], nth, outputs, labels
 
     def _record_write(
         self,
@@ -370,7 +403,7 @@ class Recorder:
         inputs = tensors_in((args, tuple(kwargs.values()))) if self.watcher is not None else []
         for index, (output, found) in enumerate(zip(outputs, labels, strict=True)):
             form = self._form(function, output, found, answer.reason, view=False)
-            row = self._append(self._op(visits, index), nth, form)
+            row = self._append(visits.numbers[index], nth, form)
             if form.status == "digest":
                 self._queue(row, output, form)
             if self.watcher is not None:
@@ -555,7 +588,9 @@ class Recorder:
         label, seen = answer.labels[index], forms[index]
         if seen is not None and seen.mark.size != output.shape:  # how large it is depends on values
             if not _fits(label, output):
-                return self._form(function, output, None, f"no rule fits this call of {function.name}", view=view)
+                return self._form(
+                    function, output, None, f"no rule fits this call of {function.name}", view=view
+                )
             return self._form(function, output, label, answer.reason, view=view)
         form = forms[index] = self._form(function, output, label, answer.reason, view=view)
         return form
@@ -716,12 +751,19 @@ class Recorder:
         window[...] = np.broadcast_to(label.q, tuple(written.shape))
         self._remember(base, self.labels.make(full), known[2])
 
-    def _op(self, visits: _Visits, output: int) -> int:
-        """The number of an op's output in the trace."""
-        for index in range(len(visits.ops), output + 1):
-            visits.ops.append(len(self.trace.ops))
-            self.trace.ops.append(Op(visits.path, visits.function, visits.place.site, index))
-        return visits.ops[output]
+    def _renew(self, visits: _Visits) -> None:
+        """Count an op's visits anew, in a new call or a new trace."""
+        if visits.trace is not self._token:
+            visits.trace, visits.numbers = self._token, []
+        visits.call, visits.nth = self.call, 0
+
+    def _number(self, visits: _Visits, path: str, function: str, place: Place, output: int = 0) -> None:
+        """Give the next output of an op a number in the trace."""
+        index = len(visits.numbers)
+        if index == len(visits.ops):
+            visits.ops.append(Op(path, function, place.site, index + output))
+        visits.numbers.append(len(self.trace.ops))
+        self.trace.ops.append(visits.ops[index])
 
     # ------------------------------------------------------------------ modules
 
@@ -734,7 +776,7 @@ class Recorder:
             parent = self.stack[-1].path
             kind = type(module)
             path = f"{parent}.{kind.__name__}" if parent else kind.__name__
-            frame = self._frames[id(module)] = Frame(path, module, _argument_names(kind))
+            frame = self._frames[id(module)] = Frame(path, _argument_names(kind))
         self.stack.append(frame)
         self._arguments.append((args, kwargs))
         if not frame.path or _transforms() is not None:
@@ -779,9 +821,9 @@ class Recorder:
         """Record what goes into a module (`output` is INPUT), or comes out, and was not recorded before."""
         visits, nth = self._visit(frame, name, output)
         if not self.passive:
-            self._offer(visits, nth, max(output, 0), value, label)
+            self._offer(visits.ops[0], nth, value, label)
         form = self._form(None, value, label, "", view=False)
-        row = self._append(visits.ops[0], nth, form)
+        row = self._append(visits.numbers[0], nth, form)
         if form.status == "digest":
             self._queue(row, value, form)
         if self.watcher is not None:
@@ -793,42 +835,42 @@ class Recorder:
         visits, nth = self._visit(frame, name, output)
         _, mark, event = known
         if not self.passive:
-            self._offer(visits, nth, max(output, 0), value, mark.label)
+            self._offer(visits.ops[0], nth, value, mark.label)
         form = mark.passing
         if form is None:
             form = mark.passing = self._form_of(mark, "digest", "", self._lengths)
         row = len(self.trace.rows)
-        self.trace.rows.append((visits.ops[0], self.call, nth, form, event))
+        self.trace.rows.append((visits.numbers[0], self.call, nth, form, event))
         if self.watcher is not None:
             self.watcher.saw(self, row, self.true_value(value), mark.label, [event])
 
     def _visit(self, frame: Frame, name: str, output: int) -> tuple[_Visits, int]:
         visits = frame.visits.get((name, output))
         if visits is None:
-            function = f"input:{name}" if output == INPUT else name
-            visits = frame.visits[name, output] = _Visits(frame.path, function, NOWHERE, [len(self.trace.ops)])
-            self.trace.ops.append(Op(frame.path, function, NOWHERE.site, max(output, 0)))
-        if visits.call != self.call:
-            visits.call, visits.nth = self.call, 0
+            visits = frame.visits[name, output] = _Visits()
+        if visits.call != self.call or visits.trace is not self._token:
+            self._renew(visits)
+            if not visits.numbers:
+                function = f"input:{name}" if output == INPUT else name
+                self._number(visits, frame.path, function, NOWHERE, max(output, 0))
         nth = visits.nth
         visits.nth = nth + 1
         return visits, nth
 
-    def _offer(self, visits: _Visits, nth: int, output: int, value: Tensor, label: Label | None) -> None:
+    def _offer(self, op: Op, nth: int, value: Tensor, label: Label | None) -> None:
         """Show a module's input or output to whoever wants to change or to keep it."""
-        key = (visits.path, visits.function, NOWHERE.site.chain)
+        key = (op.module, op.function, op.site.chain)
         if self.watcher is not None:
-            new = self.watcher.edit(self, key, nth, output, self.true_value(value), label)
+            new = self.watcher.edit(self, key, nth, op.output, self.true_value(value), label)
             if new is not None and new.dtype == value.dtype:
                 value.copy_(new)
         for fetch in self._fetches.get(key, ()):
             if (
                 fetch.call in (None, self.call)
                 and fetch.nth in (None, nth)
-                and fetch.output in (None, output)
+                and fetch.output in (None, op.output)
             ):
                 copied = value.detach().clone()
-                op = self.trace.ops[visits.ops[0]]
                 fetch.take(Taken(op, self.call, nth, None, (), {}, (copied,), {}, (label,)))
 
     def label_of_result(self, value: Tensor, call: int) -> Label | None:
@@ -860,7 +902,9 @@ _transforms: Callable[[], Any] = torch._C._functorch.peek_interpreter_stack  # p
 
 _KEYWORDS = object()
 _SEQUENCES = frozenset({tuple, list, torch.Size})
-_SIMPLE = frozenset({bool, float, complex, str, type(...), torch.device, torch.layout, torch.memory_format, type})
+_SIMPLE = frozenset(
+    {bool, float, complex, str, type(...), torch.device, torch.layout, torch.memory_format, type}
+)
 """Kinds of arguments that can key a cache, besides tensors, whole numbers and dtypes."""
 _RULE_ERRORS = (IndexError, ValueError, TypeError, KeyError, AttributeError, RuntimeError, StopIteration)
 """What a rule raises that is wrong about its function."""

@@ -154,7 +154,7 @@ class Observation:
             result: Any = None
             try:
                 if self.functions and not self.inside and is_opaque(module):
-                    result = self._opaque(tap, original, traced, module, args, kwargs)
+                    result = self._opaque(tap, original, module, args, kwargs)
                 else:
                     result = original(module, *args, **kwargs)
                 failed = False
@@ -178,7 +178,6 @@ class Observation:
         self,
         tap: Tap,
         original: Any,
-        traced: Any,
         module: nn.Module,
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
@@ -187,6 +186,7 @@ class Observation:
         path = self.recorder.stack[-1].path
         if path not in self.opaque:
             self.opaque.append(path)
+        traced = nn.Module.__call__
         nn.Module.__call__ = original  # type: ignore[method-assign]
         try:
             with _mode_off(tap):

@@ -32,6 +32,8 @@ BLOCK = 1024
 WARPS = 4
 GROUP = 16
 """Blocks per line of the table of groups."""
+REPEAT = 4
+"""Rows, or sets of short ones, that a block of threads digests one after the other; divides ``GROUP``."""
 _LONG_ROW = 1 << 16
 """Words above which a row is shared by several blocks."""
 _CELLS = 256
@@ -51,10 +53,12 @@ def rows(x: Tensor, row_dims: Sequence[int], first_word: Tensor | None = None) -
     return digest_table(np.array([entry], dtype=np.int64), x.device)
 
 
-def digest_table(table: Table, device: torch.device, block: int = 0, warps: int = 0) -> Tensor:
+def digest_table(
+    table: Table, device: torch.device, block: int = 0, warps: int = 0, repeat: int = 0
+) -> Tensor:
     """The digests of all entries of a table, computed on the current stream."""
     with _on(device):
-        return _digest_table(table, device, block or BLOCK, warps or WARPS)
+        return _digest_table(table, device, block or BLOCK, warps or WARPS, repeat or REPEAT)
 
 
 def _on(device: torch.device) -> AbstractContextManager[object]:
@@ -62,7 +66,7 @@ def _on(device: torch.device) -> AbstractContextManager[object]:
     return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
 
 
-def _digest_table(table: Table, device: torch.device, block: int, warps: int) -> Tensor:
+def _digest_table(table: Table, device: torch.device, block: int, warps: int, repeat: int) -> Tensor:
     n_rows = int(table[:, 3].sum())
     out = torch.zeros(n_rows, dtype=torch.int64, device=device)
     variants = _variants(table, block)
@@ -73,7 +77,7 @@ def _digest_table(table: Table, device: torch.device, block: int, warps: int) ->
     _copy(np.concatenate([lines.ravel(), groups.ravel()]), staged)
     anchor, out_words, staged_groups = staged.view(torch.int32), out.view(torch.int32), staged[lines.size :]
     for variant, first, count in launches:
-        digest_rows[(count * GROUP,)](
+        digest_rows[(count * GROUP // repeat,)](
             anchor,
             out_words,
             staged,
@@ -87,6 +91,7 @@ def _digest_table(table: Table, device: torch.device, block: int, warps: int) ->
             ROWS=variant.rows,
             VECTORS=block // variant.rows // 4,
             GROUP=GROUP,
+            REPEAT=repeat,
             num_warps=warps,
         )
     return out

@@ -148,32 +148,19 @@ def digest_rows(
     ROWS: tl.constexpr,
     VECTORS: tl.constexpr,
     GROUP: tl.constexpr,
+    REPEAT: tl.constexpr,
 ):
-    """One block of threads: ``ROWS`` rows of one tensor, or a part of their words if they are split."""
-    group = groups + 2 * (first_group + tl.program_id(0) // GROUP)
-    line = table + tl.load(group) * COLUMNS
-    block = tl.load(group + 1).to(tl.int32) + tl.program_id(0) % GROUP
-    n_rows, words = tl.load(line + 3).to(tl.int32), tl.load(line + 4).to(tl.int32)
-    full = words // (4 * VECTORS)
-    first, last = 0, full
-    tail = full * (4 * VECTORS) < words
-    if SPLIT:
-        parts, steps = tl.load(line + 17).to(tl.int32), tl.load(line + 18).to(tl.int32)
-        first = block % parts * steps
-        block = block // parts
-        last = tl.minimum(first + steps, full)
-        tail = tail & (first + steps > full)
-    if block * ROWS >= n_rows:
-        return
+    """One block of threads: ``REPEAT`` times ``ROWS`` rows of one tensor, or parts of their words if they are split.
 
-    rows = tl.minimum(block * ROWS + tl.arange(0, ROWS), n_rows - 1)  # what is read twice is not stored
-    inner = tl.load(line + 8).to(tl.int32)
-    place = tl.load(line) + (rows // inner) * tl.load(line + 9) + (rows % inner) * tl.load(line + 10)
-    pointers = anchor + place * UNIT
-    keys = tl.full([ROWS], INDEX_OFFSET, tl.uint32)
-    if STARTS:
-        starts = tl.load(anchor + tl.load(line + 2) + rows).to(tl.uint32, bitcast=True)
-        keys += starts * INDEX_FACTOR
+    What it reads from the tables takes as long to arrive as a row, so it is read once for all of them.
+    """
+    group = groups + 2 * (first_group + tl.program_id(0) // (GROUP // REPEAT))
+    line = table + tl.load(group) * COLUMNS
+    first_block = tl.load(group + 1).to(tl.int32) + tl.program_id(0) % (GROUP // REPEAT) * REPEAT
+    n_rows, words = tl.load(line + 3).to(tl.int32), tl.load(line + 4).to(tl.int32)
+    base, inner = tl.load(line), tl.load(line + 8).to(tl.int32)
+    outer_stride, inner_stride = tl.load(line + 9), tl.load(line + 10)
+    target, starts = tl.load(line + 1), tl.load(line + 2)
     # Loads stay where they are written: in the loop, they would be repeated.
     lanes = (
         tl.load(line + 5).to(tl.uint32),
@@ -188,31 +175,49 @@ def digest_rows(
         tl.load(line + 15),
         tl.load(line + 16),
     )
-    lanes1 = tl.zeros([ROWS, VECTORS, 4], tl.uint32)
-    lanes2 = tl.zeros([ROWS, VECTORS, 4], tl.uint32)
-    for step in range(first, last):
-        lane1, lane2 = _step(
-            pointers, keys, walk, lanes, step, words, PIECES, UNIT, FLOAT64, ROWS, VECTORS, MASKED=False
-        )
-        lanes1 += lane1
-        lanes2 += lane2
-    if tail:
-        lane1, lane2 = _step(
-            pointers, keys, walk, lanes, full, words, PIECES, UNIT, FLOAT64, ROWS, VECTORS, MASKED=True
-        )
-        lanes1 += lane1
-        lanes2 += lane2
-
-    sum1 = tl.sum(tl.sum(lanes1.to(tl.int32, bitcast=True), 2), 1)
-    sum2 = tl.sum(tl.sum(lanes2.to(tl.int32, bitcast=True), 2), 1)
-    stored = block * ROWS + tl.arange(0, ROWS) < n_rows
-    target = out + 2 * (tl.load(line + 1) + rows)
-    if SPLIT:
-        tl.atomic_add(target, sum1, mask=stored, sem="relaxed")
-        tl.atomic_add(target + 1, sum2, mask=stored, sem="relaxed")
-    else:
-        tl.store(target, sum1, mask=stored)
-        tl.store(target + 1, sum2, mask=stored)
+    parts, steps = tl.load(line + 17).to(tl.int32), tl.load(line + 18).to(tl.int32)
+    full = words // (4 * VECTORS)
+    for block in range(first_block, first_block + REPEAT):
+        first, last = 0, full
+        tail = full * (4 * VECTORS) < words
+        at = block
+        if SPLIT:
+            first = block % parts * steps
+            at = block // parts
+            last = tl.minimum(first + steps, full)
+            tail = tail & (first + steps > full)
+        if at * ROWS < n_rows:
+            row = at * ROWS + tl.arange(0, ROWS)
+            rows = tl.minimum(row, n_rows - 1)  # what is read twice is not stored
+            place = base + (rows // inner) * outer_stride + (rows % inner) * inner_stride
+            pointers = anchor + place * UNIT
+            keys = tl.full([ROWS], INDEX_OFFSET, tl.uint32)
+            if STARTS:
+                keys += tl.load(anchor + starts + rows).to(tl.uint32, bitcast=True) * INDEX_FACTOR
+            lanes1 = tl.zeros([ROWS, VECTORS, 4], tl.uint32)
+            lanes2 = tl.zeros([ROWS, VECTORS, 4], tl.uint32)
+            for step in range(first, last):
+                lane1, lane2 = _step(
+                    pointers, keys, walk, lanes, step, words, PIECES, UNIT, FLOAT64, ROWS, VECTORS, MASKED=False
+                )
+                lanes1 += lane1
+                lanes2 += lane2
+            if tail:
+                lane1, lane2 = _step(
+                    pointers, keys, walk, lanes, full, words, PIECES, UNIT, FLOAT64, ROWS, VECTORS, MASKED=True
+                )
+                lanes1 += lane1
+                lanes2 += lane2
+            sum1 = tl.sum(tl.sum(lanes1.to(tl.int32, bitcast=True), 2), 1)
+            sum2 = tl.sum(tl.sum(lanes2.to(tl.int32, bitcast=True), 2), 1)
+            there = row < n_rows
+            to = out + 2 * (target + rows)
+            if SPLIT:
+                tl.atomic_add(to, sum1, mask=there, sem="relaxed")
+                tl.atomic_add(to + 1, sum2, mask=there, sem="relaxed")
+            else:
+                tl.store(to, sum1, mask=there)
+                tl.store(to + 1, sum2, mask=there)
 
 
 @_jit
