@@ -7,9 +7,9 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import torch
-from measure import Json
 
 import forkpoint
+from results import Json
 
 PACKAGES = ("torch", "transformers", "numba", "triton", "torchlens")
 

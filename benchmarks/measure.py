@@ -10,11 +10,10 @@ import sys
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
 
-Json = dict[str, Any]
+from results import Json
 
 SHIFT = 3
 """Repetition k begins k * SHIFT ways further on, so that nobody always comes after the same one."""

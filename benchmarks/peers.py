@@ -16,9 +16,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from cases import Pair
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
+
+from cases import Pair
+from forkpoint.run import kept_state
 
 LOOP_TOKENS = 64
 """The longest prompt that is compared by Python loops over its elements."""
@@ -139,19 +141,12 @@ def torchlens(pair: Pair) -> object:
     ]
 
 
-@contextmanager
-def _forwards_put_back(pair: Pair) -> Generator[None]:
-    """The debugger leaves each module's `forward` among its attributes, and its own notes in the model's."""
-    modules = [(module, dict(module.__dict__)) for module in pair.a.model.modules()]
-    try:
-        yield
-    finally:
-        for module, attributes in modules:
-            for name in [name for name in module.__dict__ if name not in attributes]:
-                del module.__dict__[name]
+def _put_back(pair: Pair) -> AbstractContextManager[None]:
+    """For what leaves hooks in the model, or another `forward`: the plain pair must not pay for them."""
+    return kept_state(pair.a.model)
 
 
-@_way("transformers", "transformers model_addition_debugger_context", around=_forwards_put_back)
+@_way("transformers", "transformers model_addition_debugger_context", around=_put_back)
 def transformers(pair: Pair) -> object:
     from transformers import model_addition_debugger_context
 
@@ -211,6 +206,7 @@ def _looped(pair: Pair) -> int:
 @_way(
     "loops",
     "Python loops over the elements of hidden states",
+    around=_put_back,
     note=lambda pair: f"{_looped(pair)} of {pair.a.model.config.num_hidden_layers + 1} hidden states",
 )
 def loops(pair: Pair) -> object:

@@ -20,12 +20,14 @@ from contextlib import ExitStack
 from datetime import UTC, datetime
 from pathlib import Path
 
-import cases
 import torch
+
+import cases
 import waits
 from machine import describe
-from measure import Json, affordable, copy_speed, floor, in_turn, peak_of, ratio, seconds_of
+from measure import affordable, copy_speed, floor, in_turn, peak_of, ratio, seconds_of
 from peers import WAYS, NotHereError
+from results import Json
 
 FORMAT = 1
 OURS = ("plain", "mode", "forkpoint")

@@ -11,10 +11,11 @@ import time
 from pathlib import Path
 
 import torch
-from cases import PAD_TO, PROMPT, PROMPT_IDS, Subject, pair_of
-from measure import Json, synchronise
 
 import forkpoint as fp
+from cases import PAD_TO, PROMPT, PROMPT_IDS, Subject, pair_of
+from measure import synchronise
+from results import Json
 
 STARTS = {
     "python": ["-c", "pass"],
