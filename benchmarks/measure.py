@@ -86,21 +86,39 @@ def affordable(seconds: float, wanted: int, patience: float, least: int = 1) -> 
 
 def in_turn(
     ways: Mapping[str, Callable[[], float]], repetitions: Mapping[str, int]
-) -> dict[str, dict[int, float]]:
+) -> tuple[dict[str, dict[int, float]], dict[str, str]]:
     """What each way gives in each repetition; those that are due in a repetition follow one another.
 
     Args:
         ways: each measures itself once.
         repetitions: how often each is due; a way that is due less often than others is spread over them.
+
+    Returns:
+        For each way, what it gave, by repetition; for those that failed, how: they get no further turn.
     """
     taken: dict[str, dict[int, float]] = {name: {} for name in ways}
+    failures: dict[str, str] = {}
     most = max(repetitions.values(), default=0)
     for repetition in range(most):
-        due = [name for name in ways if repetition in spread(repetitions[name], most)]
+        due = [
+            name for name in ways if name not in failures and repetition in spread(repetitions[name], most)
+        ]
         start = repetition * SHIFT % max(len(due), 1)
         for name in due[start:] + due[:start]:
-            taken[name][repetition] = ways[name]()
-    return taken
+            try:
+                taken[name][repetition] = ways[name]()
+            except Exception as error:  # noqa: BLE001 - one that fails is reported, and the rest goes on
+                failures[name] = failure(error)
+    return taken, failures
+
+
+def failure(error: Exception) -> str:
+    """An error in one line.
+
+    >>> failure(ValueError("no such thing" + chr(10) + "and more"))
+    'ValueError: no such thing'
+    """
+    return f"{type(error).__name__}: {error}".splitlines()[0][:200]
 
 
 def spread(count: int, most: int) -> list[int]:

@@ -12,8 +12,10 @@ from __future__ import annotations
 
 import argparse
 import functools
+import gc
 import json
 import re
+import statistics
 import time
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack
@@ -25,7 +27,7 @@ import torch
 import cases
 import waits
 from machine import describe
-from measure import affordable, copy_speed, floor, in_turn, peak_of, ratio, seconds_of
+from measure import affordable, copy_speed, failure, floor, in_turn, peak_of, ratio, seconds_of
 from peers import WAYS, NotHereError
 from results import Json
 
@@ -72,19 +74,25 @@ def compare_ways(
         except NotHereError as error:
             found["skipped"] = str(error)
         except Exception as error:  # noqa: BLE001 - a peer that fails is reported, and the rest goes on
-            found["failed"] = f"{type(error).__name__}: {error}".splitlines()[0][:200]
-            if pair.device.type == "cuda":
-                torch.cuda.empty_cache()
+            found["failed"] = failure(error)
         else:
             calls[name] = functools.partial(_once, pair, name, seconds_of)
             wanted[name] = affordable(expected, repetitions, patience, 1 if way.peer else least)
             if note := way.note(pair):
                 found["note"] = note
+        if (
+            "failed" in found and pair.device.type == "cuda"
+        ):  # after the block: the error held its frames' tensors
+            gc.collect()
+            torch.cuda.empty_cache()
     wanted["plain"] = max(wanted.values())
-    taken = in_turn(calls, wanted)
+    taken, failures = in_turn(calls, wanted)
     for name, seconds in taken.items():
+        if name in failures:
+            ways[name]["failed"] = failures[name]
+            continue
         ways[name] |= ratio(seconds, taken["plain"])
-        ways[name]["seconds"] = _median(seconds)
+        ways[name]["seconds"] = statistics.median(seconds.values())
         if ways[name]["peak_bytes"] is not None:
             ways[name]["extra_bytes"] = ways[name]["peak_bytes"] - ways["plain"]["peak_bytes"]
     case |= _digests(pair)
@@ -97,11 +105,6 @@ def _once(pair: cases.Pair, name: str, measure: Callable[..., float]) -> float:
     with ExitStack() as stack:
         stack.enter_context(way.around(pair))
         return measure(lambda: way.run(pair), pair.device)
-
-
-def _median(seconds: dict[int, float]) -> float:
-    values = sorted(seconds.values())
-    return (values[(len(values) - 1) // 2] + values[len(values) // 2]) / 2
 
 
 def _digests(pair: cases.Pair) -> Json:
@@ -153,6 +156,7 @@ def arguments() -> argparse.Namespace:
     chosen.add_argument("--only", nargs="+", choices=list(WAYS), metavar="NAME", help=", ".join(WAYS))
     add("--verdict", action="store_true", help="also time the verdict, and the start of the command")
     add("--scaling", action="store_true", help="also the ratio over the length of the prompt and over layers")
+    add("--scaling-repetitions", type=int, default=5, metavar="N")
     add("--scaling-tokens", type=int, nargs="*", default=TOKENS, metavar="N")
     add("--scaling-layers", type=int, nargs="*", default=LAYERS, metavar="N")
     add("--seconds", type=float, help="begin no new case after this time")
@@ -227,16 +231,16 @@ def main() -> None:
         keep()
     report["copy_bytes_per_second"] = bandwidth = copy_speed(subject.device)
 
-    def one(tokens: int, names: Iterable[str], least: int) -> Json:
+    def one(tokens: int, names: Iterable[str], repetitions: int, least: int) -> Json:
         pair = cases.pair(subject.model, tokens)
-        case = compare_ways(pair, names, given.repetitions, least, given.patience, bandwidth)
+        case = compare_ways(pair, names, repetitions, least, given.patience, bandwidth)
         say(case)
         return case
 
     names = names_of(given)
     for tokens in given.tokens:
         if in_time(f"{tokens} tokens"):
-            report["cases"].append(one(tokens, names, given.repetitions))
+            report["cases"].append(one(tokens, names, given.repetitions, given.repetitions))
             keep()
     if given.scaling:
         few = names if given.only else [name for name in OURS if name in names]
@@ -244,11 +248,11 @@ def main() -> None:
         for layers in [n for n in given.scaling_layers if n <= subject.layers]:
             if in_time(f"{layers} layers"):
                 with cases.cut_to(subject.model, layers):
-                    scaling["layers"].append(one(LAYERS_TOKENS, few, LEAST))
+                    scaling["layers"].append(one(LAYERS_TOKENS, few, given.scaling_repetitions, LEAST))
                 keep()
         for tokens in given.scaling_tokens:
             if in_time(f"{tokens} tokens of scaling"):
-                scaling["tokens"].append(one(tokens, few, LEAST))
+                scaling["tokens"].append(one(tokens, few, given.scaling_repetitions, LEAST))
                 keep()
     report["seconds"] = round(time.monotonic() - begin, 1)
     keep()

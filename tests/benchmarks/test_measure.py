@@ -31,7 +31,8 @@ def test_everything_takes_its_turn() -> None:
 
         return call
 
-    taken = in_turn({name: way(name) for name in "abc"}, {"a": 4, "b": 4, "c": 2})
+    taken, failures = in_turn({name: way(name) for name in "abc"}, {"a": 4, "b": 4, "c": 2})
+    assert not failures
     assert {name: list(values) for name, values in taken.items()} == {
         "a": [0, 1, 2, 3],
         "b": [0, 1, 2, 3],
@@ -40,7 +41,21 @@ def test_everything_takes_its_turn() -> None:
     assert sorted(order[:3]) == ["a", "b", "c"]
     assert sorted(order[3:5]) == ["a", "b"]
     assert order[3:5] != order[:2], "nobody always comes first"
-    assert in_turn({}, {}) == {}
+    assert in_turn({}, {}) == ({}, {})
+
+
+def test_what_fails_gets_no_further_turn() -> None:
+    turns = iter(range(9))
+
+    def fails() -> float:
+        if next(turns) == 1:
+            raise MemoryError("no more")
+        return 1.0
+
+    taken, failures = in_turn({"good": lambda: 2.0, "bad": fails}, {"good": 4, "bad": 4})
+    assert failures == {"bad": "MemoryError: no more"}
+    assert len(taken["good"]) == 4
+    assert next(turns) == 2
 
 
 @pytest.mark.parametrize(("count", "most"), [(1, 7), (2, 7), (3, 7), (5, 7), (7, 7)])
