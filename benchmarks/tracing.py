@@ -36,6 +36,8 @@ OURS = ("plain", "mode", "forkpoint")
 TOKENS = (64, 128, 256, 512, 1024, 2048, 4096, 8192)
 LAYERS = (2, 4, 8, 16, 32)
 LAYERS_TOKENS = 512
+GIVE_UP = 5
+"""A peer whose first pass takes so many times what patience allows is not measured."""
 LEAST = 3
 """Repetitions of a case of `--scaling`, if patience allows no more."""
 
@@ -65,7 +67,7 @@ def compare_ways(
         way = WAYS[name]
         ways[name] = found = {"label": way.label}
         try:
-            _once(pair, name, seconds_of)  # loads and compiles
+            _first_pass(pair, name, patience)
             start = time.perf_counter()
             found["peak_bytes"] = _once(pair, name, peak_of)
             expected = time.perf_counter() - start
@@ -98,6 +100,13 @@ def compare_ways(
     case |= _digests(pair)
     case["floor_ratio"] = floor(case["digested_bytes"], bandwidth, ways["plain"]["seconds"])
     return case | {"ways": ways}
+
+
+def _first_pass(pair: cases.Pair, name: str, patience: float) -> None:
+    """Loads and compiles whatever a way needs; its time is no figure."""
+    seconds = _once(pair, name, seconds_of)
+    if WAYS[name].peer and seconds > GIVE_UP * patience:
+        raise NotHereError(f"left out: its first pass took {seconds:.0f} s")
 
 
 def _once(pair: cases.Pair, name: str, measure: Callable[..., float]) -> float:

@@ -118,6 +118,9 @@ def test_a_way_that_fails_or_is_missing_stops_nothing(
     assert found["debugmode"]["failed"] == "RuntimeError: broken"
     assert found["store"]["skipped"] == "nowhere_to_be_found is not installed"
     assert found["mode"]["repetitions"] == found["plain"]["repetitions"] == 2
+    hurried = tracing.compare_ways(pair, ["plain", "loops"], 2, 2, 1e-9, 1e9)["ways"]
+    assert hurried["loops"]["skipped"].startswith("left out: its first pass took")
+    assert hurried["plain"]["repetitions"] == 2
 
 
 @pytest.mark.usefixtures("hasty")
