@@ -7,7 +7,7 @@ READY := $(VENV)/.ready
 THREADS := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false
 WORKERS ?= 2
 
-.PHONY: demo test check corpus clean
+.PHONY: demo test check corpus benchmark clean
 .DELETE_ON_ERROR:
 
 demo: $(READY)
@@ -24,6 +24,12 @@ check: $(READY)
 
 corpus: $(READY)
 	$(THREADS) $(BIN)/python -m tests.corpus $(ARGS)
+
+# Every processor, and nothing else at work: figures are worth what the machine's quiet is.
+benchmark: $(READY)
+	$(BIN)/python benchmarks/tracing.py --out benchmarks/results $(ARGS)
+	$(BIN)/python benchmarks/table.py
+	$(BIN)/python benchmarks/plot.py
 
 $(READY): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)

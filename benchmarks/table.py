@@ -1,0 +1,179 @@
+"""Writes the tables of docs/performance.md, between its markers, from the files in benchmarks/results.
+
+    python benchmarks/table.py
+
+Figures reach the documentation in no other way.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from results import DOCS, REPETITIONS, Json, load, n_bytes, seconds, times, title
+
+BEGIN, END = "<!-- begin: benchmarks/table.py -->", "<!-- end: benchmarks/table.py -->"
+PAGE = DOCS / "performance.md"
+PHYSICAL = "reading the digested values once, at the speed of a copy"
+
+
+def section(name: str, report: Json) -> str:
+    """One machine's figures."""
+    parts = [f"### {title(report)}", about(report)]
+    if report["cases"]:
+        parts += [cases(report["cases"]), few_repetitions(report)]
+    for over, found in report.get("scaling", {}).items():
+        if found:
+            parts.append(scaling(over, found))
+    if "verdict" in report:
+        parts.append(waits(report))
+    parts.append(f"![{title(report)}]({name}.svg)")
+    return "\n\n".join(part for part in parts if part)
+
+
+def about(report: Json) -> str:
+    versions = ", ".join(f"{name} {version}" for name, version in report["machine"]["versions"].items())
+    speed = report.get("copy_bytes_per_second")
+    copy = f" A copy reads and writes {speed / 1e9:,.0f} GB/s." if speed else ""
+    return f"Taken on {report['date']} with {versions}.{copy}"
+
+
+def cases(found: Sequence[Json]) -> str:
+    """A row for each way, two columns for each length of the prompt."""
+    names = list(dict.fromkeys(name for case in found for name in case["ways"]))
+    head, under = ["", *_heads(found)], ["---", *["--:"] * (2 * len(found))]
+    rows = [head, under, [_label(found, "plain"), *_cells(found, lambda case: (_plain(case), ""))]]
+    if any(case.get("floor_ratio") for case in found):
+        rows.append([PHYSICAL, *_cells(found, _physical)])
+    for name in names:
+        if name != "plain":
+            bold = "**" if name == "forkpoint" else ""
+            cells = _cells(found, lambda case: _cell(case["ways"].get(name)))  # noqa: B023
+            rows.append([f"{bold}{text}{bold}" if text else "" for text in (_label(found, name), *cells)])
+    return _table(rows)
+
+
+def _heads(found: Sequence[Json]) -> list[str]:
+    heads = [
+        (f"{case['tokens']:,} tokens, padded to {case['padded']:,}", "more memory than plain")
+        for case in found
+    ]
+    return [text for both in heads for text in both]
+
+
+def _cells(found: Sequence[Json], cell: Callable[[Json], tuple[str, str]]) -> list[str]:
+    return [text for case in found for text in cell(case)]
+
+
+def _label(found: Sequence[Json], name: str) -> str:
+    return next(case["ways"][name]["label"] for case in found if name in case["ways"])
+
+
+def _plain(case: Json) -> str:
+    return seconds(case["ways"]["plain"]["seconds"])
+
+
+def _physical(case: Json) -> tuple[str, str]:
+    if not case.get("floor_ratio"):
+        return "", ""
+    return f"{case['floor_ratio']:.3f}× ({n_bytes(case['digested_bytes'])})", ""
+
+
+def _cell(way: Json | None) -> tuple[str, str]:
+    """A ratio with what is to be said of it, and the memory."""
+    if way is None:
+        return "", ""
+    count = way.get("repetitions", REPETITIONS)
+    remarks = [f"{count} of {REPETITIONS}"] if count < REPETITIONS else []
+    if "note" in way:
+        remarks.append(way["note"])
+    memory = n_bytes(way["extra_bytes"]) if way.get("extra_bytes") is not None else ""
+    return _ratio(way) + (f" ({'; '.join(remarks)})" if remarks else ""), memory
+
+
+def _ratio(way: Json) -> str:
+    """A ratio, or why there is none."""
+    if "ratio" in way:
+        return times(way["ratio"])
+    return way.get("skipped") or _failure(way["failed"])
+
+
+def _failure(message: str) -> str:
+    return (
+        "out of memory"
+        if message.startswith("OutOfMemoryError")
+        else f"failed: {message.split(':', maxsplit=1)[0]}"
+    )
+
+
+def few_repetitions(report: Json) -> str:
+    """What the brackets mean, if there are any."""
+    ways = [way for case in report["cases"] for way in case["ways"].values()]
+    if all(way.get("repetitions", REPETITIONS) >= REPETITIONS for way in ways):
+        return ""
+    return f"In brackets: how many of {REPETITIONS} repetitions a slow way got."
+
+
+def scaling(over: str, found: Sequence[Json]) -> str:
+    """Ratios over the length of the prompt or over the number of layers."""
+    fixed = f"{found[0]['layers']} layers" if over == "tokens" else f"{found[0]['tokens']:,} tokens"
+    names = [name for name in found[0]["ways"] if name != "plain"]
+    rows = [
+        [f"{over} ({fixed})", *(f"{case[over]:,}" for case in found)],
+        ["---", *["--:"] * len(found)],
+        ["plain pair", *map(_plain, found)],
+        [PHYSICAL, *(f"{case['floor_ratio']:.3f}×" for case in found)],
+        *([_label(found, name), *(_ratio(case["ways"][name]) for case in found)] for name in names),
+    ]
+    counts = sorted(way["repetitions"] for case in found for way in case["ways"].values() if "ratio" in way)
+    return f"{_table(rows)}\n\nMedians of {_range(counts[0], counts[-1])} repetitions."
+
+
+def _range(least: int, most: int) -> str:
+    return str(least) if least == most else f"{least} to {most}"
+
+
+def waits(report: Json) -> str:
+    """What a user waits for."""
+    first, second = report["verdict"]["first"], report["verdict"]["second"]
+    said = (
+        f"From the loaded model to the verdict ({first['kind']}; {first['tokens']} tokens, padded to "
+        f"{first['padded']}): {seconds(first['verdict_seconds'])} the first time, when libraries are loaded "
+        f"and kernels compiled, and {seconds(second['verdict_seconds'])} the second."
+    )
+    if first["scene_seconds"] is not None:
+        said += f" With the scene saved: {seconds(first['scene_seconds'])} and {seconds(second['scene_seconds'])}."
+    starts = ", ".join(f"`{name}` {seconds(taken)}" for name, taken in report["start_seconds"].items())
+    return f"{said}\n\nA fresh process: {starts}."
+
+
+def _table(rows: Sequence[Sequence[str]]) -> str:
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+
+
+def updated(page: str, tables: str) -> str:
+    """The page with new tables between its markers.
+
+    Raises:
+        ValueError: the markers are not there, once each and in this order.
+    """
+    if page.count(BEGIN) != 1 or page.count(END) != 1 or page.index(BEGIN) > page.index(END):
+        raise ValueError(f"expected {BEGIN} and then {END}, once each")
+    between = re.compile(f"(?<={re.escape(BEGIN)}).*(?={re.escape(END)})", re.DOTALL)
+    return between.sub(lambda _: f"\n\n{tables}\n\n", page)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--page", type=Path, default=PAGE)
+    page: Path = parser.parse_args().page
+    tables = "\n\n".join(section(name, report) for name, report in load().items())
+    page.write_text(updated(page.read_text(encoding="utf-8"), tables), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
