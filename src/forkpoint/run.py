@@ -244,17 +244,21 @@ def kept_state(model: nn.Module | None) -> Generator[None]:
 class _ModuleState:
     """What a module holds: its attributes, the entries of those that are containers, and small buffers' values."""
 
-    __slots__ = ("attributes", "containers", "saved", "values")
+    __slots__ = ("attributes", "containers", "empty", "saved", "values")
 
     def __init__(self, module: nn.Module) -> None:
         self.attributes = module.__dict__
         self.saved = dict(self.attributes)
         self.containers: list[tuple[Any, Any]] = []
+        self.empty: list[Any] = []
         self.values: list[tuple[Tensor, int | None, Tensor]] = []
         for value in self.saved.values():
             kind = value.__class__
             if kind in _CONTAINERS:
-                self.containers.append((value, value.copy() if value else None))
+                if value:
+                    self.containers.append((value, value.copy()))
+                else:
+                    self.empty.append(value)
             elif kind not in _PLAIN and isinstance(value, Tensor):
                 self._save(value)
         for value in module._buffers.values():
@@ -271,9 +275,9 @@ class _ModuleState:
                 if before is None or version(tensor) != before:
                     tensor.detach().copy_(value)
         for container, before in self.containers:
-            if before is not None:
-                _refill(container, before)
-            elif container:
+            _refill(container, before)
+        if any(self.empty):
+            for container in self.empty:
                 container.clear()
         now, saved = self.attributes, self.saved
         if not _identical(now, saved):

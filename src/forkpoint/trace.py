@@ -124,26 +124,24 @@ class Form:
     reason: str
 
 
-Row = tuple[int, int, int, Form, int]
-"""An event as it is recorded, at no cost: op, call, nth, form, and for an alias its target, else -1."""
+Row = tuple[Op, int, int, Form, int, int]
+"""An event as it is recorded, at hardly any cost: op, call, nth, form, then for an alias the index of the event
+whose value it is, and for a digest its slot; else -1."""
 
 
 @dataclass(eq=False)
 class Trace:
-    """All ops and events of a run, in the order of execution.
+    """All events of a run, in the order of execution, and the ops that they are of.
 
     Attributes:
         rows: the events as they were recorded.
-        slots: for each row the number of its digests in `digests`, -1 for a row without.
         digests: the digests of a slot.
         odd: the digests (and those with open dimensions taken in) of rows that are not simply a list of cells.
         skipped: why rows were not digested after all.
     """
 
     table: CoordinateTable
-    ops: list[Op] = field(default_factory=list[Op])
     rows: list[Row] = field(default_factory=list[Row])
-    slots: dict[int, int] = field(default_factory=dict[int, int])
     digests: Callable[[int], Digests] = field(default=lambda _: np.zeros(0, dtype=np.int64))
     odd: dict[int, tuple[Digests, Digests | None]] = field(
         default_factory=dict[int, tuple[Digests, "Digests | None"]]
@@ -155,27 +153,43 @@ class Trace:
     opaque: list[str] = field(default_factory=list[str])
     """Modules that were not looked into, since looking would have changed their bits."""
     fetched: list[Any] = field(default_factory=list[Any])
+    _ops: list[Op] = field(default_factory=list[Op])
+    _numbers: dict[int, int] = field(default_factory=dict[int, int])
+    """By id of an op: recorders keep one object for each."""
 
     @cached_property
     def events(self) -> list[Event]:
         """All events of a finished trace."""
         return [self.event(index) for index in range(len(self.rows))]
 
+    @property
+    def ops(self) -> list[Op]:
+        """The ops of a finished trace, in the order in which they were first executed."""
+        assert self.events is not None
+        return self._ops
+
     def event(self, index: int) -> Event:
         """One event, also of a trace that is not finished; that one's has no digests yet."""
-        op, call, nth, form, alias = self.rows[index]
-        event = Event(op, call, form.status, form.shape, form.dtype, form.floating, nth, alias=alias)
-        event.reason = form.reason
+        op, call, nth, form, alias, slot = self.rows[index]
+        event = Event(self._number(op), call, form.status, form.shape, form.dtype, form.floating, nth)
+        event.alias, event.reason = alias, form.reason
         if alias >= 0:
             event.status, event.reason = "alias", ""
         elif index in self.skipped:
             event.status, event.reason = "skipped", self.skipped[index]
-        elif index in self.slots:
-            event.cells, event.width, event.digests = form.cells, form.width, self.digests(self.slots[index])
+        elif slot >= 0:
+            event.cells, event.width, event.digests = form.cells, form.width, self.digests(slot)
         elif index in self.odd:
             event.cells, event.width = form.cells, form.width
             event.digests, event.flat = self.odd[index]
         return event
+
+    def _number(self, op: Op) -> int:
+        number = self._numbers.get(id(op))
+        if number is None:
+            number = self._numbers[id(op)] = len(self._ops)
+            self._ops.append(op)
+        return number
 
     def resolve(self, event: Event) -> Event:
         """The event that holds the digests of this one's value."""

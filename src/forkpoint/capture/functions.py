@@ -134,13 +134,22 @@ def _enterable(func: Any) -> Callable[..., Any] | None:
 _same_storage: Callable[[Tensor, Tensor], bool] = torch._C._is_alias_of  # pyright: ignore[reportAttributeAccessIssue]
 
 
-def shares_memory(output: Tensor, inputs: list[Tensor]) -> bool:
-    """Whether an output shares memory with an input."""
+def is_view(output: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    """Whether the output of a call shares memory with one of its arguments; tensors in lists are left aside."""
     if output.layout != torch.strided:
         return False
+    for value in (*args, *kwargs.values()) if kwargs else args:
+        if value is output:
+            return True
+        if isinstance(value, Tensor) and value.layout == torch.strided and _shares(output, value):
+            return True
+    return False
+
+
+def _shares(output: Tensor, value: Tensor) -> bool:
     try:
-        return any(t.layout == torch.strided and _same_storage(output, t) for t in inputs)
-    except (RuntimeError, NotImplementedError):
+        return _same_storage(output, value)
+    except (RuntimeError, NotImplementedError):  # a tensor without a storage
         return False
 
 

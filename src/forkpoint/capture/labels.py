@@ -56,7 +56,7 @@ class Labels:
     def __init__(self, table: CoordinateTable) -> None:
         self.table = table
         self._known: dict[object, Label] = {}
-        self.answers: dict[Any, Any] = {}
+        self.answers: dict[frozenset[int], dict[Any, Any]] = {}
         self.marks: dict[Any, Any] = {}
         self.forms: dict[Any, Any] = {}
 
@@ -75,7 +75,8 @@ class Labels:
     @property
     def size(self) -> int:
         """How much of a kind is kept at most."""
-        return max(len(self._known), len(self.answers), len(self.marks), len(self.forms))
+        answers = max(map(len, self.answers.values()), default=0)
+        return max(len(self._known), answers, len(self.answers), len(self.marks), len(self.forms))
 
     def make(self, q: Ids, k: Ids | None = None) -> Label | None:
         """The label with these ids, compressed; None where no token has a part in it."""

@@ -9,6 +9,7 @@ An op whose like was seen before costs some look-ups; see `Recorder.record`.
 from __future__ import annotations
 
 import inspect
+import itertools
 import weakref
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
@@ -24,7 +25,7 @@ from forkpoint.capture import digest
 from forkpoint.capture.cells import Cut, collect, cut, digests_of
 from forkpoint.capture.coordinates import NONE
 from forkpoint.capture.entry import input_label, nested_labels, token_lengths
-from forkpoint.capture.functions import UNWRITTEN, WRITES_ROWS, Function, shares_memory
+from forkpoint.capture.functions import UNWRITTEN, WRITES_ROWS, Function, is_view
 from forkpoint.capture.labels import Label, Labels, Shape, spread
 from forkpoint.capture.rules import Call, UnknownMovementError, propagate, take, tensors_in, through_module
 from forkpoint.capture.sites import NOWHERE, Place
@@ -89,8 +90,11 @@ class _Form(Form):
 
     mark: _Mark
     cut: Cut
+    digested: bool = False
+    plain: bool = False
+    """Whether each row of the value is a cell."""
     plans: dict[tuple[int, ...], digest.Planned] = field(default_factory=dict[Any, Any])
-    """By stride, where each row of the value is a cell."""
+    """For such values, by stride."""
 
 
 @dataclass(eq=False, slots=True)
@@ -118,18 +122,13 @@ _Known = tuple["weakref.ref[Tensor]", _Mark, int]
 
 @dataclass(eq=False, slots=True)
 class _Visits:
-    """How often an op ran in the current call, and the numbers of its outputs in the trace.
+    """What traces say of an op, an entry for each of its outputs, and how often it ran in a call.
 
     Attributes:
-        ops: what a trace says of each output; the same in all traces of the model.
-        numbers: where that stands in the current trace.
-        trace, call: which those are.
-        nth: how often it ran in that call.
+        call: which call that is, of all calls that were ever recorded.
     """
 
-    ops: list[Op] = field(default_factory=list[Op])
-    numbers: list[int] = field(default_factory=list[int])
-    trace: object = None
+    ops: list[Op]
     call: int = -1
     nth: int = 0
 
@@ -146,6 +145,14 @@ class Frame:
 
 _frames: WeakKeyDictionary[nn.Module, dict[int, Frame]] = WeakKeyDictionary()
 """By model and by the id of a module in it."""
+
+
+_calls = itertools.count()
+"""Numbers for all calls that are ever recorded."""
+
+
+def _count(visits: _Visits | None) -> tuple[int, int]:
+    return (visits.call, visits.nth) if visits is not None else (-1, 0)
 
 
 def _frames_of(model: nn.Module | None, modules: list[tuple[str, nn.Module]]) -> dict[int, Frame]:
@@ -229,8 +236,8 @@ class Recorder:
         self.labels = labels or Labels.of(layout)
         self.table = self.labels.table
         self.trace = Trace(self.table)
-        self._token = object()
         self.call = -1
+        self._visit_of = next(_calls)
         self.watcher = watcher
         self._read = read
         self._digests = digests
@@ -243,7 +250,7 @@ class Recorder:
         self._known: dict[int, _Known] = {}
         for key, (_, tensor) in weights.items():
             self._known[key] = (weakref.ref(tensor), self._mark(tensor, None), -1)
-        self._answers = self.labels.answers
+        self._answers: dict[Any, _Answer] = {}
         self._lengths: frozenset[int] = frozenset()
         self._pending_limit = PENDING_BYTES["cpu"]
         self._batch = digest.Batch()
@@ -266,7 +273,9 @@ class Recorder:
     def begin_call(self, index: int, inputs: Mapping[str, Any]) -> None:
         """Label the inputs of a forward call."""
         self.call = index
+        self._visit_of = next(_calls)
         self._lengths = token_lengths(self.table, index, inputs)
+        self._answers = self.labels.answers.setdefault(self._lengths, {})
         self.trace.lengths.append(self._lengths)
         for name, value in inputs.items():
             if isinstance(value, Tensor):
@@ -290,7 +299,8 @@ class Recorder:
 
     def before(self, function: Function, kwargs: dict[str, Any]) -> None:
         """Called before a function runs: what it overwrites must be digested first."""
-        if self._last is not None:
+        last = self._last
+        if last is not None and last[2] is not None and last[1]._version != last[2]:
             self._note_late_write()
         if self._pending and (function.writes or (kwargs and _writes(function, kwargs))):
             self.flush()
@@ -306,8 +316,7 @@ class Recorder:
 
     def _nth(self, frame: Frame, function: Function, place: Place) -> int:
         visits = frame.visits.get((function, place))
-        known = visits is not None and visits.trace is self._token and visits.call == self.call
-        return visits.nth if known else 0
+        return visits.nth if visits is not None and visits.call == self._visit_of else 0
 
     def record(
         self,
@@ -335,28 +344,25 @@ class Recorder:
         if _transforms() is not None:
             return None  # inside vmap or grad: these tensors are not the model's own
         answer = self._answer(function, func, args, kwargs, outputs)
-        frame = self.stack[-1]
+        frame, labels = self.stack[-1], answer.labels
+        self._last_outputs = answer.last
         visits = frame.visits.get((function, place))
-        if visits is None:
-            visits = frame.visits[function, place] = _Visits()
-        if visits.call != self.call or visits.trace is not self._token:
-            self._renew(visits)
+        if visits is None or len(visits.ops) < len(outputs):
+            ops = [Op(frame.path, function.name, place.site, index) for index in range(len(outputs))]
+            visits = frame.visits[function, place] = _Visits(ops, *_count(visits))
+        if visits.call != self._visit_of:
+            visits.call, visits.nth = self._visit_of, 0
         nth = visits.nth
         visits.nth = nth + 1
-        labels = answer.labels
-        self._last_outputs = answer.last
         if function.writes or (kwargs and _writes(function, kwargs)):
-            while len(visits.numbers) < len(outputs):
-                self._number(visits, frame.path, function.name, place)
-            outputs, labels = self._record_write(function, args, kwargs, visits, nth, outputs, answer)
+            outputs, labels = self._record_write(function, args, kwargs, visits.ops, nth, outputs, answer)
         else:
-            looks = function.may_view is None or self.watcher is not None
-            inputs = tensors_in((args, tuple(kwargs.values()))) if looks else []
+            inputs = tensors_in((args, tuple(kwargs.values()))) if self.watcher is not None else []
             known, rows, call = self._known, self.trace.rows, self.call
             for index, output in enumerate(outputs):
                 view = function.may_view
                 if view is None:
-                    view = shares_memory(output, inputs)
+                    view = is_view(output, args, kwargs)
                 form = (answer.viewed if view else answer.fresh)[index]
                 if (
                     form is None
@@ -365,27 +371,21 @@ class Recorder:
                     or output.get_device() != form.mark.device
                 ):
                     form = self._new_form(function, answer, index, output, view)
-                numbers = visits.numbers
-                if index >= len(numbers):
-                    self._number(visits, frame.path, function.name, place)
-                op = numbers[index]
                 row = len(rows)
-                rows.append((op, call, nth, form, -1))
+                rows.append((visits.ops[index], call, nth, form, -1, -1))
                 known[id(output)] = (weakref.ref(output), form.mark, row)
-                if form.status == "digest":
+                if form.digested:
                     self._queue(row, output, form)
                 if self.watcher is not None:
                     self._saw(row, output, labels[index], inputs)
-        if self.passive:
-            return None
-        return visits.ops[0], nth, outputs, labels
+        return None if self.passive else (visits.ops[0], nth, outputs, labels)
 
     def _record_write(
         self,
         function: Function,
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
-        visits: _Visits,
+        ops: list[Op],
         nth: int,
         outputs: tuple[Tensor, ...],
         answer: _Answer,
@@ -403,8 +403,8 @@ class Recorder:
         inputs = tensors_in((args, tuple(kwargs.values()))) if self.watcher is not None else []
         for index, (output, found) in enumerate(zip(outputs, labels, strict=True)):
             form = self._form(function, output, found, answer.reason, view=False)
-            row = self._append(visits.numbers[index], nth, form)
-            if form.status == "digest":
+            row = self._append(ops[index], nth, form)
+            if form.digested:
                 self._queue(row, output, form)
             if self.watcher is not None:
                 self._saw(row, output, found, inputs)
@@ -479,13 +479,12 @@ class Recorder:
         frame = self.stack[-1]
         key = (frame.path, function.name, place.site.chain)
         nth = self._nth(frame, function, place)
-        inputs = tensors_in((args, tuple(kwargs.values())))
         for index, (output, label) in enumerate(zip(outputs, labels, strict=True)):
             new = watcher.edit(self, key, nth, index, self.true_value(output), label)
             if new is None:
                 continue
-            views = shares_memory(output, inputs) if function.may_view is None else function.may_view
-            if isinstance(result, Tensor) and (views or output.dtype != new.dtype):
+            view = is_view(output, args, kwargs) if function.may_view is None else function.may_view
+            if isinstance(result, Tensor) and (view or output.dtype != new.dtype):
                 result = new
             elif output.dtype == new.dtype:
                 output.copy_(new)
@@ -504,10 +503,13 @@ class Recorder:
         kwargs: dict[str, Any],
         outputs: tuple[Tensor, ...],
     ) -> _Answer:
+        marks: list[Any] = [function]
         try:
-            key: Any = (function, self._lengths, *self._marks(args))
+            self._mark_all(args, marks)
             if kwargs:
-                key = (*key, _KEYWORDS, *kwargs, *self._marks(kwargs.values()))
+                marks += (_KEYWORDS, *kwargs)
+                self._mark_all(kwargs.values(), marks)
+            key = tuple(marks)
             answer = self._answers.get(key)
         except TypeError:  # an argument that can't be hashed
             key, answer = None, None
@@ -517,9 +519,12 @@ class Recorder:
                 self._answers[key] = answer
         return answer
 
-    def _marks(self, values: Iterable[Any]) -> list[Any]:
-        """What the answer for a call depends on: the marks of tensors, and all other arguments themselves."""
-        marks: list[Any] = []
+    def _mark_all(self, values: Iterable[Any], marks: list[Any]) -> None:
+        """Append what the answer for a call depends on: the marks of tensors, all other arguments themselves.
+
+        Raises:
+            TypeError: an argument of a kind that can't be relied on to be equal only if it is the same.
+        """
         known_of = self._known.get
         for value in values:
             known = known_of(id(value))
@@ -530,18 +535,20 @@ class Recorder:
             if kind is int or kind is torch.dtype or value is None:
                 marks.append(value)
             elif kind in _SEQUENCES:
-                marks.append((kind, *self._marks(value)))
+                marks += (kind, len(value))
+                self._mark_all(value, marks)
             elif kind is slice:
-                marks.append((kind, *self._marks((value.start, value.stop, value.step))))
+                marks.append(slice)
+                self._mark_all((value.start, value.stop, value.step), marks)
             elif kind is dict:
-                marks.append((*value, *self._marks(value.values())))
+                marks += (dict, *value)
+                self._mark_all(value.values(), marks)
             elif isinstance(value, Tensor):
                 marks.append(self._mark_of(value))
             elif kind in _SIMPLE:
                 marks.append((kind, value))  # True is not 1 here
             else:
-                raise TypeError(f"an argument of type {kind.__name__} does not key a cache")
-        return marks
+                raise TypeError(f"an argument of type {kind.__name__}")
 
     def _ask(
         self,
@@ -617,32 +624,45 @@ class Recorder:
             how = cut(self.table, mark.label, shape, lengths)
             floating = dtype.is_floating_point or dtype.is_complex
             name = str(dtype).removeprefix("torch.")
-            form = _Form(status, shape, name, floating, how.cells, how.width, reason, mark, how)
+            form = _Form(
+                status,
+                shape,
+                name,
+                floating,
+                how.cells,
+                how.width,
+                reason,
+                mark,
+                how,
+                status == "digest",
+                how.plain,
+            )
             self.labels.forms[key] = form
         return form
 
     # ------------------------------------------------------------------ digests
 
-    def _append(self, op: int, nth: int, form: _Form, alias: int = -1) -> int:
+    def _append(self, op: Op, nth: int, form: _Form) -> int:
         rows = self.trace.rows
-        rows.append((op, self.call, nth, form, alias))
+        rows.append((op, self.call, nth, form, -1, -1))
         return len(rows) - 1
 
     def _queue(self, row: int, value: Tensor, form: _Form) -> None:
         """Have a value digested with the next flush."""
         if not self._digests:
             return
-        how = form.cut
-        if how.plain:
+        how, rows = form.cut, self.trace.rows
+        if form.plain:
             stride = value.stride()
             known = form.plans.get(stride)
             if known is None:
-                known = form.plans[stride] = digest.planned(value, how.row_dims)
-            self.trace.slots[row] = self._batch.push(value, known)
+                known = form.plans[stride] = digest.planned(value, form.cut.row_dims)
+            op, call, nth, _, alias, _ = rows[row]
+            rows[row] = (op, call, nth, form, alias, self._batch.push(value, known))
         elif how.open_cells and self._open_cells + how.open_cells > MAX_OPEN_TOTAL:
             closed = self._form_of(form.mark, form.status, form.reason, frozenset())
-            op, call, nth, _, _ = self.trace.rows[row]
-            self.trace.rows[row] = (op, call, nth, closed, -1)
+            op, call, nth, _, alias, slot = rows[row]
+            rows[row] = (op, call, nth, closed, alias, slot)
             self._queue(row, value, closed)
             return
         else:
@@ -751,20 +771,6 @@ class Recorder:
         window[...] = np.broadcast_to(label.q, tuple(written.shape))
         self._remember(base, self.labels.make(full), known[2])
 
-    def _renew(self, visits: _Visits) -> None:
-        """Count an op's visits anew, in a new call or a new trace."""
-        if visits.trace is not self._token:
-            visits.trace, visits.numbers = self._token, []
-        visits.call, visits.nth = self.call, 0
-
-    def _number(self, visits: _Visits, path: str, function: str, place: Place, output: int = 0) -> None:
-        """Give the next output of an op a number in the trace."""
-        index = len(visits.numbers)
-        if index == len(visits.ops):
-            visits.ops.append(Op(path, function, place.site, index + output))
-        visits.numbers.append(len(self.trace.ops))
-        self.trace.ops.append(visits.ops[index])
-
     # ------------------------------------------------------------------ modules
 
     def enter(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -823,8 +829,8 @@ class Recorder:
         if not self.passive:
             self._offer(visits.ops[0], nth, value, label)
         form = self._form(None, value, label, "", view=False)
-        row = self._append(visits.numbers[0], nth, form)
-        if form.status == "digest":
+        row = self._append(visits.ops[0], nth, form)
+        if form.digested:
             self._queue(row, value, form)
         if self.watcher is not None:
             self.watcher.saw(self, row, self.true_value(value), label, self._events_of([value]))
@@ -840,19 +846,18 @@ class Recorder:
         if form is None:
             form = mark.passing = self._form_of(mark, "digest", "", self._lengths)
         row = len(self.trace.rows)
-        self.trace.rows.append((visits.numbers[0], self.call, nth, form, event))
+        self.trace.rows.append((visits.ops[0], self.call, nth, form, event, -1))
         if self.watcher is not None:
             self.watcher.saw(self, row, self.true_value(value), mark.label, [event])
 
     def _visit(self, frame: Frame, name: str, output: int) -> tuple[_Visits, int]:
         visits = frame.visits.get((name, output))
         if visits is None:
-            visits = frame.visits[name, output] = _Visits()
-        if visits.call != self.call or visits.trace is not self._token:
-            self._renew(visits)
-            if not visits.numbers:
-                function = f"input:{name}" if output == INPUT else name
-                self._number(visits, frame.path, function, NOWHERE, max(output, 0))
+            function = f"input:{name}" if output == INPUT else name
+            op = Op(frame.path, function, NOWHERE.site, max(output, 0))
+            visits = frame.visits[name, output] = _Visits([op])
+        if visits.call != self._visit_of:
+            visits.call, visits.nth = self._visit_of, 0
         nth = visits.nth
         visits.nth = nth + 1
         return visits, nth

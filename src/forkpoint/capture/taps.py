@@ -12,6 +12,7 @@ import sys
 import threading
 from collections.abc import Callable, Generator, Mapping
 from contextlib import AbstractContextManager, contextmanager
+from functools import cache
 from typing import Any
 
 import torch
@@ -225,8 +226,9 @@ def is_opaque(module: nn.Module) -> bool:
     """
     if getattr(module, "_compiled_call_impl", None) is not None:
         return True
-    kind = type(module)
-    if kind.__name__ == "OptimizedModule" and kind.__module__.startswith("torch._dynamo"):
+    if not _may_be_opaque(type(module)):
+        return False
+    if not isinstance(module, _FUSED):
         return True
     if module.training or not torch.backends.mha.get_fastpath_enabled():
         return False
@@ -238,6 +240,15 @@ def is_opaque(module: nn.Module) -> bool:
         layers = list(module.layers)
         return bool(layers) and isinstance(layers[0], nn.TransformerEncoderLayer) and is_opaque(layers[0])
     return False
+
+
+_FUSED = (nn.MultiheadAttention, nn.TransformerEncoderLayer, nn.TransformerEncoder)
+
+
+@cache
+def _may_be_opaque(kind: type[nn.Module]) -> bool:
+    compiled = kind.__name__ == "OptimizedModule" and kind.__module__.startswith("torch._dynamo")
+    return compiled or issubclass(kind, _FUSED)
 
 
 __all__ = ["Observation", "Place", "Tap", "is_opaque", "tensors_in"]

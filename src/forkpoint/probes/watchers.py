@@ -162,8 +162,7 @@ class Store:
     def saw(
         self, recorder: Recorder, event: int, value: Tensor, label: Label | None, inputs: list[int]
     ) -> None:
-        record = recorder.trace.event(event)
-        op = recorder.trace.ops[record.op]
+        record, op = recorder.trace.event(event), recorder.trace.rows[event][0]
         self.sources[event] = inputs
         self.ops[event] = (op, record)
         if self.select(op) and self.used + value.nbytes <= self.limit and value.layout == torch.strided:

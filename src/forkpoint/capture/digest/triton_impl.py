@@ -13,6 +13,7 @@ the digest itself, so runs are found by a multiplication with a precomputed reci
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -25,7 +26,7 @@ from torch import Tensor
 from forkpoint.capture.digest import torch_impl
 from forkpoint.capture.digest.backend import Table
 from forkpoint.capture.digest.plan import LANES, Kind, check, find, kind, merged, packed
-from forkpoint.capture.digest.triton_kernels import COLUMNS, digest_grid, digest_rows
+from forkpoint.capture.digest.triton_kernels import digest_grid, digest_rows
 
 BLOCK = 1024
 """Words that a block of threads reads in one step."""
@@ -38,8 +39,7 @@ _LONG_ROW = 1 << 16
 """Words above which a row is shared by several blocks."""
 _CELLS = 256
 """Cells of a grid per block."""
-_ROWS_PER_BLOCK = np.array([1, 4, 16])
-_COLUMNS: int = getattr(COLUMNS, "value", COLUMNS)
+_ROWS_PER_BLOCK = (1, 4, 16)
 _LANES = np.array([[lanes.sign, lanes.above, lanes.shift] for lanes in LANES], dtype=np.int64)
 
 
@@ -67,18 +67,19 @@ def _on(device: torch.device) -> AbstractContextManager[object]:
 
 
 def _digest_table(table: Table, device: torch.device, block: int, warps: int, repeat: int) -> Tensor:
-    n_rows = int(table[:, 3].sum())
-    out = torch.zeros(n_rows, dtype=torch.int64, device=device)
-    variants = _variants(table, block)
-    groups, launches = _groups(table, variants)
-    lines = np.zeros((len(table), _COLUMNS), dtype=np.int64)
+    known, lines = _lines(table, block)
+    out = torch.zeros(int(table[:, 3].sum()), dtype=torch.int64, device=device)
+    groups, launches = _groups(known.variants, known.counts)
     staged = torch.empty(lines.size + groups.size, dtype=torch.int64, device=device)
-    _fill(lines, table, variants, staged.data_ptr())
-    _copy(np.concatenate([lines.ravel(), groups.ravel()]), staged)
-    anchor, out_words, staged_groups = staged.view(torch.int32), out.view(torch.int32), staged[lines.size :]
+    anchor = staged.data_ptr()
+    lines[:, 0] = (table[:, 0] - anchor) // 4 // known.units
+    lines[:, 1] = table[:, 1]
+    lines[:, 2] = (table[:, 2] - anchor) // 4
+    _copy((lines, groups), staged)
+    words, out_words, staged_groups = staged.view(torch.int32), out.view(torch.int32), staged[lines.size :]
     for variant, first, count in launches:
         digest_rows[(count * GROUP // repeat,)](
-            anchor,
+            words,
             out_words,
             staged,
             staged_groups,
@@ -113,84 +114,105 @@ class _Variant(NamedTuple):
     """Whether blocks share a row."""
 
 
-class _Variants(NamedTuple):
-    """The fields of `_Variant` for every line of a table, and what follows from them."""
+class _Template(NamedTuple):
+    """A line of the table of tensors, without what differs from tensor to tensor, and how it is launched."""
 
-    fields: Table
-    steps: Table
-    """Steps in one part of a row."""
-    parts: Table
-    """Blocks that share a row."""
-
-
-def _variants(table: Table, block: int) -> _Variants:
-    address, _, starts, _, words, kinds, _, *strides, run = table.T
-    outer_stride, inner_stride, a_size, b_size, a_stride, b_stride = strides
-    pieces = a_size * b_size > 1
-    aligned = (address % 16 == 0) & (np.stack([run, outer_stride, inner_stride]) % 4 == 0).all(0)
-    reach = a_size * a_stride + b_size * b_stride + run
-    simple = (run >= 8) & (words * run < 1 << 32) & (reach < 1 << 31)
-    simple &= (a_stride % 4 == 0) & (b_stride % 4 == 0)
-    unit = np.where(aligned & (simple | ~pieces), 4, 1)
-
-    # As few rows per block as leave little of it idle: 95% is good enough.
-    width = block // _ROWS_PER_BLOCK[:, None]
-    used = words / np.maximum(1, -(-words // width) * width)
-    rows = _ROWS_PER_BLOCK[np.argmax(np.minimum(used, 0.95), axis=0)]
-    split = words > _LONG_ROW
-    rows = np.where(split, 1, rows)
-    steps = np.where(split, _LONG_ROW // block, -(-words // (block // rows)))
-    parts = np.where(split, -(-words // _LONG_ROW), 1)
-    fields = np.stack([rows, unit, pieces, kinds == Kind.FLOAT64, starts != 0, split], axis=1)
-    return _Variants(fields, steps, parts)
+    line: Table
+    variant: int
+    """Its number in `_variants`."""
+    unit: int
+    count: int
+    """Groups of blocks."""
 
 
-def _groups(table: Table, variants: _Variants) -> tuple[Table, list[tuple[_Variant, int, int]]]:
-    """The table of groups; and for each variant in use, the first of its groups and how many there are."""
-    blocks = -(-table[:, 3] // variants.fields[:, 0]) * variants.parts * (table[:, 4] > 0)
-    counts = -(-blocks // GROUP)
-    kinds, variant = np.unique(variants.fields, axis=0, return_inverse=True)
-    variant = variant.reshape(-1)  # numpy 2.0 keeps an axis here
-    order = np.argsort(variant, kind="stable")
-    ends = np.cumsum(counts[order])
-    groups = np.empty((int(counts.sum()), 2), dtype=np.int64)
-    groups[:, 0] = np.repeat(order, counts[order])
-    groups[:, 1] = (np.arange(len(groups)) - np.repeat(ends - counts[order], counts[order])) * GROUP
-    per_variant = np.bincount(variant, weights=counts, minlength=len(kinds)).astype(np.int64)
-    starts = np.cumsum(per_variant) - per_variant
-    launches = [
-        (_Variant(rows, unit, bool(pieces), bool(float64), bool(first), bool(split)), start, count)
-        for (rows, unit, pieces, float64, first, split), start, count in zip(
-            kinds.tolist(), starts.tolist(), per_variant.tolist(), strict=True
-        )
-        if count
+class _Templates(NamedTuple):
+    """The fields of `_Template` for every line of a table."""
+
+    variants: Table
+    units: Table
+    counts: Table
+
+
+_variants: dict[_Variant, int] = {}
+"""The variants in use, which are few, and their numbers."""
+
+
+def _lines(table: Table, block: int) -> tuple[_Templates, Table]:
+    """The table of tensors as the kernel reads it, but for what depends on where things lie."""
+    aligned = (table[:, 0] % 16 == 0).tolist()
+    starts = (table[:, 2] != 0).tolist()
+    plans = table[:, 3:]
+    found = [
+        _template(plan.tobytes(), whole, first, block)
+        for plan, whole, first in zip(plans, aligned, starts, strict=True)
     ]
+    columns = np.array([template[1:] for template in found], dtype=np.int64).reshape(-1, 3).T
+    return _Templates(*columns), np.array([template.line for template in found])
+
+
+@functools.lru_cache(maxsize=1 << 14)
+def _template(plan: bytes, aligned: bool, starts: bool, block: int) -> _Template:
+    fields = np.frombuffer(plan, dtype=np.int64).tolist()
+    n_rows, words, kind, inner, outer_stride, inner_stride, a_size, b_size, a_stride, b_stride, run = fields
+    pieces = a_size * b_size > 1
+    whole = aligned and all(stride % 4 == 0 for stride in (run, outer_stride, inner_stride))
+    reach = a_size * a_stride + b_size * b_stride + run
+    simple = run >= 8 and words * run < 1 << 32 and reach < 1 << 31
+    simple = simple and a_stride % 4 == 0 and b_stride % 4 == 0
+    unit = 4 if whole and (simple or not pieces) else 1
+
+    split = words > _LONG_ROW
+    rows = 1 if split else _rows_per_block(words, block)
+    steps = _LONG_ROW // block if split else -(-words // (block // rows))
+    parts = -(-words // _LONG_ROW) if split else 1
+    blocks = -(-n_rows // rows) * parts if words else 0
+    variant = _Variant(rows, unit, pieces, kind == Kind.FLOAT64, starts, split)
+    line = np.array(
+        [
+            0, 0, 0, n_rows, words, *_LANES[kind], inner, outer_stride // unit, inner_stride // unit,
+            run // unit, _reciprocal(run // unit), b_size, _reciprocal(b_size) if a_size > 1 else 0,
+            a_stride // unit, b_stride // unit, parts, steps, 0,
+        ],
+        dtype=np.int64,
+    )  # fmt: skip
+    return _Template(line, _variants.setdefault(variant, len(_variants)), unit, -(-blocks // GROUP))
+
+
+def _rows_per_block(words: int, block: int) -> int:
+    """As few as leave little of a block idle: 95% is good enough."""
+    used = [
+        words / max(1, -(-words // width) * width) for width in (block // rows for rows in _ROWS_PER_BLOCK)
+    ]
+    best = max(min(share, 0.95) for share in used)
+    return next(rows for rows, share in zip(_ROWS_PER_BLOCK, used, strict=True) if min(share, 0.95) == best)
+
+
+def _groups(variants: Table, counts: Table) -> tuple[Table, list[tuple[_Variant, int, int]]]:
+    """The table of groups; and for each variant in use, the first of its groups and how many there are."""
+    order = np.argsort(variants, kind="stable")
+    sorted_counts = counts[order]
+    ends = np.cumsum(sorted_counts)
+    groups = np.empty((int(ends[-1]), 2), dtype=np.int64)
+    groups[:, 0] = np.repeat(order, sorted_counts)
+    groups[:, 1] = (np.arange(len(groups)) - np.repeat(ends - sorted_counts, sorted_counts)) * GROUP
+    numbers = list(_variants)
+    launches: list[tuple[_Variant, int, int]] = []
+    first = 0
+    for number, count in enumerate(np.bincount(variants, weights=counts).astype(np.int64).tolist()):
+        if count:
+            launches.append((numbers[number], first, count))
+        first += count
     return groups, launches
 
 
-def _fill(lines: Table, table: Table, variants: _Variants, anchor: int) -> None:
-    """Writes the table of tensors as the kernel reads it."""
-    address, target, starts, n_rows, words, kinds, inner, *strides, run = table.T
-    outer_stride, inner_stride, a_size, b_size, a_stride, b_stride = strides
-    unit = variants.fields[:, 1]
-    lines[:, 0] = (address - anchor) // 4 // unit
-    lines[:, 1], lines[:, 2] = target, (starts - anchor) // 4
-    lines[:, 3], lines[:, 4] = n_rows, words
-    lines[:, 5:8] = _LANES[kinds]
-    lines[:, 8], lines[:, 9], lines[:, 10] = inner, outer_stride // unit, inner_stride // unit
-    lines[:, 11], lines[:, 12] = run // unit, _reciprocal(run // unit)
-    lines[:, 13], lines[:, 14] = b_size, np.where(a_size > 1, _reciprocal(b_size), 0)
-    lines[:, 15], lines[:, 16] = a_stride // unit, b_stride // unit
-    lines[:, 17], lines[:, 18] = variants.parts, variants.steps
-
-
-def _reciprocal(divisor: Table) -> Table:
+def _reciprocal(divisor: int) -> int:
     """What to multiply with and take the upper 32 bits of, instead of dividing; exact below 2**32 / divisor."""
-    return -(-(1 << 32) // np.maximum(divisor, 1))
+    return -(-(1 << 32) // max(divisor, 1))
 
 
-def _copy(values: Table, target: Tensor) -> None:
+def _copy(tables: Sequence[Table], target: Tensor) -> None:
     """Copies to the device without waiting for it: through pinned memory, which torch keeps until it is read."""
+    values = np.concatenate([table.reshape(-1) for table in tables])
     if target.device.type == "cpu":  # Triton's interpreter
         target.copy_(torch.from_numpy(values))
         return
@@ -213,7 +235,7 @@ def grid(x: Tensor, grid_dims: Sequence[int], keys: Tensor | None = None) -> Ten
     raw = x.view({1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[item])
     out = torch.zeros(math.prod(sizes), dtype=torch.int64, device=x.device)
     staged = torch.empty(len(walk), dtype=torch.int64, device=x.device)
-    _copy(walk, staged)
+    _copy([walk], staged)
     with _on(x.device):
         digest_grid[(int(walk[0] * walk[1]), -(-int(walk[2]) // _CELLS))](
             raw,

@@ -198,13 +198,35 @@ def digest_rows(
             lanes2 = tl.zeros([ROWS, VECTORS, 4], tl.uint32)
             for step in range(first, last):
                 lane1, lane2 = _step(
-                    pointers, keys, walk, lanes, step, words, PIECES, UNIT, FLOAT64, ROWS, VECTORS, MASKED=False
+                    pointers,
+                    keys,
+                    walk,
+                    lanes,
+                    step,
+                    words,
+                    PIECES,
+                    UNIT,
+                    FLOAT64,
+                    ROWS,
+                    VECTORS,
+                    MASKED=False,
                 )
                 lanes1 += lane1
                 lanes2 += lane2
             if tail:
                 lane1, lane2 = _step(
-                    pointers, keys, walk, lanes, full, words, PIECES, UNIT, FLOAT64, ROWS, VECTORS, MASKED=True
+                    pointers,
+                    keys,
+                    walk,
+                    lanes,
+                    full,
+                    words,
+                    PIECES,
+                    UNIT,
+                    FLOAT64,
+                    ROWS,
+                    VECTORS,
+                    MASKED=True,
                 )
                 lanes1 += lane1
                 lanes2 += lane2
