@@ -574,7 +574,7 @@ class Recorder:
                 reason = str(unknown)
             except _RULE_ERRORS as error:
                 reason = f"no rule fits this call of {function.name} ({type(error).__name__}: {error})"
-            lasting = not call.reads_values
+            lasting = not call.reads_values and not any(map(_is_number, inputs))
         last = tuple((label, tuple(output.shape)) for label, output in zip(labels, outputs, strict=True))
         return _Answer(labels, reason, forms, list(forms), last), lasting
 
@@ -913,6 +913,11 @@ _SIMPLE = frozenset(
 """Kinds of arguments that can key a cache, besides tensors, whole numbers and dtypes."""
 _RULE_ERRORS = (IndexError, ValueError, TypeError, KeyError, AttributeError, RuntimeError, StopIteration)
 """What a rule raises that is wrong about its function."""
+
+
+def _is_number(mark: _Mark) -> bool:
+    """Whether a tensor may stand for a number in an index or a size."""
+    return mark.label is None and not mark.size and not mark.dtype.is_floating_point
 
 
 def _writes(function: Function, kwargs: dict[str, Any]) -> bool:
