@@ -101,12 +101,6 @@ class CoordinateTable:
         take_y = (places[x, 0] == places[y, 0]) & (places[y, 1] > places[x, 1])
         return np.where(take_y, y, x).astype(np.int32)
 
-    def tokens_kept(self, old: Ids, new: Ids) -> np.ndarray:
-        """Where a token stands in `old`, and padding of the same row in `new`."""
-        kinds = np.asarray([*self.kinds, 0], dtype=np.int8)
-        rows = np.asarray([*(place[0] for place in self.places), -1], dtype=np.int64)
-        return (kinds[old] == _TOKEN) & (kinds[new] == _PADDING) & (rows[old] == rows[new])
-
     def in_place(self, ids: Ids) -> bool:
         """Whether ids are those of a call's columns, each in its place."""
         squeezed = ids.reshape([n for n in ids.shape if n > 1])

@@ -17,6 +17,7 @@ from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
+from torch import Tensor
 
 from forkpoint.capture.coordinates import NONE, CoordinateTable, Ids
 
@@ -161,6 +162,18 @@ def _holes(x: Ids, y: Ids) -> np.ndarray:
     """Where x holds no token along a dimension of its own, which y cannot fill: chunks padded to a size."""
     own = any(n > 1 and m == 1 for n, m in zip(x.shape, y.shape, strict=True))
     return (x == NONE) if own else np.zeros((1,) * x.ndim, dtype=bool)
+
+
+def fits(label: Label | None, value: Tensor) -> bool:
+    """Whether a label's arrays broadcast to a value: a rule that says otherwise is wrong about the function."""
+    if label is None:
+        return True
+    shape = value.shape
+    return all(
+        ids is None
+        or (ids.ndim == len(shape) and all(n in (1, m) for n, m in zip(ids.shape, shape, strict=True)))
+        for ids in (label.q, label.k)
+    )
 
 
 # ---------------------------------------------------------------------- moving ids

@@ -6,7 +6,7 @@ import inspect
 import math
 import weakref
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, is_dataclass
 from functools import cache
 from typing import Any, Protocol
 
@@ -16,10 +16,11 @@ from torch import Tensor, nn
 
 from forkpoint.capture import digest
 from forkpoint.capture.coordinates import NONE, CoordinateTable, Ids
-from forkpoint.capture.functions import UNWRITTEN, WRITES_ROWS, Function, resolve, shares_memory
-from forkpoint.capture.labels import Label, Labels, Shape, spread
-from forkpoint.capture.rules import Call, UnknownMovementError, propagate, take, tensors_in, through_module
+from forkpoint.capture.functions import UNWRITTEN, Function, resolve, shares_memory
+from forkpoint.capture.labels import Label, Labels, Shape, fits, spread
+from forkpoint.capture.rules import Call, UnknownMovementError, propagate, tensors_in, through_module
 from forkpoint.capture.sites import Place, Site, site_of
+from forkpoint.capture.writes import INDEXED_WRITES, Window, Written, written_by
 from forkpoint.layout import DECODER, MAIN, Layout, grid_shape, stream_of, token_tensor
 from forkpoint.run import version
 from forkpoint.trace import WHOLE, Cells, Event, Op, Trace
@@ -30,7 +31,7 @@ already (a mask by its keys) seldom needs them."""
 MAX_OPEN_TOTAL = 1 << 24
 """Most such cells of a whole trace; beyond it those values are compared whole."""
 MAX_RELABELLED = 1 << 22
-"""Most elements of a tensor whose coordinates are rewritten after a write through a view of it."""
+"""Most elements of a tensor whose coordinates are rewritten after a write that it shares."""
 PENDING_BYTES = {"cpu": 1 << 25, "other": 1 << 28}
 """Values kept alive for a digest in one go, by device."""
 
@@ -344,62 +345,27 @@ class Recorder:
         inputs: list[Tensor] = []
         if (function.may_view is None and not writes) or self.watcher is not None:
             inputs = tensors_in((args, tuple(kwargs.values())))
+        written: Written | None = None
+        if function.rule in INDEXED_WRITES and labels[0] is not None:
+            call = Call(function.rule, func, args, kwargs, outputs, self.label_of, self.labels)
+            written = written_by(call, self.true_value(outputs[0]), labels[0])
         last: list[tuple[Label | None, Shape]] = []
-        whole = outputs[0], labels[0]
-        if function.rule in WRITES_ROWS:
-            part = self._written(function, args, kwargs, outputs[0], labels[0])
-            if part is not None:
-                self._remember(outputs[0], labels[0], -1)
-                if labels[0] is not None:
-                    self._relabel_base(outputs[0], labels[0])
-                outputs, labels = (part[0],), [part[1]]
         for index, (output, label) in enumerate(zip(outputs, labels, strict=True)):
             view = not writes and (
                 shares_memory(output, inputs) if function.may_view is None else function.may_view
             )
-            event = self._event(self._op(group, index), nth, output, label, view, reason, function)
+            value, held = (written.value, written.label) if written else (output, label)
+            event = self._event(self._op(group, index), nth, value, held, view, reason, function)
             if self.watcher is not None:
-                self.watcher.saw(self, event, self.true_value(output), label, self._events_of(inputs))
-            if writes and label is not None and output is whole[0]:
-                self._relabel_base(output, label)
+                self.watcher.saw(self, event, self.true_value(value), held, self._events_of(inputs))
+            if writes:
+                self._note_shared(output, label, event)
             self._remember(output, label, event, reason if label is None else "")
-            if output is not whole[0] and writes:
-                self._remember(whole[0], whole[1], event, reason if whole[1] is None else "")
             last.append((label, output.shape))
         self._last_outputs = last
+        if written is not None and self._fetches:
+            labels = [written.alone(self.labels, labels[0])]
         return group, nth, outputs, labels
-
-    def _written(
-        self,
-        function: Function,
-        args: tuple[Any, ...],
-        kwargs: dict[str, Any],
-        target: Tensor,
-        label: Label | None,
-    ) -> tuple[Tensor, Label | None] | None:
-        """The rows that an indexed write wrote, and their label; None where that is simply everything.
-
-        A loop over experts writes each token's row when its expert comes by; rows that it leaves alone have
-        not passed.
-        """
-        try:
-            if function.rule == "setitem":
-                index = args[1]
-                call = Call("getitem", None, (target, index), {}, (target,), self.label_of, self.labels)
-                part = target[index]
-                moved = self.labels.apply(label, lambda ids: take(call, ids, tuple(target.shape), index))
-            else:
-                dim = args[1] if len(args) > 1 else kwargs["dim"]
-                rows = (args[2] if len(args) > 2 else kwargs["index"]).reshape(-1).unique()
-                d = dim % target.dim()
-                values = rows.cpu().numpy()
-                part = target.index_select(d, rows)
-                moved = self.labels.apply(
-                    label, lambda ids: ids if ids.shape[d] == 1 else np.take(ids, values, axis=d)
-                )
-        except (RuntimeError, IndexError, KeyError, TypeError, ValueError, UnknownMovementError):
-            return None
-        return (part, moved) if _fits(moved, part) else None
 
     def _events_of(self, inputs: list[Tensor]) -> list[int]:
         """The events that hold these tensors' values."""
@@ -484,7 +450,7 @@ class Recorder:
             call = Call(function.rule, func, args, kwargs, outputs, self.label_of, self.labels)
             try:
                 known = propagate(call)
-                if not all(_fits(label, output) for label, output in zip(known, outputs, strict=True)):
+                if not all(fits(label, output) for label, output in zip(known, outputs, strict=True)):
                     known = f"no rule fits this call of {function.name}"
             except UnknownMovementError as unknown:
                 known = str(unknown)
@@ -693,25 +659,27 @@ class Recorder:
     def _remember(self, tensor: Tensor, label: Label | None, event: int, lost: str = "") -> None:
         self._known[id(tensor)] = _Known(weakref.ref(tensor), label, event, lost)
 
-    def _relabel_base(self, written: Tensor, label: Label) -> None:
-        """A write through a view gives its tokens to the tensor that the view is of."""
-        base = written._base if not written.is_inference() else None
-        known = self._find(base) if base is not None else None
-        if base is None or known is None or base.numel() > MAX_RELABELLED or not base.is_contiguous():
+    def _note_shared(self, written: Tensor, label: Label | None, event: int) -> None:
+        """A write is seen by all that share its memory: by the base of a view, and by the views of a base."""
+        if written.is_inference():
             return
-        shape = tuple(base.shape)
-        full = (
-            np.full(shape, NONE, dtype=np.int32)
-            if known.label is None
-            else spread(known.label.q, shape).copy()
-        )
-        window = np.lib.stride_tricks.as_strided(
-            full.reshape(-1)[written.storage_offset() - base.storage_offset() :],
-            tuple(written.shape),
-            tuple(4 * s for s in written.stride()),
-        )
-        window[...] = np.broadcast_to(label.q, tuple(written.shape))
-        self._remember(base, self.labels.make(full), known.event)
+        before, base = self._find(written), written if written._base is None else written._base
+        held = self._find(base)
+        if held is None:
+            return
+        held.event = event
+        if label is None or (before is not None and before.label is label):
+            return
+        if base.numel() > MAX_RELABELLED or not base.is_contiguous() or base.dtype != written.dtype:
+            return
+        whole: Label | None = label
+        if base is not written:
+            whole = Window.of(written, base).write(self.labels, held.label, label)
+            self._remember(base, whole, event)
+        for known in list(self._known.values()):
+            view = known.ref()
+            if view is not None and view is not written and view._base is base and view.dtype == base.dtype:
+                self._remember(view, Window.of(view, base).read(self.labels, whole), event)
 
     def _op(self, group: Group, output: int) -> int:
         index = self._ops.get((group, output))
@@ -743,11 +711,15 @@ class Recorder:
     def _pass_in(self, path: str, name: str, value: Tensor) -> None:
         label = self.label_of(value)
         known = self._find(value)
-        if known is not None and known.event >= 0:
+        if known is not None and self._holds(known.event, value):
             self._boundary_alias(path, f"input:{name}", value, known.event)
         else:
             event = self._boundary(path, f"input:{name}", value, label)
             self._remember(value, label, event)
+
+    def _holds(self, event: int, value: Tensor) -> bool:
+        """Whether an event holds a whole value, not what an indexed write wrote of it."""
+        return event >= 0 and self.trace.events[event].shape == tuple(value.shape)
 
     def leave(self, result: Any, failed: bool) -> None:
         """A module returns."""
@@ -760,7 +732,7 @@ class Recorder:
             if known is None:
                 label = self._unseen_output(frame, value)
                 self._remember(value, label, self._boundary(frame.path, "output", value, label, index))
-            elif known.event < 0 or self.trace.events[known.event].status == "view":
+            elif not self._holds(known.event, value) or self.trace.events[known.event].status == "view":
                 event = self._boundary(frame.path, "output", value, known.label, index)
                 self._remember(value, known.label, event)
             else:
@@ -899,9 +871,9 @@ def _argument_names(kind: type[nn.Module]) -> tuple[str, ...]:
 def _outputs_of(result: Any) -> list[Tensor]:
     if isinstance(result, Tensor):
         return [result]
-    if isinstance(result, (tuple, list, dict)):
-        return tensors_in(result, 2)
-    return []
+    if is_dataclass(result) and not isinstance(result, (type, dict)):
+        return tensors_in([getattr(result, field.name) for field in fields(result)], 2)
+    return tensors_in(result, 2)
 
 
 def _tensors_within(value: Any, depth: int = 4) -> list[Tensor]:
@@ -918,18 +890,6 @@ def _tensors_within(value: Any, depth: int = 4) -> list[Tensor]:
     else:
         return []
     return [t for item in items for t in _tensors_within(item, depth - 1)]
-
-
-def _fits(label: Label | None, value: Tensor) -> bool:
-    """Whether a label's arrays broadcast to a value: a rule that says otherwise is wrong about the function."""
-    if label is None:
-        return True
-    shape = value.shape
-    return all(
-        ids is None
-        or (ids.ndim == len(shape) and all(n in (1, m) for n, m in zip(ids.shape, shape, strict=True)))
-        for ids in (label.q, label.k)
-    )
 
 
 def _inside_transform() -> bool:
