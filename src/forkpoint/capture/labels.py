@@ -227,6 +227,34 @@ def reshape(ids: Ids, old: Shape, new: Shape) -> Ids:
     return np.broadcast_to(ids, shape_now).reshape(shape_then)
 
 
+def split_blocks(arrays: Sequence[Ids], shape: Shape) -> tuple[list[Ids], Shape]:
+    """Split each dimension in which ids come in blocks, so that they vary along one of the two parts alone.
+
+    Rows and heads in one dimension, as `bmm` takes them, are two dimensions again.
+
+    >>> ids = np.asarray([3, 3, 5, 5], dtype=np.int32)
+    >>> [ids], shape = split_blocks([ids], (4,))
+    >>> ids.tolist(), shape
+    ([[3], [5]], (2, 2))
+    """
+    d = 0
+    while d < len(shape):
+        size = shape[d]
+        varying = [np.moveaxis(ids, d, 0).reshape(size, -1) for ids in arrays if ids.shape[d] > 1]
+        changes = [np.flatnonzero((ids[1:] != ids[:-1]).any(axis=1)) + 1 for ids in varying]
+        block = math.gcd(size, *np.concatenate(changes).tolist()) if changes else 1
+        if 1 < block < size:
+            arrays = [
+                ids.reshape(*ids.shape[:d], -1, block if ids.shape[d] > 1 else 1, *ids.shape[d + 1 :])
+                for ids in arrays
+            ]
+            shape = (*shape[:d], size // block, block, *shape[d + 1 :])
+            arrays = [np.take(ids, [0], axis=d + 1) for ids in arrays]
+            d += 1
+        d += 1
+    return list(arrays), shape
+
+
 def _groups(old: Shape, new: Shape) -> list[tuple[list[int], list[int]]]:
     groups: list[tuple[list[int], list[int]]] = []
     i = j = 0

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from forkpoint.capture import digest
 from forkpoint.capture.coordinates import NONE, CoordinateTable, Ids
 from forkpoint.capture.functions import UNWRITTEN, Function, resolve, shares_memory
-from forkpoint.capture.labels import Label, Labels, Shape, fits, spread
+from forkpoint.capture.labels import Label, Labels, Shape, fits, split_blocks, spread
 from forkpoint.capture.rules import Call, UnknownMovementError, propagate, tensors_in, through_module
 from forkpoint.capture.sites import Place, Site, site_of
 from forkpoint.capture.writes import INDEXED_WRITES, Window, Written, written_by
@@ -93,6 +93,8 @@ class _Plan:
     """For several rows of one coordinate, which of them each row is; for pairs, their two sides and keys."""
     width: Any = 0
     """Elements in each cell: one number, or an array where cells differ."""
+    shape: Shape | None = None
+    """For pairs, the shape in which rows and heads are dimensions of their own."""
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -541,6 +543,8 @@ class Recorder:
         open_dims = tuple(
             d for d, n in enumerate(shape) if d not in row_dims and n in self._lengths and n > 1
         )
+        if label is None and any(open_dims) and 0 not in open_dims and shape[0] == self.table.rows > 1:
+            open_dims = (0, *open_dims)  # a table that was made as often as there are rows
         flat_ids = ids.reshape(-1)
         unique, inverse = np.unique(flat_ids, return_inverse=True)
         rows = len(flat_ids)
@@ -568,10 +572,11 @@ class Recorder:
 
     def _pair_plan(self, label: Label, shape: Shape) -> _Plan:
         assert label.k is not None
-        dims = tuple(d for d in range(len(shape)) if label.q.shape[d] > 1 or label.k.shape[d] > 1)
+        (q, k), shape = split_blocks([label.q, label.k], shape)
+        dims = tuple(d for d in range(len(shape)) if q.shape[d] > 1 or k.shape[d] > 1)
         grid = tuple(shape[d] for d in dims)
-        query = spread(label.q, shape, dims).reshape(grid)
-        key = spread(label.k, shape, dims).reshape(grid)
+        query = spread(q, shape, dims).reshape(grid)
+        key = spread(k, shape, dims).reshape(grid)
         tokens = self.table.tokens
         stream = np.asarray([0 if t is None else 1 if t[0] == MAIN else 2 for t in tokens] + [0])
         sample = np.asarray([-1 if t is None else t[1] for t in tokens] + [-1])
@@ -594,7 +599,7 @@ class Recorder:
         plan_cells = Cells("pair", ids.astype(np.int32), keys=counts)
         side = (past.astype(np.int32), future.astype(np.int32), keys.astype(np.int32).reshape(grid))
         width = math.prod(shape) // max(math.prod(grid), 1)
-        return _Plan(plan_cells, dims, None, side, width)
+        return _Plan(plan_cells, dims, None, side, width, shape)
 
     def flush(self) -> None:
         """Compute the digests of everything that is pending, without waiting for the device."""
@@ -823,6 +828,7 @@ def _digest_odd(value: Tensor, plan: _Plan) -> list[Tensor]:
         grid_dims = tuple(sorted((*plan.row_dims, *cells.open_dims)))
         return [digest.rows(value, grid_dims), digest.rows(value, plan.row_dims)]
     past, future, keys = plan.extra
+    value = value if plan.shape is None else value.reshape(plan.shape)
     grid = digest.grid(value, plan.row_dims, torch.from_numpy(keys).to(on))
     return [
         digest.accumulate(grid, torch.from_numpy(side.astype(np.int64)).to(on), len(cells.ids))
