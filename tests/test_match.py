@@ -94,25 +94,29 @@ def test_a_batch_of_packed_samples_meets_a_batch_of_rows():
 # --- Passes --------------------------------------------------------------------------------------------------
 
 
-def experts(x: Tensor, choice: Tensor) -> Tensor:
-    """Only the experts that a token chose run, each on its own tokens."""
+def experts(x: Tensor, choice: Tensor, idle: bool) -> Tensor:
+    """Each expert runs on its own tokens; those that no token chose are left out, unless idle ones run too."""
     out = torch.zeros_like(x)
-    for expert in choice.unique().tolist():
+    for expert in range(5) if idle else choice.unique().tolist():
         rows, columns = torch.where(choice == expert)
         out[rows, columns] += torch.tanh(x[rows, columns] * (expert + 1))
     return out * 2
 
 
-def test_the_experts_of_other_tokens_make_no_difference():
+@pytest.mark.parametrize("idle", [False, True])
+def test_the_experts_of_other_tokens_make_no_difference(idle):
     x, choice = noise(1, 4, 7), torch.tensor([[0, 2, 0, 3]])
     mates, theirs = noise(1, 4, 7, seed=4), torch.tensor([[1, 1, 2, 0]])
     found = joined(
-        experts, {"x": x, "choice": choice}, {"x": torch.cat([mates, x]), "choice": torch.cat([theirs, choice])}
+        experts, {"x": x, "choice": choice, "idle": idle},
+        {"x": torch.cat([mates, x]), "choice": torch.cat([theirs, choice]), "idle": idle},
     )  # fmt: skip
     for name in ("(model)/tanh", "(model)/mul"):
         assert row(found, name).status == "equal", name
         assert row(found, name).compared == 4
     assert row(found, "(model)/mul", 1).compared == 4
+    written = row(found, "(model)/setitem")
+    assert (written.status, written.compared) == ("equal", 4)
 
 
 def test_a_token_that_passes_twice_meets_its_own_passes():

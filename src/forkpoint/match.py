@@ -290,7 +290,7 @@ class Join:
             held = trace.resolve(event)
             if held.status == "digest" and held.digests is not None:
                 found.append((index, event, held))
-        return found
+        return [entry for entry in found if 0 not in entry[1].shape] or found  # idle experts make no value
 
     # ------------------------------------------------------------------ values
 
