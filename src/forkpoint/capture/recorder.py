@@ -720,7 +720,8 @@ class Recorder:
             self._boundary_alias(path, f"input:{name}", value, known.event)
         else:
             event = self._boundary(path, f"input:{name}", value, label)
-            self._remember(value, label, event)
+            if known is None or known.event < 0:
+                self._remember(value, label, event)
 
     def _holds(self, event: int, value: Tensor) -> bool:
         """Whether an event holds a whole value, not what an indexed write wrote of it."""
@@ -737,11 +738,13 @@ class Recorder:
             if known is None:
                 label = self._unseen_output(frame, value)
                 self._remember(value, label, self._boundary(frame.path, "output", value, label, index))
-            elif not self._holds(known.event, value) or self.trace.events[known.event].status == "view":
+            elif known.event < 0 or self.trace.events[known.event].status == "view":
                 event = self._boundary(frame.path, "output", value, known.label, index)
                 self._remember(value, known.label, event)
-            else:
+            elif self._holds(known.event, value):
                 self._boundary_alias(frame.path, "output", value, known.event, index)
+            else:
+                self._boundary(frame.path, "output", value, known.label, index)
 
     def _unseen_output(self, frame: Frame, value: Tensor) -> Label | None:
         last = next((lab for lab, shape in self._last_outputs if lab and shape == tuple(value.shape)), None)
