@@ -143,6 +143,61 @@ def test_ops_that_one_run_alone_has_are_between():
     assert divergence.note == "the runs part ways in ops that only one of them has, before this value"
 
 
+def test_ops_before_the_last_equal_value_are_not_between():
+    class Distant(Faulty):
+        way = 0
+
+        def mix(self, hidden: Tensor, **inputs: Any) -> Tensor:
+            hidden = hidden.mul(2) if self.way else hidden.add(hidden)
+            return super().mix(hidden.sin(), **inputs)
+
+    model = Distant()
+    other = twin(model)
+    other.way, other.where = 1, (1, 3, 5)
+    divergence = first(*pair(model, batch(ids()), batch(ids()), other))
+    assert (divergence.op, divergence.between) == ("(model)/mul", ())
+
+
+class Table(Model):
+    """Makes a table of no token for every row, of values that are given."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.values = torch.ones(8, 13)
+
+    def mix(self, hidden: Tensor, **inputs: Any) -> Tensor:
+        return hidden + F.embedding(torch.arange(8).view(2, 4), self.values).sum()
+
+
+class Mask(Model):
+    """A mask over queries and keys, of which the keys alone are known."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.values = torch.ones(2, 1, 5, 5)
+
+    def mix(self, hidden: Tensor, **inputs: Any) -> Tensor:
+        return hidden + torch.where(inputs["attention_mask"][:, None, None].bool(), self.values, 0.0).sum()
+
+
+def test_a_table_for_every_row_names_the_row():
+    model = Table()
+    other = twin(model)
+    other.values[6, 5] = 2
+    divergence = first(*pair(model, batch(ids()), batch(ids()), other))
+    assert divergence.function == "embedding"
+    assert (divergence.sample, divergence.position, divergence.index_a) == (1, 2, (1, 2, 5))
+
+
+def test_a_mask_is_its_queries():
+    model = Mask()
+    other = twin(model)
+    other.values[1, 0, 2, 3] = 2
+    divergence = first(*pair(model, batch(ids(), right=1), batch(ids(), right=1), other))
+    assert divergence.function == "where"
+    assert (divergence.sample, divergence.position, divergence.index_a) == (1, 2, (1, 0, 2, 3))
+
+
 def test_a_write_that_no_tap_saw_is_reported_at_the_first_op_that_reads_it():
     class Behind(Model):
         spoil = False

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -93,25 +94,29 @@ def test_a_batch_of_packed_samples_meets_a_batch_of_rows():
 # --- Passes --------------------------------------------------------------------------------------------------
 
 
-def experts(x: Tensor, choice: Tensor) -> Tensor:
-    """Only the experts that a token chose run, each on its own tokens."""
+def experts(x: Tensor, choice: Tensor, idle: bool) -> Tensor:
+    """Each expert runs on its own tokens; those that no token chose are left out, unless idle ones run too."""
     out = torch.zeros_like(x)
-    for expert in choice.unique().tolist():
+    for expert in range(5) if idle else choice.unique().tolist():
         rows, columns = torch.where(choice == expert)
         out[rows, columns] += torch.tanh(x[rows, columns] * (expert + 1))
     return out * 2
 
 
-def test_the_experts_of_other_tokens_make_no_difference():
+@pytest.mark.parametrize("idle", [False, True])
+def test_the_experts_of_other_tokens_make_no_difference(idle):
     x, choice = noise(1, 4, 7), torch.tensor([[0, 2, 0, 3]])
     mates, theirs = noise(1, 4, 7, seed=4), torch.tensor([[1, 1, 2, 0]])
     found = joined(
-        experts, {"x": x, "choice": choice}, {"x": torch.cat([mates, x]), "choice": torch.cat([theirs, choice])}
+        experts, {"x": x, "choice": choice, "idle": idle},
+        {"x": torch.cat([mates, x]), "choice": torch.cat([theirs, choice]), "idle": idle},
     )  # fmt: skip
     for name in ("(model)/tanh", "(model)/mul"):
         assert row(found, name).status == "equal", name
         assert row(found, name).compared == 4
     assert row(found, "(model)/mul", 1).compared == 4
+    written = row(found, "(model)/setitem")
+    assert (written.status, written.compared) == ("equal", 4)
 
 
 def test_a_token_that_passes_twice_meets_its_own_passes():
@@ -203,6 +208,38 @@ def test_weights_are_compared_on_the_keys_that_both_runs_have():
     assert (scores.status, scores.compared, scores.reason) == ("equal", 3, "")
 
 
+def batched(x: Tensor) -> tuple[Tensor, Layout]:
+    """One sample behind another, longer one, padded on the left."""
+    rows, columns, features = x.shape
+    assert rows == 1
+    before = torch.cat([noise(1, 2, features, seed=4), x], 1)
+    mask = torch.ones(2, columns + 2)
+    mask[1, :2] = 0
+    return torch.cat([noise(1, columns + 2, features, seed=3), before]), Layout.from_mask(mask)
+
+
+def by_heads(x: Tensor, spoil: Callable[[Tensor], Tensor] = lambda scores: scores) -> Tensor:
+    rows, columns, _ = x.shape
+    heads = x.view(rows, columns, 2, 4).transpose(1, 2).reshape(rows * 2, columns, 4)
+    scores = spoil(torch.bmm(heads, heads.mT)).softmax(-1)
+    return scores.view(rows, 2, columns, columns) * 2
+
+
+def test_heads_in_one_dimension_with_the_rows_are_compared_as_heads():
+    x = noise(1, 4, 8)
+    b, layout = batched(x)
+    found = joined(by_heads, {"x": x}, {"x": b}, Layout.from_mask(torch.ones(1, 4)), layout)
+    scores = row(found, "(model)/bmm")
+    assert (scores.status, scores.compared, scores.reason) == ("equal", 4, "")
+
+    def swap(scores: Tensor) -> Tensor:
+        return scores[[1, 0, *range(2, len(scores))]]
+
+    found = joined(by_heads, {"x": x}, {"x": x, "spoil": swap})
+    assert row(found, "(model)/bmm").status == "equal"
+    assert (row(found, "(model)/softmax").status, row(found, "(model)/softmax").differing) == ("differs", 4)
+
+
 # --- Values without tokens --------------------------------------------------------------------------------------
 
 
@@ -236,6 +273,23 @@ def test_a_table_over_the_columns_meets_where_the_tokens_are():
     assert (cos.status, cos.compared, cos.differing) == ("differs", 4, 4)
     assert (cos.difference.sample, cos.difference.position) == (0, 0)
     assert row(found, "(model)/arange").status == "differs"
+
+
+def test_a_table_that_is_made_for_every_row_meets_in_the_row_of_the_sample():
+    def embedded(x: Tensor, base: int) -> Tensor:
+        columns = torch.arange(base, base + x.shape[1]).expand(x.shape[:2])
+        return x + F.embedding(columns, noise(9, 7))
+
+    x = noise(1, 4, 7)
+    b, layout = batched(x)
+    plain = Layout.from_mask(torch.ones(1, 4))
+    found = joined(embedded, {"x": x, "base": 2}, {"x": b, "base": 0}, plain, layout)
+    table = row(found, "(model)/embedding")
+    assert (table.status, table.compared) == ("equal", 4)
+    found = joined(embedded, {"x": x, "base": 1}, {"x": b, "base": 0}, plain, layout)
+    table = row(found, "(model)/embedding")
+    assert (table.status, table.compared, table.differing) == ("differs", 4, 4)
+    assert (table.difference.sample, table.difference.position) == (0, 0)
 
 
 def test_a_mask_over_queries_and_keys_meets_where_the_tokens_are():

@@ -131,6 +131,11 @@ def describe_values(
     at_a, at_b = int(pairs.a[found.first]), int(pairs.b[found.first])
     labelled = label_a is not None and label_b is not None
     sample, position = session.shared.place(pairs, found.first) if labelled else known
+    shape = tuple(value_a.shape)
+    sample, position = session.join.token_at((a.op, a.call), label_a, shape, index_of(at_a, shape)) or (
+        sample,
+        position,
+    )
     first_a, first_b = scalar(value_a, at_a), scalar(value_b, at_b)
     return Divergence(
         **_place(session, op),
@@ -333,9 +338,7 @@ def _unmatched_before(session: Session, row: Joined) -> list[tuple[str, Op]]:
             op = trace.ops[event.op]
             if op.key in alone and not op.is_boundary:
                 found.insert(0, (run, op))
-            elif (op.key in equal and event.status == "digest" and found) or (
-                op.key in equal and event.status == "digest" and stop - index > 64
-            ):
+            elif op.key in equal and event.status == "digest":
                 break
     unique: dict[tuple[str, Any], tuple[str, Op]] = {(run, op.key): (run, op) for run, op in found}
     return list(unique.values())

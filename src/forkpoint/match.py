@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from forkpoint.capture.coordinates import CoordinateTable
+from forkpoint.capture.labels import Label
 from forkpoint.layout import DECODER, MAIN, Pairing
 from forkpoint.pairs import Pairs
 from forkpoint.trace import WHOLE, Cells, Event, Op, Trace
@@ -289,7 +290,7 @@ class Join:
             held = trace.resolve(event)
             if held.status == "digest" and held.digests is not None:
                 found.append((index, event, held))
-        return found
+        return [entry for entry in found if 0 not in entry[1].shape] or found  # idle experts make no value
 
     # ------------------------------------------------------------------ values
 
@@ -650,17 +651,27 @@ class Join:
             return difference
         if held_a.digests.shape != held_b.digests.shape or difference.position is not None:
             return difference
-        wrong = held_a.digests[index_a[at]] != held_b.digests[index_b[at]]
-        where = np.argwhere(wrong)
-        if not len(where):
+        wrong = np.argwhere(held_a.digests[index_a[at]] != held_b.digests[index_b[at]])
+        if not len(wrong):
             return difference
-        columns = self._column_of(self.a, self._place(self.a, a), cells.open_sizes[0])
-        for sample, by_position in columns.items():
-            for position, column in by_position.items():
-                if column == where[0][0]:
-                    difference.sample, difference.position = sample, position
-                    return difference
+        place, index = self._place(self.a, a), [0] * len(held_a.shape)
+        for d, i in zip(cells.open_dims, wrong[0].tolist(), strict=True):
+            index[d] = i
+        found = self.token_at(place, None, held_a.shape, tuple(index)) or self._any_token_at(
+            place, [(held_a.shape[d], index[d]) for d in cells.open_dims]
+        )
+        if found is not None:
+            difference.sample, difference.position = found
         return difference
+
+    def _any_token_at(self, place: tuple[Op, int], lines: list[tuple[int, int]]) -> tuple[int, int] | None:
+        """A token of run A in the column at an index along the first of some dimensions that has tokens."""
+        for size, index in lines:
+            for sample, by_position in self._column_of(self.a, place, size).items():
+                for position, column in by_position.items():
+                    if column == index:
+                        return sample, position
+        return None
 
     @staticmethod
     def _place(trace: Trace, entry: tuple[int, Event, Event]) -> tuple[Op, int]:
@@ -726,7 +737,12 @@ class Join:
             take_a: list[Any] = []
             take_b: list[Any] = []
             positions: list[int] | None = None
+            rows = self._rows_of(a, b, sample_a, sample_b) if len(dims) > 1 else None
             for axis, d in enumerate(dims):
+                if d == 0 and rows is not None:
+                    take_a.append(np.asarray(rows[:1]))
+                    take_b.append(np.asarray(rows[1:]))
+                    continue
                 if d not in different:
                     everything = np.arange(max(digests_a.shape[axis], digests_b.shape[axis]))
                     take_a.append(everything if digests_a.shape[axis] > 1 else np.zeros(1, dtype=int))
@@ -745,7 +761,8 @@ class Join:
             if left.shape != right.shape or not left.size:
                 continue
             wrong = left != right
-            axis = next((i for i, d in enumerate(dims) if d in different), 0)
+            followed = [i for i, d in enumerate(dims) if d in different and (d or rows is None)]
+            axis = followed[0] if followed else 0
             by_position = wrong.any(axis=tuple(i for i in range(wrong.ndim) if i != axis))
             count.compared += len(by_position)
             if by_position.any():
@@ -753,6 +770,41 @@ class Join:
                 at = int(np.argmax(by_position))
                 position = positions[at] if positions is not None and at < len(positions) else None
                 count.differ(Difference(a[0], b[0], number, sample_a, position))
+
+    def _rows_of(
+        self, a: tuple[int, Event, Event], b: tuple[int, Event, Event], sample_a: int, sample_b: int
+    ) -> tuple[int, int] | None:
+        """Where two values have a sample's row, if their first dimension follows the rows or is one for all."""
+        row_a = self._row_in(self.a, a[1].call, a[2].shape[0], sample_a)
+        row_b = self._row_in(self.b, b[1].call, b[2].shape[0], sample_b)
+        return None if row_a is None or row_b is None else (row_a, row_b)
+
+    def _row_in(self, trace: Trace, call: int, size: int, sample: int) -> int | None:
+        return 0 if size == 1 else self._row_of(trace, call, size, sample)
+
+    def token_at(
+        self, place: tuple[Op, int], label: Label | None, shape: tuple[int, ...], index: tuple[int, ...]
+    ) -> tuple[int, int] | None:
+        """The token of run A that an element of a table belongs to, by the table's sizes.
+
+        A table without labels, [rows, columns, ...], holds each row's tokens. One whose keys alone are known, [rows,
+        heads, queries, keys], belongs to the queries.
+        """
+        op, call = place
+        if label is not None and (
+            label.k is not None or len(shape) < 4 or label.q.shape[-1] == 1 or label.q.shape[-2] > 1
+        ):
+            return None
+        for stream in (DECODER, MAIN) if "decoder" in op.module else (MAIN, DECODER):
+            grid = self.a.table.slots(call, stream)
+            if grid is None or grid.ndim != 2 or not shape or shape[0] not in (grid.shape[0], 1):
+                continue
+            dims = range(1, len(shape)) if label is None else [len(shape) - 2]
+            d = next((d for d in dims if shape[d] == grid.shape[1]), None)
+            if d is not None and (shape[0] > 1 or grid.shape[0] == 1):
+                token = self.a.table.tokens[int(grid[index[0], index[d]])]
+                return None if token is None else token[1:]
+        return None
 
     def pair_open(
         self,
@@ -777,7 +829,13 @@ class Join:
         for sample_a, sample_b in partners:
             take_a: list[Ints] = []
             take_b: list[Ints] = []
-            for size_a, size_b in zip(shape_a, shape_b, strict=True):
+            for d, (size_a, size_b) in enumerate(zip(shape_a, shape_b, strict=True)):
+                row_a = self._row_in(self.a, place_a[1], size_a, sample_a)
+                row_b = self._row_in(self.b, place_b[1], size_b, sample_b)
+                if d == 0 and size_a != size_b and row_a is not None and row_b is not None:
+                    take_a.append(np.asarray([row_a]))
+                    take_b.append(np.asarray([row_b]))
+                    continue
                 columns_a = self._column_of(self.a, place_a, size_a).get(sample_a, {})
                 columns_b = self._column_of(self.b, place_b, size_b).get(sample_b, {})
                 if size_a == size_b:

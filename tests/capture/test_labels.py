@@ -95,11 +95,18 @@ def test_a_value_without_tokens_takes_the_coordinates_of_the_other(labels):
     assert merged.q.shape == (1, 2, 3, 1)
 
 
-def test_two_tokens_of_a_row_make_a_value_of_the_later(labels):
+def test_a_token_and_a_shifted_one_make_a_value_of_the_one_in_its_place(labels):
     ids = slots(labels)
-    merged = labels.merge([labels.make(ids), labels.make(np.roll(ids, 1, axis=1))], 2)
+    here, shifted = labels.make(ids), labels.make(np.roll(ids, 1, axis=1))
+    assert labels.merge([here, shifted], 2) is here
+    assert labels.merge([shifted, here], 2) is here
+
+
+def test_two_tokens_of_a_row_neither_in_its_place_make_a_value_of_the_later(labels):
+    ids = slots(labels)
+    merged = labels.merge([labels.make(np.roll(ids, 1, axis=1)), labels.make(np.roll(ids, 2, axis=1))], 2)
     assert merged is not None
-    assert merged.q[1].tolist() == [ids[1, 2], ids[1, 1], ids[1, 2]]
+    assert merged.q[1].tolist() == [ids[1, 2], ids[1, 2], ids[1, 1]]
 
 
 def test_a_token_is_more_specific_than_a_set(labels):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -48,8 +49,8 @@ def test_what_is_written_later_does_not_show_earlier():
         values.append(y.clone())
         y.add_(1)
         values.append(y.clone())
-        y[:, 0] = 0
-        values.append(y.clone())
+        y[:, :1] = 0
+        values.append(y[:, :1].clone())
         torch.sub(x, 1, out=y)
         values.append(y.clone())
         nn.functional.relu(y, inplace=True)
@@ -174,6 +175,35 @@ def test_a_module_is_seen_from_its_inputs_to_its_outputs():
     ]  # fmt: skip
 
 
+def test_what_is_written_to_in_part_goes_on_as_a_whole():
+    class Writes(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            y = x * 2
+            y[:, 1:2] = x[:, 1:2]
+            return y
+
+    model = nn.Sequential(Writes(), nn.Identity())
+    traced = Traced(model, {"input": x()}, PLAIN, model)
+    y = x() * 2
+    y[:, 1:2] = x()[:, 1:2]
+    assert same(traced, traced.event("0/setitem"), y[:, 1:2])
+    assert same(traced, traced.event("0/output"), y)
+    assert same(traced, traced.event("1/input:input"), y)
+
+
+def test_what_is_written_to_through_a_view_goes_on_with_its_new_value():
+    class Writes(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            y = x * 2
+            y[:, 1:].add_(1)
+            return y
+
+    traced = Traced(nn.Sequential(Writes()), {"input": x()}, PLAIN)
+    y = x() * 2
+    y[:, 1:] += 1
+    assert same(traced, next(event for op, event in traced.events if op.function == "output"), y)
+
+
 def test_two_modules_that_are_one_go_by_the_first_name_and_count_their_passes():
     block = Block()
     traced = run(block)
@@ -220,6 +250,12 @@ def test_a_hook_that_gives_another_output_shows_at_its_module():
     assert not same(traced, traced.event("first/linear"), block.first(x()).detach())
 
 
+@dataclass
+class Two:
+    one: Tensor
+    other: Tensor
+
+
 class Outputs(nn.Module):
     def __init__(self, make) -> None:
         super().__init__()
@@ -233,7 +269,7 @@ class Outputs(nn.Module):
     ("make", "count"),
     [
         (lambda y: y, 1), (lambda y: (y, y + 1), 2), (lambda y: [y, (y,)], 2), (lambda y: {"a": y, "b": None}, 1),
-        (lambda y: {"a": {"b": y}}, 1),
+        (lambda y: {"a": {"b": y}}, 1), (lambda y: Two(y, y + 1), 2),
     ],
 )  # fmt: skip
 def test_every_tensor_that_a_module_returns_is_an_output_of_it(make, count):

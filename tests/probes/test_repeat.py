@@ -57,3 +57,23 @@ def test_a_run_that_depends_on_more_than_the_random_state():
 
     calls: list[int] = []
     assert asked(Outside())[0].mechanism == "atomics"
+
+
+def test_a_run_that_settles_is_not_taken_for_one_that_tracing_changes():
+    class Settling(Model):
+        def mix(self, hidden: Tensor, **inputs: Any) -> Tensor:
+            calls.append(1)
+            return hidden + min(len(calls), 2)
+
+    calls: list[int] = []
+    traced = trace_faithfully(pair(Settling(), batch(ids()), batch(ids()))[0])
+    assert (traced.functions, traced.repeats) == (True, False)
+
+
+def test_a_run_that_tracing_changes_is_watched_by_its_modules():
+    class Shy(Model):
+        def mix(self, hidden: Tensor, **inputs: Any) -> Tensor:
+            return hidden + torch._C._is_torch_function_mode_enabled()
+
+    traced = trace_faithfully(pair(Shy(), batch(ids()), batch(ids()))[0])
+    assert (traced.functions, traced.repeats) == (False, True)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from forkpoint.capture import digest
 from forkpoint.capture.coordinates import NONE, CoordinateTable, Ids
-from forkpoint.capture.labels import Label, Shape, spread
+from forkpoint.capture.labels import Label, Shape, split_blocks, spread
 from forkpoint.layout import MAIN
 from forkpoint.trace import WHOLE, Cells, Digests, Width
 
@@ -34,6 +34,8 @@ class Cut:
     """The cell of each row, where several rows are one coordinate's; None where they are the cells."""
     extra: Any = None
     """For several rows of one coordinate, which of them each row is; for pairs, their two sides and keys."""
+    shape: Shape = ()
+    """For pairs, the shape in which rows and heads are dimensions of their own."""
 
     @property
     def plain(self) -> bool:
@@ -70,6 +72,8 @@ def cut(
     width = math.prod(shape) // rows if rows else 0
     if len(unique) == rows:
         open_dims = tuple(d for d, n in enumerate(shape) if d not in row_dims and n in lengths and n > 1)
+        if label is None and open_dims and 0 not in open_dims and shape[0] == table.rows > 1:
+            open_dims = (0, *open_dims)  # a table that was made as often as there are rows
         sizes = tuple(shape[d] for d in open_dims)
         most = MAX_OPEN_CELLS["without tokens" if label is None else "with tokens"]
         if open_dims and rows * math.prod(sizes) <= most:
@@ -87,10 +91,11 @@ def cut(
 
 
 def _pairs(table: CoordinateTable, label: Label, keys: Ids, shape: Shape) -> Cut:
-    dims = tuple(d for d in range(len(shape)) if label.q.shape[d] > 1 or keys.shape[d] > 1)
+    (q, k), shape = split_blocks([label.q, keys], shape)
+    dims = tuple(d for d in range(len(shape)) if q.shape[d] > 1 or k.shape[d] > 1)
     grid = tuple(shape[d] for d in dims)
-    query = spread(label.q, shape, dims).reshape(grid)
-    key = spread(keys, shape, dims).reshape(grid)
+    query = spread(q, shape, dims).reshape(grid)
+    key = spread(k, shape, dims).reshape(grid)
     tokens = table.tokens
     stream = np.asarray([0 if t is None else 1 if t[0] == MAIN else 2 for t in tokens] + [0])
     sample = np.asarray([-1 if t is None else t[1] for t in tokens] + [-1])
@@ -112,7 +117,7 @@ def _pairs(table: CoordinateTable, label: Label, keys: Ids, shape: Shape) -> Cut
     ).astype(np.int64)
     sides = (past.astype(np.int32), future.astype(np.int32), places.astype(np.int32).reshape(grid))
     width = math.prod(shape) // max(math.prod(grid), 1)
-    return Cut(Cells("pair", ids.astype(np.int32), keys=counts), dims, width, extra=sides)
+    return Cut(Cells("pair", ids.astype(np.int32), keys=counts), dims, width, extra=sides, shape=shape)
 
 
 def digests_of(value: Tensor, how: Cut) -> list[Tensor]:
@@ -129,7 +134,7 @@ def digests_of(value: Tensor, how: Cut) -> list[Tensor]:
         grid_dims = tuple(sorted((*how.row_dims, *cells.open_dims)))
         return [digest.rows(value, grid_dims), digest.rows(value, how.row_dims)]
     past, future, keys = how.extra
-    grid = digest.grid(value, how.row_dims, torch.from_numpy(keys).to(on))
+    grid = digest.grid(value.reshape(how.shape), how.row_dims, torch.from_numpy(keys).to(on))
     return [
         digest.accumulate(grid, torch.from_numpy(side.astype(np.int64)).to(on), len(cells.ids))
         for side in (past, future)

@@ -78,12 +78,7 @@ class CoordinateTable:
         """A column of the table as an array, with an entry for `NONE` at its end."""
         known = self._arrays.get(name)
         if known is None or len(known) != len(self.kinds) + 1:
-            if name == "rows":
-                values: list[Any] = [*(place[0] for place in self.places), -1]
-            elif name == "places":
-                values = [*self.places, (-1, -1)]
-            else:
-                values = [*self.kinds, 0]
+            values: list[Any] = [*self.places, (-1, -1)] if name == "places" else [*self.kinds, 0]
             known = self._arrays[name] = np.asarray(values, dtype=np.int64)
         return known
 
@@ -114,11 +109,6 @@ class CoordinateTable:
         places = self._array("places")
         take_y = (places[x, 0] == places[y, 0]) & (places[y, 1] > places[x, 1])
         return np.where(take_y, y, x).astype(np.int32)
-
-    def tokens_kept(self, old: Ids, new: Ids) -> np.ndarray:
-        """Where a token stands in `old`, and padding of the same row in `new`."""
-        kinds, rows = self._array("kinds"), self._array("rows")
-        return (kinds[old] == _TOKEN) & (kinds[new] == _PADDING) & (rows[old] == rows[new])
 
     def in_place(self, ids: Ids) -> bool:
         """Whether ids are those of a call's columns, each in its place."""

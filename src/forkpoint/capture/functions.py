@@ -48,9 +48,6 @@ NEVER_VIEWS = frozenset({
     "add_", "mul_", "clone", "cos", "sin", "stack", "where", "eq", "le", "lt", "gt", "ge", "arange", "cumsum",
 })  # fmt: skip
 
-WRITES_ROWS = frozenset({"setitem", "index_add_", "index_copy_"})
-"""Functions that write some rows of a tensor and leave the others as they are."""
-
 UNWRITTEN = frozenset({"empty", "new_empty", "empty_like", "empty_strided"})
 """Functions whose result is garbage until somebody writes to it."""
 

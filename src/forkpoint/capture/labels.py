@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
+from torch import Tensor
 
 from forkpoint.capture.coordinates import NONE, CoordinateTable, Ids
 from forkpoint.layout import Layout
@@ -199,6 +200,18 @@ def _holes(x: Ids, y: Ids) -> np.ndarray:
     return (x == NONE) if own else np.zeros((1,) * x.ndim, dtype=bool)
 
 
+def fits(label: Label | None, value: Tensor) -> bool:
+    """Whether a label's arrays broadcast to a value: a rule that says otherwise is wrong about the function."""
+    if label is None:
+        return True
+    shape = value.shape
+    return all(
+        ids is None
+        or (ids.ndim == len(shape) and all(n in (1, m) for n, m in zip(ids.shape, shape, strict=True)))
+        for ids in (label.q, label.k)
+    )
+
+
 # ---------------------------------------------------------------------- moving ids
 
 
@@ -248,6 +261,34 @@ def reshape(ids: Ids, old: Shape, new: Shape) -> Ids:
         shape_now += [broadcast[d] for d in dims_old]
         shape_then += [new[d] if varies else 1 for d in dims_new]
     return np.broadcast_to(ids, shape_now).reshape(shape_then)
+
+
+def split_blocks(arrays: Sequence[Ids], shape: Shape) -> tuple[list[Ids], Shape]:
+    """Split each dimension in which ids come in blocks, so that they vary along one of the two parts alone.
+
+    Rows and heads in one dimension, as `bmm` takes them, are two dimensions again.
+
+    >>> ids = np.asarray([3, 3, 5, 5], dtype=np.int32)
+    >>> [ids], shape = split_blocks([ids], (4,))
+    >>> ids.tolist(), shape
+    ([[3], [5]], (2, 2))
+    """
+    d = 0
+    while d < len(shape):
+        size = shape[d]
+        varying = [np.moveaxis(ids, d, 0).reshape(size, -1) for ids in arrays if ids.shape[d] > 1]
+        changes = [np.flatnonzero((ids[1:] != ids[:-1]).any(axis=1)) + 1 for ids in varying]
+        block = math.gcd(size, *np.concatenate(changes).tolist()) if changes else 1
+        if 1 < block < size:
+            arrays = [
+                ids.reshape(*ids.shape[:d], -1, block if ids.shape[d] > 1 else 1, *ids.shape[d + 1 :])
+                for ids in arrays
+            ]
+            shape = (*shape[:d], size // block, block, *shape[d + 1 :])
+            arrays = [np.take(ids, [0], axis=d + 1) for ids in arrays]
+            d += 1
+        d += 1
+    return list(arrays), shape
 
 
 def _groups(old: Shape, new: Shape) -> list[tuple[list[int], list[int]]]:

@@ -12,23 +12,22 @@ import inspect
 import itertools
 import weakref
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, is_dataclass
 from functools import cache
 from typing import Any, Protocol
 from weakref import WeakKeyDictionary
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from forkpoint.capture import digest
 from forkpoint.capture.cells import Cut, collect, cut, digests_of
-from forkpoint.capture.coordinates import NONE
 from forkpoint.capture.entry import input_label, nested_labels, token_lengths
-from forkpoint.capture.functions import UNWRITTEN, WRITES_ROWS, Function, is_view
-from forkpoint.capture.labels import Label, Labels, Shape, spread
-from forkpoint.capture.rules import Call, UnknownMovementError, propagate, take, tensors_in, through_module
+from forkpoint.capture.functions import UNWRITTEN, Function, is_view
+from forkpoint.capture.labels import Label, Labels, Shape, fits
+from forkpoint.capture.rules import Call, UnknownMovementError, propagate, tensors_in, through_module
 from forkpoint.capture.sites import NOWHERE, Place
+from forkpoint.capture.writes import INDEXED_WRITES, Window, Written, written_by
 from forkpoint.layout import DECODER, MAIN, Layout
 from forkpoint.modules import owned, walk
 from forkpoint.trace import Event, Form, Op, Row, Trace
@@ -37,7 +36,7 @@ MAX_OPEN_TOTAL = 1 << 24
 """Most cells of a whole trace whose token dimensions are only suspected; beyond it such values are compared
 whole."""
 MAX_RELABELLED = 1 << 22
-"""Most elements of a tensor whose coordinates are rewritten after a write through a view of it."""
+"""Most elements of a tensor whose coordinates are rewritten after a write that it shares."""
 PENDING_BYTES = {"cpu": 1 << 25, "other": 1 << 30}
 """Values kept alive for a digest in one go, by device."""
 
@@ -355,10 +354,11 @@ class Recorder:
         nth = visits.nth
         visits.nth = nth + 1
         if function.writes or (kwargs and _writes(function, kwargs)):
-            outputs, labels = self._record_write(function, args, kwargs, visits.ops, nth, outputs, answer)
+            call = Call(function.rule, func, args, kwargs, outputs, self.label_of, self.labels)
+            labels = self._record_write(call, function, visits.ops, nth, answer)
         else:
             inputs = tensors_in((args, tuple(kwargs.values()))) if self.watcher is not None else []
-            known, rows, call = self._known, self.trace.rows, self.call
+            known, rows = self._known, self.trace.rows
             for index, output in enumerate(outputs):
                 view = function.may_view
                 if view is None:
@@ -372,7 +372,7 @@ class Recorder:
                 ):
                     form = self._new_form(function, answer, index, output, view)
                 row = len(rows)
-                rows.append((visits.ops[index], call, nth, form, -1, -1))
+                rows.append((visits.ops[index], self.call, nth, form, -1, -1))
                 known[id(output)] = (weakref.ref(output), form.mark, row)
                 if form.digested:
                     self._queue(row, output, form)
@@ -382,74 +382,34 @@ class Recorder:
 
     def _record_write(
         self,
+        call: Call,
         function: Function,
-        args: tuple[Any, ...],
-        kwargs: dict[str, Any],
         ops: list[Op],
         nth: int,
-        outputs: tuple[Tensor, ...],
         answer: _Answer,
-    ) -> tuple[tuple[Tensor, ...], list[Label | None]]:
-        """Record what a function wrote into its outputs; where it wrote some rows, those."""
-        labels = answer.labels
-        target, label = outputs[0], labels[0]
-        if function.rule in WRITES_ROWS:
-            part = self._written(function, args, kwargs, target, label)
-            if part is not None:
-                self._remember(target, label, -1)
-                if label is not None:
-                    self._relabel_base(target, label)
-                outputs, labels = (part[0],), [part[1]]
-        inputs = tensors_in((args, tuple(kwargs.values()))) if self.watcher is not None else []
-        for index, (output, found) in enumerate(zip(outputs, labels, strict=True)):
-            form = self._form(function, output, found, answer.reason, view=False)
+    ) -> list[Label | None]:
+        """Record what a function wrote into its outputs; where it wrote some elements, those."""
+        labels, outputs = answer.labels, call.outputs
+        written: Written | None = None
+        if function.rule in INDEXED_WRITES and labels[0] is not None:
+            written = written_by(call, self.true_value(outputs[0]), labels[0])
+        for index, (output, label) in enumerate(zip(outputs, labels, strict=True)):
+            value, held = (written.value, written.label) if written else (output, label)
+            form = self._form(function, value, held, answer.reason, view=False)
             row = self._append(ops[index], nth, form)
             if form.digested:
-                self._queue(row, output, form)
+                self._queue(row, value, form)
             if self.watcher is not None:
-                self._saw(row, output, found, inputs)
-            if found is not None and output is target:
-                self._relabel_base(output, found)
-            self._remember(output, found, row, answer.reason if found is None else "")
-            if output is not target:
-                self._remember(target, label, row, answer.reason if label is None else "")
-        return outputs, labels
+                self._saw(row, value, held, call.tensors())
+            self._note_shared(output, label, row)
+            self._remember(output, label, row, answer.reason if label is None else "")
+        if written is not None and self._fetches:
+            labels = [written.alone(self.labels, labels[0])]
+        return labels
 
     def _saw(self, row: int, output: Tensor, label: Label | None, inputs: list[Tensor]) -> None:
         assert self.watcher is not None
         self.watcher.saw(self, row, self.true_value(output), label, self._events_of(inputs))
-
-    def _written(
-        self,
-        function: Function,
-        args: tuple[Any, ...],
-        kwargs: dict[str, Any],
-        target: Tensor,
-        label: Label | None,
-    ) -> tuple[Tensor, Label | None] | None:
-        """The rows that an indexed write wrote, and their label; None where that is simply everything.
-
-        A loop over experts writes each token's row when its expert comes by; rows that it leaves alone have
-        not passed.
-        """
-        try:
-            if function.rule == "setitem":
-                index = args[1]
-                call = Call("getitem", None, (target, index), {}, (target,), self.label_of, self.labels)
-                part = target[index]
-                moved = self.labels.apply(label, lambda ids: take(call, ids, tuple(target.shape), index))
-            else:
-                dim = args[1] if len(args) > 1 else kwargs["dim"]
-                rows = (args[2] if len(args) > 2 else kwargs["index"]).reshape(-1).unique()
-                d = dim % target.dim()
-                values = rows.cpu().numpy()
-                part = target.index_select(d, rows)
-                moved = self.labels.apply(
-                    label, lambda ids: ids if ids.shape[d] == 1 else np.take(ids, values, axis=d)
-                )
-        except (RuntimeError, IndexError, KeyError, TypeError, ValueError, UnknownMovementError):
-            return None
-        return (part, moved) if _fits(moved, part) else None
 
     def _events_of(self, inputs: list[Tensor]) -> list[int]:
         """The events that hold these tensors' values."""
@@ -568,7 +528,7 @@ class Recorder:
             call = Call(function.rule, func, args, kwargs, outputs, self.label_of, self.labels)
             try:
                 labels = propagate(call)
-                if not all(_fits(label, output) for label, output in zip(labels, outputs, strict=True)):
+                if not all(fits(label, output) for label, output in zip(labels, outputs, strict=True)):
                     labels, reason = nothing, f"no rule fits this call of {function.name}"
             except UnknownMovementError as unknown:
                 reason = str(unknown)
@@ -594,7 +554,7 @@ class Recorder:
         forms = answer.viewed if view else answer.fresh
         label, seen = answer.labels[index], forms[index]
         if seen is not None and seen.mark.size != output.shape:  # how large it is depends on values
-            if not _fits(label, output):
+            if not fits(label, output):
                 return self._form(
                     function, output, None, f"no rule fits this call of {function.name}", view=view
                 )
@@ -751,25 +711,29 @@ class Recorder:
     def _remember(self, tensor: Tensor, label: Label | None, event: int, lost: str = "") -> None:
         self._known[id(tensor)] = (weakref.ref(tensor), self._mark(tensor, label, lost), event)
 
-    def _relabel_base(self, written: Tensor, label: Label) -> None:
-        """A write through a view gives its tokens to the tensor that the view is of."""
-        base = written._base if not written.is_inference() else None
-        known = self._find(base) if base is not None else None
-        if base is None or known is None or base.numel() > MAX_RELABELLED or not base.is_contiguous():
+    def _note_shared(self, written: Tensor, label: Label | None, event: int) -> None:
+        """A write is seen by all that share its memory: by the base of a view, and by the views of a base."""
+        if written.is_inference():
             return
-        shape = tuple(base.shape)
-        full = (
-            np.full(shape, NONE, dtype=np.int32)
-            if known[1].label is None
-            else spread(known[1].label.q, shape).copy()
-        )
-        window = np.lib.stride_tricks.as_strided(
-            full.reshape(-1)[written.storage_offset() - base.storage_offset() :],
-            tuple(written.shape),
-            tuple(4 * s for s in written.stride()),
-        )
-        window[...] = np.broadcast_to(label.q, tuple(written.shape))
-        self._remember(base, self.labels.make(full), known[2])
+        before, base = self._find(written), written if written._base is None else written._base
+        held = self._find(base)
+        if held is None:
+            return
+        whole = held[1].label
+        self._known[id(base)] = (held[0], held[1], event)
+        if label is None or (before is not None and before[1].label is label):
+            return
+        if base.numel() > MAX_RELABELLED or not base.is_contiguous() or base.dtype != written.dtype:
+            return
+        if base is written:
+            whole = label
+        else:
+            whole = Window.of(written, base).write(self.labels, whole, label)
+            self._remember(base, whole, event)
+        for ref, _, _ in list(self._known.values()):
+            view = ref()
+            if view is not None and view is not written and view._base is base and view.dtype == base.dtype:
+                self._remember(view, Window.of(view, base).read(self.labels, whole), event)
 
     # ------------------------------------------------------------------ modules
 
@@ -796,12 +760,19 @@ class Recorder:
                 self._pass_in(frame, name, value)
 
     def _pass_in(self, frame: Frame, name: str, value: Tensor) -> None:
-        known = self._known.get(id(value))
-        if known is not None and known[0]() is value and known[2] >= 0:
+        label = self.label_of(value)
+        known = self._known[id(value)]
+        if self._holds(known):
             self._boundary_alias(frame, name, INPUT, value, known)
         else:
-            label = self.label_of(value)
-            self._remember(value, label, self._boundary(frame, name, INPUT, value, label))
+            event = self._boundary(frame, name, INPUT, value, label)
+            if known[2] < 0:
+                self._remember(value, label, event)
+
+    def _holds(self, known: _Known) -> bool:
+        """Whether the event of a tensor holds all of its value, not what an indexed write wrote of it."""
+        _, mark, event = known
+        return event >= 0 and self.trace.rows[event][3].shape == mark.size
 
     def leave(self, result: Any, failed: bool) -> None:
         """A module returns."""
@@ -819,8 +790,10 @@ class Recorder:
             elif known[2] < 0 or self.trace.rows[known[2]][3].status == "view":
                 event = self._boundary(frame, "output", index, value, known[1].label)
                 self._known[id(value)] = (known[0], known[1], event)
-            else:
+            elif self._holds(known):
                 self._boundary_alias(frame, "output", index, value, known)
+            else:
+                self._boundary(frame, "output", index, value, known[1].label)
         self._arguments.pop()
 
     def _boundary(self, frame: Frame, name: str, output: int, value: Tensor, label: Label | None) -> int:
@@ -936,21 +909,9 @@ def _argument_names(kind: type[nn.Module]) -> tuple[str, ...]:
 def _outputs_of(result: Any) -> list[Tensor]:
     if isinstance(result, Tensor):
         return [result]
-    if isinstance(result, (tuple, list, dict)):
-        return tensors_in(result, 2)
-    return []
-
-
-def _fits(label: Label | None, value: Tensor) -> bool:
-    """Whether a label's arrays broadcast to a value: a rule that says otherwise is wrong about the function."""
-    if label is None:
-        return True
-    shape = value.shape
-    return all(
-        ids is None
-        or (ids.ndim == len(shape) and all(n in (1, m) for n, m in zip(ids.shape, shape, strict=True)))
-        for ids in (label.q, label.k)
-    )
+    if is_dataclass(result) and not isinstance(result, (type, dict)):
+        return tensors_in([getattr(result, field.name) for field in fields(result)], 2)
+    return tensors_in(result, 2)
 
 
 __all__ = ["Event", "Fetch", "Frame", "Recorder", "Row", "Taken", "Watcher"]

@@ -264,7 +264,7 @@ def _check_size(sizes: Sequence[int]) -> None:
 
 @rule(
     "transpose", "swapaxes", "swapdims", "permute", "movedim", "moveaxis", "t", "T", "mT", "H", "mH", "adjoint",
-    "squeeze", "unsqueeze", "squeeze_", "unsqueeze_", "transpose_", "t_", "expand", "expand_as", "broadcast_to",
+    "squeeze", "unsqueeze", "expand", "expand_as", "broadcast_to",
     "select", "narrow", "split", "chunk", "tensor_split", "unbind", "unsafe_split", "unsafe_chunk",
     "split_with_sizes", "diagonal", "unfold", "flip", "roll", "repeat", "tile", "rot90", "fliplr", "flipud",
     "atleast_1d", "atleast_2d", "atleast_3d", "hsplit", "vsplit", "dsplit", "view_as_real", "view_as_complex",
@@ -298,16 +298,27 @@ def _replay_one(call: Call, source: Tensor, ids: Ids) -> list[Ids]:
     full = torch.from_numpy(np.array(ids, copy=True)).expand(source.shape)
     rest = tuple(torch.empty(a.shape, device="meta") if isinstance(a, Tensor) else a for a in call.args[1:])
     kwargs = {k: v for k, v in call.kwargs.items() if k not in ("input", "self")}
-    name = call.name.rstrip("_") if call.name not in RULES else call.name
     function = call.func
-    if call.name.endswith("_"):
-        function = getattr(Tensor, name.rstrip("_"))
     if call.name in ("T", "mT", "H", "mH"):
         return [(full.permute(*range(full.dim() - 1, -1, -1)) if call.name == "T" else full.mT).numpy()]
     if "aten" in type(function).__module__ or isinstance(function, torch._ops.OpOverload):
         function = getattr(torch.ops.aten, call.name.split(".")[-1])
     with torch.no_grad():
         return [t.numpy() for t in tensors_in((function(full, *rest, **kwargs),))]
+
+
+@rule("squeeze_", "unsqueeze_", "transpose_", "swapaxes_", "swapdims_", "t_")
+def _reshape_in_place(call: Call) -> Label | None:
+    """The tensor has its new shape already, so the ids are moved as they are, compressed."""
+    label, ndim = call.label(call.args[0]), call.outputs[0].dim()
+    if label is None or (call.name == "squeeze_" and label.q.ndim == ndim):
+        return label
+    function = getattr(torch, call.name.removesuffix("_"))
+
+    def move(ids: Ids) -> Ids:
+        return function(torch.from_numpy(ids), *call.args[1:], **call.kwargs).numpy()
+
+    return call.labels.apply(label, move)
 
 
 @rule("cat", "concat", "concatenate")
@@ -387,17 +398,15 @@ def _pad_dim(ids: Ids, d: int, left: int, right: int, mode: str) -> Ids:
 @rule("repeat_interleave")
 def _repeat_interleave(call: Call) -> Label | None:
     source, repeats = call.arg(0, "input", "self"), call.arg(1, "repeats")
-    label, dim = call.label(source), call.arg(2, "dim")
-    if label is None or dim is None or isinstance(repeats, Tensor):
-        if label is None:
-            return None
-        if dim is None or label.q.shape[dim] > 1:
-            counts = call.values(repeats) if isinstance(repeats, Tensor) else repeats
-            ids = spread(label.q, tuple(source.shape), [dim] if dim is not None else None)
-            return call.labels.make(np.repeat(ids, counts, axis=dim))
-        return label
-    d = dim % source.dim()
-    return call.labels.apply(label, lambda ids: ids if ids.shape[d] == 1 else np.repeat(ids, repeats, axis=d))
+    dim, shape = call.arg(2, "dim"), tuple(source.shape)
+
+    def move(ids: Ids) -> Ids:
+        if dim is not None and ids.shape[dim] == 1:
+            return ids
+        counts = call.values(repeats) if isinstance(repeats, Tensor) else repeats
+        return np.repeat(spread(ids, shape, None if dim is None else [dim % len(shape)]), counts, axis=dim)
+
+    return call.labels.apply(call.label(source), move)
 
 
 # ---------------------------------------------------------------------- indexing
@@ -606,12 +615,7 @@ def _setitem(call: Call) -> Label | None:
         written = np.full((1,), NONE, dtype=np.int32) if ids is None else ids
         while written.ndim > place.ndim and written.shape[0] == 1:
             written = written[0]
-        old_ids = full.reshape(-1)[place.reshape(-1)]
-        new_ids = np.broadcast_to(written, place.shape).reshape(-1)
-        # What padding has a part in stays the token's in whose place it is written.
-        full.reshape(-1)[place.reshape(-1)] = np.where(
-            call.labels.table.tokens_kept(old_ids, new_ids), old_ids, new_ids
-        )
+        full.reshape(-1)[place.reshape(-1)] = np.broadcast_to(written, place.shape).reshape(-1)
         return full
 
     q = write(None if before is None else before.q, new.q)
