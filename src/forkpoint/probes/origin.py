@@ -9,9 +9,9 @@ origin.
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
@@ -40,7 +40,11 @@ _RELATIVE_NOISE = 1e3
 
 @dataclass
 class Meeting:
-    """One value of both runs, and whether it differs beyond noise."""
+    """One value of both runs, and how it differs.
+
+    Attributes:
+        noise: how far two elements may be apart and still be equal in exact arithmetic.
+    """
 
     event_a: int
     event_b: int
@@ -48,7 +52,21 @@ class Meeting:
     b: Kept
     pairs: Pairs
     gap: Gap
-    differs: bool
+    noise: float
+
+    @property
+    def differs(self) -> bool:
+        return self.gap.max_abs > self.noise
+
+    @cached_property
+    def differing(self) -> frozenset[int]:
+        """Shared numbers of the coordinates at which it differs."""
+        return frozenset(self.pairs.numbers[self.gap.absolute > self.noise].tolist())
+
+    @cached_property
+    def equal(self) -> frozenset[int]:
+        """Shared numbers of the coordinates at which it does not."""
+        return frozenset(self.pairs.numbers.tolist()) - self.differing
 
 
 @dataclass
@@ -205,8 +223,7 @@ def _meeting(
         return None
     found = gap(a.value, b.value, pairs)
     floating = a.value.dtype.is_floating_point or a.value.dtype.is_complex
-    differs = found.differing > 0 and (not floating or found.max_abs > threshold * _scale(found))
-    return Meeting(event_a, event_b, a, b, pairs, found, differs)
+    return Meeting(event_a, event_b, a, b, pairs, found, threshold * _scale(found) if floating else 0.0)
 
 
 def _scale(found: Gap) -> float:
@@ -264,18 +281,9 @@ def _first_seen(root: Meeting, meetings: dict[int, Meeting], a: Store) -> Meetin
         return root
     if root.a.op.function == "output" and _numeric(root) and root.differs:
         return root  # made of ops that one run alone has: the module is where it happens
-    made_from: dict[int, list[int]] = {}
-    for event, sources in a.sources.items():
-        for source in sources:
-            made_from.setdefault(source, []).append(event)
-    reached: set[int] = {root.event_a}
-    queue = deque([root.event_a])
-    while queue:
-        for event in made_from.get(queue.popleft(), ()):
-            if event not in reached:
-                reached.add(event)
-                queue.append(event)
-    following = [meetings[e] for e in sorted(reached) if e in meetings and shows(meetings[e])]
+    following = [
+        meetings[e] for e in sorted(a.reached([root.event_a])) if e in meetings and shows(meetings[e])
+    ]
     if following:
         return following[0]
     later = [m for e, m in sorted(meetings.items()) if e > root.event_a and shows(m)]

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from forkpoint.capture.labels import Label, spread
-from forkpoint.capture.recorder import Recorder
+from forkpoint.capture.recorder import Recorder, Watcher
 from forkpoint.pairs import Pairs
 from forkpoint.trace import Event, Op
 
@@ -170,12 +170,44 @@ class Store:
             self.used += value.nbytes
             self.kept[event] = Kept(op, record, value.detach().clone(), label, inputs)
 
+    @property
+    def made_from(self) -> dict[int, list[int]]:
+        """For every event, the events that were made from it."""
+        found: dict[int, list[int]] = {}
+        for event, sources in self.sources.items():
+            for source in sources:
+                found.setdefault(source, []).append(event)
+        return found
+
+    def behind(self, start: Iterable[int], through: Callable[[int], bool] = lambda _: True) -> set[int]:
+        """The events that some were made from, as far as they and all between pass."""
+        found: set[int] = set()
+        queue = list(start)
+        while queue:
+            for event in self.sources.get(queue.pop(), ()):
+                if event not in found and event in self.ops and through(event):
+                    found.add(event)
+                    queue.append(event)
+        return found
+
+    def reached(self, start: Iterable[int]) -> set[int]:
+        """Some events, and all that were made from them."""
+        made_from = self.made_from
+        reached = set(start)
+        queue = list(reached)
+        while queue:
+            for event in made_from.get(queue.pop(), ()):
+                if event not in reached:
+                    reached.add(event)
+                    queue.append(event)
+        return reached
+
 
 @dataclass
 class Patched:
-    """A store that sees a run in which some values are put right."""
+    """A store that sees a run in which another watcher changes some values."""
 
-    patch: Patch
+    patch: Watcher
     store: Store
 
     def edit(
