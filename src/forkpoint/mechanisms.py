@@ -33,16 +33,8 @@ _EXTREMES = frozenset({"amax", "amin", "max", "min", "aminmax", "norm", "vector_
 _SELECTIONS = frozenset(
     {"getitem", "select", "gather", "index_select", "take_along_dim", "narrow", "argmax", "argmin"}
 )
-_MIXERS = frozenset({
-    "conv1d", "conv2d", "conv3d", "conv_transpose1d", "fft_fft", "fft_fft2", "fft_fftn", "fft_rfft", "fft_irfft",
-    "cumsum", "cumprod", "roll", "flip", "lstm", "gru", "rnn_tanh", "avg_pool1d", "max_pool1d", "unfold",
-})  # fmt: skip
 _QUANTISING = frozenset({"round", "round_", "clamp", "clamp_", "clip", "floor", "trunc"})
 _COMPARISONS = frozenset({"gt", "ge", "lt", "le"})
-_DISPATCH = frozenset({
-    "index_copy", "index_copy_", "index_add", "index_add_", "index_put", "index_put_", "setitem", "scatter", "scatter_add",
-    "where", "masked_fill", "gather", "einsum", "add", "mul", "nonzero", "getitem",
-})  # fmt: skip
 _ROUTING = frozenset({"one_hot", "topk", "argsort", "sort", "bincount", "histc"})
 
 
@@ -220,12 +212,6 @@ class Case:
             for call in traced.run.calls
             for name in ("past_key_values", "cache_params")
         )
-
-    @property
-    def same_function(self) -> bool:
-        """Whether both runs use one model, or two of one class."""
-        a, b = self.session.a.run, self.session.b.run
-        return a.model is b.model or type(a.model) is type(b.model)
 
     def mixes_tokens(self, meeting: Meeting) -> bool:
         """Whether an op's output belongs to fewer coordinates than what it was made from."""

@@ -20,15 +20,12 @@ from forkpoint.capture.labels import Label, spread
 from forkpoint.capture.recorder import Recorder
 from forkpoint.match import Ints, Shared
 from forkpoint.probes.origin import Origin
-from forkpoint.probes.watchers import Kept, Key, Patched, Store
+from forkpoint.probes.watchers import Kept, Key, Patched, Place, Store
 from forkpoint.promotion import Promotion
 from forkpoint.session import Session, Traced
 
 _UNCHANGED = 1e-9
 """Change of a value, relative to its largest element, that is rounding: other experts, other sizes of products."""
-
-Place = tuple[Key, int, int, int]
-"""(op key, nth, output, call)"""
 
 
 def reads_others(session: Session, origin: Origin) -> bool:
@@ -47,7 +44,7 @@ def _reads(
 ) -> bool:
     content = store.reached([event for event, kept in store.kept.items() if _is_content(kept)])
     before = {event for event in _before(store, root, met) & content if event in store.kept}
-    watcher = Resampled({place_of(store.kept[event]) for event in before}, numbers >= 0)
+    watcher = Resampled({store.kept[event].place for event in before}, numbers >= 0)
     kept, again = store.kept[root], Store(store.limit, lambda op: op.key == store.kept[root].op.key)
     try:
         traced.again(promotion=Promotion(), watcher=Patched(watcher, again))
@@ -55,7 +52,7 @@ def _reads(
         return False
     if not watcher.replaced:
         return False
-    return any(_changed(kept, k, shared) for k in again.kept.values() if place_of(k) == place_of(kept))
+    return any(_changed(kept, k, shared) for k in again.kept.values() if k.place == kept.place)
 
 
 def _changed(before: Kept, after: Kept, shared: Shared) -> bool:
@@ -69,11 +66,6 @@ def _changed(before: Kept, after: Kept, shared: Shared) -> bool:
 
 def _tokens(kept: Kept, shared: Shared) -> set[int]:
     return set(shared.a[kept.label.q].reshape(-1).tolist()) - {-1} if kept.label is not None else set()
-
-
-def place_of(kept: Kept) -> Place:
-    op = kept.op
-    return (op.module, op.function, op.site.chain), kept.event.nth, op.output, kept.event.call
 
 
 def _is_content(kept: Kept) -> bool:

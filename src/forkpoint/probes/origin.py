@@ -9,7 +9,7 @@ origin.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -101,7 +101,7 @@ def origin(session: Session, exact: Precision, weights: tuple[Weight, ...] = ())
 
 
 def _search(session: Session, exact: Precision, store_a: Store, store_b: Store) -> Origin | None:
-    """Try root after root.
+    """Try root after root, an op's together (it may pass once for each call, or each expert).
 
     A floating-point root that moves the result is the origin. An integer or bool root is if it closes
     most of the gap: put right alone, in a table that several samples share, it can also make a mess.
@@ -116,17 +116,18 @@ def _search(session: Session, exact: Precision, store_a: Store, store_b: Store) 
     right: Values = {}
     tried = 0
     while tried < MAX_PATCHES:
-        roots = [r for r in _roots(meetings, store_a, store_b, ignored) if r.event_a not in ignored]
+        roots = _by_op(r for r in _roots(meetings, store_a, store_b, ignored) if r.event_a not in ignored)
         if not roots:
             break
         put_right = len(right)
-        for root in roots[: MAX_PATCHES - tried]:
+        for passes in roots[: MAX_PATCHES - tried]:
             tried += 1
-            ignored.add(root.event_a)
-            seen = _first_seen(root, meetings, store_a)
+            ignored |= {root.event_a for root in passes}
+            shown = ((root, _first_seen(root, meetings, store_a)) for root in passes)
+            root, seen = next(((root, seen) for root, seen in shown if seen is not None), (passes[0], None))
             if seen is None:
                 continue
-            values = _values(root)
+            values = _values(passes)
             closes, moves = _try(session, exact, {**right, **values})
             found = _describe(root, seen, closes, moves, store_a, store_b, meetings, gap_before)
             if closes > _CLOSES_MOST or (moves > 1 and _numeric(root)):
@@ -143,6 +144,13 @@ def _search(session: Session, exact: Precision, store_a: Store, store_b: Store) 
             meetings = _meet(session, store_a, store_b, limits)
     best = max(candidates, key=lambda c: c.closes, default=None)
     return best if best is not None and best.closes > _CLOSES_SOME else unpatched
+
+
+def _by_op(roots: Iterable[Meeting]) -> list[list[Meeting]]:
+    found: dict[object, list[Meeting]] = {}
+    for root in roots:
+        found.setdefault(root.a.op.key, []).append(root)
+    return list(found.values())
 
 
 def _numeric(meeting: Meeting) -> bool:
@@ -298,11 +306,12 @@ def _is_hidden_view(root: Meeting, meetings: dict[int, Meeting], a: Store) -> bo
 # ---------------------------------------------------------------------- patching
 
 
-def _values(meeting: Meeting) -> Values:
-    """What puts run B right at a meeting."""
-    op = meeting.b.op
-    key = (op.module, op.function, op.site.chain)
-    return {(key, meeting.b.event.nth, op.output, meeting.b.event.call): (meeting.a.value, meeting.pairs)}
+def _values(meetings: Iterable[Meeting]) -> Values:
+    """What puts run B right at some meetings."""
+    values: Values = {}
+    for meeting in meetings:
+        values.setdefault(meeting.b.place, []).append((meeting.a.value, meeting.pairs))
+    return values
 
 
 def _try(session: Session, exact: Precision, values: Values) -> tuple[float, float]:

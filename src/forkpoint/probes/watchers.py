@@ -16,8 +16,10 @@ from forkpoint.pairs import Pairs
 from forkpoint.trace import Event, Op
 
 Key = tuple[str, str, str]
-Values = dict[tuple[Key, int, int, int], tuple[Tensor, Pairs]]
-"""By (op key, nth, output, call), the value to take elements from and the pairs of elements."""
+Place = tuple[Key, int, int, int]
+"""Where a value passes: (op key, nth, output, call)."""
+Values = dict[Place, list[tuple[Tensor, Pairs]]]
+"""For each place, the values to take elements from, and the pairs of elements."""
 
 _ROUNDED = frozenset({
     "linear", "matmul", "bmm", "mm", "addmm", "baddbmm", "embedding", "conv1d", "conv2d", "einsum", "mean", "sum",
@@ -113,10 +115,10 @@ class Patch:
         found = self.values.get((key, nth, output, recorder.call))
         if found is None:
             return None
-        source, pairs = found
         new = value.detach().clone().contiguous()
-        taken = source.reshape(-1)[torch.from_numpy(pairs.a)].to(value.device, value.dtype)
-        new.view(-1)[torch.from_numpy(pairs.b).to(value.device)] = taken
+        for source, pairs in found:
+            taken = source.reshape(-1)[torch.from_numpy(pairs.a)].to(value.device, value.dtype)
+            new.view(-1)[torch.from_numpy(pairs.b).to(value.device)] = taken
         self.applied += 1
         return new
 
@@ -135,6 +137,11 @@ class Kept:
     value: Tensor
     label: Label | None
     inputs: list[int]
+
+    @property
+    def place(self) -> Place:
+        op = self.op
+        return (op.module, op.function, op.site.chain), self.event.nth, op.output, self.event.call
 
 
 @dataclass
