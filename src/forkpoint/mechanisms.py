@@ -213,17 +213,27 @@ class Case:
             for name in ("past_key_values", "cache_params")
         )
 
-    def mixes_tokens(self, meeting: Meeting) -> bool:
-        """Whether an op's output belongs to fewer coordinates than what it was made from."""
-        origin = self.origin
-        if origin is None:
+    @property
+    def averages(self) -> bool:
+        """Whether the root, or what one run alone has behind it, reduces over several tokens or rows."""
+        if self.origin is None:
             return False
-        output = _coordinates(meeting.b.label)
-        for source in origin.store_b.sources.get(meeting.event_b, ()):
-            kept = origin.store_b.kept.get(source)
-            if kept is not None and _coordinates(kept.label) > max(output, 1):
-                return True
-        return False
+        if self.origin.root.b.op.function in _AVERAGES and _mixes(
+            self.origin.store_b, self.origin.root.event_b
+        ):
+            return True
+        return any(
+            store.ops[event][0].function in _AVERAGES and _mixes(store, event)
+            for store, events in self.alone
+            for event in events
+        )
+
+
+def _mixes(store: Store, event: int) -> bool:
+    """Whether an op's output belongs to fewer coordinates than what it was made from."""
+    output = _coordinates(store.kept[event].label) if event in store.kept else 0
+    made_from = (store.kept[source] for source in store.sources.get(event, ()) if source in store.kept)
+    return any(_coordinates(kept.label) > max(output, 1) for kept in made_from)
 
 
 def _is_whole(value: Tensor) -> bool:
@@ -367,17 +377,15 @@ def _batch_statistics(case: Case) -> Mechanism | None:
     if not norm and not averaged:
         return None
     spread = "softmax" in case.names and root.a.label is not None and root.a.label.k is None
-    if not norm and not spread and not case.mixes_tokens(root) and not _unmet_reduction(case):
+    if not norm and not spread and not case.averages:
+        return None
+    if _others(case.session) and not case.reads_others:
         return None
     return Mechanism(
         "batch_statistics", True, "statistics are taken over several tokens or rows, padding or batch mates among them",
         "Run such models on rows of one length, one at a time, or with a normalisation that sees one token "
         "(or put the module in eval mode, if it is a batch norm).",
     )  # fmt: skip
-
-
-def _unmet_reduction(case: Case) -> bool:
-    return any(op.function in _AVERAGES for op in case.chain[2:])
 
 
 def _pooling(case: Case) -> Mechanism | None:
