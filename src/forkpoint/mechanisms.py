@@ -9,14 +9,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 
 import torch
 from torch import Tensor
 
 from forkpoint.impact import ResultComparison
+from forkpoint.probes.attention import sees_other_keys
 from forkpoint.probes.content import ContentProbe
+from forkpoint.probes.coupling import reads_others
 from forkpoint.probes.origin import Meeting, Origin
+from forkpoint.probes.watchers import Store
 from forkpoint.session import Session
 from forkpoint.trace import Op
 
@@ -30,16 +33,8 @@ _EXTREMES = frozenset({"amax", "amin", "max", "min", "aminmax", "norm", "vector_
 _SELECTIONS = frozenset(
     {"getitem", "select", "gather", "index_select", "take_along_dim", "narrow", "argmax", "argmin"}
 )
-_MIXERS = frozenset({
-    "conv1d", "conv2d", "conv3d", "conv_transpose1d", "fft_fft", "fft_fft2", "fft_fftn", "fft_rfft", "fft_irfft",
-    "cumsum", "cumprod", "roll", "flip", "lstm", "gru", "rnn_tanh", "avg_pool1d", "max_pool1d", "unfold",
-})  # fmt: skip
 _QUANTISING = frozenset({"round", "round_", "clamp", "clamp_", "clip", "floor", "trunc"})
 _COMPARISONS = frozenset({"gt", "ge", "lt", "le"})
-_DISPATCH = frozenset({
-    "index_copy", "index_copy_", "index_add", "index_add_", "index_put", "index_put_", "setitem", "scatter", "scatter_add",
-    "where", "masked_fill", "gather", "einsum", "add", "mul", "nonzero", "getitem",
-})  # fmt: skip
 _ROUTING = frozenset({"one_hot", "topk", "argsort", "sort", "bincount", "histc"})
 
 
@@ -78,27 +73,39 @@ class Case:
         return self.origin.root if self.origin is not None else None
 
     @cached_property
-    def chain(self) -> tuple[Op, ...]:
-        """The root, what the difference is first seen in, and the ops behind them that one run alone has."""
+    def alone(self) -> tuple[tuple[Store, frozenset[int]], ...]:
+        """For each run, the events behind the root that tell nothing of its difference.
+
+        Those that no event of the other run meets, or at which the tokens that differ pass in one run alone.
+        """
         origin = self.origin
         if origin is None:
             return ()
-        found: list[Op] = [origin.root.a.op, origin.seen.a.op]
-        met_a = set(origin.meetings)
-        met_b = {m.event_b for m in origin.meetings.values()}
-        for store, start, met in (
-            (origin.store_a, origin.root.event_a, met_a),
-            (origin.store_b, origin.root.event_b, met_b),
-        ):
-            queue, seen = [start], {start}
-            while queue and len(seen) < 400:
-                for source in store.sources.get(queue.pop(), ()):
-                    if source not in seen:
-                        seen.add(source)
-                        if source not in met and source in store.ops:
-                            found.append(store.ops[source][0])
-                            queue.append(source)
-        return tuple(found)
+        root, by_a, by_b = origin.root, origin.meetings, {m.event_b: m for m in origin.meetings.values()}
+
+        def silent(meetings: Mapping[int, Meeting], event: int) -> bool:
+            if event not in meetings:
+                return True
+            passing = meetings[event].equal | meetings[event].differing
+            return bool(passing & root.equal) and not passing & root.differing
+
+        return tuple(
+            (store, frozenset(store.behind([start], partial(silent, meetings))))
+            for store, start, meetings in (
+                (origin.store_a, root.event_a, by_a),
+                (origin.store_b, root.event_b, by_b),
+            )
+        )
+
+    @cached_property
+    def chain(self) -> tuple[Op, ...]:
+        """The root, what the difference is first seen in, and the ops behind them that one run alone has."""
+        if self.origin is None:
+            return ()
+        behind = (
+            store.ops[event][0] for store, events in self.alone for event in sorted(events, reverse=True)
+        )
+        return (self.origin.root.a.op, self.origin.seen.a.op, *behind)
 
     @cached_property
     def names(self) -> frozenset[str]:
@@ -117,11 +124,8 @@ class Case:
         origin = self.origin
         if origin is None:
             return frozenset()
-        made_from: dict[int, list[int]] = {}
-        for event, sources in origin.store_b.sources.items():
-            for source in sources:
-                made_from.setdefault(source, []).append(event)
-        return _walk(made_from, origin.store_b.ops, [origin.root.event_b, origin.seen.event_b], steps)
+        start = [origin.root.event_b, origin.seen.event_b]
+        return _walk(origin.store_b.made_from, origin.store_b.ops, start, steps)
 
     @property
     def pooled(self) -> bool:
@@ -169,22 +173,32 @@ class Case:
         )
 
     @cached_property
-    def masks(self) -> bool:
-        """Whether the difference reaches what it is first seen in by way of a bool value, or in attention itself."""
+    def sees_other_keys(self) -> bool:
+        """Whether a query sees other keys in one run than in the other, as far as its attention can be read."""
+        return self.origin is not None and bool(sees_other_keys(self.session, self.origin))
+
+    @cached_property
+    def reads_others(self) -> bool:
+        """Whether what only one run has reaches a shared token, in the end or at the origin itself."""
+        if self.content is not None and self.content.leaks:
+            return True
+        return self.origin is not None and reads_others(self.session, self.origin)
+
+    @cached_property
+    def decisions(self) -> frozenset[str]:
+        """Functions that made the choices (whole numbers, masks) by which the difference enters, in run B."""
         origin = self.origin
         if origin is None:
-            return False
-        if origin.seen.a.op.function in _ATTENTION or origin.root.a.value.dtype == torch.bool:
-            return True
-        sources, records = origin.store_b.sources, origin.store_b.ops
-        queue, seen, bools = [origin.seen.event_b], {origin.seen.event_b}, False
-        while queue:
-            for source in sources.get(queue.pop(), ()):
-                if source not in seen and source > origin.root.event_b:
-                    seen.add(source)
-                    queue.append(source)
-                    bools = bools or (source in records and records[source][1].dtype == "bool")
-        return bools
+            return frozenset()
+        store, root, seen = origin.store_b, origin.root.event_b, origin.seen.event_b
+        between = store.reached([root]) & (store.behind([seen]) | {seen})
+        start = {root, seen} | self.alone[1][1] | between
+
+        def decides(event: int) -> bool:
+            return event in store.kept and _is_whole(store.kept[event].value)
+
+        found = store.behind(start, decides) | {event for event in start if decides(event)}
+        return frozenset(store.ops[event][0].function.removeprefix("aten.") for event in found)
 
     @property
     def several_calls(self) -> bool:
@@ -200,22 +214,32 @@ class Case:
         )
 
     @property
-    def same_function(self) -> bool:
-        """Whether both runs use one model, or two of one class."""
-        a, b = self.session.a.run, self.session.b.run
-        return a.model is b.model or type(a.model) is type(b.model)
-
-    def mixes_tokens(self, meeting: Meeting) -> bool:
-        """Whether an op's output belongs to fewer coordinates than what it was made from."""
-        origin = self.origin
-        if origin is None:
+    def averages(self) -> bool:
+        """Whether the root, or what one run alone has behind it, reduces over several tokens or rows."""
+        if self.origin is None:
             return False
-        output = _coordinates(meeting.b.label)
-        for source in origin.store_b.sources.get(meeting.event_b, ()):
-            kept = origin.store_b.kept.get(source)
-            if kept is not None and _coordinates(kept.label) > max(output, 1):
-                return True
-        return False
+        if self.origin.root.b.op.function in _AVERAGES and _mixes(
+            self.origin.store_b, self.origin.root.event_b
+        ):
+            return True
+        return any(
+            store.ops[event][0].function in _AVERAGES and _mixes(store, event)
+            for store, events in self.alone
+            for event in events
+        )
+
+
+def _mixes(store: Store, event: int) -> bool:
+    """Whether an op's output belongs to fewer coordinates than what it was made from."""
+    output = _coordinates(store.kept[event].label) if event in store.kept else 0
+    made_from = (store.kept[source] for source in store.sources.get(event, ()) if source in store.kept)
+    return any(_coordinates(kept.label) > max(output, 1) for kept in made_from)
+
+
+def _is_whole(value: Tensor) -> bool:
+    if value.is_floating_point():
+        return bool((value == value.round()).all())
+    return not value.is_complex()
 
 
 def _coordinates(label: object) -> int:
@@ -332,13 +356,10 @@ def _expert_capacity(case: Case) -> Mechanism | None:
     root = case.root
     if root is None:
         return None
-    behind = case.behind(14) | case.names
-    counted = {"cumsum", "argsort", "sort"} & behind
-    limited = (_COMPARISONS | {"topk"}) & (behind | case.after(6))
-    dispatched = root.a.op.function in _DISPATCH or case.names & (counted | {"nonzero", "topk"})
-    if not (_ROUTING & behind and counted and limited and dispatched):
+    limited = (_COMPARISONS | {"topk"}) & case.decisions
+    if not (_ROUTING & case.decisions and {"cumsum", "argsort", "sort"} & case.decisions and limited):
         return None
-    if not _others(case.session):
+    if not _others(case.session) or not case.reads_others:
         return None
     return Mechanism(
         "expert_capacity", True, "an expert takes a limited number of tokens of the batch, so which tokens it takes "
@@ -356,17 +377,15 @@ def _batch_statistics(case: Case) -> Mechanism | None:
     if not norm and not averaged:
         return None
     spread = "softmax" in case.names and root.a.label is not None and root.a.label.k is None
-    if not norm and not spread and not case.mixes_tokens(root) and not _unmet_reduction(case):
+    if not norm and not spread and not case.averages:
+        return None
+    if _others(case.session) and not case.reads_others:
         return None
     return Mechanism(
         "batch_statistics", True, "statistics are taken over several tokens or rows, padding or batch mates among them",
         "Run such models on rows of one length, one at a time, or with a normalisation that sees one token "
         "(or put the module in eval mode, if it is a batch norm).",
     )  # fmt: skip
-
-
-def _unmet_reduction(case: Case) -> bool:
-    return any(op.function in _AVERAGES for op in case.chain[2:])
 
 
 def _pooling(case: Case) -> Mechanism | None:
@@ -417,11 +436,10 @@ def _position_ids(case: Case) -> Mechanism | None:
     integer = whole or not (
         value.dtype.is_floating_point or value.dtype.is_complex or value.dtype == torch.bool
     )
-    looked_up = root.a.op.function == "embedding" or (root.a.op.is_boundary and "embedding" in case.behind(1))
-    if looked_up:  # token ids are equal, or the verdict would be another
+    if _looks_up_otherwise(case, origin):  # token ids are equal, or the verdict would be another
         return _POSITIONS
     given = root.a.op.is_input and not root.a.op.module
-    if not integer or case.masks or (given and "position" not in root.a.op.function):
+    if not integer or case.sees_other_keys or (given and "position" not in root.a.op.function):
         return None
     follows = case.after(20) | {origin.seen.a.op.function}
     if (
@@ -430,6 +448,32 @@ def _position_ids(case: Case) -> Mechanism | None:
     ):
         return None
     return _POSITIONS
+
+
+def _looks_up_otherwise(case: Case, origin: Origin) -> bool:
+    """Whether an embedding looks up other rows, in the call at hand, which are not those of the tokens given."""
+    if "embedding" in (origin.root.a.op.function, origin.seen.a.op.function):
+        return True
+    calls = origin.root.a.event.call, origin.root.b.event.call
+    return any(
+        store.ops[event][0].function == "embedding"
+        and store.ops[event][1].call == call
+        and not _of_the_call(store, event)
+        for call, (store, events) in zip(calls, case.alone, strict=True)
+        for event in events
+    )
+
+
+def _of_the_call(store: Store, event: int) -> bool:
+    """Whether what an event was made from first is an input of the model as it was given, or a view of it."""
+    while store.sources.get(event):
+        event = store.sources[event][0]
+        op, record = store.ops[event]
+        if op.is_input and not op.module:
+            return True
+        if record.status != "view":
+            return False
+    return False
 
 
 _POSITIONS = Mechanism(
@@ -458,51 +502,12 @@ def _cache_state(case: Case) -> Mechanism | None:
 
 
 def _attention_mask(case: Case) -> Mechanism | None:
-    root = case.root
-    if root is None or not (case.same_function or case.several_calls):
-        return None
-    given = root.a.op.function.startswith("input:") and "mask" in root.a.op.function
-    integer = not root.a.value.dtype.is_floating_point
-    acts = case.attends or given or (case.masks and case.after(16) & (_ATTENTION | {"softmax"}))
-    if not acts:
-        return None
-    if (case.several_calls or case.given_cache) and not (given or integer or _mask_in(case)):
-        return None  # the keys themselves differ, not who may see them
-    leaks = case.content is not None and case.content.leaks
-    if not (given or integer or leaks or _mask_in(case) or _masked_otherwise(case)):
+    if not case.sees_other_keys:
         return None
     return Mechanism(
         "attention_mask", False, "a token attends to keys that it should not see, or misses keys that it should",
         "Pass the attention mask that the tokenizer returned, and check its window and offset.",
     )  # fmt: skip
-
-
-def _mask_in(case: Case) -> bool:
-    """Whether a bool value that differs, or that one run alone has, goes into the root."""
-    origin = case.origin
-    if origin is None:
-        return False
-    met_b = {m.event_b: m for m in origin.meetings.values()}
-    for store, event, met in (
-        (origin.store_a, origin.root.event_a, origin.meetings),
-        (origin.store_b, origin.root.event_b, met_b),
-    ):
-        for source in store.sources.get(event, ()):
-            record = store.ops[source][1] if source in store.ops else None
-            if record is not None and record.dtype == "bool" and (source not in met or met[source].differs):
-                return True
-    return False
-
-
-def _masked_otherwise(case: Case) -> bool:
-    """Whether an op that one run alone has made a mask for the root."""
-    return bool(
-        case.names
-        & (
-            _COMPARISONS
-            | {"bitwise_and", "bitwise_or", "logical_and", "masked_fill", "where", "tril", "triu"}
-        )
-    )
 
 
 def _others(session: Session) -> bool:
@@ -511,14 +516,7 @@ def _others(session: Session) -> bool:
 
 
 def _padding_leak(case: Case) -> Mechanism | None:
-    leaks = case.content is not None and case.content.leaks
-    others = _others(case.session)
-    mixes = case.root is not None and (
-        case.names & _MIXERS
-        or case.mixes_tokens(case.root)
-        or (case.root.a.op.function in ("matmul", "einsum", "bmm"))
-    )
-    if not others or not (leaks or mixes):
+    if not _others(case.session) or not case.reads_others:
         return None
     ignored = _given_a_mask(case)
     return Mechanism(

@@ -75,11 +75,11 @@ def test_a_patch_puts_values_in_their_places():
     kept_a = next(k for k in store_a.kept.values() if k.op.name == "(model)/add")
     kept_b = next(k for k in store_b.kept.values() if k.op.name == "(model)/add")
     pairs = pair_values(both, kept_a, kept_b)
-    key = (kept_b.op.module, kept_b.op.function, kept_b.op.site.chain)
-    patch = Patch({(key, 0, 0, 0): (kept_a.value, pairs)})
+    patch = Patch({kept_b.place: [(kept_a.value, pairs)]})
     patched = both.b.again(watcher=patch)[0]["logits"][0]
     assert patch.applied == 1
     assert torch.allclose(patched[:, 1:], both.a.results[0]["logits"][0])
-    absent = Patch({((*key[:2], "elsewhere"), 0, 0, 0): (kept_a.value, pairs)})
+    key = (*kept_b.place[0][:2], "elsewhere")
+    absent = Patch({(key, 0, 0, 0): [(kept_a.value, pairs)]})
     both.b.again(watcher=absent)
     assert absent.applied == 0

@@ -9,9 +9,9 @@ origin.
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
@@ -40,7 +40,11 @@ _RELATIVE_NOISE = 1e3
 
 @dataclass
 class Meeting:
-    """One value of both runs, and whether it differs beyond noise."""
+    """One value of both runs, and how it differs.
+
+    Attributes:
+        noise: how far two elements may be apart and still be equal in exact arithmetic.
+    """
 
     event_a: int
     event_b: int
@@ -48,7 +52,21 @@ class Meeting:
     b: Kept
     pairs: Pairs
     gap: Gap
-    differs: bool
+    noise: float
+
+    @property
+    def differs(self) -> bool:
+        return self.gap.max_abs > self.noise
+
+    @cached_property
+    def differing(self) -> frozenset[int]:
+        """Shared numbers of the coordinates at which it differs."""
+        return frozenset(self.pairs.numbers[self.gap.absolute > self.noise].tolist())
+
+    @cached_property
+    def equal(self) -> frozenset[int]:
+        """Shared numbers of the coordinates at which it does not."""
+        return frozenset(self.pairs.numbers.tolist()) - self.differing
 
 
 @dataclass
@@ -83,7 +101,7 @@ def origin(session: Session, exact: Precision, weights: tuple[Weight, ...] = ())
 
 
 def _search(session: Session, exact: Precision, store_a: Store, store_b: Store) -> Origin | None:
-    """Try root after root.
+    """Try root after root, an op's together (it may pass once for each call, or each expert).
 
     A floating-point root that moves the result is the origin. An integer or bool root is if it closes
     most of the gap: put right alone, in a table that several samples share, it can also make a mess.
@@ -98,17 +116,18 @@ def _search(session: Session, exact: Precision, store_a: Store, store_b: Store) 
     right: Values = {}
     tried = 0
     while tried < MAX_PATCHES:
-        roots = [r for r in _roots(meetings, store_a, store_b, ignored) if r.event_a not in ignored]
+        roots = _by_op(r for r in _roots(meetings, store_a, store_b, ignored) if r.event_a not in ignored)
         if not roots:
             break
         put_right = len(right)
-        for root in roots[: MAX_PATCHES - tried]:
+        for passes in roots[: MAX_PATCHES - tried]:
             tried += 1
-            ignored.add(root.event_a)
-            seen = _first_seen(root, meetings, store_a)
+            ignored |= {root.event_a for root in passes}
+            shown = ((root, _first_seen(root, meetings, store_a)) for root in passes)
+            root, seen = next(((root, seen) for root, seen in shown if seen is not None), (passes[0], None))
             if seen is None:
                 continue
-            values = _values(root)
+            values = _values(passes)
             closes, moves = _try(session, exact, {**right, **values})
             found = _describe(root, seen, closes, moves, store_a, store_b, meetings, gap_before)
             if closes > _CLOSES_MOST or (moves > 1 and _numeric(root)):
@@ -125,6 +144,13 @@ def _search(session: Session, exact: Precision, store_a: Store, store_b: Store) 
             meetings = _meet(session, store_a, store_b, limits)
     best = max(candidates, key=lambda c: c.closes, default=None)
     return best if best is not None and best.closes > _CLOSES_SOME else unpatched
+
+
+def _by_op(roots: Iterable[Meeting]) -> list[list[Meeting]]:
+    found: dict[object, list[Meeting]] = {}
+    for root in roots:
+        found.setdefault(root.a.op.key, []).append(root)
+    return list(found.values())
 
 
 def _numeric(meeting: Meeting) -> bool:
@@ -205,8 +231,7 @@ def _meeting(
         return None
     found = gap(a.value, b.value, pairs)
     floating = a.value.dtype.is_floating_point or a.value.dtype.is_complex
-    differs = found.differing > 0 and (not floating or found.max_abs > threshold * _scale(found))
-    return Meeting(event_a, event_b, a, b, pairs, found, differs)
+    return Meeting(event_a, event_b, a, b, pairs, found, threshold * _scale(found) if floating else 0.0)
 
 
 def _scale(found: Gap) -> float:
@@ -264,18 +289,9 @@ def _first_seen(root: Meeting, meetings: dict[int, Meeting], a: Store) -> Meetin
         return root
     if root.a.op.function == "output" and _numeric(root) and root.differs:
         return root  # made of ops that one run alone has: the module is where it happens
-    made_from: dict[int, list[int]] = {}
-    for event, sources in a.sources.items():
-        for source in sources:
-            made_from.setdefault(source, []).append(event)
-    reached: set[int] = {root.event_a}
-    queue = deque([root.event_a])
-    while queue:
-        for event in made_from.get(queue.popleft(), ()):
-            if event not in reached:
-                reached.add(event)
-                queue.append(event)
-    following = [meetings[e] for e in sorted(reached) if e in meetings and shows(meetings[e])]
+    following = [
+        meetings[e] for e in sorted(a.reached([root.event_a])) if e in meetings and shows(meetings[e])
+    ]
     if following:
         return following[0]
     later = [m for e, m in sorted(meetings.items()) if e > root.event_a and shows(m)]
@@ -290,11 +306,12 @@ def _is_hidden_view(root: Meeting, meetings: dict[int, Meeting], a: Store) -> bo
 # ---------------------------------------------------------------------- patching
 
 
-def _values(meeting: Meeting) -> Values:
-    """What puts run B right at a meeting."""
-    op = meeting.b.op
-    key = (op.module, op.function, op.site.chain)
-    return {(key, meeting.b.event.nth, op.output, meeting.b.event.call): (meeting.a.value, meeting.pairs)}
+def _values(meetings: Iterable[Meeting]) -> Values:
+    """What puts run B right at some meetings."""
+    values: Values = {}
+    for meeting in meetings:
+        values.setdefault(meeting.b.place, []).append((meeting.a.value, meeting.pairs))
+    return values
 
 
 def _try(session: Session, exact: Precision, values: Values) -> tuple[float, float]:

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -11,13 +11,15 @@ import torch
 from torch import Tensor
 
 from forkpoint.capture.labels import Label, spread
-from forkpoint.capture.recorder import Recorder
+from forkpoint.capture.recorder import Recorder, Watcher
 from forkpoint.pairs import Pairs
 from forkpoint.trace import Event, Op
 
 Key = tuple[str, str, str]
-Values = dict[tuple[Key, int, int, int], tuple[Tensor, Pairs]]
-"""By (op key, nth, output, call), the value to take elements from and the pairs of elements."""
+Place = tuple[Key, int, int, int]
+"""Where a value passes: (op key, nth, output, call)."""
+Values = dict[Place, list[tuple[Tensor, Pairs]]]
+"""For each place, the values to take elements from, and the pairs of elements."""
 
 _ROUNDED = frozenset({
     "linear", "matmul", "bmm", "mm", "addmm", "baddbmm", "embedding", "conv1d", "conv2d", "einsum", "mean", "sum",
@@ -113,10 +115,10 @@ class Patch:
         found = self.values.get((key, nth, output, recorder.call))
         if found is None:
             return None
-        source, pairs = found
         new = value.detach().clone().contiguous()
-        taken = source.reshape(-1)[torch.from_numpy(pairs.a)].to(value.device, value.dtype)
-        new.view(-1)[torch.from_numpy(pairs.b).to(value.device)] = taken
+        for source, pairs in found:
+            taken = source.reshape(-1)[torch.from_numpy(pairs.a)].to(value.device, value.dtype)
+            new.view(-1)[torch.from_numpy(pairs.b).to(value.device)] = taken
         self.applied += 1
         return new
 
@@ -135,6 +137,11 @@ class Kept:
     value: Tensor
     label: Label | None
     inputs: list[int]
+
+    @property
+    def place(self) -> Place:
+        op = self.op
+        return (op.module, op.function, op.site.chain), self.event.nth, op.output, self.event.call
 
 
 @dataclass
@@ -169,12 +176,44 @@ class Store:
             self.used += value.nbytes
             self.kept[event] = Kept(op, record, value.detach().clone(), label, inputs)
 
+    @property
+    def made_from(self) -> dict[int, list[int]]:
+        """For every event, the events that were made from it."""
+        found: dict[int, list[int]] = {}
+        for event, sources in self.sources.items():
+            for source in sources:
+                found.setdefault(source, []).append(event)
+        return found
+
+    def behind(self, start: Iterable[int], through: Callable[[int], bool] = lambda _: True) -> set[int]:
+        """The events that some were made from, as far as they and all between pass."""
+        found: set[int] = set()
+        queue = list(start)
+        while queue:
+            for event in self.sources.get(queue.pop(), ()):
+                if event not in found and event in self.ops and through(event):
+                    found.add(event)
+                    queue.append(event)
+        return found
+
+    def reached(self, start: Iterable[int]) -> set[int]:
+        """Some events, and all that were made from them."""
+        made_from = self.made_from
+        reached = set(start)
+        queue = list(reached)
+        while queue:
+            for event in made_from.get(queue.pop(), ()):
+                if event not in reached:
+                    reached.add(event)
+                    queue.append(event)
+        return reached
+
 
 @dataclass
 class Patched:
-    """A store that sees a run in which some values are put right."""
+    """A store that sees a run in which another watcher changes some values."""
 
-    patch: Patch
+    patch: Watcher
     store: Store
 
     def edit(

@@ -1,0 +1,126 @@
+"""The attention probe: does a query see other keys in one run than in the other?
+
+Whom a query sees is read off the weights, not off a mask: where softmax made them, from its result;
+where one kernel does everything, from what it returns for the identity in place of the values.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from forkpoint.capture.functions import parameter_names
+from forkpoint.capture.labels import Label, spread
+from forkpoint.capture.recorder import Taken
+from forkpoint.locate import fetch_op
+from forkpoint.probes.origin import Meeting, Origin
+from forkpoint.probes.watchers import Kept
+from forkpoint.session import Session, Traced
+
+KERNELS = frozenset({"scaled_dot_product_attention", "flex_attention"})
+"""Functions of (query, key, value) that weigh values by softmax and don't return the weights."""
+
+
+def sees_other_keys(session: Session, origin: Origin) -> bool | None:
+    """Whether some query sees other keys, in the first attention that the difference reaches.
+
+    None where no attention comes after the origin, or where its weights can't be read.
+    """
+    reached = origin.store_a.reached([origin.root.event_a, origin.seen.event_a])
+    for event in sorted(reached):
+        meeting = origin.meetings.get(event)
+        if meeting is not None and _attends(meeting):
+            return _differ(session, meeting)
+    return None
+
+
+def _attends(meeting: Meeting) -> bool:
+    if meeting.a.op.function == "softmax":
+        return all(kept.label is not None and kept.label.k is not None for kept in (meeting.a, meeting.b))
+    return meeting.a.op.function in KERNELS
+
+
+def _differ(session: Session, meeting: Meeting) -> bool | None:
+    heads_a, heads_b = _heads(session, "a", meeting.a), _heads(session, "b", meeting.b)
+    if heads_a is None or heads_b is None:
+        return None
+    samples = session.shared.samples
+    both = {query for query, _ in heads_a} & {query for query, _ in heads_b}
+    pairs = heads_a.keys() | heads_b.keys()
+    differing = [(q, k) for q, k in pairs if q in both and heads_a.get((q, k), 0) != heads_b.get((q, k), 0)]
+    for query, key in differing:
+        own = key >= 0 and samples[query] == samples[key]
+        if key == _CARRIED_OVER or (own and not ((query, key) in heads_a and (query, key) in heads_b)):
+            return False  # no key is hidden or shown: other keys were handed over
+    return bool(differing)
+
+
+_OTHERS, _CARRIED_OVER = -1, -2
+"""Keys that one run alone has: of this call, or padding; of tokens of an earlier call."""
+
+
+def _heads(session: Session, run: str, kept: Kept) -> dict[tuple[int, int], int] | None:
+    """In how many heads each query that both runs have sees each key that is at hand."""
+    traced, numbers, home = (
+        (session.a, session.shared.a, session.shared.home_a)
+        if run == "a"
+        else (session.b, session.shared.b, session.shared.home_b)
+    )
+    found = _weights(traced, kept)
+    if found is None:
+        return None
+    weights, label = found
+    assert label.k is not None
+    shape = tuple(weights.shape)
+    carried = (numbers < 0) & (home < kept.event.call) & _tokens(traced)
+    query = spread(numbers[label.q], shape)
+    key = spread(np.where(carried, _CARRIED_OVER, numbers)[label.k], shape)
+    mine = query >= 0
+    pairs, place = np.unique(np.stack([query[mine], key[mine]], axis=1), axis=0, return_inverse=True)
+    heads = np.bincount(place.reshape(-1), weights=(weights > 0).cpu().numpy()[mine], minlength=len(pairs))
+    return {(query, key): int(count) for (query, key), count in zip(pairs.tolist(), heads, strict=True)}
+
+
+def _tokens(traced: Traced) -> NDArray[np.bool_]:
+    """For each id whether it is a token's; the last two stand for none and for everything."""
+    return np.asarray([*(token is not None for token in traced.recorder.table.tokens), False, False])
+
+
+def _weights(traced: Traced, kept: Kept) -> tuple[Tensor, Label] | None:
+    """The attention weights of one call, in float64, and which query and key each belongs to."""
+    if kept.op.function not in KERNELS:
+        return None if kept.label is None else (kept.value, kept.label)
+    taken = fetch_op(traced, kept.op, kept.event)
+    if taken is None:
+        return None
+    given = {
+        **dict(zip(parameter_names(taken.op.function, len(taken.args)), taken.args, strict=True)),
+        **taken.kwargs,
+    }
+    query, key = given["query"], given["key"]
+    label_query, label_key = taken.input_labels.get(id(query)), taken.input_labels.get(id(key))
+    if label_query is None or label_key is None:
+        return None
+    label = traced.recorder.labels.make(label_query.q, np.swapaxes(label_key.q, -1, -2))
+    weights = _for_identity(taken, given)
+    return None if label is None or label.k is None or weights is None else (weights, label)
+
+
+def _for_identity(taken: Taken, given: dict[str, object]) -> Tensor | None:
+    key = given["key"]
+    assert isinstance(key, Tensor)
+    one = torch.eye(key.shape[-2], dtype=torch.float64, device=key.device)
+    exact = {
+        n: v.double() if isinstance(v, Tensor) and v.is_floating_point() else v for n, v in given.items()
+    }
+    exact["value"] = one.expand(*key.shape[:-2], *one.shape)
+    if "dropout_p" in exact:
+        exact["dropout_p"] = 0.0
+    try:
+        with torch.no_grad():
+            result = taken.func(**exact)
+    except (RuntimeError, TypeError, ValueError, NotImplementedError):
+        return None
+    return result if isinstance(result, Tensor) else None
