@@ -236,10 +236,8 @@ def is_opaque(module: nn.Module) -> bool:
         return module.batch_first
     if isinstance(module, nn.TransformerEncoderLayer):
         return module.self_attn.batch_first
-    if isinstance(module, nn.TransformerEncoder):
-        layers = list(module.layers)
-        return bool(layers) and isinstance(layers[0], nn.TransformerEncoderLayer) and is_opaque(layers[0])
-    return False
+    layers = list(module.layers)
+    return bool(layers) and isinstance(layers[0], nn.TransformerEncoderLayer) and is_opaque(layers[0])
 
 
 _FUSED = (nn.MultiheadAttention, nn.TransformerEncoderLayer, nn.TransformerEncoder)

@@ -28,12 +28,12 @@ from forkpoint.capture.digest.backend import Table
 from forkpoint.capture.digest.plan import LANES, Kind, check, find, kind, merged, packed
 from forkpoint.capture.digest.triton_kernels import digest_grid, digest_rows
 
-BLOCK = 1024
+BLOCK = 256
 """Words that a block of threads reads in one step."""
-WARPS = 4
+WARPS = 1
 GROUP = 16
 """Blocks per line of the table of groups."""
-REPEAT = 4
+REPEAT = 8
 """Rows, or sets of short ones, that a block of threads digests one after the other; divides ``GROUP``."""
 _LONG_ROW = 1 << 16
 """Words above which a row is shared by several blocks."""
@@ -121,8 +121,8 @@ class _Template(NamedTuple):
     variant: int
     """Its number in `_variants`."""
     unit: int
-    count: int
-    """Groups of blocks."""
+    groups: int
+    """How many groups of blocks it takes."""
 
 
 class _Templates(NamedTuple):
