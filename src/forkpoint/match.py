@@ -829,22 +829,22 @@ class Join:
         for sample_a, sample_b in partners:
             take_a: list[Ints] = []
             take_b: list[Ints] = []
+            columns_a = [self._column_of(self.a, place_a, size).get(sample_a, {}) for size in shape_a]
+            columns_b = [self._column_of(self.b, place_b, size).get(sample_b, {}) for size in shape_b]
+            row_a = self._row_in(self.a, place_a[1], shape_a[0], sample_a) if shape_a else None
+            row_b = self._row_in(self.b, place_b[1], shape_b[0], sample_b) if shape_b else None
+            behind = any(x and y for x, y in zip(columns_a[1:], columns_b[1:], strict=True))
             for d, (size_a, size_b) in enumerate(zip(shape_a, shape_b, strict=True)):
-                row_a = self._row_in(self.a, place_a[1], size_a, sample_a)
-                row_b = self._row_in(self.b, place_b[1], size_b, sample_b)
-                if d == 0 and size_a != size_b and row_a is not None and row_b is not None:
-                    take_a.append(np.asarray([row_a]))
-                    take_b.append(np.asarray([row_b]))
-                    continue
-                columns_a = self._column_of(self.a, place_a, size_a).get(sample_a, {})
-                columns_b = self._column_of(self.b, place_b, size_b).get(sample_b, {})
                 if size_a == size_b:
                     take_a.append(np.arange(size_a))
                     take_b.append(np.arange(size_b))
-                    continue
-                common = sorted(columns_a.keys() & columns_b.keys())
-                take_a.append(np.asarray([columns_a[p] for p in common], dtype=np.int64))
-                take_b.append(np.asarray([columns_b[p] for p in common], dtype=np.int64))
+                elif d == 0 and behind and row_a is not None and row_b is not None:
+                    take_a.append(np.asarray([row_a]))
+                    take_b.append(np.asarray([row_b]))
+                else:
+                    common = sorted(columns_a[d].keys() & columns_b[d].keys())
+                    take_a.append(np.asarray([columns_a[d][p] for p in common], dtype=np.int64))
+                    take_b.append(np.asarray([columns_b[d][p] for p in common], dtype=np.int64))
             flat_a.append(np.ravel_multi_index(np.ix_(*take_a), shape_a).reshape(-1))
             flat_b.append(np.ravel_multi_index(np.ix_(*take_b), shape_b).reshape(-1))
         if not flat_a or not sum(map(len, flat_a)):
