@@ -111,6 +111,10 @@ def propagate(call: Call) -> list[Label | None]:
 
 
 def _default(call: Call) -> list[Label | None]:
+    if call.name.endswith("_") and not call.name.endswith("__") and isinstance(call.arg(0), Tensor):
+        held = call.label(call.arg(0))
+        if held is not None and held.k is None and bool(call.labels.table.is_slot(held.q).all()):
+            return [held] * len(call.outputs)  # what is added to a token's features stays that token's
     return [_by_shape(call, output) for output in call.outputs]
 
 

@@ -150,7 +150,8 @@ class Observation:
         def traced(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
             if threading.get_ident() != thread:
                 return original(module, *args, **kwargs)
-            recorder.enter(module, args, kwargs)
+            with _unwatched():
+                recorder.enter(module, args, kwargs)
             failed = True
             result: Any = None
             try:
@@ -160,7 +161,8 @@ class Observation:
                     result = original(module, *args, **kwargs)
                 failed = False
             finally:
-                recorder.leave(result, failed)
+                with _unwatched():
+                    recorder.leave(result, failed)
             return result
 
         depth = len(recorder.stack)
