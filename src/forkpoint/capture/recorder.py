@@ -255,10 +255,11 @@ class Recorder:
         self._batch = digest.Batch()
         self._odd: list[tuple[int, Tensor, _Form]] = []
         self._computed: list[tuple[int, _Form, list[Tensor]]] = []
-        self._pending: list[list[Any]] = []
+        self._pending: list[tuple[int, Tensor, int | None]] = []
         """Row, tensor and its version when it was recorded, of values whose digest is not computed yet."""
-        self._odd_bytes = 0
-        self._last: list[Any] | None = None
+        self._pending_bytes = 0
+        self._fresh = False
+        """Whether the last of them was recorded by what ran last."""
         self._last_outputs: tuple[tuple[Label | None, Shape], ...] = ()
         self._open_cells = 0
         self._fetches: dict[Key, list[Fetch]] = {}
@@ -298,8 +299,7 @@ class Recorder:
 
     def before(self, function: Function, kwargs: dict[str, Any]) -> None:
         """Called before a function runs: what it overwrites must be digested first."""
-        last = self._last
-        if last is not None and last[2] is not None and last[1]._version != last[2]:
+        if self._fresh:
             self._note_late_write()
         if self._pending and (function.writes or (kwargs and _writes(function, kwargs))):
             self.flush()
@@ -372,10 +372,11 @@ class Recorder:
                 ):
                     form = self._new_form(function, answer, index, output, view)
                 row = len(rows)
-                rows.append((visits.ops[index], self.call, nth, form, -1, -1))
+                if form.cut.open_cells:
+                    form = self._bounded(form)
+                slot = self._queue(row, output, form) if form.digested else -1
+                rows.append((visits.ops[index], self.call, nth, form, -1, slot))
                 known[id(output)] = (weakref.ref(output), form.mark, row)
-                if form.digested:
-                    self._queue(row, output, form)
                 if self.watcher is not None:
                     self._saw(row, output, labels[index], inputs)
         return None if self.passive else (visits.ops[0], nth, outputs, labels)
@@ -396,9 +397,7 @@ class Recorder:
         for index, (output, label) in enumerate(zip(outputs, labels, strict=True)):
             value, held = (written.value, written.label) if written else (output, label)
             form = self._form(function, value, held, answer.reason, view=False)
-            row = self._append(ops[index], nth, form)
-            if form.digested:
-                self._queue(row, value, form)
+            row = self._append(ops[index], nth, form, value)
             if self.watcher is not None:
                 self._saw(row, value, held, call.tensors())
             self._note_shared(output, label, row)
@@ -602,47 +601,51 @@ class Recorder:
 
     # ------------------------------------------------------------------ digests
 
-    def _append(self, op: Op, nth: int, form: _Form) -> int:
+    def _append(self, op: Op, nth: int, form: _Form, value: Tensor) -> int:
         rows = self.trace.rows
-        rows.append((op, self.call, nth, form, -1, -1))
-        return len(rows) - 1
+        row = len(rows)
+        form = self._bounded(form)
+        slot = self._queue(row, value, form) if form.digested else -1
+        rows.append((op, self.call, nth, form, -1, slot))
+        return row
 
-    def _queue(self, row: int, value: Tensor, form: _Form) -> None:
-        """Have a value digested with the next flush."""
+    def _bounded(self, form: _Form) -> _Form:
+        """The form to use for a value, where so many dimensions were suspected that no more can be looked at."""
+        if self._open_cells + form.cut.open_cells > MAX_OPEN_TOTAL:
+            return self._form_of(form.mark, form.status, form.reason, frozenset())
+        self._open_cells += form.cut.open_cells
+        return form
+
+    def _queue(self, row: int, value: Tensor, form: _Form) -> int:
+        """Have a value digested with the next flush; returns the slot of its digests, -1 for those kept apart."""
         if not self._digests:
-            return
-        how, rows = form.cut, self.trace.rows
+            return -1
+        slot = -1
         if form.plain:
             stride = value.stride()
             known = form.plans.get(stride)
             if known is None:
                 known = form.plans[stride] = digest.planned(value, form.cut.row_dims)
-            op, call, nth, _, alias, _ = rows[row]
-            rows[row] = (op, call, nth, form, alias, self._batch.push(value, known))
-        elif how.open_cells and self._open_cells + how.open_cells > MAX_OPEN_TOTAL:
-            closed = self._form_of(form.mark, form.status, form.reason, frozenset())
-            op, call, nth, _, alias, slot = rows[row]
-            rows[row] = (op, call, nth, closed, alias, slot)
-            self._queue(row, value, closed)
-            return
+            slot = self._batch.push(value, known)
+            self._pending_bytes += known.n_bytes
         else:
-            self._open_cells += how.open_cells
             self._odd.append((row, value.detach(), form))
-            self._odd_bytes += value.nbytes
+            self._pending_bytes += value.nbytes
         try:
             version = value._version
         except RuntimeError:  # torch keeps no count in inference mode
             version = None
-        pending = self._last = [row, value, version]
-        self._pending.append(pending)
-        if self._batch.pending_bytes + self._odd_bytes > self._pending_limit:
+        self._pending.append((row, value, version))
+        self._fresh = version is not None
+        if self._pending_bytes > self._pending_limit:
             self._pending_limit = PENDING_BYTES.get(value.device.type, PENDING_BYTES["other"])
-            if self._batch.pending_bytes + self._odd_bytes > self._pending_limit:
+            if self._pending_bytes > self._pending_limit:
                 self.flush()
+        return slot
 
     def flush(self) -> None:
         """Compute the digests of everything that is pending, without waiting for the device."""
-        self._last = None
+        self._fresh = False
         for row, tensor, version in self._pending:
             if version is not None and tensor._version != version:
                 self.trace.skipped[row] = "overwritten before it could be read"
@@ -651,7 +654,7 @@ class Recorder:
             self._computed.append((row, form, digests_of(tensor, form.cut)))
         self._odd.clear()
         self._pending.clear()
-        self._odd_bytes = 0
+        self._pending_bytes = 0
 
     def finish(self) -> Trace:
         """Copy all digests to the host, once; they are in the trace after this."""
@@ -664,11 +667,10 @@ class Recorder:
 
     def _note_late_write(self) -> None:
         """A value that was changed right after its function returned is that function's value."""
-        last = self._last
-        if last is not None:
-            if last[2] is not None and last[1]._version != last[2]:
-                last[2] = last[1]._version
-            self._last = None
+        row, tensor, version = self._pending[-1]
+        if tensor._version != version:
+            self._pending[-1] = (row, tensor, tensor._version)
+        self._fresh = False
 
     # ------------------------------------------------------------------ tensors
 
@@ -739,7 +741,7 @@ class Recorder:
 
     def enter(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """A module is called."""
-        if self._last is not None:
+        if self._fresh:
             self._note_late_write()
         frame = self._frames.get(id(module))
         if frame is None:
@@ -776,7 +778,7 @@ class Recorder:
 
     def leave(self, result: Any, failed: bool) -> None:
         """A module returns."""
-        if self._last is not None:
+        if self._fresh:
             self._note_late_write()
         frame = self.stack.pop()
         if failed or _transforms() is not None:
@@ -802,9 +804,7 @@ class Recorder:
         if not self.passive:
             self._offer(visits.ops[0], nth, value, label)
         form = self._form(None, value, label, "", view=False)
-        row = self._append(visits.ops[0], nth, form)
-        if form.digested:
-            self._queue(row, value, form)
+        row = self._append(visits.ops[0], nth, form, value)
         if self.watcher is not None:
             self.watcher.saw(self, row, self.true_value(value), label, self._events_of([value]))
         return row

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import warnings
+from collections.abc import Callable, Generator, Sequence
+from contextlib import contextmanager, nullcontext
 from typing import Any, TypeAlias
 
 import torch
@@ -25,6 +27,19 @@ _BLOCK = {"cpu": 1 << 20}
 _BLOCK_ELSEWHERE = 1 << 26
 """Elements of a weight beyond which `linear` casts and multiplies it in blocks of rows: on a CPU what its caches
 hold, on a GPU what its memory can spare."""
+
+
+_RECURRENT: frozenset[Function] = frozenset({torch.lstm, torch.gru, torch.rnn_tanh, torch.rnn_relu})
+
+
+@contextmanager
+def _unwarned() -> Generator[None]:
+    """Without cuDNN's advice to keep a recurrent layer's weights in one piece: those in float64 pass at once."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings(
+            "ignore", message="RNN module weights are not part of single contiguous chunk"
+        )
+        yield
 
 
 class PromotionMode(TorchFunctionMode):
@@ -143,7 +158,8 @@ class PromotionMode(TorchFunctionMode):
         if result is not NotImplemented:
             return result
         try:
-            result = func(*wide_args, **wide_kwargs)
+            with _unwarned() if func in _RECURRENT else nullcontext():
+                result = func(*wide_args, **wide_kwargs)
         except torch.OutOfMemoryError:
             raise
         except Exception as error:  # noqa: BLE001 - any operator may refuse in any way
