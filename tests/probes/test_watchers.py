@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from tests.joined import session
 from tests.plain import Model, batch, ids, pair
 from torch import Tensor
@@ -55,6 +56,20 @@ def test_a_store_keeps_every_value_and_what_it_was_made_of():
     both.a.again(watcher=small)
     assert small.kept == {}
     assert small.sources.keys() == store.sources.keys()
+
+
+def test_an_op_that_gives_its_argument_back_was_made_of_what_that_was_before():
+    class Back(Model):
+        def mix(self, hidden: Tensor, **inputs: Any) -> Tensor:
+            return F.dropout((hidden * 2).contiguous(), 0.5, training=False)
+
+    both = session(*pair(Back(), batch(ids()), batch(ids())))
+    store = Store(1 << 20)
+    both.a.again(watcher=store)
+    assert all(max(sources, default=-1) < event for event, sources in store.sources.items())
+    named = {op.name: event for event, (op, _) in store.ops.items()}
+    assert store.sources[named["(model)/contiguous"]] == [named["(model)/mul"]]
+    assert store.sources[named["(model)/dropout"]] == [named["(model)/contiguous"]]
 
 
 def test_a_patch_puts_values_in_their_places():

@@ -357,7 +357,9 @@ class Recorder:
             call = Call(function.rule, func, args, kwargs, outputs, self.label_of, self.labels)
             labels = self._record_write(call, function, visits.ops, nth, answer)
         else:
-            inputs = tensors_in((args, tuple(kwargs.values()))) if self.watcher is not None else []
+            sources: list[int] = []
+            if self.watcher is not None:  # before an output that is an argument, as dropout's, has a new event
+                sources = self._events_of(tensors_in((args, tuple(kwargs.values()))))
             known, rows = self._known, self.trace.rows
             for index, output in enumerate(outputs):
                 view = function.may_view
@@ -378,7 +380,7 @@ class Recorder:
                 rows.append((visits.ops[index], self.call, nth, form, -1, slot))
                 known[id(output)] = (weakref.ref(output), form.mark, row)
                 if self.watcher is not None:
-                    self._saw(row, output, labels[index], inputs)
+                    self._saw(row, output, labels[index], sources)
         return None if self.passive else (visits.ops[0], nth, outputs, labels)
 
     def _record_write(
@@ -399,16 +401,16 @@ class Recorder:
             form = self._form(function, value, held, answer.reason, view=False)
             row = self._append(ops[index], nth, form, value)
             if self.watcher is not None:
-                self._saw(row, value, held, call.tensors())
+                self._saw(row, value, held, self._events_of(call.tensors()))
             self._note_shared(output, label, row)
             self._remember(output, label, row, answer.reason if label is None else "")
         if written is not None and self._fetches:
             labels = [written.alone(self.labels, labels[0])]
         return labels
 
-    def _saw(self, row: int, output: Tensor, label: Label | None, inputs: list[Tensor]) -> None:
+    def _saw(self, row: int, output: Tensor, label: Label | None, sources: list[int]) -> None:
         assert self.watcher is not None
-        self.watcher.saw(self, row, self.true_value(output), label, self._events_of(inputs))
+        self.watcher.saw(self, row, self.true_value(output), label, sources)
 
     def _events_of(self, inputs: list[Tensor]) -> list[int]:
         """The events that hold these tensors' values."""

@@ -871,6 +871,7 @@ def _product(call: Call, x: Tensor, y: Tensor) -> Label | None:
         and lx is not None
         and ly is not None
         and merged.k is None
+        and _one_by_one(x, y)
         and _scores(call, lx, ly)
     ):
         merged = call.labels.make(merged.q, merged.q)  # a single query meets its own, single key
@@ -892,6 +893,11 @@ def _query_key_table(call: Call, x: Label | None, y: Label | None, ndim: int) ->
         return None  # one token a row on both sides: a state and the token that reads it
     q, k = (ids.reshape((1,) * (ndim - ids.ndim) + ids.shape) for ids in (x.q, y.q))
     return call.labels.make(q, k)
+
+
+def _one_by_one(x: Tensor, y: Tensor) -> bool:
+    """Whether x @ y has one row and one column; the rows of a state that one token reads are its features."""
+    return (x.dim() == 1 or x.shape[-2] == 1) and (y.dim() == 1 or y.shape[-1] == 1)
 
 
 def _scores(call: Call, x: Label, y: Label) -> bool:
