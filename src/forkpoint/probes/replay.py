@@ -163,7 +163,7 @@ def _cuda_kernels(taken: Taken) -> tuple[str, ...]:
     _call(taken)  # once, so that libraries are loaded and their set-up is not among the kernels
     torch.cuda.synchronize()
     activities = [torch.profiler.ProfilerActivity.CPU, torch.profiler.ProfilerActivity.CUDA]
-    with torch.profiler.profile(activities=activities) as profile:
+    with torch.profiler.profile(activities=activities, acc_events=True) as profile:
         _call(taken)
         torch.cuda.synchronize()
     events = profile.events() or []
