@@ -358,7 +358,9 @@ class Recorder:
             labels = self._record_write(call, function, visits.ops, nth, answer)
         else:
             sources: list[int] = []
-            if self.watcher is not None:  # before an output that is an argument, as dropout's, has a new event
+            if (
+                self.watcher is not None
+            ):  # before an output that is an argument, as dropout's, has a new event
                 sources = self._events_of(tensors_in((args, tuple(kwargs.values()))))
             known, rows = self._known, self.trace.rows
             for index, output in enumerate(outputs):
