@@ -32,6 +32,11 @@ class ResultGap:
     gap: Gap
     coordinates: int
 
+    @property
+    def result(self) -> str:
+        """The name without the call."""
+        return self.name.split(" (call")[0]
+
 
 @dataclass(frozen=True)
 class ResultComparison:
@@ -119,7 +124,7 @@ def _uncompared(shared: Shared, name: str, a: Results, b: Results, gaps: list[Re
                 found.update(int(n) for n in np.unique(numbers[label.q]) if n > 0)
         return found
 
-    mine = [g for g in gaps if g.name.split(" (call")[0] == name]
+    mine = [g for g in gaps if g.result == name]
     if any(g.pairs.by_sample or (len(g.pairs) and not g.pairs.numbers.any()) for g in mine):
         return 0  # compared whole, or a vector for each sample
     compared: set[int] = set()

@@ -791,3 +791,22 @@ def test_an_einsum_down_to_one_number_belongs_to_all_tokens():
     label = traced.recorder.label_of(traced.output)
     assert label is not None
     assert label.q.shape == ()
+
+
+@pytest.mark.parametrize("rows", [1, 2])
+def test_a_token_that_reads_its_state_is_no_table_of_queries_and_keys(rows):
+    """One token a row, as in a decoding step: only a product of one row and one column is a score."""
+    tokens = weight(rows, 1, 6, seed=1)
+
+    def state(x: Tensor) -> Tensor:
+        return torch.bmm(x[:, 0, :, None] * weight(6, 4), weight(6, 4).mean(0) * x[:, 0, :4, None])
+
+    def scores(x: Tensor) -> Tensor:
+        return torch.bmm(x, x.mT)
+
+    layout = left_padded(rows, 1)
+    for function, is_table in ((state, False), (scores, True)):
+        traced = Traced(function, {"x": tokens}, layout)
+        queries, keys = traced.ids(traced.output)
+        assert np.array_equal(queries, np.broadcast_to(grid(layout).numpy()[..., None], queries.shape))
+        assert (keys is not None) == is_table

@@ -9,13 +9,14 @@ import torch
 import torch.nn.functional as F
 from tests.joined import session
 from tests.plain import Model, batch, ids, pair
-from torch import Tensor
+from torch import Tensor, nn
+from transformers import ViTConfig, ViTModel
 
 from forkpoint.probes.content import ContentProbe, content
 from forkpoint.probes.precision import precision
 
 
-def asked(model: Model, a: Any, b: Any) -> ContentProbe:
+def asked(model: nn.Module, a: Any, b: Any) -> ContentProbe:
     both = session(*pair(model, a, b))
     return content(both, precision(both))
 
@@ -101,3 +102,22 @@ def test_the_run_s_own_inputs_stay_as_they_are():
     before = b["input_ids"].clone()
     asked(LeakingPadding(), batch(ids()), b)
     assert torch.equal(b["input_ids"], before)
+
+
+def test_the_vector_of_another_row_may_change():
+    """ViT's pooled vector comes from a learned token, so that nobody knows whose row it is."""
+    config = ViTConfig(
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=48,
+        image_size=16,
+        patch_size=4,
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = ViTModel(config).eval()
+    images = torch.randn(3, 3, 16, 16, generator=torch.Generator().manual_seed(1))
+    found = asked(model, {"pixel_values": images[:1]}, {"pixel_values": images})
+    assert found.asked
+    assert found.result.outcome == "untouched"

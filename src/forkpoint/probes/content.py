@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -73,5 +73,11 @@ def content(session: Session, exact: Precision | None) -> ContentProbe:
 
 
 def _against(session: Session, run: str, before: Results, after: Results) -> ResultComparison:
-    """Compare two results of one run with each other, at the coordinates that both runs have."""
-    return compare_results(session, before, after, own=run)
+    """Compare two results of one run with each other, at the coordinates that both runs have.
+
+    A result that the two runs can't be compared in (a vector for each row, its rows unknown) tells nothing of
+    a shared token: a batch mate's own vector may change.
+    """
+    both = {gap.result for gap in compare_results(session).gaps}
+    found = compare_results(session, before, after, own=run)
+    return replace(found, gaps=tuple(gap for gap in found.gaps if gap.result in both))
