@@ -29,6 +29,8 @@ def section(name: str, report: Json) -> str:
             parts.append(scaling(over, found))
     if "verdict" in report:
         parts.append(waits(report))
+    if "verdict_cost" in report:
+        parts.append(verdict_cost(report["verdict_cost"]))
     parts.append(f"![{title(report)}]({name}.svg)")
     return "\n\n".join(part for part in parts if part)
 
@@ -147,6 +149,19 @@ def waits(report: Json) -> str:
         said += f" With the scene saved: {seconds(first['scene_seconds'])} and {seconds(second['scene_seconds'])}."
     starts = ", ".join(f"`{name}` {seconds(taken)}" for name, taken in report["start_seconds"].items())
     return f"{said}\n\nA fresh process: {starts}."
+
+
+def verdict_cost(found: Sequence[Json]) -> str:
+    """What a verdict takes, in forward passes."""
+    rows = [
+        ["from the runs to the verdict", *(f"{c['tokens']:,} tokens, padded to {c['padded']:,}" for c in found)],
+        ["---", *["--:"] * len(found)],
+        ["one plain forward pass (mean of the pair)", *(seconds(c["plain_seconds"]) for c in found)],
+        ["all but float64", *(f"{seconds(c['other_seconds'])}, {c['passes']} passes" for c in found)],
+        ["the same in plain forward passes' time", *(f"{c['forward_passes']:.1f}" for c in found)],
+        ["float64", *(f"{seconds(c['float64_seconds'])}, {c['float64_passes']} passes" for c in found)],
+    ]
+    return f"{_table(rows)}\n\nMedians of {found[0]['repetitions']} repetitions."
 
 
 def _table(rows: Sequence[Sequence[str]]) -> str:

@@ -236,7 +236,9 @@ def main() -> None:
 
     if given.verdict:  # before anything else has loaded libraries or compiled kernels
         report["verdict"], report["start_seconds"] = waits.verdict(subject), waits.starts(given.repetitions)
-        print("\nverdict", json.dumps(report["verdict"]), "\nstart", json.dumps(report["start_seconds"]))
+        report["verdict_cost"] = waits.cost(subject, sorted({cases.PAD_TO, *given.tokens}), given.repetitions)
+        for name in ("verdict", "verdict_cost", "start_seconds"):
+            print(f"\n{name}", json.dumps(report[name]))
         keep()
     report["copy_bytes_per_second"] = bandwidth = copy_speed(subject.device)
 

@@ -8,13 +8,18 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Generator, Iterable
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
+from unittest import mock
 
 import torch
 
 import forkpoint as fp
-from cases import PAD_TO, PROMPT, PROMPT_IDS, Subject, pair_of
-from measure import synchronise
+from cases import PAD_TO, PROMPT, PROMPT_IDS, Subject, pair, pair_of
+from forkpoint.session import Traced
+from measure import seconds_of, synchronise
 from results import Json
 
 STARTS = {
@@ -51,6 +56,63 @@ def _verdict(subject: Subject) -> Json:
         "verdict_seconds": judged,
         "scene_seconds": saved if result.first is not None else None,
     }
+
+
+def cost(subject: Subject, lengths: Iterable[int], repetitions: int) -> list[Json]:
+    """What a verdict takes in forward passes of the pair, apart from the passes that are done in float64."""
+    return [_cost(subject, tokens, repetitions) for tokens in lengths]
+
+
+def _cost(subject: Subject, tokens: int, repetitions: int) -> Json:
+    if tokens == PAD_TO:
+        a, b = pair_of(subject.model, torch.tensor([PROMPT_IDS]) % subject.model.config.vocab_size, PAD_TO)  # type: ignore[union-attr, operator]
+    else:
+        a, b = pair(subject.model, tokens)
+    taken: list[dict[str, float]] = []
+    passes = {"native": 0, "float64": 0}
+    fp.compare(a, b)
+    for _ in range(repetitions):
+        plain = seconds_of(lambda: [run.execute() for run in (a, b)], subject.device) / 2
+        with _counted(subject.device) as found:
+            whole = seconds_of(lambda: fp.compare(a, b), subject.device)
+        exact = found["float64_seconds"]
+        taken.append({"plain": plain, "float64": exact, "rest": whole - exact, "ratio": (whole - exact) / plain})
+        passes = {name: int(found[name]) for name in passes}
+    middle = {name: statistics.median(one[name] for one in taken) for name in taken[0]}
+    return {
+        "tokens": a.calls[0]["input_ids"].shape[1],
+        "padded": b.calls[0]["input_ids"].shape[1],
+        "passes": passes["native"],
+        "float64_passes": passes["float64"],
+        "plain_seconds": middle["plain"],
+        "float64_seconds": middle["float64"],
+        "other_seconds": middle["rest"],
+        "forward_passes": middle["ratio"],
+        "repetitions": repetitions,
+    }
+
+
+@contextmanager
+def _counted(device: torch.device) -> Generator[dict[str, float]]:
+    """Counts the passes that are made, and takes the time of those in float64."""
+    found = {"native": 0.0, "float64": 0.0, "float64_seconds": 0.0}
+    again, execute = Traced.again, fp.Run.execute
+
+    def exact_too(self: Traced, *args: Any, **kwargs: Any) -> Any:
+        if kwargs.get("promotion") is None:
+            return again(self, *args, **kwargs)
+        results: list[Any] = []
+        found["float64_seconds"] += seconds_of(lambda: results.append(again(self, *args, **kwargs)), device)
+        found["float64"] += 1
+        found["native"] -= 1
+        return results[0]
+
+    def counted(self: fp.Run, *args: Any, **kwargs: Any) -> Any:
+        found["native"] += 1
+        return execute(self, *args, **kwargs)
+
+    with mock.patch.object(Traced, "again", exact_too), mock.patch.object(fp.Run, "execute", counted):
+        yield found
 
 
 def starts(repetitions: int) -> Json:

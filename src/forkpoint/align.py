@@ -6,6 +6,8 @@ its elements are paired here, one by one, by their coordinates.
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -19,6 +21,7 @@ from forkpoint.match import Shared
 from forkpoint.pairs import Pairs
 
 Ints = NDArray[np.int64]
+Shape = tuple[int, ...]
 
 
 def pair_elements(
@@ -30,12 +33,11 @@ def pair_elements(
             return Pairs.none(
                 f"shape {list(a.shape)} in A, {list(b.shape)} in B, and no token dimension known"
             )
-        every = np.arange(a.numel())
-        return Pairs(every, every, np.zeros(len(every), dtype=np.int64))
+        return Pairs.whole(a.numel())
     if (label_a.k is None) != (label_b.k is None):
         return Pairs.none("attention weights of another form in the other run")
-    keys_a, keys_b = _keys(a, label_a, shared, "a"), _keys(b, label_b, shared, "b")
-    pairs = _pair(keys_a, keys_b, len(shared.names))
+    a_of, b_of = _keys(label_a, shared, "a"), _keys(label_b, shared, "b")
+    pairs = pair_cells(a_of, tuple(a.shape), b_of, tuple(b.shape), len(shared.names))
     if not len(pairs) and label_a.k is None:
         by_sample = _pair_by_sample(a, label_a, b, label_b, shared)
         if by_sample is not None:
@@ -43,20 +45,60 @@ def pair_elements(
     return pairs
 
 
-def _keys(value: Tensor, label: Label, shared: Shared, run: str) -> Ints:
-    """For each element one number that says its coordinate (and its key's); -1 if only this run has it."""
+def _keys(label: Label, shared: Shared, run: str) -> Ints:
+    """For each cell of a label one number that says its coordinate (and its key's); -1 if only this run has it.
+
+    It is compressed as the label is: of size 1 in the dimensions that it does not depend on.
+    """
     numbers = shared.a if run == "a" else shared.b
-    shape = tuple(value.shape)
-    query = spread(numbers[label.q], shape).reshape(-1)
+    query = numbers[label.q]
     if label.k is None:
         return query
-    key = spread(numbers[label.k], shape).reshape(-1)
+    key = numbers[label.k]
     samples = shared.samples
     mine = (query >= 0) & (key >= 0) & (samples[query] == samples[key])
     return np.where(mine, query * len(shared.names) + key, -1)
 
 
-def _pair(keys_a: Ints, keys_b: Ints, names: int) -> Pairs:
+def pair_cells(a_of: Ints, shape_a: Shape, b_of: Ints, shape_b: Shape, names: int) -> Pairs:
+    """Pair the elements of two values by the keys of their cells: in ascending order of keys, then of elements."""
+    pairs = _cell_by_cell(a_of, shape_a, b_of, shape_b, names)
+    if pairs is None:
+        return pair_flat(spread(a_of, shape_a).reshape(-1), spread(b_of, shape_b).reshape(-1), names)
+    return pairs
+
+
+def _cell_by_cell(a_of: Ints, shape_a: Shape, b_of: Ints, shape_b: Shape, names: int) -> Pairs | None:
+    """As `pair_flat`, a cell at a time; None where a key that both have comes in several cells."""
+    cells_a, inner_a = _offsets(a_of.shape, shape_a)
+    cells_b, inner_b = _offsets(b_of.shape, shape_b)
+    common, in_a, in_b = np.intersect1d(a_of, b_of, return_indices=True)
+    known = common >= 0
+    common, in_a, in_b = common[known], in_a[known], in_b[known]
+    if not len(common):
+        return Pairs.none("the runs share no coordinate of it")
+    if any(np.isin(keys, common).sum() > len(common) for keys in (a_of, b_of)):
+        return None
+    if len(inner_a) != len(inner_b):
+        return Pairs.none("other sizes a coordinate")
+    coordinates = _coordinates(common, names)
+    return Pairs(cells_a[in_a], cells_b[in_b], coordinates, inner_a=inner_a, inner_b=inner_b)
+
+
+def _offsets(cells: Shape, shape: Shape) -> tuple[Ints, Ints]:
+    """Flat indices of the first element of each cell, and of a cell's elements from there; both ascending."""
+    first, inner = np.zeros(1, dtype=np.int64), np.zeros(1, dtype=np.int64)
+    for d, size in enumerate(shape):
+        steps = math.prod(shape[d + 1 :]) * np.arange(size, dtype=np.int64)
+        if cells[d] == 1:
+            inner = (inner[:, None] + steps).reshape(-1)
+        else:
+            first = (first[:, None] + steps).reshape(-1)
+    return first, inner
+
+
+def pair_flat(keys_a: Ints, keys_b: Ints, names: int) -> Pairs:
+    """Pair elements by one key for each, in the order in which they come; negative keys have no partner."""
     order_a, order_b = np.argsort(keys_a, kind="stable"), np.argsort(keys_b, kind="stable")
     sorted_a, sorted_b = keys_a[order_a], keys_b[order_b]
     unique_a, count_a = np.unique(sorted_a, return_counts=True)
@@ -69,8 +111,12 @@ def _pair(keys_a: Ints, keys_b: Ints, names: int) -> Pairs:
         return Pairs.none(
             "the runs share no coordinate of it" if not (common >= 0).any() else "other sizes a coordinate"
         )
-    numbers = sorted_a[keep_a]
-    return Pairs(index_a, index_b, numbers if numbers.max(initial=0) < names else numbers // names)
+    return Pairs(index_a, index_b, _coordinates(sorted_a[keep_a], names))
+
+
+def _coordinates(keys: Ints, names: int) -> Ints:
+    """The shared numbers of keys that may have a second one, the attention key's, in them."""
+    return keys if keys.max(initial=0) < names else keys // names
 
 
 def _pair_by_sample(a: Tensor, label_a: Label, b: Tensor, label_b: Label, shared: Shared) -> Pairs | None:
@@ -80,9 +126,7 @@ def _pair_by_sample(a: Tensor, label_a: Label, b: Tensor, label_b: Label, shared
         used = rows[rows >= 0]
         if len(np.unique(used)) != len(np.unique(label.q[rows >= 0])):
             return None
-    pairs = _pair(
-        spread(rows_a, tuple(a.shape)).reshape(-1), spread(rows_b, tuple(b.shape)).reshape(-1), 1 << 40
-    )
+    pairs = pair_cells(rows_a, tuple(a.shape), rows_b, tuple(b.shape), 1 << 40)
     return replace(pairs, by_sample=True) if len(pairs) else None
 
 
@@ -98,7 +142,8 @@ class Gap:
         first: index into the pairs of the first that differs, by token and then by element of A; -1 for none.
         max_abs: largest absolute difference; infinite where one alone is NaN or infinite.
         max_rel: `max_abs` over the largest finite magnitude in A.
-        per_number: [(number, largest absolute difference)].
+        largest: [cells of the pairs], float64, largest absolute difference in each.
+        nan_in_one: whether an element is NaN in one alone.
     """
 
     differing: int
@@ -106,44 +151,112 @@ class Gap:
     first: int
     max_abs: float
     max_rel: float
-    absolute: NDArray[np.float64]
+    largest: NDArray[np.float64]
+    nan_in_one: bool = False
 
 
 _MASKED = 1e30
 """Magnitudes from here on are masks (the least number of a dtype), not values to measure a gap by."""
+_CHUNK = {"cpu": 1 << 18, "cuda": 1 << 26}
+"""Elements that are compared at a time: as many as a processor's cache holds, or as a GPU has memory to spare."""
 
 
 def gap(a: Tensor, b: Tensor, pairs: Pairs) -> Gap:
     """Compare paired elements by value: NaN equals NaN, and -0.0 equals 0.0."""
-    left, right = _flat(a, pairs.a), _flat(b, pairs.b)
-    if left.dtype.is_complex or right.dtype.is_complex:
-        difference = (left.to(torch.complex128) - right.to(torch.complex128)).abs()
+    largest = np.zeros(len(pairs.first_a))
+    differing, nan, first = 0, False, _First(pairs)
+    for start, left, right in rows(a, b, pairs):
+        if left.dtype == right.dtype and torch.equal(left, right):
+            continue
+        same, difference = _compare(left, right)
+        wrong = (~same).sum(1)
+        differing += int(wrong.sum())
+        nan = nan or (left.is_floating_point() and bool((left.isnan() != right.isnan()).any()))
+        largest[start : start + len(left)] = difference.amax(1).cpu().numpy()
+        first.among(start, np.flatnonzero(wrong.cpu().numpy()), same)
+    most = float(largest.max(initial=0.0))
+    scale = 0.0
+    if most:
+        scale = max(_scale(left) for _, left, _ in rows(a, b, pairs))
+    relative = most / scale if scale > 0 else (0.0 if most == 0 else float("inf"))
+    return Gap(differing, len(pairs), first.pair, most, relative, largest, nan)
+
+
+def rows(a: Tensor, b: Tensor, pairs: Pairs) -> Iterator[tuple[int, Tensor, Tensor]]:
+    """The paired elements in chunks: index of the first cell, then A's and B's as [cells, elements of a cell].
+
+    They are views where they can be, and on the device of the values if it is one.
+    """
+    device = a.device if a.device == b.device and a.device.type in _CHUNK else torch.device("cpu")
+    rows_a = _Rows(a, device, pairs.first_a, pairs.inner_a)
+    rows_b = _Rows(b, device, pairs.first_b, pairs.inner_b)
+    step = max(_CHUNK[device.type] // max(len(pairs.inner_a), 1), 1)
+    for start in range(0, len(pairs.first_a) if len(pairs) else 0, step):
+        yield start, rows_a[start : start + step], rows_b[start : start + step]
+
+
+class _First:
+    """Finds the first pair that differs: of the first token, and of its elements the first of A."""
+
+    def __init__(self, pairs: Pairs) -> None:
+        self.pairs, self.pair = pairs, -1
+        self._found: tuple[int, int] | None = None
+
+    def among(self, start: int, cells: Ints, same: Tensor) -> None:
+        """Look at the cells of a chunk that have a difference; the chunk begins with the cell `start`."""
+        if not len(cells):
+            return
+        coordinates = self.pairs.coordinates[start + cells]
+        cells = cells[coordinates == coordinates.min()]
+        places = same[torch.from_numpy(cells).to(same.device)].to(torch.uint8).argmin(1).cpu().numpy()
+        elements = self.pairs.first_a[start + cells] + self.pairs.inner_a[places]
+        best = int(elements.argmin())
+        found = int(coordinates.min()), int(elements[best])
+        if self._found is None or found < self._found:
+            self._found = found
+            self.pair = int(start + cells[best]) * len(self.pairs.inner_a) + int(places[best])
+
+
+class _Rows:
+    """The elements of each cell of a value as a row, [cells, elements of a cell]; a view where they lie so."""
+
+    def __init__(self, value: Tensor, device: torch.device, first: Ints, inner: Ints) -> None:
+        self.flat = value.detach().to(device).reshape(-1)
+        self.first, self.inner = first, inner
+        self.dense = len(inner) > 0 and int(inner[-1]) == len(inner) - 1
+
+    def __getitem__(self, cells: slice) -> Tensor:
+        first, width = self.first[cells], len(self.inner)
+        if self.dense and len(first) and (np.diff(first) == width).all():
+            start = int(first[0])
+            return self.flat[start : start + width * len(first)].view(-1, width)
+        index = torch.from_numpy(first[:, None] + self.inner).to(self.flat.device)
+        return self.flat[index]
+
+
+def _compare(left: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:
+    """Which elements are the same, and how far apart they are in float64."""
+    if left.is_complex() or right.is_complex():
         same = (left == right) | (torch.isnan(left) & torch.isnan(right))
-        magnitude = left.abs().double()
-    elif left.dtype.is_floating_point or right.dtype.is_floating_point:
+        difference = (left.to(torch.complex128) - right.to(torch.complex128)).abs()
+    elif left.is_floating_point() or right.is_floating_point():
         left, right = left.double(), right.double()
         same = (left == right) | (torch.isnan(left) & torch.isnan(right))
-        difference, magnitude = (left - right).abs(), left.abs()
+        difference = (left - right).abs_()
     else:
         same = left == right
-        difference = (left.double() - right.double()).abs()
-        magnitude = left.abs().double() if left.dtype != torch.bool else left.double()
-    difference = torch.where(same, 0.0, torch.nan_to_num(difference, nan=float("inf"), posinf=float("inf")))
-    wrong = (~same).numpy()
-    places = np.flatnonzero(wrong)
-    # The first token that differs, and within it the first element; numbers follow the order of the tokens.
-    order = np.lexsort((pairs.a[places], pairs.numbers[places]))
-    first = int(places[order[0]]) if len(places) else -1
-    absolute = difference.numpy()
-    largest = float(absolute.max(initial=0.0))
+        difference = (left.double() - right.double()).abs_()
+    difference = difference.nan_to_num_(nan=float("inf"), posinf=float("inf"))
+    return same, difference.masked_fill_(same, 0.0)
+
+
+def _scale(values: Tensor) -> float:
+    """The largest finite magnitude that is no mask."""
+    if values.dtype == torch.bool:
+        return float(values.any())
+    magnitude = values.abs().double()
     finite = magnitude[magnitude < _MASKED]
-    scale = float(finite.max()) if finite.numel() else 0.0
-    relative = largest / scale if scale > 0 else (0.0 if largest == 0 else float("inf"))
-    return Gap(int(wrong.sum()), len(pairs), first, largest, relative, absolute)
-
-
-def _flat(value: Tensor, index: Ints) -> Tensor:
-    return value.detach().cpu().reshape(-1)[torch.from_numpy(np.ascontiguousarray(index))]
+    return float(finite.max()) if finite.numel() else 0.0
 
 
 def ulps(a: float, b: float, dtype_a: torch.dtype, dtype_b: torch.dtype) -> float | None:

@@ -61,9 +61,11 @@ def compare(
     shared = Shared(traced_a.trace.table, traced_b.trace.table, pairing)
     session = Session(traced_a, traced_b, shared, Join(traced_a.trace, traced_b.trace, shared))
     tokens = _token_texts(a, tokenizer)
-    located = locate(session, tokens)
     compared = compare_results(session)
-    return _assemble(session, located, compared, tokens, probes, notes)
+    layers = drift.LayerOutputs(session)
+    located = locate(session, tokens, ((), ()) if compared.identical else layers.fetches)
+    judged = judge(session, compared, located, tokens) if probes else Judgement(without_probes(compared))
+    return _assemble(session, located, compared, layers, judged, notes)
 
 
 def _token_texts(run: Run, tokenizer: Any) -> Tokens:
@@ -82,10 +84,9 @@ def _token_texts(run: Run, tokenizer: Any) -> Tokens:
 
 
 def _assemble(
-    session: Session, located: Located | None, compared: ResultComparison, tokens: Tokens, probes: bool,
-    notes: Sequence[str],
+    session: Session, located: Located | None, compared: ResultComparison, layers: drift.LayerOutputs,
+    judged: Judgement, notes: Sequence[str],
 ) -> Result:  # fmt: skip
-    judged = judge(session, compared, located, tokens) if probes else Judgement(without_probes(compared))
     rows = sorted(session.join.rows, key=lambda r: (r.status == "only in b", r.order))
     ops = tuple(_op_row(row) for row in rows)
     integers = [r for r in rows if r.difference is not None and not r.floating and not r.op.is_boundary]
@@ -99,7 +100,7 @@ def _assemble(
         impact=impact.measure(session, compared),
         ops=ops,
         not_compared=_not_compared(rows, compared),
-        drift=drift.measure(session, compared) if not compared.identical else (),
+        drift=drift.measure(session, compared, layers) if not compared.identical else (),
         replaced_modules=replaced_modules(session.b.run.modules) or replaced_modules(session.a.run.modules),
         first_integer=_op_row(first_integer) if first_integer is not None else None,
         notes=(*notes, *_pairing_notes(session)),

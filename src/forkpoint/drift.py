@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
 from torch import Tensor, nn
 
@@ -13,7 +11,9 @@ from forkpoint.capture.recorder import Fetch, Taken
 from forkpoint.impact import ResultComparison, ResultGap
 from forkpoint.pairs import Pairs
 from forkpoint.result import LayerDrift
-from forkpoint.session import Session, Traced
+from forkpoint.session import Session
+
+Outputs = dict[str, list[tuple[Tensor, Label | None]]]
 
 
 def layer_paths(model: nn.Module | None) -> list[str]:
@@ -31,25 +31,47 @@ def layer_paths(model: nn.Module | None) -> list[str]:
     return paths
 
 
-def layer_outputs(traced: Traced, paths: Sequence[str]) -> dict[str, list[tuple[Tensor, Label | None]]]:
-    """The first output of each module, for every call, on the host."""
-    found: dict[str, list[tuple[Tensor, Label | None]]] = {}
+class LayerOutputs:
+    """The first output of every layer of both runs, for every call, on the host.
 
-    def keep(taken: Taken) -> None:
-        found.setdefault(taken.op.module, []).append((taken.outputs[0].cpu(), taken.output_labels[0]))
+    They are gathered by whatever second pass is made, so that they need none of their own.
 
-    traced.again([Fetch((path, "output", "?"), None, None, keep, output=0) for path in paths])
-    return found
+    Attributes:
+        fetches: what a second pass of run A, and one of run B, has to keep; each is to be made once.
+        of: for each run, outputs and their labels by the layer's path.
+    """
+
+    def __init__(self, session: Session) -> None:
+        self.paths = layer_paths(session.a.run.modules)
+        self.of: tuple[Outputs, Outputs] = ({}, {})
+        self.fetches = (self._fetches(self.of[0]), self._fetches(self.of[1]))
+
+    def _fetches(self, found: Outputs) -> list[Fetch]:
+        def keep(taken: Taken) -> None:
+            found.setdefault(taken.op.module, []).append((taken.outputs[0].cpu(), taken.output_labels[0]))
+
+        return [Fetch((path, "output", "?"), None, None, keep, output=0) for path in self.paths]
+
+    def gather(self, session: Session) -> None:
+        """Make a second pass for them, if none was made."""
+        for traced, found, fetches in zip((session.a, session.b), self.of, self.fetches, strict=True):
+            if fetches and not found:
+                traced.again(fetches)
 
 
-def measure(session: Session, compared: ResultComparison) -> tuple[LayerDrift, ...]:
-    """The gap of each layer's output, and of each floating-point result after them."""
-    paths = layer_paths(session.a.run.modules)
-    outputs_a = layer_outputs(session.a, paths) if paths else {}
-    outputs_b = layer_outputs(session.b, paths) if paths else {}
+def measure(
+    session: Session, compared: ResultComparison, outputs: LayerOutputs | None = None
+) -> tuple[LayerDrift, ...]:
+    """The gap of each layer's output, and of each floating-point result after them.
+
+    Args:
+        outputs: those that a second pass has gathered already; without, one is made.
+    """
+    outputs = outputs or LayerOutputs(session)
+    outputs.gather(session)
     rows: list[LayerDrift] = []
-    for path in paths:
-        passes_a, passes_b = outputs_a.get(path, []), outputs_b.get(path, [])
+    for path in outputs.paths:
+        passes_a, passes_b = (found.get(path, []) for found in outputs.of)
         one_to_one = len(passes_a) == len(passes_b)
         parts: list[tuple[Tensor, Tensor, Pairs]] = []
         for i, (a, label_a) in enumerate(passes_a):
@@ -75,10 +97,9 @@ def _row(session: Session, name: str, parts: list[tuple[Tensor, Tensor, Pairs]])
     for a, b, pairs in parts:
         found = gap(a, b, pairs)
         largest, relative = max(largest, found.max_abs), max(relative, found.max_rel)
-        order = np.argsort(pairs.numbers, kind="stable")
-        _, starts = np.unique(pairs.numbers[order], return_index=True)
-        largest_each = np.maximum.reduceat(found.absolute[order], starts)
-        for at, value in zip(order[starts].tolist(), largest_each.tolist(), strict=True):
+        largest_each = np.maximum.reduceat(found.largest[pairs.order], pairs.starts)
+        cells = pairs.order[pairs.starts] * len(pairs.inner_a)
+        for at, value in zip(cells.tolist(), largest_each.tolist(), strict=True):
             place = session.shared.place(pairs, at)
             per_place[place] = max(per_place.get(place, 0.0), value)
     names = session.a.run.layout.name

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from forkpoint.align import Gap, gap, pair_elements
+from forkpoint.align import Gap, gap, pair_elements, rows
 from forkpoint.match import Shared
 from forkpoint.pairs import Pairs
 from forkpoint.result import Impact, NearTie
@@ -99,7 +100,7 @@ def compare_results(
                 found = True
                 several = len(results_a) > 1 or len(results_b) > 1
                 title = f"{name} (call {index_a} and {index_b})" if several else name
-                count = len(np.unique(pairs.numbers))
+                count = len(pairs.distinct)
                 gaps.append(ResultGap(title, value_a, value_b, pairs, gap(value_a, value_b, pairs), count))
         if not found:
             left_out.append((name, reason))
@@ -125,11 +126,11 @@ def _uncompared(shared: Shared, name: str, a: Results, b: Results, gaps: list[Re
         return found
 
     mine = [g for g in gaps if g.result == name]
-    if any(g.pairs.by_sample or (len(g.pairs) and not g.pairs.numbers.any()) for g in mine):
+    if any(g.pairs.by_sample or (len(g.pairs) and not g.pairs.coordinates.any()) for g in mine):
         return 0  # compared whole, or a vector for each sample
     compared: set[int] = set()
     for result in mine:
-        compared.update(np.unique(result.pairs.numbers).tolist())
+        compared.update(result.pairs.distinct.tolist())
     return len((tokens(a, shared.a) & tokens(b, shared.b)) - compared)
 
 
@@ -168,33 +169,34 @@ def _of_logits(session: Session, logits: list[ResultGap], vocabulary: int, worst
     losses_b: list[float] = []
     kl, flips, tokens = 0.0, [], 0
     for result in logits:
-        rows_a, rows_b, numbers = _rows(result, vocabulary)
-        tokens += len(numbers)
-        log_a, log_b = torch.log_softmax(rows_a, -1), torch.log_softmax(rows_b, -1)
-        finite = torch.isfinite(log_a) & torch.isfinite(log_b)
-        terms = torch.where(finite, log_a.exp() * (log_a - log_b), 0.0)
-        if len(numbers):
-            kl = max(kl, float(terms.sum(-1).max()))
-        top_a, top_b = rows_a.argmax(-1), rows_b.argmax(-1)
-        for row in torch.nonzero(top_a != top_b).reshape(-1).tolist():
-            sample, position = session.shared.place(result.pairs, int(numbers[row]))
-            x, y = int(top_a[row]), int(top_b[row])
-            name = None if sample is None else session.a.run.layout.name(sample)
-            flips.append(
-                NearTie(
-                    name, position if position is not None else -1, x, y,
-                    float(rows_a[row, x] - rows_a[row, y]), float(rows_b[row, y] - rows_b[row, x]),
-                )
-            )  # fmt: skip
-        for row, at in enumerate(numbers.tolist()):
-            sample, position = session.shared.place(result.pairs, at)
-            if sample is None or position is None:
-                continue
-            target_a = ids_a.get((sample, position + 1))
-            target_b = ids_b.get((to_b.get(sample, -1), position + 1))
-            if target_a is not None and target_b is not None:
-                losses_a.append(-float(log_a[row, target_a]))
-                losses_b.append(-float(log_b[row, target_b]))
+        pairs = result.pairs
+        for start, rows_a, rows_b in _rows(result, vocabulary):
+            log_a, log_b = torch.log_softmax(rows_a, -1), torch.log_softmax(rows_b, -1)
+            tokens += len(log_a)
+            kl = max(kl, float(_divergence(log_a, log_b).max()))
+            top_a, top_b = rows_a.argmax(-1), rows_b.argmax(-1)
+            places = [session.shared.place(pairs, start + i * vocabulary) for i in range(len(log_a))]
+            for row in torch.nonzero(top_a != top_b).reshape(-1).tolist():
+                sample, position = places[row]
+                x, y = int(top_a[row]), int(top_b[row])
+                name = None if sample is None else session.a.run.layout.name(sample)
+                flips.append(
+                    NearTie(
+                        name, position if position is not None else -1, x, y,
+                        float(rows_a[row, x] - rows_a[row, y]), float(rows_b[row, y] - rows_b[row, x]),
+                    )
+                )  # fmt: skip
+            targets: list[tuple[int, int, int]] = []
+            for row, (sample, position) in enumerate(places):
+                if sample is not None and position is not None:
+                    target_a = ids_a.get((sample, position + 1))
+                    target_b = ids_b.get((to_b.get(sample, -1), position + 1))
+                    if target_a is not None and target_b is not None:
+                        targets.append((row, target_a, target_b))
+            if targets:
+                at, of_a, of_b = torch.tensor(targets, device=log_a.device).unbind(1)
+                losses_a += (-log_a[at, of_a]).tolist()
+                losses_b += (-log_b[at, of_b]).tolist()
     loss_a = float(np.mean(losses_a)) if losses_a else None
     loss_b = float(np.mean(losses_b)) if losses_b else None
     return Impact(
@@ -203,8 +205,15 @@ def _of_logits(session: Session, logits: list[ResultGap], vocabulary: int, worst
     )  # fmt: skip
 
 
-def _rows(result: ResultGap, vocabulary: int) -> tuple[Tensor, Tensor, np.ndarray]:
-    """The logits at shared coordinates, in float64, a row for each, and the pair that each row begins at."""
-    a = result.a.detach().cpu().reshape(-1)[torch.from_numpy(result.pairs.a)].double().reshape(-1, vocabulary)
-    b = result.b.detach().cpu().reshape(-1)[torch.from_numpy(result.pairs.b)].double().reshape(-1, vocabulary)
-    return a, b, np.arange(0, len(result.pairs), vocabulary)
+def _rows(result: ResultGap, vocabulary: int) -> Iterator[tuple[int, Tensor, Tensor]]:
+    """The logits at shared coordinates, in float64, a row for each: in chunks, with the index of the first pair."""
+    pairs = result.pairs
+    for start, a, b in rows(result.a, result.b, pairs):
+        begin = start * len(pairs.inner_a)
+        yield begin, a.double().reshape(-1, vocabulary), b.double().reshape(-1, vocabulary)
+
+
+def _divergence(log_a: Tensor, log_b: Tensor) -> Tensor:
+    """[rows], KL divergence of two distributions in nats."""
+    terms = log_a.exp() * (log_a - log_b)
+    return torch.where(torch.isfinite(log_a) & torch.isfinite(log_b), terms, 0.0).sum(-1)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import linecache
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -45,10 +45,16 @@ def differing_rows(session: Session) -> list[Joined]:
     )
 
 
-def locate(session: Session, tokens: Tokens) -> Located | None:
+def locate(
+    session: Session, tokens: Tokens, beside: tuple[Sequence[Fetch], Sequence[Fetch]] = ((), ())
+) -> Located | None:
     """Find the first op whose values differ, fetch them, and say where and by how much.
 
-    None where every value that could be compared is equal.
+    Args:
+        beside: what else the second pass of each run is to keep, if one is made.
+
+    Returns:
+        None where every value that could be compared is equal.
     """
     rows = differing_rows(session)
     done = 0
@@ -56,8 +62,9 @@ def locate(session: Session, tokens: Tokens) -> Located | None:
         # The first is nearly always it; only values of two dtypes, or -0.0 against 0.0, can be equal after all.
         wanted = rows[done : done + (1 if done == 0 and _one_dtype(rows[0]) else CANDIDATES)]
         done += len(wanted)
-        taken_a = fetch(session.a, [(r, _difference(r).event_a) for r in wanted])
-        taken_b = fetch(session.b, [(r, _difference(r).event_b) for r in wanted])
+        taken_a = fetch(session.a, [(r, _difference(r).event_a) for r in wanted], beside[0])
+        taken_b = fetch(session.b, [(r, _difference(r).event_b) for r in wanted], beside[1])
+        beside = ((), ())
         for row, a, b in zip(wanted, taken_a, taken_b, strict=True):
             if (
                 a is not None
@@ -77,10 +84,12 @@ def _difference(row: Joined) -> Difference:
     return row.difference
 
 
-def fetch(traced: Traced, wanted: list[tuple[Joined, int]]) -> list[Taken | None]:
+def fetch(
+    traced: Traced, wanted: list[tuple[Joined, int]], beside: Sequence[Fetch] = ()
+) -> list[Taken | None]:
     """Run again and keep the calls that made the given events; None for one that did not come again."""
     found: list[Taken | None] = [None] * len(wanted)
-    fetches: list[Fetch] = []
+    fetches = list(beside)
     for place, (_, index) in enumerate(wanted):
         event = traced.trace.events[index]
         op = traced.trace.ops[event.op]
@@ -128,7 +137,7 @@ def describe_values(
     found = gap(value_a, value_b, pairs)
     if not found.differing:
         return None
-    at_a, at_b = int(pairs.a[found.first]), int(pairs.b[found.first])
+    at_a, at_b = pairs.at(found.first)
     labelled = label_a is not None and label_b is not None
     sample, position = session.shared.place(pairs, found.first) if labelled else known
     shape = tuple(value_a.shape)

@@ -124,7 +124,7 @@ class Shared:
 
     def place(self, pairs: Pairs, index: int) -> tuple[int | None, int | None]:
         """(sample of run A, position) of one pair of elements."""
-        number = int(pairs.numbers[index])
+        number = pairs.coordinate_of(index)
         return (number, None) if pairs.by_sample else self.coordinate(number)
 
     def coordinate(self, number: int) -> tuple[int | None, int | None]:
@@ -354,13 +354,15 @@ class Join:
         if not len(numbers):
             self._compare_samples(a, b, count)
             return
-        widths_a, widths_b = _widths(held_a)[index_a], _widths(held_b)[index_b]
-        if (widths_a != widths_b).any():
+        one_width = isinstance(held_a.width, int) and isinstance(held_b.width, int)
+        if not one_width or held_a.width != held_b.width:
+            widths_a, widths_b = _widths(held_a)[index_a], _widths(held_b)[index_b]
             fits = widths_a == widths_b
-            at = int(np.argmin(fits))
-            sizes = f"{widths_a[at]} elements a coordinate in A, {widths_b[at]} in B"
-            count.skip(int(np.count_nonzero(~fits)), sizes)
-            index_a, index_b, numbers = index_a[fits], index_b[fits], numbers[fits]
+            if not fits.all():
+                at = int(np.argmin(fits))
+                sizes = f"{widths_a[at]} elements a coordinate in A, {widths_b[at]} in B"
+                count.skip(int(np.count_nonzero(~fits)), sizes)
+                index_a, index_b, numbers = index_a[fits], index_b[fits], numbers[fits]
         wrong = held_a.digests[index_a] != held_b.digests[index_b]
         count.compared += len(numbers)
         found = int(np.count_nonzero(wrong))

@@ -137,7 +137,7 @@ class Case:
             if result.name.split(" ")[0] == "loss":
                 continue
             _, position = names.place(result.pairs, 0)
-            counts = len(set(result.pairs.numbers.tolist()))
+            counts = len(result.pairs.distinct)
             samples = max(len(self.session.pairing.pairs), 1)
             return position is None or counts <= samples < self._tokens
         return False
@@ -280,14 +280,7 @@ def _nan(case: Case) -> Mechanism | None:
 
 def nan_in_one(compared: ResultComparison) -> bool:
     """Whether a result is NaN, at a shared coordinate, in one run alone."""
-    for result in compared.gaps:
-        if result.a.dtype.is_floating_point and result.gap.differing:
-            a, b = result.a.reshape(-1).cpu(), result.b.reshape(-1).cpu()
-            nan_a = torch.isnan(a[torch.from_numpy(result.pairs.a)])
-            nan_b = torch.isnan(b[torch.from_numpy(result.pairs.b)])
-            if bool((nan_a != nan_b).any()):
-                return True
-    return False
+    return any(result.gap.nan_in_one for result in compared.gaps)
 
 
 def _int8_outliers(case: Case) -> Mechanism | None:

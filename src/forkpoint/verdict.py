@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from forkpoint.impact import ResultComparison, compare_results
+from forkpoint.impact import ResultComparison
 from forkpoint.locate import Located, Tokens, describe_values, fetch_op
 from forkpoint.mechanisms import ROUNDING_ADVICE, Case, Mechanism, nan_in_one, recognise
 from forkpoint.probes.content import ContentProbe, content
@@ -81,11 +81,11 @@ def judge(session: Session, compared: ResultComparison, located: Located | None,
     exact = precision(session, given.rounded)
     evidence.append(exact.result)
     if exact.vanishes and nan_in_one(compared):
-        return _semantic(session, exact, None, given, evidence, tokens)
-    other = content(session, exact)
+        return _semantic(session, exact, None, given, compared, evidence, tokens)
+    other = content(session, exact, compared)
     evidence.append(other.result)
     if (not exact.vanishes and not exact.refused) or other.leaks:
-        return _semantic(session, exact, other, given, evidence, tokens)
+        return _semantic(session, exact, other, given, compared, evidence, tokens)
     alone = replay(located) if located is not None else None
     if alone is not None:
         evidence.append(alone.result)
@@ -108,13 +108,12 @@ def _inputs_verdict(given: Inputs, evidence: list[ProbeResult]) -> Verdict:
 
 
 def _semantic(
-    session: Session, exact: Precision, other: ContentProbe | None, given: Inputs, evidence: list[ProbeResult],
-    tokens: Tokens,
+    session: Session, exact: Precision, other: ContentProbe | None, given: Inputs, compared: ResultComparison,
+    evidence: list[ProbeResult], tokens: Tokens,
 ) -> Judgement:  # fmt: skip
     found = origin(session, exact, given.rounded) if not exact.vanishes else None
     if found is not None:
         evidence.append(found.result)
-    compared = compare_results(session)
     mechanism = recognise(Case(session, exact.compared if not exact.vanishes else compared, other, found))
     summary = f"the runs differ in exact arithmetic: {mechanism.summary}"
     verdict = Verdict(

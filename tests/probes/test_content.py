@@ -12,13 +12,14 @@ from tests.plain import Model, batch, ids, pair
 from torch import Tensor, nn
 from transformers import ViTConfig, ViTModel
 
+from forkpoint.impact import compare_results
 from forkpoint.probes.content import ContentProbe, content
 from forkpoint.probes.precision import precision
 
 
 def asked(model: nn.Module, a: Any, b: Any) -> ContentProbe:
     both = session(*pair(model, a, b))
-    return content(both, precision(both))
+    return content(both, precision(both), compare_results(both))
 
 
 def attention(hidden: Tensor, attention_mask: Tensor, fill: float) -> Tensor:
@@ -94,7 +95,7 @@ def test_float_inputs_are_replaced_too():
     x = torch.randn(1, 3, 7)
     padded, mask = F.pad(x, (0, 0, 0, 2)), torch.tensor([[1, 1, 1, 0, 0]])
     both = session(Run(Floats(), {"x": x}), Run(Floats(), {"x": padded}, layout=Layout.from_mask(mask)))
-    assert content(both, precision(both)).leaks
+    assert content(both, precision(both), compare_results(both)).leaks
 
 
 def test_the_run_s_own_inputs_stay_as_they_are():

@@ -59,9 +59,29 @@ def test_another_function_remains_though_it_hides_in_float32(by):
     assert found.gap > NOISE_MARGIN * found.noise["logits"]
 
 
+@pytest.fixture
+def no_measure(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise AssertionError("noise was measured")
+
+    monkeypatch.setattr("forkpoint.probes.precision.measure_noise", refuse)
+
+
+@pytest.mark.usefixtures("no_measure")
+def test_the_rounding_of_the_result_alone_needs_no_measure():
+    model = Summed()
+    other = twin(model)
+    other.by = 4 * 2.0**-52
+    found = asked(model, other)
+    assert found.vanishes
+    assert found.gap > 0
+    assert "units in the last place of the largest value" in found.result.text
+
+
+@pytest.mark.usefixtures("no_measure")
 def test_the_same_function_leaves_nothing_and_needs_no_measure():
     found = asked(Summed(), Summed())
-    assert (found.vanishes, found.gap, found.noise) == (True, 0, {})
+    assert (found.vanishes, found.gap) == (True, 0)
     assert found.result.text == "in float64 the results are the same, bit for bit"
 
 

@@ -82,6 +82,12 @@ class CoordinateTable:
             known = self._arrays[name] = np.asarray(values, dtype=np.int64)
         return known
 
+    @property
+    def columns(self) -> Ids:
+        """Ids of all columns of all calls' inputs."""
+        grids = [grid.reshape(-1) for slots in self._slots for grid in slots.values()]
+        return np.concatenate(grids) if grids else np.zeros(0, dtype=np.int32)
+
     def slots(self, call: int, stream: str) -> Ids | None:
         """Ids of a call's columns, in the shape of the layout's coordinates."""
         return self._slots[call].get(stream) if call < len(self._slots) else None

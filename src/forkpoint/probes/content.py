@@ -30,7 +30,7 @@ class ContentProbe:
     result: ProbeResult
 
 
-def content(session: Session, exact: Precision | None) -> ContentProbe:
+def content(session: Session, exact: Precision | None, compared: ResultComparison) -> ContentProbe:
     """Replace what the other run lacks, and look for one changed bit at a shared coordinate.
 
     A changed bit alone is not a leak where content steers the size of a matrix product (routing to
@@ -40,13 +40,15 @@ def content(session: Session, exact: Precision | None) -> ContentProbe:
     asked = False
     for name, traced, numbers in (("b", session.b, session.shared.b), ("a", session.a, session.shared.a)):
         keep = np.asarray(numbers >= 0)
+        if keep[traced.trace.table.columns].all():
+            continue
         watcher = OtherContent(keep)
         if exact is None or exact.vanishes:
             results = traced.again(watcher=watcher)
             if not watcher.replaced:
                 continue
             asked = True
-            if _against(session, name, traced.results, results).identical:
+            if _against(session, compared, name, traced.results, results).identical:
                 continue
         changed = True
         if exact is None:
@@ -57,7 +59,7 @@ def content(session: Session, exact: Precision | None) -> ContentProbe:
             changed = False
             continue
         asked = True
-        in_float64 = _against(session, name, exact.b if name == "b" else exact.a, moved)
+        in_float64 = _against(session, compared, name, exact.b if name == "b" else exact.a, moved)
         if exact.beyond_noise(in_float64) > 1:
             gap = in_float64.max_abs
             text = f"other content where the other run has none changes the result of run {name.upper()} by {gap:.2g}, in float64 too"
@@ -72,12 +74,14 @@ def content(session: Session, exact: Precision | None) -> ContentProbe:
     return ContentProbe(False, True, "", ProbeResult("content", "untouched", 0.0, text))
 
 
-def _against(session: Session, run: str, before: Results, after: Results) -> ResultComparison:
+def _against(
+    session: Session, compared: ResultComparison, run: str, before: Results, after: Results
+) -> ResultComparison:
     """Compare two results of one run with each other, at the coordinates that both runs have.
 
     A result that the two runs can't be compared in (a vector for each row, its rows unknown) tells nothing of
     a shared token: a batch mate's own vector may change.
     """
-    both = {gap.result for gap in compare_results(session).gaps}
+    both = {gap.result for gap in compared.gaps}
     found = compare_results(session, before, after, own=run)
     return replace(found, gaps=tuple(gap for gap in found.gaps if gap.result in both))

@@ -28,7 +28,7 @@ from forkpoint.trace import Op
 
 MAX_STORED = 1 << 31
 """Bytes of values kept of each run at once; beyond it only the first layer that differs is looked into."""
-MAX_PATCHES = 16
+MAX_PATCHES = 24
 """Roots that are tried."""
 _CLOSES_MOST = 0.5
 """Share of the gap that has to close for an integer root to be the origin at once."""
@@ -61,12 +61,12 @@ class Meeting:
     @cached_property
     def differing(self) -> frozenset[int]:
         """Shared numbers of the coordinates at which it differs."""
-        return frozenset(self.pairs.numbers[self.gap.absolute > self.noise].tolist())
+        return frozenset(self.pairs.coordinates[self.gap.largest > self.noise].tolist())
 
     @cached_property
     def equal(self) -> frozenset[int]:
         """Shared numbers of the coordinates at which it does not."""
-        return frozenset(self.pairs.numbers.tolist()) - self.differing
+        return frozenset(self.pairs.coordinates.tolist()) - self.differing
 
 
 @dataclass
@@ -147,10 +147,11 @@ def _search(session: Session, exact: Precision, store_a: Store, store_b: Store) 
 
 
 def _by_op(roots: Iterable[Meeting]) -> list[list[Meeting]]:
+    """The roots of each op together, those with floating-point values first: the others are many, and mostly harmless."""
     found: dict[object, list[Meeting]] = {}
     for root in roots:
         found.setdefault(root.a.op.key, []).append(root)
-    return list(found.values())
+    return sorted(found.values(), key=lambda passes: not _numeric(passes[0]))
 
 
 def _numeric(meeting: Meeting) -> bool:

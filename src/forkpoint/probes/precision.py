@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 
 from forkpoint.impact import ResultComparison, compare_results
 from forkpoint.probes.inputs import Weight, same_weights
@@ -16,7 +18,8 @@ NOISE_RUNS = 2
 """Runs with every rounding moved by an ULP, from which float64 noise is measured."""
 NOISE_MARGIN = 32.0
 """How many times the largest measured effect of rounding still counts as noise."""
-_FLOOR = 64 * 2.0**-52
+_EPS = 2.0**-52
+_FLOOR = 64 * _EPS
 """Relative to the largest value: noise below which no measurement is needed."""
 
 
@@ -27,7 +30,7 @@ class Precision:
     Attributes:
         a, b: their results.
         compared: the results, compared.
-        noise: for each result's name the largest absolute effect of float64 rounding.
+        measure: gives the noise; it takes more runs the first time, so it is asked only when something depends on it.
         refused: operations that were not done in float64.
         vanishes: whether every gap is within noise.
         gap, relative: the largest gap, and relative to the largest value of its result.
@@ -36,16 +39,21 @@ class Precision:
     a: Results
     b: Results
     compared: ResultComparison
-    noise: dict[str, float]
+    measure: Callable[[], dict[str, float]]
     refused: tuple[str, ...]
     vanishes: bool
     gap: float
     relative: float
     result: ProbeResult
 
+    @property
+    def noise(self) -> dict[str, float]:
+        """For each result's name the largest absolute effect of float64 rounding."""
+        return self.measure()
+
     def beyond_noise(self, compared: ResultComparison) -> float:
         """The largest gap of a comparison, in multiples of what noise can be; at most 1 is noise."""
-        return _excess(compared, self.noise)
+        return _excess(compared, self.measure)
 
 
 def precision(session: Session, weights: tuple[Weight, ...] = ()) -> Precision:
@@ -58,22 +66,27 @@ def precision(session: Session, weights: tuple[Weight, ...] = ()) -> Precision:
             results.append(traced.again(promotion=promotion))
             refused += [str(r) for r in promotion.refused]
         compared = compare_results(session, *results)
-        noise = measure_noise(session, results[0]) if compared.max_abs > 0 else {}
-    excess = _excess(compared, noise)
+
+    @cache
+    def measure() -> dict[str, float]:
+        with same_weights(weights):
+            return measure_noise(session, results[0])
+
     gap = compared.max_abs
     relative = max((g.gap.max_rel for g in compared.gaps), default=0.0)
-    vanishes = excess <= 1
-    level = max(noise.values(), default=0.0)
-    text = (
-        f"in float64 the gap is {gap:.2g}; float64's own rounding makes {level:.2g}"
-        if gap
-        else "in float64 the results are the same, bit for bit"
-    )
+    own = _excess(compared, dict) <= 1  # no more than the rounding of the results themselves
+    vanishes = own or _excess(compared, measure) <= 1
+    if not gap:
+        text = "in float64 the results are the same, bit for bit"
+    elif own:
+        text = f"in float64 the gap is {gap:.2g}, {relative / _EPS:.2g} units in the last place of the largest value"
+    else:
+        text = f"in float64 the gap is {gap:.2g}; float64's own rounding makes {max(measure().values(), default=0.0):.2g}"
     if refused:
         text += f"; {len(refused)} operations were not done in float64"
     outcome = "vanishes" if vanishes else "remains"
     return Precision(
-        results[0], results[1], compared, noise, tuple(dict.fromkeys(refused)), vanishes, gap, relative,
+        results[0], results[1], compared, measure, tuple(dict.fromkeys(refused)), vanishes, gap, relative,
         ProbeResult("precision", outcome, gap, text),
     )  # fmt: skip
 
@@ -92,15 +105,17 @@ def measure_noise(session: Session, exact: Results) -> dict[str, float]:
     return noise
 
 
-def _excess(compared: ResultComparison, noise: dict[str, float]) -> float:
+def _excess(compared: ResultComparison, measure: Callable[[], dict[str, float]]) -> float:
+    """The largest gap in multiples of what noise can be, which is asked for only beyond the results' own rounding."""
     worst = 0.0
     for result in compared.gaps:
-        name = result.name.split(" (call")[0]
         if not result.gap.max_abs:
             continue
         if not math.isfinite(result.gap.max_abs):
             return math.inf
         scale = result.gap.max_abs / result.gap.max_rel if result.gap.max_rel else 0.0
-        allowed = NOISE_MARGIN * noise.get(name, 0.0) + _FLOOR * scale
+        allowed = _FLOOR * scale
+        if result.gap.max_abs > allowed:
+            allowed += NOISE_MARGIN * measure().get(result.result, 0.0)
         worst = max(worst, result.gap.max_abs / allowed if allowed else math.inf)
     return worst
