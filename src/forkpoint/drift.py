@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import itertools
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 from torch import Tensor, nn
@@ -11,6 +12,7 @@ from forkpoint.align import gap, pair_elements
 from forkpoint.capture.labels import Label
 from forkpoint.capture.recorder import Fetch, Taken
 from forkpoint.impact import ResultComparison, ResultGap
+from forkpoint.memory import Shelf, Shelved, load
 from forkpoint.pairs import Pairs
 from forkpoint.result import LayerDrift
 from forkpoint.session import Session, Traced
@@ -31,12 +33,16 @@ def layer_paths(model: nn.Module | None) -> list[str]:
     return paths
 
 
-def layer_outputs(traced: Traced, paths: Sequence[str]) -> dict[str, list[tuple[Tensor, Label | None]]]:
+Output = tuple[Tensor | Shelved, Label | None]
+
+
+def layer_outputs(traced: Traced, paths: Sequence[str], shelf: Shelf) -> dict[str, list[Output]]:
     """The first output of each module, for every call, on the host."""
-    found: dict[str, list[tuple[Tensor, Label | None]]] = {}
+    found: dict[str, list[Output]] = {}
 
     def keep(taken: Taken) -> None:
-        found.setdefault(taken.op.module, []).append((taken.outputs[0].cpu(), taken.output_labels[0]))
+        output = shelf.keep(taken.outputs[0].cpu())
+        found.setdefault(taken.op.module, []).append((output, taken.output_labels[0]))
 
     traced.again([Fetch((path, "output", "?"), None, None, keep, output=0) for path in paths])
     return found
@@ -45,31 +51,43 @@ def layer_outputs(traced: Traced, paths: Sequence[str]) -> dict[str, list[tuple[
 def measure(session: Session, compared: ResultComparison) -> tuple[LayerDrift, ...]:
     """The gap of each layer's output, and of each floating-point result after them."""
     paths = layer_paths(session.a.run.modules)
-    outputs_a = layer_outputs(session.a, paths) if paths else {}
-    outputs_b = layer_outputs(session.b, paths) if paths else {}
+    session.progress.begin("measuring each layer")
+    shelf = session.memory.shelf()
+    outputs_a = layer_outputs(session.a, paths, shelf) if paths else {}
+    outputs_b = layer_outputs(session.b, paths, shelf) if paths else {}
     rows: list[LayerDrift] = []
     for path in paths:
         passes_a, passes_b = outputs_a.get(path, []), outputs_b.get(path, [])
-        one_to_one = len(passes_a) == len(passes_b)
-        parts: list[tuple[Tensor, Tensor, Pairs]] = []
-        for i, (a, label_a) in enumerate(passes_a):
-            for j, (b, label_b) in enumerate(passes_b):
-                if one_to_one and i != j:
-                    continue
-                pairs = pair_elements(a, label_a, b, label_b, session.shared)
-                if len(pairs):
-                    parts.append((a, b, pairs))
-        if parts:
-            rows.append(_row(session, path, parts))
+        parts = _paired(session, passes_a, passes_b)
+        first = next(parts, None)
+        if first is not None:
+            rows.append(_row(session, path, itertools.chain([first], parts)))
     rows += [_row(session, g.name, [(g.a, g.b, g.pairs)]) for g in compared.gaps if _shown(g)]
+    shelf.close()
     return tuple(rows)
+
+
+def _paired(
+    session: Session, passes_a: list[Output], passes_b: list[Output]
+) -> Iterator[tuple[Tensor, Tensor, Pairs]]:
+    """The outputs of a layer that share elements, of one pair of calls at a time."""
+    one_to_one = len(passes_a) == len(passes_b)
+    for i, (kept_a, label_a) in enumerate(passes_a):
+        a = load(kept_a)
+        for j, (kept_b, label_b) in enumerate(passes_b):
+            if one_to_one and i != j:
+                continue
+            b = load(kept_b)
+            pairs = pair_elements(a, label_a, b, label_b, session.shared)
+            if len(pairs):
+                yield a, b, pairs
 
 
 def _shown(result: ResultGap) -> bool:
     return result.a.dtype.is_floating_point and not result.name.startswith(("hidden_states", "attentions"))
 
 
-def _row(session: Session, name: str, parts: list[tuple[Tensor, Tensor, Pairs]]) -> LayerDrift:
+def _row(session: Session, name: str, parts: Iterable[tuple[Tensor, Tensor, Pairs]]) -> LayerDrift:
     largest, relative = 0.0, 0.0
     per_place: dict[tuple[int | None, int | None], float] = {}
     for a, b, pairs in parts:

@@ -17,6 +17,7 @@ import numpy as np
 
 from forkpoint.align import Gap, gap, pair_elements
 from forkpoint.impact import compare_results
+from forkpoint.memory import Array, Shelf, Shelved, load_array
 from forkpoint.pairs import Pairs
 from forkpoint.probes.inputs import Weight, same_weights
 from forkpoint.probes.precision import Precision
@@ -39,34 +40,65 @@ _RELATIVE_NOISE = 1e3
 
 
 @dataclass
+class Elements:
+    """The elements of a meeting, in memory or in a file: their pairs, and how far apart each two are."""
+
+    columns: tuple[Array | Shelved, ...]
+    by_sample: bool
+
+    @classmethod
+    def of(cls, pairs: Pairs, gap: Gap, shelf: Shelf) -> Elements:
+        columns = (pairs.a, pairs.b, pairs.numbers, gap.absolute)
+        return cls(tuple(shelf.keep_array(column) for column in columns), pairs.by_sample)
+
+    @property
+    def pairs(self) -> Pairs:
+        a, b, numbers = map(load_array, self.columns[:3])
+        return Pairs(a, b, numbers, by_sample=self.by_sample)
+
+    @property
+    def numbers(self) -> Array:
+        return load_array(self.columns[2])
+
+    @property
+    def apart(self) -> Array:
+        return load_array(self.columns[3])
+
+
+@dataclass
 class Meeting:
     """One value of both runs, and how it differs.
 
     Attributes:
-        noise: how far two elements may be apart and still be equal in exact arithmetic.
+        max_abs: how far two elements are apart at most.
+        noise: how far they may be and still be equal in exact arithmetic.
     """
 
     event_a: int
     event_b: int
     a: Kept
     b: Kept
-    pairs: Pairs
-    gap: Gap
+    elements: Elements
+    max_abs: float
     noise: float
 
     @property
     def differs(self) -> bool:
-        return self.gap.max_abs > self.noise
+        return self.max_abs > self.noise
+
+    @property
+    def pairs(self) -> Pairs:
+        return self.elements.pairs
 
     @cached_property
     def differing(self) -> frozenset[int]:
         """Shared numbers of the coordinates at which it differs."""
-        return frozenset(self.pairs.numbers[self.gap.absolute > self.noise].tolist())
+        return frozenset(self.elements.numbers[self.elements.apart > self.noise].tolist())
 
     @cached_property
     def equal(self) -> frozenset[int]:
         """Shared numbers of the coordinates at which it does not."""
-        return frozenset(self.pairs.numbers.tolist()) - self.differing
+        return frozenset(self.elements.numbers.tolist()) - self.differing
 
 
 @dataclass
@@ -94,7 +126,7 @@ def origin(session: Session, exact: Precision, weights: tuple[Weight, ...] = ())
     """Find the op at which the runs begin to differ in exact arithmetic; None if it can't be located."""
     with same_weights(weights):
         select = _selection(session)
-        store_a, store_b = Store(MAX_STORED, select), Store(MAX_STORED, select)
+        store_a, store_b = (Store(MAX_STORED, select, session.memory.shelf()) for _ in range(2))
         session.a.again(promotion=Promotion(), watcher=store_a)
         session.b.again(promotion=Promotion(), watcher=store_b)
         return _search(session, exact, store_a, store_b)
@@ -139,7 +171,7 @@ def _search(session: Session, exact: Precision, store_a: Store, store_b: Store) 
             else:
                 candidates.append(found)
         if len(right) > put_right:
-            store_b = Store(MAX_STORED, store_b.select)
+            store_b = Store(MAX_STORED, store_b.select, session.memory.shelf())
             session.b.again(promotion=Promotion(), watcher=Patched(Patch(right), store_b))
             meetings = _meet(session, store_a, store_b, limits)
     best = max(candidates, key=lambda c: c.closes, default=None)
@@ -154,7 +186,7 @@ def _by_op(roots: Iterable[Meeting]) -> list[list[Meeting]]:
 
 
 def _numeric(meeting: Meeting) -> bool:
-    return meeting.a.value.dtype.is_floating_point or meeting.a.value.dtype.is_complex
+    return meeting.a.numeric
 
 
 def _threshold(exact: Precision) -> float:
@@ -205,7 +237,7 @@ def _meet(session: Session, a: Store, b: Store, threshold: float) -> dict[int, M
     for event_a, kept_a in a.kept.items():
         for event_b in _partners(kept_a, by_key.get(kept_a.op.key, []), b, len(calls_a) == len(calls_b)):
             kept_b = b.kept[event_b]
-            meeting = _meeting(session, event_a, kept_a, event_b, kept_b, threshold)
+            meeting = _meeting(session, event_a, kept_a, event_b, kept_b, threshold, b.shelf)
             if meeting is not None and (
                 event_a not in found or (meeting.differs and not found[event_a].differs)
             ):
@@ -224,14 +256,14 @@ def _partners(kept: Kept, events: list[int], b: Store, one_to_one: bool) -> Iter
 
 
 def _meeting(
-    session: Session, event_a: int, a: Kept, event_b: int, b: Kept, threshold: float
+    session: Session, event_a: int, a: Kept, event_b: int, b: Kept, threshold: float, shelf: Shelf
 ) -> Meeting | None:
     pairs = pair_values(session, a, b)
     if not len(pairs):
         return None
     found = gap(a.value, b.value, pairs)
-    floating = a.value.dtype.is_floating_point or a.value.dtype.is_complex
-    return Meeting(event_a, event_b, a, b, pairs, found, threshold * _scale(found) if floating else 0.0)
+    noise = threshold * _scale(found) if a.numeric else 0.0
+    return Meeting(event_a, event_b, a, b, Elements.of(pairs, found, shelf), found.max_abs, noise)
 
 
 def _scale(found: Gap) -> float:
@@ -242,10 +274,11 @@ def _scale(found: Gap) -> float:
 
 def pair_values(session: Session, a: Kept, b: Kept) -> Pairs:
     """Pair the elements of two values by their labels, or by where the tokens are along their dimensions."""
-    pairs = pair_elements(a.value, a.label, b.value, b.label, session.shared)
+    value_a, value_b = a.value, b.value
+    pairs = pair_elements(value_a, a.label, value_b, b.label, session.shared)
     if not len(pairs) and (a.label is None or b.label is None):
         places = (a.op, a.event.call), (b.op, b.event.call)
-        return session.join.pair_open(None, *places, tuple(a.value.shape), tuple(b.value.shape))
+        return session.join.pair_open(None, *places, tuple(value_a.shape), tuple(value_b.shape))
     return pairs
 
 
@@ -281,9 +314,7 @@ def _first_seen(root: Meeting, meetings: dict[int, Meeting], a: Store) -> Meetin
     """The first floating-point op, from the root on, that carries its difference."""
 
     def shows(meeting: Meeting) -> bool:
-        value = meeting.a.value
-        numeric = value.dtype.is_floating_point or value.dtype.is_complex
-        return numeric and meeting.differs and not meeting.a.op.is_boundary
+        return meeting.a.numeric and meeting.differs and not meeting.a.op.is_boundary
 
     if shows(root) and not _is_hidden_view(root, meetings, a):
         return root
