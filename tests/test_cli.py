@@ -103,7 +103,13 @@ def test_defaults(library):
     )  # fmt: skip
     assert library.padding == (
         ("model", "tokenizer", ["hello"], None, "right"),
-        {"position_ids": "mask", "probes": True, "chat_template": False, "max_memory": None, "progress": SILENT},
+        {
+            "position_ids": "mask",
+            "probes": True,
+            "chat_template": False,
+            "max_memory": None,
+            "progress": SILENT,
+        },
     )
     assert library.ops is False
     assert library.rendered.notes == ("a note of the model", "a note of the comparison")
@@ -123,7 +129,13 @@ def test_all_options(library, tmp_path):
     )
     assert library.padding == (
         ("model", "tokenizer", ["one", "two", "first of the file", "  second"], 40, "left"),
-        {"position_ids": "none", "probes": False, "chat_template": True, "max_memory": 2 << 30, "progress": SILENT},
+        {
+            "position_ids": "none",
+            "probes": False,
+            "chat_template": True,
+            "max_memory": 2 << 30,
+            "progress": SILENT,
+        },
     )
     assert library.ops is True
 
@@ -151,8 +163,7 @@ def test_json(library, tmp_path):
         ("padding demo -p hello --nonsense", "No such option: --nonsense"),
         (
             "padding demo -p hello --max-memory plenty",
-            "--max-memory 'plenty'; expected a size such as 500MB, 4GB, 2GiB or a number of bytes "
-            "(leave it out for no limit)",
+            "--max-memory 'plenty'; expected a size such as 500MB, 4GB, 2GiB or a number of bytes (leave it out",
         ),
         ("padding demo -p hello --prompts /no/such/file", "--prompts /no/such/file can't be read: "),
         ("padding demo -p hello --json /no/such/folder/x.json", "/no/such/folder/x.json: no folder /no/such/folder"),

@@ -100,11 +100,8 @@ class Shelf:
         Raises:
             CaptureError: the temporary folder has no room for it.
         """
-        if value.device.type != "cpu" or self._contents.memory.take(value.nbytes):
-            if value.device.type == "cpu":
-                self._contents.kept += value.nbytes
-            return value
-        if type(value) is not Tensor or value.layout != torch.strided or value.is_quantized:
+        plain = type(value) is Tensor and value.layout == torch.strided and not value.is_quantized
+        if value.device.type != "cpu" or not plain or self._take(value.nbytes):
             return value
         if value.is_conj() or value.is_neg() or not _dense(value):
             value = value.resolve_conj().resolve_neg().contiguous()
@@ -112,10 +109,14 @@ class Shelf:
 
     def keep_array(self, array: Array) -> Array | Shelved:
         """The same for an array; `load_array` gives it back, in C order."""
-        if self._contents.memory.take(array.nbytes):
-            self._contents.kept += array.nbytes
+        if self._take(array.nbytes):
             return array
         return self._put(torch.from_numpy(np.array(array, order="C")))
+
+    def _take(self, size: int) -> bool:
+        taken = self._contents.memory.take(size)
+        self._contents.kept += size if taken else 0
+        return taken
 
     def _put(self, value: Tensor) -> Shelved:
         flat = value.as_strided((value.numel(),), (1,))

@@ -31,6 +31,8 @@ def parse_size(given: int | str, name: str = "max_memory") -> int:
         size = int(float(found[1]) * _UNITS[found[2]])
     if size < 1:
         raise InputError(
-            f"{name} {given!r}", "a size such as 500MB, 4GB, 2GiB or a number of bytes", "leave it out for no limit"
+            f"{name} {given!r}",
+            "a size such as 500MB, 4GB, 2GiB or a number of bytes",
+            "leave it out for no limit",
         )
     return size

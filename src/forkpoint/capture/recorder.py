@@ -662,7 +662,9 @@ class Recorder:
         self._odd.clear()
         self._pending.clear()
         self._pending_bytes = 0
-        if self.trace.shelf is not None and all(t.device.type == "cpu" for _, _, ts in self._computed for t in ts):
+        if self.trace.shelf is not None and all(
+            t.device.type == "cpu" for _, _, ts in self._computed for t in ts
+        ):
             self._collect()
 
     def finish(self) -> Trace:

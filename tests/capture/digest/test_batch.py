@@ -14,6 +14,7 @@ from tests.capture.digest.tensors import filled, rows_of, tensors_and_dims
 from forkpoint.capture import digest
 from forkpoint.capture.digest import batch as batch_module
 from forkpoint.capture.digest import definition, torch_impl
+from forkpoint.memory import Memory
 
 
 @settings(max_examples=100)
@@ -21,12 +22,13 @@ from forkpoint.capture.digest import definition, torch_impl
     queued=st.lists(tensors_and_dims(most=120), max_size=12),
     flushes=st.sets(st.integers(0, 11)),
     fast=st.booleans(),
+    limit=st.none() | st.integers(1, 4000),
 )
-def test_a_batch_gives_the_digests_of_rows(queued, flushes, fast):
+def test_a_batch_gives_the_digests_of_rows(queued, flushes, fast, limit):
     with pytest.MonkeyPatch.context() as patch:
         if not fast:
             patch.setattr(batch_module, "table_implementation", lambda device: None)
-        batch = digest.Batch()
+        batch = digest.Batch(None if limit is None else Memory(limit).shelf())
         for slot, (x, dims) in enumerate(queued):
             assert batch.add(x, dims) == slot
             if slot in flushes:

@@ -109,7 +109,9 @@ class _Queue:
 
     def shelve(self, shelf: Shelf) -> None:
         """Put the digests that there are so far on a shelf, on the host."""
-        for part in (torch.cat(self.digests),) if self.device.type == "cpu" and self.digests else self.digests:
+        for part in (
+            (torch.cat(self.digests),) if self.device.type == "cpu" and self.digests else self.digests
+        ):
             if len(part):
                 self.parts.append(shelf.keep_array(part.cpu().numpy()))
                 self.ends.append(len(part) + (self.ends[-1] if self.ends else 0))
