@@ -112,6 +112,7 @@ def _assemble(
     notes: Sequence[str],
 ) -> Result:  # fmt: skip
     judged = judge(session, compared, located, tokens) if probes else Judgement(without_probes(compared))
+    session.progress.begin("measuring the impact")
     rows = sorted(session.join.rows, key=lambda r: (r.status == "only in b", r.order))
     ops = tuple(_op_row(row) for row in rows)
     integers = [r for r in rows if r.difference is not None and not r.floating and not r.op.is_boundary]

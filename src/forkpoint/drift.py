@@ -56,6 +56,7 @@ def measure(session: Session, compared: ResultComparison) -> tuple[LayerDrift, .
     outputs_a = layer_outputs(session.a, paths, shelf) if paths else {}
     outputs_b = layer_outputs(session.b, paths, shelf) if paths else {}
     rows: list[LayerDrift] = []
+    session.progress.count(rows.__len__, len(paths))
     for path in paths:
         passes_a, passes_b = outputs_a.get(path, []), outputs_b.get(path, [])
         parts = _paired(session, passes_a, passes_b)

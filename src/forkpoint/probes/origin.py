@@ -234,6 +234,7 @@ def _meet(session: Session, a: Store, b: Store, threshold: float) -> dict[int, M
     calls_a = {kept.event.call for kept in a.kept.values()}
     calls_b = {kept.event.call for kept in b.kept.values()}
     found: dict[int, Meeting] = {}
+    session.progress.count(found.__len__, len(a.kept))
     for event_a, kept_a in a.kept.items():
         for event_b in _partners(kept_a, by_key.get(kept_a.op.key, []), b, len(calls_a) == len(calls_b)):
             kept_b = b.kept[event_b]
