@@ -154,7 +154,10 @@ def waits(report: Json) -> str:
 def verdict_cost(found: Sequence[Json]) -> str:
     """What a verdict takes, in forward passes."""
     rows = [
-        ["from the runs to the verdict", *(f"{c['tokens']:,} tokens, padded to {c['padded']:,}" for c in found)],
+        [
+            "from the runs to the verdict",
+            *(f"{c['tokens']:,} tokens, padded to {c['padded']:,}" for c in found),
+        ],
         ["---", *["--:"] * len(found)],
         ["one plain forward pass (mean of the pair)", *(seconds(c["plain_seconds"]) for c in found)],
         ["all but float64", *(f"{seconds(c['other_seconds'])}, {c['passes']} passes" for c in found)],

@@ -76,7 +76,9 @@ def _cost(subject: Subject, tokens: int, repetitions: int) -> Json:
         with _counted(subject.device) as found:
             whole = seconds_of(lambda: fp.compare(a, b), subject.device)
         exact = found["float64_seconds"]
-        taken.append({"plain": plain, "float64": exact, "rest": whole - exact, "ratio": (whole - exact) / plain})
+        taken.append(
+            {"plain": plain, "float64": exact, "rest": whole - exact, "ratio": (whole - exact) / plain}
+        )
         passes = {name: int(found[name]) for name in passes}
     middle = {name: statistics.median(one[name] for one in taken) for name in taken[0]}
     return {

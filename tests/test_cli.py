@@ -17,6 +17,7 @@ from forkpoint import demo
 from forkpoint.cli import main
 from forkpoint.cli.outcome import EXIT_STATUS
 from forkpoint.models import LoadedModel
+from forkpoint.progress import SILENT
 from forkpoint.result import Result, RunSummary, Verdict, VerdictKind
 
 
@@ -102,7 +103,13 @@ def test_defaults(library):
     )  # fmt: skip
     assert library.padding == (
         ("model", "tokenizer", ["hello"], None, "right"),
-        {"position_ids": "mask", "probes": True, "chat_template": False},
+        {
+            "position_ids": "mask",
+            "probes": True,
+            "chat_template": False,
+            "max_memory": None,
+            "progress": SILENT,
+        },
     )
     assert library.ops is False
     assert library.rendered.notes == ("a note of the model", "a note of the comparison")
@@ -113,7 +120,7 @@ def test_all_options(library, tmp_path):
     file.write_text("first of the file\n\n  second\n", encoding="utf-8")
     options = (
         "--prompt one -p two --pad-to 40 --side left --chat-template --position-ids none --revision main "
-        "--dtype bfloat16 --device cuda:1 --attn eager --load-in-8bit --ops --no-probes"
+        "--dtype bfloat16 --device cuda:1 --attn eager --load-in-8bit --ops --no-probes --max-memory 2GiB"
     )
     run("padding", "some/model", *options.split(), "--prompts", str(file))
     assert library.load == (
@@ -122,7 +129,13 @@ def test_all_options(library, tmp_path):
     )
     assert library.padding == (
         ("model", "tokenizer", ["one", "two", "first of the file", "  second"], 40, "left"),
-        {"position_ids": "none", "probes": False, "chat_template": True},
+        {
+            "position_ids": "none",
+            "probes": False,
+            "chat_template": True,
+            "max_memory": 2 << 30,
+            "progress": SILENT,
+        },
     )
     assert library.ops is True
 
@@ -148,6 +161,10 @@ def test_json(library, tmp_path):
         ("padding demo -p hello --pad-to many", "Invalid value for '--pad-to': "),
         ("padding demo -p hello --side up", "Invalid value for '--side': "),
         ("padding demo -p hello --nonsense", "No such option: --nonsense"),
+        (
+            "padding demo -p hello --max-memory plenty",
+            "--max-memory 'plenty'; expected a size such as 500MB, 4GB, 2GiB or a number of bytes (leave it out",
+        ),
         ("padding demo -p hello --prompts /no/such/file", "--prompts /no/such/file can't be read: "),
         ("padding demo -p hello --json /no/such/folder/x.json", "/no/such/folder/x.json: no folder /no/such/folder"),
     ],

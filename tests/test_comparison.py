@@ -143,3 +143,36 @@ def test_the_random_state_is_where_two_runs_would_have_left_it():
     before = torch.get_rng_state()
     fp.compare(*pair(Model(), batch(ids()), batch(ids(), right=1)))
     assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_progress_is_told_of_every_stage_and_never_of_more_than_there_is():
+    told: list[str] = []
+    counts: list[tuple[int, int | None]] = []
+
+    class Curious:
+        done: Any = staticmethod(lambda: 0)
+        total: int | None = None
+
+        def begin(self, stage: str) -> None:
+            counts.append((self.done(), self.total))
+            told.append(stage)
+            self.done, self.total = (lambda: 0), None
+
+        def count(self, done: Any, total: int | None) -> None:
+            self.done, self.total = done, total
+
+    class Averaged(Model):
+        def mix(self, hidden: Tensor, **inputs: Any) -> Tensor:
+            return hidden + hidden.mean(1, keepdim=True)
+
+    runs = pair(Averaged(), batch(ids()), batch(ids(), right=2))
+    fp.compare(*runs, progress=Curious())
+    assert told[:6] == [
+        "tracing run A", "run A without tracing", "tracing run B", "run B without tracing", "comparing digests",
+        "comparing results",
+    ]  # fmt: skip
+    assert told[-1] == "measuring each layer"
+    assert "probe: where the difference enters" in told
+    known = [(done, total) for done, total in counts if total is not None]
+    assert known
+    assert all(0 < done <= total for done, total in known)

@@ -14,6 +14,7 @@ import forkpoint as fp
 from forkpoint.factors import padding as padding_module
 from forkpoint.factors.padding import padding, usual_length
 from forkpoint.factors.prompts import pad_token_id, padded_run, tokenise
+from forkpoint.progress import SILENT
 
 GENERATING = ("llama", "gpt2", "opt", "falcon", "gpt_neox", "gptj", "bloom", "mamba", "mamba2")
 SOUND = (*GENERATING, "bert", "roberta", "electra", "distilbert", "t5")
@@ -79,7 +80,15 @@ def test_one_prompt_is_not_padded_at_first(runs, llama, tokenizer, side, ids, ma
     assert rows_of(runs.b, "attention_mask") == [mask]
     assert rows_of(runs.b, "position_ids") == [positions]
     assert (runs.a.name, runs.b.name) == ("unpadded", f"padded on the {side}")
-    assert runs.options == {"probes": False, "tokenizer": tokenizer}
+    assert runs.options == {
+        "probes": False, "tokenizer": tokenizer, "max_memory": None, "progress": SILENT
+    }  # fmt: skip
+
+
+def test_what_is_handed_on(runs, llama, tokenizer):
+    padding(llama, tokenizer, "w5", 5, max_memory="2GiB", progress=SILENT)
+    assert runs.options["max_memory"] == "2GiB"
+    assert runs.options["progress"] is SILENT
 
 
 def test_several_prompts_are_padded_to_the_longest_at_first(runs, llama, tokenizer):

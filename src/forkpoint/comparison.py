@@ -15,19 +15,29 @@ from torch import Tensor, nn
 from forkpoint import drift, impact, scene
 from forkpoint.errors import InputError, SceneError
 from forkpoint.impact import ResultComparison, compare_results
-from forkpoint.layout import pair_samples, read_content
+from forkpoint.layout import Pairing, pair_samples, read_content
 from forkpoint.locate import Located, Tokens, locate
 from forkpoint.match import Join, Joined, Shared
+from forkpoint.memory import Memory
+from forkpoint.progress import SILENT, Progress
 from forkpoint.replaced import replaced_modules
 from forkpoint.result import NotCompared, OpRow, Result, RunSummary
 from forkpoint.run import Run, token_ids
 from forkpoint.session import Session, Traced, trace_faithfully
+from forkpoint.sizes import parse_size
 from forkpoint.values import fetch_value
 from forkpoint.verdict import Judgement, judge, locate_meeting, without_probes
 
 
 def compare(
-    a: Run, b: Run, *, probes: bool = True, tokenizer: Any = None, notes: Sequence[str] = ()
+    a: Run,
+    b: Run,
+    *,
+    probes: bool = True,
+    tokenizer: Any = None,
+    notes: Sequence[str] = (),
+    max_memory: int | str | None = None,
+    progress: Progress = SILENT,
 ) -> Result:
     """Find the first operation at which two runs part ways, and say why.
 
@@ -36,14 +46,18 @@ def compare(
         probes: False to stop after the first divergence, without experiments and so without a verdict.
         tokenizer: gives tokens their text in reports; anything with `decode([id])`.
         notes: remarks to carry into the report.
+        max_memory: how much host memory the digests, and the values that probes keep, may take, in bytes or as
+            "4GB" or "2GiB"; what goes beyond it lies in a temporary file. The result is the same. By default
+            there is no limit.
+        progress: is told of each stage as it begins, and how far it is.
 
     Returns:
         The result; `print(result)` is the report.
 
     Raises:
         LayoutError: the runs share no sample.
-        CaptureError: a model returned no tensor.
-        InputError: something that is not a `Run`.
+        CaptureError: a model returned no tensor, or the temporary folder is full.
+        InputError: something that is not a `Run`, or not a size.
 
     >>> import torch
     >>> linear = torch.nn.Linear(4, 4)
@@ -54,18 +68,30 @@ def compare(
     for name, run in (("a", a), ("b", b)):
         if not isinstance(run, Run):  # pyright: ignore[reportUnnecessaryIsInstance]
             raise InputError(f"{name} is a {type(run).__name__}", "an fp.Run(model, inputs)")
+    memory = Memory(None if max_memory is None else parse_size(max_memory))
     pairing = pair_samples(
         a.layout, b.layout, read_content(a.layout, a.calls), read_content(b.layout, b.calls)
     )
-    traced_a, traced_b = trace_faithfully(a), trace_faithfully(b)
-    shared = Shared(traced_a.trace.table, traced_b.trace.table, pairing)
-    session = Session(traced_a, traced_b, shared, Join(traced_a.trace, traced_b.trace, shared))
+    traced_a = trace_faithfully(a, memory=memory, progress=progress, name="A")
+    traced_b = trace_faithfully(b, memory=memory, progress=progress, name="B", like=traced_a.trace)
+    session = _join(traced_a, traced_b, pairing, memory, progress)
     tokens = _token_texts(a, tokenizer)
+    progress.begin("comparing results")
     compared = compare_results(session)
     layers = drift.LayerOutputs(session)
+    progress.begin("fetching the first divergence")
     located = locate(session, tokens, ((), ()) if compared.identical else layers.fetches)
     judged = judge(session, compared, located, tokens) if probes else Judgement(without_probes(compared))
     return _assemble(session, located, compared, layers, judged, notes)
+
+
+def _join(a: Traced, b: Traced, pairing: Pairing, memory: Memory, progress: Progress) -> Session:
+    progress.begin("comparing digests")
+    shared = Shared(a.trace.table, b.trace.table, pairing)
+    join = Join(a.trace, b.trace, shared, progress)
+    for traced in (a, b):
+        traced.trace.close()
+    return Session(a, b, shared, join, memory, progress)
 
 
 def _token_texts(run: Run, tokenizer: Any) -> Tokens:
@@ -87,6 +113,7 @@ def _assemble(
     session: Session, located: Located | None, compared: ResultComparison, layers: drift.LayerOutputs,
     judged: Judgement, notes: Sequence[str],
 ) -> Result:  # fmt: skip
+    session.progress.begin("measuring the impact")
     rows = sorted(session.join.rows, key=lambda r: (r.status == "only in b", r.order))
     ops = tuple(_op_row(row) for row in rows)
     integers = [r for r in rows if r.difference is not None and not r.floating and not r.op.is_boundary]

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Iterable, Iterator
+
 import numpy as np
 from torch import Tensor, nn
 
@@ -9,11 +12,13 @@ from forkpoint.align import gap, pair_elements
 from forkpoint.capture.labels import Label
 from forkpoint.capture.recorder import Fetch, Taken
 from forkpoint.impact import ResultComparison, ResultGap
+from forkpoint.memory import Shelved, load
 from forkpoint.pairs import Pairs
 from forkpoint.result import LayerDrift
 from forkpoint.session import Session
 
-Outputs = dict[str, list[tuple[Tensor, Label | None]]]
+Output = tuple[Tensor | Shelved, Label | None]
+Outputs = dict[str, list[Output]]
 
 
 def layer_paths(model: nn.Module | None) -> list[str]:
@@ -44,11 +49,13 @@ class LayerOutputs:
     def __init__(self, session: Session) -> None:
         self.paths = layer_paths(session.a.run.modules)
         self.of: tuple[Outputs, Outputs] = ({}, {})
+        self.shelf = session.memory.shelf()
         self.fetches = (self._fetches(self.of[0]), self._fetches(self.of[1]))
 
     def _fetches(self, found: Outputs) -> list[Fetch]:
         def keep(taken: Taken) -> None:
-            found.setdefault(taken.op.module, []).append((taken.outputs[0].cpu(), taken.output_labels[0]))
+            output = self.shelf.keep(taken.outputs[0].cpu())
+            found.setdefault(taken.op.module, []).append((output, taken.output_labels[0]))
 
         return [Fetch((path, "output", "?"), None, None, keep, output=0) for path in self.paths]
 
@@ -67,31 +74,43 @@ def measure(
     Args:
         outputs: those that a second pass has gathered already; without, one is made.
     """
+    session.progress.begin("measuring each layer")
     outputs = outputs or LayerOutputs(session)
     outputs.gather(session)
     rows: list[LayerDrift] = []
+    session.progress.count(rows.__len__, len(outputs.paths))
     for path in outputs.paths:
         passes_a, passes_b = (found.get(path, []) for found in outputs.of)
-        one_to_one = len(passes_a) == len(passes_b)
-        parts: list[tuple[Tensor, Tensor, Pairs]] = []
-        for i, (a, label_a) in enumerate(passes_a):
-            for j, (b, label_b) in enumerate(passes_b):
-                if one_to_one and i != j:
-                    continue
-                pairs = pair_elements(a, label_a, b, label_b, session.shared)
-                if len(pairs):
-                    parts.append((a, b, pairs))
-        if parts:
-            rows.append(_row(session, path, parts))
+        parts = _paired(session, passes_a, passes_b)
+        first = next(parts, None)
+        if first is not None:
+            rows.append(_row(session, path, itertools.chain([first], parts)))
     rows += [_row(session, g.name, [(g.a, g.b, g.pairs)]) for g in compared.gaps if _shown(g)]
+    outputs.shelf.close()
     return tuple(rows)
+
+
+def _paired(
+    session: Session, passes_a: list[Output], passes_b: list[Output]
+) -> Iterator[tuple[Tensor, Tensor, Pairs]]:
+    """The outputs of a layer that share elements, of one pair of calls at a time."""
+    one_to_one = len(passes_a) == len(passes_b)
+    for i, (kept_a, label_a) in enumerate(passes_a):
+        a = load(kept_a)
+        for j, (kept_b, label_b) in enumerate(passes_b):
+            if one_to_one and i != j:
+                continue
+            b = load(kept_b)
+            pairs = pair_elements(a, label_a, b, label_b, session.shared)
+            if len(pairs):
+                yield a, b, pairs
 
 
 def _shown(result: ResultGap) -> bool:
     return result.a.dtype.is_floating_point and not result.name.startswith(("hidden_states", "attentions"))
 
 
-def _row(session: Session, name: str, parts: list[tuple[Tensor, Tensor, Pairs]]) -> LayerDrift:
+def _row(session: Session, name: str, parts: Iterable[tuple[Tensor, Tensor, Pairs]]) -> LayerDrift:
     largest, relative = 0.0, 0.0
     per_place: dict[tuple[int | None, int | None], float] = {}
     for a, b, pairs in parts:

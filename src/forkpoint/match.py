@@ -14,6 +14,7 @@ from forkpoint.capture.coordinates import CoordinateTable
 from forkpoint.capture.labels import Label
 from forkpoint.layout import DECODER, MAIN, Pairing
 from forkpoint.pairs import Pairs
+from forkpoint.progress import SILENT, Progress
 from forkpoint.trace import WHOLE, Cells, Event, Op, Trace
 
 Ints = NDArray[np.int64]
@@ -235,20 +236,24 @@ class _Count:
 
 
 class Join:
-    """The joined traces of two runs.
+    """The joined traces of two runs, op by op: only one op's digests have to be in memory at a time.
 
     >>> # Join(trace_a, trace_b, shared).rows is what a report lists
     """
 
-    def __init__(self, a: Trace, b: Trace, shared: Shared) -> None:
+    def __init__(self, a: Trace, b: Trace, shared: Shared, progress: Progress = SILENT) -> None:
         self.a, self.b, self.shared = a, b, shared
         self.same_layout = _same_layout(a.table, b.table, shared.pairing)
         self._columns: dict[Any, Any] = {}
         self._aligned: dict[tuple[int, int], tuple[Ints, Ints, Ints]] = {}
         by_op_a, by_op_b = _by_key(a), _by_key(b)
-        rows = [self._join(events, by_op_b.get(key)) for key, events in by_op_a.items()]
-        rows += [self._alone(events, "only in b", b) for key, events in by_op_b.items() if key not in by_op_a]
-        self.rows: list[Joined] = rows
+        self.rows: list[Joined] = []
+        progress.count(self.rows.__len__, len(by_op_a.keys() | by_op_b.keys()))
+        for key, events in by_op_a.items():
+            self.rows.append(self._join(events, by_op_b.get(key)))
+        for key, events in by_op_b.items():
+            if key not in by_op_a:
+                self.rows.append(self._alone(events, "only in b", b))
 
     def _alone(self, events: list[int], status: str, trace: Trace) -> Joined:
         event = trace.events[events[0]]
@@ -287,7 +292,7 @@ class Join:
         found: list[tuple[int, Event, Event]] = []
         for index in events:
             event = trace.events[index]
-            held = trace.resolve(event)
+            held = trace.held(index)
             if held.status == "digest" and held.digests is not None:
                 found.append((index, event, held))
         return [entry for entry in found if 0 not in entry[1].shape] or found  # idle experts make no value

@@ -385,8 +385,9 @@ def _pooling(case: Case) -> Mechanism | None:
     root = case.root
     if root is None or not case.pooled or case.several_calls:
         return None
-    _, position = case.session.shared.place(root.pairs, 0) if len(root.pairs) else (None, None)
-    vector = root.pairs.by_sample or (position is None and root.a.label is not None)
+    pairs = root.pairs
+    _, position = case.session.shared.place(pairs, 0) if len(pairs) else (None, None)
+    vector = pairs.by_sample or (position is None and root.a.label is not None)
     weights = (
         "softmax" in case.names and root.a.label is not None and root.a.label.k is None and not case.attends
     )

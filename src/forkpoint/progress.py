@@ -4,12 +4,39 @@ from __future__ import annotations
 
 from contextlib import contextmanager
 from functools import cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Generator
+    from collections.abc import Callable, Generator, Iterable
 
-    from rich.console import Console
+    from rich.console import Console, RenderableType
+
+
+class Progress(Protocol):
+    """Is told by work that takes long how far it is.
+
+    The work hands out what to ask, and goes on: whoever wants to know asks whenever it likes, from any thread, and
+    nothing is counted for somebody who never does.
+    """
+
+    def begin(self, stage: str) -> None:
+        """A stage begins, and the last one is over."""
+        ...
+
+    def count(self, done: Callable[[], int], total: int | None) -> None:
+        """From now on `done` says how much of the stage is done, of about `total`; None where that isn't known."""
+        ...
+
+
+class _Silent:
+    def begin(self, stage: str) -> None:
+        """Nobody looks."""
+
+    def count(self, done: Callable[[], int], total: int | None) -> None:
+        """Nobody asks."""
+
+
+SILENT: Progress = _Silent()
 
 
 @cache
@@ -49,3 +76,53 @@ def stages(text: str, total: int) -> Generator[Callable[[str], None], None, None
             begun += 1
 
         yield begin
+
+
+@contextmanager
+def watching() -> Generator[Progress, None, None]:
+    """A bar for each stage in turn, which asks how far it is whenever it is drawn.
+
+    >>> with watching() as progress:
+    ...     progress.begin("counting")
+    ...     progress.count(lambda: 1, total=2)
+    """
+    console = error_console()
+    if not console.is_terminal:
+        yield SILENT
+        return
+    from rich.progress import BarColumn, SpinnerColumn, TaskProgressColumn, TextColumn, TimeElapsedColumn
+    from rich.progress import Progress as Bar
+
+    class Stages(Bar):
+        task = None
+        done: Callable[[], int] | None = None
+        total: int | None = None
+
+        def get_renderables(self) -> Iterable[RenderableType]:
+            done, total = self.done, self.total
+            if done is not None and self.task is not None:
+                completed = done()  # a second run may be a little longer than the first
+                self.update(
+                    self.task, completed=completed if total is None else min(completed, total), total=total
+                )
+            yield from super().get_renderables()
+
+        def begin(self, stage: str) -> None:
+            self.done = None
+            if self.task is not None:
+                self.remove_task(self.task)
+            self.task = self.add_task(stage, total=None)
+            self.refresh()
+
+        def count(self, done: Callable[[], int], total: int | None) -> None:
+            self.total, self.done = total, done
+
+    columns = (
+        SpinnerColumn(),
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TaskProgressColumn(),
+        TimeElapsedColumn(),
+    )
+    with Stages(*columns, console=console, transient=True) as bar:
+        yield bar

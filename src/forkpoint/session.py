@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 from collections.abc import Callable, Generator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor
@@ -16,6 +16,8 @@ from forkpoint.capture.taps import Observation
 from forkpoint.equality import same_results
 from forkpoint.layout import Pairing
 from forkpoint.match import Join, Shared
+from forkpoint.memory import Memory
+from forkpoint.progress import SILENT, Progress
 from forkpoint.promotion import Promotion
 from forkpoint.run import Inputs, RandomState, Run, all_results
 from forkpoint.trace import Trace
@@ -47,6 +49,7 @@ class Traced:
     """Whether the run drew random numbers."""
     remarks: tuple[str, ...] = ()
     """What a report should say of how it was traced."""
+    progress: Progress = SILENT
 
     def again(
         self,
@@ -74,6 +77,7 @@ class Traced:
         try:
             exact = promotion is not None
             observation = Observation(recorder, functions=self.functions or exact, inside=exact)
+            self.progress.count(recorder.trace.rows.__len__, len(self.trace.rows))
             outputs = self.run.execute(observation, around=around, calls=calls)
         finally:
             after.restore()
@@ -90,17 +94,36 @@ class Traced:
 
 
 def trace_run(
-    run: Run, *, functions: bool = True, around: Callable[[], AbstractContextManager[Any]] = nullcontext
+    run: Run,
+    *,
+    functions: bool = True,
+    around: Callable[[], AbstractContextManager[Any]] = nullcontext,
+    memory: Memory | None = None,
+    progress: Progress = SILENT,
+    like: Trace | None = None,
 ) -> Traced:
     """Trace a run: every op, with a digest per token coordinate.
+
+    Args:
+        run: the run.
+        functions: False to watch modules only.
+        around: makes a context manager that is entered around each call.
+        memory: limits what is kept of the digests in memory; those beyond it go to a file.
+        progress: is told how far the run is.
+        like: a trace of what is about as long, to tell how far it is.
 
     Raises:
         CaptureError: the model returned no tensor.
     """
     random = RandomState.take()
     with _no_collection():
-        recorder = Recorder(run.layout, run.modules)
+        shelf = memory.shelf() if memory is not None and memory.limited else None
+        recorder = Recorder(run.layout, run.modules, shelf=shelf)
         observation = Observation(recorder, functions=functions)
+        if len(run.calls) > 1:
+            progress.count(lambda: recorder.call, len(run.calls))
+        else:
+            progress.count(recorder.trace.rows.__len__, None if like is None else len(like.rows))
         outputs = run.execute(observation, around=around)
         trace = recorder.finish()
     trace.opaque = observation.opaque
@@ -108,7 +131,7 @@ def trace_run(
         {name: (value, recorder.label_of_result(value, index)) for name, value in call.items()}
         for index, call in enumerate(all_results(outputs))
     ]
-    return Traced(run, trace, results, random, recorder, functions)
+    return Traced(run, trace, results, random, recorder, functions, progress=progress)
 
 
 @contextmanager
@@ -131,13 +154,28 @@ def plain(results: Results) -> list[dict[str, Tensor]]:
     return [{name: value for name, (value, _) in call.items()} for call in results]
 
 
-def trace_faithfully(run: Run) -> Traced:
+def trace_faithfully(
+    run: Run,
+    *,
+    memory: Memory | None = None,
+    progress: Progress = SILENT,
+    name: str = "",
+    like: Trace | None = None,
+) -> Traced:
     """Trace a run, and check against an untraced one that tracing did not change a bit of what it returns.
 
     Where it did, step back to a tap that sees modules only.
+
+    Args:
+        run: the run.
+        memory: limits what is kept of the digests in memory.
+        progress: is told of the stages.
+        name: what to call the run there.
+        like: a trace of what is about as long.
     """
     before = RandomState.take()
-    traced = trace_run(run)
+    progress.begin(f"tracing run {name}")
+    traced = trace_run(run, memory=memory, progress=progress, like=like)
     remarks = [
         f"not looked into, since that would change its bits: {path or '(model)'}"
         for path in traced.trace.opaque
@@ -145,11 +183,14 @@ def trace_faithfully(run: Run) -> Traced:
     after = RandomState.take()
     traced.draws = after != before
     before.restore()
+    progress.begin(f"run {name} without tracing")
     untraced = all_results(run.execute())
     if not same_results(plain(traced.results), untraced):
-        if _tracing_shows(run, before, traced, untraced):
+        progress.begin(f"whether tracing changes run {name}")
+        if _tracing_shows(run, before, traced, untraced, memory):
             before.restore()
-            draws, traced = traced.draws, trace_run(run, functions=False)
+            traced.trace.close()
+            draws, traced = traced.draws, trace_run(run, functions=False, memory=memory, progress=progress)
             traced.draws = draws
             remarks.append(
                 "looking at single functions changes this model's bits; only its modules were watched"
@@ -170,14 +211,16 @@ _ROUNDS = 2
 """How often a run is made again to tell chance from tracing: atomics may give the same bits once more."""
 
 
-def _tracing_shows(run: Run, before: RandomState, traced: Traced, untraced: list[dict[str, Tensor]]) -> bool:
+def _tracing_shows(
+    run: Run, before: RandomState, traced: Traced, untraced: list[dict[str, Tensor]], memory: Memory | None
+) -> bool:
     """Whether tracing is what changed the results: the run repeats itself without it, and with it too."""
     for _ in range(_ROUNDS):
         before.restore()
         if not same_results(untraced, all_results(run.execute())):
             return False
         before.restore()
-        if not same_results(plain(traced.results), plain(trace_run(run).results)):
+        if not same_results(plain(traced.results), plain(trace_run(run, memory=memory).results)):
             return False
     return True
 
@@ -190,6 +233,9 @@ class Session:
     b: Traced
     shared: Shared
     join: Join
+    memory: Memory = field(default_factory=Memory)
+    """What is kept of the runs while their differences are looked into."""
+    progress: Progress = SILENT
 
     @property
     def pairing(self) -> Pairing:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from forkpoint.capture.coordinates import CoordinateTable
 from forkpoint.capture.sites import Site
+from forkpoint.memory import Shelf, Shelved, load_array
 
 WHOLE = -2
 """Id of the cell of a value that has no token coordinate at all."""
@@ -138,15 +139,15 @@ class Trace:
         digests: the digests of a slot.
         odd: the digests (and those with open dimensions taken in) of rows that are not simply a list of cells.
         skipped: why rows were not digested after all.
+        shelf: where the digests are, if not all of them may stay in memory; events then hold none, see `held`.
     """
 
     table: CoordinateTable
     rows: list[Row] = field(default_factory=list[Row])
     digests: Callable[[int], Digests] = field(default=lambda _: np.zeros(0, dtype=np.int64))
-    odd: dict[int, tuple[Digests, Digests | None]] = field(
-        default_factory=dict[int, tuple[Digests, "Digests | None"]]
-    )
+    odd: dict[int, tuple[Digests | Shelved, Digests | Shelved | None]] = field(default_factory=dict[int, Any])
     skipped: dict[int, str] = field(default_factory=dict[int, str])
+    shelf: Shelf | None = None
     lengths: list[frozenset[int]] = field(default_factory=list[frozenset[int]])
     """For each call, the sizes that a dimension over its tokens (or over all so far) can have."""
     notes: list[str] = field(default_factory=list[str])
@@ -178,11 +179,18 @@ class Trace:
         elif index in self.skipped:
             event.status, event.reason = "skipped", self.skipped[index]
         elif slot >= 0:
-            event.cells, event.width, event.digests = form.cells, form.width, self.digests(slot)
+            event.cells, event.width = form.cells, form.width
+            if self.shelf is None:
+                event.digests = self.digests(slot)
         elif index in self.odd:
             event.cells, event.width = form.cells, form.width
-            event.digests, event.flat = self.odd[index]
+            if self.shelf is None:
+                event.digests, event.flat = self._odd(index)
         return event
+
+    def _odd(self, index: int) -> tuple[Digests, Digests | None]:
+        digests, flat = self.odd[index]
+        return load_array(digests), None if flat is None else load_array(flat)
 
     def _number(self, op: Op) -> int:
         number = self._numbers.get(id(op))
@@ -196,3 +204,20 @@ class Trace:
         while event.status == "alias":
             event = self.events[event.alias]
         return event
+
+    def held(self, index: int) -> Event:
+        """The event that holds the digests of an event's value; from a shelf they are in the answer alone."""
+        event = self.events[index]
+        while event.status == "alias":
+            index = event.alias
+            event = self.events[index]
+        if self.shelf is None or event.cells is None:
+            return event
+        slot = self.rows[index][5]
+        digests, flat = (self.digests(slot), None) if slot >= 0 else self._odd(index)
+        return replace(event, digests=digests, flat=flat)
+
+    def close(self) -> None:
+        """Let go of digests that are on a shelf."""
+        if self.shelf is not None:
+            self.shelf.close()

@@ -64,6 +64,7 @@ def judge(session: Session, compared: ResultComparison, located: Located | None,
         return Judgement(without_probes(compared))
     if not given.differs and (not compared.gaps or (compared.missing and not compared.differs)):
         return Judgement(without_probes(compared))
+    session.progress.begin("probe: does each run repeat itself?")
     repeated = repeat(session)
     evidence.append(repeated.result)
     if not repeated.steady:
@@ -78,14 +79,17 @@ def judge(session: Session, compared: ResultComparison, located: Located | None,
     evidence.append(given.result)
     if given.differs:
         return Judgement(_inputs_verdict(given, evidence))
+    session.progress.begin("probe: both runs in float64")
     exact = precision(session, given.rounded)
     evidence.append(exact.result)
     if exact.vanishes and nan_in_one(compared):
         return _semantic(session, exact, None, given, compared, evidence, tokens)
+    session.progress.begin("probe: other content in the padding")
     other = content(session, exact, compared)
     evidence.append(other.result)
     if (not exact.vanishes and not exact.refused) or other.leaks:
         return _semantic(session, exact, other, given, compared, evidence, tokens)
+    session.progress.begin("probe: the op alone")
     alone = replay(located) if located is not None else None
     if alone is not None:
         evidence.append(alone.result)
@@ -111,9 +115,11 @@ def _semantic(
     session: Session, exact: Precision, other: ContentProbe | None, given: Inputs, compared: ResultComparison,
     evidence: list[ProbeResult], tokens: Tokens,
 ) -> Judgement:  # fmt: skip
+    session.progress.begin("probe: where the difference enters")
     found = origin(session, exact, given.rounded) if not exact.vanishes else None
     if found is not None:
         evidence.append(found.result)
+    session.progress.begin("looking for a known cause")
     mechanism = recognise(Case(session, exact.compared if not exact.vanishes else compared, other, found))
     summary = f"the runs differ in exact arithmetic: {mechanism.summary}"
     verdict = Verdict(

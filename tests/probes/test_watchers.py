@@ -11,6 +11,7 @@ from tests.joined import session
 from tests.plain import Model, batch, ids, pair
 from torch import Tensor
 
+from forkpoint.memory import Memory
 from forkpoint.probes.watchers import Noise, OtherContent, Patch, Store
 from forkpoint.promotion import Promotion
 
@@ -52,6 +53,11 @@ def test_a_store_keeps_every_value_and_what_it_was_made_of():
     tanh = next(e for e, k in store.kept.items() if k.op.name == "(model)/tanh")
     assert store.sources[event] == [tanh]
     assert torch.equal(kept.value, store.kept[tanh].value * 2)
+    filed = Store(1 << 20, shelf=Memory(1).shelf())
+    both.a.again(watcher=filed)
+    assert filed.kept.keys() == store.kept.keys()
+    assert all(torch.equal(k.value, store.kept[e].value) for e, k in filed.kept.items())
+    assert all((k.dtype, k.numeric) == (k.value.dtype, store.kept[e].numeric) for e, k in filed.kept.items())
     small = Store(0)
     both.a.again(watcher=small)
     assert small.kept == {}

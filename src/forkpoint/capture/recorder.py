@@ -29,6 +29,7 @@ from forkpoint.capture.rules import Call, UnknownMovementError, propagate, tenso
 from forkpoint.capture.sites import NOWHERE, Place
 from forkpoint.capture.writes import INDEXED_WRITES, Window, Written, written_by
 from forkpoint.layout import DECODER, MAIN, Layout
+from forkpoint.memory import Shelf
 from forkpoint.modules import owned, walk
 from forkpoint.trace import Event, Form, Op, Row, Trace
 
@@ -220,6 +221,7 @@ class Recorder:
         labels: those of the first pass, so that a second pass speaks of the same coordinates.
         watcher: sees every value, and may change it.
         read: gives the true value of a tensor, where another mode keeps it elsewhere (`Promotion.value`).
+        shelf: where to put the digests, if not all of them may stay in memory.
     """
 
     def __init__(
@@ -231,10 +233,11 @@ class Recorder:
         labels: Labels | None = None,
         watcher: Watcher | None = None,
         read: Callable[[Tensor], Tensor] | None = None,
+        shelf: Shelf | None = None,
     ) -> None:
         self.labels = labels or Labels.of(layout)
         self.table = self.labels.table
-        self.trace = Trace(self.table)
+        self.trace = Trace(self.table, shelf=shelf)
         self.call = -1
         self._visit_of = next(_calls)
         self.watcher = watcher
@@ -252,7 +255,7 @@ class Recorder:
         self._answers: dict[Any, _Answer] = {}
         self._lengths: frozenset[int] = frozenset()
         self._pending_limit = PENDING_BYTES["cpu"]
-        self._batch = digest.Batch()
+        self._batch = digest.Batch(shelf)
         self._odd: list[tuple[int, Tensor, _Form]] = []
         self._computed: list[tuple[int, _Form, list[Tensor]]] = []
         self._pending: list[tuple[int, Tensor, int | None]] = []
@@ -659,15 +662,30 @@ class Recorder:
         self._odd.clear()
         self._pending.clear()
         self._pending_bytes = 0
+        if self.trace.shelf is not None and all(
+            t.device.type == "cpu" for _, _, ts in self._computed for t in ts
+        ):
+            self._collect()
 
     def finish(self) -> Trace:
         """Copy all digests to the host, once; they are in the trace after this."""
         self.flush()
         self.trace.digests = self._batch.results().__getitem__
-        for row, form, tensors in self._computed:
-            self.trace.odd[row] = collect(form.cut, form.shape, [t.cpu().numpy() for t in tensors])
-        self._computed.clear()
+        self._batch = digest.Batch()
+        self._collect()
         return self.trace
+
+    def _collect(self) -> None:
+        """Take the digests that are not simply rows to the host, and to the shelf if there is one."""
+        shelf = self.trace.shelf
+        for row, form, tensors in self._computed:
+            digests, flat = collect(form.cut, form.shape, [t.cpu().numpy() for t in tensors])
+            self.trace.odd[row] = (
+                (digests, flat)
+                if shelf is None
+                else (shelf.keep_array(digests), None if flat is None else shelf.keep_array(flat))
+            )
+        self._computed.clear()
 
     def _note_late_write(self) -> None:
         """A value that was changed right after its function returned is that function's value."""

@@ -7,8 +7,9 @@ import typer
 
 from forkpoint.errors import InputError
 from forkpoint.factors.choices import PositionIds, Side
+from forkpoint.sizes import parse_size
 
-_MODEL, _PROMPT, _OUTPUT = "Model", "Prompt", "Output"
+_MODEL, _PROMPT, _RUN, _OUTPUT = "Model", "Prompt", "Run", "Output"
 
 Model = Annotated[
     str,
@@ -74,6 +75,18 @@ Positions = Annotated[
     ),
 ]
 
+MaxMemory = Annotated[
+    str | None,
+    typer.Option(
+        "--max-memory",
+        metavar="SIZE",
+        help="Host memory for what is recorded, as 500MB or 2GiB; the rest goes to a temporary file. "
+        "By default there is no limit.",
+        rich_help_panel=_RUN,
+        show_default=False,
+    ),
+]
+
 Ops = Annotated[
     bool, typer.Option("--ops", help="List the captured values by name.", rich_help_panel=_OUTPUT)
 ]
@@ -89,6 +102,15 @@ NoProbes = Annotated[
         "--no-probes", help="Only compare; don't look for the cause. Exit status 0.", rich_help_panel=_OUTPUT
     ),
 ]
+
+
+def read_size(given: str | None) -> int | None:
+    """`--max-memory` in bytes; None where it was not given.
+
+    Raises:
+        InputError: it is no size.
+    """
+    return None if given is None else parse_size(given, "--max-memory")
 
 
 def read_prompts(given: list[str] | None, file: Path | None) -> list[str]:

@@ -8,7 +8,7 @@ from forkpoint.cli import options, scene
 from forkpoint.cli.loading import load
 from forkpoint.cli.outcome import finish
 from forkpoint.files import check_writable
-from forkpoint.progress import status
+from forkpoint.progress import status, watching
 
 
 def padding(
@@ -32,6 +32,7 @@ def padding(
     device: options.Device = None,
     attn: options.Attention = None,
     load_in_8bit: options.Int8 = False,
+    max_memory: options.MaxMemory = None,
     ops: options.Ops = False,
     json: options.Json = None,
     scene_folder: scene.SceneFolder = None,
@@ -39,11 +40,12 @@ def padding(
 ) -> None:
     """Compare a prompt as it is with the same prompt padded."""
     texts = options.read_prompts(prompt, prompts)
+    memory = options.read_size(max_memory)
     if json is not None:
         check_writable(json)
     scene.check(scene_folder)
     loaded = load(model, dtype=dtype, device=device, attn=attn, load_in_8bit=load_in_8bit, revision=revision)
-    with status("running and comparing"):
+    with watching() as progress:
         import forkpoint as fp
 
         result = fp.padding(
@@ -55,6 +57,9 @@ def padding(
             position_ids=position_ids,
             probes=not no_probes,
             chat_template=chat_template,
+            max_memory=memory,
+            progress=progress,
         )
+    with status("saving the scene"):
         notes = (*loaded.notes, *scene.save(result, scene_folder))
     finish(result, notes=notes, ops=ops, json=json, probes=not no_probes)

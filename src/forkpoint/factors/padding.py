@@ -9,11 +9,13 @@ from typing import TYPE_CHECKING, Any
 from forkpoint.comparison import compare
 from forkpoint.errors import InputError
 from forkpoint.factors.prompts import pad_token_id, padded_run, tokenise
+from forkpoint.progress import SILENT
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from forkpoint.factors.choices import PositionIds, Side
+    from forkpoint.progress import Progress
     from forkpoint.result import Result
 
 USUAL_LENGTH = 50
@@ -30,6 +32,8 @@ def padding(
     position_ids: PositionIds = "mask",
     probes: bool = True,
     chat_template: bool = False,
+    max_memory: int | str | None = None,
+    progress: Progress = SILENT,
 ) -> Result:
     """Compare prompts as they are with the same prompts padded to `pad_to` tokens.
 
@@ -49,9 +53,11 @@ def padding(
             leaves them to the model, which may then count the padding.
         probes: whether to look for the cause as well.
         chat_template: put each prompt through the tokenizer's chat template as a user's message.
+        max_memory, progress: as in `compare`.
 
     Raises:
-        InputError: an empty prompt, one longer than `pad_to`, no token to pad with, an unknown side.
+        InputError: an empty prompt, one longer than `pad_to`, no token to pad with, an unknown side, or not
+            a size.
     """
     if side not in ("left", "right"):
         raise InputError(f"side {side!r}", "left or right")
@@ -75,7 +81,7 @@ def padding(
     even = all(len(row) == longest for row in rows)
     a = build(length=longest, name="unpadded" if even else f"padded to the longest on the {side}")
     b = build(length=pad_to, name=f"padded on the {side}")
-    result = compare(a, b, probes=probes, tokenizer=tokenizer)
+    result = compare(a, b, probes=probes, tokenizer=tokenizer, max_memory=max_memory, progress=progress)
     return replace(result, notes=notes + result.notes)
 
 

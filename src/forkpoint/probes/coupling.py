@@ -45,7 +45,8 @@ def _reads(
     content = store.reached([event for event, kept in store.kept.items() if _is_content(kept)])
     before = {event for event in _before(store, root, met) & content if event in store.kept}
     watcher = Resampled({store.kept[event].place for event in before}, numbers >= 0)
-    kept, again = store.kept[root], Store(store.limit, lambda op: op.key == store.kept[root].op.key)
+    kept = store.kept[root]
+    again = Store(store.limit, lambda op: op.key == kept.op.key, store.shelf)
     try:
         traced.again(promotion=Promotion(), watcher=Patched(watcher, again))
     except Exception:  # noqa: BLE001 - other values may steer the model's code anywhere
@@ -61,7 +62,7 @@ def _changed(before: Kept, after: Kept, shared: Shared) -> bool:
     if _tokens(before, shared) != _tokens(after, shared):
         return True
     found = gap(before.value, after.value, pairs)
-    return found.differing > 0 and (found.max_rel > _UNCHANGED or not before.value.is_floating_point())
+    return found.differing > 0 and (found.max_rel > _UNCHANGED or not before.dtype.is_floating_point)
 
 
 def _tokens(kept: Kept, shared: Shared) -> set[int]:
@@ -70,7 +71,7 @@ def _tokens(kept: Kept, shared: Shared) -> set[int]:
 
 def _is_content(kept: Kept) -> bool:
     """Where content becomes numbers; what is made from sizes and masks alone is the layout's."""
-    given = kept.op.is_input and not kept.op.module and kept.value.is_floating_point()
+    given = kept.op.is_input and not kept.op.module and kept.dtype.is_floating_point
     return kept.op.function == "embedding" or given
 
 

@@ -94,7 +94,7 @@ def origin(session: Session, exact: Precision, weights: tuple[Weight, ...] = ())
     """Find the op at which the runs begin to differ in exact arithmetic; None if it can't be located."""
     with same_weights(weights):
         select = _selection(session)
-        store_a, store_b = Store(MAX_STORED, select), Store(MAX_STORED, select)
+        store_a, store_b = (Store(MAX_STORED, select, session.memory.shelf()) for _ in range(2))
         session.a.again(promotion=Promotion(), watcher=store_a)
         session.b.again(promotion=Promotion(), watcher=store_b)
         return _search(session, exact, store_a, store_b)
@@ -139,7 +139,7 @@ def _search(session: Session, exact: Precision, store_a: Store, store_b: Store) 
             else:
                 candidates.append(found)
         if len(right) > put_right:
-            store_b = Store(MAX_STORED, store_b.select)
+            store_b = Store(MAX_STORED, store_b.select, session.memory.shelf())
             session.b.again(promotion=Promotion(), watcher=Patched(Patch(right), store_b))
             meetings = _meet(session, store_a, store_b, limits)
     best = max(candidates, key=lambda c: c.closes, default=None)
@@ -155,7 +155,7 @@ def _by_op(roots: Iterable[Meeting]) -> list[list[Meeting]]:
 
 
 def _numeric(meeting: Meeting) -> bool:
-    return meeting.a.value.dtype.is_floating_point or meeting.a.value.dtype.is_complex
+    return meeting.a.numeric
 
 
 def _threshold(exact: Precision) -> float:
@@ -203,6 +203,7 @@ def _meet(session: Session, a: Store, b: Store, threshold: float) -> dict[int, M
     calls_a = {kept.event.call for kept in a.kept.values()}
     calls_b = {kept.event.call for kept in b.kept.values()}
     found: dict[int, Meeting] = {}
+    session.progress.count(found.__len__, len(a.kept))
     for event_a, kept_a in a.kept.items():
         for event_b in _partners(kept_a, by_key.get(kept_a.op.key, []), b, len(calls_a) == len(calls_b)):
             kept_b = b.kept[event_b]
@@ -231,8 +232,8 @@ def _meeting(
     if not len(pairs):
         return None
     found = gap(a.value, b.value, pairs)
-    floating = a.value.dtype.is_floating_point or a.value.dtype.is_complex
-    return Meeting(event_a, event_b, a, b, pairs, found, threshold * _scale(found) if floating else 0.0)
+    noise = threshold * _scale(found) if a.numeric else 0.0
+    return Meeting(event_a, event_b, a, b, pairs, found, noise)
 
 
 def _scale(found: Gap) -> float:
@@ -243,10 +244,11 @@ def _scale(found: Gap) -> float:
 
 def pair_values(session: Session, a: Kept, b: Kept) -> Pairs:
     """Pair the elements of two values by their labels, or by where the tokens are along their dimensions."""
-    pairs = pair_elements(a.value, a.label, b.value, b.label, session.shared)
+    value_a, value_b = a.value, b.value
+    pairs = pair_elements(value_a, a.label, value_b, b.label, session.shared)
     if not len(pairs) and (a.label is None or b.label is None):
         places = (a.op, a.event.call), (b.op, b.event.call)
-        return session.join.pair_open(None, *places, tuple(a.value.shape), tuple(b.value.shape))
+        return session.join.pair_open(None, *places, tuple(value_a.shape), tuple(value_b.shape))
     return pairs
 
 
@@ -282,9 +284,7 @@ def _first_seen(root: Meeting, meetings: dict[int, Meeting], a: Store) -> Meetin
     """The first floating-point op, from the root on, that carries its difference."""
 
     def shows(meeting: Meeting) -> bool:
-        value = meeting.a.value
-        numeric = value.dtype.is_floating_point or value.dtype.is_complex
-        return numeric and meeting.differs and not meeting.a.op.is_boundary
+        return meeting.a.numeric and meeting.differs and not meeting.a.op.is_boundary
 
     if shows(root) and not _is_hidden_view(root, meetings, a):
         return root

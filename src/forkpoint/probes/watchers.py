@@ -12,6 +12,7 @@ from torch import Tensor
 
 from forkpoint.capture.labels import Label, spread
 from forkpoint.capture.recorder import Recorder, Watcher
+from forkpoint.memory import Memory, Shelf, Shelved, load
 from forkpoint.pairs import Pairs
 from forkpoint.trace import Event, Op
 
@@ -130,13 +131,26 @@ class Patch:
 
 @dataclass
 class Kept:
-    """One value that was kept."""
+    """One value that was kept, in memory or in a file."""
 
     op: Op
     event: Event
-    value: Tensor
+    held: Tensor | Shelved
     label: Label | None
     inputs: list[int]
+
+    @property
+    def value(self) -> Tensor:
+        return load(self.held)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.held.dtype
+
+    @property
+    def numeric(self) -> bool:
+        """Whether it holds floating-point or complex numbers."""
+        return self.dtype.is_floating_point or self.dtype.is_complex
 
     @property
     def place(self) -> Place:
@@ -149,13 +163,16 @@ class Store:
     """Keeps every value, with what it was made from, as long as there is room.
 
     Attributes:
+        limit: bytes that are kept, in memory or in a file.
         select: which ops to keep the values of; all by default.
         kept: by index of the event.
         sources: for every event, kept or not, the events that it was made from.
+        shelf: where they are kept.
     """
 
     limit: int
     select: Callable[[Op], bool] = lambda _: True
+    shelf: Shelf = field(default_factory=lambda: Memory().shelf())
     kept: dict[int, Kept] = field(default_factory=dict[int, Kept])
     sources: dict[int, list[int]] = field(default_factory=dict[int, list[int]])
     ops: dict[int, tuple[Op, Event]] = field(default_factory=dict[int, tuple[Op, Event]])
@@ -174,7 +191,7 @@ class Store:
         self.ops[event] = (op, record)
         if self.select(op) and self.used + value.nbytes <= self.limit and value.layout == torch.strided:
             self.used += value.nbytes
-            self.kept[event] = Kept(op, record, value.detach().clone(), label, inputs)
+            self.kept[event] = Kept(op, record, self.shelf.keep(value.detach().clone()), label, inputs)
 
     @property
     def made_from(self) -> dict[int, list[int]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import weakref
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ from tests.capture.digest.tensors import filled, rows_of, tensors_and_dims
 from forkpoint.capture import digest
 from forkpoint.capture.digest import batch as batch_module
 from forkpoint.capture.digest import definition, torch_impl
+from forkpoint.memory import Memory
 
 
 @settings(max_examples=100)
@@ -21,12 +23,13 @@ from forkpoint.capture.digest import definition, torch_impl
     queued=st.lists(tensors_and_dims(most=120), max_size=12),
     flushes=st.sets(st.integers(0, 11)),
     fast=st.booleans(),
+    limit=st.none() | st.integers(1, 4000),
 )
-def test_a_batch_gives_the_digests_of_rows(queued, flushes, fast):
+def test_a_batch_gives_the_digests_of_rows(queued, flushes, fast, limit):
     with pytest.MonkeyPatch.context() as patch:
         if not fast:
             patch.setattr(batch_module, "table_implementation", lambda device: None)
-        batch = digest.Batch()
+        batch = digest.Batch(None if limit is None else Memory(limit).shelf())
         for slot, (x, dims) in enumerate(queued):
             assert batch.add(x, dims) == slot
             if slot in flushes:
@@ -37,6 +40,27 @@ def test_a_batch_gives_the_digests_of_rows(queued, flushes, fast):
     for slot, (x, dims) in enumerate(queued):
         assert results[slot].tolist() == definition.rows(x, dims)
         assert results.rows[slot] == rows_of(x, dims)
+
+
+@pytest.mark.parametrize("limit", [1, 200, 10**6])
+def test_digests_of_several_devices_lie_in_parts_of_their_own(monkeypatch, limit):
+    monkeypatch.setattr(batch_module, "table_implementation", lambda device: None)
+    room = Memory(limit)
+    batch = digest.Batch(room.shelf())
+    tensors = [filled((rows, 3), torch.float32, seed) for seed, rows in enumerate((4, 0, 7, 1, 5, 0, 2))]
+    for slot, x in enumerate(tensors):
+        known = digest.planned(x, (0,))
+        known.device = -1 - slot % 2
+        assert batch.push(x, known) == slot
+        if slot == 1:
+            batch._queues[-2].device = SimpleNamespace(type="elsewhere")  # from where all comes at the end
+        elif slot == 4:
+            batch.flush()
+    results = batch.results()
+    assert [results[slot].tolist() for slot in range(len(tensors))] == [
+        torch_impl.rows(x, (0,)).tolist() for x in tensors
+    ]
+    assert room.most_kept <= limit / 2
 
 
 def test_many_tensors_of_all_sizes():

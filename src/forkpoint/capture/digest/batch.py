@@ -14,6 +14,7 @@ from torch import Tensor
 from forkpoint.capture.digest import torch_impl
 from forkpoint.capture.digest.backend import table_implementation
 from forkpoint.capture.digest.plan import Plan, find, packed
+from forkpoint.memory import Shelf, Shelved
 
 Ints = np.ndarray[Any, np.dtype[np.int64]]
 
@@ -33,6 +34,27 @@ class Digests:
 
     def __getitem__(self, slot: int) -> Ints:
         return self.values[self.starts[slot] : self.starts[slot] + self.rows[slot]]
+
+
+@dataclass(frozen=True)
+class ShelvedDigests:
+    """The same where not all may stay in memory: parts, in memory or in a file, and where in them each slot is."""
+
+    parts: list[Ints | Shelved]
+    part: Ints
+    starts: Ints
+    """Where each slot's digests begin in its part."""
+    rows: Ints
+
+    def __len__(self) -> int:
+        return len(self.starts)
+
+    def __getitem__(self, slot: int) -> Ints:
+        start, rows = int(self.starts[slot]), int(self.rows[slot])
+        if not rows:
+            return np.zeros(0, dtype=np.int64)
+        part = self.parts[self.part[slot]]
+        return part.elements(start, rows).numpy() if isinstance(part, Shelved) else part[start : start + rows]
 
 
 class Planned:
@@ -80,6 +102,20 @@ class _Queue:
     copied: list[int] = field(default_factory=list[int])
     """Entries whose words can't be read where they lie."""
     digests: list[Tensor] = field(default_factory=list[Tensor])
+    parts: list[Ints | Shelved] = field(default_factory=list[Any])
+    """Digests that were put on a shelf, a part for each time."""
+    ends: list[int] = field(default_factory=list[int])
+    """How many digests there are up to the end of each part."""
+
+    def shelve(self, shelf: Shelf) -> None:
+        """Put the digests that there are so far on a shelf, on the host."""
+        for part in (
+            (torch.cat(self.digests),) if self.device.type == "cpu" and self.digests else self.digests
+        ):
+            if len(part):
+                self.parts.append(shelf.keep_array(part.cpu().numpy()))
+                self.ends.append(len(part) + (self.ends[-1] if self.ends else 0))
+        self.digests.clear()
 
     def flush(self) -> None:
         if not self.entries:
@@ -125,11 +161,16 @@ class Batch:
     >>> digests = batch.results()
     >>> [len(digests[slot]) for slot in slots], bool(digests[1][2] == digests[0][0])
     ([2, 3], True)
+
+    Args:
+        shelf: where to put the digests, with every flush on the host and at the end from other devices; without
+            one they stay in memory.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, shelf: Shelf | None = None) -> None:
         self.pending_bytes = 0
         """Bytes of the queued slices."""
+        self._shelf = shelf
         self._queues: dict[int, _Queue] = {}
         self._slots: list[Planned] = []
 
@@ -160,13 +201,17 @@ class Batch:
         """Digests what is queued, without waiting for the device, and lets go of the tensors."""
         for queue in self._queues.values():
             queue.flush()
+            if self._shelf is not None and queue.device.type == "cpu":
+                queue.shelve(self._shelf)
         self.pending_bytes = 0
 
-    def results(self) -> Digests:
+    def results(self) -> Digests | ShelvedDigests:
         """Flushes, and copies the digests of all slots to the host, once per device."""
         self.flush()
         rows = np.array([known.rows for known in self._slots], dtype=np.int64)
         devices = np.array([known.device for known in self._slots], dtype=np.int64)
+        if self._shelf is not None:
+            return self._shelved(self._shelf, rows, devices)
         parts = [_on_host(queue) for queue in self._queues.values()]
         values = parts[0] if len(parts) == 1 else np.concatenate([np.zeros(0, dtype=np.int64), *parts])
         starts, offset = np.zeros(len(rows), dtype=np.int64), 0
@@ -175,6 +220,19 @@ class Batch:
             starts = np.where(devices == device, offset + np.cumsum(sizes) - sizes, starts)
             offset += int(sizes.sum())
         return Digests(values, starts, rows)
+
+    def _shelved(self, shelf: Shelf, rows: Ints, devices: Ints) -> ShelvedDigests:
+        parts: list[Ints | Shelved] = []
+        part, starts = np.zeros(len(rows), dtype=np.int64), np.zeros(len(rows), dtype=np.int64)
+        for device, queue in self._queues.items():
+            queue.shelve(shelf)
+            slots = np.flatnonzero(devices == device)
+            begin = np.cumsum(rows[slots]) - rows[slots]  # a slot never goes on from one part to the next
+            place = np.searchsorted(queue.ends, begin, side="right")
+            part[slots] = len(parts) + place
+            starts[slots] = begin - np.array([0, *queue.ends], dtype=np.int64)[place]
+            parts += queue.parts
+        return ShelvedDigests(parts, part, starts, rows)
 
 
 def _on_host(queue: _Queue) -> Ints:

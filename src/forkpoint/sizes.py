@@ -1,0 +1,38 @@
+"""Sizes in bytes as people write them. Free of torch, so that the command line can refuse one at once."""
+
+from __future__ import annotations
+
+import re
+
+from forkpoint.errors import InputError
+
+_UNITS = {
+    "": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12,
+    "kib": 1 << 10, "mib": 1 << 20, "gib": 1 << 30, "tib": 1 << 40,
+}  # fmt: skip
+
+
+def parse_size(given: int | str, name: str = "max_memory") -> int:
+    """A number of bytes.
+
+    >>> parse_size("500MB"), parse_size("1.5 GiB"), parse_size(4096)
+    (500000000, 1610612736, 4096)
+
+    Args:
+        given: a number of bytes, or text with a unit.
+        name: what the size is for, as the user knows it.
+
+    Raises:
+        InputError: it is no size, or less than a byte.
+    """
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([a-z]*)", str(given).strip().lower())
+    size = 0
+    if found is not None and found[2] in _UNITS and not isinstance(given, bool):
+        size = int(float(found[1]) * _UNITS[found[2]])
+    if size < 1:
+        raise InputError(
+            f"{name} {given!r}",
+            "a size such as 500MB, 4GB, 2GiB or a number of bytes",
+            "leave it out for no limit",
+        )
+    return size
