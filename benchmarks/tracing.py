@@ -235,10 +235,7 @@ def main() -> None:
         return not late
 
     if given.verdict:  # before anything else has loaded libraries or compiled kernels
-        report["verdict"], report["start_seconds"] = waits.verdict(subject), waits.starts(given.repetitions)
-        report["verdict_cost"] = waits.cost(subject, sorted({cases.PAD_TO, *given.tokens}), given.repetitions)
-        for name in ("verdict", "verdict_cost", "start_seconds"):
-            print(f"\n{name}", json.dumps(report[name]))
+        report |= waits.all_of(subject, sorted({cases.PAD_TO, *given.tokens}), given.repetitions)
         keep()
     report["copy_bytes_per_second"] = bandwidth = copy_speed(subject.device)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import statistics
 import subprocess
@@ -27,6 +28,18 @@ STARTS = {
     "import forkpoint": ["-c", "import forkpoint"],
     "forkpoint --help": ["-m", "forkpoint", "--help"],
 }
+
+
+def all_of(subject: Subject, lengths: Iterable[int], repetitions: int) -> Json:
+    """Everything that somebody waits for, printed as well."""
+    found = {
+        "verdict": verdict(subject),
+        "verdict_cost": cost(subject, lengths, repetitions),
+        "start_seconds": starts(repetitions),
+    }
+    for name, figures in found.items():
+        print(f"\n{name}", json.dumps(figures), flush=True)
+    return found
 
 
 def verdict(subject: Subject) -> Json:

@@ -49,6 +49,7 @@ def peers() -> Json:
             "tokens": [_scaled(tokens, 32, 1 + 64 / tokens) for tokens in (64, 512, 4096)],
         },
         "verdict": {"first": _verdict(9.97, 10.76), "second": _verdict(5.28, 5.97)},
+        "verdict_cost": [_cost(18, 50, 9.617), _cost(509, 512, 8.4)],
         "start_seconds": {"python": 0.021, "import forkpoint": 0.024, "forkpoint --help": 0.187},
     }
 
@@ -67,6 +68,13 @@ def _scaled(tokens: int, layers: int, ratio: float) -> Json:
 def _verdict(judged: float, saved: float) -> Json:
     found = {"kind": "rounding", "tokens": 18, "padded": 50}
     return found | {"verdict_seconds": judged, "scene_seconds": saved}
+
+
+def _cost(tokens: int, padded: int, passes: float) -> Json:
+    return {
+        "tokens": tokens, "padded": padded, "passes": 7, "float64_passes": 2, "plain_seconds": 0.14,
+        "float64_seconds": 0.557, "other_seconds": 1.338, "forward_passes": passes, "repetitions": 7,
+    }  # fmt: skip
 
 
 def _report(kind: str) -> Json:
