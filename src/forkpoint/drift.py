@@ -6,6 +6,7 @@ import itertools
 from collections.abc import Iterable, Iterator
 
 import numpy as np
+import torch
 from torch import Tensor, nn
 
 from forkpoint.align import gap, pair_elements
@@ -19,6 +20,9 @@ from forkpoint.session import Session
 
 Output = tuple[Tensor | Shelved, Label | None]
 Outputs = dict[str, list[Output]]
+
+_SHARE = 0.1
+"""Of a GPU's free memory that may be taken for outputs of layers."""
 
 
 def layer_paths(model: nn.Module | None) -> list[str]:
@@ -37,7 +41,7 @@ def layer_paths(model: nn.Module | None) -> list[str]:
 
 
 class LayerOutputs:
-    """The first output of every layer of both runs, for every call, on the host.
+    """The first output of every layer of both runs, for every call: on their GPU if it has room, else on the host.
 
     They are gathered by whatever second pass is made, so that they need none of their own.
 
@@ -50,14 +54,26 @@ class LayerOutputs:
         self.paths = layer_paths(session.a.run.modules)
         self.of: tuple[Outputs, Outputs] = ({}, {})
         self.shelf = session.memory.shelf()
+        self._room: dict[torch.device, int] = {}
         self.fetches = (self._fetches(self.of[0]), self._fetches(self.of[1]))
 
     def _fetches(self, found: Outputs) -> list[Fetch]:
         def keep(taken: Taken) -> None:
-            output = self.shelf.keep(taken.outputs[0].cpu())
-            found.setdefault(taken.op.module, []).append((output, taken.output_labels[0]))
+            output = taken.outputs[0] if self._stays(taken.outputs[0]) else taken.outputs[0].cpu()
+            found.setdefault(taken.op.module, []).append((self.shelf.keep(output), taken.output_labels[0]))
 
         return [Fetch((path, "output", "?"), None, None, keep, output=0) for path in self.paths]
+
+    def _stays(self, output: Tensor) -> bool:
+        """Whether an output stays on its device, where comparing takes a fraction of the time of copying it."""
+        if not output.is_cuda:
+            return False
+        room = self._room.get(output.device)
+        if room is None:
+            cached = torch.cuda.memory_reserved(output.device) - torch.cuda.memory_allocated(output.device)
+            room = int(_SHARE * (torch.cuda.mem_get_info(output.device)[0] + cached))
+        self._room[output.device] = room - output.nbytes
+        return room >= output.nbytes
 
     def gather(self, session: Session) -> None:
         """Make a second pass for them, if none was made."""
