@@ -230,8 +230,8 @@ class _Rows:
         if self.dense and len(first) and (np.diff(first) == width).all():
             start = int(first[0])
             return self.flat[start : start + width * len(first)].view(-1, width)
-        index = torch.from_numpy(first[:, None] + self.inner).to(self.flat.device)
-        return self.flat[index]
+        starts, offsets = (torch.from_numpy(part).to(self.flat.device) for part in (first, self.inner))
+        return self.flat[starts[:, None] + offsets]
 
 
 def _compare(left: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:

@@ -132,10 +132,9 @@ def _row(session: Session, name: str, parts: Iterable[tuple[Tensor, Tensor, Pair
     for a, b, pairs in parts:
         found = gap(a, b, pairs)
         largest, relative = max(largest, found.max_abs), max(relative, found.max_rel)
-        largest_each = np.maximum.reduceat(found.largest[pairs.order], pairs.starts)
-        cells = pairs.order[pairs.starts] * len(pairs.inner_a)
-        for at, value in zip(cells.tolist(), largest_each.tolist(), strict=True):
-            place = session.shared.place(pairs, at)
+        largest_each = np.maximum.reduceat(found.largest[pairs.order], pairs.starts).tolist()
+        places = session.shared.places(pairs.distinct, by_sample=pairs.by_sample)
+        for place, value in zip(places, largest_each, strict=True):
             per_place[place] = max(per_place.get(place, 0.0), value)
     names = session.a.run.layout.name
     tokens = [

@@ -45,6 +45,7 @@ class Shared:
         if sizes == self._sizes or self._frozen:
             return
         self._sizes = sizes
+        self._last_places: tuple[bytes, list[tuple[int | None, int | None]]] = (b"", [])
         to_a = {sample: sample for sample, _ in self.pairing.pairs}
         to_b = {sample_b: sample_a for sample_a, sample_b in self.pairing.pairs}
         keys_a, keys_b = a.keys(to_a), b.keys(to_b)
@@ -127,6 +128,15 @@ class Shared:
         """(sample of run A, position) of one pair of elements."""
         number = pairs.coordinate_of(index)
         return (number, None) if pairs.by_sample else self.coordinate(number)
+
+    def places(self, numbers: Ints, *, by_sample: bool = False) -> list[tuple[int | None, int | None]]:
+        """The same for many coordinates."""
+        if by_sample:
+            return [(number, None) for number in numbers.tolist()]
+        key = numbers.tobytes()
+        if self._last_places[0] != key:
+            self._last_places = key, [self.coordinate(number) for number in numbers.tolist()]
+        return self._last_places[1]
 
     def coordinate(self, number: int) -> tuple[int | None, int | None]:
         """(sample of run A, position) of a shared number; None where it has none."""
@@ -413,10 +423,14 @@ class Join:
             self._passes(a, self.shared.a, self.shared.home_a),
             self._passes(b, self.shared.b, self.shared.home_b),
         )
-        _, rows_a, rows_b = np.intersect1d(table_a.keys, table_b.keys, return_indices=True)
+        _, rows_a, rows_b = np.intersect1d(
+            table_a.keys, table_b.keys, assume_unique=True, return_indices=True
+        )
         pairs = [(rows_a, rows_b)]
         for mine, theirs, rows, swap in ((table_a, table_b, rows_a, False), (table_b, table_a, rows_b, True)):
-            rest = np.setdiff1d(np.arange(len(mine.keys)), rows)
+            met = np.zeros(len(mine.keys), dtype=bool)
+            met[rows] = True
+            rest = np.flatnonzero(~met)
             again = rest[mine.again[rest]]
             place = np.searchsorted(theirs.first_keys, mine.numbers[again])
             fits = (place < len(theirs.first_keys)) & (
@@ -861,7 +875,7 @@ class Join:
 
 
 class _Passes:
-    """The passes of one op in one run, a row for each coordinate of each pass."""
+    """The passes of one op in one run, a row for each coordinate of each pass, and a key that no other row has."""
 
     def __init__(
         self, numbers: Ints, again: Any, events: Ints, digests: Any, keys_seen: Ints, widths: Ints

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from forkpoint.capture.labels import Label, spread
+from forkpoint.capture.labels import Label
 from forkpoint.capture.recorder import Recorder, Watcher
 from forkpoint.memory import Memory, Shelf, Shelved, load
 from forkpoint.pairs import Pairs
@@ -84,13 +84,11 @@ class OtherContent:
         if not other.any():
             return None
         self.replaced += int(other.sum())
-        mask = torch.from_numpy(spread(other, tuple(value.shape)).copy()).to(value.device)
+        mask = torch.from_numpy(other).to(value.device).expand(value.shape)
         generator = torch.Generator().manual_seed(self.seed + nth)
         scale = float(value.detach().float().std()) if value.numel() > 1 else 1.0
-        new = torch.randn(value.shape, generator=generator, dtype=torch.float32).to(value.device) * (
-            2 * scale or 1.0
-        )
-        return torch.where(mask, new.to(value.dtype), value)
+        new = torch.randn(int(mask.sum()), generator=generator) * (2 * scale or 1.0)
+        return value.masked_scatter(mask, new.to(value.device, value.dtype))
 
     def saw(
         self, recorder: Recorder, event: int, value: Tensor, label: Label | None, inputs: list[int]
