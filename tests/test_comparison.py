@@ -50,6 +50,33 @@ def test_every_op_is_listed_once_in_the_order_of_execution():
     assert result.not_compared == ()
 
 
+def test_a_model_that_is_wrapped_meets_itself():
+    class Wrapper(nn.Module):
+        def __init__(self, model: nn.Module) -> None:
+            super().__init__()
+            self.base_model = nn.Module()
+            self.base_model.model = model
+
+        def forward(self, **inputs: Any) -> Any:
+            return self.base_model.model(**inputs)
+
+    model, faulty = Model(), twin(Model())
+    with torch.no_grad():
+        faulty.layers[1].bias += 1e-3
+    wrapped = Wrapper(faulty)
+    result = fp.compare(*pair(model, batch(ids()), batch(ids()), wrapped), probes=False)
+    assert result.first is not None
+    assert (result.first.op, result.first.source.startswith("plain.py")) == ("layers.1/linear", True)
+    assert (result.unmatched_a, result.unmatched_b) == ((), ())
+    assert [row.module for row in result.drift] == ["layers.0", "layers.1", "logits"]
+    other = fp.compare(*pair(wrapped, batch(ids()), batch(ids()), model), probes=False)
+    assert other.first is not None
+    assert other.first.op == "base_model.model.layers.1/linear"
+    assert [row.module for row in other.drift] == [
+        "base_model.model.layers.0", "base_model.model.layers.1", "logits",
+    ]  # fmt: skip
+
+
 def test_what_could_not_be_compared_is_listed_with_its_reason():
     class Odd(Model):
         def forward(self, input_ids: Tensor, **inputs: Any) -> dict[str, Any]:

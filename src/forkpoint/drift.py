@@ -14,6 +14,7 @@ from forkpoint.capture.labels import Label
 from forkpoint.capture.recorder import Fetch, Taken
 from forkpoint.impact import ResultComparison, ResultGap
 from forkpoint.memory import Shelved, load
+from forkpoint.modules import unwrapped
 from forkpoint.pairs import Pairs
 from forkpoint.result import LayerDrift
 from forkpoint.session import Session
@@ -51,18 +52,24 @@ class LayerOutputs:
     """
 
     def __init__(self, session: Session) -> None:
-        self.paths = layer_paths(session.a.run.modules)
+        theirs = {unwrapped(path): path for path in layer_paths(session.b.run.modules)}
+        mine = layer_paths(session.a.run.modules)
+        self.paths = {path: theirs[plain] for path in mine if (plain := unwrapped(path)) in theirs}
+        """Path of each layer in run A, and in run B."""
         self.of: tuple[Outputs, Outputs] = ({}, {})
         self.shelf = session.memory.shelf()
         self._room: dict[torch.device, int] = {}
-        self.fetches = (self._fetches(self.of[0]), self._fetches(self.of[1]))
+        self.fetches = (
+            self._fetches(self.of[0], self.paths.keys()),
+            self._fetches(self.of[1], self.paths.values()),
+        )
 
-    def _fetches(self, found: Outputs) -> list[Fetch]:
+    def _fetches(self, found: Outputs, paths: Iterable[str]) -> list[Fetch]:
         def keep(taken: Taken) -> None:
             output = taken.outputs[0] if self._stays(taken.outputs[0]) else taken.outputs[0].cpu()
             found.setdefault(taken.op.module, []).append((self.shelf.keep(output), taken.output_labels[0]))
 
-        return [Fetch((path, "output", "?"), None, None, keep, output=0) for path in self.paths]
+        return [Fetch((path, "output", "?"), None, None, keep, output=0) for path in paths]
 
     def _stays(self, output: Tensor) -> bool:
         """Whether an output stays on its device, where comparing takes a fraction of the time of copying it."""
@@ -95,8 +102,8 @@ def measure(
     outputs.gather(session)
     rows: list[LayerDrift] = []
     session.progress.count(rows.__len__, len(outputs.paths))
-    for path in outputs.paths:
-        passes_a, passes_b = (found.get(path, []) for found in outputs.of)
+    for path, theirs in outputs.paths.items():
+        passes_a, passes_b = outputs.of[0].get(path, []), outputs.of[1].get(theirs, [])
         parts = _paired(session, passes_a, passes_b)
         first = next(parts, None)
         if first is not None:

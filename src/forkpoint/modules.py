@@ -28,6 +28,23 @@ def walk(model: nn.Module | None) -> list[tuple[str, nn.Module]]:
     return found
 
 
+def unwrapped(path: str) -> str:
+    """A path as the model that is wrapped has it: adapters (PEFT) and compiled models add names in front.
+
+    >>> unwrapped("base_model.model.model.layers.0"), unwrapped("_orig_mod.lm_head"), unwrapped("model.norm")
+    ('model.layers.0', 'lm_head', 'model.norm')
+    """
+    for wrapper in _WRAPPERS:
+        if path == wrapper:
+            return ""
+        path = path.removeprefix(f"{wrapper}.")
+    return path
+
+
+_WRAPPERS = ("_orig_mod", "base_model.model")
+"""Where a compiled module and a model with adapters hold what they wrap."""
+
+
 def owned(modules: list[tuple[str, nn.Module]]) -> dict[int, tuple[str, Tensor]]:
     """The full name of every parameter and buffer, by id; of tied ones the first, parameters before buffers."""
     found: dict[int, tuple[str, Tensor]] = {}

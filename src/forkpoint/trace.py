@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from forkpoint.capture.coordinates import CoordinateTable
 from forkpoint.capture.sites import Site
 from forkpoint.memory import Shelf, Shelved, load_array
+from forkpoint.modules import unwrapped
 
 WHOLE = -2
 """Id of the cell of a value that has no token coordinate at all."""
@@ -40,7 +41,7 @@ class Op:
 
     @property
     def key(self) -> Hashable:
-        return (self.module, self.function, self.site.chain, self.output)
+        return (unwrapped(self.module), self.function, self.site.chain, self.output)
 
     @property
     def name(self) -> str:

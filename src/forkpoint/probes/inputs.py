@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from forkpoint.equality import same_bits
 from forkpoint.layout import DECODER, MAIN
+from forkpoint.modules import unwrapped
 from forkpoint.result import ProbeResult
 from forkpoint.run import Run
 from forkpoint.session import Session
@@ -177,9 +178,7 @@ def _by_path(model: nn.Module) -> dict[str, nn.Module]:
     for path, module in model.named_modules():
         if "lora_" in path:
             continue
-        plain = path.removeprefix("base_model.model.").replace(".base_layer", "")
-        if path.startswith("_orig_mod."):
-            plain = path.removeprefix("_orig_mod.")
+        plain = unwrapped(path).replace(".base_layer", "")
         if plain not in found or not hasattr(found[plain], "base_layer"):
             found[plain] = module
     return found
