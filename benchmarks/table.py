@@ -39,7 +39,8 @@ def about(report: Json) -> str:
     versions = ", ".join(f"{name} {version}" for name, version in report["machine"]["versions"].items())
     speed = report.get("copy_bytes_per_second")
     copy = f" A copy reads and writes {speed / 1e9:,.0f} GB/s." if speed else ""
-    return f"Taken on {report['date']} with {versions}.{copy}"
+    remark = f" {report['remark']}" if "remark" in report else ""
+    return f"Taken on {report['date']} with {versions}.{copy}{remark}"
 
 
 def cases(found: Sequence[Json]) -> str:

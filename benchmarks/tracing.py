@@ -168,6 +168,7 @@ def arguments() -> argparse.Namespace:
     add("--scaling-repetitions", type=int, default=5, metavar="N")
     add("--scaling-tokens", type=int, nargs="*", default=TOKENS, metavar="N")
     add("--scaling-layers", type=int, nargs="*", default=LAYERS, metavar="N")
+    add("--remark", help="what is to be said of this machine, next to its figures")
     add("--seconds", type=float, help="begin no new case after this time")
     add("--json", type=Path, metavar="FILE", help="where to write the figures")
     add("--out", type=Path, metavar="FOLDER", help="the same, in a file named after model and device")
@@ -202,12 +203,8 @@ def file_name(report: Json) -> str:
     )
 
 
-def main() -> None:
-    given = arguments()
-    begin = time.monotonic()
-    if given.threads:
-        torch.set_num_threads(given.threads)
-    subject = load(given)
+def head(subject: cases.Subject, remark: str | None) -> Json:
+    """A report of nothing yet."""
     report: Json = {
         "format": FORMAT,
         "date": datetime.now(tz=UTC).date().isoformat(),
@@ -219,6 +216,16 @@ def main() -> None:
         },
         "copy_bytes_per_second": None, "cases": [], "left_out": [],
     }  # fmt: skip
+    return report | ({"remark": remark} if remark else {})
+
+
+def main() -> None:
+    given = arguments()
+    begin = time.monotonic()
+    if given.threads:
+        torch.set_num_threads(given.threads)
+    subject = load(given)
+    report = head(subject, given.remark)
     print(json.dumps(report["machine"] | report["model"]))
 
     def keep() -> None:
@@ -235,7 +242,9 @@ def main() -> None:
         return not late
 
     if given.verdict:  # before anything else has loaded libraries or compiled kernels
-        report |= waits.all_of(subject, sorted({cases.PAD_TO, *given.tokens}), given.repetitions)
+        report |= waits.all_of(
+            subject, sorted({cases.PAD_TO, *given.tokens} - {len(cases.PROMPT_IDS)}), given.repetitions
+        )
         keep()
     report["copy_bytes_per_second"] = bandwidth = copy_speed(subject.device)
 

@@ -57,7 +57,7 @@ def peers() -> Json:
 def alone() -> Json:
     """A CPU, and as little as a report can hold."""
     few = case(50, 30, {"plain": way("plain", 1.0, extra=None)}) | {"floor_ratio": None}
-    return _report("cpu") | {"cases": [few], "copy_bytes_per_second": None}
+    return _report("cpu") | {"cases": [few], "copy_bytes_per_second": None, "remark": "It was busy."}
 
 
 def _scaled(tokens: int, layers: int, ratio: float) -> Json:

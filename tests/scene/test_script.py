@@ -132,7 +132,7 @@ def test_scripts_of_odd_ops(name, tmp_path):
 def test_a_script_that_does_not_reproduce_says_so(linear_scene, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(source.template, "SAME", source.template.SAME.replace("==", "!="))
     assert command("script", str(linear_scene), "-o", str(tmp_path / "script.py")) == 1
-    assert "did not reproduce the recorded bits" in " ".join(capsys.readouterr().err.split())
+    assert "it did not reproduce the recorded bits" in " ".join(capsys.readouterr().err.split())
     assert (tmp_path / "script.py").exists()
 
 
@@ -175,7 +175,7 @@ def test_memory_that_began_elsewhere(tmp_path):
 @pytest.mark.slow
 def test_random_data_that_show_the_effect(padded_scene, tmp_path, capsys):
     assert command("script", str(padded_scene), "--synthetic", "-o", str(tmp_path / "script.py")) == 0
-    assert "the runs' outputs differ, on random data" in " ".join(capsys.readouterr().err.split())
+    assert "on random data the two runs differ, too" in " ".join(capsys.readouterr().err.split())
     found = alone(tmp_path / "script.py")
     assert found.returncode == 0, found.stderr
     assert "  query equal: True" in found.stdout

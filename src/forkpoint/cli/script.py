@@ -44,10 +44,10 @@ def script(
     console = error_console()
     how = "python script.py" if synthetic else f"python script.py {scene}"
     if done.reproduced:
-        what = "the runs' outputs differ, on random data" if synthetic else "the recorded bits"
-        console.print(f"It was run here, alone, and reproduced {what}. ({how})", highlight=False)
+        seen = "on random data the two runs differ, too" if synthetic else "it reproduced the recorded bits"
+        console.print(f"It was run here, alone: {seen}. ({how})", highlight=False)
     else:
         console.print(
-            f"It was run here, alone, and did not reproduce the recorded bits. {done.note}", highlight=False
+            f"It was run here, alone: it did not reproduce the recorded bits. {done.note}", highlight=False
         )
     raise typer.Exit(0 if done.reproduced else 1)
