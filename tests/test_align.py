@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from tests.joined import joined, noise, padded
 
 from forkpoint import Layout
-from forkpoint.align import gap, index_of, pair_cells, pair_elements, pair_flat, scalar, ulps
+from forkpoint.align import gap, index_of, pair_cells, pair_elements, pair_flat, rows, scalar, ulps
 from forkpoint.pairs import Pairs
 
 FLOATS = st.floats(-1e300, 1e300)
@@ -253,6 +253,21 @@ def test_the_gap_in_chunks_is_the_gap_of_every_pair(data, chunk):
     known = np.abs(x)[np.abs(x) < 1e30]
     scale = known.max(initial=0.0)
     assert found.max_rel == (apart_by.max() / scale if scale else (math.inf if apart_by.max() else 0.0))
+
+
+@pytest.mark.parametrize("width", [1, 4, 6, 12, 24])
+def test_no_chunk_breaks_up_what_belongs_together(width, monkeypatch):
+    monkeypatch.setattr("forkpoint.align._CHUNK", {"cpu": 7})
+    values = torch.arange(24.0)
+    inner = np.arange(width)
+    first = np.arange(24 // width) * width
+    pairs = Pairs(first, first, np.zeros(len(first), dtype=np.int64), inner_a=inner, inner_b=inner)
+    chunks = list(rows(values, values, pairs, together=4))
+    assert all(left.numel() % 4 == 0 for _, left, _ in chunks)
+    assert torch.equal(torch.cat([left.reshape(-1) for _, left, _ in chunks]), values)
+    assert [start * width for start, *_ in chunks] == [
+        sum(left.numel() for _, left, _ in chunks[:i]) for i in range(len(chunks))
+    ]
 
 
 def test_an_index_and_an_element():

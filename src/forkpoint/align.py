@@ -157,7 +157,7 @@ class Gap:
 
 _MASKED = 1e30
 """Magnitudes from here on are masks (the least number of a dtype), not values to measure a gap by."""
-_CHUNK = {"cpu": 1 << 18, "cuda": 1 << 26}
+_CHUNK = {"cpu": 1 << 18, "cuda": 1 << 24}
 """Elements that are compared at a time: as many as a processor's cache holds, or as a GPU has memory to spare."""
 
 
@@ -182,16 +182,23 @@ def gap(a: Tensor, b: Tensor, pairs: Pairs) -> Gap:
     return Gap(differing, len(pairs), first.pair, most, relative, largest, nan)
 
 
-def rows(a: Tensor, b: Tensor, pairs: Pairs) -> Iterator[tuple[int, Tensor, Tensor]]:
+def rows(a: Tensor, b: Tensor, pairs: Pairs, together: int = 1) -> Iterator[tuple[int, Tensor, Tensor]]:
     """The paired elements in chunks: index of the first cell, then A's and B's as [cells, elements of a cell].
 
     They are views where they can be, and on the device of the values if it is one.
+
+    Args:
+        together: how many pairs in turn no chunk may break up.
     """
     device = a.device if a.device == b.device and a.device.type in _CHUNK else torch.device("cpu")
     rows_a = _Rows(a, device, pairs.first_a, pairs.inner_a)
     rows_b = _Rows(b, device, pairs.first_b, pairs.inner_b)
-    step = max(_CHUNK[device.type] // max(len(pairs.inner_a), 1), 1)
-    for start in range(0, len(pairs.first_a) if len(pairs) else 0, step):
+    if not len(pairs):
+        return
+    width = len(pairs.inner_a)
+    least = together // math.gcd(together, width)
+    step = max(_CHUNK[device.type] // width // least, 1) * least
+    for start in range(0, len(pairs.first_a), step):
         yield start, rows_a[start : start + step], rows_b[start : start + step]
 
 

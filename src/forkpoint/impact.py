@@ -208,7 +208,7 @@ def _of_logits(session: Session, logits: list[ResultGap], vocabulary: int, worst
 def _rows(result: ResultGap, vocabulary: int) -> Iterator[tuple[int, Tensor, Tensor]]:
     """The logits at shared coordinates, in float64, a row for each: in chunks, with the index of the first pair."""
     pairs = result.pairs
-    for start, a, b in rows(result.a, result.b, pairs):
+    for start, a, b in rows(result.a, result.b, pairs, vocabulary):
         begin = start * len(pairs.inner_a)
         yield begin, a.double().reshape(-1, vocabulary), b.double().reshape(-1, vocabulary)
 
