@@ -67,7 +67,10 @@ def test_a_model_that_is_wrapped_meets_itself():
     result = fp.compare(*pair(model, batch(ids()), batch(ids()), wrapped), probes=False)
     assert result.first is not None
     assert (result.first.op, result.first.source.startswith("plain.py")) == ("layers.1/linear", True)
-    assert (result.unmatched_a, result.unmatched_b) == ((), ())
+    assert result.unmatched_a == ()
+    assert [row.op for row in result.unmatched_b] == [  # the wrapper's own
+        "(model)/input:input_ids", "(model)/input:attention_mask", "(model)/output",
+    ]  # fmt: skip
     assert [row.module for row in result.drift] == ["layers.0", "layers.1", "logits"]
     other = fp.compare(*pair(wrapped, batch(ids()), batch(ids()), model), probes=False)
     assert other.first is not None
@@ -75,6 +78,27 @@ def test_a_model_that_is_wrapped_meets_itself():
     assert [row.module for row in other.drift] == [
         "base_model.model.layers.0", "base_model.model.layers.1", "logits",
     ]  # fmt: skip
+    assert result.not_compared == other.not_compared == ()
+
+
+def test_a_model_that_holds_another_where_wrappers_do_is_no_wrapper():
+    class Inner(Model):
+        def forward(self, input_ids: Tensor, **inputs: Any) -> dict[str, Any]:
+            return super().forward(input_ids) | {"steps": torch.arange(input_ids.shape[1])[None].float()}
+
+    class Embedder(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.base_model = nn.Module()
+            self.base_model.model = Inner()
+
+        def forward(self, **inputs: Any) -> Any:
+            found = self.base_model.model(**inputs)
+            return found | {"steps": found["steps"] + 1}
+
+    result = fp.compare(*pair(Embedder(), batch(ids()), batch(ids())), probes=False)
+    assert (result.identical, result.first) == (True, None)
+    assert not [row.op for row in result.ops if row.status == "differs"]
 
 
 def test_what_could_not_be_compared_is_listed_with_its_reason():

@@ -5,26 +5,43 @@ from __future__ import annotations
 import pytest
 from torch import nn
 
-from forkpoint.modules import owned, unwrapped, walk
+from forkpoint.modules import WRAPPER, owned, unwrapped, walk, wrappings
 
 
 @pytest.mark.parametrize(
     ("path", "plain"),
     [
-        ("", ""),
-        ("model.norm", "model.norm"),
-        ("base_model", "base_model"),
+        ("", WRAPPER),
+        ("base_model", f"{WRAPPER}.base_model"),
         ("base_model.model", ""),
         ("base_model.model.model.layers.0", "model.layers.0"),
-        ("base_model.modelling", "base_model.modelling"),
-        ("_orig_mod", ""),
-        ("_orig_mod.model.norm", "model.norm"),
-        ("_orig_mod.base_model.model.lm_head", "lm_head"),
-        ("layers._orig_mod", "layers._orig_mod"),
+        ("base_model.modelling", f"{WRAPPER}.base_model.modelling"),
     ],
 )
 def test_a_wrapped_model_has_the_paths_of_its_own(path: str, plain: str) -> None:
-    assert unwrapped(path) == plain
+    assert unwrapped(path, "base_model.model") == plain
+    assert unwrapped(path, "") == path
+
+
+def held(path: str, model: nn.Module) -> nn.Module:
+    """A module that has a model at a path."""
+    for name in reversed(path.split(".")):
+        holder = nn.Module()
+        holder.add_module(name, model)
+        model = holder
+    return model
+
+
+def test_what_wraps_is_taken_off_where_that_makes_models_alike() -> None:
+    model = nn.Sequential(nn.Linear(2, 2))
+    adapted, compiled = held("base_model.model", model), held("_orig_mod", model)
+    both = held("base_model.model", compiled)
+    assert wrappings(adapted, model) == ("base_model.model", "")
+    assert wrappings(model, both) == ("", "base_model.model._orig_mod")
+    assert wrappings(compiled, adapted) == ("_orig_mod", "base_model.model")
+    assert wrappings(adapted, held("base_model.model", model)) == ("", "")
+    assert wrappings(adapted, nn.Linear(2, 2)) == wrappings(None, adapted) == ("", "")
+    assert wrappings(held("backbone", model), model) == ("", "")
 
 
 def test_every_module_once_with_the_paths_that_torch_gives() -> None:

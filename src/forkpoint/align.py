@@ -79,6 +79,8 @@ def _cell_by_cell(a_of: Ints, shape_a: Shape, b_of: Ints, shape_b: Shape, names:
         return Pairs.none("the runs share no coordinate of it")
     if any(np.isin(keys, common).sum() > len(common) for keys in (a_of, b_of)):
         return None
+    if not len(inner_a) and not len(inner_b):
+        return Pairs.none("it has no elements")
     if len(inner_a) != len(inner_b):
         return Pairs.none("other sizes a coordinate")
     coordinates = _coordinates(common, names)
@@ -166,7 +168,7 @@ def gap(a: Tensor, b: Tensor, pairs: Pairs) -> Gap:
     largest = np.zeros(len(pairs.first_a))
     differing, nan, first = 0, False, _First(pairs)
     for start, left, right in rows(a, b, pairs):
-        if left.dtype == right.dtype and torch.equal(left, right):
+        if left.dtype == right.dtype != torch.complex32 and torch.equal(left, right):
             continue
         same, difference = _compare(left, right)
         wrong = (~same).sum(1)

@@ -19,6 +19,7 @@ from forkpoint.layout import Pairing, pair_samples, read_content
 from forkpoint.locate import Located, Tokens, locate
 from forkpoint.match import Join, Joined, Shared
 from forkpoint.memory import Memory
+from forkpoint.modules import wrappings
 from forkpoint.progress import SILENT, Progress
 from forkpoint.replaced import replaced_modules
 from forkpoint.result import NotCompared, OpRow, Result, RunSummary
@@ -87,6 +88,7 @@ def compare(
 
 def _join(a: Traced, b: Traced, pairing: Pairing, memory: Memory, progress: Progress) -> Session:
     progress.begin("comparing digests")
+    a.trace.wrapping, b.trace.wrapping = wrappings(a.run.modules, b.run.modules)
     shared = Shared(a.trace.table, b.trace.table, pairing)
     join = Join(a.trace, b.trace, shared, progress)
     for traced in (a, b):

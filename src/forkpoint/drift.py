@@ -14,7 +14,6 @@ from forkpoint.capture.labels import Label
 from forkpoint.capture.recorder import Fetch, Taken
 from forkpoint.impact import ResultComparison, ResultGap
 from forkpoint.memory import Shelved, load
-from forkpoint.modules import unwrapped
 from forkpoint.pairs import Pairs
 from forkpoint.result import LayerDrift
 from forkpoint.session import Session
@@ -52,9 +51,10 @@ class LayerOutputs:
     """
 
     def __init__(self, session: Session) -> None:
-        theirs = {unwrapped(path): path for path in layer_paths(session.b.run.modules)}
+        trace_a, trace_b = session.a.trace, session.b.trace
+        theirs = {trace_b.plain(path): path for path in layer_paths(session.b.run.modules)}
         mine = layer_paths(session.a.run.modules)
-        self.paths = {path: theirs[plain] for path in mine if (plain := unwrapped(path)) in theirs}
+        self.paths = {path: theirs[plain] for path in mine if (plain := trace_a.plain(path)) in theirs}
         """Path of each layer in run A, and in run B."""
         self.of: tuple[Outputs, Outputs] = ({}, {})
         self.shelf = session.memory.shelf()

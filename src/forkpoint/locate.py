@@ -15,6 +15,7 @@ from forkpoint.align import gap, index_of, pair_elements, scalar, ulps
 from forkpoint.capture.functions import ALWAYS_VIEWS, parameter_names
 from forkpoint.capture.recorder import Fetch, Taken
 from forkpoint.match import Difference, Joined
+from forkpoint.modules import WRAPPER
 from forkpoint.promotion import Promotion
 from forkpoint.result import Divergence, InputComparison
 from forkpoint.session import Session, Traced
@@ -311,7 +312,7 @@ def _between(session: Session, located: Located) -> Located:
         return located
     hidden = _unmatched_before(session, located.row)
     if hidden:
-        module = _common_module([op for _, op in hidden])
+        module = _common_module(session, hidden)
         listed = tuple(f"{run}: {op.name} ({op.site.short})" for run, op in hidden)
         place = _place(session, Op(module, "output", located.row.op.site))
         changed = replace(
@@ -338,26 +339,35 @@ def _unmatched_before(session: Session, row: Joined) -> list[tuple[str, Op]]:
         ("a", "only in a", session.a.trace, difference.event_a),
         ("b", "only in b", session.b.trace, difference.event_b),
     ):
-        alone = {r.op.key for r in session.join.rows if r.status == status and r.floating}
+        alone = {trace.key(r.op) for r in session.join.rows if r.status == status and r.floating}
         equal = {
-            r.op.key for r in session.join.rows if r.status == "equal" and r.floating and not r.op.is_boundary
+            session.a.trace.key(r.op)
+            for r in session.join.rows
+            if r.status == "equal" and r.floating and not r.op.is_boundary
         }
         for index in range(stop - 1, -1, -1):
             event = trace.events[index]
             op = trace.ops[event.op]
-            if op.key in alone and not op.is_boundary:
+            key = trace.key(op)
+            if key in alone and not op.is_boundary:
                 found.insert(0, (run, op))
-            elif op.key in equal and event.status == "digest":
+            elif key in equal and event.status == "digest":
                 break
     unique: dict[tuple[str, Any], tuple[str, Op]] = {(run, op.key): (run, op) for run, op in found}
     return list(unique.values())
 
 
-def _common_module(ops: list[Op]) -> str:
-    paths = [op.module.split(".") if op.module else [] for op in ops]
+def _common_module(session: Session, ops: list[tuple[str, Op]]) -> str:
+    """The innermost module around all of them, by its path in run A."""
+    traces = {"a": session.a.trace, "b": session.b.trace}
+    plain = [traces[run].plain(op.module) for run, op in ops]
+    paths = [path.split(".") if path else [] for path in plain]
     common: list[str] = []
     for parts in zip(*paths, strict=False):
         if len(set(parts)) > 1:
             break
         common.append(parts[0])
-    return ".".join(common)
+    if common[:1] == [WRAPPER]:
+        return ""
+    wrapping = [session.a.trace.wrapping] if session.a.trace.wrapping else []
+    return ".".join(wrapping + common)

@@ -949,7 +949,7 @@ def _widths(event: Event) -> Ints:
 
 def _by_key(trace: Trace) -> dict[Hashable, list[int]]:
     found: dict[Hashable, list[int]] = {}
-    keys = [op.key for op in trace.ops]
+    keys = [trace.key(op) for op in trace.ops]
     for index, event in enumerate(trace.events):
         found.setdefault(keys[event.op], []).append(index)
     return found

@@ -534,9 +534,10 @@ def _given_a_mask(case: Case) -> bool:
     """Whether the module of the root, or one around it, is called with a mask."""
     if case.origin is None:
         return False
-    module = case.origin.seen.a.op.module
+    module = case.session.a.trace.plain(case.origin.seen.a.op.module)
     for op in case.session.b.trace.ops:
-        around = not op.module or module == op.module or module.startswith(f"{op.module}.")
+        path = case.session.b.trace.plain(op.module)
+        around = not path or module == path or module.startswith(f"{path}.")
         if op.is_input and "mask" in op.function and around:
             return True
     return False

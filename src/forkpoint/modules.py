@@ -28,21 +28,58 @@ def walk(model: nn.Module | None) -> list[tuple[str, nn.Module]]:
     return found
 
 
-def unwrapped(path: str) -> str:
-    """A path as the model that is wrapped has it: adapters (PEFT) and compiled models add names in front.
+def wrappings(a: nn.Module | None, b: nn.Module | None) -> tuple[str, str]:
+    """Where each of two models holds the one that it wraps, if that makes them alike: adapters (PEFT), compiled models.
 
-    >>> unwrapped("base_model.model.model.layers.0"), unwrapped("_orig_mod.lm_head"), unwrapped("model.norm")
-    ('model.layers.0', 'lm_head', 'model.norm')
+    Two models that are wrapped alike have the same paths, and nothing is to be taken off.
+
+    >>> model = nn.Sequential(nn.Linear(2, 2))
+    >>> compiled = nn.Module()
+    >>> compiled._orig_mod = model
+    >>> wrappings(model, compiled), wrappings(compiled, compiled), wrappings(nn.ReLU(), compiled)
+    (('', '_orig_mod'), ('', ''), ('', ''))
     """
-    for wrapper in _WRAPPERS:
-        if path == wrapper:
-            return ""
-        path = path.removeprefix(f"{wrapper}.")
-    return path
+    if a is None or b is None:
+        return "", ""
+    (path_a, inner_a), (path_b, inner_b) = _innermost(a), _innermost(b)
+    if path_a == path_b or type(inner_a) is not type(inner_b):
+        return "", ""
+    return path_a, path_b
+
+
+def _innermost(model: nn.Module) -> tuple[str, nn.Module]:
+    path: list[str] = []
+    while True:
+        for wrapper in _WRAPPERS:
+            try:
+                model = model.get_submodule(wrapper)
+            except AttributeError:
+                continue
+            path.append(wrapper)
+            break
+        else:
+            return ".".join(path), model
 
 
 _WRAPPERS = ("_orig_mod", "base_model.model")
 """Where a compiled module and a model with adapters hold what they wrap."""
+WRAPPER = "<wrapper>"
+"""Stands for what wraps a model, which has no partner in a run without it."""
+
+
+def unwrapped(path: str, wrapping: str) -> str:
+    """A path as the wrapped model has it; what wraps it has none there.
+
+    >>> [unwrapped(path, "_orig_mod") for path in ("_orig_mod.lm_head", "_orig_mod", "")]
+    ['lm_head', '', '<wrapper>']
+    """
+    if not wrapping:
+        return path
+    if path == wrapping:
+        return ""
+    if path.startswith(f"{wrapping}."):
+        return path[len(wrapping) + 1 :]
+    return f"{WRAPPER}.{path}" if path else WRAPPER
 
 
 def owned(modules: list[tuple[str, nn.Module]]) -> dict[int, tuple[str, Tensor]]:

@@ -99,23 +99,29 @@ def watching() -> Generator[Progress, None, None]:
         total: int | None = None
 
         def get_renderables(self) -> Iterable[RenderableType]:
-            done, total = self.done, self.total
-            if done is not None and self.task is not None:
-                completed = done()  # a second run may be a little longer than the first
-                self.update(
-                    self.task, completed=completed if total is None else min(completed, total), total=total
-                )
-            yield from super().get_renderables()
+            with self._lock:  # the display is drawn on a thread of its own
+                done, total = self.done, self.total
+                if done is not None and self.task is not None:
+                    completed = done()  # a second run may be a little longer than the first
+                    self.update(
+                        self.task,
+                        completed=completed if total is None else min(completed, total),
+                        total=total,
+                    )
+                shown = list(super().get_renderables())
+            yield from shown
 
         def begin(self, stage: str) -> None:
-            self.done = None
-            if self.task is not None:
-                self.remove_task(self.task)
-            self.task = self.add_task(stage, total=None)
+            with self._lock:
+                self.done = None
+                if self.task is not None:
+                    self.remove_task(self.task)
+                self.task = self.add_task(stage, total=None)
             self.refresh()
 
         def count(self, done: Callable[[], int], total: int | None) -> None:
-            self.total, self.done = total, done
+            with self._lock:
+                self.total, self.done = total, done
 
     columns = (
         SpinnerColumn(),

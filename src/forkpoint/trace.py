@@ -24,7 +24,7 @@ Width = int | NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Op:
-    """One op of a model: the same op in another run has the same `key`.
+    """One op of a model: in another run of it the same op has the same `key`, and of a wrapped one the same `Trace.key`.
 
     Attributes:
         module: path of the module in the model, empty for the root.
@@ -41,7 +41,7 @@ class Op:
 
     @property
     def key(self) -> Hashable:
-        return (unwrapped(self.module), self.function, self.site.chain, self.output)
+        return (self.module, self.function, self.site.chain, self.output)
 
     @property
     def name(self) -> str:
@@ -155,6 +155,8 @@ class Trace:
     opaque: list[str] = field(default_factory=list[str])
     """Modules that were not looked into, since looking would have changed their bits."""
     fetched: list[Any] = field(default_factory=list[Any])
+    wrapping: str = ""
+    """Path of the model that the other run has without what wraps it here; see `modules.wrappings`."""
     _ops: list[Op] = field(default_factory=list[Op])
     _numbers: dict[int, int] = field(default_factory=dict[int, int])
     """By id of an op: recorders keep one object for each."""
@@ -192,6 +194,14 @@ class Trace:
     def _odd(self, index: int) -> tuple[Digests, Digests | None]:
         digests, flat = self.odd[index]
         return load_array(digests), None if flat is None else load_array(flat)
+
+    def plain(self, module: str) -> str:
+        """A module's path as the other run has it."""
+        return unwrapped(module, self.wrapping)
+
+    def key(self, op: Op) -> Hashable:
+        """What the same op has in the other run, too."""
+        return (self.plain(op.module), op.function, op.site.chain, op.output)
 
     def _number(self, op: Op) -> int:
         number = self._numbers.get(id(op))

@@ -13,7 +13,6 @@ from torch import Tensor, nn
 
 from forkpoint.equality import same_bits
 from forkpoint.layout import DECODER, MAIN
-from forkpoint.modules import unwrapped
 from forkpoint.result import ProbeResult
 from forkpoint.run import Run
 from forkpoint.session import Session
@@ -98,7 +97,7 @@ def _different_tensors(session: Session) -> list[str]:
     """Names of the model's tensor inputs that differ at shared coordinates."""
     names: list[str] = []
     for row in session.join.rows:
-        if row.op.is_input and row.op.module == "" and row.differing:
+        if row.op.is_input and session.a.trace.plain(row.op.module) == "" and row.differing:
             name = row.op.function.removeprefix("input:")
             if name not in _LAYOUT_INPUTS and name not in ("labels", "decoder_labels"):
                 names.append(name)
@@ -178,7 +177,7 @@ def _by_path(model: nn.Module) -> dict[str, nn.Module]:
     for path, module in model.named_modules():
         if "lora_" in path:
             continue
-        plain = unwrapped(path).replace(".base_layer", "")
+        plain = path.removeprefix("_orig_mod.").removeprefix("base_model.model.").replace(".base_layer", "")
         if plain not in found or not hasattr(found[plain], "base_layer"):
             found[plain] = module
     return found

@@ -24,7 +24,7 @@ from forkpoint.probes.watchers import Kept, Patch, Patched, Store, Values
 from forkpoint.promotion import Promotion
 from forkpoint.result import ProbeResult
 from forkpoint.session import Session
-from forkpoint.trace import Op
+from forkpoint.trace import Op, Trace
 
 MAX_STORED = 1 << 31
 """Bytes of values kept of each run at once; beyond it only the first layer that differs is looked into."""
@@ -93,8 +93,9 @@ class Origin:
 def origin(session: Session, exact: Precision, weights: tuple[Weight, ...] = ()) -> Origin | None:
     """Find the op at which the runs begin to differ in exact arithmetic; None if it can't be located."""
     with same_weights(weights):
-        select = _selection(session)
-        store_a, store_b = (Store(MAX_STORED, select, session.memory.shelf()) for _ in range(2))
+        store_a, store_b = (
+            Store(MAX_STORED, select, session.memory.shelf()) for select in _selections(session)
+        )
         session.a.again(promotion=Promotion(), watcher=store_a)
         session.b.again(promotion=Promotion(), watcher=store_b)
         return _search(session, exact, store_a, store_b)
@@ -169,27 +170,30 @@ def _threshold(exact: Precision) -> float:
     return min(max(_RELATIVE_NOISE * relative, 1e-13), 1e-6)
 
 
-def _selection(session: Session) -> Callable[[Op], bool]:
-    """Keep everything if there is room; else what lies outside the layers and the first of them that differs."""
+def _selections(session: Session) -> tuple[Callable[[Op], bool], Callable[[Op], bool]]:
+    """For each run: keep everything if there is room; else what lies outside the layers and the first that differs."""
     total = 0
     for event in session.a.trace.events:
         if event.status in ("digest", "view"):
             total += 8 * int(np.prod(event.shape, dtype=np.int64))
     if total <= MAX_STORED:
-        return lambda _: True
+        return (lambda _: True), (lambda _: True)
     from forkpoint.drift import layer_paths
 
-    paths = layer_paths(session.a.run.modules)
+    trace_a, trace_b = session.a.trace, session.b.trace
+    paths = [trace_a.plain(path) for path in layer_paths(session.a.run.modules)]
     first = next(
         (r for r in sorted(session.join.rows, key=lambda r: r.order) if r.differing and r.floating), None
     )
-    inside = next((p for p in paths if first is not None and first.op.module.startswith(f"{p}.")), None)
+    at = trace_a.plain(first.op.module) if first is not None else ""
+    inside = next((p for p in paths if at.startswith(f"{p}.")), None)
 
-    def select(op: Op) -> bool:
-        layer = next((p for p in paths if op.module == p or op.module.startswith(f"{p}.")), None)
-        return layer is None or layer == inside or (op.is_boundary and op.module == layer)
+    def select(op: Op, trace: Trace) -> bool:
+        module = trace.plain(op.module)
+        layer = next((p for p in paths if module == p or module.startswith(f"{p}.")), None)
+        return layer is None or layer == inside or (op.is_boundary and module == layer)
 
-    return select
+    return (lambda op: select(op, trace_a)), (lambda op: select(op, trace_b))
 
 
 # ---------------------------------------------------------------------- meetings
@@ -199,13 +203,15 @@ def _meet(session: Session, a: Store, b: Store, threshold: float) -> dict[int, M
     """The values that both runs have, by A's event, in the order of execution."""
     by_key: dict[object, list[int]] = {}
     for event, kept in b.kept.items():
-        by_key.setdefault(kept.op.key, []).append(event)
+        by_key.setdefault(session.b.trace.key(kept.op), []).append(event)
     calls_a = {kept.event.call for kept in a.kept.values()}
     calls_b = {kept.event.call for kept in b.kept.values()}
     found: dict[int, Meeting] = {}
     session.progress.count(found.__len__, len(a.kept))
     for event_a, kept_a in a.kept.items():
-        for event_b in _partners(kept_a, by_key.get(kept_a.op.key, []), b, len(calls_a) == len(calls_b)):
+        for event_b in _partners(
+            kept_a, by_key.get(session.a.trace.key(kept_a.op), []), b, len(calls_a) == len(calls_b)
+        ):
             kept_b = b.kept[event_b]
             meeting = _meeting(session, event_a, kept_a, event_b, kept_b, threshold)
             if meeting is not None and (
