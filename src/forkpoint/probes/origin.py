@@ -16,6 +16,7 @@ from functools import cached_property
 import numpy as np
 
 from forkpoint.align import Gap, gap, pair_elements
+from forkpoint.drift import layer_paths
 from forkpoint.impact import compare_results
 from forkpoint.pairs import Pairs
 from forkpoint.probes.inputs import Weight, same_weights
@@ -163,10 +164,9 @@ def _threshold(exact: Precision) -> float:
     """What a value may differ by, relative to its largest element, and still be float64's rounding."""
     relative = 0.0
     for result in exact.compared.gaps:
-        name = result.name.split(" (call")[0]
         scale = result.gap.max_abs / result.gap.max_rel if result.gap.max_rel else 0.0
         if scale:
-            relative = max(relative, exact.noise.get(name, 0.0) / scale)
+            relative = max(relative, exact.noise.get(result.result, 0.0) / scale)
     return min(max(_RELATIVE_NOISE * relative, 1e-13), 1e-6)
 
 
@@ -178,8 +178,6 @@ def _selections(session: Session) -> tuple[Callable[[Op], bool], Callable[[Op], 
             total += 8 * int(np.prod(event.shape, dtype=np.int64))
     if total <= MAX_STORED:
         return (lambda _: True), (lambda _: True)
-    from forkpoint.drift import layer_paths
-
     trace_a, trace_b = session.a.trace, session.b.trace
     paths = [trace_a.plain(path) for path in layer_paths(session.a.run.modules)]
     first = next(
