@@ -60,6 +60,9 @@ def test_a_model_that_is_wrapped_meets_itself():
         def forward(self, **inputs: Any) -> Any:
             return self.base_model.model(**inputs)
 
+        def get_base_model(self) -> nn.Module:
+            return self.base_model.model
+
     model, faulty = Model(), twin(Model())
     with torch.no_grad():
         faulty.layers[1].bias += 1e-3

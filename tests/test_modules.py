@@ -23,6 +23,17 @@ def test_a_wrapped_model_has_the_paths_of_its_own(path: str, plain: str) -> None
     assert unwrapped(path, "") == path
 
 
+class Adapted(nn.Module):
+    """Holds a model as PEFT does, and says so."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.base_model = held("model", model)
+
+    def get_base_model(self) -> nn.Module:
+        return self.base_model.model
+
+
 def held(path: str, model: nn.Module) -> nn.Module:
     """A module that has a model at a path."""
     for name in reversed(path.split(".")):
@@ -34,14 +45,18 @@ def held(path: str, model: nn.Module) -> nn.Module:
 
 def test_what_wraps_is_taken_off_where_that_makes_models_alike() -> None:
     model = nn.Sequential(nn.Linear(2, 2))
-    adapted, compiled = held("base_model.model", model), held("_orig_mod", model)
-    both = held("base_model.model", compiled)
+    adapted, compiled = Adapted(model), held("_orig_mod", model)
+    both = Adapted(compiled)
     assert wrappings(adapted, model) == ("base_model.model", "")
     assert wrappings(model, both) == ("", "base_model.model._orig_mod")
     assert wrappings(compiled, adapted) == ("_orig_mod", "base_model.model")
-    assert wrappings(adapted, held("base_model.model", model)) == ("", "")
+    assert wrappings(adapted, Adapted(model)) == ("", "")
     assert wrappings(adapted, nn.Linear(2, 2)) == wrappings(None, adapted) == ("", "")
-    assert wrappings(held("backbone", model), model) == ("", "")
+    assert (
+        wrappings(held("base_model.model", model), model)
+        == wrappings(held("backbone", model), model)
+        == ("", "")
+    )
 
 
 def test_every_module_once_with_the_paths_that_torch_gives() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import Tensor, nn
 
 
@@ -41,28 +43,32 @@ def wrappings(a: nn.Module | None, b: nn.Module | None) -> tuple[str, str]:
     """
     if a is None or b is None:
         return "", ""
-    (path_a, inner_a), (path_b, inner_b) = _innermost(a), _innermost(b)
+    (path_a, inner_a), (path_b, inner_b) = innermost(a), innermost(b)
     if path_a == path_b or type(inner_a) is not type(inner_b):
         return "", ""
     return path_a, path_b
 
 
-def _innermost(model: nn.Module) -> tuple[str, nn.Module]:
+def innermost(model: Any) -> tuple[str, Any]:
+    """What compiled models and models with adapters (PEFT) wrap, with its path; else the model itself.
+
+    A wrapper's forward takes any arguments; the model's own says which it knows.
+    """
     path: list[str] = []
     while True:
-        for wrapper in _WRAPPERS:
-            try:
-                model = model.get_submodule(wrapper)
-            except AttributeError:
-                continue
-            path.append(wrapper)
-            break
+        if hasattr(model, "_orig_mod"):
+            name, inner = "_orig_mod", model._orig_mod  # noqa: SLF001 - torch.compile offers no other way to it
+        elif hasattr(model, "get_base_model"):
+            inner = model.get_base_model()
+            name = next((name for name, module in model.named_modules() if module is inner), "")
         else:
             return ".".join(path), model
+        if not name:  # nothing that it holds: no wrapper, whatever the method is for
+            return ".".join(path), model
+        path.append(name)
+        model = inner
 
 
-_WRAPPERS = ("_orig_mod", "base_model.model")
-"""Where a compiled module and a model with adapters hold what they wrap."""
 WRAPPER = "<wrapper>"
 """Stands for what wraps a model, which has no partner in a run without it."""
 

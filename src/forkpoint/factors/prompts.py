@@ -10,6 +10,7 @@ import torch
 
 from forkpoint.errors import InputError
 from forkpoint.layout import Layout
+from forkpoint.modules import innermost
 from forkpoint.run import Run, kept_state
 
 if TYPE_CHECKING:
@@ -54,7 +55,7 @@ def pad_token_id(model: Any, tokenizer: Any) -> int:
             "a tokenizer that has neither a pad nor an eos token", "a pad token", "set tokenizer.pad_token"
         )
     _check_known(model, int(found), "pad token id")
-    counting = _counting_padding_idx(unwrapped(model))
+    counting = _counting_padding_idx(innermost(model)[1])
     if counting not in {None, found}:
         raise InputError(
             f"pad token id {found}, for a model that counts positions from every token but {counting}",
@@ -86,7 +87,7 @@ def padded_run(
         columns = slice(0, len(row)) if side == "right" else slice(length - len(row), length)
         ids[index, columns] = torch.tensor(row)
         mask[index, columns] = 1
-    plain = unwrapped(model)
+    plain = innermost(model)[1]
     takes = inspect.signature(plain.forward).parameters
     inputs = {"input_ids": ids}
     layout = None
@@ -105,17 +106,6 @@ def padded_run(
     return Run(model, {key: tensor.to(device) for key, tensor in inputs.items()}, layout=layout, name=name)
 
 
-def unwrapped(model: Any) -> Any:
-    """The model inside torch.compile's and PEFT's wrappers, whose forward takes any arguments."""
-    while True:
-        if hasattr(model, "_orig_mod"):
-            model = model._orig_mod  # noqa: SLF001 - torch.compile offers no other way to it
-        elif hasattr(model, "get_base_model"):
-            model = model.get_base_model()
-        else:
-            return model
-
-
 def _token_ids(tokenizer: Any, text: str, *, chat_template: bool) -> list[int]:
     if chat_template:
         message = [{"role": "user", "content": text}]
@@ -126,7 +116,7 @@ def _token_ids(tokenizer: Any, text: str, *, chat_template: bool) -> list[int]:
 
 
 def _check_known(model: Any, token_id: int, what: str) -> None:
-    plain = unwrapped(model)
+    plain = innermost(model)[1]
     embeddings = plain.get_input_embeddings() if hasattr(plain, "get_input_embeddings") else None
     known = getattr(embeddings, "num_embeddings", None)
     if known is not None and token_id >= known:

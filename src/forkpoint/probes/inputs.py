@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from forkpoint.equality import same_bits
 from forkpoint.layout import DECODER, MAIN
+from forkpoint.modules import innermost, unwrapped, wrappings
 from forkpoint.result import ProbeResult
 from forkpoint.run import Run
 from forkpoint.session import Session
@@ -149,7 +150,7 @@ def _predicts_next(model: nn.Module | None) -> bool:
     if model is None:
         return False
     kind = getattr(model, "loss_type", None)
-    name = type(model.get_base_model() if hasattr(model, "get_base_model") else model).__name__  # type: ignore[operator]
+    name = type(innermost(model)[1]).__name__
     return kind == "ForCausalLM" or name.endswith(("ForCausalLM", "LMHeadModel"))
 
 
@@ -160,7 +161,7 @@ def _weights(a: nn.Module | None, b: nn.Module | None) -> _Found:
     found = _Found()
     if a is None or b is None or a is b:
         return found
-    modules_a, modules_b = _by_path(a), _by_path(b)
+    modules_a, modules_b = map(_by_path, (a, b), wrappings(a, b))
     for path, mine in modules_a.items():
         theirs = modules_b.get(path)
         if theirs is None:
@@ -171,13 +172,13 @@ def _weights(a: nn.Module | None, b: nn.Module | None) -> _Found:
     return found
 
 
-def _by_path(model: nn.Module) -> dict[str, nn.Module]:
-    """Modules by path, adapters' wrappers under the name of what they wrap."""
+def _by_path(model: nn.Module, wrapping: str) -> dict[str, nn.Module]:
+    """Modules by the paths that both runs have, adapters' layers under the name of what they wrap."""
     found: dict[str, nn.Module] = {}
     for path, module in model.named_modules():
         if "lora_" in path:
             continue
-        plain = path.removeprefix("_orig_mod.").removeprefix("base_model.model.").replace(".base_layer", "")
+        plain = unwrapped(path, wrapping).replace(".base_layer", "")
         if plain not in found or not hasattr(found[plain], "base_layer"):
             found[plain] = module
     return found
