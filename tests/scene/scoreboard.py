@@ -3,7 +3,8 @@
     python -m tests.scene.scoreboard [--faults 100] [--seed 1] [--no-corpus]
 
 compares all cases of the corpus and as many planted faults, saves the scene of each pair that parts ways,
-loads it again and replays it; the corpus's own operators, registered here, are trusted. Exit status 1 if one of them does not give the recorded bits.
+loads it again and replays it; the corpus's own operators, registered here, are trusted. Exit status 1 if one of
+them does not give the recorded bits.
 """
 
 from __future__ import annotations

@@ -30,7 +30,7 @@ class ContentProbe:
     result: ProbeResult
 
 
-def content(session: Session, exact: Precision | None, compared: ResultComparison) -> ContentProbe:
+def content(session: Session, exact: Precision, compared: ResultComparison) -> ContentProbe:
     """Replace what the other run lacks, and look for one changed bit at a shared coordinate.
 
     A changed bit alone is not a leak where content steers the size of a matrix product (routing to
@@ -43,7 +43,7 @@ def content(session: Session, exact: Precision | None, compared: ResultCompariso
         if keep[traced.trace.table.columns].all():
             continue
         watcher = OtherContent(keep)
-        if exact is None or exact.vanishes:
+        if exact.vanishes:
             results = traced.again(watcher=watcher)
             if not watcher.replaced:
                 continue
@@ -51,8 +51,6 @@ def content(session: Session, exact: Precision | None, compared: ResultCompariso
             if _against(session, compared, name, traced.results, results).identical:
                 continue
         changed = True
-        if exact is None:
-            continue
         watcher = OtherContent(keep)
         moved = traced.again(watcher=watcher, promotion=Promotion())
         if not watcher.replaced:
