@@ -18,7 +18,7 @@ from unittest import mock
 import torch
 
 import forkpoint as fp
-from cases import PAD_TO, PROMPT, PROMPT_IDS, Subject, pair, pair_of
+from cases import PAD_TO, PROMPT, PROMPT_IDS, Pair, Subject, pair, pair_of
 from forkpoint.session import Traced
 from measure import seconds_of, synchronise
 from results import Json
@@ -56,8 +56,7 @@ def _verdict(subject: Subject) -> Json:
         if subject.tokenizer is not None:
             result = fp.padding(model, subject.tokenizer, PROMPT, PAD_TO)
         else:
-            vocabulary = model.config.vocab_size  # type: ignore[union-attr]
-            result = fp.compare(*pair_of(model, torch.tensor([PROMPT_IDS]) % vocabulary, PAD_TO))
+            result = fp.compare(*prompt_pair(subject))
         judged = time.perf_counter() - start
         if result.first is not None:
             result.save_scene(Path(folder, "scene"))
@@ -73,21 +72,28 @@ def _verdict(subject: Subject) -> Json:
 
 def cost(subject: Subject, lengths: Iterable[int], repetitions: int) -> list[Json]:
     """What a verdict takes in forward passes of the pair, apart from the passes that are done in float64."""
-    return [_cost(subject, tokens, repetitions) for tokens in lengths]
+    pairs = [
+        prompt_pair(subject),
+        *(pair(subject.model, tokens) for tokens in lengths if tokens != len(PROMPT_IDS)),
+    ]
+    return [_cost(both, subject.device, repetitions) for both in pairs]
 
 
-def _cost(subject: Subject, tokens: int, repetitions: int) -> Json:
-    if tokens == PAD_TO:
-        a, b = pair_of(subject.model, torch.tensor([PROMPT_IDS]) % subject.model.config.vocab_size, PAD_TO)  # type: ignore[union-attr, operator]
-    else:
-        a, b = pair(subject.model, tokens)
+def prompt_pair(subject: Subject) -> Pair:
+    """The prompt's tokens, whatever they mean to the model, and the same padded."""
+    ids = torch.tensor([PROMPT_IDS]) % subject.model.config.vocab_size  # type: ignore[union-attr, operator]
+    return pair_of(subject.model, ids, PAD_TO)
+
+
+def _cost(both: Pair, device: torch.device, repetitions: int) -> Json:
+    a, b = both
     taken: list[dict[str, float]] = []
     passes = {"native": 0, "float64": 0}
     fp.compare(a, b)
     for _ in range(repetitions):
-        plain = seconds_of(lambda: [run.execute() for run in (a, b)], subject.device) / 2
-        with _counted(subject.device) as found:
-            whole = seconds_of(lambda: fp.compare(a, b), subject.device)
+        plain = seconds_of(lambda: [run.execute() for run in both], device) / 2
+        with _counted(device) as found:
+            whole = seconds_of(lambda: fp.compare(a, b), device)
         exact = found["float64_seconds"]
         taken.append(
             {"plain": plain, "float64": exact, "rest": whole - exact, "ratio": (whole - exact) / plain}
@@ -95,8 +101,8 @@ def _cost(subject: Subject, tokens: int, repetitions: int) -> Json:
         passes = {name: int(found[name]) for name in passes}
     middle = {name: statistics.median(one[name] for one in taken) for name in taken[0]}
     return {
-        "tokens": a.calls[0]["input_ids"].shape[1],
-        "padded": b.calls[0]["input_ids"].shape[1],
+        "tokens": both.tokens,
+        "padded": both.padded,
         "passes": passes["native"],
         "float64_passes": passes["float64"],
         "plain_seconds": middle["plain"],
