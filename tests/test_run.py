@@ -12,7 +12,8 @@ import torch
 from torch import nn
 
 from forkpoint import CaptureError, InputError, Layout, Run
-from forkpoint.run import RandomState, all_results, copy_inputs, kept_state, results_of, token_ids
+from forkpoint.kept import kept_state
+from forkpoint.run import RandomState, all_results, copy_inputs, results_of, token_ids
 
 
 class Cache:

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import copy
-import operator
-from collections import OrderedDict
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, is_dataclass
 from typing import Any, Protocol
 
@@ -14,15 +12,13 @@ import torch
 from torch import Tensor, nn
 
 from forkpoint.errors import CaptureError, InputError
+from forkpoint.kept import kept_state
 from forkpoint.layout import MAIN, Layout, token_tensor
-from forkpoint.modules import walk
 
 Inputs = Mapping[str, Any]
 
 _CACHES = ("past_key_values", "cache_params", "past_key_value", "mems", "state")
 _HANDED_ON = ("past_key_values", "cache_params")
-MAX_SAVED_BUFFER = 1 << 26
-"""Buffers above this many bytes are not copied before a run (quantised weights kept as buffers)."""
 
 
 class Observer(Protocol):
@@ -225,99 +221,6 @@ def _caches_in(output: Any) -> dict[str, Any]:
         if value is not None:
             caches[name] = value
     return caches
-
-
-@contextmanager
-def kept_state(model: nn.Module | None) -> Generator[None]:
-    """Put back whatever a forward call rewrites in a model: buffers, attributes, hooks, training flags."""
-    if model is None:
-        yield
-        return
-    modules = [_ModuleState(module) for _, module in walk(model)]
-    try:
-        yield
-    finally:
-        for module in modules:
-            module.restore()
-
-
-class _ModuleState:
-    """What a module holds: its attributes, the entries of those that are containers, and small buffers' values."""
-
-    __slots__ = ("attributes", "containers", "empty", "saved", "values")
-
-    def __init__(self, module: nn.Module) -> None:
-        self.attributes = module.__dict__
-        self.saved = dict(self.attributes)
-        self.containers: list[tuple[Any, Any]] = []
-        self.empty: list[Any] = []
-        self.values: list[tuple[Tensor, int | None, Tensor]] = []
-        for value in self.saved.values():
-            kind = value.__class__
-            if kind in _CONTAINERS:
-                if value:
-                    self.containers.append((value, value.copy()))
-                else:
-                    self.empty.append(value)
-            elif kind not in _PLAIN and isinstance(value, Tensor):
-                self._save(value)
-        for value in module._buffers.values():
-            if value is not None:
-                self._save(value)
-
-    def _save(self, tensor: Tensor) -> None:
-        if tensor.layout == torch.strided and tensor.nbytes <= MAX_SAVED_BUFFER:
-            self.values.append((tensor, version(tensor), tensor.detach().clone()))
-
-    def restore(self) -> None:
-        with torch.no_grad():
-            for tensor, before, value in self.values:
-                if before is None or version(tensor) != before:
-                    tensor.detach().copy_(value)
-        for container, before in self.containers:
-            _refill(container, before)
-        if any(self.empty):
-            for container in self.empty:
-                container.clear()
-        now, saved = self.attributes, self.saved
-        if not _identical(now, saved):
-            for key in now.keys() - saved.keys():
-                del now[key]
-            now.update(saved)
-
-
-_CONTAINERS = frozenset({dict, OrderedDict, list, set})
-_PLAIN = frozenset({bool, int, float, str, type(None)})
-
-
-def _identical(now: dict[Any, Any], before: dict[Any, Any]) -> bool:
-    """Whether a dict holds the very same objects under the same keys, in the same order."""
-    return (
-        len(now) == len(before)
-        and all(map(operator.is_, now.values(), before.values()))
-        and all(map(operator.eq, now, before))
-    )
-
-
-def _refill(container: Any, before: Any) -> None:
-    """Make a container hold what it held, if it does not."""
-    if isinstance(container, dict):
-        same = _identical(container, before)
-    elif isinstance(container, list):
-        same = len(container) == len(before) and all(map(operator.is_, container, before))
-    else:
-        same = container == before
-    if not same:
-        container.clear()
-        if isinstance(container, list):
-            container.extend(before)
-        else:
-            container.update(before)
-
-
-def version(tensor: Tensor) -> int | None:
-    """How often a tensor was written in place; None where torch keeps no count (inference mode)."""
-    return None if tensor.is_inference() else tensor._version
 
 
 # ---------------------------------------------------------------------- random state

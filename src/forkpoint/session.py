@@ -138,7 +138,8 @@ def trace_run(
 def _no_collection() -> Generator[None]:
     """Keep Python from looking for garbage in all it holds, which takes longer than a small model's run.
 
-    A plain run hardly makes objects that last, so that it is seldom looked for there; a trace makes many.
+    A plain run hardly makes objects that last, so that it is seldom looked for there; a trace makes many. They
+    join the oldest generation, as if they had been looked at already.
     """
     enabled = gc.isenabled()
     gc.disable()
@@ -146,6 +147,9 @@ def _no_collection() -> Generator[None]:
         yield
     finally:
         if enabled:
+            if not gc.get_freeze_count():  # else it would thaw what somebody else froze
+                gc.freeze()
+                gc.unfreeze()
             gc.enable()
 
 

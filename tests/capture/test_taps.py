@@ -53,7 +53,7 @@ def test_an_error_of_the_model_goes_through_and_leaves_nothing(how, error):
     recorder = Recorder(Layout.from_mask(torch.ones(1, 3)), model)
     with pytest.raises(error):
         Run(model, {"x": X, "how": how}).execute(Observation(recorder))
-    assert [frame.path for frame in recorder.stack] == [""]
+    assert [frame.path for frame in recorder.tape.stack] == [""]
 
 
 def test_a_module_that_raises_inside_one_that_goes_on():

@@ -43,6 +43,11 @@ class Cut:
         return self.row_ids is None and self.cells.kind == "rows"
 
     @property
+    def grid_dims(self) -> tuple[int, ...]:
+        """The dimensions over which each index has a digest, the open ones among them; ascending."""
+        return tuple(sorted((*self.row_dims, *self.cells.open_dims)))
+
+    @property
     def open_cells(self) -> int:
         """Cells that are there only since a dimension might follow the tokens."""
         return len(self.cells.ids) * math.prod(self.cells.open_sizes) if self.cells.kind == "open" else 0
@@ -130,9 +135,6 @@ def digests_of(value: Tensor, how: Cut) -> list[Tensor]:
         rows = digest.rows(value, how.row_dims, torch.from_numpy(how.extra * words).to(on))
         index = torch.from_numpy(how.row_ids.astype(np.int64)).to(on)
         return [digest.accumulate(rows, index, len(cells.ids))]
-    if cells.kind == "open":
-        grid_dims = tuple(sorted((*how.row_dims, *cells.open_dims)))
-        return [digest.rows(value, grid_dims), digest.rows(value, how.row_dims)]
     past, future, keys = how.extra
     grid = digest.grid(value.reshape(how.shape), how.row_dims, torch.from_numpy(keys).to(on))
     return [
@@ -147,7 +149,7 @@ def collect(how: Cut, shape: Shape, found: list[Digests]) -> tuple[Digests, Dige
     if cells.kind == "rows":
         return found[0], None
     if cells.kind == "open":
-        grid_dims = tuple(sorted((*how.row_dims, *cells.open_dims)))
+        grid_dims = how.grid_dims
         order = [grid_dims.index(d) for d in (*how.row_dims, *cells.open_dims)]
         grid = found[0].reshape([shape[d] for d in grid_dims]).transpose(order)
         return np.ascontiguousarray(grid.reshape(len(cells.ids), *cells.open_sizes)), found[1]

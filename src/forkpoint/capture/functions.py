@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import types
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -52,34 +51,43 @@ UNWRITTEN = frozenset({"empty", "new_empty", "empty_like", "empty_strided"})
 """Functions whose result is garbage until somebody writes to it."""
 
 
-@dataclass(frozen=True, eq=False)
 class Function:
-    """A torch function, resolved once, and compared by identity."""
+    """A torch function, resolved once, and compared by identity.
 
-    name: str
-    """Its public name: `add` for `+`, `aten.add` for a call through `torch.ops`."""
-    rule: str
-    """The name under which its rule is registered."""
-    silent: bool
-    writes: bool
-    """Whether it changes its first argument in place."""
-    inner: Callable[..., Any] | None
-    """For composite functions written in Python: a copy that can be entered."""
-    may_view: bool | None
-    """Whether its result shares memory with its input: always, never, or None where one has to look."""
+    Attributes:
+        name: its public name: `add` for `+`, `aten.add` for a call through `torch.ops`.
+        rule: the name under which its rule is registered.
+        silent: whether it makes no tensor of the model's own.
+        writes: whether it changes its first argument in place.
+        inner: for composite functions written in Python: a copy that can be entered.
+        may_view: whether its result shares memory with its input: always, never, or None where one has to look.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        rule: str,
+        silent: bool,
+        writes: bool,
+        inner: Callable[..., Any] | None,
+        may_view: bool | None,
+    ) -> None:
+        self.name, self.rule, self.silent, self.writes = name, rule, silent, writes
+        self.inner, self.may_view = inner, may_view
 
 
-_resolved: dict[Any, Function] = {}
+resolved: dict[Any, Function] = {}
+"""All functions that were asked for so far."""
 
 
 def resolve(func: Any) -> Function:
     """What is known of a function, from a cache."""
     try:
-        found = _resolved.get(func)
+        found = resolved.get(func)
     except TypeError:
         return _make(func)
     if found is None:
-        found = _resolved[func] = _make(func)
+        found = resolved[func] = _make(func)
     return found
 
 

@@ -51,7 +51,7 @@ class Labels:
     """Makes and merges the labels of the runs of one layout.
 
     Attributes:
-        answers, marks, forms: what recorders work out from labels, for the next time; see `recorder`.
+        answers, marks, treatments: what recorders work out from labels, for the next time; see `recorder`.
     """
 
     def __init__(self, table: CoordinateTable) -> None:
@@ -59,7 +59,7 @@ class Labels:
         self._known: dict[object, Label] = {}
         self.answers: dict[frozenset[int], dict[Any, Any]] = {}
         self.marks: dict[Any, Any] = {}
-        self.forms: dict[Any, Any] = {}
+        self.treatments: dict[Any, Any] = {}
 
     @classmethod
     def of(cls, layout: Layout) -> Labels:
@@ -77,7 +77,7 @@ class Labels:
     def size(self) -> int:
         """How much of a kind is kept at most."""
         answers = max(map(len, self.answers.values()), default=0)
-        return max(len(self._known), answers, len(self.answers), len(self.marks), len(self.forms))
+        return max(len(self._known), answers, len(self.answers), len(self.marks), len(self.treatments))
 
     def make(self, q: Ids, k: Ids | None = None) -> Label | None:
         """The label with these ids, compressed; None where no token has a part in it."""

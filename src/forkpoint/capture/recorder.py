@@ -1,18 +1,16 @@
 """The recorder: turns what the taps see into a trace, digest by digest, never waiting for the device.
 
-What it does for an op is done thousands of times a run, so the answers to every question that comes
-again are kept: the place of a call gives its op (`_Visits`), the labels of what goes into it give the
-labels of what comes out (`_Answer`), and label, shape and stride of a value how it is digested (`_Form`).
-An op whose like was seen before costs some look-ups; see `Recorder.record`.
+It works out whatever comes for the first time: the labels of what an op makes, how such values are digested. The
+`tape` keeps its answers, and does alone what comes again. It also serves those who want copies of what passes by
+(`Fetch`) or to put other values in its place (`Watcher`).
 """
 
 from __future__ import annotations
 
 import inspect
-import itertools
 import weakref
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field, fields, is_dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from functools import cache
 from typing import Any, Protocol
 from weakref import WeakKeyDictionary
@@ -21,28 +19,31 @@ import torch
 from torch import Tensor, nn
 
 from forkpoint.capture import digest
-from forkpoint.capture.cells import Cut, collect, cut, digests_of
+from forkpoint.capture.cells import collect, cut
 from forkpoint.capture.entry import input_label, nested_labels, token_lengths
 from forkpoint.capture.functions import UNWRITTEN, Function, is_view
 from forkpoint.capture.labels import Label, Labels, Shape, fits
 from forkpoint.capture.rules import Call, UnknownMovementError, propagate, tensors_in, through_module
-from forkpoint.capture.sites import NOWHERE, Place
+from forkpoint.capture.sites import Place
+from forkpoint.capture.tape import (
+    INPUT,
+    Answer,
+    Frame,
+    Known,
+    Mark,
+    Tape,
+    Treatment,
+    Visits,
+    writes,
+)
 from forkpoint.capture.writes import INDEXED_WRITES, Window, Written, written_by
 from forkpoint.layout import DECODER, MAIN, Layout
 from forkpoint.memory import Shelf
 from forkpoint.modules import owned, walk
-from forkpoint.trace import Event, Form, Op, Row, Trace
+from forkpoint.trace import Digests, Event, Form, Op, Row, Trace
 
-MAX_OPEN_TOTAL = 1 << 24
-"""Most cells of a whole trace whose token dimensions are only suspected; beyond it such values are compared
-whole."""
 MAX_RELABELLED = 1 << 22
 """Most elements of a tensor whose coordinates are rewritten after a write that it shares."""
-PENDING_BYTES = {"cpu": 1 << 25, "other": 1 << 30}
-"""Values kept alive for a digest in one go, by device."""
-
-INPUT = -1
-"""What stands for the number of a module's output where the value goes in."""
 
 Key = tuple[str, str, str]
 """What names an op in every run: module, function, chain."""
@@ -70,89 +71,8 @@ class Watcher(Protocol):
         ...
 
 
-@dataclass(eq=False, slots=True)
-class _Mark:
-    """What the ops that a tensor goes into need to know of it; interned, so that it can key a cache."""
-
-    label: Label | None
-    size: torch.Size
-    dtype: torch.dtype
-    device: int
-    lost: str
-    """Why its coordinates are not known, where its tokens could not be followed."""
-    passing: Form | None = None
-    """Its form where it only passes into a module or out of one."""
-
-
-@dataclass(eq=False, slots=True)
-class _Form(Form):
-    """How all values of one mark are treated: as a view, or digested."""
-
-    mark: _Mark
-    cut: Cut
-    digested: bool = False
-    plain: bool = False
-    """Whether each row of the value is a cell."""
-    plans: dict[tuple[int, ...], digest.Planned] = field(default_factory=dict[Any, Any])
-    """For such values, by stride."""
-
-
-@dataclass(eq=False, slots=True)
-class _Answer:
-    """What is known of all calls of a function whose arguments have the same marks.
-
-    Attributes:
-        labels: of each output.
-        reason: why they are not known, or what got lost on the way.
-        fresh: for each output that was seen, its form; None where a value of another size has to be looked at.
-        viewed: the same for outputs that are views.
-        last: labels and shapes of the outputs, in one tuple.
-    """
-
-    labels: list[Label | None]
-    reason: str
-    fresh: list[_Form | None]
-    viewed: list[_Form | None]
-    last: tuple[tuple[Label | None, Shape], ...] = ()
-
-
-_Known = tuple["weakref.ref[Tensor]", _Mark, int]
-"""A tensor that passed by: a reference, its mark, and the event that holds its value, or -1."""
-
-
-@dataclass(eq=False, slots=True)
-class _Visits:
-    """What traces say of an op, an entry for each of its outputs, and how often it ran in a call.
-
-    Attributes:
-        call: which call that is, of all calls that were ever recorded.
-    """
-
-    ops: list[Op]
-    call: int = -1
-    nth: int = 0
-
-
-@dataclass(eq=False, slots=True)
-class Frame:
-    """A module, while it is on the stack and after."""
-
-    path: str
-    names: tuple[str, ...] = ()
-    """Of the arguments of its forward."""
-    visits: dict[Any, _Visits] = field(default_factory=dict[Any, _Visits])
-
-
 _frames: WeakKeyDictionary[nn.Module, dict[int, Frame]] = WeakKeyDictionary()
 """By model and by the id of a module in it."""
-
-
-_calls = itertools.count()
-"""Numbers for all calls that are ever recorded."""
-
-
-def _count(visits: _Visits | None) -> tuple[int, int]:
-    return (visits.call, visits.nth) if visits is not None else (-1, 0)
 
 
 def _frames_of(model: nn.Module | None, modules: list[tuple[str, nn.Module]]) -> dict[int, Frame]:
@@ -238,53 +158,42 @@ class Recorder:
         self.labels = labels or Labels.of(layout)
         self.table = self.labels.table
         self.trace = Trace(self.table, shelf=shelf)
-        self.call = -1
-        self._visit_of = next(_calls)
         self.watcher = watcher
         self._read = read
-        self._digests = digests
+        passive = watcher is None and not fetches
+        self.tape = Tape(self.trace.rows, self.trace.skipped, digest.Batch(shelf), digests, passive)
         modules = walk(model)
-        self._frames = _frames_of(model, modules)
-        self.stack = [self._frames.get(id(model)) or Frame("")]
-        self._arguments: list[tuple[Any, ...]] = [()]
+        self.tape.frames = _frames_of(model, modules)
+        self.tape.stack.append(self.tape.frames.get(id(model)) or Frame(""))
         weights = owned(modules)
         self.owned = {key: name for key, (name, _) in weights.items()}
-        self._known: dict[int, _Known] = {}
+        self._known = self.tape.known
         for key, (_, tensor) in weights.items():
             self._known[key] = (weakref.ref(tensor), self._mark(tensor, None), -1)
-        self._answers: dict[Any, _Answer] = {}
         self._lengths: frozenset[int] = frozenset()
-        self._pending_limit = PENDING_BYTES["cpu"]
-        self._batch = digest.Batch(shelf)
-        self._odd: list[tuple[int, Tensor, _Form]] = []
-        self._computed: list[tuple[int, _Form, list[Tensor]]] = []
-        self._pending: list[tuple[int, Tensor, int | None]] = []
-        """Row, tensor and its version when it was recorded, of values whose digest is not computed yet."""
-        self._pending_bytes = 0
-        self._fresh = False
-        """Whether the last of them was recorded by what ran last."""
-        self._last_outputs: tuple[tuple[Label | None, Shape], ...] = ()
-        self._open_cells = 0
         self._fetches: dict[Key, list[Fetch]] = {}
         for fetch in fetches:
             self._fetches.setdefault(fetch.key, []).append(fetch)
-        self.passive = watcher is None and not fetches
-        """Whether it only looks on: nobody wants copies of values, nor to change them."""
+
+    @property
+    def call(self) -> int:
+        """Index of the forward call that is recorded."""
+        return self.tape.call
 
     # ------------------------------------------------------------------ calls
 
     def begin_call(self, index: int, inputs: Mapping[str, Any]) -> None:
         """Label the inputs of a forward call."""
-        self.call = index
-        self._visit_of = next(_calls)
+        tape = self.tape
+        tape.begin(index)
         self._lengths = token_lengths(self.table, index, inputs)
-        self._answers = self.labels.answers.setdefault(self._lengths, {})
+        tape.answers = self.labels.answers.setdefault(self._lengths, {})
         self.trace.lengths.append(self._lengths)
         for name, value in inputs.items():
             if isinstance(value, Tensor):
                 label = input_label(self.labels, index, inputs, name, value)
                 self._edit_input(name, value, label)
-                self._remember(value, label, self._boundary(self.stack[0], name, INPUT, value, label))
+                self._remember(value, label, self._boundary(tape.stack[0], name, INPUT, value, label))
             elif value is not None:
                 for tensor, label in nested_labels(self.labels, index, name, value):
                     if label is not None:
@@ -300,129 +209,77 @@ class Recorder:
 
     # ------------------------------------------------------------------ ops
 
-    def before(self, function: Function, kwargs: dict[str, Any]) -> None:
-        """Called before a function runs: what it overwrites must be digested first."""
-        if self._fresh:
-            self._note_late_write()
-        if self._pending and (function.writes or (kwargs and _writes(function, kwargs))):
-            self.flush()
+    def watched(
+        self, function: Function, func: Any, place: Place, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
+        """Make and record a call that somebody wants to keep or to change, or that other modes see, too."""
+        tape = self.tape
+        with _unwatched():
+            fetches = self._fetching(function, place)
+            if tape.fresh:
+                tape.settle()
+            if tape.pending and writes(function, kwargs):  # what it overwrites must be digested first
+                tape.flush()
+            kept = _keep(self, args, kwargs) if fetches else None
+        result = func(*args, **kwargs)
+        with _unwatched():
+            result = self._edited(function, func, place, args, kwargs, result)
+            recorded = tape.record(function, func, place, args, kwargs, result)
+            if kept is not None and recorded is not None:
+                _deliver(self, func, fetches, kept, recorded)
+        return result
 
-    def fetching(self, function: Function, place: Place) -> list[Fetch]:
+    def _fetching(self, function: Function, place: Place) -> list[Fetch]:
         """The fetches that want the call which is about to run."""
         if not self._fetches:
             return []
-        frame = self.stack[-1]
+        frame = self.tape.stack[-1]
         wanted = self._fetches.get((frame.path, function.name, place.site.chain), [])
-        nth = self._nth(frame, function, place)
+        nth = self.tape.visits_of(function, place, 0).nth
         return [f for f in wanted if f.call in (None, self.call) and f.nth in (None, nth)]
 
-    def _nth(self, frame: Frame, function: Function, place: Place) -> int:
-        visits = frame.visits.get((function, place))
-        return visits.nth if visits is not None and visits.call == self._visit_of else 0
-
-    def record(
+    def wrote(
         self,
         function: Function,
         func: Any,
-        place: Place,
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
-        result: Any,
-    ) -> tuple[Op, int, tuple[Tensor, ...], list[Label | None]] | None:
-        """Record a finished call.
-
-        Returns:
-            The op, how often it had run in this call of the model, and its outputs with their labels; None if it
-            made no tensor.
-        """
-        if isinstance(result, Tensor):
-            outputs: tuple[Tensor, ...] = (result,)
-        elif function.name == "setitem":
-            outputs = (args[0],)
-        else:
-            outputs = tuple(tensors_in((result,)))
-            if not outputs:
-                return None
-        if _transforms() is not None:
-            return None  # inside vmap or grad: these tensors are not the model's own
-        answer = self._answer(function, func, args, kwargs, outputs)
-        frame, labels = self.stack[-1], answer.labels
-        self._last_outputs = answer.last
-        visits = frame.visits.get((function, place))
-        if visits is None or len(visits.ops) < len(outputs):
-            ops = [Op(frame.path, function.name, place.site, index) for index in range(len(outputs))]
-            visits = frame.visits[function, place] = _Visits(ops, *_count(visits))
-        if visits.call != self._visit_of:
-            visits.call, visits.nth = self._visit_of, 0
-        nth = visits.nth
-        visits.nth = nth + 1
-        if function.writes or (kwargs and _writes(function, kwargs)):
-            call = Call(function.rule, func, args, kwargs, outputs, self.label_of, self.labels)
-            labels = self._record_write(call, function, visits.ops, nth, answer)
-        else:
-            sources: list[int] = []
-            if (
-                self.watcher is not None
-            ):  # before an output that is an argument, as dropout's, has a new event
-                sources = self._events_of(tensors_in((args, tuple(kwargs.values()))))
-            known, rows = self._known, self.trace.rows
-            for index, output in enumerate(outputs):
-                view = function.may_view
-                if view is None:
-                    view = is_view(output, args, kwargs)
-                form = (answer.viewed if view else answer.fresh)[index]
-                if (
-                    form is None
-                    or output.shape != form.mark.size
-                    or output.dtype is not form.mark.dtype
-                    or output.get_device() != form.mark.device
-                ):
-                    form = self._new_form(function, answer, index, output, view)
-                row = len(rows)
-                if form.cut.open_cells:
-                    form = self._bounded(form)
-                slot = self._queue(row, output, form) if form.digested else -1
-                rows.append((visits.ops[index], self.call, nth, form, -1, slot))
-                known[id(output)] = (weakref.ref(output), form.mark, row)
-                if self.watcher is not None:
-                    self._saw(row, output, labels[index], sources)
-        return None if self.passive else (visits.ops[0], nth, outputs, labels)
-
-    def _record_write(
-        self,
-        call: Call,
-        function: Function,
-        ops: list[Op],
-        nth: int,
-        answer: _Answer,
+        outputs: tuple[Tensor, ...],
+        visits: Visits,
+        answer: Answer,
     ) -> list[Label | None]:
         """Record what a function wrote into its outputs; where it wrote some elements, those."""
-        labels, outputs = answer.labels, call.outputs
+        call = Call(function.rule, func, args, kwargs, outputs, self.label_of, self.labels)
+        labels = answer.labels
         written: Written | None = None
         if function.rule in INDEXED_WRITES and labels[0] is not None:
             written = written_by(call, self.true_value(outputs[0]), labels[0])
         for index, (output, label) in enumerate(zip(outputs, labels, strict=True)):
             value, held = (written.value, written.label) if written else (output, label)
-            form = self._form(function, value, held, answer.reason, view=False)
-            row = self._append(ops[index], nth, form, value)
+            row = self._append(visits.ops[index], visits.nth - 1, function, value, held, answer.reason)
             if self.watcher is not None:
-                self._saw(row, value, held, self._events_of(call.tensors()))
+                self.saw(row, value, held, self._events_of(call.tensors()))
             self._note_shared(output, label, row)
             self._remember(output, label, row, answer.reason if label is None else "")
         if written is not None and self._fetches:
             labels = [written.alone(self.labels, labels[0])]
         return labels
 
-    def _saw(self, row: int, output: Tensor, label: Label | None, sources: list[int]) -> None:
-        assert self.watcher is not None
-        self.watcher.saw(self, row, self.true_value(output), label, sources)
+    def sources(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[int]:
+        """The events of the tensors that go into a call, if a watcher wants to know."""
+        return [] if self.watcher is None else self._events_of(tensors_in((args, tuple(kwargs.values()))))
+
+    def saw(self, row: int, output: Tensor, label: Label | None, sources: list[int]) -> None:
+        """Tell the watcher of an output."""
+        if self.watcher is not None:
+            self.watcher.saw(self, row, self.true_value(output), label, sources)
 
     def _events_of(self, inputs: list[Tensor]) -> list[int]:
         """The events that hold these tensors' values."""
         found = [self._find(t) for t in inputs]
         return [known[2] for known in found if known is not None and known[2] >= 0]
 
-    def edit(
+    def _edited(
         self,
         function: Function,
         func: Any,
@@ -441,10 +298,10 @@ class Recorder:
             outputs = (result,) if isinstance(result, Tensor) else tuple(tensors_in((result,)))
         if not outputs or _transforms() is not None:
             return result
-        labels = self._answer(function, func, args, kwargs, outputs).labels
-        frame = self.stack[-1]
-        key = (frame.path, function.name, place.site.chain)
-        nth = self._nth(frame, function, place)
+        visits = self.tape.visits_of(function, place, len(outputs))
+        labels = self.tape.answer(visits, function, func, args, kwargs, outputs).labels
+        key = (self.tape.stack[-1].path, function.name, place.site.chain)
+        nth = visits.nth
         for index, (output, label) in enumerate(zip(outputs, labels, strict=True)):
             new = watcher.edit(self, key, nth, index, self.true_value(output), label)
             if new is None:
@@ -461,73 +318,18 @@ class Recorder:
 
     # ------------------------------------------------------------------ labels of results
 
-    def _answer(
+    def ask(
         self,
         function: Function,
         func: Any,
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
         outputs: tuple[Tensor, ...],
-    ) -> _Answer:
-        marks: list[Any] = [function]
-        try:
-            self._mark_all(args, marks)
-            if kwargs:
-                marks += (_KEYWORDS, *kwargs)
-                self._mark_all(kwargs.values(), marks)
-            key = tuple(marks)
-            answer = self._answers.get(key)
-        except TypeError:  # an argument that can't be hashed
-            key, answer = None, None
-        if answer is None or len(answer.labels) != len(outputs):
-            answer, lasting = self._ask(function, func, args, kwargs, outputs)
-            if key is not None and lasting:
-                self._answers[key] = answer
-        return answer
-
-    def _mark_all(self, values: Iterable[Any], marks: list[Any]) -> None:
-        """Append what the answer for a call depends on: the marks of tensors, all other arguments themselves.
-
-        Raises:
-            TypeError: an argument of a kind that can't be relied on to be equal only if it is the same.
-        """
-        known_of = self._known.get
-        for value in values:
-            known = known_of(id(value))
-            if known is not None and known[0]() is value:
-                marks.append(known[1])
-                continue
-            kind = value.__class__
-            if kind is int or kind is torch.dtype or value is None:
-                marks.append(value)
-            elif kind in _SEQUENCES:
-                marks += (kind, len(value))
-                self._mark_all(value, marks)
-            elif kind is slice:
-                marks.append(slice)
-                self._mark_all((value.start, value.stop, value.step), marks)
-            elif kind is dict:
-                marks += (dict, *value)
-                self._mark_all(value.values(), marks)
-            elif isinstance(value, Tensor):
-                marks.append(self._mark_of(value))
-            elif kind in _SIMPLE:
-                marks.append((kind, value))  # True is not 1 here
-            else:
-                raise TypeError(f"an argument of type {kind.__name__}")
-
-    def _ask(
-        self,
-        function: Function,
-        func: Any,
-        args: tuple[Any, ...],
-        kwargs: dict[str, Any],
-        outputs: tuple[Tensor, ...],
-    ) -> tuple[_Answer, bool]:
-        """The answer for a call, worked out; and whether it holds for all calls of this kind."""
+        key: tuple[Any, ...] | None,
+    ) -> Answer:
+        """The answer for a call, worked out, and kept under a key if it holds for all calls of this kind."""
         nothing: list[Label | None] = [None] * len(outputs)
-        forms: list[_Form | None] = [None] * len(outputs)
-        inputs = [self._mark_of(t) for t in tensors_in((args, tuple(kwargs.values())))]
+        inputs = [self.mark_of(t) for t in tensors_in((args, tuple(kwargs.values())))]
         reason = next((mark.lost for mark in inputs if mark.lost), "")
         labels, lasting = nothing, True
         if any(mark.label is not None for mark in inputs):
@@ -542,35 +344,40 @@ class Recorder:
                 reason = f"no rule fits this call of {function.name} ({type(error).__name__}: {error})"
             lasting = not call.reads_values and not any(map(_is_number, inputs))
         last = tuple((label, tuple(output.shape)) for label, output in zip(labels, outputs, strict=True))
-        return _Answer(labels, reason, forms, list(forms), last), lasting
+        answer = Answer(labels, reason, last)
+        if key is not None and lasting:
+            self.tape.answers[key] = answer
+        return answer
 
-    # ------------------------------------------------------------------ forms
+    # ------------------------------------------------------------------ treatments
 
-    def _mark(self, value: Tensor, label: Label | None, lost: str = "") -> _Mark:
+    def _mark(self, value: Tensor, label: Label | None, lost: str = "") -> Mark:
         if label is not None:
             lost = ""
         key = (label, value.shape, value.dtype, value.get_device(), lost)
         mark = self.labels.marks.get(key)
         if mark is None:
-            mark = self.labels.marks[key] = _Mark(*key)
+            mark = self.labels.marks[key] = Mark(*key)
         return mark
 
-    def _new_form(self, function: Function, answer: _Answer, index: int, output: Tensor, view: bool) -> _Form:
-        """The form of an output for which its answer has none yet, or one of another size."""
-        forms = answer.viewed if view else answer.fresh
-        label, seen = answer.labels[index], forms[index]
+    def treat(
+        self, function: Function, answer: Answer, index: int, output: Tensor, *, view: bool
+    ) -> Treatment:
+        """How to treat an output for which its answer has nothing yet, or something of another size."""
+        known = answer.viewed if view else answer.fresh
+        label, seen = answer.labels[index], known[index]
         if seen is not None and seen.mark.size != output.shape:  # how large it is depends on values
             if not fits(label, output):
-                return self._form(
+                return self._treatment(
                     function, output, None, f"no rule fits this call of {function.name}", view=view
                 )
-            return self._form(function, output, label, answer.reason, view=view)
-        form = forms[index] = self._form(function, output, label, answer.reason, view=view)
-        return form
+            return self._treatment(function, output, label, answer.reason, view=view)
+        known[index] = found = self._treatment(function, output, label, answer.reason, view=view)
+        return found
 
-    def _form(
+    def _treatment(
         self, function: Function | None, value: Tensor, label: Label | None, reason: str, *, view: bool
-    ) -> _Form:
+    ) -> Treatment:
         """How a value is treated that a function made, or a module took or gave."""
         mark = self._mark(value, label, reason)
         status = "view" if view else "digest"
@@ -580,123 +387,81 @@ class Recorder:
         elif not view and (value.layout != torch.strided or value.is_meta):
             what = f"a {value.layout} tensor on {value.device.type}".replace("torch.", "")
             status, reason = "skipped", what
-        return self._form_of(mark, status, reason, self._lengths)
+        return self._treatment_of(mark, status, reason, self._lengths)
 
-    def _form_of(self, mark: _Mark, status: str, reason: str, lengths: frozenset[int]) -> _Form:
+    def _treatment_of(self, mark: Mark, status: str, reason: str, lengths: frozenset[int]) -> Treatment:
         key = (mark, status, reason, lengths)
-        form = self.labels.forms.get(key)
-        if form is None:
+        found = self.labels.treatments.get(key)
+        if found is None:
             shape, dtype = tuple(mark.size), mark.dtype
             how = cut(self.table, mark.label, shape, lengths)
             floating = dtype.is_floating_point or dtype.is_complex
             name = str(dtype).removeprefix("torch.")
-            form = _Form(
-                status,
-                shape,
-                name,
-                floating,
-                how.cells,
-                how.width,
-                reason,
-                mark,
-                how,
-                status == "digest",
-                how.plain,
-            )
-            self.labels.forms[key] = form
-        return form
+            form = Form(status, shape, name, floating, how.cells, how.width, reason)
+            found = self.labels.treatments[key] = Treatment(form, mark, how)
+        return found
+
+    def closed(self, treatment: Treatment) -> Treatment:
+        """What to do with a value instead, where no more dimensions can be suspected."""
+        form = treatment.form
+        return self._treatment_of(treatment.mark, form.status, form.reason, frozenset())
+
+    def passing(self, mark: Mark) -> Form:
+        """The form of a value that only passes into a module or out of one."""
+        return self._treatment_of(mark, "digest", "", self._lengths).form
 
     # ------------------------------------------------------------------ digests
 
-    def _append(self, op: Op, nth: int, form: _Form, value: Tensor) -> int:
-        rows = self.trace.rows
-        row = len(rows)
-        form = self._bounded(form)
-        slot = self._queue(row, value, form) if form.digested else -1
-        rows.append((op, self.call, nth, form, -1, slot))
-        return row
-
-    def _bounded(self, form: _Form) -> _Form:
-        """The form to use for a value, where so many dimensions were suspected that no more can be looked at."""
-        if self._open_cells + form.cut.open_cells > MAX_OPEN_TOTAL:
-            return self._form_of(form.mark, form.status, form.reason, frozenset())
-        self._open_cells += form.cut.open_cells
-        return form
-
-    def _queue(self, row: int, value: Tensor, form: _Form) -> int:
-        """Have a value digested with the next flush; returns the slot of its digests, -1 for those kept apart."""
-        if not self._digests:
-            return -1
-        slot = -1
-        if form.plain:
-            stride = value.stride()
-            known = form.plans.get(stride)
-            if known is None:
-                known = form.plans[stride] = digest.planned(value, form.cut.row_dims)
-            slot = self._batch.push(value, known)
-            self._pending_bytes += known.n_bytes
-        else:
-            self._odd.append((row, value.detach(), form))
-            self._pending_bytes += value.nbytes
-        try:
-            version = value._version
-        except RuntimeError:  # torch keeps no count in inference mode
-            version = None
-        self._pending.append((row, value, version))
-        self._fresh = version is not None
-        if self._pending_bytes > self._pending_limit:
-            self._pending_limit = PENDING_BYTES.get(value.device.type, PENDING_BYTES["other"])
-            if self._pending_bytes > self._pending_limit:
-                self.flush()
-        return slot
-
-    def flush(self) -> None:
-        """Compute the digests of everything that is pending, without waiting for the device."""
-        self._fresh = False
-        for row, tensor, version in self._pending:
-            if version is not None and tensor._version != version:
-                self.trace.skipped[row] = "overwritten before it could be read"
-        self._batch.flush()
-        for row, tensor, form in self._odd:
-            self._computed.append((row, form, digests_of(tensor, form.cut)))
-        self._odd.clear()
-        self._pending.clear()
-        self._pending_bytes = 0
-        if self.trace.shelf is not None and all(
-            t.device.type == "cpu" for _, _, ts in self._computed for t in ts
-        ):
-            self._collect()
+    def _append(
+        self,
+        op: Op,
+        nth: int,
+        function: Function | None,
+        value: Tensor,
+        label: Label | None,
+        reason: str = "",
+    ) -> int:
+        treatment = self._treatment(function, value, label, reason, view=False)
+        return self.tape.put(op, nth, self.tape.bounded(treatment), value)
 
     def finish(self) -> Trace:
         """Copy all digests to the host, once; they are in the trace after this."""
-        self.flush()
-        self.trace.digests = self._batch.results().__getitem__
-        self._batch = digest.Batch()
+        tape = self.tape
+        tape.flush()
+        digests = tape.batch.results()
+        self.trace.digests = digests.__getitem__
+        tape.batch = digest.Batch()
+        for row, treatment, grid, slot in tape.opened:
+            self._keep(row, treatment, [digests[grid], digests[slot]])
+        tape.opened.clear()
         self._collect()
         return self.trace
 
+    def collect(self) -> None:
+        """Put digests that are on the host on the shelf, if there is one."""
+        computed = self.tape.computed
+        if self.trace.shelf is not None and all(t.device.type == "cpu" for _, _, ts in computed for t in ts):
+            self._collect()
+
     def _collect(self) -> None:
         """Take the digests that are not simply rows to the host, and to the shelf if there is one."""
-        shelf = self.trace.shelf
-        for row, form, tensors in self._computed:
-            digests, flat = collect(form.cut, form.shape, [t.cpu().numpy() for t in tensors])
-            self.trace.odd[row] = (
-                (digests, flat)
-                if shelf is None
-                else (shelf.keep_array(digests), None if flat is None else shelf.keep_array(flat))
-            )
-        self._computed.clear()
+        for row, treatment, tensors in self.tape.computed:
+            self._keep(row, treatment, [t.cpu().numpy() for t in tensors])
+        self.tape.computed.clear()
 
-    def _note_late_write(self) -> None:
-        """A value that was changed right after its function returned is that function's value."""
-        row, tensor, version = self._pending[-1]
-        if tensor._version != version:
-            self._pending[-1] = (row, tensor, tensor._version)
-        self._fresh = False
+    def _keep(self, row: int, treatment: Treatment, found: list[Digests]) -> None:
+        """Keep digests that are not simply rows in the trace, or on the shelf if there is one."""
+        shelf = self.trace.shelf
+        digests, flat = collect(treatment.cut, treatment.form.shape, found)
+        self.trace.odd[row] = (
+            (digests, flat)
+            if shelf is None
+            else (shelf.keep_array(digests), None if flat is None else shelf.keep_array(flat))
+        )
 
     # ------------------------------------------------------------------ tensors
 
-    def _find(self, tensor: Tensor) -> _Known | None:
+    def _find(self, tensor: Tensor) -> Known | None:
         known = self._known.get(id(tensor))
         return known if known is not None and known[0]() is tensor else None
 
@@ -706,7 +471,8 @@ class Recorder:
             return known[1].label
         return self._unseen(tensor)
 
-    def _mark_of(self, tensor: Tensor) -> _Mark:
+    def mark_of(self, tensor: Tensor) -> Mark:
+        """The mark of a tensor that may never have been seen."""
         self.label_of(tensor)
         return self._known[id(tensor)][1]
 
@@ -723,13 +489,13 @@ class Recorder:
 
     def _guess(self, tensor: Tensor) -> Label | None:
         shape = tuple(tensor.shape)
-        for label, seen in self._last_outputs:
+        for label, seen in self.tape.last_outputs:
             if label is not None and seen == shape:
                 return label
         return through_module(self.labels, self._frame_inputs(), shape)
 
     def _frame_inputs(self) -> list[tuple[Label | None, Shape]]:
-        inputs = [(t, self._find(t)) for t in tensors_in(self._arguments[-1])]
+        inputs = [(t, self._find(t)) for t in tensors_in(self.tape.arguments[-1])]
         return [(known[1].label, tuple(t.shape)) for t, known in inputs if known is not None]
 
     def _remember(self, tensor: Tensor, label: Label | None, event: int, lost: str = "") -> None:
@@ -761,104 +527,61 @@ class Recorder:
 
     # ------------------------------------------------------------------ modules
 
-    def enter(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """A module is called."""
-        if self._fresh:
-            self._note_late_write()
-        frame = self._frames.get(id(module))
-        if frame is None:
-            parent = self.stack[-1].path
-            kind = type(module)
-            path = f"{parent}.{kind.__name__}" if parent else kind.__name__
-            frame = self._frames[id(module)] = Frame(path, _argument_names(kind))
-        self.stack.append(frame)
-        self._arguments.append((args, kwargs))
-        if not frame.path or _transforms() is not None:
-            return
-        names = frame.names
-        for position, value in enumerate(args):
-            if isinstance(value, Tensor):
-                self._pass_in(frame, names[position] if position < len(names) else str(position), value)
-        for name, value in kwargs.items():
-            if isinstance(value, Tensor):
-                self._pass_in(frame, name, value)
+    def new_frame(self, module: nn.Module) -> Frame:
+        """The frame of a module that is no part of the model: under the one that calls it."""
+        parent = self.tape.stack[-1].path
+        kind = type(module)
+        path = f"{parent}.{kind.__name__}" if parent else kind.__name__
+        frame = self.tape.frames[id(module)] = Frame(path, _argument_names(kind))
+        return frame
 
-    def _pass_in(self, frame: Frame, name: str, value: Tensor) -> None:
+    def came_in(self, frame: Frame, name: str, value: Tensor) -> None:
+        """Record what goes into a module, whatever it is."""
         label = self.label_of(value)
         known = self._known[id(value)]
-        if self._holds(known):
-            self._boundary_alias(frame, name, INPUT, value, known)
+        if self.tape.holds(known):
+            self._passed(frame, name, INPUT, value, known)
         else:
             event = self._boundary(frame, name, INPUT, value, label)
             if known[2] < 0:
                 self._remember(value, label, event)
 
-    def _holds(self, known: _Known) -> bool:
-        """Whether the event of a tensor holds all of its value, not what an indexed write wrote of it."""
-        _, mark, event = known
-        return event >= 0 and self.trace.rows[event][3].shape == mark.size
-
-    def leave(self, result: Any, failed: bool) -> None:
-        """A module returns."""
-        if self._fresh:
-            self._note_late_write()
-        frame = self.stack.pop()
-        if failed or _transforms() is not None:
-            self._arguments.pop()
-            return
-        for index, value in enumerate((result,) if isinstance(result, Tensor) else _outputs_of(result)):
-            known = self._find(value)
-            if known is None:
-                label = self._guess(value)
-                self._remember(value, label, self._boundary(frame, "output", index, value, label))
-            elif known[2] < 0 or self.trace.rows[known[2]][3].status == "view":
-                event = self._boundary(frame, "output", index, value, known[1].label)
-                self._known[id(value)] = (known[0], known[1], event)
-            elif self._holds(known):
-                self._boundary_alias(frame, "output", index, value, known)
-            else:
-                self._boundary(frame, "output", index, value, known[1].label)
-        self._arguments.pop()
+    def came_out(self, frame: Frame, index: int, value: Tensor) -> None:
+        """Record what comes out of a module, whatever it is."""
+        known = self._find(value)
+        if known is None:
+            label = self._guess(value)
+            self._remember(value, label, self._boundary(frame, "output", index, value, label))
+        elif known[2] < 0 or self.trace.rows[known[2]][3].status == "view":
+            event = self._boundary(frame, "output", index, value, known[1].label)
+            self._known[id(value)] = (known[0], known[1], event)
+        elif self.tape.holds(known):
+            self._passed(frame, "output", index, value, known)
+        else:
+            self._boundary(frame, "output", index, value, known[1].label)
 
     def _boundary(self, frame: Frame, name: str, output: int, value: Tensor, label: Label | None) -> int:
         """Record what goes into a module (`output` is INPUT), or comes out, and was not recorded before."""
-        visits, nth = self._visit(frame, name, output)
-        if not self.passive:
-            self._offer(visits.ops[0], nth, value, label)
-        form = self._form(None, value, label, "", view=False)
-        row = self._append(visits.ops[0], nth, form, value)
+        visits = self.tape.visit(frame, name, output)
+        self._offer(visits, value, label)
+        row = self._append(visits.ops[0], visits.nth - 1, None, value, label)
         if self.watcher is not None:
-            self.watcher.saw(self, row, self.true_value(value), label, self._events_of([value]))
+            self.saw(row, value, label, self._events_of([value]))
         return row
 
-    def _boundary_alias(self, frame: Frame, name: str, output: int, value: Tensor, known: _Known) -> None:
-        """Record that a value which is known goes into a module, or comes out."""
-        visits, nth = self._visit(frame, name, output)
-        _, mark, event = known
-        if not self.passive:
-            self._offer(visits.ops[0], nth, value, mark.label)
-        form = mark.passing
-        if form is None:
-            form = mark.passing = self._form_of(mark, "digest", "", self._lengths)
+    def _passed(self, frame: Frame, name: str, output: int, value: Tensor, known: Known) -> None:
+        """Record that a value which is known goes into a module, or comes out, and show it to whoever cares."""
         row = len(self.trace.rows)
-        self.trace.rows.append((visits.ops[0], self.call, nth, form, event, -1))
+        visits = self.tape.alias(frame, name, output, known)
+        self._offer(visits, value, known[1].label)
         if self.watcher is not None:
-            self.watcher.saw(self, row, self.true_value(value), mark.label, [event])
+            self.saw(row, value, known[1].label, [known[2]])
 
-    def _visit(self, frame: Frame, name: str, output: int) -> tuple[_Visits, int]:
-        visits = frame.visits.get((name, output))
-        if visits is None:
-            function = f"input:{name}" if output == INPUT else name
-            op = Op(frame.path, function, NOWHERE.site, max(output, 0))
-            visits = frame.visits[name, output] = _Visits([op])
-        if visits.call != self._visit_of:
-            visits.call, visits.nth = self._visit_of, 0
-        nth = visits.nth
-        visits.nth = nth + 1
-        return visits, nth
-
-    def _offer(self, op: Op, nth: int, value: Tensor, label: Label | None) -> None:
+    def _offer(self, visits: Visits, value: Tensor, label: Label | None) -> None:
         """Show a module's input or output to whoever wants to change or to keep it."""
+        if self.tape.passive:
+            return
+        op, nth = visits.ops[0], visits.nth - 1
         key = (op.module, op.function, op.site.chain)
         if self.watcher is not None:
             new = self.watcher.edit(self, key, nth, op.output, self.true_value(value), label)
@@ -899,25 +622,15 @@ class Recorder:
 
 _transforms: Callable[[], Any] = torch._C._functorch.peek_interpreter_stack  # pyright: ignore[reportAttributeAccessIssue]
 """What vmap or grad at work are: None where the tensors that pass by are the model's own."""
-
-_KEYWORDS = object()
-_SEQUENCES = frozenset({tuple, list, torch.Size})
-_SIMPLE = frozenset(
-    {bool, float, complex, str, type(...), torch.device, torch.layout, torch.memory_format, type}
-)
-"""Kinds of arguments that can key a cache, besides tensors, whole numbers and dtypes."""
+_unwatched = torch._C.DisableTorchFunction
+"""What the recorder does with tensors is no op of the model, and no other mode may see it either."""
 _RULE_ERRORS = (IndexError, ValueError, TypeError, KeyError, AttributeError, RuntimeError, StopIteration)
 """What a rule raises that is wrong about its function."""
 
 
-def _is_number(mark: _Mark) -> bool:
+def _is_number(mark: Mark) -> bool:
     """Whether a tensor may stand for a number in an index or a size."""
     return mark.label is None and not mark.size and not mark.dtype.is_floating_point
-
-
-def _writes(function: Function, kwargs: dict[str, Any]) -> bool:
-    """Whether a call changes one of its arguments."""
-    return function.writes or kwargs.get("out") is not None or bool(kwargs.get("inplace"))
 
 
 @cache
@@ -928,12 +641,53 @@ def _argument_names(kind: type[nn.Module]) -> tuple[str, ...]:
         return ()
 
 
-def _outputs_of(result: Any) -> list[Tensor]:
-    if isinstance(result, Tensor):
-        return [result]
-    if is_dataclass(result) and not isinstance(result, (type, dict)):
-        return tensors_in([getattr(result, field.name) for field in fields(result)], 2)
-    return tensors_in(result, 2)
+Kept = tuple[tuple[Any, ...], dict[str, Any], dict[int, Any], dict[int, str]]
+
+
+def _keep(recorder: Recorder, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Kept:
+    """Copies of what goes into a call, before it can change it; the model's weights by reference."""
+    labels: dict[int, Any] = {}
+    owned: dict[int, str] = {}
+    copies: dict[int, Tensor] = {}
+
+    def copy(value: Any) -> Any:
+        if isinstance(value, Tensor):
+            if id(value) not in copies:
+                name = recorder.owned.get(id(value))
+                copied = value.detach() if name is not None else _clone(value)
+                copies[id(value)] = copied
+                labels[id(copied)] = recorder.label_of(value)
+                if name is not None:
+                    owned[id(copied)] = name
+            return copies[id(value)]
+        if type(value) in (tuple, list, torch.Size):
+            return type(value)(copy(item) for item in value)
+        if type(value) is dict:
+            return {key: copy(item) for key, item in value.items()}
+        return value
+
+    return copy(args), copy(kwargs), labels, owned
+
+
+def _clone(value: Tensor) -> Tensor:
+    """A copy with the same strides, where the tensor has its elements to itself."""
+    value = value.detach()
+    if value.layout != torch.strided or value.is_contiguous():
+        return value.clone()
+    if any(stride == 0 for stride in value.stride()):
+        size = 1 + sum((n - 1) * s for n, s in zip(value.shape, value.stride(), strict=True) if n)
+        flat = value.as_strided((size,), (1,)).clone()
+        return flat.as_strided(value.shape, value.stride(), 0)
+    return value.clone(memory_format=torch.preserve_format)
+
+
+def _deliver(recorder: Recorder, func: Any, fetches: list[Fetch], kept: Kept, recorded: Any) -> None:
+    op, nth, outputs, labels = recorded
+    args, kwargs, input_labels, owned = kept
+    copies = tuple(_clone(recorder.true_value(output)) for output in outputs)
+    taken = Taken(op, recorder.call, nth, func, args, kwargs, copies, input_labels, tuple(labels), owned)
+    for fetch in fetches:
+        fetch.take(taken)
 
 
 __all__ = ["Event", "Fetch", "Frame", "Recorder", "Row", "Taken", "Watcher"]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import ast
 import linecache
 import os
-import sys
 from dataclasses import dataclass
 from functools import cache
 from types import CodeType, FrameType
@@ -31,12 +30,12 @@ class Place:
 
     Attributes:
         steps: of each call, its code and the offset of its instruction.
+        callers: the places that go on from this one, by `_instruction`.
     """
-
-    __slots__ = ("_site", "steps")
 
     def __init__(self, steps: tuple[tuple[CodeType, int], ...]) -> None:
         self.steps = steps
+        self.callers: dict[int, Place] = {}
         self._site: Site | None = None
 
     @property
@@ -83,8 +82,6 @@ _OUTSIDE, _INSIDE, _SKIPPED, _CALL = 1, 2, 3, 4
 _kinds: dict[int, int] = {}
 """By the id of a code object, which stays what it is since `_codes` keeps it alive."""
 _codes: list[CodeType] = []
-_places: dict[tuple[int, ...], Place] = {}
-"""By ids of code objects and offsets of instructions, in turns."""
 
 
 def _kind(code: CodeType) -> int:
@@ -104,34 +101,25 @@ def _kind(code: CodeType) -> int:
 
 def place_of(frame: FrameType | None) -> Place:
     """The place that a frame calls from."""
-    start = frame
-    steps: tuple[int, ...] = ()
+    place = NOWHERE
     while frame is not None:
         code = frame.f_code
-        kind = _kinds.get(id(code)) or _kind(code)
-        if kind == _OUTSIDE:
-            steps += (id(code), frame.f_lasti)
-            break
-        if kind == _CALL:
+        address = id(code)
+        kind = _kinds.get(address) or _kind(code)
+        if kind in (_OUTSIDE, _INSIDE):
+            offset = frame.f_lasti
+            # Unlike any other instruction's: a code object holds its instructions, so no other lies there.
+            instruction = address + offset
+            found = place.callers.get(instruction)
+            if found is None:
+                found = place.callers[instruction] = Place((*place.steps, (code, offset)))
+            place = found
+            if kind == _OUTSIDE:
+                break
+        elif kind == _CALL:
             break  # the model is torch's own: who called forkpoint is no part of it
-        if kind == _INSIDE:
-            steps += (id(code), frame.f_lasti)
         frame = frame.f_back
-    return _places.get(steps) or _learn(start, steps)
-
-
-def _learn(frame: FrameType | None, key: tuple[int, ...]) -> Place:
-    steps: list[tuple[CodeType, int]] = []
-    while frame is not None and len(steps) < len(key) // 2:
-        if _kinds[id(frame.f_code)] in (_OUTSIDE, _INSIDE):
-            steps.append((frame.f_code, frame.f_lasti))
-        frame = frame.f_back
-    place = _places[key] = Place(tuple(steps))
     return place
-
-
-def calling_frame(depth: int = 1) -> FrameType:
-    return sys._getframe(depth + 1)
 
 
 NOWHERE = Place(())

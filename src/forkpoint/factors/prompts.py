@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from forkpoint.errors import InputError
+from forkpoint.kept import kept_state
 from forkpoint.layout import Layout
 from forkpoint.modules import innermost
-from forkpoint.run import Run, kept_state
+from forkpoint.run import Run
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
