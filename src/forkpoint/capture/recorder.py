@@ -161,7 +161,7 @@ class Recorder:
         self.watcher = watcher
         self._read = read
         passive = watcher is None and not fetches
-        self.tape = Tape(self.trace.rows, self.trace.skipped, digest.Batch(shelf), digests, passive)
+        self.tape = Tape(self, digest.Batch(shelf), digests, passive)
         modules = walk(model)
         self.tape.frames = _frames_of(model, modules)
         self.tape.stack.append(self.tape.frames.get(id(model)) or Frame(""))

@@ -3,7 +3,7 @@
 The answers to every question that comes again are kept: the place of a call gives its op (`Visits`), the marks of
 what goes into it give what comes out (`Answer`), label, shape and stride of a value how it is digested (`Treatment`).
 An op whose like was seen before costs some look-ups and a row on the trace; see `Tape.call_function`. Whatever comes
-for the first time is worked out by the recorder (`Clerk`).
+for the first time is worked out by the recorder.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ import itertools
 from collections.abc import Callable, Iterable
 from dataclasses import fields, is_dataclass
 from sys import _getframe
-from typing import Any, Protocol
-from weakref import ReferenceType, ref
+from typing import TYPE_CHECKING, Any
+from weakref import ReferenceType, proxy, ref
 
 import torch
 from torch import Tensor, nn
@@ -26,6 +26,9 @@ from forkpoint.capture.labels import Label, Shape
 from forkpoint.capture.rules import tensors_in
 from forkpoint.capture.sites import NOWHERE, Place, place_of
 from forkpoint.trace import Form, Op, Row
+
+if TYPE_CHECKING:
+    from forkpoint.capture.recorder import Recorder
 
 MAX_OPEN_TOTAL = 1 << 24
 """Most cells of a whole trace whose token dimensions are only suspected; beyond it such values are compared
@@ -150,100 +153,21 @@ Known = tuple[ReferenceType[Tensor], Mark, int]
 """A tensor that passed by: a reference, its mark, and the event that holds its value, or -1."""
 
 
-class Clerk(Protocol):
-    """Works out what comes for the first time, and does what few runs ask for."""
-
-    def watched(
-        self, function: Function, func: Any, place: Place, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> Any:
-        """Make and record a call that somebody wants to keep or to change, or that other modes see, too."""
-        ...
-
-    def ask(
-        self,
-        function: Function,
-        func: Any,
-        args: tuple[Any, ...],
-        kwargs: dict[str, Any],
-        outputs: tuple[Tensor, ...],
-        key: tuple[Any, ...] | None,
-    ) -> Answer:
-        """The answer for a call, kept under a key if it holds for all calls of this kind."""
-        ...
-
-    def treat(
-        self, function: Function, answer: Answer, index: int, output: Tensor, *, view: bool
-    ) -> Treatment:
-        """How to treat an output for which its answer has nothing yet, or something of another size."""
-        ...
-
-    def closed(self, treatment: Treatment) -> Treatment:
-        """What to do with a value instead, where no more dimensions can be suspected."""
-        ...
-
-    def mark_of(self, tensor: Tensor) -> Mark:
-        """The mark of a tensor that may never have been seen."""
-        ...
-
-    def wrote(
-        self,
-        function: Function,
-        func: Any,
-        args: tuple[Any, ...],
-        kwargs: dict[str, Any],
-        outputs: tuple[Tensor, ...],
-        visits: Visits,
-        answer: Answer,
-    ) -> list[Label | None]:
-        """Record what a function wrote into its outputs; returns their labels."""
-        ...
-
-    def sources(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[int]:
-        """The events of the tensors that go into a call."""
-        ...
-
-    def saw(self, row: int, output: Tensor, label: Label | None, sources: list[int]) -> None:
-        """Tell the watcher of an output."""
-        ...
-
-    def new_frame(self, module: nn.Module) -> Frame:
-        """The frame of a module that is no part of the model."""
-        ...
-
-    def came_in(self, frame: Frame, name: str, value: Tensor) -> None:
-        """Record what goes into a module, whatever it is."""
-        ...
-
-    def came_out(self, frame: Frame, index: int, value: Tensor) -> None:
-        """Record what comes out of a module, whatever it is."""
-        ...
-
-    def passing(self, mark: Mark) -> Form:
-        """The form of a value that only passes into a module or out of one."""
-        ...
-
-    def collect(self) -> None:
-        """Put digests on the shelf, if there is one."""
-        ...
-
-
 class Tape:
     """What passes by is put on it in passing.
 
     Args:
-        rows: those of the trace.
-        skipped: the trace's reasons why rows were not digested after all.
+        recorder: whose tape it is; held weakly, so that both go when the run is over.
         batch: takes the digests.
         digests: False to follow the labels only.
         passive: whether it only looks on: nobody wants copies of values, nor to change them.
     """
 
-    def __init__(
-        self, rows: list[Row], skipped: dict[int, str], batch: Batch, digests: bool, passive: bool
-    ) -> None:
-        self.clerk: Any = None
-        """A `Clerk`, while calls are recorded; not longer, since it has this tape."""
-        self.rows, self.skipped, self.batch = rows, skipped, batch
+    def __init__(self, recorder: Recorder, batch: Batch, digests: bool, passive: bool) -> None:
+        self.recorder: Recorder = proxy(recorder)
+        self.rows: list[Row] = recorder.trace.rows
+        self.skipped: dict[int, str] = recorder.trace.skipped
+        self.batch = batch
         self.digests, self.passive = digests, passive
         self.call = -1
         self.visit_of: int = next(_calls)
@@ -294,7 +218,7 @@ class Tape:
                 return function.inner(*args, **(kwargs or {}))
         place = place_of(_getframe())
         if not self.passive or _other_modes():
-            return self.clerk.watched(function, func, place, args, kwargs or {})
+            return self.recorder.watched(function, func, place, args, kwargs or {})
         if self.fresh:
             self.settle()
         if kwargs:
@@ -324,9 +248,8 @@ class Tape:
             The op, how often it had run in this call of the model, and its outputs with their labels; None if it
             made no tensor, or if nobody wants to know.
         """
-        outputs: tuple[Any, ...]
-        if type(result) is Tensor or isinstance(result, Tensor):
-            outputs = (result,)
+        if isinstance(result, Tensor):
+            outputs: tuple[Any, ...] = (result,)
         elif function.name == "setitem":
             outputs = (args[0],)
         else:
@@ -341,25 +264,24 @@ class Tape:
         nth = visits.nth
         visits.nth = nth + 1
         if function.writes or (kwargs and writes(function, kwargs)):
-            labels = self.clerk.wrote(function, func, args, kwargs, outputs, visits, answer)
+            labels = self.recorder.wrote(function, func, args, kwargs, outputs, visits, answer)
         else:
             labels = answer.labels
             # before an output that is an argument, as dropout's, has a new event
-            sources = None if self.passive else self.clerk.sources(args, kwargs)
-            for index in range(len(outputs)):
-                output = outputs[index]
+            sources = [] if self.passive else self.recorder.sources(args, kwargs)
+            for index, output in enumerate(outputs):
                 view = function.may_view
                 if view is None:
                     view = is_view(output, args, kwargs)
                 treatment = answer.viewed[index] if view else answer.fresh[index]
                 if treatment is None or not _fits(treatment.mark, output):
-                    treatment = self.clerk.treat(function, answer, index, output, view=view)
+                    treatment = self.recorder.treat(function, answer, index, output, view=view)
                 if treatment.open_cells:
                     treatment = self.bounded(treatment)
                 row = self.put(visits.ops[index], nth, treatment, output)
                 self.known[id(output)] = (ref(output), treatment.mark, row)
                 if not self.passive:
-                    self.clerk.saw(row, output, labels[index], sources)
+                    self.recorder.saw(row, output, labels[index], sources)
         return None if self.passive else (visits.ops[0], nth, outputs, labels)
 
     def visits_of(self, function: Function, place: Place, n_outputs: int) -> Visits:
@@ -410,7 +332,7 @@ class Tape:
         except TypeError:  # an argument that can't be hashed
             key = None
         if found is None or len(found.labels) != len(outputs):
-            return self.clerk.ask(function, func, args, kwargs, outputs, key)
+            return self.recorder.ask(function, func, args, kwargs, outputs, key)
         assert key is not None
         visits.answers, visits.key, visits.answer = self.answers, key, found
         return found
@@ -438,7 +360,6 @@ class Tape:
         Raises:
             TypeError: an argument of a kind that can't be relied on to be equal only if it is the same.
         """
-        known: tuple[Any, ...] | None
         for value in values:
             known = self.known.get(id(value))
             if known is not None and known[0]() is value:
@@ -459,7 +380,7 @@ class Tape:
                 marks.extend(value)
                 self.mark_all(value.values(), marks)
             elif isinstance(value, Tensor):
-                marks.append(self.clerk.mark_of(value))
+                marks.append(self.recorder.mark_of(value))
             elif kind in _SIMPLE:
                 marks.append((kind, value))  # True is not 1 here
             else:
@@ -470,7 +391,7 @@ class Tape:
     def bounded(self, treatment: Treatment) -> Treatment:
         """What to do with a value, where so many dimensions may be suspected and no more."""
         if self.open_cells + treatment.open_cells > MAX_OPEN_TOTAL:
-            return self.clerk.closed(treatment)
+            return self.recorder.closed(treatment)
         self.open_cells += treatment.open_cells
         return treatment
 
@@ -534,8 +455,7 @@ class Tape:
         self.pending.clear()
         self.versions.clear()
         self.pending_bytes = 0
-        if self.clerk is not None:
-            self.clerk.collect()
+        self.recorder.collect()
 
     # ------------------------------------------------------------------ modules
 
@@ -548,7 +468,7 @@ class Tape:
         if hidden and self.fresh:
             with _unwatched():
                 self.settle()
-        frame = self.frames.get(id(module)) or self.clerk.new_frame(module)
+        frame = self.frames.get(id(module)) or self.recorder.new_frame(module)
         self.stack.append(frame)
         self.arguments.append((args, kwargs))
         if not frame.path or _transforms() is not None:
@@ -568,7 +488,7 @@ class Tape:
             self.alias(frame, name, INPUT, known)
         else:
             with _unwatched():
-                self.clerk.came_in(frame, name, value)
+                self.recorder.came_in(frame, name, value)
 
     def leave(self, result: Any, failed: bool, hidden: bool) -> None:
         """A module returns."""
@@ -577,7 +497,7 @@ class Tape:
                 self.settle()
         frame = self.stack.pop()
         if not failed and _transforms() is None:
-            if type(result) is Tensor or isinstance(result, Tensor):
+            if isinstance(result, Tensor):
                 self.pass_out(frame, 0, result)
             else:
                 for index, value in enumerate(_outputs_of(result)):
@@ -597,7 +517,7 @@ class Tape:
             self.alias(frame, "output", index, known)
         else:
             with _unwatched():
-                self.clerk.came_out(frame, index, value)
+                self.recorder.came_out(frame, index, value)
 
     def holds(self, known: Known) -> bool:
         """Whether the event of a tensor holds all of its value, not what an indexed write wrote of it."""
@@ -610,7 +530,7 @@ class Tape:
         mark = known[1]
         form = mark.passing
         if form is None:
-            form = mark.passing = self.clerk.passing(mark)
+            form = mark.passing = self.recorder.passing(mark)
         visits = self.visit(frame, name, output)
         self.rows.append((visits.ops[0], self.call, visits.nth - 1, form, known[2], -1))
         return visits

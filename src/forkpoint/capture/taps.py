@@ -84,7 +84,6 @@ class Observation:
             return result
 
         depth = len(tape.stack)
-        tape.clerk = self.recorder
         nn.Module.__call__ = traced  # type: ignore[method-assign]
         try:
             if self.functions:
@@ -95,7 +94,6 @@ class Observation:
         finally:
             nn.Module.__call__ = original  # type: ignore[method-assign]
             del tape.stack[depth:]
-            tape.clerk = None
 
     def _opaque(
         self,
