@@ -1,0 +1,97 @@
+"""What a tape keeps at the place of a call must not outlive what it was true of."""
+
+from __future__ import annotations
+
+import gc
+import weakref
+
+import numpy as np
+import torch
+from tests.capture.tracing import Traced, left_padded, marked
+
+from forkpoint import Layout
+from forkpoint.capture import digest
+from forkpoint.capture.recorder import Recorder
+
+
+def test_two_functions_called_from_one_place_are_two_ops():
+    def run(x):
+        for function in (torch.sin, torch.cos, torch.sin):
+            function(x)
+        return x + 1
+
+    traced = Traced(run, {"x": marked(left_padded(1, 3), 2)}, left_padded(1, 3))
+    names = [(op.name, event.nth) for op, event in traced.events if op.function in ("sin", "cos")]
+    assert names == [("(model)/sin", 0), ("(model)/cos", 0), ("(model)/sin", 1)]
+
+
+def test_one_place_with_other_arguments_has_other_labels():
+    layout = left_padded(1, 5)
+    kept = []
+
+    def run(x):
+        for shift in (1, 2, 1, 3, 3):
+            kept.append(x.roll(shift, 1))
+        return kept[-1]
+
+    traced = Traced(run, {"x": marked(layout, 2)}, layout)
+    for value in kept:
+        ids, _ = traced.ids(value)
+        assert np.array_equal(ids, value.numpy())
+
+
+def test_one_place_in_runs_of_other_layouts_has_each_its_labels():
+    model = torch.nn.ReLU()
+    for layout in (left_padded(2, 4), Layout.from_mask(torch.ones(2, 4)), left_padded(2, 4)):
+        value = marked(layout, 2)
+        traced = Traced(lambda x: model(x * 1), {"x": value}, layout, model)
+        ids, _ = traced.ids(traced.output)
+        assert np.array_equal(ids, np.broadcast_to(value.numpy(), ids.shape))
+
+
+def test_digests_of_suspected_dimensions_are_those_of_its_slices():
+    layout = left_padded(1, 4)
+    tables = []
+
+    def run(x):
+        tables.append(torch.arange(4.0) + 0.5)
+        return x + tables[0].sum()
+
+    traced = Traced(run, {"x": marked(layout, 2)}, layout)
+    event = traced.event("(model)/add")
+    assert event.cells.kind == "open"
+    assert np.array_equal(event.digests.reshape(-1), digest.rows(tables[0], (0,)).numpy())
+    assert np.array_equal(event.flat, digest.rows(tables[0], ()).numpy())
+
+
+def test_each_output_of_a_function_is_digested():
+    layout = left_padded(1, 4)
+    traced = Traced(lambda x: torch.topk(x, 2, dim=-1).values, {"x": marked(layout, 3)}, layout)
+    found = [event for op, event in traced.events if op.function == "topk"]
+    assert [event.status for event in found] == ["digest", "digest"]
+    assert traced.trace.skipped == {}
+
+
+def test_a_value_that_nobody_was_seen_to_write_to_is_skipped():
+    def run(x):
+        value = x + 1
+        other = value * 2
+        with torch._C.DisableTorchFunction():
+            value.add_(1)
+        return other
+
+    layout = left_padded(1, 3)
+    traced = Traced(run, {"x": marked(layout, 2)}, layout)
+    assert traced.event("(model)/add").status == "skipped"
+    assert traced.event("(model)/mul").status == "digest"
+
+
+def test_a_recorder_and_its_tape_go_without_a_collection():
+    gc.disable()
+    try:
+        recorder = Recorder(left_padded(1, 3), torch.nn.Linear(2, 2))
+        gone = weakref.ref(recorder.tape), weakref.ref(recorder)
+        del recorder
+        assert [seen() for seen in gone] == [None, None]
+    finally:
+        gc.enable()
