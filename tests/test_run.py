@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
@@ -12,7 +11,6 @@ import torch
 from torch import nn
 
 from forkpoint import CaptureError, InputError, Layout, Run
-from forkpoint.kept import kept_state
 from forkpoint.run import RandomState, all_results, copy_inputs, results_of, token_ids
 
 
@@ -127,101 +125,6 @@ def test_what_can_not_be_copied_is_passed_on():
     copied = copy_inputs({"lock": lock, "module": model})
     assert copied["lock"] is lock
     assert copied["module"] is model
-
-
-# --- The model is put back -------------------------------------------------------------------------
-
-
-class Keeper(nn.Module):
-    """Rewrites everything that a module can hold."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.register_buffer("written", torch.zeros(2))
-        self.register_buffer("replaced", torch.zeros(2))
-        self.register_buffer("seen", torch.zeros(2), persistent=False)
-        self.plain = torch.zeros(2)
-        self.count = 0
-        self.items = [1, 2]
-        self.empty: list[int] = []
-        self.table = {"a": 1}
-        self.order = OrderedDict(a=1)
-        self.names = {"a"}
-        self.inner = nn.Dropout(0.5)
-
-    def forward(self, x):
-        self.written += 1
-        self.replaced = self.replaced + 1
-        self.plain.add_(1)
-        self.count += 1
-        self.later = x
-        self.items.append(3)
-        self.empty.append(3)
-        self.table["b"] = 2
-        self.order.pop("a", None)
-        self.names.add("b")
-        self.register_forward_hook(lambda *_: None)
-        self.inner.register_forward_pre_hook(lambda *_: None)
-        self.register_buffer("fresh", torch.ones(1))
-        self.inner.eval()
-        self.added = nn.Linear(1, 1)
-        return x + self.written
-
-
-def state(model: nn.Module) -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    for name, module in model.named_modules():
-        for key, value in vars(module).items():
-            found[f"{name}.{key}"] = (id(value), repr(value))
-    return found
-
-
-def test_everything_that_a_forward_call_rewrites_is_put_back():
-    model = Keeper()
-    before = state(model)
-    first = Run(model, {"x": x(1, 2)}).execute()[0]
-    assert state(model) == before
-    assert torch.equal(Run(model, {"x": x(1, 2)}).execute()[0], first)
-    assert not hasattr(model, "later")
-    assert not hasattr(model, "fresh")
-    assert not hasattr(model, "added")
-
-
-def test_the_calls_of_one_run_see_what_the_earlier_ones_wrote():
-    outputs = Run(Keeper(), [{"x": torch.zeros(1, 2)}] * 2).execute()
-    assert [float(o[0, 0]) for o in outputs] == [1, 2]
-
-
-def test_a_model_that_raises_is_put_back_too():
-    model = Keeper()
-    before = state(model)
-
-    def spoil_and_raise() -> None:
-        with kept_state(model):
-            model(x(1, 2))
-            raise RuntimeError("deliberate")
-
-    with pytest.raises(RuntimeError, match="deliberate"):
-        spoil_and_raise()
-    assert state(model) == before
-
-
-def test_a_buffer_written_without_a_count_is_put_back_in_inference_mode():
-    with torch.inference_mode():
-        model = nn.BatchNorm1d(2)
-        before = {n: b.clone() for n, b in model.named_buffers()}
-        with kept_state(model):
-            model(torch.randn(4, 2))
-        assert all(torch.equal(b, before[n]) for n, b in model.named_buffers())
-
-
-def test_a_buffer_replaced_by_another_dtype_is_put_back():
-    model = Keeper()
-    buffer = model.written
-    with kept_state(model):
-        model.double()
-    assert model.written is buffer
-    assert model.written.dtype == torch.float32
 
 
 # --- Random state ----------------------------------------------------------------------------------
