@@ -19,6 +19,7 @@ from forkpoint.modules import walk
 MAX_SAVED_BUFFER = 1 << 26
 """Buffers above this many bytes are not copied before a run (quantised weights kept as buffers)."""
 
+_CONTAINERS = frozenset({dict, OrderedDict, list, set})
 _PLAIN = frozenset({bool, int, float, str, type(None)})
 """Kinds of attributes that hold nothing which a call could rewrite."""
 
@@ -67,7 +68,7 @@ class Kept:
             self.keys.append(key)
             self.values.append(value)
             kind = type(value)
-            if kind is dict or kind is OrderedDict or kind is list or kind is set:
+            if kind in _CONTAINERS:
                 if value:
                     self.containers.append((value, value.copy()))
                 else:

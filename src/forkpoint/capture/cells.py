@@ -126,7 +126,7 @@ def _pairs(table: CoordinateTable, label: Label, keys: Ids, shape: Shape) -> Cut
 
 
 def digests_of(value: Tensor, how: Cut) -> list[Tensor]:
-    """The digests of a value whose rows are not simply its cells, on its device; see `collect`."""
+    """The digests of a value of rows that share cells, or of pairs, on its device; see `collect`."""
     on, cells = value.device, how.cells
     if cells.kind == "rows":
         assert how.row_ids is not None
@@ -144,7 +144,13 @@ def digests_of(value: Tensor, how: Cut) -> list[Tensor]:
 
 
 def collect(how: Cut, shape: Shape, found: list[Digests]) -> tuple[Digests, Digests | None]:
-    """What `digests_of` found as an event holds it: its digests, and those with the open dimensions taken in."""
+    """Digests as an event holds them: its own, and those with the open dimensions taken in.
+
+    Args:
+        how: how the value was digested.
+        shape: of the value.
+        found: what `digests_of` gave; for open cells the digests by rows, over `Cut.grid_dims` and `Cut.row_dims`.
+    """
     cells = how.cells
     if cells.kind == "rows":
         return found[0], None

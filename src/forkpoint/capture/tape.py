@@ -40,7 +40,6 @@ INPUT = -1
 """What stands for the number of a module's output where the value goes in."""
 
 _NO_KEYWORDS: dict[str, Any] = {}
-_DTYPE = torch.dtype
 _KEYWORDS = object()
 _SEQUENCES = frozenset({tuple, list, torch.Size})
 _SIMPLE = frozenset(
@@ -184,7 +183,7 @@ class Tape:
         self.opened: list[tuple[int, Treatment, int, int]] = []
         """Row of a value with open cells, the slot of their digests, and that of those with the dimensions taken in."""
         self.odd: list[tuple[int, Tensor, Treatment]] = []
-        """Row and value of those whose digests are not simply those of its rows."""
+        """Row and value of those whose rows share cells, or that are digested in pairs."""
         self.computed: list[tuple[int, Treatment, list[Tensor]]] = []
         """The digests of such values, on their device."""
         self.pending: list[tuple[int, Tensor]] = []
@@ -366,7 +365,7 @@ class Tape:
                 marks.append(known[1])
                 continue
             kind = type(value)
-            if kind is int or kind is _DTYPE or value is None:
+            if kind is int or kind is torch.dtype or value is None:
                 marks.append(value)
             elif kind in _SEQUENCES:
                 marks.append(kind)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from itertools import islice
 from typing import Any
@@ -92,23 +92,20 @@ def planned(x: Tensor, row_dims: tuple[int, ...]) -> Planned:
     return Planned(find(x, row_dims), x.device, row_dims)
 
 
+@dataclass
 class _Queue:
-    """What is queued for one device, and the digests of what was flushed.
+    """What is queued for one device, and the digests of what was flushed."""
 
-    Attributes:
-        entries: tensors, their addresses, and how they are digested.
-        copied: entries whose words can't be read where they lie.
-        parts: digests that were put on a shelf, a part for each time.
-        ends: how many digests there are up to the end of each part.
-    """
-
-    def __init__(self, device: torch.device) -> None:
-        self.device = device
-        self.entries: list[tuple[Tensor, int, Planned]] = []
-        self.copied: list[int] = []
-        self.digests: list[Tensor] = []
-        self.parts: list[Ints | Shelved] = []
-        self.ends: list[int] = []
+    device: torch.device
+    entries: list[tuple[Tensor, int, Planned]] = field(default_factory=list[tuple[Tensor, int, Planned]])
+    """Tensors and their addresses."""
+    copied: list[int] = field(default_factory=list[int])
+    """Entries whose words can't be read where they lie."""
+    digests: list[Tensor] = field(default_factory=list[Tensor])
+    parts: list[Ints | Shelved] = field(default_factory=list[Any])
+    """Digests that were put on a shelf, a part for each time."""
+    ends: list[int] = field(default_factory=list[int])
+    """How many digests there are up to the end of each part."""
 
     def shelve(self, shelf: Shelf) -> None:
         """Put the digests that there are so far on a shelf, on the host."""
