@@ -9,19 +9,18 @@ import operator
 from collections import OrderedDict
 from collections.abc import Generator
 from contextlib import contextmanager
+from itertools import chain, compress, filterfalse
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from forkpoint.modules import walk
+from forkpoint.modules import every
 
 MAX_SAVED_BUFFER = 1 << 26
 """Buffers above this many bytes are not copied before a run (quantised weights kept as buffers)."""
 
 _CONTAINERS = frozenset({dict, OrderedDict, list, set})
-_PLAIN = frozenset({bool, int, float, str, type(None)})
-"""Kinds of attributes that hold nothing which a call could rewrite."""
 
 
 @contextmanager
@@ -30,7 +29,7 @@ def kept_state(model: nn.Module | None) -> Generator[None]:
     if model is None:
         yield
         return
-    kept = Kept([module for _, module in walk(model)])
+    kept = Kept(every(model))
     try:
         yield
     finally:
@@ -41,44 +40,35 @@ class Kept:
     """What modules hold: their attributes, the entries of those that are containers, and small buffers' values.
 
     Attributes:
-        attributes: of each module, the dict that holds them.
-        ends: of each module, where its attributes end in the next two.
-        keys, values: the attributes of all modules, one after the other.
-        containers: those that hold something, each with a copy.
-        empty: those that hold nothing.
+        dicts: the attributes of each module, and those of them that are dicts and hold something.
+        sizes: how many entries each of them has.
+        keys, values: the entries of all of them, one after the other.
+        containers: lists and sets that hold something, each with a copy.
+        empty: containers that hold nothing.
         tensors: with their versions and copies.
     """
 
     def __init__(self, modules: list[nn.Module]) -> None:
-        self.attributes: list[dict[str, Any]] = []
-        self.ends: list[int] = []
-        self.keys: list[str] = []
-        self.values: list[Any] = []
-        self.containers: list[tuple[Any, Any]] = []
-        self.empty: list[Any] = []
+        attributes = [module.__dict__ for module in modules]
+        values = list(chain.from_iterable(map(dict.values, attributes)))
+        kinds = list(map(type, values))
+        containers = list(compress(values, map(_CONTAINERS.__contains__, kinds)))
+        held = list(filter(None, containers))
+        self.empty: list[Any] = list(filterfalse(None, containers))
+        self.containers = [(value, value.copy()) for value in held if not isinstance(value, dict)]
+        self.dicts = [*attributes, *(value for value in held if isinstance(value, dict))]
+        self.sizes = list(map(len, self.dicts))
+        self.keys, self.values = _entries(self.dicts)
         self.tensors: list[tuple[Tensor, int | None, Tensor]] = []
+        tensors = {kind for kind in set(kinds) if issubclass(kind, Tensor)}
+        if tensors:
+            for value in compress(values, map(tensors.__contains__, kinds)):
+                self.save(value)
         for module in modules:
-            self.collect(module)
-
-    def collect(self, module: nn.Module) -> None:
-        """Note what a module holds."""
-        attributes = module.__dict__
-        self.attributes.append(attributes)
-        for key, value in attributes.items():
-            self.keys.append(key)
-            self.values.append(value)
-            kind = type(value)
-            if kind in _CONTAINERS:
-                if value:
-                    self.containers.append((value, value.copy()))
-                else:
-                    self.empty.append(value)
-            elif kind not in _PLAIN and isinstance(value, Tensor):
-                self.save(value)
-        self.ends.append(len(self.keys))
-        for value in module._buffers.values():
-            if value is not None:
-                self.save(value)
+            if module._buffers:
+                for value in module._buffers.values():
+                    if value is not None:
+                        self.save(value)
 
     def save(self, tensor: Tensor) -> None:
         """Keep a copy of a tensor, unless it is large."""
@@ -93,52 +83,44 @@ class Kept:
                     tensor.detach().copy_(value)
         for container, before in self.containers:
             _refill(container, before)
-        for container in self.empty:
-            if container:
+        if any(self.empty):
+            for container in self.empty:
                 container.clear()
-        start = 0
-        for attributes, end in zip(self.attributes, self.ends, strict=True):
-            if not self.same(attributes, start, end):
-                saved = dict(zip(self.keys[start:end], self.values[start:end], strict=True))
-                for key in attributes.keys() - saved.keys():
-                    del attributes[key]
-                attributes.update(saved)
-            start = end
+        if not self.same():
+            start = 0
+            for entries, size in zip(self.dicts, self.sizes, strict=True):
+                end = start + size
+                _restore(entries, self.keys[start:end], self.values[start:end])
+                start = end
 
-    def same(self, attributes: dict[str, Any], start: int, end: int) -> bool:
-        """Whether a module's attributes are the very same objects under the same keys, in the same order."""
-        if len(attributes) != end - start:
+    def same(self) -> bool:
+        """Whether all dicts hold the very same objects under the same keys, in the same order."""
+        if list(map(len, self.dicts)) != self.sizes:
             return False
-        for key, value in attributes.items():
-            if value is not self.values[start] or key != self.keys[start]:
-                return False
-            start += 1
-        return True
+        keys, values = _entries(self.dicts)
+        return all(map(operator.is_, keys, self.keys)) and all(map(operator.is_, values, self.values))
 
 
-def _identical(now: dict[Any, Any], before: dict[Any, Any]) -> bool:
-    """Whether a dict holds the very same objects under the same keys, in the same order."""
-    return (
-        len(now) == len(before)
-        and all(map(operator.is_, now.values(), before.values()))
-        and all(map(operator.eq, now, before))
-    )
+def _entries(dicts: list[dict[Any, Any]]) -> tuple[list[Any], list[Any]]:
+    """The keys and values of many dicts, one after the other."""
+    return list(chain.from_iterable(dicts)), list(chain.from_iterable([d.values() for d in dicts]))
+
+
+def _restore(entries: dict[Any, Any], keys: list[Any], values: list[Any]) -> None:
+    """Make a dict hold what it held, in that order, if it does not."""
+    if list(entries) != keys or not all(map(operator.is_, entries.values(), values)):
+        entries.clear()
+        entries.update(zip(keys, values, strict=True))
 
 
 def _refill(container: Any, before: Any) -> None:
-    """Make a container hold what it held, if it does not."""
-    if isinstance(container, dict):
-        same = _identical(container, before)
-    elif isinstance(container, list):
-        same = len(container) == len(before) and all(map(operator.is_, container, before))
-    else:
-        same = container == before
-    if not same:
+    """Make a list or a set hold what it held, if it does not."""
+    if isinstance(container, list):
+        if len(container) != len(before) or not all(map(operator.is_, container, before)):
+            container[:] = before
+    elif container != before:
         container.clear()
-        if isinstance(container, list):
-            container.extend(before)
-        else:
-            container.update(before)
+        container.update(before)
 
 
 def version(tensor: Tensor) -> int | None:
