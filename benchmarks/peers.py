@@ -98,7 +98,10 @@ def mode(pair: Pair) -> object:
 def forkpoint(pair: Pair) -> object:
     from forkpoint.session import trace_run
 
-    return [trace_run(run) for run in pair]
+    traced = [trace_run(run) for run in pair]
+    for one in traced:
+        one.trace.complete()
+    return traced
 
 
 @_way("debugmode", "PyTorch DebugMode, input and output hashes")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -126,9 +127,11 @@ class Form:
     reason: str
 
 
-Row = tuple[Op, int, int, Form, int, int]
-"""An event as it is recorded, at hardly any cost: op, call, nth, form, then for an alias the index of the event
-whose value it is, and for a digest its slot; else -1."""
+Row = tuple[Op, int, Form, int, int]
+"""An event as it is recorded, at hardly any cost: op, call and form; for an alias, how many rows back the event is
+whose value it is, else 0; and how many slots the batch of digests has for it.
+
+Nothing in it says where in the trace it is, so that the rows of a stretch that comes again are the same."""
 
 
 @dataclass(eq=False)
@@ -138,6 +141,7 @@ class Trace:
     Attributes:
         rows: the events as they were recorded.
         digests: the digests of a slot.
+        completion: what is left to do when the run is over: to wait for the device, and to sort its digests.
         odd: the digests (and those with open dimensions taken in) of rows that are not simply a list of cells.
         skipped: why rows were not digested after all.
         shelf: where the digests are, if not all of them may stay in memory; events then hold none, see `held`.
@@ -146,6 +150,7 @@ class Trace:
     table: CoordinateTable
     rows: list[Row] = field(default_factory=list[Row])
     digests: Callable[[int], Digests] = field(default=lambda _: np.zeros(0, dtype=np.int64))
+    completion: Callable[[], None] | None = None
     odd: dict[int, tuple[Digests | Shelved, Digests | Shelved | None]] = field(default_factory=dict[int, Any])
     skipped: dict[int, str] = field(default_factory=dict[int, str])
     shelf: Shelf | None = None
@@ -157,6 +162,12 @@ class Trace:
     fetched: list[Any] = field(default_factory=list[Any])
     wrapping: str = ""
     """Path of the model that the other run has without what wraps it here; see `modules.wrappings`."""
+    completed: bool = False
+    """Whether it is complete: its digests are at hand."""
+    _nths: list[int] = field(default_factory=list[int])
+    """How often the op of each row had run in its call before, as far as somebody asked."""
+    _times: dict[tuple[int, int], int] = field(default_factory=dict[tuple[int, int], int])
+    """By id of an op and call: how often it ran, as far as that."""
     _ops: list[Op] = field(default_factory=list[Op])
     _numbers: dict[int, int] = field(default_factory=dict[int, int])
     """By id of an op: recorders keep one object for each."""
@@ -164,6 +175,7 @@ class Trace:
     @cached_property
     def events(self) -> list[Event]:
         """All events of a finished trace."""
+        self.complete()
         return [self.event(index) for index in range(len(self.rows))]
 
     @property
@@ -172,24 +184,46 @@ class Trace:
         assert self.events is not None
         return self._ops
 
+    def complete(self) -> None:
+        """Do what is left to do, if the run is over."""
+        completion, self.completion = self.completion, None
+        if completion is not None:
+            completion()
+            self.completed = True
+
+    @cached_property
+    def slots(self) -> list[int]:
+        """For every row of a finished trace, the first slot of its digests, if it has any."""
+        return list(itertools.accumulate((row[4] for row in self.rows), initial=0))
+
     def event(self, index: int) -> Event:
         """One event, also of a trace that is not finished; that one's has no digests yet."""
-        op, call, nth, form, alias, slot = self.rows[index]
+        op, call, form, back, slots = self.rows[index]
+        nth = self.nth(index)
         event = Event(self._number(op), call, form.status, form.shape, form.dtype, form.floating, nth)
-        event.alias, event.reason = alias, form.reason
-        if alias >= 0:
-            event.status, event.reason = "alias", ""
+        event.reason = form.reason
+        if back:
+            event.alias, event.status, event.reason = index - back, "alias", ""
         elif index in self.skipped:
             event.status, event.reason = "skipped", self.skipped[index]
-        elif slot >= 0:
-            event.cells, event.width = form.cells, form.width
-            if self.shelf is None:
-                event.digests = self.digests(slot)
         elif index in self.odd:
             event.cells, event.width = form.cells, form.width
             if self.shelf is None:
                 event.digests, event.flat = self._odd(index)
+        elif slots:
+            event.cells, event.width = form.cells, form.width
+            if self.completed and self.shelf is None:
+                event.digests = self.digests(self.slots[index])
         return event
+
+    def nth(self, index: int) -> int:
+        """How often the op of a row had run in its call before."""
+        for row in self.rows[len(self._nths) : index + 1]:
+            key = (id(row[0]), row[1])
+            times = self._times.get(key, 0)
+            self._times[key] = times + 1
+            self._nths.append(times)
+        return self._nths[index]
 
     def _odd(self, index: int) -> tuple[Digests, Digests | None]:
         digests, flat = self.odd[index]
@@ -224,8 +258,7 @@ class Trace:
             event = self.events[index]
         if self.shelf is None or event.cells is None:
             return event
-        slot = self.rows[index][5]
-        digests, flat = (self.digests(slot), None) if slot >= 0 else self._odd(index)
+        digests, flat = self._odd(index) if index in self.odd else (self.digests(self.slots[index]), None)
         return replace(event, digests=digests, flat=flat)
 
     def close(self) -> None:

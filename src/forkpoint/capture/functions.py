@@ -55,6 +55,7 @@ class Function:
     """A torch function, resolved once, and compared by identity.
 
     Attributes:
+        func: the function itself.
         name: its public name: `add` for `+`, `aten.add` for a call through `torch.ops`.
         rule: the name under which its rule is registered.
         silent: whether it makes no tensor of the model's own.
@@ -65,6 +66,7 @@ class Function:
 
     def __init__(
         self,
+        func: Any,
         name: str,
         rule: str,
         silent: bool,
@@ -72,6 +74,7 @@ class Function:
         inner: Callable[..., Any] | None,
         may_view: bool | None,
     ) -> None:
+        self.func = func
         self.name, self.rule, self.silent, self.writes = name, rule, silent, writes
         self.inner, self.may_view = inner, may_view
 
@@ -95,7 +98,7 @@ def _make(func: Any) -> Function:
     name, rule = _names(func)
     writes = (name.endswith("_") and not name.endswith("__")) or name == "setitem"
     views = True if name in ALWAYS_VIEWS else False if name in NEVER_VIEWS else None
-    return Function(name, rule, name in _SILENT, writes, _enterable(func), views)
+    return Function(func, name, rule, name in _SILENT, writes, _enterable(func), views)
 
 
 def _names(func: Any) -> tuple[str, str]:

@@ -51,7 +51,7 @@ class Labels:
     """Makes and merges the labels of the runs of one layout.
 
     Attributes:
-        answers, marks, treatments: what recorders work out from labels, for the next time; see `recorder`.
+        answers, marks, treatments, histories: what recorders work out from labels, for the next time; see `recorder`.
     """
 
     def __init__(self, table: CoordinateTable) -> None:
@@ -60,6 +60,7 @@ class Labels:
         self.answers: dict[frozenset[int], dict[Any, Any]] = {}
         self.marks: dict[Any, Any] = {}
         self.treatments: dict[Any, Any] = {}
+        self.histories: dict[Any, Any] = {}
 
     @classmethod
     def of(cls, layout: Layout) -> Labels:

@@ -7,11 +7,10 @@ It works out whatever comes for the first time: the labels of what an op makes, 
 
 from __future__ import annotations
 
-import inspect
 import weakref
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from functools import cache
+from functools import partial
 from typing import Any, Protocol
 from weakref import WeakKeyDictionary
 
@@ -25,23 +24,17 @@ from forkpoint.capture.functions import UNWRITTEN, Function, is_view
 from forkpoint.capture.labels import Label, Labels, Shape, fits
 from forkpoint.capture.rules import Call, UnknownMovementError, propagate, tensors_in, through_module
 from forkpoint.capture.sites import Place
-from forkpoint.capture.tape import (
-    INPUT,
-    Answer,
-    Frame,
-    Known,
-    Mark,
-    Tape,
-    Treatment,
-    Visits,
-    writes,
-)
+from forkpoint.capture.marks import Answer, Frame, Known, Mark, Treatment, Visits, entering
+from forkpoint.capture.passages import History
+from forkpoint.capture.tape import INPUT, Tape, writes
 from forkpoint.capture.writes import INDEXED_WRITES, Window, Written, written_by
 from forkpoint.layout import DECODER, MAIN, Layout
 from forkpoint.memory import Shelf
 from forkpoint.modules import owned, walk
 from forkpoint.trace import Digests, Event, Form, Op, Row, Trace
 
+MAX_HISTORIES = 64
+"""How many histories are kept of one layout, one for each length of a call."""
 MAX_RELABELLED = 1 << 22
 """Most elements of a tensor whose coordinates are rewritten after a write that it shares."""
 
@@ -84,7 +77,7 @@ def _frames_of(model: nn.Module | None, modules: list[tuple[str, nn.Module]]) ->
     for path, module in modules:
         key = id(module)
         frame = last.get(key)
-        names = _argument_names(type(module))
+        names = entering(type(module)).names
         if frame is None or frame.path != path or frame.names is not names:
             frame = Frame(path, names)
         frames[key] = frame
@@ -169,7 +162,7 @@ class Recorder:
         self.owned = {key: name for key, (name, _) in weights.items()}
         self._known = self.tape.known
         for key, (_, tensor) in weights.items():
-            self._known[key] = (weakref.ref(tensor), self._mark(tensor, None), -1)
+            self._known[key] = (weakref.ref(tensor), self._mark(tensor, None), -1, -1)
         self._lengths: frozenset[int] = frozenset()
         self._fetches: dict[Key, list[Fetch]] = {}
         for fetch in fetches:
@@ -188,6 +181,7 @@ class Recorder:
         tape.begin(index)
         self._lengths = token_lengths(self.table, index, inputs)
         tape.answers = self.labels.answers.setdefault(self._lengths, {})
+        tape.history = self._history() if tape.passive else None
         self.trace.lengths.append(self._lengths)
         for name, value in inputs.items():
             if isinstance(value, Tensor):
@@ -200,6 +194,16 @@ class Recorder:
                         self._edit_input(name, tensor, label)
                     if self._find(tensor) is None:
                         self._remember(tensor, label, -1)
+
+    def _history(self) -> History:
+        """What earlier calls whose tokens lie alike have left."""
+        histories, key = self.labels.histories, (self._lengths, self.tape.digests)
+        history = histories.pop(key, None) or History()
+        histories[key] = history
+        while len(histories) > MAX_HISTORIES:
+            del histories[next(iter(histories))]
+        history.begin()
+        return history
 
     def _edit_input(self, name: str, value: Tensor, label: Label | None) -> None:
         if self.watcher is not None:
@@ -216,17 +220,17 @@ class Recorder:
         tape = self.tape
         with _unwatched():
             fetches = self._fetching(function, place)
-            if tape.fresh:
-                tape.settle()
             if tape.pending and writes(function, kwargs):  # what it overwrites must be digested first
                 tape.flush()
             kept = _keep(self, args, kwargs) if fetches else None
         result = func(*args, **kwargs)
         with _unwatched():
             result = self._edited(function, func, place, args, kwargs, result)
-            recorded = tape.record(function, func, place, args, kwargs, result)
-            if kept is not None and recorded is not None:
-                _deliver(self, func, fetches, kept, recorded)
+            outputs = (args[0],) if function.name == "setitem" else tape.outputs_of(result)
+            if outputs and _transforms() is None:  # inside vmap or grad they are not the model's own
+                recorded = tape.record(function, func, place, args, kwargs, outputs)
+                if kept is not None:
+                    _deliver(self, func, fetches, kept, recorded)
         return result
 
     def _fetching(self, function: Function, place: Place) -> list[Fetch]:
@@ -256,7 +260,7 @@ class Recorder:
             written = written_by(call, self.true_value(outputs[0]), labels[0])
         for index, (output, label) in enumerate(zip(outputs, labels, strict=True)):
             value, held = (written.value, written.label) if written else (output, label)
-            row = self._append(visits.ops[index], visits.nth - 1, function, value, held, answer.reason)
+            row = self._append(visits.ops[index], function, value, held, answer.reason)
             if self.watcher is not None:
                 self.saw(row, value, held, self._events_of(call.tensors()))
             self._note_shared(output, label, row)
@@ -415,27 +419,38 @@ class Recorder:
     def _append(
         self,
         op: Op,
-        nth: int,
         function: Function | None,
         value: Tensor,
         label: Label | None,
         reason: str = "",
     ) -> int:
         treatment = self._treatment(function, value, label, reason, view=False)
-        return self.tape.put(op, nth, self.tape.bounded(treatment), value)
+        return self.tape.put(op, self.tape.bounded(treatment), value)
 
     def finish(self) -> Trace:
-        """Copy all digests to the host, once; they are in the trace after this."""
+        """The trace of the run that is over. Its digests may still be on their way from the device.
+
+        Until somebody asks for them the device and the host go on with what comes next.
+        """
         tape = self.tape
+        tape.read()
         tape.flush()
         digests = tape.batch.results()
         self.trace.digests = digests.__getitem__
         tape.batch = digest.Batch()
-        for row, treatment, grid, slot in tape.opened:
-            self._keep(row, treatment, [digests[grid], digests[slot]])
-        tape.opened.clear()
-        self._collect()
+        if self.trace.shelf is None:
+            self.trace.completion = partial(self._complete, digests)
+        else:
+            self._complete(digests)
+            self.trace.completed = True
         return self.trace
+
+    def _complete(self, digests: digest.Digests | digest.ShelvedDigests) -> None:
+        for row, treatment in self.tape.opened:
+            slot = self.trace.slots[row]
+            self._keep(row, treatment, [digests[slot + 1], digests[slot]])
+        self.tape.opened.clear()
+        self._collect()
 
     def collect(self) -> None:
         """Put digests that are on the host on the shelf, if there is one."""
@@ -499,7 +514,7 @@ class Recorder:
         return [(known[1].label, tuple(t.shape)) for t, known in inputs if known is not None]
 
     def _remember(self, tensor: Tensor, label: Label | None, event: int, lost: str = "") -> None:
-        self._known[id(tensor)] = (weakref.ref(tensor), self._mark(tensor, label, lost), event)
+        self._known[id(tensor)] = (weakref.ref(tensor), self._mark(tensor, label, lost), event, -1)
 
     def _note_shared(self, written: Tensor, label: Label | None, event: int) -> None:
         """A write is seen by all that share its memory: by the base of a view, and by the views of a base."""
@@ -510,7 +525,7 @@ class Recorder:
         if held is None:
             return
         whole = held[1].label
-        self._known[id(base)] = (held[0], held[1], event)
+        self._known[id(base)] = (held[0], held[1], event, -1)
         if label is None or (before is not None and before[1].label is label):
             return
         if base.numel() > MAX_RELABELLED or not base.is_contiguous() or base.dtype != written.dtype:
@@ -520,7 +535,7 @@ class Recorder:
         else:
             whole = Window.of(written, base).write(self.labels, whole, label)
             self._remember(base, whole, event)
-        for ref, _, _ in list(self._known.values()):
+        for ref, *_ in list(self._known.values()):
             view = ref()
             if view is not None and view is not written and view._base is base and view.dtype == base.dtype:
                 self._remember(view, Window.of(view, base).read(self.labels, whole), event)
@@ -532,7 +547,7 @@ class Recorder:
         parent = self.tape.stack[-1].path
         kind = type(module)
         path = f"{parent}.{kind.__name__}" if parent else kind.__name__
-        frame = self.tape.frames[id(module)] = Frame(path, _argument_names(kind))
+        frame = self.tape.frames[id(module)] = Frame(path, entering(kind).names)
         return frame
 
     def came_in(self, frame: Frame, name: str, value: Tensor) -> None:
@@ -552,9 +567,9 @@ class Recorder:
         if known is None:
             label = self._guess(value)
             self._remember(value, label, self._boundary(frame, "output", index, value, label))
-        elif known[2] < 0 or self.trace.rows[known[2]][3].status == "view":
+        elif known[2] < 0 or self.trace.rows[known[2]][2].status == "view":
             event = self._boundary(frame, "output", index, value, known[1].label)
-            self._known[id(value)] = (known[0], known[1], event)
+            self._known[id(value)] = (known[0], known[1], event, -1)
         elif self.tape.holds(known):
             self._passed(frame, "output", index, value, known)
         else:
@@ -564,7 +579,7 @@ class Recorder:
         """Record what goes into a module (`output` is INPUT), or comes out, and was not recorded before."""
         visits = self.tape.visit(frame, name, output)
         self._offer(visits, value, label)
-        row = self._append(visits.ops[0], visits.nth - 1, None, value, label)
+        row = self._append(visits.ops[0], None, value, label)
         if self.watcher is not None:
             self.saw(row, value, label, self._events_of([value]))
         return row
@@ -631,14 +646,6 @@ _RULE_ERRORS = (IndexError, ValueError, TypeError, KeyError, AttributeError, Run
 def _is_number(mark: Mark) -> bool:
     """Whether a tensor may stand for a number in an index or a size."""
     return mark.label is None and not mark.size and not mark.dtype.is_floating_point
-
-
-@cache
-def _argument_names(kind: type[nn.Module]) -> tuple[str, ...]:
-    try:
-        return tuple(inspect.signature(kind.forward).parameters)[1:]
-    except (TypeError, ValueError, AttributeError):  # scripted modules answer for themselves
-        return ()
 
 
 Kept = tuple[tuple[Any, ...], dict[str, Any], dict[int, Any], dict[int, str]]

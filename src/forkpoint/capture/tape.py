@@ -1,9 +1,12 @@
 """The tape: what is done for each call of a torch function and of a module, thousands of times a run.
 
-The answers to every question that comes again are kept: the place of a call gives its op (`Visits`), the marks of
-what goes into it give what comes out (`Answer`), label, shape and stride of a value how it is digested (`Treatment`).
-An op whose like was seen before costs some look-ups and a row on the trace; see `Tape.call_function`. Whatever comes
-for the first time is worked out by the recorder.
+While the model runs, a call leaves no more than an entry on the tape (`Tap`, `Tape.enter`, `Tape.leave`). The tape is
+read, and what stands on it becomes rows of the trace, when the values on it need much memory, before something
+writes to a tensor, and when the run ends. A stretch of entries whose like was read before is taken over as a whole
+(`passages`); of all others each goes its own way, where the answers to every question that comes again are kept: the
+place of a call gives its op (`Visits`), the marks of what goes into it give what comes out (`Answer`), label, shape
+and stride of a value how it is digested (`Treatment`). Whatever comes for the first time is worked out by the
+recorder.
 """
 
 from __future__ import annotations
@@ -13,19 +16,33 @@ from collections.abc import Callable, Iterable
 from dataclasses import fields, is_dataclass
 from sys import _getframe
 from typing import TYPE_CHECKING, Any
-from weakref import ReferenceType, proxy, ref
+from weakref import proxy, ref
 
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from forkpoint.capture.cells import Cut, digests_of
+from forkpoint.capture.cells import digests_of
 from forkpoint.capture.digest.batch import Batch, Planned, planned
 from forkpoint.capture.functions import Function, is_view, resolve, resolved
 from forkpoint.capture.labels import Label, Shape
+from forkpoint.capture.marks import (
+    LEAVING,
+    Answer,
+    Entering,
+    Frame,
+    Known,
+    Leaving,
+    Mark,
+    Treatment,
+    Visits,
+    entering,
+    version_of,
+)
+from forkpoint.capture.passages import Columns, History
 from forkpoint.capture.rules import tensors_in
 from forkpoint.capture.sites import NOWHERE, Place, place_of
-from forkpoint.trace import Form, Op, Row
+from forkpoint.trace import Op, Row
 
 if TYPE_CHECKING:
     from forkpoint.capture.recorder import Recorder
@@ -35,6 +52,8 @@ MAX_OPEN_TOTAL = 1 << 24
 whole."""
 PENDING_BYTES = {"cpu": 1 << 25, "other": 1 << 30}
 """Values kept alive for a digest in one go, by device."""
+MAX_ENTRIES = 1000
+"""Most entries on the tape: it is read while they are still in the processor's cache."""
 
 INPUT = -1
 """What stands for the number of a module's output where the value goes in."""
@@ -55,111 +74,90 @@ _other_modes: Callable[[], int] = torch._C._len_torch_function_stack
 """How many modes are active while one, which torch takes off the stack meanwhile, handles a call."""
 _calls = itertools.count()
 """Numbers for all calls that are ever recorded."""
+_NOTHING = torch.empty(0)
+
+Entry = tuple[Function | Entering | Leaving, Place, tuple[Any, ...], dict[str, Any] | None, Any]
+"""What the tape holds of a call: what ran, where from, its arguments; and what a function made, or which module is
+entered. For a module that returns the arguments are the tensors that come out."""
 
 
-class Mark:
-    """What the ops that a tensor goes into need to know of it; interned, so that it can key a cache.
+class Tap(TorchFunctionMode):
+    """Puts every torch function that the model's own code calls on a tape."""
 
-    Attributes:
-        device: as `Tensor.get_device` gives it.
-        lost: why its coordinates are not known, where its tokens could not be followed.
-        passing: its form where it only passes into a module or out of one.
-    """
+    def __init__(self, tape: Tape) -> None:
+        super().__init__()
+        self.tape = tape
 
-    def __init__(
-        self, label: Label | None, size: torch.Size, dtype: torch.dtype, device: int, lost: str
-    ) -> None:
-        self.label, self.size, self.dtype, self.device, self.lost = label, size, dtype, device, lost
-        self.passing: Form | None = None
-
-
-class Treatment:
-    """How all values of one mark are treated: as a view, or digested.
-
-    Attributes:
-        plain: whether each row of the value is a cell.
-        open_cells: how many cells there are only since a dimension might follow the tokens.
-        plans: for plain values, by stride.
-        grid_plans: for values with open cells, by stride: how those are digested. Their plans are for the cells with
-            the open dimensions taken in.
-    """
-
-    def __init__(self, form: Form, mark: Mark, cut: Cut) -> None:
-        self.form, self.mark, self.cut = form, mark, cut
-        self.digested = form.status == "digest"
-        self.plain = cut.plain
-        self.open_cells = cut.open_cells
-        self.open = cut.cells.kind == "open"
-        self.plans: dict[tuple[int, ...], Planned] = {}
-        self.grid_plans: dict[tuple[int, ...], Planned] = {}
-
-
-class Answer:
-    """What is known of all calls of a function whose arguments have the same marks.
-
-    Attributes:
-        labels: of each output.
-        reason: why they are not known, or what got lost on the way.
-        fresh: for each output that was seen, its treatment; None where a value of another size has to be looked at.
-        viewed: the same for outputs that are views.
-        last: labels and shapes of the outputs, in one tuple.
-    """
-
-    def __init__(
-        self, labels: list[Label | None], reason: str, last: tuple[tuple[Label | None, Shape], ...]
-    ) -> None:
-        self.labels, self.reason, self.last = labels, reason, last
-        self.fresh: list[Treatment | None] = [None] * len(labels)
-        self.viewed: list[Treatment | None] = [None] * len(labels)
-
-
-class Visits:
-    """What traces say of an op, an entry for each of its outputs, and how often it ran in a call.
-
-    Attributes:
-        call: which call that is, of all calls that were ever recorded.
-        function: the torch function, if it is one.
-        answers, key, answer: what the last call's answer was taken from, what it depended on, and that answer; see
-            `Tape.answer`.
-        other: the visits of another function that is called from the same place.
-    """
-
-    def __init__(self, ops: list[Op], function: Function | None = None, other: Visits | None = None) -> None:
-        self.ops, self.call, self.nth = ops, -1, 0
-        self.function, self.other = function, other
-        self.answers: dict[Any, Answer] | None = None
-        self.key: tuple[Any, ...] = ()
-        self.answer: Answer | None = None
-
-
-class Frame:
-    """A module, while it is on the stack and after.
-
-    Attributes:
-        names: of the arguments of its forward.
-        visits: of the functions that it calls, by the place.
-        inputs, outputs: visits of what goes into it, by name, and of what comes out, by number.
-    """
-
-    def __init__(self, path: str, names: tuple[str, ...] = ()) -> None:
-        self.path, self.names = path, names
-        self.visits: dict[Place, Visits] = {}
-        self.inputs: dict[str, Visits] = {}
-        self.outputs: dict[int, Visits] = {}
-
-
-Known = tuple[ReferenceType[Tensor], Mark, int]
-"""A tensor that passed by: a reference, its mark, and the event that holds its value, or -1."""
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        try:
+            function = resolved.get(func) or resolve(func)
+        except TypeError:  # one that can't be hashed
+            function = resolve(func)
+        if function.silent:
+            return func(*args, **kwargs) if kwargs else func(*args)
+        if function.inner is not None:
+            with self:
+                return function.inner(*args, **(kwargs or {}))
+        tape = self.tape
+        if function.writes or not tape.deferred:
+            return tape.call_at_once(function, func, place_of(_getframe(1)), args, kwargs or {})
+        if tape.n_bytes > tape.room:
+            tape.make_room()
+        elif len(tape.entries) > MAX_ENTRIES:
+            with _unwatched():
+                tape.read(whole=False)
+        place = place_of(_getframe(1))
+        try:
+            version = tape.last._version
+        except RuntimeError:  # inference mode keeps no count
+            version = -1
+        if kwargs:
+            if "out" in kwargs or "inplace" in kwargs:
+                return tape.call_at_once(function, func, place, args, kwargs)
+            result = func(*args, **kwargs)
+            if list in map(type, kwargs.values()):
+                kwargs = {name: _frozen(value) for name, value in kwargs.items()}
+        else:
+            result = func(*args)
+        if _transforms() is not None:
+            return result  # inside vmap or grad: these tensors are not the model's own
+        if type(result) is Tensor:
+            outputs: tuple[Tensor, ...] = (result,)
+            tape.last = result
+            try:
+                tape.n_bytes += result.nbytes
+            except RuntimeError:  # a sparse one, which is not digested
+                pass
+        else:
+            outputs = tape.outputs_of(result)
+            if not outputs:
+                return result
+        if list in map(type, args):
+            args = tuple(map(_frozen, args))
+        tape.versions.append(version)
+        tape.entries.append((function, place, args, kwargs or None, outputs))
+        return result
 
 
 class Tape:
-    """What passes by is put on it in passing.
+    """What passes by is put on it in passing, and read later.
 
     Args:
         recorder: whose tape it is; held weakly, so that both go when the run is over.
         batch: takes the digests.
         digests: False to follow the labels only.
         passive: whether it only looks on: nobody wants copies of values, nor to change them.
+
+    Attributes:
+        deferred: whether entries may wait to be read.
+        entries: what was not read yet.
+        versions: for each function among them, how often the last output of the one before had been written to when it
+            was called; a value that is changed right after a function returned is that function's value.
+        last: that output.
+        n_bytes: of the values that are kept alive, those that were read and wait for their digest among them.
+        room: how many there may be.
     """
 
     def __init__(self, recorder: Recorder, batch: Batch, digests: bool, passive: bool) -> None:
@@ -168,6 +166,12 @@ class Tape:
         self.skipped: dict[int, str] = recorder.trace.skipped
         self.batch = batch
         self.digests, self.passive = digests, passive
+        self.deferred = passive
+        self.entries: list[Entry] = []
+        self.versions: list[int] = []
+        self.last = _NOTHING
+        self.n_bytes = 0
+        self.room: int = PENDING_BYTES["cpu"]
         self.call = -1
         self.visit_of: int = next(_calls)
         self.stack: list[Frame] = []
@@ -178,59 +182,155 @@ class Tape:
         self.known: dict[int, Known] = {}
         """By the id of a tensor."""
         self.answers: dict[Any, Answer] = {}
+        self.history: History | None = None
+        self.lasting = False
+        """Whether what was just recorded is the same for all calls whose arguments have these marks."""
+        self.queued: list[tuple[int, Treatment, Planned, Planned | None]] = []
+        """Rows that were just queued for their digests: how; and how their open cells are."""
         self.last_outputs: tuple[tuple[Label | None, Shape], ...] = ()
         self.open_cells = 0
-        self.opened: list[tuple[int, Treatment, int, int]] = []
-        """Row of a value with open cells, the slot of their digests, and that of those with the dimensions taken in."""
+        self.opened: list[tuple[int, Treatment]] = []
+        """Rows of values with open cells. They have a slot for the cells with those dimensions taken in, and one for
+        all of them."""
         self.odd: list[tuple[int, Tensor, Treatment]] = []
         """Row and value of those whose rows share cells, or that are digested in pairs."""
         self.computed: list[tuple[int, Treatment, list[Tensor]]] = []
         """The digests of such values, on their device."""
-        self.pending: list[tuple[int, Tensor]] = []
-        """Row and tensor of values whose digest is not computed yet."""
-        self.versions: list[int] = []
-        """Of all of them but, after the call that made it, the last: how often they had been written to."""
+        self.pending: list[Tensor] = []
+        """Values whose digest is not computed yet."""
+        self.pending_rows: list[int] = []
+        self.pending_versions: list[int] = []
         self.pending_bytes = 0
-        self.pending_limit: int = PENDING_BYTES["cpu"]
         self.fresh = False
-        """Whether the last of them was recorded by what ran last."""
+        """Whether the last of them was recorded by what ran last: what is done to it at once still belongs to it."""
 
     def begin(self, call: int) -> None:
         """A forward call of the model begins."""
         self.call = call
         self.visit_of = next(_calls)
 
-    # ------------------------------------------------------------------ functions
+    def watch(self, functions: bool) -> None:
+        """From here on the call is watched.
 
-    def call_function(
-        self, tap: TorchFunctionMode, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any] | None
+        Args:
+            functions: whether single functions are seen.
+        """
+        self.deferred = self.passive and functions and not _other_modes()
+        if not self.deferred:
+            self.history = None
+
+    # ------------------------------------------------------------------ entries
+
+    def call_at_once(
+        self, function: Function, func: Any, place: Place, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Any:
-        """Make a call of a torch function that a tap saw, and record it."""
-        try:
-            function = resolved.get(func) or resolve(func)
-        except TypeError:  # one that can't be hashed
-            function = resolve(func)
-        if function.silent:
-            return func(*args, **kwargs) if kwargs else func(*args)
-        if function.inner is not None:
-            with tap:
-                return function.inner(*args, **(kwargs or {}))
-        place = place_of(_getframe())
-        if not self.passive or _other_modes():
-            return self.recorder.watched(function, func, place, args, kwargs or {})
+        """Make a call that can't wait to be read: it writes, or somebody wants to keep or to change what passes by."""
+        with _unwatched():
+            self.read()
+            if self.pending_bytes > self.room:
+                self.make_room()
+        return self.recorder.watched(function, func, place, args, kwargs)
+
+    def outputs_of(self, result: Any) -> tuple[Tensor, ...]:
+        """The tensors in what a function returned, if it is not simply one."""
+        if isinstance(result, Tensor):
+            outputs: tuple[Tensor, ...] = (result,)
+        else:
+            outputs = tuple(tensors_in((result,)))
+        if outputs and self.deferred:
+            self.last = outputs[-1]
+            self.n_bytes += sum(output.nbytes for output in outputs if output.layout == torch.strided)
+        return outputs
+
+    def enter(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], hidden: bool) -> None:
+        """A module is called.
+
+        Args:
+            hidden: whether its functions are not seen.
+        """
+        if _transforms() is not None:
+            args, kwargs = (), _NO_KEYWORDS
+        if self.n_bytes > self.room:
+            self.make_room()
+        at_once = hidden or not self.deferred
+        if at_once:
+            with _unwatched():
+                self.read()
+        self.entries.append((entering(type(module)), NOWHERE, args, kwargs or None, module))
+        if at_once:
+            with _unwatched():
+                self.read()
+
+    def leave(self, result: Any, failed: bool, hidden: bool) -> None:
+        """A module returns."""
+        if failed or _transforms() is not None:
+            outputs: tuple[Tensor, ...] = ()
+        elif type(result) is Tensor:
+            outputs = (result,)
+        else:
+            outputs = tuple(_outputs_of(result))
+        at_once = hidden or not self.deferred
+        if at_once:
+            with _unwatched():
+                self.read()
+        self.entries.append((LEAVING, NOWHERE, outputs, None, None))
+        if at_once and not failed:
+            with _unwatched():
+                self.read()
+
+    # ------------------------------------------------------------------ reading
+
+    def make_room(self) -> None:
+        """Let go of values where too many are kept alive."""
+        device = self.pending[-1].device if self.pending else self.last.device
+        self.room = PENDING_BYTES.get(device.type, PENDING_BYTES["other"])
+        if self.n_bytes > self.room:
+            with _unwatched():
+                self.read(whole=False)
+                self.flush()
+
+    def read(self, whole: bool = True) -> None:
+        """Put what is on the tape on the trace.
+
+        Args:
+            whole: False to leave some of it for the next time, if more is to come that belongs to it.
+        """
         if self.fresh:
             self.settle()
-        if kwargs:
-            if self.pending and writes(function, kwargs):
-                self.flush()
-            result = func(*args, **kwargs)
+        if not self.entries:
+            return
+        columns = Columns(self.entries, [*self.versions[1:], version_of(self.last)])
+        history, position = self.history, 0
+        while position < len(self.entries):
+            taken = 0 if history is None else history.follow(self, columns, position, whole)
+            if taken < 0:
+                break
+            if not taken:
+                self.step(columns, position)
+            position += taken or 1
+        self.entries = self.entries[position:]
+        self.versions = self.versions[columns.calls[position] :] if self.entries else []
+        waiting = sum(output.nbytes for entry in self.entries if type(entry[4]) is tuple for output in entry[4])
+        self.n_bytes = self.pending_bytes + waiting
+
+    def step(self, columns: Columns, position: int) -> None:
+        """Put one entry on the trace, and what came of it into the history."""
+        entry = self.entries[position]
+        history = self.history
+        before = None if history is None else history.sketch(self, entry)
+        first = len(self.rows)
+        self.queued.clear()
+        self.lasting = True
+        what, place, args, kwargs, made = entry
+        if isinstance(what, Function):
+            version = columns.versions[columns.calls[position]]
+            self.record(what, what.func, place, args, kwargs or _NO_KEYWORDS, made, version)
+        elif isinstance(what, Entering):
+            self.entered(made, args, kwargs or _NO_KEYWORDS)
         else:
-            kwargs = _NO_KEYWORDS
-            if function.writes and self.pending:
-                self.flush()
-            result = func(*args)
-        self.record(function, func, place, args, kwargs, result)
-        return result
+            self.left(args)
+        if history is not None and before is not None:
+            history.add(self, entry, before, first)
 
     def record(
         self,
@@ -239,30 +339,23 @@ class Tape:
         place: Place,
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
-        result: Any,
-    ) -> tuple[Op, int, tuple[Tensor, ...], list[Label | None]] | None:
+        outputs: tuple[Tensor, ...],
+        version: int | None = None,
+    ) -> tuple[Op, int, tuple[Tensor, ...], list[Label | None]]:
         """Record a finished call.
 
+        Args:
+            version: how often the last output had been written to when the next function was called, if one was.
+
         Returns:
-            The op, how often it had run in this call of the model, and its outputs with their labels; None if it
-            made no tensor, or if nobody wants to know.
+            The op, how often it had run in this call of the model, and its outputs with their labels.
         """
-        if isinstance(result, Tensor):
-            outputs: tuple[Any, ...] = (result,)
-        elif function.name == "setitem":
-            outputs = (args[0],)
-        else:
-            outputs = tuple(tensors_in((result,)))
-            if not outputs:
-                return None
-        if _transforms() is not None:
-            return None  # inside vmap or grad: these tensors are not the model's own
         visits = self.visits_of(function, place, len(outputs))
         answer = self.answer(visits, function, func, args, kwargs, outputs)
         self.last_outputs = answer.last
         nth = visits.nth
         visits.nth = nth + 1
-        if function.writes or (kwargs and writes(function, kwargs)):
+        if writes(function, kwargs):
             labels = self.recorder.wrote(function, func, args, kwargs, outputs, visits, answer)
         else:
             labels = answer.labels
@@ -275,25 +368,20 @@ class Tape:
                 treatment = answer.viewed[index] if view else answer.fresh[index]
                 if treatment is None or not _fits(treatment.mark, output):
                     treatment = self.recorder.treat(function, answer, index, output, view=view)
-                if treatment.open_cells:
+                if treatment.open_cells and treatment.digested:
                     treatment = self.bounded(treatment)
-                row = self.put(visits.ops[index], nth, treatment, output)
-                self.known[id(output)] = (ref(output), treatment.mark, row)
+                row = self.put(visits.ops[index], treatment, output, version if output is outputs[-1] else None)
+                self.known[id(output)] = (ref(output), treatment.mark, row, -1)
                 if not self.passive:
                     self.recorder.saw(row, output, labels[index], sources)
-        return None if self.passive else (visits.ops[0], nth, outputs, labels)
+        return visits.ops[0], nth, outputs, labels
 
     def visits_of(self, function: Function, place: Place, n_outputs: int) -> Visits:
         """The visits of an op of the module on top of the stack; those of this call begin at 0."""
-        frame = self.stack[-1]
-        first = frame.visits.get(place)
-        visits = first
-        while visits is not None and visits.function is not function:
-            visits = visits.other
-        if visits is None:
-            visits = frame.visits[place] = Visits([], function, first)
-        for index in range(len(visits.ops), n_outputs):
-            visits.ops.append(Op(frame.path, function.name, place.site, index))
+        return self.counted(self.stack[-1].visits_of(function, place, n_outputs))
+
+    def counted(self, visits: Visits) -> Visits:
+        """The same, with those of this call counted from 0."""
         if visits.call != self.visit_of:
             visits.call, visits.nth = self.visit_of, 0
         return visits
@@ -316,6 +404,7 @@ class Tape:
             and len(found.labels) == len(outputs)
             and self.same_marks(args, visits.key)
         ):
+            self.lasting = True
             return found
         key: tuple[Any, ...] | None = None
         marks: list[Any] = [function]
@@ -331,8 +420,11 @@ class Tape:
         except TypeError:  # an argument that can't be hashed
             key = None
         if found is None or len(found.labels) != len(outputs):
-            return self.recorder.ask(function, func, args, kwargs, outputs, key)
+            answer = self.recorder.ask(function, func, args, kwargs, outputs, key)
+            self.lasting = key is not None and self.answers.get(key) is answer
+            return answer
         assert key is not None
+        self.lasting = True
         visits.answers, visits.key, visits.answer = self.answers, key, found
         return found
 
@@ -387,90 +479,89 @@ class Tape:
 
     # ------------------------------------------------------------------ rows
 
+    def fits(self, open_cells: int) -> bool:
+        """Whether there may be so many more cells of dimensions that are only suspected."""
+        return self.open_cells + open_cells <= MAX_OPEN_TOTAL
+
     def bounded(self, treatment: Treatment) -> Treatment:
         """What to do with a value, where so many dimensions may be suspected and no more."""
-        if self.open_cells + treatment.open_cells > MAX_OPEN_TOTAL:
+        if not self.fits(treatment.open_cells):
+            self.lasting = False
             return self.recorder.closed(treatment)
         self.open_cells += treatment.open_cells
         return treatment
 
-    def put(self, op: Op, nth: int, treatment: Treatment, value: Tensor) -> int:
+    def put(self, op: Op, treatment: Treatment, value: Tensor, version: int | None = None) -> int:
         """Put a value on the trace, and have it digested with the next flush."""
         row = len(self.rows)
-        slot = self.queue(row, value, treatment) if treatment.digested and self.digests else -1
-        self.rows.append((op, self.call, nth, treatment.form, -1, slot))
+        slots = self.queue(row, value, treatment, version) if treatment.digested and self.digests else 0
+        self.rows.append((op, self.call, treatment.form, 0, slots))
         return row
 
-    def queue(self, row: int, value: Tensor, treatment: Treatment) -> int:
-        """Have a value digested with the next flush; returns the slot of its digests, -1 for those kept apart."""
-        slot = -1
+    def queue(self, row: int, value: Tensor, treatment: Treatment, version: int | None) -> int:
+        """Have a value digested with the next flush; returns how many slots that takes."""
+        slots = 0
+        plan = grid = None
         if treatment.plain or treatment.open:
-            stride = value.stride()
-            known = treatment.plans.get(stride)
-            if known is None:
-                known = treatment.plans[stride] = planned(value, treatment.cut.row_dims)
-            slot = self.batch.push(value, known)
-            self.pending_bytes += known.n_bytes
+            plan = plan_for(treatment.plans, value, treatment.cut.row_dims)
+            self.batch.push(value, plan)
+            self._pend(plan.n_bytes)
+            slots = 1
             if treatment.open:
-                self.opened.append((row, treatment, self.push_grid(value, stride, treatment), slot))
-                slot = -1
+                grid = plan_for(treatment.grid_plans, value, treatment.cut.grid_dims)
+                self.batch.push(value, grid)
+                self._pend(grid.n_bytes)
+                self.opened.append((row, treatment))
+                slots = 2
         else:
             self.odd.append((row, value.detach(), treatment))
-            self.pending_bytes += value.nbytes
+            self._pend(value.nbytes)
+        self.queued.append((row, treatment, plan, grid))
         if self.fresh:
             self.settle()
-        self.pending.append((row, value))
-        self.fresh = True
-        if self.pending_bytes > self.pending_limit:
-            self.pending_limit = PENDING_BYTES.get(value.device.type, PENDING_BYTES["other"])
-            if self.pending_bytes > self.pending_limit:
-                self.flush()
-        return slot
+        self.pending.append(value)
+        self.pending_rows.append(row)
+        self.fresh = version is None
+        self.pending_versions.append(version_of(value) if version is None else version)
+        return slots
 
-    def push_grid(self, value: Tensor, stride: tuple[int, ...], treatment: Treatment) -> int:
-        """Have the open cells of a value digested with the next flush; returns the slot of their digests."""
-        known = treatment.grid_plans.get(stride)
-        if known is None:
-            known = treatment.grid_plans[stride] = planned(value, treatment.cut.grid_dims)
-        self.pending_bytes += known.n_bytes
-        return self.batch.push(value, known)
+    def _pend(self, n_bytes: int) -> None:
+        self.pending_bytes += n_bytes
+        self.n_bytes += n_bytes
 
     def settle(self) -> None:
         """What ran last is over: a value that it changed right after a function returned is that function's value."""
-        self.versions.append(_version(self.pending[-1][1]))
+        self.pending_versions[-1] = version_of(self.pending[-1])
         self.fresh = False
 
     def flush(self) -> None:
         """Compute the digests of everything that is pending, without waiting for the device."""
         if self.fresh:
             self.settle()
-        for (row, tensor), version in zip(self.pending, self.versions, strict=True):
-            if _version(tensor) != version:
-                self.skipped[row] = "overwritten before it could be read"
+        if list(map(version_of, self.pending)) != self.pending_versions:
+            for row, tensor, version in zip(self.pending_rows, self.pending, self.pending_versions, strict=True):
+                if version_of(tensor) != version:
+                    self.skipped[row] = "overwritten before it could be read"
         self.batch.flush()
         for row, tensor, treatment in self.odd:
             self.computed.append((row, treatment, digests_of(tensor, treatment.cut)))
         self.odd.clear()
         self.pending.clear()
-        self.versions.clear()
+        self.pending_rows.clear()
+        self.pending_versions.clear()
+        self.n_bytes -= self.pending_bytes
         self.pending_bytes = 0
         self.recorder.collect()
 
     # ------------------------------------------------------------------ modules
 
-    def enter(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], hidden: bool) -> None:
-        """A module is called.
-
-        Args:
-            hidden: whether its functions are not seen.
-        """
-        if hidden and self.fresh:
-            with _unwatched():
-                self.settle()
+    def entered(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Record what goes into a module."""
         frame = self.frames.get(id(module)) or self.recorder.new_frame(module)
         self.stack.append(frame)
         self.arguments.append((args, kwargs))
-        if not frame.path or _transforms() is not None:
+        if not frame.path:
+            self.lasting = False
             return
         names = frame.names
         for position, value in enumerate(args):
@@ -481,48 +572,34 @@ class Tape:
                 self.pass_in(frame, name, value)
 
     def pass_in(self, frame: Frame, name: str, value: Tensor) -> None:
-        """Record what goes into a module."""
+        """Record a value that goes into a module."""
         known = self.known.get(id(value))
         if self.passive and known is not None and known[0]() is value and self.holds(known):
             self.alias(frame, name, INPUT, known)
         else:
-            with _unwatched():
-                self.recorder.came_in(frame, name, value)
+            self.recorder.came_in(frame, name, value)
 
-    def leave(self, result: Any, failed: bool, hidden: bool) -> None:
-        """A module returns."""
-        if hidden and self.fresh:
-            with _unwatched():
-                self.settle()
-        frame = self.stack.pop()
-        if not failed and _transforms() is None:
-            if isinstance(result, Tensor):
-                self.pass_out(frame, 0, result)
-            else:
-                for index, value in enumerate(_outputs_of(result)):
-                    self.pass_out(frame, index, value)
-        self.arguments.pop()
-
-    def pass_out(self, frame: Frame, index: int, value: Tensor) -> None:
+    def left(self, outputs: tuple[Tensor, ...]) -> None:
         """Record what comes out of a module."""
-        known = self.known.get(id(value))
-        if (
-            self.passive
-            and known is not None
-            and known[0]() is value
-            and self.holds(known)
-            and self.rows[known[2]][3].status != "view"
-        ):
-            self.alias(frame, "output", index, known)
-        else:
-            with _unwatched():
+        frame = self.stack.pop()
+        for index, value in enumerate(outputs):
+            known = self.known.get(id(value))
+            if (
+                self.passive
+                and known is not None
+                and known[0]() is value
+                and self.holds(known)
+                and self.rows[known[2]][2].status != "view"
+            ):
+                self.alias(frame, "output", index, known)
+            else:
                 self.recorder.came_out(frame, index, value)
+        self.arguments.pop()
 
     def holds(self, known: Known) -> bool:
         """Whether the event of a tensor holds all of its value, not what an indexed write wrote of it."""
-        mark = known[1]
         event = known[2]
-        return event >= 0 and self.rows[event][3].shape == mark.size
+        return event >= 0 and self.rows[event][2].shape == known[1].size
 
     def alias(self, frame: Frame, name: str, output: int, known: Known) -> Visits:
         """Record that a value which is known goes into a module, or comes out."""
@@ -531,19 +608,12 @@ class Tape:
         if form is None:
             form = mark.passing = self.recorder.passing(mark)
         visits = self.visit(frame, name, output)
-        self.rows.append((visits.ops[0], self.call, visits.nth - 1, form, known[2], -1))
+        self.rows.append((visits.ops[0], self.call, form, len(self.rows) - known[2], 0))
         return visits
 
     def visit(self, frame: Frame, name: str, output: int) -> Visits:
         """The visits of a module's input or output, this one counted."""
-        visits = frame.inputs.get(name) if output == INPUT else frame.outputs.get(output)
-        if visits is None:
-            if output == INPUT:
-                visits = frame.inputs[name] = Visits([Op(frame.path, f"input:{name}", NOWHERE.site, 0)])
-            else:
-                visits = frame.outputs[output] = Visits([Op(frame.path, name, NOWHERE.site, output)])
-        if visits.call != self.visit_of:
-            visits.call, visits.nth = self.visit_of, 0
+        visits = self.counted(frame.visits_in(name) if output == INPUT else frame.visits_out(output))
         visits.nth += 1
         return visits
 
@@ -553,15 +623,21 @@ class Tape:
 
 def writes(function: Function, kwargs: dict[str, Any]) -> bool:
     """Whether a call changes one of its arguments."""
-    return function.writes or kwargs.get("out") is not None or bool(kwargs.get("inplace"))
+    return function.writes or (bool(kwargs) and (kwargs.get("out") is not None or bool(kwargs.get("inplace"))))
 
 
-def _version(tensor: Tensor) -> int:
-    """How often a tensor was written in place; -1 where torch keeps no count (inference mode)."""
-    try:
-        return tensor._version
-    except RuntimeError:
-        return -1
+def plan_for(plans: dict[tuple[int, ...], Planned], value: Tensor, dims: tuple[int, ...]) -> Planned:
+    """How to digest a value, from the plans for others that differ at most in stride."""
+    stride = value.stride()
+    found = plans.get(stride)
+    if found is None:
+        found = plans[stride] = planned(value, dims)
+    return found
+
+
+def _frozen(value: Any) -> Any:
+    """An argument as it is now, of which the model may change a list before the tape is read."""
+    return list(value) if type(value) is list else value
 
 
 def _fits(mark: Mark, output: Tensor) -> bool:

@@ -16,23 +16,9 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.overrides import TorchFunctionMode
 
 from forkpoint.capture.recorder import Recorder
-from forkpoint.capture.tape import Tape
-
-
-class Tap(TorchFunctionMode):
-    """Hands every torch function that the model's own code calls to a tape."""
-
-    def __init__(self, tape: Tape) -> None:
-        super().__init__()
-        self.tape = tape
-
-    def __torch_function__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        return self.tape.call_function(self, func, args, kwargs)
+from forkpoint.capture.tape import Tap
 
 
 class Observation:
@@ -62,6 +48,7 @@ class Observation:
     def _watch(self) -> Generator[None]:
         tape = self.recorder.tape
         tap = Tap(tape)
+        tape.watch(self.functions)
         original = nn.Module.__call__
         functions, inside, thread = self.functions, self.inside, threading.get_ident()
 
@@ -91,8 +78,11 @@ class Observation:
                     yield
             else:
                 yield
+            with torch._C.DisableTorchFunction():
+                tape.read()
         finally:
             nn.Module.__call__ = original  # type: ignore[method-assign]
+            tape.entries.clear()
             del tape.stack[depth:]
 
     def _opaque(

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from itertools import islice
+from operator import attrgetter
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from forkpoint.capture.digest import torch_impl
@@ -19,15 +22,25 @@ from forkpoint.memory import Shelf, Shelved
 Ints = np.ndarray[Any, np.dtype[np.int64]]
 
 
-@dataclass(frozen=True)
 class Digests:
-    """The digests of all queued tensors, on the host; ``digests[slot]`` are those of one, int64[rows]."""
+    """The digests of all queued tensors, on the host; ``digests[slot]`` are those of one, int64[rows].
 
-    values: Ints
-    starts: Ints
-    """Where each slot's digests begin in ``values``."""
-    rows: Ints
-    """How many digests each slot has."""
+    They are on their way there until somebody looks at one.
+
+    Attributes:
+        starts: where each slot's digests begin in ``values``.
+        rows: how many digests each slot has.
+    """
+
+    def __init__(self, parts: list[Arriving], starts: Ints, rows: Ints) -> None:
+        self._parts, self.starts, self.rows = parts, starts, rows
+
+    @cached_property
+    def values(self) -> Ints:
+        """All digests, one after the other."""
+        parts = [part.wait() for part in self._parts]
+        self._parts = []
+        return parts[0] if len(parts) == 1 else np.concatenate([np.zeros(0, dtype=np.int64), *parts])
 
     def __len__(self) -> int:
         return len(self.starts)
@@ -77,6 +90,8 @@ class Planned:
         self.direct = plan.direct
 
 
+_device: Callable[[Planned], int] = attrgetter("device")
+_n_bytes: Callable[[Planned], int] = attrgetter("n_bytes")
 _numbers: dict[Plan, int] = {}
 """All plans ever made, which are few, each with its number."""
 _devices: dict[torch.device, int] = {}
@@ -97,10 +112,9 @@ class _Queue:
     """What is queued for one device, and the digests of what was flushed."""
 
     device: torch.device
-    entries: list[tuple[Tensor, int, Planned]] = field(default_factory=list[tuple[Tensor, int, Planned]])
-    """Tensors and their addresses."""
-    copied: list[int] = field(default_factory=list[int])
-    """Entries whose words can't be read where they lie."""
+    tensors: list[Tensor] = field(default_factory=list[Tensor])
+    plans: list[Planned] = field(default_factory=list[Planned])
+    """How each of them is digested."""
     digests: list[Tensor] = field(default_factory=list[Tensor])
     parts: list[Ints | Shelved] = field(default_factory=list[Any])
     """Digests that were put on a shelf, a part for each time."""
@@ -118,36 +132,47 @@ class _Queue:
         self.digests.clear()
 
     def flush(self) -> None:
-        if not self.entries:
+        if not self.tensors:
             return
         found = table_implementation(self.device)
         if found is None:
-            self.digests += [torch_impl.rows(x, known.row_dims) for x, _, known in self.entries]
+            pairs = zip(self.tensors, self.plans, strict=True)
+            self.digests += [torch_impl.rows(x, known.row_dims) for x, known in pairs]
         else:
             self.digests.append(found.digest_table(self.table(), self.device))
-        self.entries.clear()
-        self.copied.clear()
+        self.tensors.clear()
+        self.plans.clear()
 
     def table(self) -> Ints:
-        """See `backend.Table`. Copies what must be copied, and keeps the copies in place of the tensors."""
-        while self.copied:  # an entry at a time, so that a flush that fails can be tried again
-            entry = self.copied[-1]
-            x, _, known = self.entries[entry]
-            words = torch_impl.pack_rows(x, known.row_dims)
-            self.entries[entry] = words, words.data_ptr(), Planned(packed(known.plan), self.device, (0,))
-            self.copied.pop()
-        fields = _fields(len(_numbers))[[known.number for _, _, known in self.entries]]
-        table = np.zeros((len(fields), 3 + fields.shape[1]), dtype=np.int64)
-        table[:, 0] = [address for _, address, _ in self.entries]
-        table[1:, 1] = np.cumsum(fields[:-1, 0])
-        table[:, 3:] = fields
+        """See `backend.Table`. Copies what can't be read where it lies, and keeps the copies in place of the tensors."""
+        numbers = np.array([known.number for known in self.plans], dtype=np.int64)
+        addresses = np.array(list(map(_address, self.tensors)), dtype=np.int64)
+        direct, fields = _fields(len(_numbers))
+        copied = ~direct[numbers] | (addresses & 3 != 0) | np.array(list(map(_negated, self.tensors)), dtype=bool)
+        for entry in np.flatnonzero(copied).tolist():  # one at a time: a flush that fails can be tried again
+            known = self.plans[entry]
+            words = torch_impl.pack_rows(self.tensors[entry], known.row_dims)
+            plan = Planned(packed(known.plan), self.device, (0,))
+            self.tensors[entry], self.plans[entry] = words, plan
+            addresses[entry], numbers[entry] = words.data_ptr(), plan.number
+        _, fields = _fields(len(_numbers))
+        chosen = fields[numbers]
+        table = np.zeros((len(chosen), 3 + chosen.shape[1]), dtype=np.int64)
+        table[:, 0] = addresses
+        table[1:, 1] = np.cumsum(chosen[:-1, 0])
+        table[:, 3:] = chosen
         return table
 
 
+_address: Callable[[Tensor], int] = torch.Tensor.data_ptr
+_negated: Callable[[Tensor], bool] = torch.Tensor.is_neg
+
+
 @lru_cache(maxsize=1)
-def _fields(count: int) -> Ints:
-    """The fields of the first plans, by number."""
-    return np.array([plan.fields for plan in islice(_numbers, count)], dtype=np.int64)
+def _fields(count: int) -> tuple[NDArray[np.bool_], Ints]:
+    """Of the first plans, by number: whether they are direct, and their fields."""
+    plans = list(islice(_numbers, count))
+    return np.array([plan.direct for plan in plans]), np.array([plan.fields for plan in plans], dtype=np.int64)
 
 
 class Batch:
@@ -188,14 +213,23 @@ class Batch:
         queue = self._queues.get(known.device)
         if queue is None:
             queue = self._queues[known.device] = _Queue(x.device)
-        address = x.data_ptr()
-        if not known.direct or address & 3 or x.is_neg():
-            queue.copied.append(len(queue.entries))
-        queue.entries.append((x, address, known))
+        queue.tensors.append(x)
+        queue.plans.append(known)
         self.pending_bytes += known.n_bytes
-        slots = self._slots
-        slots.append(known)
-        return len(slots) - 1
+        self._slots.append(known)
+        return len(self._slots) - 1
+
+    def extend(self, tensors: Sequence[Tensor], plans: Sequence[Planned]) -> None:
+        """Queues many of which is known how they are digested; their slots follow one another."""
+        devices = set(map(_device, plans))
+        if len(devices) == 1 and (queue := self._queues.get(*devices)) is not None:
+            queue.tensors += tensors
+            queue.plans += plans
+            self.pending_bytes += sum(map(_n_bytes, plans))
+            self._slots += plans
+        else:
+            for x, known in zip(tensors, plans, strict=True):
+                self.push(x, known)
 
     def flush(self) -> None:
         """Digests what is queued, without waiting for the device, and lets go of the tensors."""
@@ -206,20 +240,19 @@ class Batch:
         self.pending_bytes = 0
 
     def results(self) -> Digests | ShelvedDigests:
-        """Flushes, and copies the digests of all slots to the host, once per device."""
+        """Flushes, and begins to copy the digests of all slots to the host, once per device."""
         self.flush()
         rows = np.array([known.rows for known in self._slots], dtype=np.int64)
         devices = np.array([known.device for known in self._slots], dtype=np.int64)
         if self._shelf is not None:
             return self._shelved(self._shelf, rows, devices)
-        parts = [_on_host(queue) for queue in self._queues.values()]
-        values = parts[0] if len(parts) == 1 else np.concatenate([np.zeros(0, dtype=np.int64), *parts])
+        parts = [Arriving(queue) for queue in self._queues.values()]
         starts, offset = np.zeros(len(rows), dtype=np.int64), 0
         for device in self._queues:
             sizes = rows * (devices == device)
             starts = np.where(devices == device, offset + np.cumsum(sizes) - sizes, starts)
             offset += int(sizes.sum())
-        return Digests(values, starts, rows)
+        return Digests(parts, starts, rows)
 
     def _shelved(self, shelf: Shelf, rows: Ints, devices: Ints) -> ShelvedDigests:
         parts: list[Ints | Shelved] = []
@@ -235,14 +268,25 @@ class Batch:
         return ShelvedDigests(parts, part, starts, rows)
 
 
-def _on_host(queue: _Queue) -> Ints:
-    """The digests of a queue, in one array; from a GPU through pinned memory, waiting for it once."""
-    total = sum(map(len, queue.digests))
-    if queue.device.type != "cuda":
-        return torch.cat(queue.digests).cpu().numpy() if queue.digests else np.zeros(0, dtype=np.int64)
-    pinned, offset = torch.empty(total, dtype=torch.int64, pin_memory=True), 0
-    for part in queue.digests:
-        pinned[offset : offset + len(part)].copy_(part, non_blocking=True)
-        offset += len(part)
-    torch.cuda.synchronize(queue.device)
-    return pinned.numpy()
+class Arriving:
+    """The digests of a queue on their way to the host: from a GPU through pinned memory, in the background."""
+
+    def __init__(self, queue: _Queue) -> None:
+        self._event: torch.cuda.Event | None = None
+        if queue.device.type != "cuda":
+            self._digests = torch.cat(queue.digests) if queue.digests else torch.zeros(0, dtype=torch.int64)
+            return
+        self._digests = torch.empty(sum(map(len, queue.digests)), dtype=torch.int64, pin_memory=True)
+        offset = 0
+        with torch.cuda.device(queue.device):
+            for part in queue.digests:
+                self._digests[offset : offset + len(part)].copy_(part, non_blocking=True)
+                offset += len(part)
+            self._event = torch.cuda.Event()
+            self._event.record()
+
+    def wait(self) -> Ints:
+        """The digests, when they are there."""
+        if self._event is not None:
+            self._event.synchronize()
+        return self._digests.cpu().numpy()

@@ -67,9 +67,10 @@ def _on(device: torch.device) -> AbstractContextManager[object]:
 
 
 def _digest_table(table: Table, device: torch.device, block: int, warps: int, repeat: int) -> Tensor:
-    known, lines = _lines(table, block)
-    out = torch.zeros(int(table[:, 3].sum()), dtype=torch.int64, device=device)
-    groups, launches = _groups(known.variants, known.counts)
+    aligned, starts = table[:, 0] % 16 == 0, table[:, 2] != 0
+    known = _template(table[:, 3:].tobytes(), aligned.tobytes(), starts.tobytes(), block)
+    out = torch.zeros(known.rows, dtype=torch.int64, device=device)
+    lines, groups = known.lines.copy(), known.groups
     staged = torch.empty(lines.size + groups.size, dtype=torch.int64, device=device)
     anchor = staged.data_ptr()
     lines[:, 0] = (table[:, 0] - anchor) // 4 // known.units
@@ -77,7 +78,7 @@ def _digest_table(table: Table, device: torch.device, block: int, warps: int, re
     lines[:, 2] = (table[:, 2] - anchor) // 4
     _copy((lines, groups), staged)
     words, out_words, staged_groups = staged.view(torch.int32), out.view(torch.int32), staged[lines.size :]
-    for variant, first, count in launches:
+    for variant, first, count in known.launches:
         digest_rows[(count * GROUP // repeat,)](
             words,
             out_words,
@@ -114,7 +115,7 @@ class _Variant(NamedTuple):
     """Whether blocks share a row."""
 
 
-class _Template(NamedTuple):
+class _Line(NamedTuple):
     """A line of the table of tensors, without what differs from tensor to tensor, and how it is launched."""
 
     line: Table
@@ -125,33 +126,39 @@ class _Template(NamedTuple):
     """How many groups of blocks it takes."""
 
 
-class _Templates(NamedTuple):
-    """The fields of `_Template` for every line of a table."""
+class _Template(NamedTuple):
+    """All of a table but what depends on where things lie, for all flushes of like tensors: a layer is as the next."""
 
-    variants: Table
+    lines: Table
     units: Table
-    counts: Table
+    """Of each line, see `_Line`."""
+    rows: int
+    groups: Table
+    launches: list[tuple[_Variant, int, int]]
+    """For each variant in use, the first of its groups and how many there are."""
 
 
 _variants: dict[_Variant, int] = {}
 """The variants in use, which are few, and their numbers."""
 
 
-def _lines(table: Table, block: int) -> tuple[_Templates, Table]:
-    """The table of tensors as the kernel reads it, but for what depends on where things lie."""
-    aligned = (table[:, 0] % 16 == 0).tolist()
-    starts = (table[:, 2] != 0).tolist()
-    plans = table[:, 3:]
+@functools.lru_cache(maxsize=64)
+def _template(plans: bytes, aligned: bytes, starts: bytes, block: int) -> _Template:
+    """The table of tensors as the kernel reads it, and what is launched for it."""
+    fields = np.frombuffer(plans, dtype=np.int64).reshape(len(aligned), -1)
     found = [
-        _template(plan.tobytes(), whole, first, block)
-        for plan, whole, first in zip(plans, aligned, starts, strict=True)
+        _line(plan.tobytes(), bool(whole), bool(first), block)
+        for plan, whole, first in zip(fields, aligned, starts, strict=True)
     ]
-    columns = np.array([template[1:] for template in found], dtype=np.int64).reshape(-1, 3).T
-    return _Templates(*columns), np.array([template.line for template in found])
+    variants, units, counts = np.array([line[1:] for line in found], dtype=np.int64).reshape(-1, 3).T
+    groups, launches = _groups(variants, counts)
+    return _Template(
+        np.array([line.line for line in found]), units, int(fields[:, 0].sum()), groups, launches
+    )
 
 
 @functools.lru_cache(maxsize=1 << 14)
-def _template(plan: bytes, aligned: bool, starts: bool, block: int) -> _Template:
+def _line(plan: bytes, aligned: bool, starts: bool, block: int) -> _Line:
     fields = np.frombuffer(plan, dtype=np.int64).tolist()
     n_rows, words, kind, inner, outer_stride, inner_stride, a_size, b_size, a_stride, b_stride, run = fields
     pieces = a_size * b_size > 1
@@ -175,7 +182,7 @@ def _template(plan: bytes, aligned: bool, starts: bool, block: int) -> _Template
         ],
         dtype=np.int64,
     )  # fmt: skip
-    return _Template(line, _variants.setdefault(variant, len(_variants)), unit, -(-blocks // GROUP))
+    return _Line(line, _variants.setdefault(variant, len(_variants)), unit, -(-blocks // GROUP))
 
 
 def _rows_per_block(words: int, block: int) -> int:
