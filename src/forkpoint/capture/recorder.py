@@ -12,7 +12,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Protocol
-from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +20,7 @@ from forkpoint.capture import digest
 from forkpoint.capture.cells import collect, cut
 from forkpoint.capture.entry import input_label, nested_labels, token_lengths
 from forkpoint.capture.functions import UNWRITTEN, Function, is_view
+from forkpoint.capture.inventory import inventory_of
 from forkpoint.capture.labels import Label, Labels, Shape, fits
 from forkpoint.capture.rules import Call, UnknownMovementError, propagate, tensors_in, through_module
 from forkpoint.capture.sites import Place
@@ -30,7 +30,6 @@ from forkpoint.capture.tape import INPUT, Tape, writes
 from forkpoint.capture.writes import INDEXED_WRITES, Window, Written, written_by
 from forkpoint.layout import DECODER, MAIN, Layout
 from forkpoint.memory import Shelf
-from forkpoint.modules import owned, walk
 from forkpoint.trace import Digests, Event, Form, Op, Row, Trace
 
 MAX_HISTORIES = 64
@@ -62,27 +61,6 @@ class Watcher(Protocol):
     ) -> None:
         """An event was recorded; `inputs` are the events of the tensors that went into it."""
         ...
-
-
-_frames: WeakKeyDictionary[nn.Module, dict[int, Frame]] = WeakKeyDictionary()
-"""By model and by the id of a module in it."""
-
-
-def _frames_of(model: nn.Module | None, modules: list[tuple[str, nn.Module]]) -> dict[int, Frame]:
-    """A frame for every module of a model; that of the last trace, if the module still goes by its path."""
-    if model is None:
-        return {}
-    last = _frames.get(model, {})
-    frames: dict[int, Frame] = {}
-    for path, module in modules:
-        key = id(module)
-        frame = last.get(key)
-        names = entering(type(module)).names
-        if frame is None or frame.path != path or frame.names is not names:
-            frame = Frame(path, names)
-        frames[key] = frame
-    _frames[model] = frames
-    return frames
 
 
 @dataclass
@@ -155,14 +133,16 @@ class Recorder:
         self._read = read
         passive = watcher is None and not fetches
         self.tape = Tape(self, digest.Batch(shelf), digests, passive)
-        modules = walk(model)
-        self.tape.frames = _frames_of(model, modules)
-        self.tape.stack.append(self.tape.frames.get(id(model)) or Frame(""))
-        weights = owned(modules)
-        self.owned = {key: name for key, (name, _) in weights.items()}
         self._known = self.tape.known
-        for key, (_, tensor) in weights.items():
-            self._known[key] = (weakref.ref(tensor), self._mark(tensor, None), -1, -1)
+        self.owned: dict[int, str] = {}
+        root = Frame("")
+        if model is not None:
+            inventory = inventory_of(model)
+            self.tape.frames = dict(inventory.frames)
+            self.owned = inventory.names
+            self._known.update(inventory.known(self.labels, lambda weight: self._mark(weight, None)))
+            root = inventory.frames[id(model)]
+        self.tape.stack.append(root)
         self._lengths: frozenset[int] = frozenset()
         self._fetches: dict[Key, list[Fetch]] = {}
         for fetch in fetches:

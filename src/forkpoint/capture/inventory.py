@@ -1,0 +1,107 @@
+"""What a trace has to know of a model before it runs; looked up anew only where the model is not what it was."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from itertools import chain
+from operator import call, is_
+from typing import Any
+from weakref import WeakKeyDictionary, ref
+
+from torch import Tensor, nn
+
+from forkpoint.capture.labels import Labels
+from forkpoint.capture.marks import Frame, Known, Mark, entering
+from forkpoint.modules import every, owned, walk
+
+
+class Inventory:
+    """The modules and weights of a model.
+
+    Attributes:
+        frames: of its modules, by the id of the module.
+        names: of its parameters and buffers, by the id of the tensor.
+    """
+
+    def __init__(self, modules: list[nn.Module], model: nn.Module, last: Inventory | None) -> None:
+        self._kinds, self._children, self._child_names = _structure(modules)
+        walked = walk(model)
+        weights = owned(walked)
+        self.frames = _frames_of(walked, {} if last is None else last.frames)
+        self.names = {key: name for key, (name, _) in weights.items()}
+        held = _held(modules)
+        self._weights = [_nothing if tensor is None else ref(tensor) for tensor in held]
+        self._forms = _forms(held)
+        self._labels: Labels | None = None
+        self._known: dict[int, Known] = {}
+
+    def fits(self, modules: list[nn.Module]) -> bool:
+        """Whether these are the very same modules, in the same places, with the same weights."""
+        if _structure(modules) != (self._kinds, self._children, self._child_names):
+            return False
+        held = _held(modules)
+        return (
+            len(held) == len(self._weights)
+            and all(map(is_, map(call, self._weights), held))
+            and _forms(held) == self._forms
+        )
+
+    def known(self, labels: Labels, mark: Callable[[Tensor], Mark]) -> dict[int, Known]:
+        """What is known of the weights in a run, by their ids.
+
+        Args:
+            labels: the run's.
+            mark: gives the mark of a weight there.
+        """
+        if self._labels is not labels:
+            tensors = [tensor for weight in self._weights if (tensor := weight()) is not None]
+            self._known = {id(tensor): (ref(tensor), mark(tensor), -1, -1) for tensor in tensors}
+            self._labels = labels
+        return self._known
+
+
+_inventories: WeakKeyDictionary[nn.Module, Inventory] = WeakKeyDictionary()
+
+
+def inventory_of(model: nn.Module) -> Inventory:
+    """The inventory of a model, that of the last trace if nothing is different."""
+    modules = every(model)
+    last = _inventories.get(model)
+    if last is None or not last.fits(modules):
+        last = _inventories[model] = Inventory(modules, model, last)
+    return last
+
+
+def _nothing() -> None:
+    """Stands for a reference to a weight where a module has none."""
+
+
+def _structure(modules: list[nn.Module]) -> tuple[list[type], list[int], list[Any]]:
+    """The classes of all modules, the ids of their children, and what those are called."""
+    children = [module._modules for module in modules]
+    ids = list(map(id, chain.from_iterable([held.values() for held in children])))
+    names = list(chain.from_iterable([held.keys() for held in children]))
+    return list(map(type, modules)), ids, [*names, *map(len, children)]
+
+
+def _held(modules: list[nn.Module]) -> list[Tensor | None]:
+    parameters = [module._parameters.values() for module in modules]
+    return [*chain.from_iterable(parameters), *chain.from_iterable([m._buffers.values() for m in modules])]
+
+
+def _forms(held: list[Tensor | None]) -> list[Any]:
+    """What a mark says of each tensor; a parameter's data can be replaced in place, as `half` does."""
+    return [(t.dtype, t.shape, t.get_device()) for t in held if t is not None]
+
+
+def _frames_of(modules: list[tuple[str, nn.Module]], last: dict[int, Frame]) -> dict[int, Frame]:
+    """A frame for every module of a model; that of the last trace, if the module still goes by its path."""
+    frames: dict[int, Frame] = {}
+    for path, module in modules:
+        key = id(module)
+        frame = last.get(key)
+        names = entering(type(module)).names
+        if frame is None or frame.path != path or frame.names is not names:
+            frame = Frame(path, names)
+        frames[key] = frame
+    return frames
