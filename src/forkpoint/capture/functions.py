@@ -47,6 +47,19 @@ NEVER_VIEWS = frozenset({
     "add_", "mul_", "clone", "cos", "sin", "stack", "where", "eq", "le", "lt", "gt", "ge", "arange", "cumsum",
 })  # fmt: skip
 
+OF_KNOWN_SHAPE = (NEVER_VIEWS | ALWAYS_VIEWS | {"to", "float", "half", "bfloat16", "contiguous", "reshape"}) - {
+    "arange", "where",
+}  # fmt: skip
+"""Functions of torch whose results' shapes and strides follow from their arguments' and from numbers among them, never
+from a tensor's values."""
+
+WITHOUT_LISTS = frozenset({
+    "linear", "matmul", "bmm", "add", "mul", "sub", "div", "pow", "rsqrt", "silu", "gelu", "relu", "softmax", "embedding",
+    "scaled_dot_product_attention", "neg", "sigmoid", "tanh", "exp", "cos", "sin", "transpose", "unsqueeze", "to", "float",
+    "contiguous", "type_as", "dropout", "t", "T", "mT", "eq", "le", "lt", "gt", "ge", "where", "clone", "detach", "chunk",
+})  # fmt: skip
+"""Functions that take no list by position."""
+
 UNWRITTEN = frozenset({"empty", "new_empty", "empty_like", "empty_strided"})
 """Functions whose result is garbage until somebody writes to it."""
 
@@ -61,6 +74,9 @@ class Function:
         silent: whether it makes no tensor of the model's own.
         writes: whether it changes its first argument in place.
         inner: for composite functions written in Python: a copy that can be entered.
+        at_once: whether its call can't wait to be recorded.
+        of_known_shape: whether its results' shapes and strides follow from those of its arguments.
+        takes_lists: whether a list may be among its positional arguments.
         may_view: whether its result shares memory with its input: always, never, or None where one has to look.
     """
 
@@ -77,6 +93,9 @@ class Function:
         self.func = func
         self.name, self.rule, self.silent, self.writes = name, rule, silent, writes
         self.inner, self.may_view = inner, may_view
+        self.at_once = writes or inner is not None
+        self.of_known_shape = name in OF_KNOWN_SHAPE and _is_torchs(func)
+        self.takes_lists = name not in WITHOUT_LISTS
 
 
 resolved: dict[Any, Function] = {}
@@ -99,6 +118,12 @@ def _make(func: Any) -> Function:
     writes = (name.endswith("_") and not name.endswith("__")) or name == "setitem"
     views = True if name in ALWAYS_VIEWS else False if name in NEVER_VIEWS else None
     return Function(func, name, rule, name in _SILENT, writes, _enterable(func), views)
+
+
+def _is_torchs(func: Any) -> bool:
+    """Whether a function is torch's own, not one of the same name."""
+    kinds = (types.BuiltinFunctionType, types.MethodDescriptorType, types.WrapperDescriptorType, types.MethodWrapperType)
+    return isinstance(func, kinds) or str(getattr(func, "__module__", None)).startswith("torch.")
 
 
 def _names(func: Any) -> tuple[str, str]:

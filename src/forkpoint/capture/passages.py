@@ -64,14 +64,16 @@ class Columns:
     """The entries of a tape, each of their fields in a tuple of its own.
 
     Attributes:
-        versions: for each function among them, how often its last output had been written to when the next was called.
+        versions: for each function among them, how often its last output had been written to when the next was called;
+            for the last of them that is told.
         calls: before each entry, and after the last, how many of those are functions.
     """
 
-    def __init__(self, entries: list[Entry], versions: list[int]) -> None:
-        self.whats, self.places, self.args, self.kwargs, self.made = zip(*entries, strict=True)
-        self.versions = versions
-        self.calls = list(accumulate(map(isinstance, self.made, repeat(tuple)), initial=0))
+    def __init__(self, entries: list[Entry], version: int) -> None:
+        self.whats, self.places, self.args, self.kwargs, self.made, before = zip(*entries, strict=True)
+        functions = list(map(isinstance, self.made, repeat(tuple)))
+        self.versions = [*islice(compress(before, functions), 1, None), version]
+        self.calls = list(accumulate(functions, initial=0))
 
 
 # ---------------------------------------------------------------------- steps
@@ -199,7 +201,7 @@ class History:
         """What an entry that is about to be worked out depends on; None if that can't be told."""
         if self.full:
             return None
-        what, _, args, kwargs, _ = entry
+        what, _, args, kwargs, _, _ = entry
         sketch = Sketch(tuple(kwargs or ()), [], [*args, *(kwargs or {}).values()])
         counts = isinstance(what, Function)
         for value in sketch.values:  # grows by what is in groups
@@ -258,7 +260,7 @@ class History:
         return number < len(self.steps) and self.whats[number] is entry[0] and self.places[number] is entry[1]
 
     def _step(self, tape: Tape, entry: Entry, sketch: Sketch, first: int) -> Step | None:
-        what, _, args, _, made = entry
+        what, _, args, _, made, _ = entry
         outputs: tuple[Tensor, ...] = made if isinstance(what, Function) else ()
         if any(output.layout is not torch.strided for output in outputs):
             return None
@@ -447,8 +449,15 @@ class Passage:
         self.keyworded = [(i, step.names) for i, step in enumerate(steps) if step.names]
         self.n_outputs = [len(steps[i].sizes) for i in functions]
         self.many = any(n != 1 for n in self.n_outputs)
-        self.shapes = [size for step in steps for size in step.sizes]
-        self.strides = [stride for step in steps for stride in step.strides]
+        open_shapes = [
+            not (what.of_known_shape and len(step.rows) == 1)
+            for step, what in zip(steps, whats, strict=True)
+            if isinstance(what, Function)
+            for _ in step.sizes
+        ]
+        self.pick_open = _getter([i for i, is_open in enumerate(open_shapes) if is_open])
+        self.shapes = list(compress((size for step in steps for size in step.sizes), open_shapes))
+        self.strides = list(compress((stride for step in steps for stride in step.strides), open_shapes))
         self.dtypes = [dtype for step in steps for dtype in step.dtypes]
         self.last = steps[functions[-1]].last if functions else None
         self.first_home = steps[0].first_row
@@ -621,14 +630,16 @@ class Passage:
         outputs = list(chain.from_iterable(made))
         pool = outputs + given
         same = (
-            len(outputs) == len(self.shapes)
+            len(outputs) == len(self.dtypes)
             and list(map(type, self.pick_constants(pool))) == self.kinds
             and self.pick_valued(pool) == self.values
             and all(map(is_, self.pick_inner(pool), self.pick_sources(pool)))
             and list(map(_dtype, outputs)) == self.dtypes
-            and list(map(_size, outputs)) == self.shapes
-            and list(map(_stride, outputs)) == self.strides
         )
+        if not same:
+            return None
+        outputs = self.pick_open(outputs)
+        same = list(map(_size, outputs)) == self.shapes and list(map(_stride, outputs)) == self.strides
         return pool if same else None
 
     def _externals(self, tape: Tape, pool: list[Any]) -> list[int] | None:

@@ -101,7 +101,7 @@ def _kind(code: CodeType) -> int:
 
 def place_of(frame: FrameType | None) -> Place:
     """The place that a frame calls from."""
-    place = NOWHERE
+    place, first = NOWHERE, frame
     while frame is not None:
         code = frame.f_code
         address = id(code)
@@ -115,6 +115,8 @@ def place_of(frame: FrameType | None) -> Place:
                 found = place.callers[instruction] = Place((*place.steps, (code, offset)))
             place = found
             if kind == _OUTSIDE:
+                if frame is first:
+                    direct[instruction] = place
                 break
         elif kind == _CALL:
             break  # the model is torch's own: who called forkpoint is no part of it
@@ -122,6 +124,8 @@ def place_of(frame: FrameType | None) -> Place:
     return place
 
 
+direct: dict[int, Place] = {}
+"""The places that are no more than a line outside torch, by the address of the instruction there."""
 NOWHERE = Place(())
 """The place of a module's inputs and outputs, which no line of source calls."""
 

@@ -41,7 +41,7 @@ from forkpoint.capture.marks import (
 )
 from forkpoint.capture.passages import Columns, History
 from forkpoint.capture.rules import tensors_in
-from forkpoint.capture.sites import NOWHERE, Place, place_of
+from forkpoint.capture.sites import NOWHERE, Place, direct, place_of
 from forkpoint.trace import Op, Row
 
 if TYPE_CHECKING:
@@ -52,8 +52,8 @@ MAX_OPEN_TOTAL = 1 << 24
 whole."""
 PENDING_BYTES = {"cpu": 1 << 25, "other": 1 << 30}
 """Values kept alive for a digest in one go, by device."""
-MAX_ENTRIES = 1000
-"""Most entries on the tape: it is read while they are still in the processor's cache."""
+ENTRY_BYTES = 1 << 11
+"""What an entry on the tape needs, besides its values."""
 
 INPUT = -1
 """What stands for the number of a module's output where the value goes in."""
@@ -76,9 +76,11 @@ _calls = itertools.count()
 """Numbers for all calls that are ever recorded."""
 _NOTHING = torch.empty(0)
 
-Entry = tuple[Function | Entering | Leaving, Place, tuple[Any, ...], dict[str, Any] | None, Any]
+Entry = tuple[Function | Entering | Leaving, Place, tuple[Any, ...], dict[str, Any] | None, Any, int]
 """What the tape holds of a call: what ran, where from, its arguments; and what a function made, or which module is
-entered. For a module that returns the arguments are the tensors that come out."""
+entered. For a module that returns the arguments are the tensors that come out. For a function the last is how often the
+last output of the one before had been written to when this one was called: a value that is changed right after a
+function returned is that function's value."""
 
 
 class Tap(TorchFunctionMode):
@@ -97,18 +99,16 @@ class Tap(TorchFunctionMode):
             function = resolve(func)
         if function.silent:
             return func(*args, **kwargs) if kwargs else func(*args)
-        if function.inner is not None:
+        tape = self.tape
+        frame = _getframe(1)
+        place = direct.get(id(frame.f_code) + frame.f_lasti) or place_of(frame)
+        if not tape.deferred or function.at_once:
+            if function.inner is None:
+                return tape.call_at_once(function, func, place, args, kwargs or {})
             with self:
                 return function.inner(*args, **(kwargs or {}))
-        tape = self.tape
-        if function.writes or not tape.deferred:
-            return tape.call_at_once(function, func, place_of(_getframe(1)), args, kwargs or {})
         if tape.n_bytes > tape.room:
             tape.make_room()
-        elif len(tape.entries) > MAX_ENTRIES:
-            with _unwatched():
-                tape.read(whole=False)
-        place = place_of(_getframe(1))
         try:
             version = tape.last._version
         except RuntimeError:  # inference mode keeps no count
@@ -120,6 +120,7 @@ class Tap(TorchFunctionMode):
             if list in map(type, kwargs.values()):
                 kwargs = {name: _frozen(value) for name, value in kwargs.items()}
         else:
+            kwargs = None
             result = func(*args)
         if _transforms() is not None:
             return result  # inside vmap or grad: these tensors are not the model's own
@@ -127,17 +128,16 @@ class Tap(TorchFunctionMode):
             outputs: tuple[Tensor, ...] = (result,)
             tape.last = result
             try:
-                tape.n_bytes += result.nbytes
+                tape.n_bytes += result.nbytes + ENTRY_BYTES
             except RuntimeError:  # a sparse one, which is not digested
                 pass
         else:
             outputs = tape.outputs_of(result)
             if not outputs:
                 return result
-        if list in map(type, args):
+        if function.takes_lists and list in map(type, args):
             args = tuple(map(_frozen, args))
-        tape.versions.append(version)
-        tape.entries.append((function, place, args, kwargs or None, outputs))
+        tape.entries.append((function, place, args, kwargs, outputs, version))
         return result
 
 
@@ -153,9 +153,7 @@ class Tape:
     Attributes:
         deferred: whether entries may wait to be read.
         entries: what was not read yet.
-        versions: for each function among them, how often the last output of the one before had been written to when it
-            was called; a value that is changed right after a function returned is that function's value.
-        last: that output.
+        last: the last output of the last function.
         n_bytes: of the values that are kept alive, those that were read and wait for their digest among them.
         room: how many there may be.
     """
@@ -168,7 +166,6 @@ class Tape:
         self.digests, self.passive = digests, passive
         self.deferred = passive
         self.entries: list[Entry] = []
-        self.versions: list[int] = []
         self.last = _NOTHING
         self.n_bytes = 0
         self.room: int = PENDING_BYTES["cpu"]
@@ -242,26 +239,28 @@ class Tape:
             self.n_bytes += sum(output.nbytes for output in outputs if output.layout == torch.strided)
         return outputs
 
-    def enter(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], hidden: bool) -> None:
+    def enter(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], at_once: bool) -> None:
         """A module is called.
 
         Args:
-            hidden: whether its functions are not seen.
+            module: the module.
+            args, kwargs: what goes in.
+            at_once: whether that can't wait to be read, as functions follow that are not seen.
         """
         if _transforms() is not None:
             args, kwargs = (), _NO_KEYWORDS
         if self.n_bytes > self.room:
             self.make_room()
-        at_once = hidden or not self.deferred
+        at_once = at_once or not self.deferred
         if at_once:
             with _unwatched():
                 self.read()
-        self.entries.append((entering(type(module)), NOWHERE, args, kwargs or None, module))
+        self.entries.append((entering(type(module)), NOWHERE, args, kwargs or None, module, -1))
         if at_once:
             with _unwatched():
                 self.read()
 
-    def leave(self, result: Any, failed: bool, hidden: bool) -> None:
+    def leave(self, result: Any, failed: bool, at_once: bool) -> None:
         """A module returns."""
         if failed or _transforms() is not None:
             outputs: tuple[Tensor, ...] = ()
@@ -269,12 +268,12 @@ class Tape:
             outputs = (result,)
         else:
             outputs = tuple(_outputs_of(result))
-        at_once = hidden or not self.deferred
+        at_once = (at_once or not self.deferred) and not failed
         if at_once:
             with _unwatched():
                 self.read()
-        self.entries.append((LEAVING, NOWHERE, outputs, None, None))
-        if at_once and not failed:
+        self.entries.append((LEAVING, NOWHERE, outputs, None, None, -1))
+        if at_once:
             with _unwatched():
                 self.read()
 
@@ -299,7 +298,7 @@ class Tape:
             self.settle()
         if not self.entries:
             return
-        columns = Columns(self.entries, [*self.versions[1:], version_of(self.last)])
+        columns = Columns(self.entries, version_of(self.last))
         history, position = self.history, 0
         while position < len(self.entries):
             taken = 0 if history is None else history.follow(self, columns, position, whole)
@@ -309,7 +308,6 @@ class Tape:
                 self.step(columns, position)
             position += taken or 1
         self.entries = self.entries[position:]
-        self.versions = self.versions[columns.calls[position] :] if self.entries else []
         waiting = sum(output.nbytes for entry in self.entries if type(entry[4]) is tuple for output in entry[4])
         self.n_bytes = self.pending_bytes + waiting
 
@@ -321,7 +319,7 @@ class Tape:
         first = len(self.rows)
         self.queued.clear()
         self.lasting = True
-        what, place, args, kwargs, made = entry
+        what, place, args, kwargs, made, _ = entry
         if isinstance(what, Function):
             version = columns.versions[columns.calls[position]]
             self.record(what, what.func, place, args, kwargs or _NO_KEYWORDS, made, version)

@@ -56,18 +56,17 @@ class Observation:
             if threading.get_ident() != thread:
                 return original(module, *args, **kwargs)
             opaque = functions and not inside and is_opaque(module)
-            hidden = opaque or not functions
-            tape.enter(module, args, kwargs, hidden)
-            failed = True
-            result: Any = None
+            at_once = opaque or not functions
+            tape.enter(module, args, kwargs, at_once)
             try:
                 if opaque:
                     result = self._opaque(tap, original, module, args, kwargs)
                 else:
                     result = original(module, *args, **kwargs)
-                failed = False
-            finally:
-                tape.leave(result, failed, hidden)
+            except BaseException:
+                tape.leave(None, True, at_once)
+                raise
+            tape.leave(result, False, at_once)
             return result
 
         depth = len(tape.stack)
