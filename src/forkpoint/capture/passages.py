@@ -306,16 +306,19 @@ class History:
             return 0
         tried = False
         for start in self._candidates(columns, position):
-            passage = self._passage(columns, position, start)
-            if passage is None:
-                continue
-            end = position + passage.length
-            more = end == len(columns.whats) and start + passage.length < self._end(start)
-            if more and not whole and position:
+            length = self._reach(columns, position, start)
+            cut_off = position + length == len(columns.whats) and start + length < self._end(start)
+            if cut_off and not whole and position:
                 return -1
-            if passage.follow(tape, columns, position):
-                self.expected = start + passage.length
-                return passage.length
+            if start == self.expected:
+                shortest = 1 if cut_off else SHORTEST_NEXT
+            else:
+                shortest = SHORTEST
+            if length < shortest:
+                continue
+            if self._passage(start, length).follow(tape, columns, position):
+                self.expected = start + length
+                return length
             tried = True
         if tried:
             self.pause = PAUSE
@@ -342,31 +345,29 @@ class History:
         barrier = bisect_left(self.barriers, start)
         return self.barriers[barrier] if barrier < len(self.barriers) else len(self.steps)
 
-    def _passage(self, columns: Columns, position: int, start: int) -> Passage | None:
-        """The longest stretch of the history from a step on that looks like what is on the tape."""
+    def _reach(self, columns: Columns, position: int, start: int) -> int:
+        """How many entries from a position on are the same calls from the same places as those from a step on."""
         most = min(len(columns.whats) - position, self._end(start) - start)
         longest = self.longest.get(start)
         if longest is not None and longest.length == most and longest.looks_like(columns, position):
-            return longest
-        length = self._reach(columns, position, start, most)
-        if length < (SHORTEST_NEXT if start == self.expected else SHORTEST):
-            return None
-        passage = self.passages.get((start, length))
-        if passage is None:
-            steps = [step for step in self.steps[start : start + length] if step is not None]
-            whats, places = self.whats[start : start + length], self.places[start : start + length]
-            passage = self.passages[start, length] = Passage(whats, places, steps)
-        if longest is None or length > longest.length:
-            self.longest[start] = passage
-        return passage
-
-    def _reach(self, columns: Columns, position: int, start: int, most: int) -> int:
-        """How many entries from a position on are the same calls from the same places as those from a step on."""
+            return most
         end = start + most
         other = map(is_not, self.whats[start:end], columns.whats[position : position + most])
         most = next(compress(count(), other), most)
         other = map(is_not, self.places[start:end], columns.places[position : position + most])
         return next(compress(count(), other), most)
+
+    def _passage(self, start: int, length: int) -> Passage:
+        """The passage of so many steps."""
+        found = self.passages.get((start, length))
+        if found is None:
+            steps = [step for step in self.steps[start : start + length] if step is not None]
+            whats, places = self.whats[start : start + length], self.places[start : start + length]
+            found = self.passages[start, length] = Passage(whats, places, steps)
+        longest = self.longest.get(start)
+        if longest is None or length > longest.length:
+            self.longest[start] = found
+        return found
 
 
 def state_of(tape: Tape, known: Known) -> tuple[bool, bool, bool]:
@@ -399,7 +400,8 @@ class External:
 @dataclass(slots=True, eq=False)
 class _Frames:
     """The modules of a passage: those on the stack at its beginning that it returns to, the innermost first, then those
-    that are entered."""
+    that are entered.
+    """
 
     below: int = 0
     """How many of those on the stack are needed."""
@@ -569,7 +571,7 @@ class Passage:
             queued.append(at)
             self.queued_rows.append(number)
             while at in source:
-                at = source[at]  # noqa: PLW2901 - the same tensor, further up
+                at = source[at]
             self.versions.append(at if at < n_outputs else -1)
             if row.plan is None:
                 self.odd.append((number, queued[-1], row.treatment))
@@ -692,7 +694,7 @@ class Passage:
             op, call, form, _, slots = rows[row]
             tape.rows[base + row] = (op, call, form, base + row - externals[number], slots)
         updated = self.pick_updated(pool)
-        known = zip(map(ref, updated), self.updated_marks, map(base.__add__, self.updated_rows), self.updated_homes, strict=True)  # noqa: E501
+        known = zip(map(ref, updated), self.updated_marks, map(base.__add__, self.updated_rows), self.updated_homes, strict=True)
         tape.known.update(zip(map(id, updated), known, strict=True))
         if tape.digests:
             self._queue(tape, columns, position, pool, base)

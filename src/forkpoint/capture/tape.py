@@ -50,8 +50,10 @@ if TYPE_CHECKING:
 MAX_OPEN_TOTAL = 1 << 24
 """Most cells of a whole trace whose token dimensions are only suspected; beyond it such values are compared
 whole."""
-PENDING_BYTES = {"cpu": 1 << 25, "other": 1 << 30}
-"""Values kept alive for a digest in one go, by device."""
+PENDING_BYTES = {"cpu": 1 << 25, "other": 3 << 29}
+"""Values kept alive for a digest in one go, by device, views counted as if they had values of their own."""
+MOST_OF_FREE = 0.25
+"""How much of the memory that a GPU has left they may take."""
 ENTRY_BYTES = 1 << 11
 """What an entry on the tape needs, besides its values."""
 
@@ -127,7 +129,7 @@ class Tap(TorchFunctionMode):
         if type(result) is Tensor:
             outputs: tuple[Tensor, ...] = (result,)
             tape.last = result
-            try:
+            try:  # noqa: SIM105  a context manager costs more than all of this
                 tape.n_bytes += result.nbytes + ENTRY_BYTES
             except RuntimeError:  # a sparse one, which is not digested
                 pass
@@ -281,8 +283,8 @@ class Tape:
 
     def make_room(self) -> None:
         """Let go of values where too many are kept alive."""
-        device = self.pending[-1].device if self.pending else self.last.device
-        self.room = PENDING_BYTES.get(device.type, PENDING_BYTES["other"])
+        if self.room == PENDING_BYTES["cpu"]:
+            self.room = _room_on(self.pending[-1].device if self.pending else self.last.device)
         if self.n_bytes > self.room:
             with _unwatched():
                 self.read(whole=False)
@@ -622,6 +624,16 @@ class Tape:
 def writes(function: Function, kwargs: dict[str, Any]) -> bool:
     """Whether a call changes one of its arguments."""
     return function.writes or (bool(kwargs) and (kwargs.get("out") is not None or bool(kwargs.get("inplace"))))
+
+
+def _room_on(device: torch.device) -> int:
+    """How many bytes of values may be kept alive on a device."""
+    room = PENDING_BYTES.get(device.type, PENDING_BYTES["other"])
+    if device.type != "cuda":
+        return room
+    free, _ = torch.cuda.mem_get_info(device)
+    unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return max(min(room, int(MOST_OF_FREE * (free + unused))), PENDING_BYTES["cpu"])
 
 
 def plan_for(plans: dict[tuple[int, ...], Planned], value: Tensor, dims: tuple[int, ...]) -> Planned:

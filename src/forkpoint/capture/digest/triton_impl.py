@@ -17,6 +17,7 @@ import functools
 import math
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import numpy as np
@@ -34,7 +35,8 @@ WARPS = 1
 GROUP = 16
 """Blocks per line of the table of groups."""
 REPEAT = 8
-"""Rows, or sets of short ones, that a block of threads digests one after the other; divides ``GROUP``."""
+"""Sets of short rows that a block of threads digests one after the other, since what it reads from the tables takes as
+long to arrive as one of them; divides ``GROUP``. Long rows have a block each."""
 _LONG_ROW = 1 << 16
 """Words above which a row is shared by several blocks."""
 _CELLS = 256
@@ -58,7 +60,7 @@ def digest_table(
 ) -> Tensor:
     """The digests of all entries of a table, computed on the current stream."""
     with _on(device):
-        return _digest_table(table, device, block or BLOCK, warps or WARPS, repeat or REPEAT)
+        return _digest_table(table, device, block or BLOCK, warps or WARPS, repeat)
 
 
 def _on(device: torch.device) -> AbstractContextManager[object]:
@@ -70,20 +72,21 @@ def _digest_table(table: Table, device: torch.device, block: int, warps: int, re
     aligned, starts = table[:, 0] % 16 == 0, table[:, 2] != 0
     known = _template(table[:, 3:].tobytes(), aligned.tobytes(), starts.tobytes(), block)
     out = torch.zeros(known.rows, dtype=torch.int64, device=device)
-    lines, groups = known.lines.copy(), known.groups
-    staged = torch.empty(lines.size + groups.size, dtype=torch.int64, device=device)
+    lines, groups = known.lines.copy(), known.groups_on(device)
+    staged = torch.empty(lines.size, dtype=torch.int64, device=device)
     anchor = staged.data_ptr()
     lines[:, 0] = (table[:, 0] - anchor) // 4 // known.units
     lines[:, 1] = table[:, 1]
     lines[:, 2] = (table[:, 2] - anchor) // 4
-    _copy((lines, groups), staged)
-    words, out_words, staged_groups = staged.view(torch.int32), out.view(torch.int32), staged[lines.size :]
+    _copy(lines, staged)
+    words, out_words = staged.view(torch.int32), out.view(torch.int32)
     for variant, first, count in known.launches:
-        digest_rows[(count * GROUP // repeat,)](
+        times = repeat or (1 if variant.rows == 1 else REPEAT)
+        digest_rows[(count * GROUP // times,)](
             words,
             out_words,
             staged,
-            staged_groups,
+            groups,
             first,
             PIECES=variant.pieces,
             UNIT=variant.unit,
@@ -93,7 +96,7 @@ def _digest_table(table: Table, device: torch.device, block: int, warps: int, re
             ROWS=variant.rows,
             VECTORS=block // variant.rows // 4,
             GROUP=GROUP,
-            REPEAT=repeat,
+            REPEAT=times,
             num_warps=warps,
         )
     return out
@@ -126,7 +129,8 @@ class _Line(NamedTuple):
     """How many groups of blocks it takes."""
 
 
-class _Template(NamedTuple):
+@dataclass(frozen=True)
+class _Template:
     """All of a table but what depends on where things lie, for all flushes of like tensors: a layer is as the next."""
 
     lines: Table
@@ -136,6 +140,18 @@ class _Template(NamedTuple):
     groups: Table
     launches: list[tuple[_Variant, int, int]]
     """For each variant in use, the first of its groups and how many there are."""
+    _on: dict[tuple[torch.device, int], Tensor] = field(
+        default_factory=dict[tuple[torch.device, int], Tensor]
+    )
+
+    def groups_on(self, device: torch.device) -> Tensor:
+        """The table of groups on a device, where it stays for the next time on the same stream."""
+        key = device, torch.cuda.current_stream(device).cuda_stream if device.type == "cuda" else 0
+        found = self._on.get(key)
+        if found is None:
+            found = self._on[key] = torch.empty(self.groups.size, dtype=torch.int64, device=device)
+            _copy(self.groups, found)
+        return found
 
 
 _variants: dict[_Variant, int] = {}
@@ -217,9 +233,9 @@ def _reciprocal(divisor: int) -> int:
     return -(-(1 << 32) // max(divisor, 1))
 
 
-def _copy(tables: Sequence[Table], target: Tensor) -> None:
+def _copy(table: Table, target: Tensor) -> None:
     """Copies to the device without waiting for it: through pinned memory, which torch keeps until it is read."""
-    values = np.concatenate([table.reshape(-1) for table in tables])
+    values = table.reshape(-1)
     if target.device.type == "cpu":  # Triton's interpreter
         target.copy_(torch.from_numpy(values))
         return
@@ -242,7 +258,7 @@ def grid(x: Tensor, grid_dims: Sequence[int], keys: Tensor | None = None) -> Ten
     raw = x.view({1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[item])
     out = torch.zeros(math.prod(sizes), dtype=torch.int64, device=x.device)
     staged = torch.empty(len(walk), dtype=torch.int64, device=x.device)
-    _copy([walk], staged)
+    _copy(walk, staged)
     with _on(x.device):
         digest_grid[(int(walk[0] * walk[1]), -(-int(walk[2]) // _CELLS))](
             raw,

@@ -92,33 +92,53 @@ def _offsets(vector, walk, PIECES: tl.constexpr, UNIT: tl.constexpr):
 
 
 @_jit
-def _step(
+def _there(step, words, UNIT: tl.constexpr, ROWS: tl.constexpr, VECTORS: tl.constexpr):
+    """Which words of a step the rows have."""
+    vector = step * VECTORS + tl.arange(0, VECTORS)
+    if UNIT == 4:
+        there = (vector < words // 4)[None, :, None]
+    else:
+        there = ((vector * 4)[:, None] + tl.arange(0, 4)[None, :] < words)[None, :, :]
+    return tl.broadcast_to(there, [ROWS, VECTORS, 4])
+
+
+@_jit
+def _load(
     row_pointers,
-    row_keys,
     walk,
-    lanes,
     step,
     words,
     PIECES: tl.constexpr,
+    UNIT: tl.constexpr,
+    ROWS: tl.constexpr,
+    VECTORS: tl.constexpr,
+    MASKED: tl.constexpr,
+):
+    """The words of one step, [ROWS, VECTORS, 4]."""
+    vector = step * VECTORS + tl.arange(0, VECTORS)
+    pointers = row_pointers[:, None, None] + _offsets(vector, walk, PIECES, UNIT)[None, :, :]
+    if MASKED:
+        return tl.load(pointers, mask=_there(step, words, UNIT, ROWS, VECTORS), other=0)
+    return tl.load(pointers)
+
+
+@_jit
+def _mixed(
+    word,
+    row_keys,
+    lanes,
+    step,
+    words,
     UNIT: tl.constexpr,
     FLOAT64: tl.constexpr,
     ROWS: tl.constexpr,
     VECTORS: tl.constexpr,
     MASKED: tl.constexpr,
 ):
-    """The mixed words of one step, as two times [ROWS, VECTORS, 4]."""
+    """The words of one step mixed, as two times [ROWS, VECTORS, 4]."""
+    word = word.to(tl.uint32, bitcast=True)
     vector = step * VECTORS + tl.arange(0, VECTORS)
     index = (vector * 4)[:, None] + tl.arange(0, 4)[None, :]
-    pointers = row_pointers[:, None, None] + _offsets(vector, walk, PIECES, UNIT)[None, :, :]
-    if UNIT == 4:  # noqa: SIM108  a mask per vector, since one per word would split the load
-        there = (vector < words // 4)[None, :, None]
-    else:
-        there = (index < words)[None, :, :]
-    there = tl.broadcast_to(there, [ROWS, VECTORS, 4])
-    if MASKED:
-        word = tl.load(pointers, mask=there, other=0).to(tl.uint32, bitcast=True)
-    else:
-        word = tl.load(pointers).to(tl.uint32, bitcast=True)
     if FLOAT64:
         low, high = tl.split(tl.reshape(word, [ROWS, VECTORS, 2, 2]))
         low, high = _canonical_pair(low, high)
@@ -129,6 +149,7 @@ def _step(
     key = (index.to(tl.uint32) * INDEX_FACTOR)[None, :, :] + row_keys[:, None, None]
     lane1, lane2 = _mix(word, key)
     if MASKED:
+        there = _there(step, words, UNIT, ROWS, VECTORS)
         lane1, lane2 = tl.where(there, lane1, 0), tl.where(there, lane2, 0)
     return lane1, lane2
 
@@ -196,37 +217,25 @@ def digest_rows(
                 keys += tl.load(anchor + starts + rows).to(tl.uint32, bitcast=True) * INDEX_FACTOR
             lanes1 = tl.zeros([ROWS, VECTORS, 4], tl.uint32)
             lanes2 = tl.zeros([ROWS, VECTORS, 4], tl.uint32)
-            for step in range(first, last):
-                lane1, lane2 = _step(
-                    pointers,
-                    keys,
-                    walk,
-                    lanes,
-                    step,
-                    words,
-                    PIECES,
-                    UNIT,
-                    FLOAT64,
-                    ROWS,
-                    VECTORS,
-                    MASKED=False,
+            if first < last:  # each step is loaded while the one before is mixed
+                word = _load(pointers, walk, first, words, PIECES, UNIT, ROWS, VECTORS, MASKED=False)
+                for step in range(first + 1, last):
+                    ahead = _load(pointers, walk, step, words, PIECES, UNIT, ROWS, VECTORS, MASKED=False)
+                    lane1, lane2 = _mixed(
+                        word, keys, lanes, step - 1, words, UNIT, FLOAT64, ROWS, VECTORS, MASKED=False
+                    )
+                    lanes1 += lane1
+                    lanes2 += lane2
+                    word = ahead
+                lane1, lane2 = _mixed(
+                    word, keys, lanes, last - 1, words, UNIT, FLOAT64, ROWS, VECTORS, MASKED=False
                 )
                 lanes1 += lane1
                 lanes2 += lane2
             if tail:
-                lane1, lane2 = _step(
-                    pointers,
-                    keys,
-                    walk,
-                    lanes,
-                    full,
-                    words,
-                    PIECES,
-                    UNIT,
-                    FLOAT64,
-                    ROWS,
-                    VECTORS,
-                    MASKED=True,
+                word = _load(pointers, walk, full, words, PIECES, UNIT, ROWS, VECTORS, MASKED=True)
+                lane1, lane2 = _mixed(
+                    word, keys, lanes, full, words, UNIT, FLOAT64, ROWS, VECTORS, MASKED=True
                 )
                 lanes1 += lane1
                 lanes2 += lane2
