@@ -122,7 +122,12 @@ def _make(func: Any) -> Function:
 
 def _is_torchs(func: Any) -> bool:
     """Whether a function is torch's own, not one of the same name."""
-    kinds = (types.BuiltinFunctionType, types.MethodDescriptorType, types.WrapperDescriptorType, types.MethodWrapperType)
+    kinds = (
+        types.BuiltinFunctionType,
+        types.MethodDescriptorType,
+        types.WrapperDescriptorType,
+        types.MethodWrapperType,
+    )
     return isinstance(func, kinds) or str(getattr(func, "__module__", None)).startswith("torch.")
 
 

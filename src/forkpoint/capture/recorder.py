@@ -20,10 +20,10 @@ from forkpoint.capture import digest
 from forkpoint.capture.cells import collect, cut
 from forkpoint.capture.entry import input_label, nested_labels, token_lengths
 from forkpoint.capture.functions import UNWRITTEN, Function, is_view
+from forkpoint.capture.history import History
 from forkpoint.capture.inventory import inventory_of
 from forkpoint.capture.labels import Label, Labels, Shape, fits
 from forkpoint.capture.marks import Answer, Frame, Known, Mark, Treatment, Visits, entering
-from forkpoint.capture.passages import History
 from forkpoint.capture.rules import Call, UnknownMovementError, propagate, tensors_in, through_module
 from forkpoint.capture.sites import Place
 from forkpoint.capture.tape import INPUT, Tape, writes

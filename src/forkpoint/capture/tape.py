@@ -25,6 +25,7 @@ from torch.overrides import TorchFunctionMode
 from forkpoint.capture.cells import digests_of
 from forkpoint.capture.digest.batch import Batch, Planned, planned
 from forkpoint.capture.functions import Function, is_view, resolve, resolved
+from forkpoint.capture.history import History
 from forkpoint.capture.labels import Label, Shape
 from forkpoint.capture.marks import (
     LEAVING,
@@ -39,7 +40,7 @@ from forkpoint.capture.marks import (
     entering,
     version_of,
 )
-from forkpoint.capture.passages import Columns, History
+from forkpoint.capture.passages import Columns
 from forkpoint.capture.rules import tensors_in
 from forkpoint.capture.sites import NOWHERE, Place, direct, place_of
 from forkpoint.trace import Op, Row
@@ -184,7 +185,7 @@ class Tape:
         self.history: History | None = None
         self.lasting = False
         """Whether what was just recorded is the same for all calls whose arguments have these marks."""
-        self.queued: list[tuple[int, Treatment, Planned, Planned | None]] = []
+        self.queued: list[tuple[int, Treatment, Planned | None, Planned | None]] = []
         """Rows that were just queued for their digests: how; and how their open cells are."""
         self.last_outputs: tuple[tuple[Label | None, Shape], ...] = ()
         self.open_cells = 0
@@ -310,7 +311,9 @@ class Tape:
                 self.step(columns, position)
             position += taken or 1
         self.entries = self.entries[position:]
-        waiting = sum(output.nbytes for entry in self.entries if type(entry[4]) is tuple for output in entry[4])
+        waiting = sum(
+            output.nbytes for entry in self.entries if type(entry[4]) is tuple for output in entry[4]
+        )
         self.n_bytes = self.pending_bytes + waiting
 
     def step(self, columns: Columns, position: int) -> None:
@@ -370,7 +373,9 @@ class Tape:
                     treatment = self.recorder.treat(function, answer, index, output, view=view)
                 if treatment.open_cells and treatment.digested:
                     treatment = self.bounded(treatment)
-                row = self.put(visits.ops[index], treatment, output, version if output is outputs[-1] else None)
+                row = self.put(
+                    visits.ops[index], treatment, output, version if output is outputs[-1] else None
+                )
                 self.known[id(output)] = (ref(output), treatment.mark, row, -1)
                 if not self.passive:
                     self.recorder.saw(row, output, labels[index], sources)
@@ -539,7 +544,9 @@ class Tape:
         if self.fresh:
             self.settle()
         if list(map(version_of, self.pending)) != self.pending_versions:
-            for row, tensor, version in zip(self.pending_rows, self.pending, self.pending_versions, strict=True):
+            for row, tensor, version in zip(
+                self.pending_rows, self.pending, self.pending_versions, strict=True
+            ):
                 if version_of(tensor) != version:
                     self.skipped[row] = "overwritten before it could be read"
         self.batch.flush()
@@ -623,7 +630,9 @@ class Tape:
 
 def writes(function: Function, kwargs: dict[str, Any]) -> bool:
     """Whether a call changes one of its arguments."""
-    return function.writes or (bool(kwargs) and (kwargs.get("out") is not None or bool(kwargs.get("inplace"))))
+    return function.writes or (
+        bool(kwargs) and (kwargs.get("out") is not None or bool(kwargs.get("inplace")))
+    )
 
 
 def _room_on(device: torch.device) -> int:

@@ -148,7 +148,9 @@ class _Queue:
         numbers = np.array([known.number for known in self.plans], dtype=np.int64)
         addresses = np.array(list(map(_address, self.tensors)), dtype=np.int64)
         direct, fields = _fields(len(_numbers))
-        copied = ~direct[numbers] | (addresses & 3 != 0) | np.array(list(map(_negated, self.tensors)), dtype=bool)
+        copied = (
+            ~direct[numbers] | (addresses & 3 != 0) | np.array(list(map(_negated, self.tensors)), dtype=bool)
+        )
         for entry in np.flatnonzero(copied).tolist():  # one at a time: a flush that fails can be tried again
             known = self.plans[entry]
             words = torch_impl.pack_rows(self.tensors[entry], known.row_dims)
@@ -172,7 +174,9 @@ _negated: Callable[[Tensor], bool] = torch.Tensor.is_neg
 def _fields(count: int) -> tuple[NDArray[np.bool_], Ints]:
     """Of the first plans, by number: whether they are direct, and their fields."""
     plans = list(islice(_numbers, count))
-    return np.array([plan.direct for plan in plans]), np.array([plan.fields for plan in plans], dtype=np.int64)
+    return np.array([plan.direct for plan in plans]), np.array(
+        [plan.fields for plan in plans], dtype=np.int64
+    )
 
 
 class Batch:
@@ -222,7 +226,8 @@ class Batch:
     def extend(self, tensors: Sequence[Tensor], plans: Sequence[Planned]) -> None:
         """Queues many of which is known how they are digested; their slots follow one another."""
         devices = set(map(_device, plans))
-        if len(devices) == 1 and (queue := self._queues.get(*devices)) is not None:
+        queue = self._queues.get(devices.pop()) if len(devices) == 1 else None
+        if queue is not None:
             queue.tensors += tensors
             queue.plans += plans
             self.pending_bytes += sum(map(_n_bytes, plans))

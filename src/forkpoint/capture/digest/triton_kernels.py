@@ -154,6 +154,50 @@ def _mixed(
     return lane1, lane2
 
 
+@_jit
+def _digest(
+    pointers,
+    keys,
+    walk,
+    lanes,
+    first,
+    last,
+    tail,
+    words,
+    PIECES: tl.constexpr,
+    UNIT: tl.constexpr,
+    FLOAT64: tl.constexpr,
+    ROWS: tl.constexpr,
+    VECTORS: tl.constexpr,
+):
+    """The mixed words of some steps, added up, and those of what is left if there is a tail.
+
+    Each step is loaded while the one before it is mixed.
+    """
+    full = words // (4 * VECTORS)
+    lanes1 = tl.zeros([ROWS, VECTORS, 4], tl.uint32)
+    lanes2 = tl.zeros([ROWS, VECTORS, 4], tl.uint32)
+    if first < last:
+        word = _load(pointers, walk, first, words, PIECES, UNIT, ROWS, VECTORS, MASKED=False)
+        for step in range(first + 1, last):
+            ahead = _load(pointers, walk, step, words, PIECES, UNIT, ROWS, VECTORS, MASKED=False)
+            lane1, lane2 = _mixed(
+                word, keys, lanes, step - 1, words, UNIT, FLOAT64, ROWS, VECTORS, MASKED=False
+            )
+            lanes1 += lane1
+            lanes2 += lane2
+            word = ahead
+        lane1, lane2 = _mixed(word, keys, lanes, last - 1, words, UNIT, FLOAT64, ROWS, VECTORS, MASKED=False)
+        lanes1 += lane1
+        lanes2 += lane2
+    if tail:
+        word = _load(pointers, walk, full, words, PIECES, UNIT, ROWS, VECTORS, MASKED=True)
+        lane1, lane2 = _mixed(word, keys, lanes, full, words, UNIT, FLOAT64, ROWS, VECTORS, MASKED=True)
+        lanes1 += lane1
+        lanes2 += lane2
+    return lanes1, lanes2
+
+
 @_jit_rows
 def digest_rows(
     anchor,
@@ -215,30 +259,9 @@ def digest_rows(
             keys = tl.full([ROWS], INDEX_OFFSET, tl.uint32)
             if STARTS:
                 keys += tl.load(anchor + starts + rows).to(tl.uint32, bitcast=True) * INDEX_FACTOR
-            lanes1 = tl.zeros([ROWS, VECTORS, 4], tl.uint32)
-            lanes2 = tl.zeros([ROWS, VECTORS, 4], tl.uint32)
-            if first < last:  # each step is loaded while the one before is mixed
-                word = _load(pointers, walk, first, words, PIECES, UNIT, ROWS, VECTORS, MASKED=False)
-                for step in range(first + 1, last):
-                    ahead = _load(pointers, walk, step, words, PIECES, UNIT, ROWS, VECTORS, MASKED=False)
-                    lane1, lane2 = _mixed(
-                        word, keys, lanes, step - 1, words, UNIT, FLOAT64, ROWS, VECTORS, MASKED=False
-                    )
-                    lanes1 += lane1
-                    lanes2 += lane2
-                    word = ahead
-                lane1, lane2 = _mixed(
-                    word, keys, lanes, last - 1, words, UNIT, FLOAT64, ROWS, VECTORS, MASKED=False
-                )
-                lanes1 += lane1
-                lanes2 += lane2
-            if tail:
-                word = _load(pointers, walk, full, words, PIECES, UNIT, ROWS, VECTORS, MASKED=True)
-                lane1, lane2 = _mixed(
-                    word, keys, lanes, full, words, UNIT, FLOAT64, ROWS, VECTORS, MASKED=True
-                )
-                lanes1 += lane1
-                lanes2 += lane2
+            lanes1, lanes2 = _digest(
+                pointers, keys, walk, lanes, first, last, tail, words, PIECES, UNIT, FLOAT64, ROWS, VECTORS
+            )
             sum1 = tl.sum(tl.sum(lanes1.to(tl.int32, bitcast=True), 2), 1)
             sum2 = tl.sum(tl.sum(lanes2.to(tl.int32, bitcast=True), 2), 1)
             there = row < n_rows
