@@ -48,7 +48,7 @@ NEVER_VIEWS = frozenset({
 })  # fmt: skip
 
 OF_KNOWN_SHAPE = (NEVER_VIEWS | ALWAYS_VIEWS | {"to", "float", "half", "bfloat16", "contiguous", "reshape"}) - {
-    "arange", "where",
+    "arange", "where", "scaled_dot_product_attention", "layer_norm", "rms_norm",
 }  # fmt: skip
 """Functions of torch whose results' shapes and strides follow from their arguments' and from numbers among them, never
 from a tensor's values."""

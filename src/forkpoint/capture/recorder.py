@@ -32,7 +32,7 @@ from forkpoint.layout import DECODER, MAIN, Layout
 from forkpoint.memory import Shelf
 from forkpoint.trace import Digests, Event, Form, Op, Row, Trace
 
-MAX_HISTORIES = 64
+MAX_HISTORIES = 32
 """How many histories are kept of one layout, one for each length of a call."""
 MAX_RELABELLED = 1 << 22
 """Most elements of a tensor whose coordinates are rewritten after a write that it shares."""
@@ -134,11 +134,12 @@ class Recorder:
         passive = watcher is None and not fetches
         self.tape = Tape(self, digest.Batch(shelf), digests, passive)
         self._known = self.tape.known
+        self._strangers: dict[tuple[str, type[nn.Module]], Frame] = {}
         self.owned: dict[int, str] = {}
         root = Frame("")
         if model is not None:
             inventory = inventory_of(model)
-            self.tape.frames = dict(inventory.frames)
+            self.tape.frames = inventory.frames
             self.owned = inventory.names
             self._known.update(inventory.known(self.labels, lambda weight: self._mark(weight, None)))
             root = inventory.frames[id(model)]
@@ -522,12 +523,16 @@ class Recorder:
 
     # ------------------------------------------------------------------ modules
 
-    def new_frame(self, module: nn.Module) -> Frame:
-        """The frame of a module that is no part of the model: under the one that calls it."""
-        parent = self.tape.stack[-1].path
-        kind = type(module)
+    def stranger(self, module: nn.Module) -> Frame:
+        """The frame of a module that is no part of the model: under the one that calls it.
+
+        Many are made for a single call, and the next one lies where they lay, so that they go by class alone.
+        """
+        parent, kind = self.tape.stack[-1].path, type(module)
         path = f"{parent}.{kind.__name__}" if parent else kind.__name__
-        frame = self.tape.frames[id(module)] = Frame(path, entering(kind).names)
+        frame = self._strangers.get((path, kind))
+        if frame is None:
+            frame = self._strangers[path, kind] = Frame(path, entering(kind).names)
         return frame
 
     def came_in(self, frame: Frame, name: str, value: Tensor) -> None:

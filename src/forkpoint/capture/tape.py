@@ -178,7 +178,7 @@ class Tape:
         self.arguments: list[tuple[Any, ...]] = [()]
         """Of the modules on the stack."""
         self.frames: dict[int, Frame] = {}
-        """By the id of a module."""
+        """Of the model's own modules, by their ids."""
         self.known: dict[int, Known] = {}
         """By the id of a tensor."""
         self.answers: dict[Any, Answer] = {}
@@ -564,11 +564,13 @@ class Tape:
 
     def entered(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Record what goes into a module."""
-        frame = self.frames.get(id(module)) or self.recorder.new_frame(module)
+        frame = self.frames.get(id(module))
+        self.lasting = frame is not None and bool(frame.path)
+        if frame is None:
+            frame = self.recorder.stranger(module)
         self.stack.append(frame)
         self.arguments.append((args, kwargs))
         if not frame.path:
-            self.lasting = False
             return
         names = frame.names
         for position, value in enumerate(args):
