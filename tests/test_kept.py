@@ -103,3 +103,39 @@ def test_a_buffer_replaced_by_another_dtype_is_put_back():
         model.double()
     assert model.written is buffer
     assert model.written.dtype == torch.float32
+
+
+def test_an_order_is_put_back():
+    model = nn.Sequential(nn.Linear(2, 2))
+    table = {"a": 1, "b": 2}
+    model.table = table
+
+    def reorder() -> None:
+        table["a"] = table.pop("a")
+        model.__dict__["training"] = model.__dict__.pop("training")
+
+    before = list(model.__dict__)
+    with kept_state(model):
+        reorder()
+    assert list(table) == ["a", "b"]
+    assert list(model.__dict__) == before
+
+
+def test_an_attribute_that_goes_from_one_module_to_the_next_is_put_back():
+    first, second = nn.ReLU(), nn.ReLU()
+    first.note = note = object()
+    with kept_state(nn.Sequential(first, second)):
+        second.note = first.note
+        del first.note
+    assert first.note is note
+    assert not hasattr(second, "note")
+
+
+def test_keys_that_cannot_be_compared_are_no_obstacle():
+    model = nn.ReLU()
+    keys = [torch.zeros(2), torch.zeros(2)]
+    model.table = {keys[0]: 1}
+    with kept_state(model):
+        model.table.clear()
+        model.table[keys[1]] = 1
+    assert list(map(id, model.table)) == [id(keys[0])]

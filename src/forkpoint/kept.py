@@ -108,7 +108,8 @@ def _entries(dicts: list[dict[Any, Any]]) -> tuple[list[Any], list[Any]]:
 
 def _restore(entries: dict[Any, Any], keys: list[Any], values: list[Any]) -> None:
     """Make a dict hold what it held, in that order, if it does not."""
-    if list(entries) != keys or not all(map(operator.is_, entries.values(), values)):
+    now = chain(entries, entries.values())
+    if len(entries) != len(keys) or not all(map(operator.is_, now, chain(keys, values))):
         entries.clear()
         entries.update(zip(keys, values, strict=True))
 

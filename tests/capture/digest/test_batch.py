@@ -132,3 +132,28 @@ def test_a_flush_that_failed_can_be_tried_again(monkeypatch):
 def test_slots_are_integers_in_order():
     batch = digest.Batch()
     assert [batch.add(torch.ones(2), ()) for _ in range(3)] == [0, 1, 2]
+
+
+def test_many_can_be_queued_at_once():
+    tensors = [torch.randn(1, n, 4) for n in (2, 3, 5)]
+    plans = [digest.planned(tensor, (0, 1)) for tensor in tensors]
+    one, many = digest.Batch(), digest.Batch()
+    for tensor, plan in zip(tensors, plans, strict=True):
+        one.push(tensor, plan)
+    many.extend(tensors[:1], plans[:1])
+    many.extend(tensors[1:], plans[1:])
+    many.extend([], [])
+    assert many.pending_bytes == one.pending_bytes
+    mine, theirs = one.results(), many.results()
+    assert len(mine) == len(theirs) == 3
+    assert all((mine[slot] == theirs[slot]).all() for slot in range(3))
+
+
+def test_digests_are_those_of_the_values_at_the_flush():
+    batch = digest.Batch()
+    value = torch.ones(1, 3)
+    batch.add(value, (0,))
+    wanted = digest.rows(value, (0,)).numpy()
+    digests = batch.results()
+    value.zero_()
+    assert (digests[0] == wanted).all()
