@@ -229,6 +229,31 @@ def test_an_error_leaves_nothing_behind():
     check(run_of(lambda y, _: y * 2))
 
 
+def test_sparse_tensors_in_some_layers():
+    def scatter(y: Tensor, number: int) -> Tensor:
+        table = torch.eye(5)
+        table = table.to_sparse() if number % 4 == 3 else table * 1
+        return torch.stack([torch.mm(table, row) for row in y])
+
+    check(run_of(scatter))
+
+
+def test_an_in_place_flag_that_is_off_is_no_write():
+    forget()
+    with counted() as taken:
+        trace_run(run_of(lambda y, _: torch.nn.functional.relu(y, inplace=False)))
+    assert taken
+
+
+def test_no_value_is_held_when_the_run_is_over():
+    run = run_of(lambda y, _: y * 2)
+    traced = trace_run(run)
+    held = traced.recorder.tape
+    assert not held.entries
+    assert not held.pending
+    assert held.last.numel() == 0
+
+
 # ---------------------------------------------------------------------- what differs from run to run
 
 

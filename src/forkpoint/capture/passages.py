@@ -266,11 +266,12 @@ class Passage:
 
     def follow(self, tape: Tape, columns: Columns, position: int) -> bool:
         """Put entries on the trace that look like this passage, if they are the same in all else; whether they are."""
-        pool = self._pool(columns, position)
-        if pool is None:
+        try:
+            pool = self._pool(columns, position)
+            externals = None if pool is None else self._externals(tape, pool)
+        except RuntimeError:  # a sparse tensor has no strides
             return False
-        externals = self._externals(tape, pool)
-        if externals is None:
+        if pool is None or externals is None:
             return False
         frames = self._modules(tape, columns.made[position : position + self.length])
         if frames is None:

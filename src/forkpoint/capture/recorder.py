@@ -414,8 +414,7 @@ class Recorder:
         Until somebody asks for them the device and the host go on with what comes next.
         """
         tape = self.tape
-        tape.read()
-        tape.flush()
+        tape.end()
         digests = tape.batch.results()
         self.trace.digests = digests.__getitem__
         tape.batch = digest.Batch()

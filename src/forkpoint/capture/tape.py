@@ -117,7 +117,7 @@ class Tap(TorchFunctionMode):
         except RuntimeError:  # inference mode keeps no count
             version = -1
         if kwargs:
-            if "out" in kwargs or "inplace" in kwargs:
+            if writes(function, kwargs):
                 return tape.call_at_once(function, func, place, args, kwargs)
             result = func(*args, **kwargs)
             if list in map(type, kwargs.values()):
@@ -239,7 +239,7 @@ class Tape:
             outputs = tuple(tensors_in((result,)))
         if outputs and self.deferred:
             self.last = outputs[-1]
-            self.n_bytes += sum(output.nbytes for output in outputs if output.layout == torch.strided)
+            self.n_bytes += _bytes_of(outputs) + ENTRY_BYTES
         return outputs
 
     def enter(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], at_once: bool) -> None:
@@ -311,10 +311,10 @@ class Tape:
                 self.step(columns, position)
             position += taken or 1
         self.entries = self.entries[position:]
-        waiting = sum(
-            output.nbytes for entry in self.entries if type(entry[4]) is tuple for output in entry[4]
-        )
+        waiting = sum(_bytes_of(entry[4]) + ENTRY_BYTES for entry in self.entries if type(entry[4]) is tuple)
         self.n_bytes = self.pending_bytes + waiting
+        if self.deferred:  # whatever was read was over
+            self.fresh = False
 
     def step(self, columns: Columns, position: int) -> None:
         """Put one entry on the trace, and what came of it into the history."""
@@ -539,6 +539,12 @@ class Tape:
         self.pending_versions[-1] = version_of(self.pending[-1])
         self.fresh = False
 
+    def end(self) -> None:
+        """The run is over: read what is left, and let go of all values."""
+        self.read()
+        self.flush()
+        self.last = _NOTHING
+
     def flush(self) -> None:
         """Compute the digests of everything that is pending, without waiting for the device."""
         if self.fresh:
@@ -654,6 +660,10 @@ def plan_for(plans: dict[tuple[int, ...], Planned], value: Tensor, dims: tuple[i
     if found is None:
         found = plans[stride] = planned(value, dims)
     return found
+
+
+def _bytes_of(values: tuple[Tensor, ...]) -> int:
+    return sum(value.nbytes for value in values if value.layout == torch.strided)
 
 
 def _frozen(value: Any) -> Any:
