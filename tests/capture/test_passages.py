@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable
 from typing import Any
 
@@ -16,6 +17,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from forkpoint import Run
 from forkpoint.capture import history, tape
+from forkpoint.capture.marks import Frame
 from forkpoint.session import trace_run
 
 IDS = torch.tensor([[5, 9, 11, 7, 23, 4, 8], [0, 0, 6, 3, 31, 12, 9]])
@@ -252,6 +254,153 @@ def test_no_value_is_held_when_the_run_is_over():
     assert not held.entries
     assert not held.pending
     assert held.last.numel() == 0
+
+
+class Twice(nn.Module):
+    """Gives a view of what it takes, twice."""
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        view = x.transpose(1, 2)
+        return {"one": view, "other": view}
+
+
+def test_a_view_that_leaves_a_module_twice():
+    twice = Twice()
+    check(run_of(lambda y, _: y + twice(y)["other"].transpose(1, 2)))
+
+
+def test_a_tensor_without_a_row_that_goes_in_twice():
+    queries, bilinear = nn.Parameter(torch.ones(1, 4)), nn.Bilinear(4, 4, 4)
+
+    class Queries(nn.Module):
+        def forward(self, one: Tensor, other: Tensor) -> Tensor:
+            return bilinear(one, other)
+
+    module = Queries()
+    check(run_of(lambda y, _: y + module(queries, queries)))
+
+
+class Tree(nn.Module):
+    """A module whose children are of its own class."""
+
+    def __init__(self, depth: int) -> None:
+        super().__init__()
+        self.children_ = nn.ModuleList(Tree(depth - 1) for _ in range(2)) if depth else nn.ModuleList()
+        self.linear = nn.Linear(4, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        for child in self.children_:
+            x = child(x)
+        return torch.tanh(self.linear(x)) * 2 + 1
+
+
+def test_the_model_is_of_the_class_of_its_modules():
+    check(Run(Tree(3), {"x": X}, call=lambda model, given: model(given["x"])))
+
+
+def test_steps_that_did_not_follow_each_other():
+    held: list[nn.Module] = []
+
+    def mixed(y: Tensor, number: int) -> Tensor:
+        if number == 0:
+            held[:] = [nn.Identity(), nn.Dropout(0.5).eval()]
+        y = held[number % 2](y.contiguous())
+        if number % 3 == 1:
+            y = (y * 1).mul_(2)
+        return held[(number + 1) % 2](y.float()).contiguous()
+
+    check(run_of(mixed))
+
+
+def test_conjugate_views_in_some_layers():
+    def turn(y: Tensor, number: int) -> Tensor:
+        z = torch.view_as_complex(y.reshape(2, 5, 2, 2).contiguous())
+        z = (z.conj() if number % 2 else z * 1).resolve_conj()
+        return torch.view_as_real(z).reshape(2, 5, 4)
+
+    check(run_of(turn))
+
+
+def ids_of(function: Callable[[Tensor], Tensor], name: str) -> list[int]:
+    forget()
+    trace = trace_run(Run(nn.Identity(), {"x": X}, call=lambda _, given: function(given["x"]))).trace
+    (event,) = [event for event in trace.events if trace.ops[event.op].function == name and event.cells]
+    assert event.cells is not None
+    return event.cells.ids.tolist()
+
+
+def test_arguments_are_what_they_were_at_the_call():
+    class Kept(list):
+        """No plain list."""
+
+    def index(x: Tensor) -> Tensor:
+        order = [4, 3, 2, 1, 0]
+        y = x[:, order] * 1
+        order.reverse()
+        return y
+
+    def join(x: Tensor) -> Tensor:
+        parts = Kept([x[:, 2:], x[:, :2]])
+        y = torch.cat(parts, 1)
+        parts.reverse()
+        return y
+
+    assert ids_of(index, "mul") == [5, 4, 3, 2, 1, 10, 9, 8, 7, 6]
+    assert ids_of(join, "cat") == [3, 4, 5, 1, 2, 8, 9, 10, 6, 7]
+
+
+def skipped(function: Callable[[Tensor], Tensor]) -> list[str]:
+    forget()
+    trace = trace_run(Run(nn.Identity(), {"x": X}, call=lambda _, given: function(given["x"]))).trace
+    return [trace.ops[event.op].name for event in trace.events if event.status == "skipped"]
+
+
+def test_an_unseen_write_after_a_seen_one():
+    def write(x: Tensor) -> Tensor:
+        y = x * 2
+        y.mul_(3)
+        z = y + 1
+        with torch._C.DisableTorchFunction():
+            y.add_(1)
+        return z * y
+
+    assert skipped(write) == ["(model)/mul_"]
+
+
+def test_a_tensor_whose_data_are_replaced_was_what_it_was():
+    def replace(x: Tensor) -> Tensor:
+        y = x * 2
+        z = y + 1
+        y.data = torch.zeros(1)
+        return z
+
+    forget()
+    trace = trace_run(Run(nn.Identity(), {"x": X}, call=lambda _, given: replace(given["x"]))).trace
+    assert [event.shape for event in trace.events if trace.ops[event.op].function == "mul"] == [(2, 5, 4)]
+
+
+@pytest.mark.parametrize("room", [1, 100, 400])
+def test_no_digest_is_taken_inside_a_gradient(room, monkeypatch):
+    monkeypatch.setitem(tape.PENDING_BYTES, "cpu", room)
+
+    def differentiate(y: Tensor, number: int) -> Tensor:
+        weights = (y @ y.transpose(1, 2)).softmax(-1) @ y
+        slope = torch.func.grad(lambda z: (z * z * number).sum())(weights)
+        return y + slope
+
+    check(run_of(differentiate), least=0)
+
+
+def test_what_a_model_left_goes_with_it():
+    def frames() -> int:
+        gc.collect()
+        return sum(type(held) is Frame for held in gc.get_objects())
+
+    trace_run(run_of(lambda y, _: y * 2))
+    before = frames()
+    for _ in range(3):
+        trace_run(run_of(lambda y, _: y * 2))
+    assert frames() <= before
 
 
 # ---------------------------------------------------------------------- what differs from run to run

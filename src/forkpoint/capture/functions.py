@@ -47,7 +47,7 @@ NEVER_VIEWS = frozenset({
     "add_", "mul_", "clone", "cos", "sin", "stack", "where", "eq", "le", "lt", "gt", "ge", "arange", "cumsum",
 })  # fmt: skip
 
-OF_KNOWN_SHAPE = (NEVER_VIEWS | ALWAYS_VIEWS | {"to", "float", "half", "bfloat16", "contiguous", "reshape"}) - {
+OF_KNOWN_SHAPE = (NEVER_VIEWS | ALWAYS_VIEWS | {"float", "half", "bfloat16", "contiguous", "reshape"}) - {
     "arange", "where", "scaled_dot_product_attention", "layer_norm", "rms_norm",
 }  # fmt: skip
 """Functions of torch whose results' shapes and strides follow from their arguments' and from numbers among them, never
@@ -75,6 +75,8 @@ class Function:
         writes: whether it changes its first argument in place.
         inner: for composite functions written in Python: a copy that can be entered.
         at_once: whether its call can't wait to be recorded.
+        may_or_may_not_view: whether one has to look each time, as nobody knows on what it depends.
+        rewrites: whether it gives a tensor another storage or shape, without making one.
         of_known_shape: whether its results' shapes and strides follow from those of its arguments.
         takes_lists: whether a list may be among its positional arguments.
         may_view: whether its result shares memory with its input: always, never, or None where one has to look.
@@ -93,6 +95,8 @@ class Function:
         self.func = func
         self.name, self.rule, self.silent, self.writes = name, rule, silent, writes
         self.inner, self.may_view = inner, may_view
+        self.may_or_may_not_view = may_view is None and not _is_torchs(func)
+        self.rewrites = rewrites(func, name)
         self.at_once = writes or inner is not None
         self.of_known_shape = name in OF_KNOWN_SHAPE and _is_torchs(func)
         self.takes_lists = name not in WITHOUT_LISTS
@@ -120,8 +124,15 @@ def _make(func: Any) -> Function:
     return Function(func, name, rule, name in _SILENT, writes, _enterable(func), views)
 
 
+def rewrites(func: Any, name: str) -> bool:
+    """Whether a function gives a tensor another storage or shape: `set_`, `resize_`, and `x.data = y`."""
+    return name in ("set_", "resize_") or func == torch.Tensor.data.__set__  # pyright: ignore[reportAttributeAccessIssue]
+
+
 def _is_torchs(func: Any) -> bool:
     """Whether a function is torch's own, not one of the same name."""
+    if isinstance(func, (torch._ops.OpOverload, torch._ops.OpOverloadPacket)):
+        return str(func).startswith("aten")
     kinds = (
         types.BuiltinFunctionType,
         types.MethodDescriptorType,

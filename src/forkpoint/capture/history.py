@@ -17,8 +17,8 @@ from torch import Tensor
 
 from forkpoint.capture.functions import Function
 from forkpoint.capture.marks import Entering, Leaving, Mark
-from forkpoint.capture.passages import Columns, Passage
-from forkpoint.capture.sites import Place
+from forkpoint.capture.passages import Columns, Passage, is_odd
+from forkpoint.capture.sites import NOWHERE, Place
 from forkpoint.capture.steps import Constant, Group, Leaf, Sketch, Step, StepRow, Used, state_of
 
 if TYPE_CHECKING:
@@ -30,6 +30,7 @@ have left over; unless they are what came next the last time."""
 SHORTEST_NEXT = 4
 MAX_STEPS = 1 << 14
 """Most steps of a history; what comes after them is worked out each time."""
+MAX_PASSAGES = 1 << 8
 MAX_TRIED = 4
 """How many earlier places are tried for a stretch that looks the same."""
 PAUSE = 8
@@ -40,9 +41,12 @@ _CONSTANTS = frozenset(
      torch.memory_format, type}
 )  # fmt: skip
 """Kinds of arguments that are the same if they are equal."""
+_BOUNDS = frozenset({int, type(None)})
 _GROUPS = frozenset({tuple, list, torch.Size})
 """Kinds of arguments of which each entry is looked at."""
 _histories = count()
+_GAP = Leaving()
+"""Stands between steps that did not follow each other."""
 
 
 class History:
@@ -66,6 +70,8 @@ class History:
         self.expected = 0
         """The step that would come next, if what comes is what came before."""
         self.pause = 0
+        self.broken = False
+        """Whether the next step does not follow the last: something came in between that is no step."""
 
     @property
     def full(self) -> bool:
@@ -94,7 +100,7 @@ class History:
     def _leaf(self, tape: Tape, value: Any, counts: bool) -> Leaf | None:
         if isinstance(value, Tensor):
             known = tape.known.get(id(value))
-            if known is None or known[0]() is not value or value.layout is not torch.strided:
+            if known is None or known[0]() is not value or is_odd(value):
                 return None
             return Used(known[1], value.stride(), known[3], state_of(tape, known))
         kind = type(value)
@@ -102,6 +108,8 @@ class History:
             return Constant(kind, None, False)
         if kind in _GROUPS:
             return Group(kind, len(value))
+        if kind is slice and not all(type(part) in _BOUNDS for part in (value.start, value.stop, value.step)):
+            return None
         return Constant(kind, value, True) if kind in _CONSTANTS else None
 
     def add(self, tape: Tape, entry: Entry, sketch: Sketch | None, first: int) -> None:
@@ -113,40 +121,56 @@ class History:
             sketch: what it depended on.
             first: the first of its rows in the trace.
         """
-        number = len(self.steps)
-        if number >= MAX_STEPS:
+        if self.full:
             return
         step = None if sketch is None or not tape.lasting else self._step(tape, entry, sketch, first)
         self.pause -= 1
         if step is None and self._as_expected(entry) and self.steps[self.expected] is None:
             self.expected += 1
+            self.broken = True
             return
-        self.whats.append(entry[0])
-        self.places.append(entry[1])
-        self.steps.append(step)
-        if step is None:
-            self.barriers.append(number)
-        else:
+        if self.broken and self.steps:
+            self._append(_GAP, NOWHERE, None)
+        self.broken = False
+        number = len(self.steps)
+        self._append(entry[0], entry[1], step)
+        if step is not None:
             self.starts.setdefault((entry[0], entry[1]), []).append(number)
         self.expected = number + 1
 
+    def _append(self, what: Function | Entering | Leaving, place: Place, step: Step | None) -> None:
+        if step is None:
+            self.barriers.append(len(self.steps))
+        self.whats.append(what)
+        self.places.append(place)
+        self.steps.append(step)
+
     def _as_expected(self, entry: Entry) -> bool:
         """Whether an entry looks like the step that was expected."""
-        number = self.expected
+        number = self._next()
         return number < len(self.steps) and self.whats[number] is entry[0] and self.places[number] is entry[1]
+
+    def _next(self) -> int:
+        """The step that would come next; not a barrier that only stands where something else came in between."""
+        if self.expected < len(self.steps) and self.whats[self.expected] is _GAP:
+            self.expected += 1
+        return self.expected
 
     def _step(self, tape: Tape, entry: Entry, sketch: Sketch, first: int) -> Step | None:
         what, _, args, _, made, _ = entry
         outputs: tuple[Tensor, ...] = made if isinstance(what, Function) else ()
-        if any(output.layout is not torch.strided for output in outputs):
+        if any(map(is_odd, outputs)) or (isinstance(what, Function) and what.may_or_may_not_view):
             return None
         tensors = [i for i, leaf in enumerate(sketch.leaves) if isinstance(leaf, Used)]
         queued = {row: (treatment, plan, grid) for row, treatment, plan, grid in tape.queued}
         rows: list[StepRow] = []
         for number, (op, _, form, back, slots) in enumerate(tape.rows[first:]):
             key = op.function.removeprefix("input:") if op.is_input else op.output
-            alias = tensors[number] if back else -1
-            rows.append(StepRow(key, form, alias, slots, *queued.get(first + number, (None, None, None))))
+            near = back if back and back <= number else 0
+            alias = tensors[number] if back and not near else -1
+            rows.append(
+                StepRow(key, form, alias, near, slots, *queued.get(first + number, (None, None, None)))
+            )
         if len(rows) != (len(outputs) if isinstance(what, Function) else len(tensors)):
             return None
         updates: list[tuple[int, Mark, int]] = []
@@ -159,7 +183,7 @@ class History:
                 updates.append((place, known[1], row))
         step = Step(
             len(args), sketch.names, sketch.leaves, [o.size() for o in outputs], [o.stride() for o in outputs],
-            [o.dtype for o in outputs], self.n_rows, rows, updates, tape.last_outputs,
+            [o.dtype for o in outputs], [o.get_device() for o in outputs], self.n_rows, rows, updates, tape.last_outputs,
         )  # fmt: skip
         self.n_rows += len(rows)
         return step
@@ -191,6 +215,7 @@ class History:
                 continue
             if self._passage(start, length).follow(tape, columns, position):
                 self.expected = start + length
+                self.broken = True
                 return length
             tried = True
         if tried:
@@ -200,6 +225,7 @@ class History:
     def begin(self) -> None:
         """A call of the model begins."""
         self.expected = self.pause = 0
+        self.broken = True
 
     def _candidates(self, columns: Columns, position: int) -> list[int]:
         """Steps that an entry may repeat."""
@@ -208,7 +234,7 @@ class History:
         if starts is None:
             return []
         found = starts[: -MAX_TRIED - 1 : -1]
-        expected = self.expected
+        expected = self._next()
         if expected < len(self.whats) and self.whats[expected] is what and self.places[expected] is place:
             found = [expected, *(start for start in found if start != expected)]
         return found
@@ -234,6 +260,9 @@ class History:
         """The passage of so many steps."""
         found = self.passages.get((start, length))
         if found is None:
+            if len(self.passages) >= MAX_PASSAGES:
+                self.passages.clear()
+                self.longest.clear()
             steps = [step for step in self.steps[start : start + length] if step is not None]
             whats, places = self.whats[start : start + length], self.places[start : start + length]
             found = self.passages[start, length] = Passage(whats, places, steps)

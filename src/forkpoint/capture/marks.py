@@ -15,7 +15,7 @@ from forkpoint.capture.digest.batch import Planned
 from forkpoint.capture.functions import Function
 from forkpoint.capture.labels import Label, Shape
 from forkpoint.capture.sites import NOWHERE, Place
-from forkpoint.trace import Form, Op
+from forkpoint.trace import Form, Op, Row
 
 
 class Mark:
@@ -100,6 +100,7 @@ class Frame:
         names: of the arguments of its forward.
         visits: of the functions that it calls, by the place.
         inputs, outputs: visits of what goes into it, by name, and of what comes out, by number.
+        taken: rows of passages that begin with it, by passage and call, with all modules that they are of.
     """
 
     def __init__(self, path: str, names: tuple[str, ...] = ()) -> None:
@@ -107,6 +108,7 @@ class Frame:
         self.visits: dict[Place, Visits] = {}
         self.inputs: dict[str, Visits] = {}
         self.outputs: dict[int, Visits] = {}
+        self.taken: dict[Any, tuple[tuple[Frame, ...], list[Row]]] = {}
 
     def visits_of(self, function: Function, place: Place, n_outputs: int) -> Visits:
         """The visits of a function that it calls from a place, with an op for each output."""

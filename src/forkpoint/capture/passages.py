@@ -28,11 +28,12 @@ from forkpoint.trace import Op, Row
 if TYPE_CHECKING:
     from forkpoint.capture.tape import Entry, Tape
 
-MAX_TAKEN = 1 << 10
-"""For how many calls and layers the rows of a passage are kept."""
+MAX_TAKEN = 1 << 6
+"""For how many passages and calls the rows are kept with a module."""
 
 _size: Callable[[Tensor], torch.Size] = torch.Tensor.size  # pyright: ignore[reportAssignmentType]
 _stride: Callable[[Tensor], tuple[int, ...]] = torch.Tensor.stride  # pyright: ignore[reportAssignmentType]
+_device: Callable[[Tensor], int] = torch.Tensor.get_device
 _dtype: Callable[[Tensor], torch.dtype] = attrgetter("dtype")
 
 
@@ -121,8 +122,6 @@ class Passage:
         self._arguments(steps, leaves, row_at, outputs[-1])
         self._rows_of(steps, leaves, outputs)
         self._digests(row_at)
-        self.taken: dict[tuple[int, tuple[Frame, ...]], list[Row]] = {}
-        """By call and modules, the rows."""
 
     def _outputs(self, whats: list[Function | Entering | Leaving], steps: list[Step]) -> None:
         """What the outputs of the functions are like."""
@@ -140,6 +139,7 @@ class Passage:
         self.pick_looked_at = _getter(list(compress(range(len(looked_at)), looked_at)))
         self.shapes = list(compress((size for step in steps for size in step.sizes), looked_at))
         self.strides = list(compress((stride for step in steps for stride in step.strides), looked_at))
+        self.devices = list(compress((device for step in steps for device in step.devices), looked_at))
         self.last = steps[functions[-1][0]].last if functions else None
 
     def _leaves(self, steps: list[Step], n_outputs: int) -> list[list[int]]:
@@ -208,7 +208,7 @@ class Passage:
             frame = self.frames.of(what)
             begin = len(self.rows)
             for row in step.rows:
-                back = 0
+                back = row.near
                 if row.alias >= 0 and at[row.alias] in self.external:
                     self.far.append((len(self.rows), self.external[at[row.alias]]))
                 elif row.alias >= 0:
@@ -313,7 +313,11 @@ class Passage:
         if not same:
             return None
         looked_at = self.pick_looked_at(outputs)
-        same = list(map(_size, looked_at)) == self.shapes and list(map(_stride, looked_at)) == self.strides
+        same = (
+            list(map(_size, looked_at)) == self.shapes
+            and list(map(_stride, looked_at)) == self.strides
+            and list(map(_device, looked_at)) == self.devices
+        )
         return pool if same else None
 
     def _externals(self, tape: Tape, pool: list[Any]) -> list[int] | None:
@@ -327,6 +331,7 @@ class Passage:
                 or known[1] is not external.mark
                 or known[0]() is not value
                 or _stride(value) != external.stride
+                or is_odd(value)
                 or (external.state is not None and state_of(tape, known) != external.state)
             ):
                 return None
@@ -338,7 +343,7 @@ class Passage:
         below, stack = self.frames.below, tape.stack
         modules: tuple[nn.Module, ...] = self.pick_modules(made)
         entered = tuple(map(tape.frames.get, map(id, modules)))
-        if below > len(stack) or None in entered:
+        if below > len(stack) or None in entered or stack[0] in entered:
             return None
         if self.open_cells and not tape.fits(self.open_cells):
             return None
@@ -355,11 +360,12 @@ class Passage:
         externals: list[int],
         frames: tuple[Frame, ...],
     ) -> None:
-        rows = self.taken.get((tape.call, frames))
-        if rows is None:
-            if len(self.taken) >= MAX_TAKEN:
-                self.taken.clear()
-            rows = self.taken[tape.call, frames] = self._rows(tape.call, frames)
+        taken = frames[0].taken.get((self, tape.call))
+        if taken is None or taken[0] != frames:
+            if len(frames[0].taken) >= MAX_TAKEN:
+                frames[0].taken.clear()
+            taken = frames[0].taken[self, tape.call] = frames, self._rows(tape.call, frames)
+        rows = taken[1]
         base = len(tape.rows)
         tape.rows += rows
         for row, number in self.far:
@@ -418,6 +424,11 @@ class Passage:
             versions += [*map(version_of, outputs[:-1]), last]
         pairs = zip(self.versions, queued, strict=True)
         return [versions[made] if made >= 0 else version_of(value) for made, value in pairs]
+
+
+def is_odd(value: Tensor) -> bool:
+    """Whether what is made of a tensor depends on more than its size, dtype and strides."""
+    return value.layout is not torch.strided or value.is_conj() or value.is_neg()
 
 
 def _op(frame: Frame, what: Function | None, place: Place, row: StepRow) -> Op:

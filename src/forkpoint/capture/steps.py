@@ -69,6 +69,7 @@ class StepRow:
     Attributes:
         key: the number of a function's or module's output, or the name of a module's input.
         alias: the leaf whose row holds the value, or -1.
+        near: how many rows back that is, if it is a row of the same entry; else 0.
         slots: how many the batch has for it.
         plan, grid: how it is digested, and how its open cells are; both None for a value that was not queued, plan
             alone for one whose treatment is neither plain nor open.
@@ -77,6 +78,7 @@ class StepRow:
     key: int | str
     form: Form
     alias: int
+    near: int
     slots: int
     treatment: Treatment | None
     plan: Planned | None
@@ -88,7 +90,7 @@ class Step:
     """An entry that was worked out, and what came of it.
 
     Attributes:
-        sizes, strides, dtypes: of a function's outputs.
+        sizes, strides, dtypes, devices: of a function's outputs.
         rows: a row for each output of a function, or for each tensor that goes into a module or comes out, in order.
         updates: what is known afterwards: of which output (from 0) or leaf (from -1 down), its mark, and the row.
         last: labels and shapes of a function's outputs.
@@ -100,6 +102,7 @@ class Step:
     sizes: list[torch.Size]
     strides: list[tuple[int, ...]]
     dtypes: list[torch.dtype]
+    devices: list[int]
     first_row: int
     rows: list[StepRow]
     updates: list[tuple[int, Mark, int]]

@@ -61,6 +61,23 @@ ENTRY_BYTES = 1 << 11
 INPUT = -1
 """What stands for the number of a module's output where the value goes in."""
 
+_LASTING = frozenset(
+    {
+        Tensor,
+        nn.Parameter,
+        bool,
+        int,
+        float,
+        str,
+        type(None),
+        type(...),
+        slice,
+        torch.dtype,
+        torch.device,
+        torch.Size,
+    }
+)
+"""Kinds of arguments that stay what they are, tensors aside."""
 _NO_KEYWORDS: dict[str, Any] = {}
 _KEYWORDS = object()
 _SEQUENCES = frozenset({tuple, list, torch.Size})
@@ -100,16 +117,17 @@ class Tap(TorchFunctionMode):
             function = resolved.get(func) or resolve(func)
         except TypeError:  # one that can't be hashed
             function = resolve(func)
-        if function.silent:
-            return func(*args, **kwargs) if kwargs else func(*args)
         tape = self.tape
+        if function.silent:
+            if function.rewrites:
+                tape.catch_up()
+            return func(*args, **kwargs) if kwargs else func(*args)
         frame = _getframe(1)
         place = direct.get(id(frame.f_code) + frame.f_lasti) or place_of(frame)
         if not tape.deferred or function.at_once:
-            if function.inner is None:
-                return tape.call_at_once(function, func, place, args, kwargs or {})
-            with self:
-                return function.inner(*args, **(kwargs or {}))
+            return tape.call_at_once(self, function, func, place, args, kwargs or {})
+        if tape.fresh:
+            tape.settle()
         if tape.n_bytes > tape.room:
             tape.make_room()
         try:
@@ -118,9 +136,9 @@ class Tap(TorchFunctionMode):
             version = -1
         if kwargs:
             if writes(function, kwargs):
-                return tape.call_at_once(function, func, place, args, kwargs)
+                return tape.call_at_once(self, function, func, place, args, kwargs)
             result = func(*args, **kwargs)
-            if list in map(type, kwargs.values()):
+            if not _LASTING.issuperset(map(type, kwargs.values())):
                 kwargs = {name: _frozen(value) for name, value in kwargs.items()}
         else:
             kwargs = None
@@ -138,7 +156,7 @@ class Tap(TorchFunctionMode):
             outputs = tape.outputs_of(result)
             if not outputs:
                 return result
-        if function.takes_lists and list in map(type, args):
+        if function.takes_lists and not _LASTING.issuperset(map(type, args)):
             args = tuple(map(_frozen, args))
         tape.entries.append((function, place, args, kwargs, outputs, version))
         return result
@@ -170,6 +188,8 @@ class Tape:
         self.deferred = passive
         self.entries: list[Entry] = []
         self.last = _NOTHING
+        self.settled: tuple[Tensor, int | None] = (_NOTHING, None)
+        """The last value that was read, and how often it had been written to when the next function was called."""
         self.n_bytes = 0
         self.room: int = PENDING_BYTES["cpu"]
         self.call = -1
@@ -222,14 +242,35 @@ class Tape:
     # ------------------------------------------------------------------ entries
 
     def call_at_once(
-        self, function: Function, func: Any, place: Place, args: tuple[Any, ...], kwargs: dict[str, Any]
+        self,
+        tap: Tap,
+        function: Function,
+        func: Any,
+        place: Place,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
     ) -> Any:
         """Make a call that can't wait to be read: it writes, or somebody wants to keep or to change what passes by."""
+        if function.inner is not None:
+            with tap:
+                return function.inner(*args, **kwargs)
+        if self.deferred and _transforms() is not None:
+            return func(*args, **kwargs)  # nothing of it is recorded, and no digest can be taken here
         with _unwatched():
             self.read()
             if self.pending_bytes > self.room:
                 self.make_room()
+        if self.history is not None:
+            self.history.broken = True
         return self.recorder.watched(function, func, place, args, kwargs)
+
+    def catch_up(self) -> None:
+        """Read and digest all that there is, before a tensor becomes another."""
+        if _transforms() is not None:
+            return  # where no digest can be taken
+        with _unwatched():
+            self.read()
+            self.flush()
 
     def outputs_of(self, result: Any) -> tuple[Tensor, ...]:
         """The tensors in what a function returned, if it is not simply one."""
@@ -284,6 +325,8 @@ class Tape:
 
     def make_room(self) -> None:
         """Let go of values where too many are kept alive."""
+        if _transforms() is not None:
+            return  # where no digest can be taken
         if self.room == PENDING_BYTES["cpu"]:
             self.room = _room_on(self.pending[-1].device if self.pending else self.last.device)
         if self.n_bytes > self.room:
@@ -332,7 +375,7 @@ class Tape:
             self.entered(made, args, kwargs or _NO_KEYWORDS)
         else:
             self.left(args)
-        if history is not None and before is not None:
+        if history is not None:
             history.add(self, entry, before, first)
 
     def record(
@@ -353,6 +396,7 @@ class Tape:
         Returns:
             The op, how often it had run in this call of the model, and its outputs with their labels.
         """
+        self.settled = outputs[-1], version
         visits = self.visits_of(function, place, len(outputs))
         answer = self.answer(visits, function, func, args, kwargs, outputs)
         self.last_outputs = answer.last
@@ -526,6 +570,8 @@ class Tape:
             self.settle()
         self.pending.append(value)
         self.pending_rows.append(row)
+        if version is None and value is self.settled[0]:
+            version = self.settled[1]
         self.fresh = version is None
         self.pending_versions.append(version_of(value) if version is None else version)
         return slots
@@ -544,6 +590,7 @@ class Tape:
         self.read()
         self.flush()
         self.last = _NOTHING
+        self.settled = (_NOTHING, None)
 
     def flush(self) -> None:
         """Compute the digests of everything that is pending, without waiting for the device."""
@@ -667,8 +714,15 @@ def _bytes_of(values: tuple[Tensor, ...]) -> int:
 
 
 def _frozen(value: Any) -> Any:
-    """An argument as it is now, of which the model may change a list before the tape is read."""
-    return list(value) if type(value) is list else value
+    """An argument as it is now: the model may change a list in it before the tape is read."""
+    kind = type(value)
+    if isinstance(value, list):
+        return [_frozen(item) for item in value]
+    if kind is dict:
+        return {key: _frozen(item) for key, item in value.items()}
+    if kind is tuple and not _LASTING.issuperset(map(type, value)):
+        return tuple(map(_frozen, value))
+    return value
 
 
 def _fits(mark: Mark, output: Tensor) -> bool:
