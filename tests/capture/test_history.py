@@ -84,3 +84,17 @@ def test_labels_only_have_their_own():
     traced = trace_run(run)
     traced.again()
     assert len(histories(run)) == 2
+
+
+def test_one_call_at_a_time_has_it():
+    run = run_of(lambda y, _: y * 2)
+    forget()
+    trace_run(run)
+    (held,) = histories(run)
+    first, second = Recorder(run.layout, run.model), Recorder(run.layout, run.model)
+    for recorder in (first, second):
+        recorder.begin_call(0, {"x": X})
+    assert first.tape.history is held
+    assert second.tape.history is not held
+    first.end_call()
+    assert histories(run) == [held]

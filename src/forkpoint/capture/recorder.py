@@ -177,14 +177,19 @@ class Recorder:
                         self._remember(tensor, label, -1)
 
     def _history(self) -> History:
-        """What earlier calls whose tokens lie alike have left."""
-        histories, key = self.labels.histories, (self._lengths, self.tape.digests)
-        history = histories.pop(key, None) or History()
-        histories[key] = history
-        while len(histories) > MAX_HISTORIES:
-            del histories[next(iter(histories))]
+        """What earlier calls whose tokens lie alike have left, for this call alone; see `end_call`."""
+        history: History = self.labels.histories.pop((self._lengths, self.tape.digests), None) or History()
         history.begin()
         return history
+
+    def end_call(self) -> None:
+        """A forward call has ended well: leave its history to the next of its kind."""
+        history, self.tape.history = self.tape.history, None
+        if history is not None:
+            histories = self.labels.histories
+            histories[self._lengths, self.tape.digests] = history
+            while len(histories) > MAX_HISTORIES:
+                del histories[next(iter(histories))]
 
     def _edit_input(self, name: str, value: Tensor, label: Label | None) -> None:
         if self.watcher is not None:

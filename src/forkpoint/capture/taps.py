@@ -42,7 +42,7 @@ class Observation:
         return self._watch()
 
     def after_call(self, index: int, output: Any) -> None:  # noqa: ARG002 - the interface of observers
-        return None
+        self.recorder.end_call()
 
     @contextmanager
     def _watch(self) -> Generator[None]:
