@@ -195,7 +195,7 @@ class Passage:
     def _rows_of(self, steps: list[Step], leaves: list[list[int]], outputs: list[int]) -> None:
         """The rows, and what is known of values afterwards."""
         self.rows: list[tuple[int, Function | None, Place, StepRow]] = []
-        """With the module that each belongs to, see `_Frames.top`."""
+        """With the module that each belongs to, see `_Frames.of`."""
         self.backs: list[int] = []
         """For aliases, how many rows back their value is; 0 where it comes from before the passage."""
         self.far: list[tuple[int, int]] = []

@@ -71,8 +71,8 @@ class StepRow:
         alias: the leaf whose row holds the value, or -1.
         near: how many rows back that is, if it is a row of the same entry; else 0.
         slots: how many the batch has for it.
-        plan, grid: how it is digested, and how its open cells are; both None for a value that was not queued, plan
-            alone for one whose treatment is neither plain nor open.
+        treatment: how the value is treated; None where it was not queued for its digest.
+        plan, grid: how it is digested, and how its open cells are; None without them.
     """
 
     key: int | str

@@ -91,7 +91,7 @@ _unwatched = torch._C.DisableTorchFunction
 _transforms: Callable[[], Any] = torch._C._functorch.peek_interpreter_stack  # pyright: ignore[reportAttributeAccessIssue]
 """What vmap or grad at work are: None where the tensors that pass by are the model's own."""
 _other_modes: Callable[[], int] = torch._C._len_torch_function_stack
-"""How many modes are active while one, which torch takes off the stack meanwhile, handles a call."""
+"""How many modes are active."""
 _calls = itertools.count()
 """Numbers for all calls that are ever recorded."""
 _NOTHING = torch.empty(0)
@@ -188,8 +188,8 @@ class Tape:
         self.deferred = passive
         self.entries: list[Entry] = []
         self.last = _NOTHING
-        self.settled: tuple[Tensor, int | None] = (_NOTHING, None)
-        """The last value that was read, and how often it had been written to when the next function was called."""
+        self.last_read: tuple[Tensor, int | None] = (_NOTHING, None)
+        """While the tape is read, the last value, and how often it had been written to when the next function was called."""
         self.n_bytes = 0
         self.room: int = PENDING_BYTES["cpu"]
         self.call = -1
@@ -356,6 +356,7 @@ class Tape:
         self.entries = self.entries[position:]
         waiting = sum(_bytes_of(entry[4]) + ENTRY_BYTES for entry in self.entries if type(entry[4]) is tuple)
         self.n_bytes = self.pending_bytes + waiting
+        self.last_read = (_NOTHING, None)
         if self.deferred:  # whatever was read was over
             self.fresh = False
 
@@ -396,7 +397,7 @@ class Tape:
         Returns:
             The op, how often it had run in this call of the model, and its outputs with their labels.
         """
-        self.settled = outputs[-1], version
+        self.last_read = outputs[-1], version
         visits = self.visits_of(function, place, len(outputs))
         answer = self.answer(visits, function, func, args, kwargs, outputs)
         self.last_outputs = answer.last
@@ -570,8 +571,8 @@ class Tape:
             self.settle()
         self.pending.append(value)
         self.pending_rows.append(row)
-        if version is None and value is self.settled[0]:
-            version = self.settled[1]
+        if version is None and value is self.last_read[0]:
+            version = self.last_read[1]
         self.fresh = version is None
         self.pending_versions.append(version_of(value) if version is None else version)
         return slots
@@ -590,7 +591,7 @@ class Tape:
         self.read()
         self.flush()
         self.last = _NOTHING
-        self.settled = (_NOTHING, None)
+        self.last_read = (_NOTHING, None)
 
     def flush(self) -> None:
         """Compute the digests of everything that is pending, without waiting for the device."""
