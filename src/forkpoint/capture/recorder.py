@@ -199,9 +199,7 @@ class Recorder:
 
     # ------------------------------------------------------------------ ops
 
-    def watched(
-        self, function: Function, func: Any, place: Place, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> Any:
+    def watched(self, function: Function, place: Place, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Make and record a call that somebody wants to keep or to change, or that other modes see, too."""
         tape = self.tape
         with _unwatched():
@@ -209,14 +207,14 @@ class Recorder:
             if tape.pending and writes(function, kwargs):  # what it overwrites must be digested first
                 tape.flush()
             kept = _keep(self, args, kwargs) if fetches else None
-        result = func(*args, **kwargs)
+        result = function.func(*args, **kwargs)
         with _unwatched():
-            result = self._edited(function, func, place, args, kwargs, result)
+            result = self._edited(function, place, args, kwargs, result)
             outputs = (args[0],) if function.name == "setitem" else tape.outputs_of(result)
             if outputs and _transforms() is None:  # inside vmap or grad they are not the model's own
-                recorded = tape.record(function, func, place, args, kwargs, outputs)
+                recorded = tape.record(function, place, args, kwargs, outputs)
                 if kept is not None:
-                    _deliver(self, func, fetches, kept, recorded)
+                    _deliver(self, function.func, fetches, kept, recorded)
         return result
 
     def _fetching(self, function: Function, place: Place) -> list[Fetch]:
@@ -231,7 +229,6 @@ class Recorder:
     def wrote(
         self,
         function: Function,
-        func: Any,
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
         outputs: tuple[Tensor, ...],
@@ -239,7 +236,7 @@ class Recorder:
         answer: Answer,
     ) -> list[Label | None]:
         """Record what a function wrote into its outputs; where it wrote some elements, those."""
-        call = Call(function.rule, func, args, kwargs, outputs, self.label_of, self.labels)
+        call = Call(function.rule, function.func, args, kwargs, outputs, self.label_of, self.labels)
         labels = answer.labels
         written: Written | None = None
         if function.rule in INDEXED_WRITES and labels[0] is not None:
@@ -272,7 +269,6 @@ class Recorder:
     def _edited(
         self,
         function: Function,
-        func: Any,
         place: Place,
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
@@ -289,7 +285,7 @@ class Recorder:
         if not outputs or _transforms() is not None:
             return result
         visits = self.tape.visits_of(function, place, len(outputs))
-        labels = self.tape.answer(visits, function, func, args, kwargs, outputs).labels
+        labels = self.tape.answer(visits, function, args, kwargs, outputs).labels
         key = (self.tape.stack[-1].path, function.name, place.site.chain)
         nth = visits.nth
         for index, (output, label) in enumerate(zip(outputs, labels, strict=True)):
@@ -311,7 +307,6 @@ class Recorder:
     def ask(
         self,
         function: Function,
-        func: Any,
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
         outputs: tuple[Tensor, ...],
@@ -323,7 +318,7 @@ class Recorder:
         reason = next((mark.lost for mark in inputs if mark.lost), "")
         labels, lasting = nothing, True
         if any(mark.label is not None for mark in inputs):
-            call = Call(function.rule, func, args, kwargs, outputs, self.label_of, self.labels)
+            call = Call(function.rule, function.func, args, kwargs, outputs, self.label_of, self.labels)
             try:
                 labels = propagate(call)
                 if not all(fits(label, output) for label, output in zip(labels, outputs, strict=True)):

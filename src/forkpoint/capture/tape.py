@@ -125,7 +125,7 @@ class Tap(TorchFunctionMode):
         frame = _getframe(1)
         place = direct.get(id(frame.f_code) + frame.f_lasti) or place_of(frame)
         if not tape.deferred or function.at_once:
-            return tape.call_at_once(self, function, func, place, args, kwargs or {})
+            return tape.call_at_once(self, function, place, args, kwargs or {})
         if tape.fresh:
             tape.settle()
         if tape.n_bytes > tape.room:
@@ -136,7 +136,7 @@ class Tap(TorchFunctionMode):
             version = -1
         if kwargs:
             if writes(function, kwargs):
-                return tape.call_at_once(self, function, func, place, args, kwargs)
+                return tape.call_at_once(self, function, place, args, kwargs)
             result = func(*args, **kwargs)
             if not _LASTING.issuperset(map(type, kwargs.values())):
                 kwargs = {name: _frozen(value) for name, value in kwargs.items()}
@@ -245,7 +245,6 @@ class Tape:
         self,
         tap: Tap,
         function: Function,
-        func: Any,
         place: Place,
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
@@ -255,14 +254,16 @@ class Tape:
             with tap:
                 return function.inner(*args, **kwargs)
         if self.deferred and _transforms() is not None:
-            return func(*args, **kwargs)  # nothing of it is recorded, and no digest can be taken here
+            return function.func(
+                *args, **kwargs
+            )  # nothing of it is recorded, and no digest can be taken here
         with _unwatched():
             self.read()
             if self.pending_bytes > self.room:
                 self.make_room()
         if self.history is not None:
             self.history.broken = True
-        return self.recorder.watched(function, func, place, args, kwargs)
+        return self.recorder.watched(function, place, args, kwargs)
 
     def catch_up(self) -> None:
         """Read and digest all that there is, before a tensor becomes another."""
@@ -371,7 +372,7 @@ class Tape:
         what, place, args, kwargs, made, _ = entry
         if isinstance(what, Function):
             version = columns.versions[columns.calls[position]]
-            self.record(what, what.func, place, args, kwargs or _NO_KEYWORDS, made, version)
+            self.record(what, place, args, kwargs or _NO_KEYWORDS, made, version)
         elif isinstance(what, Entering):
             self.entered(made, args, kwargs or _NO_KEYWORDS)
         else:
@@ -382,7 +383,6 @@ class Tape:
     def record(
         self,
         function: Function,
-        func: Any,
         place: Place,
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
@@ -399,12 +399,12 @@ class Tape:
         """
         self.last_read = outputs[-1], version
         visits = self.visits_of(function, place, len(outputs))
-        answer = self.answer(visits, function, func, args, kwargs, outputs)
+        answer = self.answer(visits, function, args, kwargs, outputs)
         self.last_outputs = answer.last
         nth = visits.nth
         visits.nth = nth + 1
         if writes(function, kwargs):
-            labels = self.recorder.wrote(function, func, args, kwargs, outputs, visits, answer)
+            labels = self.recorder.wrote(function, args, kwargs, outputs, visits, answer)
         else:
             labels = answer.labels
             # before an output that is an argument, as dropout's, has a new event
@@ -440,7 +440,6 @@ class Tape:
         self,
         visits: Visits,
         function: Function,
-        func: Any,
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
         outputs: tuple[Tensor, ...],
@@ -470,7 +469,7 @@ class Tape:
         except TypeError:  # an argument that can't be hashed
             key = None
         if found is None or len(found.labels) != len(outputs):
-            answer = self.recorder.ask(function, func, args, kwargs, outputs, key)
+            answer = self.recorder.ask(function, args, kwargs, outputs, key)
             self.lasting = key is not None and self.answers.get(key) is answer
             return answer
         assert key is not None
