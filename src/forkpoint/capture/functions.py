@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import types
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from forkpoint.native import compiled
 
 _OPERATORS = {
     "add": "add", "radd": "add", "iadd": "add_", "sub": "sub", "rsub": "sub", "isub": "sub_", "mul": "mul",
@@ -64,7 +66,16 @@ UNWRITTEN = frozenset({"empty", "new_empty", "empty_like", "empty_strided"})
 """Functions whose result is garbage until somebody writes to it."""
 
 
-class Function:
+class PythonTraits:
+    """What a tap asks of a function."""
+
+    flags: int
+
+
+Traits = PythonTraits if TYPE_CHECKING or compiled is None else compiled.Traits
+
+
+class Function(Traits):
     """A torch function, resolved once, and compared by identity.
 
     Attributes:
@@ -79,6 +90,7 @@ class Function:
         rewrites: whether it gives a tensor another storage or shape, without making one.
         of_known_shape: whether its results' shapes and strides follow from those of its arguments.
         takes_lists: whether a list may be among its positional arguments.
+        flags: `silent`, `rewrites`, `at_once` and `takes_lists` in bits.
         may_view: whether its result shares memory with its input: always, never, or None where one has to look.
     """
 
@@ -100,6 +112,7 @@ class Function:
         self.at_once = writes or inner is not None
         self.of_known_shape = name in OF_KNOWN_SHAPE and _is_torchs(func)
         self.takes_lists = name not in WITHOUT_LISTS
+        self.flags = silent | self.rewrites << 1 | self.at_once << 2 | self.takes_lists << 3
 
 
 resolved: dict[Any, Function] = {}

@@ -17,12 +17,14 @@ from torch import Tensor
 
 from forkpoint.capture.functions import Function
 from forkpoint.capture.marks import Entering, Leaving, Mark
-from forkpoint.capture.passages import Columns, Passage, is_odd
+from forkpoint.capture.mode import Entry
+from forkpoint.capture.passages import Passage
+from forkpoint.capture.pattern import Columns, is_odd
 from forkpoint.capture.sites import NOWHERE, Place
 from forkpoint.capture.steps import Constant, Group, Leaf, Sketch, Step, StepRow, Used, state_of
 
 if TYPE_CHECKING:
-    from forkpoint.capture.tape import Entry, Tape
+    from forkpoint.capture.tape import Tape
 
 SHORTEST = 24
 """Fewer entries are worked out one by one, so that the history has whole layers in it and not what small parts of them

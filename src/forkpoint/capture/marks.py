@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from functools import cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from weakref import ReferenceType
 
 import torch
@@ -15,6 +15,7 @@ from forkpoint.capture.digest.batch import Planned
 from forkpoint.capture.functions import Function
 from forkpoint.capture.labels import Label, Shape
 from forkpoint.capture.sites import NOWHERE, Place
+from forkpoint.native import compiled
 from forkpoint.trace import Form, Op, Row
 
 
@@ -175,3 +176,11 @@ def version_of(tensor: Tensor) -> int:
         return tensor._version
     except RuntimeError:
         return -1
+
+
+def python_versions(tensors: list[Tensor]) -> list[int]:
+    """The same for many tensors."""
+    return list(map(version_of, tensors))
+
+
+versions_of = python_versions if TYPE_CHECKING or compiled is None else compiled.versions

@@ -8,64 +8,26 @@ inside the interpreter, at a fraction of what it costs to work each entry out. I
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from itertools import accumulate, chain, compress, islice, repeat
-from operator import attrgetter, is_, itemgetter
+from itertools import accumulate, compress
 from typing import TYPE_CHECKING, Any
-from weakref import ref
 
-import torch
 from torch import Tensor, nn
 
 from forkpoint.capture.digest.batch import Planned
 from forkpoint.capture.functions import Function
 from forkpoint.capture.marks import Entering, Frame, Leaving, Mark, Treatment, version_of
+from forkpoint.capture.pattern import Columns, Likeness, Pattern, getter
 from forkpoint.capture.sites import Place
-from forkpoint.capture.steps import Constant, Group, Step, StepRow, Used, state_of
+from forkpoint.capture.steps import Constant, Group, Step, StepRow, Used
 from forkpoint.trace import Op, Row
 
 if TYPE_CHECKING:
-    from forkpoint.capture.tape import Entry, Tape
+    from forkpoint.capture.tape import Tape
 
 MAX_TAKEN = 1 << 6
 """For how many passages and calls the rows are kept with a module."""
-
-_size: Callable[[Tensor], torch.Size] = torch.Tensor.size  # pyright: ignore[reportAssignmentType]
-_stride: Callable[[Tensor], tuple[int, ...]] = torch.Tensor.stride  # pyright: ignore[reportAssignmentType]
-_device: Callable[[Tensor], int] = torch.Tensor.get_device
-_dtype: Callable[[Tensor], torch.dtype] = attrgetter("dtype")
-
-
-class Columns:
-    """The entries of a tape, each of their fields in a tuple of its own.
-
-    Attributes:
-        versions: for each function among them, how often its last output had been written to when the next was called;
-            for the last of them that is told.
-        calls: before each entry, and after the last, how many of those are functions.
-    """
-
-    def __init__(self, entries: list[Entry], version: int) -> None:
-        self.whats, self.places, self.args, self.kwargs, self.made, before = zip(*entries, strict=True)
-        functions = list(map(isinstance, self.made, repeat(tuple)))
-        self.versions = [*islice(compress(before, functions), 1, None), version]
-        self.calls = list(accumulate(functions, initial=0))
-
-
-@dataclass(slots=True, eq=False)
-class External:
-    """A tensor that comes from before a passage.
-
-    Attributes:
-        at: where it is in the pool.
-        state: see `Used`; None where nothing depends on it.
-    """
-
-    at: int
-    mark: Mark
-    stride: tuple[int, ...]
-    state: tuple[bool, bool, bool] | None
 
 
 @dataclass(slots=True, eq=False)
@@ -98,19 +60,16 @@ class _Frames:
 
 
 class Passage:
-    """A stretch of the history, and all that has to be compared before another stretch is taken for the same.
-
-    The *pool* holds all values of the stretch that is compared: the outputs of its functions, then the arguments by
-    position of all entries, those by keyword, and what is in lists and tuples.
-    """
+    """A stretch of the history, and all that has to be compared before another stretch is taken for the same."""
 
     def __init__(
         self, whats: list[Function | Entering | Leaving], places: list[Place], steps: list[Step]
     ) -> None:
         self.whats, self.places, self.length = tuple(whats), tuple(places), len(steps)
         self.first_home = steps[0].first_row
+        self.like = Likeness()
         self.entering = [i for i, what in enumerate(whats) if isinstance(what, Entering)]
-        self.pick_modules = _getter(self.entering)
+        self.pick_modules = getter(self.entering)
         self._outputs(whats, steps)
         outputs = list(accumulate((len(step.sizes) for step in steps), initial=0))
         leaves = self._leaves(steps, outputs[-1])
@@ -122,32 +81,33 @@ class Passage:
         self._arguments(steps, leaves, row_at, outputs[-1])
         self._rows_of(steps, leaves, outputs)
         self._digests(row_at)
+        self.pattern = Pattern(self.like)
 
     def _outputs(self, whats: list[Function | Entering | Leaving], steps: list[Step]) -> None:
         """What the outputs of the functions are like."""
         functions = [(i, what) for i, what in enumerate(whats) if isinstance(what, Function)]
-        self.pick_functions = _getter([i for i, _ in functions])
-        self.n_functions = len(functions)
-        self.n_outputs = [len(steps[i].sizes) for i, _ in functions]
-        self.many = any(n != 1 for n in self.n_outputs)
-        self.dtypes = [dtype for step in steps for dtype in step.dtypes]
+        like = self.like
+        like.functions = [i for i, _ in functions]
+        like.n_outputs = [len(steps[i].sizes) for i in like.functions]
+        like.dtypes = [dtype for step in steps for dtype in step.dtypes]
         looked_at = [
-            self.n_outputs[number] != 1 or not what.of_known_shape
-            for number, (_, what) in enumerate(functions)
-            for _ in range(self.n_outputs[number])
+            n_outputs != 1 or not what.of_known_shape
+            for n_outputs, (_, what) in zip(like.n_outputs, functions, strict=True)
+            for _ in range(n_outputs)
         ]
-        self.pick_looked_at = _getter(list(compress(range(len(looked_at)), looked_at)))
-        self.shapes = list(compress((size for step in steps for size in step.sizes), looked_at))
-        self.strides = list(compress((stride for step in steps for stride in step.strides), looked_at))
-        self.devices = list(compress((device for step in steps for device in step.devices), looked_at))
+        like.looked_at = list(compress(range(len(looked_at)), looked_at))
+        like.shapes = list(compress((size for step in steps for size in step.sizes), looked_at))
+        like.strides = list(compress((stride for step in steps for stride in step.strides), looked_at))
+        like.devices = list(compress((device for step in steps for device in step.devices), looked_at))
+        self.pick_functions = getter(like.functions)
         self.last = steps[functions[-1][0]].last if functions else None
 
     def _leaves(self, steps: list[Step], n_outputs: int) -> list[list[int]]:
         """Where in the pool each leaf of each step is."""
-        self.sizes = [step.n_args for step in steps]
-        self.keyworded = [(i, step.names) for i, step in enumerate(steps) if step.names]
+        self.like.sizes = [step.n_args for step in steps]
+        self.like.names = [step.names or None for step in steps]
         by_position = n_outputs
-        by_keyword = by_position + sum(self.sizes)
+        by_keyword = by_position + sum(self.like.sizes)
         in_group = by_keyword + sum(len(step.names) for step in steps)
         found: list[list[int]] = []
         for step in steps:
@@ -167,30 +127,32 @@ class Passage:
         self, steps: list[Step], leaves: list[list[int]], row_at: list[int], n_outputs: int
     ) -> None:
         """What the arguments have to be: constants, values of the passage itself, and tensors from before it."""
-        self.groups: list[tuple[int, type, int]] = []
-        self.externals: list[External] = []
+        like = self.like
         self.external: dict[int, int] = {}
-        """The number of each by where it is in the pool."""
+        """The number of each tensor from before by where it is in the pool."""
         self.source: dict[int, int] = {}
         """For values of the passage itself, by where they go in: where they were before."""
-        constants: list[tuple[int, Constant]] = []
         for step, places in zip(steps, leaves, strict=True):
             for at, leaf in zip(places, step.leaves, strict=True):
                 if isinstance(leaf, Constant):
-                    constants.append((at, leaf))
+                    like.constants.append(at)
+                    like.kinds.append(leaf.kind)
+                    if leaf.counts:
+                        like.valued.append(at)
+                        like.values.append(leaf.value)
                 elif isinstance(leaf, Group):
-                    self.groups.append((at - n_outputs, leaf.kind, leaf.size))
+                    like.groups.append(at - n_outputs)
+                    like.group_kinds.append(leaf.kind)
+                    like.group_sizes.append(leaf.size)
                 elif self.first_home <= leaf.home < step.first_row:
                     self.source[at] = row_at[leaf.home - self.first_home]
                 else:
-                    self.external[at] = len(self.externals)
-                    state = None if step.sizes else leaf.state
-                    self.externals.append(External(at, leaf.mark, leaf.stride, state))
-        self.pick_inner, self.pick_sources = _getter(list(self.source)), _getter(list(self.source.values()))
-        self.pick_constants = _getter([at for at, _ in constants])
-        self.kinds = [constant.kind for _, constant in constants]
-        self.pick_valued = _getter([at for at, constant in constants if constant.counts])
-        self.values = tuple(constant.value for _, constant in constants if constant.counts)
+                    self.external[at] = len(like.externals)
+                    like.externals.append(at)
+                    like.external_marks.append(leaf.mark)
+                    like.external_strides.append(leaf.stride)
+                    like.external_states.append(None if step.sizes else leaf.state)
+        like.inner, like.sources = list(self.source), list(self.source.values())
 
     def _rows_of(self, steps: list[Step], leaves: list[list[int]], outputs: list[int]) -> None:
         """The rows, and what is known of values afterwards."""
@@ -219,14 +181,15 @@ class Passage:
                 self.rows.append((frame, function, place, row))
             for which, mark, row in step.updates:
                 updates[output + which if which >= 0 else at[-1 - which]] = (mark, begin + row)
-        self.pick_updated = _getter(list(updates))
-        self.updated_marks = [mark for mark, _ in updates.values()]
-        self.updated_rows = [row for _, row in updates.values()]
-        self.updated_homes = [self.first_home + row for row in self.updated_rows]
+        like = self.like
+        like.updated = list(updates)
+        like.updated_marks = [mark for mark, _ in updates.values()]
+        like.updated_rows = [row for _, row in updates.values()]
+        like.updated_homes = [self.first_home + row for row in like.updated_rows]
 
     def _digests(self, row_at: list[int]) -> None:
         """Which values are queued for their digest, how, and with which version."""
-        n_outputs = sum(self.n_outputs)
+        n_outputs = sum(self.like.n_outputs)
         queued: list[int] = []
         pushed: list[int] = []
         self.queued_rows: list[int] = []
@@ -253,9 +216,11 @@ class Passage:
                 pushed.append(at)
                 self.plans.append(row.grid)
                 self.opened.append((number, row.treatment))
-        self.pick_queued, self.pick_pushed = _getter(queued), _getter(pushed)
-        self.settled = not self.many and all(version >= 0 for version in self.versions)
-        self.pick_versions = _getter(self.versions if self.settled else [])
+        self.pick_queued, self.pick_pushed = getter(queued), getter(pushed)
+        self.settled = all(n == 1 for n in self.like.n_outputs) and all(
+            version >= 0 for version in self.versions
+        )
+        self.pick_versions = getter(self.versions if self.settled else [])
         self.n_bytes = sum(plan.n_bytes for plan in self.plans)
         self.open_cells = sum(row.treatment.open_cells for *_, row in self.rows if row.treatment is not None)
 
@@ -267,76 +232,19 @@ class Passage:
     def follow(self, tape: Tape, columns: Columns, position: int) -> bool:
         """Put entries on the trace that look like this passage, if they are the same in all else; whether they are."""
         try:
-            pool = self._pool(columns, position)
-            externals = None if pool is None else self._externals(tape, pool)
+            pool = self.pattern.pool(columns.args, columns.kwargs, columns.made, position)
+            before = None if pool is None else self.pattern.rows_before(pool, tape.known, tape)
         except RuntimeError:  # a sparse tensor has no strides
             return False
-        if pool is None or externals is None:
+        if pool is None or before is None:
             return False
         frames = self._modules(tape, columns.made[position : position + self.length])
         if frames is None:
             return False
-        self._take(tape, columns, position, pool, externals, frames)
+        self._take(tape, columns, position, pool, before, frames)
         return True
 
     # ------------------------------------------------------------------ comparing
-
-    def _pool(self, columns: Columns, position: int) -> list[Any] | None:
-        """The values of a stretch, if they go where those of the passage went, and look alike."""
-        end = position + self.length
-        args, kwargs = columns.args[position:end], columns.kwargs[position:end]
-        if list(map(len, args)) != self.sizes or kwargs.count(None) != self.length - len(self.keyworded):
-            return None
-        given = list(chain.from_iterable(args))
-        for index, names in self.keyworded:
-            keywords = kwargs[index]
-            if keywords is None or tuple(keywords) != names:
-                return None
-            given += keywords.values()
-        for index, kind, size in self.groups:
-            group = given[index]
-            if type(group) is not kind or len(group) != size:
-                return None
-            given += group
-        made = self.pick_functions(columns.made[position:end])
-        if self.many and list(map(len, made)) != self.n_outputs:
-            return None
-        outputs = list(chain.from_iterable(made))
-        pool = outputs + given
-        same = (
-            len(outputs) == len(self.dtypes)
-            and list(map(type, self.pick_constants(pool))) == self.kinds
-            and self.pick_valued(pool) == self.values
-            and all(map(is_, self.pick_inner(pool), self.pick_sources(pool)))
-            and list(map(_dtype, outputs)) == self.dtypes
-        )
-        if not same:
-            return None
-        looked_at = self.pick_looked_at(outputs)
-        same = (
-            list(map(_size, looked_at)) == self.shapes
-            and list(map(_stride, looked_at)) == self.strides
-            and list(map(_device, looked_at)) == self.devices
-        )
-        return pool if same else None
-
-    def _externals(self, tape: Tape, pool: list[Any]) -> list[int] | None:
-        """The rows of the tensors from before, if their marks are the same."""
-        rows: list[int] = []
-        for external in self.externals:
-            value = pool[external.at]
-            known = tape.known.get(id(value))
-            if (
-                known is None
-                or known[1] is not external.mark
-                or known[0]() is not value
-                or _stride(value) != external.stride
-                or is_odd(value)
-                or (external.state is not None and state_of(tape, known) != external.state)
-            ):
-                return None
-            rows.append(known[2])
-        return rows
 
     def _modules(self, tape: Tape, made: Sequence[Any]) -> tuple[Frame, ...] | None:
         """The frames of all modules that the rows belong to, if there are as many on the stack."""
@@ -357,7 +265,7 @@ class Passage:
         columns: Columns,
         position: int,
         pool: list[Any],
-        externals: list[int],
+        before: list[int],
         frames: tuple[Frame, ...],
     ) -> None:
         taken = frames[0].taken.get((self, tape.call))
@@ -370,16 +278,8 @@ class Passage:
         tape.rows += rows
         for row, number in self.far:
             op, call, form, _, slots = rows[row]
-            tape.rows[base + row] = (op, call, form, base + row - externals[number], slots)
-        updated = self.pick_updated(pool)
-        known = zip(
-            map(ref, updated),
-            self.updated_marks,
-            map(base.__add__, self.updated_rows),
-            self.updated_homes,
-            strict=True,
-        )
-        tape.known.update(zip(map(id, updated), known, strict=True))
+            tape.rows[base + row] = (op, call, form, base + row - before[number], slots)
+        self.pattern.note(pool, tape.known, base)
         if tape.digests:
             self._queue(tape, columns, position, pool, base)
         if self.last is not None:
@@ -416,7 +316,7 @@ class Passage:
     def _versions(self, columns: Columns, position: int, queued: Sequence[Tensor]) -> Sequence[int]:
         """How often the queued values had been written to when the function after the one that made them was called."""
         begin = columns.calls[position]
-        settled = columns.versions[begin : begin + self.n_functions]
+        settled = columns.versions[begin : begin + len(self.like.functions)]
         if self.settled:
             return self.pick_versions(settled)
         versions: list[int] = []  # of all outputs; that of the last one of each function is settled
@@ -426,24 +326,9 @@ class Passage:
         return [versions[made] if made >= 0 else version_of(value) for made, value in pairs]
 
 
-def is_odd(value: Tensor) -> bool:
-    """Whether what is made of a tensor depends on more than its size, dtype and strides."""
-    return value.layout is not torch.strided or value.is_conj() or value.is_neg()
-
-
 def _op(frame: Frame, what: Function | None, place: Place, row: StepRow) -> Op:
     if isinstance(row.key, str):
         return frame.visits_in(row.key).ops[0]
     if what is None:
         return frame.visits_out(row.key).ops[0]
     return frame.visits_of(what, place, row.key + 1).ops[row.key]
-
-
-def _getter(positions: list[int]) -> Callable[[Sequence[Any]], tuple[Any, ...]]:
-    """What picks several entries of a sequence."""
-    if not positions:
-        return lambda _: ()
-    if len(positions) == 1:
-        (position,) = positions
-        return lambda values: (values[position],)
-    return itemgetter(*positions)  # pyright: ignore[reportReturnType]

@@ -24,9 +24,10 @@ from forkpoint.capture.history import History
 from forkpoint.capture.inventory import inventory_of
 from forkpoint.capture.labels import Label, Labels, Shape, fits
 from forkpoint.capture.marks import Answer, Frame, Known, Mark, Treatment, Visits, entering
+from forkpoint.capture.mode import writes
 from forkpoint.capture.rules import Call, UnknownMovementError, propagate, tensors_in, through_module
 from forkpoint.capture.sites import Place
-from forkpoint.capture.tape import INPUT, Tape, writes
+from forkpoint.capture.tape import INPUT, Tape
 from forkpoint.capture.writes import INDEXED_WRITES, Window, Written, written_by
 from forkpoint.layout import DECODER, MAIN, Layout
 from forkpoint.memory import Shelf

@@ -38,6 +38,15 @@ class Place:
         self.callers: dict[int, Place] = {}
         self._site: Site | None = None
 
+    def after(self, code: CodeType, offset: int) -> Place:
+        """The place that goes on from this one with a call further out."""
+        # Unlike any other instruction's: a code object holds its instructions, so no other lies there.
+        instruction = id(code) + offset
+        found = self.callers.get(instruction)
+        if found is None:
+            found = self.callers[instruction] = Place((*self.steps, (code, offset)))
+        return found
+
     @property
     def site(self) -> Site:
         """The place in words, worked out once."""
@@ -84,7 +93,8 @@ _kinds: dict[int, int] = {}
 _codes: list[CodeType] = []
 
 
-def _kind(code: CodeType) -> int:
+def kind_of(code: CodeType) -> int:
+    """Whether code is outside torch, inside, or of no interest."""
     file = code.co_filename
     if file == _RUN and code.co_name == "_invoke":
         found = _CALL
@@ -105,18 +115,12 @@ def place_of(frame: FrameType | None) -> Place:
     while frame is not None:
         code = frame.f_code
         address = id(code)
-        kind = _kinds.get(address) or _kind(code)
+        kind = _kinds.get(address) or kind_of(code)
         if kind in (_OUTSIDE, _INSIDE):
-            offset = frame.f_lasti
-            # Unlike any other instruction's: a code object holds its instructions, so no other lies there.
-            instruction = address + offset
-            found = place.callers.get(instruction)
-            if found is None:
-                found = place.callers[instruction] = Place((*place.steps, (code, offset)))
-            place = found
+            place = place.after(code, frame.f_lasti)
             if kind == _OUTSIDE:
                 if frame is first:
-                    direct[instruction] = place
+                    direct[address + frame.f_lasti] = place
                 break
         elif kind == _CALL:
             break  # the model is torch's own: who called forkpoint is no part of it

@@ -14,17 +14,15 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Iterable
 from dataclasses import fields, is_dataclass
-from sys import _getframe
 from typing import TYPE_CHECKING, Any
 from weakref import proxy, ref
 
 import torch
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 
 from forkpoint.capture.cells import digests_of
 from forkpoint.capture.digest.batch import Batch, Planned, planned
-from forkpoint.capture.functions import Function, is_view, resolve, resolved
+from forkpoint.capture.functions import Function, is_view
 from forkpoint.capture.history import History
 from forkpoint.capture.labels import Label, Shape
 from forkpoint.capture.marks import (
@@ -33,16 +31,17 @@ from forkpoint.capture.marks import (
     Entering,
     Frame,
     Known,
-    Leaving,
     Mark,
     Treatment,
     Visits,
     entering,
     version_of,
+    versions_of,
 )
-from forkpoint.capture.passages import Columns
+from forkpoint.capture.mode import Entry, Reel, Tap, transforms, writes
+from forkpoint.capture.pattern import Columns
 from forkpoint.capture.rules import tensors_in
-from forkpoint.capture.sites import NOWHERE, Place, direct, place_of
+from forkpoint.capture.sites import NOWHERE, Place
 from forkpoint.trace import Op, Row
 
 if TYPE_CHECKING:
@@ -61,23 +60,6 @@ ENTRY_BYTES = 1 << 11
 INPUT = -1
 """What stands for the number of a module's output where the value goes in."""
 
-_LASTING = frozenset(
-    {
-        Tensor,
-        nn.Parameter,
-        bool,
-        int,
-        float,
-        str,
-        type(None),
-        type(...),
-        slice,
-        torch.dtype,
-        torch.device,
-        torch.Size,
-    }
-)
-"""Kinds of arguments that stay what they are, tensors aside."""
 _NO_KEYWORDS: dict[str, Any] = {}
 _KEYWORDS = object()
 _SEQUENCES = frozenset({tuple, list, torch.Size})
@@ -88,81 +70,14 @@ _SIMPLE = frozenset(
 
 _unwatched = torch._C.DisableTorchFunction
 """What the tape does with tensors is no op of the model, and no mode may see it."""
-_transforms: Callable[[], Any] = torch._C._functorch.peek_interpreter_stack  # pyright: ignore[reportAttributeAccessIssue]
-"""What vmap or grad at work are: None where the tensors that pass by are the model's own."""
 _other_modes: Callable[[], int] = torch._C._len_torch_function_stack
 """How many modes are active."""
 _calls = itertools.count()
 """Numbers for all calls that are ever recorded."""
 _NOTHING = torch.empty(0)
 
-Entry = tuple[Function | Entering | Leaving, Place, tuple[Any, ...], dict[str, Any] | None, Any, int]
-"""What the tape holds of a call: what ran, where from, its arguments; and what a function made, or which module is
-entered. For a module that returns the arguments are the tensors that come out. For a function the last is how often the
-last output of the one before had been written to when this one was called: a value that is changed right after a
-function returned is that function's value."""
 
-
-class Tap(TorchFunctionMode):
-    """Puts every torch function that the model's own code calls on a tape."""
-
-    def __init__(self, tape: Tape) -> None:
-        super().__init__()
-        self.tape = tape
-
-    def __torch_function__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        try:
-            function = resolved.get(func) or resolve(func)
-        except TypeError:  # one that can't be hashed
-            function = resolve(func)
-        tape = self.tape
-        if function.silent:
-            if function.rewrites:
-                tape.catch_up()
-            return func(*args, **kwargs) if kwargs else func(*args)
-        frame = _getframe(1)
-        place = direct.get(id(frame.f_code) + frame.f_lasti) or place_of(frame)
-        if not tape.deferred or function.at_once:
-            return tape.call_at_once(self, function, place, args, kwargs or {})
-        if tape.fresh:
-            tape.settle()
-        if tape.n_bytes > tape.room:
-            tape.make_room()
-        try:
-            version = tape.last._version
-        except RuntimeError:  # inference mode keeps no count
-            version = -1
-        if kwargs:
-            if writes(function, kwargs):
-                return tape.call_at_once(self, function, place, args, kwargs)
-            result = func(*args, **kwargs)
-            if not _LASTING.issuperset(map(type, kwargs.values())):
-                kwargs = {name: _frozen(value) for name, value in kwargs.items()}
-        else:
-            kwargs = None
-            result = func(*args)
-        if _transforms() is not None:
-            return result  # inside vmap or grad: these tensors are not the model's own
-        if type(result) is Tensor:
-            outputs: tuple[Tensor, ...] = (result,)
-            tape.last = result
-            try:  # noqa: SIM105  a context manager costs more than all of this
-                tape.n_bytes += result.nbytes + ENTRY_BYTES
-            except RuntimeError:  # a sparse one, which is not digested
-                pass
-        else:
-            outputs = tape.outputs_of(result)
-            if not outputs:
-                return result
-        if function.takes_lists and not _LASTING.issuperset(map(type, args)):
-            args = tuple(map(_frozen, args))
-        tape.entries.append((function, place, args, kwargs, outputs, version))
-        return result
-
-
-class Tape:
+class Tape(Reel):
     """What passes by is put on it in passing, and read later.
 
     Args:
@@ -191,6 +106,7 @@ class Tape:
         self.last_read: tuple[Tensor, int | None] = (_NOTHING, None)
         """While the tape is read, the last value, and how often it had been written to when the next function was called."""
         self.n_bytes = 0
+        self.entry_bytes = ENTRY_BYTES
         self.room: int = PENDING_BYTES["cpu"]
         self.call = -1
         self.visit_of: int = next(_calls)
@@ -253,7 +169,7 @@ class Tape:
         if function.inner is not None:
             with tap:
                 return function.inner(*args, **kwargs)
-        if self.deferred and _transforms() is not None:
+        if self.deferred and transforms() is not None:
             return function.func(
                 *args, **kwargs
             )  # nothing of it is recorded, and no digest can be taken here
@@ -267,7 +183,7 @@ class Tape:
 
     def catch_up(self) -> None:
         """Read and digest all that there is, before a tensor becomes another."""
-        if _transforms() is not None:
+        if transforms() is not None:
             return  # where no digest can be taken
         with _unwatched():
             self.read()
@@ -281,7 +197,7 @@ class Tape:
             outputs = tuple(tensors_in((result,)))
         if outputs and self.deferred:
             self.last = outputs[-1]
-            self.n_bytes += _bytes_of(outputs) + ENTRY_BYTES
+            self.n_bytes += _bytes_of(outputs) + self.entry_bytes
         return outputs
 
     def enter(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], at_once: bool) -> None:
@@ -292,7 +208,7 @@ class Tape:
             args, kwargs: what goes in.
             at_once: whether that can't wait to be read, as functions follow that are not seen.
         """
-        if _transforms() is not None:
+        if transforms() is not None:
             args, kwargs = (), _NO_KEYWORDS
         if self.n_bytes > self.room:
             self.make_room()
@@ -307,12 +223,7 @@ class Tape:
 
     def leave(self, result: Any, failed: bool, at_once: bool) -> None:
         """A module returns."""
-        if failed or _transforms() is not None:
-            outputs: tuple[Tensor, ...] = ()
-        elif type(result) is Tensor:
-            outputs = (result,)
-        else:
-            outputs = tuple(_outputs_of(result))
+        outputs = () if failed or transforms() is not None else self.results_of(result)
         at_once = (at_once or not self.deferred) and not failed
         if at_once:
             with _unwatched():
@@ -322,11 +233,20 @@ class Tape:
             with _unwatched():
                 self.read()
 
+    @staticmethod
+    def results_of(result: Any) -> tuple[Tensor, ...]:
+        """The tensors in what a module returned."""
+        if type(result) is Tensor:
+            return (result,)
+        if is_dataclass(result) and not isinstance(result, (type, dict)):
+            return tuple(tensors_in([getattr(result, field.name) for field in fields(result)], 2))
+        return tuple(tensors_in(result, 2))
+
     # ------------------------------------------------------------------ reading
 
     def make_room(self) -> None:
         """Let go of values where too many are kept alive."""
-        if _transforms() is not None:
+        if transforms() is not None:
             return  # where no digest can be taken
         if self.room == PENDING_BYTES["cpu"]:
             self.room = _room_on(self.pending[-1].device if self.pending else self.last.device)
@@ -355,7 +275,9 @@ class Tape:
                 self.step(columns, position)
             position += taken or 1
         self.entries = self.entries[position:]
-        waiting = sum(_bytes_of(entry[4]) + ENTRY_BYTES for entry in self.entries if type(entry[4]) is tuple)
+        waiting = sum(
+            _bytes_of(entry[4]) + self.entry_bytes for entry in self.entries if type(entry[4]) is tuple
+        )
         self.n_bytes = self.pending_bytes + waiting
         self.last_read = (_NOTHING, None)
         if self.deferred:  # whatever was read was over
@@ -596,7 +518,7 @@ class Tape:
         """Compute the digests of everything that is pending, without waiting for the device."""
         if self.fresh:
             self.settle()
-        if list(map(version_of, self.pending)) != self.pending_versions:
+        if versions_of(self.pending) != self.pending_versions:
             for row, tensor, version in zip(
                 self.pending_rows, self.pending, self.pending_versions, strict=True
             ):
@@ -683,13 +605,6 @@ class Tape:
 # ---------------------------------------------------------------------- helpers
 
 
-def writes(function: Function, kwargs: dict[str, Any]) -> bool:
-    """Whether a call changes one of its arguments."""
-    return function.writes or (
-        bool(kwargs) and (kwargs.get("out") is not None or bool(kwargs.get("inplace")))
-    )
-
-
 def _room_on(device: torch.device) -> int:
     """How many bytes of values may be kept alive on a device."""
     room = PENDING_BYTES.get(device.type, PENDING_BYTES["other"])
@@ -713,23 +628,5 @@ def _bytes_of(values: tuple[Tensor, ...]) -> int:
     return sum(value.nbytes for value in values if value.layout == torch.strided)
 
 
-def _frozen(value: Any) -> Any:
-    """An argument as it is now: the model may change a list in it before the tape is read."""
-    kind = type(value)
-    if isinstance(value, list):
-        return [_frozen(item) for item in value]
-    if kind is dict:
-        return {key: _frozen(item) for key, item in value.items()}
-    if kind is tuple and not _LASTING.issuperset(map(type, value)):
-        return tuple(map(_frozen, value))
-    return value
-
-
 def _fits(mark: Mark, output: Tensor) -> bool:
     return output.shape == mark.size and output.dtype is mark.dtype and output.get_device() == mark.device
-
-
-def _outputs_of(result: Any) -> list[Tensor]:
-    if is_dataclass(result) and not isinstance(result, (type, dict)):
-        return tensors_in([getattr(result, field.name) for field in fields(result)], 2)
-    return tensors_in(result, 2)

@@ -11,14 +11,14 @@ from __future__ import annotations
 import threading
 from collections.abc import Generator, Mapping
 from contextlib import AbstractContextManager, contextmanager
-from functools import cache
 from typing import Any
 
 import torch
 from torch import nn
 
+from forkpoint.capture.mode import Tap, transparent
 from forkpoint.capture.recorder import Recorder
-from forkpoint.capture.tape import Tap
+from forkpoint.native import compiled
 
 
 class Observation:
@@ -70,7 +70,9 @@ class Observation:
             return result
 
         depth = len(tape.stack)
-        nn.Module.__call__ = traced  # type: ignore[method-assign]
+        in_c = compiled is not None and functions and not inside
+        gate = compiled.Gate(tape, original, traced, is_opaque) if in_c else traced
+        nn.Module.__call__ = gate  # type: ignore[method-assign]
         try:
             if self.functions:
                 with tap:
@@ -152,10 +154,12 @@ def is_opaque(module: nn.Module) -> bool:
 _FUSED = (nn.MultiheadAttention, nn.TransformerEncoderLayer, nn.TransformerEncoder)
 
 
-@cache
 def _may_be_opaque(kind: type[nn.Module]) -> bool:
-    compiled = kind.__name__ == "OptimizedModule" and kind.__module__.startswith("torch._dynamo")
-    return compiled or issubclass(kind, _FUSED)
+    found = transparent.get(kind)
+    if found is None:
+        is_compiled = kind.__name__ == "OptimizedModule" and kind.__module__.startswith("torch._dynamo")
+        found = transparent[kind] = not (is_compiled or issubclass(kind, _FUSED))
+    return not found
 
 
 __all__ = ["Observation", "Tap", "is_opaque"]

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 from itertools import islice
 from operator import attrgetter
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -18,6 +18,7 @@ from forkpoint.capture.digest import torch_impl
 from forkpoint.capture.digest.backend import table_implementation
 from forkpoint.capture.digest.plan import Plan, find, packed
 from forkpoint.memory import Shelf, Shelved
+from forkpoint.native import compiled
 
 Ints = np.ndarray[Any, np.dtype[np.int64]]
 
@@ -145,12 +146,10 @@ class _Queue:
 
     def table(self) -> Ints:
         """See `backend.Table`. Copies what can't be read where it lies, and keeps the copies in place of the tensors."""
-        numbers = np.array([known.number for known in self.plans], dtype=np.int64)
-        addresses = np.array(list(map(_address, self.tensors)), dtype=np.int64)
+        found = np.frombuffer(addresses_of(self.tensors, self.plans, _address, _negated), dtype=np.int64)
+        addresses, numbers, negated = found.reshape(-1, 3).T.copy()
         direct, fields = _fields(len(_numbers))
-        copied = (
-            ~direct[numbers] | (addresses & 3 != 0) | np.array(list(map(_negated, self.tensors)), dtype=bool)
-        )
+        copied = ~direct[numbers] | (addresses & 3 != 0) | (negated != 0)
         for entry in np.flatnonzero(copied).tolist():  # one at a time: a flush that fails can be tried again
             known = self.plans[entry]
             words = torch_impl.pack_rows(self.tensors[entry], known.row_dims)
@@ -168,6 +167,21 @@ class _Queue:
 
 _address: Callable[[Tensor], int] = torch.Tensor.data_ptr
 _negated: Callable[[Tensor], bool] = torch.Tensor.is_neg
+
+
+def python_addresses(
+    tensors: list[Tensor],
+    plans: list[Planned],
+    address: Callable[[Tensor], int],
+    negated: Callable[[Tensor], bool],
+) -> bytes:
+    """For each tensor its address, the number of its plan, and whether its elements are to be negated: int64[n, 3]."""
+    numbers = [known.number for known in plans]
+    columns = [list(map(address, tensors)), numbers, list(map(negated, tensors))]
+    return np.array(columns, dtype=np.int64).T.tobytes()
+
+
+addresses_of = python_addresses if TYPE_CHECKING or compiled is None else compiled.addresses
 
 
 @lru_cache(maxsize=1)

@@ -1,0 +1,165 @@
+"""The function mode that puts every torch function which the model's own code calls on a tape.
+
+It runs once for every call of a run, so that it is also written in C (`native/tap.c`), which is taken where it was
+compiled. What it does is said here; both do the same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from sys import _getframe
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from forkpoint.capture.functions import Function, resolve, resolved
+from forkpoint.capture.marks import LEAVING, Entering, Leaving, entering
+from forkpoint.capture.sites import NOWHERE, Place, direct, kind_of, place_of
+from forkpoint.native import compiled
+
+if TYPE_CHECKING:
+    from forkpoint.capture.tape import Tape
+
+LASTING = frozenset(
+    {
+        Tensor,
+        nn.Parameter,
+        bool,
+        int,
+        float,
+        str,
+        type(None),
+        type(...),
+        slice,
+        torch.dtype,
+        torch.device,
+        torch.Size,
+    }
+)
+"""Kinds of arguments that stay what they are, tensors aside."""
+
+transforms: Callable[[], Any] = torch._C._functorch.peek_interpreter_stack  # pyright: ignore[reportAttributeAccessIssue]
+"""What vmap or grad at work are: None where the tensors that pass by are the model's own."""
+
+transparent: dict[type, bool] = {}
+"""By the class of a module, whether the functions that it calls may be seen, see `taps.is_opaque`."""
+Entry = tuple[Function | Entering | Leaving, Place, tuple[Any, ...], dict[str, Any] | None, Any, int]
+"""What the tape holds of a call: what ran, where from, its arguments; and what a function made, or which module is
+entered. For a module that returns the arguments are the tensors that come out. For a function the last is how often the
+last output of the one before had been written to when this one was called: a value that is changed right after a
+function returned is that function's value."""
+
+
+class PythonReel:
+    """What a tap needs of the tape.
+
+    Attributes:
+        deferred: whether entries may wait to be read.
+        fresh: whether what was recorded last may still change.
+        entries: what was not read yet.
+        last: the last output of the last function.
+        n_bytes: of the values that are kept alive, those that were read and wait for their digest among them.
+        room: how many there may be.
+        entry_bytes: what an entry needs, besides its values.
+    """
+
+    entries: list[Entry]
+    last: Tensor
+    n_bytes: int
+    room: int
+    entry_bytes: int
+    deferred: bool
+    fresh: bool
+
+
+class PythonTap(TorchFunctionMode):
+    """Puts every torch function that the model's own code calls on a tape."""
+
+    def __init__(self, tape: Tape) -> None:
+        super().__init__()
+        self.tape = tape
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        try:
+            function = resolved.get(func) or resolve(func)
+        except TypeError:  # one that can't be hashed
+            function = resolve(func)
+        tape = self.tape
+        if function.silent:
+            if function.rewrites:
+                tape.catch_up()
+            return func(*args, **kwargs) if kwargs else func(*args)
+        frame = _getframe(1)
+        place = direct.get(id(frame.f_code) + frame.f_lasti) or place_of(frame)
+        if not tape.deferred or function.at_once:
+            return tape.call_at_once(self, function, place, args, kwargs or {})
+        if tape.fresh:
+            tape.settle()
+        if tape.n_bytes > tape.room:
+            tape.make_room()
+        try:
+            version = tape.last._version
+        except RuntimeError:  # inference mode keeps no count
+            version = -1
+        if kwargs:
+            if writes(function, kwargs):
+                return tape.call_at_once(self, function, place, args, kwargs)
+            result = func(*args, **kwargs)
+            if not LASTING.issuperset(map(type, kwargs.values())):
+                kwargs = frozen(kwargs)
+        else:
+            kwargs = None
+            result = func(*args)
+        if transforms() is not None:
+            return result  # inside vmap or grad: these tensors are not the model's own
+        if type(result) is Tensor:
+            outputs: tuple[Tensor, ...] = (result,)
+            tape.last = result
+            try:  # noqa: SIM105  a context manager costs more than all of this
+                tape.n_bytes += result.nbytes + tape.entry_bytes
+            except RuntimeError:  # a sparse one, which is not digested
+                pass
+        else:
+            outputs = tape.outputs_of(result)
+            if not outputs:
+                return result
+        if function.takes_lists and not LASTING.issuperset(map(type, args)):
+            args = frozen(args)
+        tape.entries.append((function, place, args, kwargs, outputs, version))
+        return result
+
+
+def writes(function: Function, kwargs: dict[str, Any]) -> bool:
+    """Whether a call changes one of its arguments."""
+    return function.writes or (
+        bool(kwargs) and (kwargs.get("out") is not None or bool(kwargs.get("inplace")))
+    )
+
+
+def frozen(value: Any) -> Any:
+    """Arguments as they are now: the model may change a list among them before the tape is read."""
+    kind = type(value)
+    if isinstance(value, list):
+        return [frozen(item) for item in value]
+    if kind is dict:
+        return {key: frozen(item) for key, item in value.items()}
+    if kind is tuple and not LASTING.issuperset(map(type, value)):
+        return tuple(map(frozen, value))
+    return value
+
+
+if TYPE_CHECKING or compiled is None:
+    Reel = PythonReel
+    Tap = PythonTap
+else:
+    compiled.connect_taps(
+        resolved, resolve, kind_of, Place.after, NOWHERE, LASTING, Tensor, transforms, transparent, entering, LEAVING
+    )  # fmt: skip
+    Reel = compiled.Reel
+
+    class Tap(compiled.Tap, TorchFunctionMode):
+        """The same, in C."""

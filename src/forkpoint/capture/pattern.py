@@ -1,0 +1,249 @@
+"""Patterns: what a stretch of the tape has to be like before it is taken for a passage, compared as a whole.
+
+The comparison is made for every layer of every run, so that it is also written in C (`native/passage.c`), which is
+taken where it was compiled. What it does is said here, in loops that run inside the interpreter; both do the same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from itertools import accumulate, chain, compress, islice, repeat
+from operator import attrgetter, is_, itemgetter
+from typing import TYPE_CHECKING, Any
+from weakref import ref
+
+import torch
+from torch import Tensor
+
+from forkpoint.capture.functions import Function
+from forkpoint.capture.marks import Entering, Known, Leaving, Mark
+from forkpoint.capture.mode import Entry
+from forkpoint.capture.sites import Place
+from forkpoint.capture.steps import state_of
+from forkpoint.native import compiled
+
+if TYPE_CHECKING:
+    from forkpoint.capture.tape import Tape
+
+Arguments = tuple[Any, ...]
+Keywords = dict[str, Any] | None
+
+size_of: Callable[[Tensor], torch.Size] = torch.Tensor.size  # pyright: ignore[reportAssignmentType]
+stride_of: Callable[[Tensor], tuple[int, ...]] = torch.Tensor.stride  # pyright: ignore[reportAssignmentType]
+device_of: Callable[[Tensor], int] = torch.Tensor.get_device
+_dtype: Callable[[Tensor], torch.dtype] = attrgetter("dtype")
+
+
+class Columns:
+    """The entries of a tape, each of their fields in a tuple of its own.
+
+    Attributes:
+        versions: for each function among them, how often its last output had been written to when the next was called;
+            for the last of them that is told.
+        calls: before each entry, and after the last, how many of those are functions.
+    """
+
+    whats: tuple[Function | Entering | Leaving, ...]
+    places: tuple[Place, ...]
+    args: tuple[Arguments, ...]
+    kwargs: tuple[Keywords, ...]
+    made: tuple[Any, ...]
+    versions: list[int]
+    calls: list[int]
+
+    def __init__(self, entries: list[Entry], version: int) -> None:
+        split = split_columns if compiled is None else compiled.columns
+        self.whats, self.places, self.args, self.kwargs, self.made, self.versions, self.calls = split(
+            entries, version
+        )
+
+
+def split_columns(entries: list[Entry], version: int) -> Any:
+    """The fields of `Columns`, in order."""
+    *parts, before = zip(*entries, strict=True)
+    functions = list(map(isinstance, parts[4], repeat(tuple)))
+    versions = [*islice(compress(before, functions), 1, None), version]
+    return (*parts, versions, list(accumulate(functions, initial=0)))
+
+
+@dataclass(slots=True, eq=False)
+class Likeness:
+    """What a stretch has to be like.
+
+    Its *pool* holds all its values: the outputs of its functions, then the arguments by position of all entries, those
+    by keyword, and what is in lists and tuples.
+
+    Attributes:
+        functions: which of its entries are functions.
+        n_outputs: how many outputs each of them has.
+        sizes: how many arguments by position each entry has.
+        names: what its arguments by keyword are called; None without any.
+        groups: which arguments are lists or tuples, counted from the first argument.
+        group_kinds, group_sizes: of which kind, and how long.
+        constants: where in the pool values are that are no tensors.
+        kinds: the class of each.
+        valued: where those are whose value counts.
+        values: what they are equal to.
+        inner: where the stretch uses what it made or met before.
+        sources: where that was.
+        dtypes: of each output.
+        looked_at: which outputs may have another shape though all went in as it did.
+        shapes, strides, devices: what those have.
+        externals: where tensors are that come from before it.
+        external_marks, external_strides: what they have to have.
+        external_states: see `Used`; None where nothing depends on it.
+        updated: where those are of which something is known after it.
+        updated_marks, updated_rows, updated_homes: their marks, the rows that hold their values, counted from its
+            first, and the rows of the history that those repeat.
+    """
+
+    functions: list[int] = field(default_factory=list[int])
+    n_outputs: list[int] = field(default_factory=list[int])
+    sizes: list[int] = field(default_factory=list[int])
+    names: list[tuple[str, ...] | None] = field(default_factory=list[Any])
+    groups: list[int] = field(default_factory=list[int])
+    group_kinds: list[type] = field(default_factory=list[type])
+    group_sizes: list[int] = field(default_factory=list[int])
+    constants: list[int] = field(default_factory=list[int])
+    kinds: list[type] = field(default_factory=list[type])
+    valued: list[int] = field(default_factory=list[int])
+    values: list[Any] = field(default_factory=list[Any])
+    inner: list[int] = field(default_factory=list[int])
+    sources: list[int] = field(default_factory=list[int])
+    dtypes: list[torch.dtype] = field(default_factory=list[torch.dtype])
+    looked_at: list[int] = field(default_factory=list[int])
+    shapes: list[torch.Size] = field(default_factory=list[torch.Size])
+    strides: list[tuple[int, ...]] = field(default_factory=list[Any])
+    devices: list[int] = field(default_factory=list[int])
+    externals: list[int] = field(default_factory=list[int])
+    external_marks: list[Mark] = field(default_factory=list[Mark])
+    external_strides: list[tuple[int, ...]] = field(default_factory=list[Any])
+    external_states: list[tuple[bool, bool, bool] | None] = field(default_factory=list[Any])
+    updated: list[int] = field(default_factory=list[int])
+    updated_marks: list[Mark] = field(default_factory=list[Mark])
+    updated_rows: list[int] = field(default_factory=list[int])
+    updated_homes: list[int] = field(default_factory=list[int])
+
+
+class PythonPattern:
+    """Compares stretches of the tape with what one has to be like."""
+
+    def __init__(self, like: Likeness) -> None:
+        self.like = like
+        self.keyworded = [(i, names) for i, names in enumerate(like.names) if names is not None]
+        self.many = any(n != 1 for n in like.n_outputs)
+        self.values = tuple(like.values)
+        self.pick_functions = getter(like.functions)
+        self.pick_constants, self.pick_valued = getter(like.constants), getter(like.valued)
+        self.pick_inner, self.pick_sources = getter(like.inner), getter(like.sources)
+        self.pick_looked_at, self.pick_updated = getter(like.looked_at), getter(like.updated)
+
+    def pool(
+        self,
+        args: tuple[Arguments, ...],
+        kwargs: tuple[Keywords, ...],
+        made: tuple[Any, ...],
+        position: int,
+    ) -> list[Any] | None:
+        """The values of a stretch, if they went where they should, and look as they should.
+
+        Args:
+            args, kwargs, made: of all entries, see `Columns`.
+            position: the first of the stretch; as many entries as it needs are there.
+
+        Raises:
+            RuntimeError: a sparse tensor has no strides.
+        """
+        like = self.like
+        end = position + len(like.sizes)
+        args, kwargs = args[position:end], kwargs[position:end]
+        if list(map(len, args)) != like.sizes or kwargs.count(None) != len(kwargs) - len(self.keyworded):
+            return None
+        given = list(chain.from_iterable(args))
+        for index, names in self.keyworded:
+            keywords = kwargs[index]
+            if keywords is None or tuple(keywords) != names:
+                return None
+            given += keywords.values()
+        for index, kind, size in zip(like.groups, like.group_kinds, like.group_sizes, strict=True):
+            group = given[index]
+            if type(group) is not kind or len(group) != size:
+                return None
+            given += group
+        results = self.pick_functions(made[position:end])
+        if self.many and list(map(len, results)) != like.n_outputs:
+            return None
+        outputs = list(chain.from_iterable(results))
+        pool = outputs + given
+        same = (
+            len(outputs) == len(like.dtypes)
+            and list(map(type, self.pick_constants(pool))) == like.kinds
+            and self.pick_valued(pool) == self.values
+            and all(map(is_, self.pick_inner(pool), self.pick_sources(pool)))
+            and list(map(_dtype, outputs)) == like.dtypes
+        )
+        if not same:
+            return None
+        looked_at = self.pick_looked_at(outputs)
+        same = (
+            list(map(size_of, looked_at)) == like.shapes
+            and list(map(stride_of, looked_at)) == like.strides
+            and list(map(device_of, looked_at)) == like.devices
+        )
+        return pool if same else None
+
+    def rows_before(self, pool: list[Any], known: dict[int, Known], tape: Tape) -> list[int] | None:
+        """The rows of the tensors from before, if their marks are what they should be.
+
+        Raises:
+            RuntimeError: a sparse tensor has no strides.
+        """
+        like = self.like
+        rows: list[int] = []
+        for at, mark, stride, state in zip(
+            like.externals, like.external_marks, like.external_strides, like.external_states, strict=True
+        ):
+            value = pool[at]
+            found = known.get(id(value))
+            if (
+                found is None
+                or found[1] is not mark
+                or found[0]() is not value
+                or stride_of(value) != stride
+                or is_odd(value)
+                or (state is not None and state_of(tape, found) != state)
+            ):
+                return None
+            rows.append(found[2])
+        return rows
+
+    def note(self, pool: list[Any], known: dict[int, Known], first: int) -> None:
+        """Note what is known of the stretch's tensors, now that its rows are on the trace from one on."""
+        like = self.like
+        updated = self.pick_updated(pool)
+        rows = map(first.__add__, like.updated_rows)
+        entries = zip(map(ref, updated), like.updated_marks, rows, like.updated_homes, strict=True)
+        known.update(zip(map(id, updated), entries, strict=True))
+
+
+def is_odd(value: Tensor) -> bool:
+    """Whether what is made of a tensor depends on more than its size, dtype and strides."""
+    return value.layout is not torch.strided or value.is_conj() or value.is_neg()
+
+
+def getter(positions: list[int]) -> Callable[[Sequence[Any]], tuple[Any, ...]]:
+    """What picks several entries of a sequence."""
+    if not positions:
+        return lambda _: ()
+    if len(positions) == 1:
+        (position,) = positions
+        return lambda values: (values[position],)
+    return itemgetter(*positions)  # pyright: ignore[reportReturnType]
+
+
+if TYPE_CHECKING or compiled is None:
+    Pattern = PythonPattern
+else:
+    compiled.connect_passages(size_of, stride_of, device_of, is_odd, state_of)
+    Pattern = compiled.Pattern

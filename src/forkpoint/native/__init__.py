@@ -1,0 +1,40 @@
+"""What runs once for every call, module or layer, in C.
+
+A trace of a small model is all interpreter: thousands of calls of a few microseconds each. The loops that run for each
+of them are written twice, in Python next to what they belong to, and here in C for CPython's own interface alone, so
+that they need no more than a compiler where the package is installed:
+
+| C | Python |
+| --- | --- |
+| `tap.c` | `capture.mode` (`Tap`, `Reel`), `capture.taps` (what stands in for a module's call: `Gate`) |
+| `passage.c` | `capture.pattern` (`Pattern`, `Columns`) |
+| `values.c` | `capture.marks` (`versions_of`), `capture.digest.batch` (`addresses_of`) |
+| `held.c` | `kept` (`Held`) |
+
+Both do the same, and tests hold one against the other. Where it was not compiled, or `FORKPOINT_PURE_PYTHON` is set to
+anything but nothing, the Python is taken: a trace then says the same and takes longer.
+"""
+
+from __future__ import annotations
+
+import os
+from types import ModuleType
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from forkpoint.native import compiled
+else:
+
+    def _compiled() -> ModuleType | None:
+        if os.environ.get("FORKPOINT_PURE_PYTHON"):
+            return None
+        try:
+            from forkpoint.native import compiled as found
+        except ImportError:
+            return None
+        return found
+
+    compiled = _compiled()
+
+IN_USE: bool = compiled is not None
+"""Whether the C is there and to be used; else `compiled` is None."""

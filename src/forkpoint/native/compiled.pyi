@@ -1,0 +1,92 @@
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor, nn
+
+from forkpoint.capture.functions import Function
+from forkpoint.capture.marks import Entering, Known, Leaving
+from forkpoint.capture.mode import Entry
+from forkpoint.capture.pattern import Likeness
+from forkpoint.capture.sites import Place
+from forkpoint.capture.tape import Tape
+
+def connect_taps(
+    resolved: dict[Any, Function],
+    resolve: Callable[[Any], Function],
+    kind_of: Callable[[Any], int],
+    place_after: Callable[[Place, Any, int], Place],
+    nowhere: Place,
+    lasting: frozenset[type],
+    tensor: type[Tensor],
+    transforms: Callable[[], Any],
+    transparent: dict[type, bool],
+    entering: Callable[[type[nn.Module]], Entering],
+    leaving: Leaving,
+    /,
+) -> None: ...
+def connect_passages(
+    size: Callable[[Tensor], Any],
+    stride: Callable[[Tensor], Any],
+    device: Callable[[Tensor], int],
+    is_odd: Callable[[Tensor], bool],
+    state_of: Callable[[Tape, Known], Any],
+    /,
+) -> None: ...
+
+class Traits:
+    flags: int
+
+class Reel:
+    entries: list[Entry]
+    last: Tensor
+    n_bytes: int
+    room: int
+    entry_bytes: int
+    deferred: bool
+    fresh: bool
+
+class Tap:
+    def __init__(self, tape: Tape) -> None: ...
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = ..., kwargs: dict[str, Any] | None = ..., /
+    ) -> Any: ...
+
+class Gate:
+    def __init__(
+        self,
+        tape: Tape,
+        original: Callable[..., Any],
+        other: Callable[..., Any],
+        is_opaque: Callable[[nn.Module], bool],
+    ) -> None: ...
+    def __call__(self, module: nn.Module, /, *args: Any, **kwargs: Any) -> Any: ...
+
+class Pattern:
+    def __init__(self, given: Likeness) -> None: ...
+    def pool(
+        self,
+        args: tuple[tuple[Any, ...], ...],
+        kwargs: tuple[dict[str, Any] | None, ...],
+        made: tuple[Any, ...],
+        position: int,
+        /,
+    ) -> list[Any] | None: ...
+    def rows_before(self, pool: list[Any], known: dict[int, Known], tape: Tape, /) -> list[int] | None: ...
+    def note(self, pool: list[Any], known: dict[int, Known], first: int, /) -> None: ...
+
+class Held:
+    containers: list[tuple[Any, Any]]
+    tensors: list[Tensor]
+    def __init__(self, modules: list[nn.Module], tensor: type[Tensor]) -> None: ...
+    def filled(self) -> list[Any]: ...
+    def changed(self) -> list[tuple[dict[Any, Any], list[Any], list[Any]]]: ...
+
+def columns(entries: list[Entry], version: int, /) -> tuple[Any, ...]: ...
+def versions(tensors: list[Tensor], /) -> list[int]: ...
+def addresses(
+    tensors: list[Tensor],
+    plans: list[Any],
+    address: Callable[[Tensor], int],
+    negated: Callable[[Tensor], bool],
+    /,
+) -> bytes: ...

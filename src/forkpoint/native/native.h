@@ -1,0 +1,33 @@
+/* What the parts of the extension share. See __init__.py for what it is for. */
+
+#ifndef FORKPOINT_NATIVE_H
+#define FORKPOINT_NATIVE_H
+
+#define PY_SSIZE_T_CLEAN
+#include <Python.h>
+#include <structmember.h>
+
+/* Each part adds its types and functions to the module; -1 with an exception set if that fails. */
+int add_tap(PyObject *module);
+int add_held(PyObject *module);
+int add_passage(PyObject *module);
+int add_values(PyObject *module);
+
+/* A property of tensors, without looking it up where it is torch's own. */
+struct property {
+    getter get;
+    void *closure;
+    PyObject *name;
+};
+extern struct property version_property, nbytes_property;
+
+/* Find the properties of a class of tensors; -1 with an exception set if that fails. */
+int find_properties(PyObject *tensor_class);
+
+/* The property of a tensor, new. */
+PyObject *property_of(PyObject *tensor, struct property *property);
+
+/* How often a tensor was written to, new; -1 where torch keeps no count (inference mode). */
+PyObject *version_of(PyObject *tensor);
+
+#endif

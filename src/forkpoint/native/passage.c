@@ -1,0 +1,463 @@
+/* Comparing a stretch of the tape with a passage: what `PythonPattern` in `capture/pattern` says in Python. */
+
+#include "native.h"
+
+#include <stdlib.h>
+
+/* What the Python side hands over, see `connect_passages`. */
+static PyObject *size_of, *stride_of, *device_of, *is_odd, *state_of;
+static PyObject *str_dtype;
+
+/* ------------------------------------------------------------------ lists of numbers */
+
+typedef struct {
+    Py_ssize_t n, *at;
+} Numbers;
+
+static int numbers_from(PyObject *owner, const char *name, Numbers *numbers)
+{
+    PyObject *given = PyObject_GetAttrString(owner, name);
+    PyObject *items = given == NULL ? NULL : PySequence_Fast(given, "a sequence of numbers was expected");
+    Py_XDECREF(given);
+    if (items == NULL)
+        return -1;
+    numbers->n = PySequence_Fast_GET_SIZE(items);
+    numbers->at = malloc(sizeof(Py_ssize_t) * (numbers->n ? numbers->n : 1));
+    for (Py_ssize_t i = 0; numbers->at != NULL && i < numbers->n; i++)
+        numbers->at[i] = PyLong_AsSsize_t(PySequence_Fast_GET_ITEM(items, i));
+    Py_DECREF(items);
+    if (numbers->at == NULL)
+        PyErr_NoMemory();
+    return PyErr_Occurred() ? -1 : 0;
+}
+
+static PyObject *tuple_from(PyObject *owner, const char *name)
+{
+    PyObject *given = PyObject_GetAttrString(owner, name);
+    PyObject *items = given == NULL ? NULL : PySequence_Tuple(given);
+    Py_XDECREF(given);
+    return items;
+}
+
+/* ------------------------------------------------------------------ the pattern */
+
+typedef struct {
+    PyObject_HEAD
+    Numbers functions, n_outputs, sizes, groups, group_sizes, constants, valued, inner, sources, looked_at, externals,
+        updated, updated_rows;
+    PyObject *names;  /* of each entry's keywords, or None */
+    PyObject *group_kinds, *kinds, *values, *dtypes, *shapes, *strides, *devices;
+    PyObject *external_marks, *external_strides, *external_states;
+    PyObject *updated_marks, *updated_homes;
+    Py_ssize_t total_outputs, total;
+} Pattern;
+
+#define FOR_NUMBERS(DO) \
+    DO(functions) DO(n_outputs) DO(sizes) DO(groups) DO(group_sizes) DO(constants) DO(valued) DO(inner) DO(sources) \
+    DO(looked_at) DO(externals) DO(updated) DO(updated_rows)
+#define FOR_OBJECTS(DO) \
+    DO(names) DO(group_kinds) DO(kinds) DO(values) DO(dtypes) DO(shapes) DO(strides) DO(devices) DO(external_marks) \
+    DO(external_strides) DO(external_states) DO(updated_marks) DO(updated_homes)
+
+static int pattern_traverse(Pattern *self, visitproc visit, void *arg)
+{
+#define VISIT(name) Py_VISIT(self->name);
+    FOR_OBJECTS(VISIT)
+#undef VISIT
+    return 0;
+}
+
+static int pattern_clear(Pattern *self)
+{
+#define CLEAR(name) Py_CLEAR(self->name);
+    FOR_OBJECTS(CLEAR)
+#undef CLEAR
+    return 0;
+}
+
+static void pattern_dealloc(Pattern *self)
+{
+    PyObject_GC_UnTrack(self);
+    pattern_clear(self);
+#define FREE(name) free(self->name.at);
+    FOR_NUMBERS(FREE)
+#undef FREE
+    Py_TYPE(self)->tp_free((PyObject *)self);
+}
+
+static int all_below(Numbers *numbers, Py_ssize_t end)
+{
+    for (Py_ssize_t i = 0; i < numbers->n; i++)
+        if (numbers->at[i] < 0 || numbers->at[i] >= end)
+            return 0;
+    return 1;
+}
+
+/* Whether all numbers are of values in the pool, and all lists as long as they have to be. */
+static int fits(Pattern *self)
+{
+    Numbers *in_pool[] = {
+        &self->constants, &self->valued, &self->inner, &self->sources, &self->externals, &self->updated};
+    for (size_t i = 0; i < Py_ARRAY_LENGTH(in_pool); i++)
+        if (!all_below(in_pool[i], self->total))
+            return 0;
+    struct { PyObject *objects; Py_ssize_t n; } lengths[] = {
+        {self->names, self->sizes.n}, {self->group_kinds, self->groups.n}, {self->kinds, self->constants.n},
+        {self->values, self->valued.n}, {self->dtypes, self->total_outputs}, {self->shapes, self->looked_at.n},
+        {self->strides, self->looked_at.n}, {self->devices, self->looked_at.n},
+        {self->external_marks, self->externals.n}, {self->external_strides, self->externals.n},
+        {self->external_states, self->externals.n}, {self->updated_marks, self->updated.n},
+        {self->updated_homes, self->updated.n},
+    };
+    for (size_t i = 0; i < Py_ARRAY_LENGTH(lengths); i++)
+        if (PyTuple_GET_SIZE(lengths[i].objects) != lengths[i].n)
+            return 0;
+    return self->functions.n == self->n_outputs.n && self->groups.n == self->group_sizes.n &&
+           self->inner.n == self->sources.n && self->updated.n == self->updated_rows.n &&
+           all_below(&self->functions, self->sizes.n) && all_below(&self->looked_at, self->total_outputs) &&
+           all_below(&self->groups, self->total - self->total_outputs);
+}
+
+/* From an object with attributes of these names. */
+static PyObject *pattern_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
+{
+    PyObject *given;
+    static char *keywords[] = {"given", NULL};
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O", keywords, &given))
+        return NULL;
+    if (state_of == NULL) {
+        PyErr_SetString(PyExc_RuntimeError, "forkpoint.capture.pattern has to be imported first");
+        return NULL;
+    }
+    Pattern *self = (Pattern *)type->tp_alloc(type, 0);
+    if (self == NULL)
+        return NULL;
+#define READ(name) \
+    if (numbers_from(given, #name, &self->name) < 0) \
+        goto failed;
+    FOR_NUMBERS(READ)
+#undef READ
+#define READ(name) \
+    if ((self->name = tuple_from(given, #name)) == NULL) \
+        goto failed;
+    FOR_OBJECTS(READ)
+#undef READ
+    for (Py_ssize_t i = 0; i < self->n_outputs.n; i++)
+        self->total_outputs += self->n_outputs.at[i];
+    self->total = self->total_outputs;
+    for (Py_ssize_t i = 0; i < self->sizes.n; i++) {
+        PyObject *names = PyTuple_GET_ITEM(self->names, i);
+        self->total += self->sizes.at[i] + (names == Py_None ? 0 : PyTuple_GET_SIZE(names));
+    }
+    for (Py_ssize_t i = 0; i < self->group_sizes.n; i++)
+        self->total += self->group_sizes.at[i];
+    if (fits(self))
+        return (PyObject *)self;
+    PyErr_SetString(PyExc_ValueError, "a pattern speaks of more values than its entries have");
+failed:
+    Py_DECREF(self);
+    return NULL;
+}
+
+/* ------------------------------------------------------------------ the pool */
+
+/* Append the values of a dict, if its keys are these; 1 if they are, 0 if not, -1 for an error. */
+static int put_keywords(PyObject *pool, Py_ssize_t *n, PyObject *names, PyObject *given)
+{
+    if (names == Py_None || !PyDict_CheckExact(given))
+        return names == Py_None && given == Py_None;
+    if (PyDict_GET_SIZE(given) != PyTuple_GET_SIZE(names))
+        return 0;
+    PyObject *key, *value;
+    Py_ssize_t position = 0, i = 0;
+    while (PyDict_Next(given, &position, &key, &value)) {
+        PyObject *name = PyTuple_GET_ITEM(names, i++);
+        int same = name == key ? 1 : PyObject_RichCompareBool(name, key, Py_EQ);
+        if (same <= 0)
+            return same;
+        PyList_SET_ITEM(pool, (*n)++, Py_NewRef(value));
+    }
+    return 1;
+}
+
+/* Append what is in a list or tuple, if it is of that kind and size. */
+static int put_group(PyObject *pool, Py_ssize_t *n, PyObject *group, PyObject *kind, Py_ssize_t size)
+{
+    if ((PyObject *)Py_TYPE(group) != kind || PySequence_Fast_GET_SIZE(group) != size)
+        return 0;
+    for (Py_ssize_t i = 0; i < size; i++)
+        PyList_SET_ITEM(pool, (*n)++, Py_NewRef(PySequence_Fast_GET_ITEM(group, i)));
+    return 1;
+}
+
+/* Fill the pool; 1 if the values lie as they should, 0 if not, -1 for an error. */
+static int fill(Pattern *self, PyObject *pool, PyObject *all_args, PyObject *all_kwargs, PyObject *all_made, Py_ssize_t position)
+{
+    Py_ssize_t n = 0;
+    for (Py_ssize_t i = 0; i < self->functions.n; i++) {
+        PyObject *made = PyTuple_GET_ITEM(all_made, position + self->functions.at[i]);
+        if (!PyTuple_CheckExact(made) || PyTuple_GET_SIZE(made) != self->n_outputs.at[i])
+            return 0;
+        for (Py_ssize_t k = 0; k < PyTuple_GET_SIZE(made); k++)
+            PyList_SET_ITEM(pool, n++, Py_NewRef(PyTuple_GET_ITEM(made, k)));
+    }
+    for (Py_ssize_t i = 0; i < self->sizes.n; i++) {
+        PyObject *args = PyTuple_GET_ITEM(all_args, position + i);
+        if (PyTuple_GET_SIZE(args) != self->sizes.at[i])
+            return 0;
+        for (Py_ssize_t k = 0; k < PyTuple_GET_SIZE(args); k++)
+            PyList_SET_ITEM(pool, n++, Py_NewRef(PyTuple_GET_ITEM(args, k)));
+    }
+    for (Py_ssize_t i = 0; i < self->sizes.n; i++) {
+        int same = put_keywords(pool, &n, PyTuple_GET_ITEM(self->names, i), PyTuple_GET_ITEM(all_kwargs, position + i));
+        if (same <= 0)
+            return same;
+    }
+    for (Py_ssize_t i = 0; i < self->groups.n; i++) {
+        PyObject *group = PyList_GET_ITEM(pool, self->total_outputs + self->groups.at[i]);
+        if (!put_group(pool, &n, group, PyTuple_GET_ITEM(self->group_kinds, i), self->group_sizes.at[i]))
+            return 0;
+    }
+    return 1;
+}
+
+/* Whether what a function says of a tensor is what it should be. */
+static int says(PyObject *function, PyObject *tensor, PyObject *expected)
+{
+    PyObject *found = PyObject_CallOneArg(function, tensor);
+    int same = found == NULL ? -1 : PyObject_RichCompareBool(found, expected, Py_EQ);
+    Py_XDECREF(found);
+    return same;
+}
+
+/* Whether the values of the pool are what they should be. */
+static int is_like(Pattern *self, PyObject *pool)
+{
+    for (Py_ssize_t i = 0; i < self->constants.n; i++)
+        if ((PyObject *)Py_TYPE(PyList_GET_ITEM(pool, self->constants.at[i])) != PyTuple_GET_ITEM(self->kinds, i))
+            return 0;
+    for (Py_ssize_t i = 0; i < self->inner.n; i++)
+        if (PyList_GET_ITEM(pool, self->inner.at[i]) != PyList_GET_ITEM(pool, self->sources.at[i]))
+            return 0;
+    for (Py_ssize_t i = 0; i < self->valued.n; i++) {
+        PyObject *value = PyList_GET_ITEM(pool, self->valued.at[i]);
+        int same = PyObject_RichCompareBool(value, PyTuple_GET_ITEM(self->values, i), Py_EQ);
+        if (same <= 0)
+            return same;
+    }
+    for (Py_ssize_t i = 0; i < self->total_outputs; i++) {
+        PyObject *dtype = PyObject_GetAttr(PyList_GET_ITEM(pool, i), str_dtype);
+        Py_XDECREF(dtype); /* one of a few that last for good */
+        if (dtype != PyTuple_GET_ITEM(self->dtypes, i))
+            return dtype == NULL ? -1 : 0;
+    }
+    for (Py_ssize_t i = 0; i < self->looked_at.n; i++) {
+        PyObject *value = PyList_GET_ITEM(pool, self->looked_at.at[i]);
+        int same = says(size_of, value, PyTuple_GET_ITEM(self->shapes, i));
+        if (same > 0)
+            same = says(stride_of, value, PyTuple_GET_ITEM(self->strides, i));
+        if (same > 0)
+            same = says(device_of, value, PyTuple_GET_ITEM(self->devices, i));
+        if (same <= 0)
+            return same;
+    }
+    return 1;
+}
+
+static PyObject *pattern_pool(Pattern *self, PyObject *const *given, Py_ssize_t n)
+{
+    if (n != 4) {
+        PyErr_Format(PyExc_TypeError, "pool takes args, kwargs, made and a position, not %zd arguments", n);
+        return NULL;
+    }
+    Py_ssize_t position = PyLong_AsSsize_t(given[3]);
+    if (position == -1 && PyErr_Occurred())
+        return NULL;
+    for (int i = 0; i < 3; i++)
+        if (!PyTuple_CheckExact(given[i]) || position < 0 || position + self->sizes.n > PyTuple_GET_SIZE(given[i])) {
+            PyErr_SetString(PyExc_ValueError, "there are fewer entries than the pattern has");
+            return NULL;
+        }
+    PyObject *pool = PyList_New(self->total);
+    int same = pool == NULL ? -1 : fill(self, pool, given[0], given[1], given[2], position);
+    if (same > 0)
+        same = is_like(self, pool);
+    if (same > 0)
+        return pool;
+    Py_XDECREF(pool);
+    if (same < 0)
+        return NULL;
+    Py_RETURN_NONE;
+}
+
+/* ------------------------------------------------------------------ what is known of tensors */
+
+/* What is known of a tensor, borrowed; NULL without an exception if nothing is. */
+static PyObject *known_of(PyObject *known, PyObject *tensor)
+{
+    PyObject *key = PyLong_FromVoidPtr(tensor);
+    if (key == NULL)
+        return NULL;
+    PyObject *found = PyDict_GetItemWithError(known, key);
+    Py_DECREF(key);
+    if (found == NULL)
+        return NULL;
+    PyObject *reference = PyTuple_GET_ITEM(found, 0), *held;
+    if (!PyWeakref_CheckRef(reference))
+        return NULL;
+#if PY_VERSION_HEX >= 0x030D0000
+    if (PyWeakref_GetRef(reference, &held) < 0)
+        return NULL;
+    Py_XDECREF(held); /* whoever asks holds the tensor */
+#else
+    held = PyWeakref_GetObject(reference);
+#endif
+    return held == tensor ? found : NULL;
+}
+
+static int external_is_like(Pattern *self, Py_ssize_t i, PyObject *value, PyObject *found, PyObject *tape)
+{
+    if (PyTuple_GET_ITEM(found, 1) != PyTuple_GET_ITEM(self->external_marks, i))
+        return 0;
+    int same = says(stride_of, value, PyTuple_GET_ITEM(self->external_strides, i));
+    if (same > 0)
+        same = says(is_odd, value, Py_False);
+    PyObject *state = PyTuple_GET_ITEM(self->external_states, i);
+    if (same > 0 && state != Py_None) {
+        PyObject *now = PyObject_CallFunctionObjArgs(state_of, tape, found, NULL);
+        same = now == NULL ? -1 : PyObject_RichCompareBool(now, state, Py_EQ);
+        Py_XDECREF(now);
+    }
+    return same;
+}
+
+static PyObject *pattern_rows_before(Pattern *self, PyObject *const *given, Py_ssize_t n)
+{
+    if (n != 3 || !PyDict_CheckExact(given[1])) {
+        PyErr_SetString(PyExc_TypeError, "rows_before takes a pool, what is known of tensors, and the tape");
+        return NULL;
+    }
+    PyObject *pool = given[0], *rows = PyList_New(self->externals.n);
+    for (Py_ssize_t i = 0; rows != NULL && i < self->externals.n; i++) {
+        PyObject *value = PyList_GET_ITEM(pool, self->externals.at[i]);
+        PyObject *found = known_of(given[1], value);
+        int same = found == NULL ? (PyErr_Occurred() ? -1 : 0) : external_is_like(self, i, value, found, given[2]);
+        if (same > 0) {
+            PyList_SET_ITEM(rows, i, Py_NewRef(PyTuple_GET_ITEM(found, 2)));
+            continue;
+        }
+        Py_DECREF(rows);
+        if (same < 0)
+            return NULL;
+        Py_RETURN_NONE;
+    }
+    return rows;
+}
+
+static PyObject *pattern_note(Pattern *self, PyObject *const *given, Py_ssize_t n)
+{
+    if (n != 3 || !PyDict_CheckExact(given[1])) {
+        PyErr_SetString(PyExc_TypeError, "note takes a pool, what is known of tensors, and the first row");
+        return NULL;
+    }
+    Py_ssize_t base = PyLong_AsSsize_t(given[2]);
+    if (base == -1 && PyErr_Occurred())
+        return NULL;
+    for (Py_ssize_t i = 0; i < self->updated.n; i++) {
+        PyObject *value = PyList_GET_ITEM(given[0], self->updated.at[i]);
+        PyObject *key = PyLong_FromVoidPtr(value), *reference = PyWeakref_NewRef(value, NULL);
+        PyObject *row = PyLong_FromSsize_t(base + self->updated_rows.at[i]), *entry = NULL;
+        if (key != NULL && reference != NULL && row != NULL)
+            entry = PyTuple_Pack(
+                4, reference, PyTuple_GET_ITEM(self->updated_marks, i), row, PyTuple_GET_ITEM(self->updated_homes, i));
+        int failed = entry == NULL || PyDict_SetItem(given[1], key, entry) < 0;
+        Py_XDECREF(key);
+        Py_XDECREF(reference);
+        Py_XDECREF(row);
+        Py_XDECREF(entry);
+        if (failed)
+            return NULL;
+    }
+    Py_RETURN_NONE;
+}
+
+static PyMethodDef pattern_methods[] = {
+    {"pool", (PyCFunction)pattern_pool, METH_FASTCALL, NULL},
+    {"rows_before", (PyCFunction)pattern_rows_before, METH_FASTCALL, NULL},
+    {"note", (PyCFunction)pattern_note, METH_FASTCALL, NULL},
+    {NULL},
+};
+
+static PyTypeObject pattern_type = {
+    PyVarObject_HEAD_INIT(NULL, 0)
+    .tp_name = "forkpoint.native.compiled.Pattern",
+    .tp_basicsize = sizeof(Pattern),
+    .tp_flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_GC,
+    .tp_new = pattern_new,
+    .tp_traverse = (traverseproc)pattern_traverse,
+    .tp_clear = (inquiry)pattern_clear,
+    .tp_dealloc = (destructor)pattern_dealloc,
+    .tp_methods = pattern_methods,
+};
+
+/* ------------------------------------------------------------------ columns */
+
+/* The fields of entries, each in a tuple of its own, and where the functions are: see `Columns`. */
+static PyObject *columns(PyObject *Py_UNUSED(module), PyObject *const *given, Py_ssize_t n)
+{
+    if (n != 2 || !PyList_CheckExact(given[0])) {
+        PyErr_SetString(PyExc_TypeError, "columns takes a list of entries and a version");
+        return NULL;
+    }
+    PyObject *entries = given[0];
+    Py_ssize_t size = PyList_GET_SIZE(entries);
+    PyObject *parts[5] = {NULL}, *versions = PyList_New(0), *calls = PyList_New(size + 1), *found = NULL;
+    int failed = versions == NULL || calls == NULL;
+    for (int part = 0; part < 5; part++)
+        failed = (parts[part] = PyTuple_New(size)) == NULL || failed;
+    Py_ssize_t functions = 0;
+    for (Py_ssize_t i = 0; !failed && i <= size; i++) {
+        PyObject *count = PyLong_FromSsize_t(functions);
+        if (count == NULL) {
+            failed = 1;
+            break;
+        }
+        PyList_SET_ITEM(calls, i, count);
+        if (i == size)
+            break;
+        PyObject *entry = PyList_GET_ITEM(entries, i);
+        for (int part = 0; part < 5; part++)
+            PyTuple_SET_ITEM(parts[part], i, Py_NewRef(PyTuple_GET_ITEM(entry, part)));
+        if (PyTuple_CheckExact(PyTuple_GET_ITEM(entry, 4)) && functions++)
+            failed = PyList_Append(versions, PyTuple_GET_ITEM(entry, 5)) < 0;
+    }
+    failed = failed || PyList_Append(versions, given[1]) < 0;
+    if (!failed)
+        found = PyTuple_Pack(7, parts[0], parts[1], parts[2], parts[3], parts[4], versions, calls);
+    for (int part = 0; part < 5; part++)
+        Py_XDECREF(parts[part]);
+    Py_XDECREF(versions);
+    Py_XDECREF(calls);
+    return found;
+}
+
+static PyObject *connect_passages(PyObject *Py_UNUSED(module), PyObject *args)
+{
+    if (!PyArg_ParseTuple(args, "OOOOO", &size_of, &stride_of, &device_of, &is_odd, &state_of))
+        return NULL;
+    Py_INCREF(args); /* for good */
+    Py_RETURN_NONE;
+}
+
+static PyMethodDef functions[] = {
+    {"connect_passages", connect_passages, METH_VARARGS, NULL},
+    {"columns", (PyCFunction)columns, METH_FASTCALL, NULL},
+    {NULL},
+};
+
+int add_passage(PyObject *module)
+{
+    if ((str_dtype = PyUnicode_InternFromString("dtype")) == NULL || PyModule_AddFunctions(module, functions) < 0)
+        return -1;
+    return PyModule_AddType(module, &pattern_type);
+}

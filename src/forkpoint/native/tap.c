@@ -1,0 +1,689 @@
+/* The tap, what it writes to, and the gate: what `capture/mode` says in Python, without an interpreted frame per call. */
+
+#include "native.h"
+
+/* ------------------------------------------------------------------ what was looked up once */
+
+static PyObject *empty_tuple, *minus_one;
+static PyObject *str_catch_up, *str_call_at_once, *str_settle, *str_make_room, *str_outputs_of, *str_results_of,
+    *str_compiled, *str_out, *str_inplace;
+
+/* What the Python side hands over, see `connect_taps`. */
+static PyObject *resolved, *resolve, *code_kind, *place_after, *nowhere, *lasting, *tensor_type, *transforms,
+    *transparent, *entering_of, *leaving;
+
+/* By the class of a module, what stands for its call. */
+static PyObject *entering;
+
+static int is_connected(void);
+
+/* What `Function.flags` says. */
+enum { SILENT = 1, REWRITES = 2, AT_ONCE = 4, TAKES_LISTS = 8 };
+
+/* ------------------------------------------------------------------ what is known of a function */
+
+typedef struct {
+    PyObject_HEAD
+    int flags;
+} Traits;
+
+static PyMemberDef traits_members[] = {{"flags", T_INT, offsetof(Traits, flags), 0, NULL}, {NULL}};
+
+static PyTypeObject traits_type = {
+    PyVarObject_HEAD_INIT(NULL, 0)
+    .tp_name = "forkpoint.native.compiled.Traits",
+    .tp_basicsize = sizeof(Traits),
+    .tp_flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_BASETYPE,
+    .tp_new = PyType_GenericNew,
+    .tp_members = traits_members,
+};
+
+/* ------------------------------------------------------------------ the reel */
+
+typedef struct {
+    PyObject_HEAD
+    PyObject *entries, *last;
+    long long n_bytes, room, entry_bytes;
+    char deferred, fresh;
+} Reel;
+
+static int reel_traverse(Reel *self, visitproc visit, void *arg)
+{
+    Py_VISIT(self->entries);
+    Py_VISIT(self->last);
+    return 0;
+}
+
+static int reel_clear(Reel *self)
+{
+    Py_CLEAR(self->entries);
+    Py_CLEAR(self->last);
+    return 0;
+}
+
+static void reel_dealloc(Reel *self)
+{
+    PyObject_GC_UnTrack(self);
+    reel_clear(self);
+    Py_TYPE(self)->tp_free((PyObject *)self);
+}
+
+static PyMemberDef reel_members[] = {
+    {"entries", T_OBJECT_EX, offsetof(Reel, entries), 0, NULL},
+    {"last", T_OBJECT_EX, offsetof(Reel, last), 0, NULL},
+    {"n_bytes", T_LONGLONG, offsetof(Reel, n_bytes), 0, NULL},
+    {"room", T_LONGLONG, offsetof(Reel, room), 0, NULL},
+    {"entry_bytes", T_LONGLONG, offsetof(Reel, entry_bytes), 0, NULL},
+    {"deferred", T_BOOL, offsetof(Reel, deferred), 0, NULL},
+    {"fresh", T_BOOL, offsetof(Reel, fresh), 0, NULL},
+    {NULL},
+};
+
+static PyTypeObject reel_type = {
+    PyVarObject_HEAD_INIT(NULL, 0)
+    .tp_name = "forkpoint.native.compiled.Reel",
+    .tp_basicsize = sizeof(Reel),
+    .tp_flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_BASETYPE | Py_TPFLAGS_HAVE_GC,
+    .tp_new = PyType_GenericNew,
+    .tp_traverse = (traverseproc)reel_traverse,
+    .tp_clear = (inquiry)reel_clear,
+    .tp_dealloc = (destructor)reel_dealloc,
+    .tp_members = reel_members,
+};
+
+/* ------------------------------------------------------------------ the tap */
+
+typedef struct {
+    PyObject_HEAD
+    Reel *tape;
+} Tap;
+
+static int tap_init(Tap *self, PyObject *args, PyObject *kwargs)
+{
+    PyObject *tape;
+    static char *names[] = {"tape", NULL};
+    if (!is_connected() || !PyArg_ParseTupleAndKeywords(args, kwargs, "O!", names, &reel_type, &tape))
+        return -1;
+    Py_INCREF(tape);
+    Py_XSETREF(self->tape, (Reel *)tape);
+    return 0;
+}
+
+static int tap_traverse(Tap *self, visitproc visit, void *arg)
+{
+    Py_VISIT(self->tape);
+    return 0;
+}
+
+static int tap_clear(Tap *self)
+{
+    Py_CLEAR(self->tape);
+    return 0;
+}
+
+static void tap_dealloc(Tap *self)
+{
+    PyObject_GC_UnTrack(self);
+    tap_clear(self);
+    Py_TYPE(self)->tp_free((PyObject *)self);
+}
+
+/* The function's entry in the table of all, new. */
+static PyObject *function_of(PyObject *func)
+{
+    PyObject *found = PyDict_GetItemWithError(resolved, func);
+    if (found != NULL)
+        return Py_NewRef(found);
+    if (PyErr_Occurred()) {
+        if (!PyErr_ExceptionMatches(PyExc_TypeError)) /* else one that can't be hashed */
+            return NULL;
+        PyErr_Clear();
+    }
+    return PyObject_CallOneArg(resolve, func);
+}
+
+/* Kinds of code, as `sites` tells them apart. */
+enum { OUTSIDE = 1, INSIDE = 2, SKIPPED = 3, CALL = 4 };
+
+/* What was looked up last, by addresses: code objects and places that were seen are never let go of. */
+static struct { PyCodeObject *code; int kind; } kinds_seen[1 << 10];
+static struct { PyObject *from; Py_ssize_t instruction; PyObject *place; } places_seen[1 << 12];
+
+static int kind_of(PyCodeObject *code)
+{
+    size_t slot = ((size_t)code >> 4) % Py_ARRAY_LENGTH(kinds_seen);
+    if (kinds_seen[slot].code != code) {
+        PyObject *number = PyObject_CallOneArg(code_kind, (PyObject *)code);
+        if (number == NULL)
+            return -1;
+        kinds_seen[slot].kind = (int)PyLong_AsLong(number);
+        kinds_seen[slot].code = code;
+        Py_DECREF(number);
+    }
+    return kinds_seen[slot].kind;
+}
+
+/* The place that goes on from a place with an instruction, borrowed. */
+static PyObject *onward(PyObject *from, PyCodeObject *code, int offset)
+{
+    Py_ssize_t instruction = (Py_ssize_t)code + offset;
+    size_t slot = ((size_t)instruction >> 1 ^ (size_t)from >> 4) % Py_ARRAY_LENGTH(places_seen);
+    if (places_seen[slot].from != from || places_seen[slot].instruction != instruction) {
+        PyObject *place = PyObject_CallFunction(place_after, "OOi", from, code, offset);
+        if (place == NULL)
+            return NULL;
+        Py_DECREF(place); /* held by the one before it */
+        places_seen[slot].from = from;
+        places_seen[slot].instruction = instruction;
+        places_seen[slot].place = place;
+    }
+    return places_seen[slot].place;
+}
+
+/* The place that a call comes from, new. */
+static PyObject *place_of_call(void)
+{
+    PyFrameObject *frame = PyEval_GetFrame();
+    PyObject *place = nowhere;
+    Py_XINCREF(frame);
+    while (frame != NULL && place != NULL) {
+        PyCodeObject *code = PyFrame_GetCode(frame);
+        int kind = kind_of(code);
+        if (kind < 0)
+            place = NULL;
+        else if (kind == OUTSIDE || kind == INSIDE)
+            place = onward(place, code, PyFrame_GetLasti(frame));
+        Py_DECREF(code);
+        if (kind == OUTSIDE || kind == CALL)
+            break;
+        PyFrameObject *back = PyFrame_GetBack(frame);
+        Py_DECREF(frame);
+        frame = back;
+    }
+    Py_XDECREF(frame);
+    return Py_XNewRef(place);
+}
+
+/* Whether keywords say that a call changes one of its arguments; -1 for an error. */
+static int keywords_write(PyObject *kwargs)
+{
+    PyObject *value = PyDict_GetItemWithError(kwargs, str_out);
+    if (value != NULL && value != Py_None)
+        return 1;
+    if (value == NULL && PyErr_Occurred())
+        return -1;
+    value = PyDict_GetItemWithError(kwargs, str_inplace);
+    if (value == NULL)
+        return PyErr_Occurred() ? -1 : 0;
+    return PyObject_IsTrue(value);
+}
+
+/* Whether all are of kinds that stay what they are; -1 for an error. */
+static int all_lasting(PyObject *args)
+{
+    for (Py_ssize_t i = 0; i < PyTuple_GET_SIZE(args); i++) {
+        PyTypeObject *kind = Py_TYPE(PyTuple_GET_ITEM(args, i));
+        int found = (PyObject *)kind == tensor_type ? 1 : PySet_Contains(lasting, (PyObject *)kind);
+        if (found <= 0)
+            return found;
+    }
+    return 1;
+}
+
+/* Arguments as they are now: the model may change a list among them before the tape is read. */
+static PyObject *frozen(PyObject *value)
+{
+    if (PyTuple_CheckExact(value)) {
+        int lasts = all_lasting(value);
+        if (lasts)
+            return lasts < 0 ? NULL : Py_NewRef(value);
+        PyObject *copy = PyTuple_New(PyTuple_GET_SIZE(value));
+        for (Py_ssize_t i = 0; copy != NULL && i < PyTuple_GET_SIZE(value); i++) {
+            PyObject *item = frozen(PyTuple_GET_ITEM(value, i));
+            if (item == NULL)
+                Py_CLEAR(copy);
+            else
+                PyTuple_SET_ITEM(copy, i, item);
+        }
+        return copy;
+    }
+    if (PyList_Check(value)) {
+        PyObject *copy = PyList_New(PyList_GET_SIZE(value));
+        for (Py_ssize_t i = 0; copy != NULL && i < PyList_GET_SIZE(copy); i++) {
+            PyObject *item = i < PyList_GET_SIZE(value) ? frozen(PyList_GET_ITEM(value, i)) : Py_NewRef(Py_None);
+            if (item == NULL)
+                Py_CLEAR(copy);
+            else
+                PyList_SET_ITEM(copy, i, item);
+        }
+        return copy;
+    }
+    if (PyDict_CheckExact(value)) {
+        PyObject *copy = PyDict_New(), *key, *held;
+        Py_ssize_t position = 0;
+        while (copy != NULL && PyDict_Next(value, &position, &key, &held)) {
+            PyObject *item = frozen(held);
+            if (item == NULL || PyDict_SetItem(copy, key, item) < 0)
+                Py_CLEAR(copy);
+            Py_XDECREF(item);
+        }
+        return copy;
+    }
+    return Py_NewRef(value);
+}
+
+/* Count what a value needs. */
+static int add_bytes(Reel *tape, PyObject *tensor)
+{
+    PyObject *n_bytes = property_of(tensor, &nbytes_property);
+    if (n_bytes == NULL) { /* a sparse one, which is not digested */
+        if (!PyErr_ExceptionMatches(PyExc_RuntimeError))
+            return -1;
+        PyErr_Clear();
+        return 0;
+    }
+    long long n = PyLong_AsLongLong(n_bytes);
+    Py_DECREF(n_bytes);
+    if (n == -1 && PyErr_Occurred())
+        return -1;
+    tape->n_bytes += n + tape->entry_bytes;
+    return 0;
+}
+
+/* Whether vmap or grad are at work; -1 for an error. */
+static int inside_transform(void)
+{
+    PyObject *interpreter = PyObject_CallNoArgs(transforms);
+    if (interpreter == NULL)
+        return -1;
+    Py_DECREF(interpreter);
+    return interpreter != Py_None;
+}
+
+/* Call a method of the tape for what it does. */
+static int ask_tape(Reel *tape, PyObject *name)
+{
+    PyObject *nothing = PyObject_CallMethodNoArgs((PyObject *)tape, name);
+    Py_XDECREF(nothing);
+    return nothing == NULL ? -1 : 0;
+}
+
+static PyObject *at_once(Tap *self, PyObject *function, PyObject *place, PyObject *args, PyObject *kwargs)
+{
+    PyObject *keywords = kwargs != NULL ? Py_NewRef(kwargs) : PyDict_New();
+    if (keywords == NULL)
+        return NULL;
+    PyObject *result = PyObject_CallMethodObjArgs(
+        (PyObject *)self->tape, str_call_at_once, (PyObject *)self, function, place, args, keywords, NULL);
+    Py_DECREF(keywords);
+    return result;
+}
+
+/* Make a call and put it on the tape. `function`, `place` and `version` are borrowed. */
+static PyObject *call_and_record(
+    Reel *tape, PyObject *func, PyObject *function, int flags, PyObject *place, PyObject *args, PyObject *kwargs,
+    PyObject *version)
+{
+    PyObject *outputs = NULL, *kept_args = NULL, *kept_kwargs = NULL, *entry = NULL;
+    PyObject *result = PyObject_Call(func, args, kwargs);
+    if (result == NULL)
+        return NULL;
+    int hidden = inside_transform();
+    if (hidden < 0)
+        goto failed;
+    if (hidden)
+        return result; /* inside vmap or grad: these tensors are not the model's own */
+    if ((PyObject *)Py_TYPE(result) == tensor_type) {
+        outputs = PyTuple_Pack(1, result);
+        if (outputs == NULL || add_bytes(tape, result) < 0)
+            goto failed;
+        Py_XSETREF(tape->last, Py_NewRef(result));
+    } else {
+        outputs = PyObject_CallMethodOneArg((PyObject *)tape, str_outputs_of, result);
+        if (outputs == NULL)
+            goto failed;
+        if (PyTuple_GET_SIZE(outputs) == 0) {
+            Py_DECREF(outputs);
+            return result;
+        }
+    }
+    kept_args = flags & TAKES_LISTS ? frozen(args) : Py_NewRef(args);
+    kept_kwargs = kwargs != NULL ? frozen(kwargs) : Py_NewRef(Py_None);
+    if (kept_args == NULL || kept_kwargs == NULL)
+        goto failed;
+    entry = PyTuple_Pack(6, function, place, kept_args, kept_kwargs, outputs, version);
+    if (entry == NULL || PyList_Append(tape->entries, entry) < 0)
+        goto failed;
+    goto done;
+failed:
+    Py_CLEAR(result);
+done:
+    Py_XDECREF(outputs);
+    Py_XDECREF(kept_args);
+    Py_XDECREF(kept_kwargs);
+    Py_XDECREF(entry);
+    return result;
+}
+
+static PyObject *follow(Tap *self, PyObject *func, PyObject *args, PyObject *kwargs)
+{
+    Reel *tape = self->tape;
+    PyObject *result = NULL, *place = NULL, *version = NULL;
+    PyObject *function = function_of(func);
+    if (function == NULL)
+        return NULL;
+    if (!PyObject_TypeCheck(function, &traits_type)) {
+        PyErr_Format(PyExc_TypeError, "what is known of a function is a %s", Py_TYPE(function)->tp_name);
+        goto done;
+    }
+    int flags = ((Traits *)function)->flags;
+    if (flags & SILENT) {
+        if (!(flags & REWRITES) || ask_tape(tape, str_catch_up) == 0)
+            result = PyObject_Call(func, args, kwargs);
+        goto done;
+    }
+    place = place_of_call();
+    if (place == NULL)
+        goto done;
+    if (!tape->deferred || flags & AT_ONCE) {
+        result = at_once(self, function, place, args, kwargs);
+        goto done;
+    }
+    if (tape->fresh && ask_tape(tape, str_settle) < 0)
+        goto done;
+    if (tape->n_bytes > tape->room && ask_tape(tape, str_make_room) < 0)
+        goto done;
+    int writes = kwargs == NULL ? 0 : keywords_write(kwargs);
+    if (writes < 0)
+        goto done;
+    if (writes) {
+        result = at_once(self, function, place, args, kwargs);
+        goto done;
+    }
+    version = version_of(tape->last);
+    if (version != NULL)
+        result = call_and_record(tape, func, function, flags, place, args, kwargs, version);
+done:
+    Py_DECREF(function);
+    Py_XDECREF(place);
+    Py_XDECREF(version);
+    return result;
+}
+
+static PyObject *tap_torch_function(Tap *self, PyObject *const *given, Py_ssize_t n)
+{
+    if (n < 2 || n > 4) {
+        PyErr_Format(PyExc_TypeError, "__torch_function__ takes a function, types, arguments and keywords, not %zd", n);
+        return NULL;
+    }
+    if (self->tape == NULL || self->tape->entries == NULL || self->tape->last == NULL) {
+        PyErr_SetString(PyExc_RuntimeError, "a tap without a tape");
+        return NULL;
+    }
+    PyObject *args = n > 2 ? PySequence_Tuple(given[2]) : Py_NewRef(empty_tuple);
+    if (args == NULL)
+        return NULL;
+    PyObject *kwargs = n > 3 && PyDict_Check(given[3]) && PyDict_GET_SIZE(given[3]) ? given[3] : NULL;
+    PyObject *result = follow(self, given[0], args, kwargs);
+    Py_DECREF(args);
+    return result;
+}
+
+static PyMethodDef tap_methods[] = {
+    {"__torch_function__", (PyCFunction)tap_torch_function, METH_FASTCALL, NULL},
+    {NULL},
+};
+
+static PyTypeObject tap_type = {
+    PyVarObject_HEAD_INIT(NULL, 0)
+    .tp_name = "forkpoint.native.compiled.Tap",
+    .tp_basicsize = sizeof(Tap),
+    .tp_flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_BASETYPE | Py_TPFLAGS_HAVE_GC,
+    .tp_new = PyType_GenericNew,
+    .tp_init = (initproc)tap_init,
+    .tp_traverse = (traverseproc)tap_traverse,
+    .tp_clear = (inquiry)tap_clear,
+    .tp_dealloc = (destructor)tap_dealloc,
+    .tp_methods = tap_methods,
+};
+
+/* ------------------------------------------------------------------ the gate */
+
+/* Stands in for `nn.Module.__call__`, as `capture/taps` says. */
+typedef struct {
+    PyObject_HEAD
+    vectorcallfunc vectorcall;
+    Reel *tape;
+    PyObject *original; /* nn.Module.__call__ itself */
+    PyObject *other;    /* what does it where functions are not seen, or not inside a module: (module, *args, **kwargs) */
+    PyObject *is_opaque;
+    unsigned long thread;
+} Gate;
+
+static PyObject *gate_call(Gate *self, PyObject *const *args, size_t nargsf, PyObject *names);
+
+static PyObject *gate_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
+{
+    PyObject *tape, *original, *other, *is_opaque;
+    static char *keywords[] = {"tape", "original", "other", "is_opaque", NULL};
+    if (!is_connected() || !PyArg_ParseTupleAndKeywords(
+            args, kwargs, "O!OOO", keywords, &reel_type, &tape, &original, &other, &is_opaque))
+        return NULL;
+    Gate *self = (Gate *)type->tp_alloc(type, 0);
+    if (self == NULL)
+        return NULL;
+    self->vectorcall = (vectorcallfunc)gate_call;
+    self->tape = (Reel *)Py_NewRef(tape);
+    self->original = Py_NewRef(original);
+    self->other = Py_NewRef(other);
+    self->is_opaque = Py_NewRef(is_opaque);
+    self->thread = PyThread_get_thread_ident();
+    return (PyObject *)self;
+}
+
+static int gate_traverse(Gate *self, visitproc visit, void *arg)
+{
+    Py_VISIT(self->tape);
+    Py_VISIT(self->original);
+    Py_VISIT(self->other);
+    Py_VISIT(self->is_opaque);
+    return 0;
+}
+
+static int gate_clear(Gate *self)
+{
+    Py_CLEAR(self->tape);
+    Py_CLEAR(self->original);
+    Py_CLEAR(self->other);
+    Py_CLEAR(self->is_opaque);
+    return 0;
+}
+
+static void gate_dealloc(Gate *self)
+{
+    PyObject_GC_UnTrack(self);
+    gate_clear(self);
+    Py_TYPE(self)->tp_free((PyObject *)self);
+}
+
+static PyObject *gate_bind(PyObject *self, PyObject *instance, PyObject *Py_UNUSED(owner))
+{
+    return instance == NULL || instance == Py_None ? Py_NewRef(self) : PyMethod_New(self, instance);
+}
+
+/* Whether functions that a module calls must not be seen; -1 for an error. */
+static int is_opaque(Gate *self, PyObject *module)
+{
+    PyObject *answer = PyDict_GetItemWithError(transparent, (PyObject *)Py_TYPE(module));
+    if (answer == NULL && PyErr_Occurred())
+        return -1;
+    if (answer == Py_True) {
+        PyObject *compiled = PyObject_GetAttr(module, str_compiled);
+        if (compiled == NULL)
+            return -1;
+        Py_DECREF(compiled);
+        if (compiled == Py_None)
+            return 0;
+    }
+    answer = PyObject_CallOneArg(self->is_opaque, module);
+    if (answer == NULL)
+        return -1;
+    Py_DECREF(answer);
+    return answer == Py_True;
+}
+
+static int append_entry(
+    Reel *tape, PyObject *what, PyObject *args, PyObject *kwargs, PyObject *made)
+{
+    PyObject *entry = PyTuple_Pack(6, what, nowhere, args, kwargs, made, minus_one);
+    int failed = entry == NULL || PyList_Append(tape->entries, entry) < 0;
+    Py_XDECREF(entry);
+    return failed ? -1 : 0;
+}
+
+/* Put the call of a module on the tape. */
+static int enter(Reel *tape, PyObject *const *args, Py_ssize_t n, PyObject *names)
+{
+    PyObject *module = args[0], *given = NULL, *keywords = NULL;
+    PyObject *what = PyDict_GetItemWithError(entering, (PyObject *)Py_TYPE(module));
+    if (what == NULL) {
+        if (PyErr_Occurred() || (what = PyObject_CallOneArg(entering_of, (PyObject *)Py_TYPE(module))) == NULL)
+            return -1;
+        int failed = PyDict_SetItem(entering, (PyObject *)Py_TYPE(module), what);
+        Py_DECREF(what);
+        if (failed < 0)
+            return -1;
+    }
+    int status = -1, hidden = inside_transform();
+    if (hidden < 0)
+        return -1;
+    if (hidden) {
+        given = Py_NewRef(empty_tuple);
+        keywords = Py_NewRef(Py_None);
+    } else {
+        given = PyTuple_New(n - 1);
+        for (Py_ssize_t i = 1; given != NULL && i < n; i++)
+            PyTuple_SET_ITEM(given, i - 1, Py_NewRef(args[i]));
+        Py_ssize_t named = names == NULL ? 0 : PyTuple_GET_SIZE(names);
+        keywords = named ? PyDict_New() : Py_NewRef(Py_None);
+        for (Py_ssize_t i = 0; keywords != NULL && i < named; i++)
+            if (PyDict_SetItem(keywords, PyTuple_GET_ITEM(names, i), args[n + i]) < 0)
+                Py_CLEAR(keywords);
+    }
+    if (given != NULL && keywords != NULL &&
+        (tape->n_bytes <= tape->room || ask_tape(tape, str_make_room) == 0))
+        status = append_entry(tape, what, given, keywords, module);
+    Py_XDECREF(given);
+    Py_XDECREF(keywords);
+    return status;
+}
+
+/* Put the return of a module on the tape; NULL for one that failed. */
+static int leave(Reel *tape, PyObject *result)
+{
+    int hidden = result == NULL ? 1 : inside_transform();
+    if (hidden < 0)
+        return -1;
+    PyObject *outputs;
+    if (hidden)
+        outputs = Py_NewRef(empty_tuple);
+    else if ((PyObject *)Py_TYPE(result) == tensor_type)
+        outputs = PyTuple_Pack(1, result);
+    else
+        outputs = PyObject_CallMethodOneArg((PyObject *)tape, str_results_of, result);
+    if (outputs == NULL)
+        return -1;
+    int status = append_entry(tape, leaving, outputs, Py_None, Py_None);
+    Py_DECREF(outputs);
+    return status;
+}
+
+static PyObject *gate_call(Gate *self, PyObject *const *args, size_t nargsf, PyObject *names)
+{
+    Py_ssize_t n = PyVectorcall_NARGS(nargsf);
+    if (PyThread_get_thread_ident() != self->thread)
+        return PyObject_Vectorcall(self->original, args, nargsf, names);
+    int opaque = n < 1 || !self->tape->deferred ? 1 : is_opaque(self, args[0]);
+    if (opaque)
+        return opaque < 0 ? NULL : PyObject_Vectorcall(self->other, args, nargsf, names);
+    if (enter(self->tape, args, n, names) < 0)
+        return NULL;
+    PyObject *result = PyObject_Vectorcall(self->original, args, n, names);
+    if (result != NULL) {
+        if (leave(self->tape, result) < 0)
+            Py_CLEAR(result);
+        return result;
+    }
+#if PY_VERSION_HEX >= 0x030C0000
+    PyObject *error = PyErr_GetRaisedException();
+    if (leave(self->tape, NULL) < 0)
+        PyErr_Clear();
+    PyErr_SetRaisedException(error);
+#else
+    PyObject *kind, *value, *traceback;
+    PyErr_Fetch(&kind, &value, &traceback);
+    if (leave(self->tape, NULL) < 0)
+        PyErr_Clear();
+    PyErr_Restore(kind, value, traceback);
+#endif
+    return NULL;
+}
+
+static PyTypeObject gate_type = {
+    PyVarObject_HEAD_INIT(NULL, 0)
+    .tp_name = "forkpoint.native.compiled.Gate",
+    .tp_basicsize = sizeof(Gate),
+    .tp_flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_GC | Py_TPFLAGS_HAVE_VECTORCALL | Py_TPFLAGS_METHOD_DESCRIPTOR,
+    .tp_new = gate_new,
+    .tp_traverse = (traverseproc)gate_traverse,
+    .tp_clear = (inquiry)gate_clear,
+    .tp_dealloc = (destructor)gate_dealloc,
+    .tp_vectorcall_offset = offsetof(Gate, vectorcall),
+    .tp_call = PyVectorcall_Call,
+    .tp_descr_get = gate_bind,
+};
+
+/* ------------------------------------------------------------------ the module */
+
+/* Take over what the Python side knows, once. */
+static PyObject *connect_taps(PyObject *Py_UNUSED(module), PyObject *args)
+{
+    if (!PyArg_ParseTuple(
+            args, "O!OOOOO!OOO!OO", &PyDict_Type, &resolved, &resolve, &code_kind, &place_after, &nowhere,
+            &PyFrozenSet_Type, &lasting, &tensor_type, &transforms, &PyDict_Type, &transparent, &entering_of, &leaving))
+        return NULL;
+    Py_INCREF(args); /* for good */
+    if (find_properties(tensor_type) < 0)
+        return NULL;
+    Py_RETURN_NONE;
+}
+
+static int is_connected(void)
+{
+    if (leaving == NULL)
+        PyErr_SetString(PyExc_RuntimeError, "forkpoint.capture.mode has to be imported first");
+    return leaving != NULL;
+}
+
+static PyMethodDef functions[] = {{"connect_taps", connect_taps, METH_VARARGS, NULL}, {NULL}};
+
+int add_tap(PyObject *module)
+{
+    struct { PyObject **name; const char *text; } names[] = {
+        {&str_catch_up, "catch_up"}, {&str_call_at_once, "call_at_once"}, {&str_settle, "settle"},
+        {&str_make_room, "make_room"}, {&str_outputs_of, "outputs_of"}, {&str_compiled, "_compiled_call_impl"}, {&str_results_of, "results_of"}, {&str_out, "out"}, {&str_inplace, "inplace"},
+    };
+    for (size_t i = 0; i < Py_ARRAY_LENGTH(names); i++)
+        if ((*names[i].name = PyUnicode_InternFromString(names[i].text)) == NULL)
+            return -1;
+    empty_tuple = PyTuple_New(0);
+    minus_one = PyLong_FromLong(-1);
+    entering = PyDict_New();
+    if (empty_tuple == NULL || minus_one == NULL || entering == NULL || PyModule_AddFunctions(module, functions) < 0)
+        return -1;
+    PyTypeObject *types[] = {&traits_type, &reel_type, &tap_type, &gate_type};
+    for (size_t i = 0; i < Py_ARRAY_LENGTH(types); i++)
+        if (PyModule_AddType(module, types[i]) < 0)
+            return -1;
+    return 0;
+}

@@ -1,0 +1,114 @@
+/* What a batch of digests and a flush ask of many tensors at once. */
+
+#include "native.h"
+
+struct property version_property, nbytes_property;
+
+static PyObject *str_number, *tensor_class;
+
+PyObject *property_of(PyObject *tensor, struct property *property)
+{
+    if (property->get != NULL && (PyObject *)Py_TYPE(tensor) == tensor_class)
+        return property->get(tensor, property->closure);
+    return PyObject_GetAttr(tensor, property->name);
+}
+
+PyObject *version_of(PyObject *tensor)
+{
+    PyObject *version = property_of(tensor, &version_property);
+    if (version != NULL || !PyErr_ExceptionMatches(PyExc_RuntimeError))
+        return version;
+    PyErr_Clear();
+    return PyLong_FromLong(-1);
+}
+
+static int find_property(struct property *property, const char *name)
+{
+    if ((property->name = PyUnicode_InternFromString(name)) == NULL)
+        return -1;
+    PyObject *found = PyObject_GetAttr(tensor_class, property->name);
+    if (found == NULL)
+        return -1;
+    if (Py_IS_TYPE(found, &PyGetSetDescr_Type)) {
+        property->get = ((PyGetSetDescrObject *)found)->d_getset->get;
+        property->closure = ((PyGetSetDescrObject *)found)->d_getset->closure;
+    }
+    Py_DECREF(found); /* held by its class */
+    return 0;
+}
+
+int find_properties(PyObject *tensor)
+{
+    tensor_class = Py_NewRef(tensor);
+    return find_property(&version_property, "_version") < 0 || find_property(&nbytes_property, "nbytes") < 0 ? -1 : 0;
+}
+
+static PyObject *versions(PyObject *Py_UNUSED(module), PyObject *tensors)
+{
+    if (!PyList_CheckExact(tensors) || tensor_class == NULL) {
+        PyErr_SetString(PyExc_TypeError, "versions takes a list of tensors, once forkpoint.capture.mode was imported");
+        return NULL;
+    }
+    PyObject *found = PyList_New(PyList_GET_SIZE(tensors));
+    for (Py_ssize_t i = 0; found != NULL && i < PyList_GET_SIZE(tensors); i++) {
+        PyObject *version = version_of(PyList_GET_ITEM(tensors, i));
+        if (version == NULL)
+            Py_CLEAR(found);
+        else
+            PyList_SET_ITEM(found, i, version);
+    }
+    return found;
+}
+
+/* What a call of a function with a tensor returns, as a number; -1 with an exception set for an error. */
+static long long number_from(PyObject *function, PyObject *tensor)
+{
+    PyObject *found = PyObject_CallOneArg(function, tensor);
+    long long number = found == NULL ? -1 : PyLong_AsLongLong(found);
+    Py_XDECREF(found);
+    return number;
+}
+
+/* For each tensor its address, the number of its plan, and whether its elements are to be negated: int64[n, 3]. */
+static PyObject *addresses(PyObject *Py_UNUSED(module), PyObject *args)
+{
+    PyObject *tensors, *plans, *data_ptr, *is_neg;
+    if (!PyArg_ParseTuple(args, "O!O!OO", &PyList_Type, &tensors, &PyList_Type, &plans, &data_ptr, &is_neg))
+        return NULL;
+    Py_ssize_t n = PyList_GET_SIZE(tensors);
+    if (PyList_GET_SIZE(plans) != n) {
+        PyErr_SetString(PyExc_ValueError, "there is not one plan for each tensor");
+        return NULL;
+    }
+    PyObject *table = PyBytes_FromStringAndSize(NULL, n * 3 * (Py_ssize_t)sizeof(long long));
+    if (table == NULL)
+        return NULL;
+    long long *line = (long long *)PyBytes_AS_STRING(table);
+    for (Py_ssize_t i = 0; i < n; i++, line += 3) {
+        PyObject *number = PyObject_GetAttr(PyList_GET_ITEM(plans, i), str_number);
+        line[1] = number == NULL ? -1 : PyLong_AsLongLong(number);
+        Py_XDECREF(number);
+        if (number != NULL)
+            line[0] = number_from(data_ptr, PyList_GET_ITEM(tensors, i));
+        if (!PyErr_Occurred())
+            line[2] = number_from(is_neg, PyList_GET_ITEM(tensors, i));
+        if (PyErr_Occurred()) {
+            Py_DECREF(table);
+            return NULL;
+        }
+    }
+    return table;
+}
+
+static PyMethodDef functions[] = {
+    {"versions", versions, METH_O, NULL},
+    {"addresses", addresses, METH_VARARGS, NULL},
+    {NULL},
+};
+
+int add_values(PyObject *module)
+{
+    if ((str_number = PyUnicode_InternFromString("number")) == NULL)
+        return -1;
+    return PyModule_AddFunctions(module, functions);
+}
