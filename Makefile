@@ -6,6 +6,8 @@ READY := $(VENV)/.ready
 # Workers times threads must not exceed the processors; the results don't depend on either.
 THREADS := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false
 WORKERS ?= 2
+# Tests of what is also written in C, which are repeated without it.
+ALSO_IN_C := $(wildcard tests/capture/test_*.py) tests/test_kept.py tests/test_no_observer_effect.py
 
 .PHONY: demo test check corpus benchmark clean
 .DELETE_ON_ERROR:
@@ -15,6 +17,7 @@ demo: $(READY)
 
 test: $(READY)
 	$(THREADS) $(BIN)/python -m pytest -n $(WORKERS) -m "not slow" $(ARGS)
+	$(if $(ARGS),,$(THREADS) FORKPOINT_PURE_PYTHON=1 $(BIN)/python -m pytest -n $(WORKERS) -m "not slow" -q $(ALSO_IN_C))
 
 check: $(READY)
 	$(BIN)/ruff check .

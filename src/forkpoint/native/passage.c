@@ -292,6 +292,11 @@ static PyObject *pattern_pool(Pattern *self, PyObject *const *given, Py_ssize_t 
 
 /* ------------------------------------------------------------------ what is known of tensors */
 
+static int is_pool(Pattern *self, PyObject *pool)
+{
+    return PyList_CheckExact(pool) && PyList_GET_SIZE(pool) == self->total;
+}
+
 /* What is known of a tensor, borrowed; NULL without an exception if nothing is. */
 static PyObject *known_of(PyObject *known, PyObject *tensor)
 {
@@ -333,7 +338,7 @@ static int external_is_like(Pattern *self, Py_ssize_t i, PyObject *value, PyObje
 
 static PyObject *pattern_rows_before(Pattern *self, PyObject *const *given, Py_ssize_t n)
 {
-    if (n != 3 || !PyDict_CheckExact(given[1])) {
+    if (n != 3 || !is_pool(self, given[0]) || !PyDict_CheckExact(given[1])) {
         PyErr_SetString(PyExc_TypeError, "rows_before takes a pool, what is known of tensors, and the tape");
         return NULL;
     }
@@ -356,7 +361,7 @@ static PyObject *pattern_rows_before(Pattern *self, PyObject *const *given, Py_s
 
 static PyObject *pattern_note(Pattern *self, PyObject *const *given, Py_ssize_t n)
 {
-    if (n != 3 || !PyDict_CheckExact(given[1])) {
+    if (n != 3 || !is_pool(self, given[0]) || !PyDict_CheckExact(given[1])) {
         PyErr_SetString(PyExc_TypeError, "note takes a pool, what is known of tensors, and the first row");
         return NULL;
     }

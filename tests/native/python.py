@@ -1,0 +1,28 @@
+"""The Python of what is also written in C, in place of it."""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from contextlib import ExitStack, contextmanager
+from unittest.mock import patch
+
+from forkpoint import kept
+from forkpoint.capture import marks, mode, passages, pattern, tape, taps
+from forkpoint.capture.digest import batch
+
+
+@contextmanager
+def in_python() -> Generator[None]:
+    """Nothing of what runs once for every call is done in C."""
+    with ExitStack() as stack:
+        for module, name, value in (
+            (taps, "Tap", mode.PythonTap),
+            (taps, "compiled", None),
+            (pattern, "compiled", None),
+            (passages, "Pattern", pattern.PythonPattern),
+            (tape, "versions_of", marks.python_versions),
+            (batch, "addresses_of", batch.python_addresses),
+            (kept, "Held", kept.PythonHeld),
+        ):
+            stack.enter_context(patch.object(module, name, value))
+        yield

@@ -1,0 +1,314 @@
+"""Each part in C against the Python that says what it does; and wrong arguments, which must not crash."""
+
+from __future__ import annotations
+
+import shutil
+from collections import OrderedDict
+from typing import Any
+from weakref import ref
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from forkpoint.capture import mode, pattern
+from forkpoint.capture.digest import batch
+from forkpoint.capture.functions import resolve
+from forkpoint.capture.marks import LEAVING, Mark, python_versions, version_of
+from forkpoint.capture.pattern import Likeness, PythonPattern
+from forkpoint.capture.sites import NOWHERE
+from forkpoint.kept import PythonHeld
+from forkpoint.native import compiled
+
+compiled_only = pytest.mark.skipif(compiled is None, reason="not compiled")
+
+
+def test_it_is_compiled_where_there_is_a_compiler(monkeypatch):
+    if mode.compiled is None and shutil.which("cc") is None:
+        pytest.skip("no compiler")
+    import os
+
+    assert (compiled is None) == bool(os.environ.get("FORKPOINT_PURE_PYTHON"))
+
+
+# ---------------------------------------------------------------------- what modules hold
+
+
+class Holder(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = nn.Linear(2, 2)
+        self.register_buffer("table", torch.zeros(2))
+        self.register_buffer("nothing", None)
+        self.plain = torch.ones(2)
+        self.items, self.none, self.some, self.number = [1], [], {"a"}, 3
+        self.words, self.order, self.bare = {"a": 1}, OrderedDict(a=1, b=2), set[int]()
+
+
+CHANGES: dict[str, Any] = {
+    "a new attribute": lambda m: setattr(m, "fresh", 1),
+    "another value": lambda m: setattr(m, "number", 4),
+    "an equal value": lambda m: setattr(m, "plain", m.plain.clone()),
+    "deleted": lambda m: delattr(m, "number"),
+    "another order": lambda m: m.__dict__.update(number=m.__dict__.pop("number")),
+    "a child replaced": lambda m: setattr(m, "inner", nn.Linear(2, 2)),
+    "a parameter replaced": lambda m: setattr(m.inner, "weight", nn.Parameter(torch.ones(2, 2))),
+    "a buffer replaced": lambda m: setattr(m, "table", torch.ones(2)),
+    "a list filled": lambda m: m.none.append(1),
+    "a list longer": lambda m: m.items.append(1),
+    "a set filled": lambda m: m.bare.add(1),
+    "a dict's value": lambda m: m.words.update(a=2),
+    "a dict's key": lambda m: m.words.update(b=2),
+    "an ordered dict's order": lambda m: m.order.move_to_end("a"),
+    "an ordered dict's value": lambda m: m.order.update(b=3),
+    "a hook": lambda m: m.inner.register_forward_hook(lambda *_: None),
+}
+
+
+def told(held: Any) -> Any:
+    """What is held, by the ids of objects."""
+    changed = [
+        (id(entries), [*map(id, keys)], [*map(id, values)]) for entries, keys, values in held.changed()
+    ]
+    containers = [(id(value), copy) for value, copy in held.containers]
+    return changed, containers, [*map(id, held.filled())], sorted(map(id, held.tensors))
+
+
+@compiled_only
+@given(st.lists(st.sampled_from(sorted(CHANGES)), max_size=4))
+@settings(deadline=None, max_examples=150)
+def test_what_modules_hold(names):
+    model = Holder()
+    modules = list(model.modules())
+    slow, fast = PythonHeld(modules, Tensor), compiled.Held(modules, Tensor)
+    for name in names:
+        try:
+            CHANGES[name](model)
+        except (AttributeError, KeyError):  # no longer there
+            continue
+    found = told(fast)
+    assert (sorted(found[0]), sorted(found[1]), sorted(found[2]), found[3]) == tuple(map(sorted, told(slow)))
+    assert bool(found[0] or found[2]) or all(name.endswith("longer") for name in names)
+
+
+# ---------------------------------------------------------------------- patterns
+
+
+def likeness() -> tuple[Likeness, list[Tensor], dict[int, Any]]:
+    """That of two functions and a module's return: the second uses what the first made, a list, a keyword and more."""
+    outside, made, last = torch.ones(2, 3), torch.ones(2, 3), torch.ones(3, 2).t()
+    mark = Mark(None, outside.size(), outside.dtype, -1, "")
+    like = Likeness(
+        functions=[0, 1], n_outputs=[1, 1], sizes=[2, 1, 1], names=[None, ("dim",), None], groups=[2],
+        group_kinds=[list], group_sizes=[2], constants=[3, 6], kinds=[int, int], valued=[3], values=[2],
+        inner=[7, 5], sources=[0, 1], dtypes=[torch.float32] * 2, looked_at=[1], shapes=[last.size()],
+        strides=[last.stride()], devices=[-1], externals=[2, 8], external_marks=[mark] * 2,
+        external_strides=[(3, 1)] * 2, external_states=[None, (False, False, False)], updated=[0, 1],
+        updated_marks=[mark] * 2, updated_rows=[0, 1], updated_homes=[10, 11],
+    )  # fmt: skip
+    return like, [outside, made, last], {id(outside): (ref(outside), mark, -1, -1)}
+
+
+SPOILT: dict[str, Any] = {
+    "nothing": lambda e, _: e,
+    "another number": lambda e, _: swapped(e, 0, 2, (e[0][2][0], 3)),
+    "True for 1": lambda e, _: swapped(e, 0, 2, (e[0][2][0], True)),
+    "one argument less": lambda e, _: swapped(e, 0, 2, e[0][2][:1]),
+    "a keyword of another name": lambda e, _: swapped(e, 1, 3, {"axis": 1}),
+    "no keyword": lambda e, _: swapped(e, 1, 3, None),
+    "a keyword too many": lambda e, _: swapped(e, 0, 3, {"dim": 1}),
+    "another keyword's value": lambda e, _: swapped(e, 1, 3, {"dim": 7}),
+    "a tuple for a list": lambda e, _: swapped(e, 1, 2, (tuple(e[1][2][0]),)),
+    "a shorter list": lambda e, _: swapped(e, 1, 2, (e[1][2][0][:1],)),
+    "another tensor in the list": lambda e, _: swapped(e, 1, 2, ([torch.ones(2, 3), e[1][2][0][1]],)),
+    "another dtype": lambda e, _: swapped(e, 0, 4, (e[0][4][0].double(),)),
+    "another shape": lambda e, _: swapped(e, 1, 4, (torch.ones(2, 3),)),
+    "two outputs": lambda e, _: swapped(e, 1, 4, e[1][4] * 2),
+    "another tensor from before": lambda e, _: swapped(e, 0, 2, (torch.ones(2, 3), 2)),
+    "a transposed tensor from before": lambda e, t: (t[0].t_(), e)[1],
+    "a tensor from before that is known no more": lambda e, t: (t.clear(), e)[1],
+    "another module's output": lambda e, _: swapped(e, 2, 2, (torch.ones(2, 3),)),
+}
+
+
+def swapped(entries: list[Any], entry: int, field: int, value: Any) -> list[Any]:
+    changed = [list(e) for e in entries]
+    changed[entry][field] = value
+    return [tuple(e) for e in changed]
+
+
+@compiled_only
+@pytest.mark.parametrize("name", SPOILT)
+@pytest.mark.parametrize("before", [0, 2])
+def test_patterns(name, before):
+    like, tensors, known = likeness()
+    outside, made, last = tensors
+    add, cat = resolve(torch.add), resolve(torch.cat)
+    entries: list[Any] = [
+        (add, NOWHERE, (outside, 2), None, (made,), 0),
+        (cat, NOWHERE, ([made, outside],), {"dim": 1}, (last,), 0),
+        (LEAVING, NOWHERE, (last,), None, None, -1),
+    ]
+    entries = entries[:before] + SPOILT[name](entries, tensors)
+    if not tensors:
+        known = {}
+
+    class NoTape:
+        rows: tuple[()] = ()
+
+    columns = pattern.Columns(entries, 0)
+    answers: list[Any] = []
+    for kind in (PythonPattern, compiled.Pattern):
+        made_of = kind(like)
+        pool = made_of.pool(columns.args, columns.kwargs, columns.made, before)
+        rows = None if pool is None else made_of.rows_before(pool, known, NoTape())
+        noted: dict[int, Any] = {}
+        if pool is not None:
+            made_of.note(pool, noted, 100)
+        answers.append((None if pool is None else [*map(id, pool)], rows, noted))
+    assert answers[0] == answers[1]
+    fine = name in ("nothing", "another keyword's value")
+    assert (answers[0][1] == [-1, -1]) == fine
+
+
+@compiled_only
+@pytest.mark.parametrize("count", [0, 1, 5])
+def test_columns(count):
+    add = resolve(torch.add)
+    entries: list[Any] = [
+        (add, NOWHERE, (1,), None, (torch.ones(1),), 4) if n % 2 else (LEAVING, NOWHERE, (), {}, None, -1)
+        for n in range(count)
+    ]
+    if count:
+        assert compiled.columns(entries, 7) == pattern.split_columns(entries, 7)
+    assert compiled.columns(entries, 7)[5:] == (
+        [4] * max(0, count // 2 - 1) + [7],
+        [*map(int, range(0))] or [n // 2 for n in range(count + 1)],
+    )
+
+
+# ---------------------------------------------------------------------- values
+
+
+@compiled_only
+def test_versions_and_addresses():
+    with torch.inference_mode():
+        uncounted = torch.ones(2)
+    written = torch.ones(3)
+    written.add_(1).add_(1)
+    own = torch.ones(2).as_subclass(type("Own", (Tensor,), {}))
+    tensors = [
+        written,
+        uncounted,
+        nn.Parameter(torch.ones(1)),
+        own,
+        torch.view_as_complex(torch.ones(2, 2)).conj().imag,
+    ]
+    assert compiled.versions(tensors) == python_versions(tensors) == [*map(version_of, tensors)]
+    assert compiled.versions(tensors)[:2] == [2, -1]
+    plans = [batch.planned(x, (0,)) for x in tensors]
+    given = tensors, plans, torch.Tensor.data_ptr, torch.Tensor.is_neg
+    assert compiled.addresses(*given) == batch.python_addresses(*given)
+
+
+@compiled_only
+@given(
+    st.recursive(
+        st.integers() | st.text() | st.none(),
+        lambda x: st.lists(x) | st.dictionaries(st.text(), x) | st.lists(x).map(tuple),
+    )
+)
+@settings(deadline=None)
+def test_arguments_are_kept_as_they_were_at_the_call(value):
+    expected = mode.frozen((value,))
+    entries = called_with(value)
+    spoil(value)
+    assert entries == expected
+
+
+def called_with(value: Any) -> Any:
+    """The arguments that a tap puts on a tape for a call with them."""
+    return entry_of(lambda x, y: x + 1, (torch.ones(1), value))[2][1:]
+
+
+def entry_of(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any] | None = None) -> Any:
+    class Tape(mode.Reel):
+        def __init__(self) -> None:
+            self.entries, self.last = [], torch.ones(1)
+            self.n_bytes = self.entry_bytes = 0
+            self.room, self.deferred, self.fresh = 1 << 30, True, False
+
+    tape = Tape()
+    mode.Tap(tape).__torch_function__(func, (), args, kwargs or {})
+    return tape.entries[0]
+
+
+def spoil(value: Any) -> None:
+    """Change every list and dict."""
+    if isinstance(value, (list, tuple)):
+        for item in value:
+            spoil(item)
+    if isinstance(value, dict):
+        for item in value.values():
+            spoil(item)
+        value["?"] = 0
+    if isinstance(value, list):
+        value.append("?")
+
+
+# ---------------------------------------------------------------------- wrong arguments
+
+
+@compiled_only
+def test_wrong_arguments_raise():
+    like, *_ = likeness()
+    good = compiled.Pattern(like)
+    empty = compiled.Reel()
+    tap = compiled.Tap.__new__(compiled.Tap)
+    wrong: list[tuple[Any, tuple[Any, ...]]] = [
+        (compiled.Tap, (None,)),
+        (compiled.Gate, (None, len, len, len)),
+        (tap.__torch_function__, (torch.add, ())),
+        (compiled.Tap(empty).__torch_function__, (torch.add, (), (1, 2))),
+        (compiled.Tap(empty).__torch_function__, ()),
+        (good.pool, ((), (), (), 0)),
+        (good.pool, ([], [], [], 0)),
+        (good.pool, ((), (), (), -1)),
+        (good.pool, (1,)),
+        (good.rows_before, ([], {}, None)),
+        (good.rows_before, ([None] * 10, None, None)),
+        (good.note, ([], {}, 0)),
+        (good.note, ([None] * 10, None, 0)),
+        (compiled.columns, ((), 0)),
+        (compiled.versions, ((),)),
+        (compiled.versions, ([1],)),
+        (compiled.addresses, ([], [1], len, len)),
+        (compiled.addresses, ([1], [1], len, len)),
+        (compiled.Held, ((), Tensor)),
+        (compiled.Held, ([1], Tensor)),
+        (compiled.Pattern, (None,)),
+    ]
+    for function, args in wrong:
+        with pytest.raises((TypeError, ValueError, RuntimeError, AttributeError)):
+            function(*args)
+
+
+@compiled_only
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("constants", [99, 6]),
+        ("inner", [7]),
+        ("updated", [-1, 0]),
+        ("kinds", [int]),
+        ("looked_at", [2]),
+        ("groups", [50]),
+    ],
+)
+def test_patterns_that_do_not_fit_their_entries_are_refused(name, value):
+    like, *_ = likeness()
+    setattr(like, name, value)
+    with pytest.raises(ValueError, match="pattern"):
+        compiled.Pattern(like)

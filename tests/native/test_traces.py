@@ -1,0 +1,219 @@
+"""A trace that C has taken says what one says that Python has taken, and nothing is left behind."""
+
+from __future__ import annotations
+
+import gc
+import sys
+import threading
+import tracemalloc
+from typing import Any
+
+import pytest
+import torch
+from tests.capture.passages import assert_same, assert_same_labels, forget
+from tests.capture.test_passages import MODELS, PROMPT
+from tests.corpus import models
+from tests.native.python import in_python
+from torch import Tensor, nn
+
+from forkpoint import Run
+from forkpoint.capture import taps
+from forkpoint.capture.marks import LEAVING
+from forkpoint.capture.sites import NOWHERE
+from forkpoint.native import compiled
+from forkpoint.session import trace_run
+
+pytestmark = pytest.mark.skipif(compiled is None, reason="not compiled")
+
+
+def check(run: Run) -> None:
+    forget()
+    with in_python():
+        slow = [trace_run(run) for _ in range(2)]
+    forget()
+    fast = [trace_run(run) for _ in range(2)]
+    for a, b in zip(slow, fast, strict=True):
+        assert_same(a.trace, b.trace)
+        assert_same_labels(a, b)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_models(name):
+    build, inputs = MODELS[name]
+    check(Run(build(), inputs))
+
+
+class Calls(nn.Module):
+    """Calls functions in every way that a tap has to tell apart."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner, self.picky = nn.Linear(4, 4), Picky()
+        self.register_buffer("count", torch.zeros(1))
+
+    def forward(self, x: Tensor) -> dict[str, Any]:
+        sizes = [1, 3]
+        first, *_ = x.split(sizes, dim=1)
+        sizes[0] = 2  # after the call: the tape is read later
+        y = self.inner(x)[:, [0, 2], ..., 1:3]
+        y = torch.cat([y, y * 2], dim=-1).clamp(min=torch.tensor(-1.0), max=1.0)
+        y[:, 0] = 0
+        y.add_(1)
+        torch.mul(y, 2, out=y)
+        y = nn.functional.relu(y, inplace=True)
+        for value in (x, -x.abs()):
+            try:
+                y = y + self.picky(value).mean()
+            except ValueError:
+                y = y - 1
+        y = y + torch.vmap(lambda row: row * 2)(y).sum()
+        y = y + torch.func.grad(lambda z: (z**2).sum())(y)
+        values, where = y.max(dim=-1)
+        y = y.to(torch.float64).float()
+        self.count += 1
+        assert x.shape[0] == x.size(0) == len(x)
+        return {"y": y, "where": (values, [where]), "none": None, "first": first}
+
+
+class Picky(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        y = x.exp()
+        if bool((x < 0).all()):
+            raise ValueError("nothing is above zero")
+        return y
+
+
+def test_every_kind_of_call():
+    check(Run(Calls(), {"x": torch.rand(1, 4, 4) + 0.1}))
+
+
+def test_calls_inside_inference_mode_and_of_subclasses():
+    class Own(Tensor):
+        pass
+
+    class Model(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(torch.ones(4))
+
+        def forward(self, x: Tensor) -> Tensor:
+            with torch.inference_mode():
+                y = x * self.weight
+                y = y + 1
+            z = (x.as_subclass(Own) * 2).relu()
+            return z.as_subclass(Tensor) + y.clone()
+
+    check(Run(Model(), {"x": torch.rand(1, 4, 4)}))
+
+
+def test_what_a_model_raises_comes_through_and_nothing_stays_in_place():
+    class Failing(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = Picky()
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.inner(-x) + torch.ones(3).view(7)
+
+    call = nn.Module.__call__
+    with pytest.raises(ValueError, match="nothing is above zero"):
+        trace_run(Run(Failing(), {"x": torch.ones(1, 2, 2)}))
+    with pytest.raises(RuntimeError, match="shape"):
+        trace_run(Run(Failing(), {"x": -torch.ones(1, 2, 2)}))
+    assert nn.Module.__call__ is call
+
+
+def test_modules_that_another_thread_calls_are_not_seen():
+    class Threaded(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = nn.Linear(4, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            found: list[Tensor] = []
+            thread = threading.Thread(target=lambda: found.append(self.inner(x)))
+            thread.start()
+            thread.join()
+            return x + 1
+
+    run = Run(Threaded(), {"x": torch.rand(1, 4, 4)})
+    check(run)
+    assert not [op for op in trace_run(run).trace.ops if op.module == "inner"]
+
+
+def test_the_gate_is_a_method():
+    seen: list[Any] = []
+    original = nn.Module.__call__
+
+    class Spy(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            seen.append((type(nn.Module.__dict__["__call__"]), nn.Module.__call__, self.__call__))
+            return nn.Module.__call__(nn.ReLU(), x) + self.other.__call__(x)
+
+        other = nn.Tanh()
+
+    trace_run(Run(Spy(), {"x": torch.rand(1, 2, 2)}))
+    kind, unbound, bound = seen[0]
+    assert kind is compiled.Gate
+    assert unbound is not original
+    assert bound.__func__ is unbound
+    with pytest.raises(TypeError):
+        unbound()
+
+
+def growth(run: Run, model: nn.Module) -> tuple[list[int], int]:
+    """By how many references to what lasts, and by how many objects, tracing grows with each run, once it is warm."""
+    watched = [
+        torch.float32, torch.float64, torch.strided, NOWHERE, LEAVING, Tensor, nn.Linear, torch.add,
+        *model.parameters(), *model.modules(),
+    ]  # fmt: skip
+
+    def counts() -> tuple[list[int], int]:
+        gc.collect()
+        return [sys.getrefcount(value) for value in watched], len(gc.get_objects())
+
+    forget()
+    for _ in range(4):
+        trace_run(run)
+    references, objects = counts()
+    for _ in range(5):
+        trace_run(run)
+    more, last = counts()
+    return [b - a for a, b in zip(references, more, strict=True)], last - objects
+
+
+@pytest.mark.parametrize("name", ["llama", "calls"])
+def test_tracing_leaves_no_references_behind(name):
+    model = models.llama(num_hidden_layers=3) if name == "llama" else Calls()
+    run = Run(model, PROMPT if name == "llama" else {"x": torch.rand(1, 4, 4) + 0.1})
+    with in_python():
+        slow, slow_objects = growth(run, model)
+    fast, fast_objects = growth(run, model)
+    assert fast == slow  # what cannot be taken over is noted anew
+    assert fast_objects < max(slow_objects, 0) + 60
+    if name == "llama":
+        assert not any(fast)
+
+
+@pytest.mark.slow
+def test_tracing_leaves_no_memory_behind():
+    run = Run(models.llama(num_hidden_layers=3), PROMPT)
+    for _ in range(5):
+        trace_run(run)
+    gc.collect()
+    tracemalloc.start()
+    try:
+        trace_run(run)
+        gc.collect()
+        before, _ = tracemalloc.get_traced_memory()
+        for _ in range(20):
+            trace_run(run)
+        gc.collect()
+        after, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert after - before < 100_000
+
+
+def test_the_c_is_what_is_used():
+    assert issubclass(taps.Tap, compiled.Tap)
