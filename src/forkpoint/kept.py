@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from forkpoint.modules import every
+from forkpoint.modules import survey
 from forkpoint.native import compiled
 
 MAX_SAVED_BUFFER = 1 << 26
@@ -30,7 +30,7 @@ def kept_state(model: nn.Module | None) -> Generator[None]:
     if model is None:
         yield
         return
-    kept = Kept(every(model))
+    kept = Kept(survey(model).modules)
     try:
         yield
     finally:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from torch import Tensor, nn
+
+from forkpoint.native import compiled
 
 
 def walk(model: nn.Module | None) -> list[tuple[str, nn.Module]]:
@@ -30,17 +32,51 @@ def walk(model: nn.Module | None) -> list[tuple[str, nn.Module]]:
     return found
 
 
-def every(model: nn.Module) -> list[nn.Module]:
-    """Every module once, in no order that matters: cheaper than a `walk` where nobody asks for paths."""
+class Survey(NamedTuple):
+    """What a model consists of, in no order that matters; two that are equal are of one model that is as it was.
+
+    Attributes:
+        modules: every module once.
+        structure: their classes, how many children each has, what those are called, and their ids.
+        weights: parameters and buffers of all of them; None where there is none under a name.
+        forms: the dtype, shape and device of each weight: a parameter's data can be replaced in place, as `half` does.
+    """
+
+    modules: list[nn.Module]
+    structure: list[Any]
+    weights: list[Tensor | None]
+    forms: list[Any]
+
+
+def python_survey(model: nn.Module) -> Survey:
+    """Look at all that a model consists of, without a `walk`, where nobody asks for paths.
+
+    It is done for every run, so that it is also written in C (`native/held.c`).
+    """
     found = [model]
     seen = {id(model)}
+    structure: list[Any] = []
+    weights: list[Tensor | None] = []
     for module in found:  # grows meanwhile
-        if module._modules:
-            for child in module._modules.values():
-                if child is not None and id(child) not in seen:
-                    seen.add(id(child))
-                    found.append(child)
-    return found
+        children = module._modules
+        structure += (type(module), len(children))
+        for name, child in children.items():
+            structure += (name, id(child))
+            if child is not None and id(child) not in seen:
+                seen.add(id(child))
+                found.append(child)
+        weights += module._parameters.values()
+        weights += module._buffers.values()
+    forms = [(t.dtype, t.shape, t.get_device()) for t in weights if t is not None]
+    return Survey(found, structure, weights, forms)
+
+
+def c_survey(model: nn.Module) -> Survey:
+    """The same, in C."""
+    return Survey(*compiled.survey(model, Tensor.get_device))
+
+
+survey = python_survey if TYPE_CHECKING or compiled is None else c_survey
 
 
 def wrappings(a: nn.Module | None, b: nn.Module | None) -> tuple[str, str]:

@@ -6,8 +6,8 @@ from collections.abc import Generator
 from contextlib import ExitStack, contextmanager
 from unittest.mock import patch
 
-from forkpoint import kept
-from forkpoint.capture import marks, mode, passages, pattern, tape, taps
+from forkpoint import kept, modules
+from forkpoint.capture import inventory, marks, mode, passages, pattern, tape, taps
 from forkpoint.capture.digest import batch
 
 
@@ -23,6 +23,8 @@ def in_python() -> Generator[None]:
             (tape, "versions_of", marks.python_versions),
             (batch, "addresses_of", batch.python_addresses),
             (kept, "Held", kept.PythonHeld),
+            (kept, "survey", modules.python_survey),
+            (inventory, "survey", modules.python_survey),
         ):
             stack.enter_context(patch.object(module, name, value))
         yield

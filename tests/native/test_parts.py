@@ -20,6 +20,7 @@ from forkpoint.capture.marks import LEAVING, Mark, python_versions, version_of
 from forkpoint.capture.pattern import Likeness, PythonPattern
 from forkpoint.capture.sites import NOWHERE
 from forkpoint.kept import PythonHeld
+from forkpoint.modules import c_survey, python_survey
 from forkpoint.native import compiled
 
 compiled_only = pytest.mark.skipif(compiled is None, reason="not compiled")
@@ -91,6 +92,26 @@ def test_what_modules_hold(names):
     found = told(fast)
     assert (sorted(found[0]), sorted(found[1]), sorted(found[2]), found[3]) == tuple(map(sorted, told(slow)))
     assert bool(found[0] or found[2]) or all(name.endswith("longer") for name in names)
+
+
+@compiled_only
+@given(st.lists(st.sampled_from(sorted(CHANGES)), max_size=4))
+@settings(deadline=None, max_examples=50)
+def test_surveys(names):
+    model = nn.Sequential(Holder(), nn.Linear(2, 2), nn.ModuleList([Holder()]))
+    model.append(model[1])  # once more
+    model._modules["nothing"] = None
+    for name in names:
+        try:
+            CHANGES[name](model[0])
+        except (AttributeError, KeyError):
+            continue
+    slow, fast = python_survey(model), c_survey(model)
+    assert [*map(id, fast.modules)] == [*map(id, slow.modules)]
+    assert {*map(id, slow.modules)} == {*map(id, model.modules())}
+    assert fast.structure == slow.structure
+    assert [*map(id, fast.weights)] == [*map(id, slow.weights)]
+    assert fast.forms == slow.forms
 
 
 # ---------------------------------------------------------------------- patterns
@@ -289,6 +310,8 @@ def test_wrong_arguments_raise():
         (compiled.Held, ((), Tensor)),
         (compiled.Held, ([1], Tensor)),
         (compiled.Pattern, (None,)),
+        (compiled.survey, (None, len)),
+        (compiled.survey, (nn.Linear(1, 1), None)),
     ]
     for function, args in wrong:
         with pytest.raises((TypeError, ValueError, RuntimeError, AttributeError)):

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from itertools import chain
 from operator import call, is_
-from typing import Any
 from weakref import WeakKeyDictionary, ref
 
 from torch import Tensor, nn
 
 from forkpoint.capture.labels import Labels
 from forkpoint.capture.marks import Frame, Known, Mark, entering
-from forkpoint.modules import every, owned, walk
+from forkpoint.modules import Survey, owned, survey, walk
 
 
 class Inventory:
@@ -23,27 +21,24 @@ class Inventory:
         names: of its parameters and buffers, by the id of the tensor.
     """
 
-    def __init__(self, modules: list[nn.Module], model: nn.Module, last: Inventory | None) -> None:
-        self._kinds, self._children, self._child_names = _structure(modules)
+    def __init__(self, found: Survey, model: nn.Module, last: Inventory | None) -> None:
+        self._structure = found.structure
         walked = walk(model)
         weights = owned(walked)
         self.frames = _frames_of(walked, {} if last is None else last.frames)
         self.names = {key: name for key, (name, _) in weights.items()}
-        held = _held(modules)
-        self._weights = [_nothing if tensor is None else ref(tensor) for tensor in held]
-        self._forms = _forms(held)
+        self._weights = [_nothing if tensor is None else ref(tensor) for tensor in found.weights]
+        self._forms = found.forms
         self._labels: Labels | None = None
         self._known: dict[int, Known] = {}
 
-    def fits(self, modules: list[nn.Module]) -> bool:
+    def fits(self, found: Survey) -> bool:
         """Whether these are the very same modules, in the same places, with the same weights."""
-        if _structure(modules) != (self._kinds, self._children, self._child_names):
-            return False
-        held = _held(modules)
         return (
-            len(held) == len(self._weights)
-            and all(map(is_, map(call, self._weights), held))
-            and _forms(held) == self._forms
+            found.structure == self._structure
+            and len(found.weights) == len(self._weights)
+            and all(map(is_, map(call, self._weights), found.weights))
+            and found.forms == self._forms
         )
 
     def known(self, labels: Labels, mark: Callable[[Tensor], Mark]) -> dict[int, Known]:
@@ -65,33 +60,15 @@ _inventories: WeakKeyDictionary[nn.Module, Inventory] = WeakKeyDictionary()
 
 def inventory_of(model: nn.Module) -> Inventory:
     """The inventory of a model, that of the last trace if nothing is different."""
-    modules = every(model)
+    found = survey(model)
     last = _inventories.get(model)
-    if last is None or not last.fits(modules):
-        last = _inventories[model] = Inventory(modules, model, last)
+    if last is None or not last.fits(found):
+        last = _inventories[model] = Inventory(found, model, last)
     return last
 
 
 def _nothing() -> None:
     """Stands for a reference to a weight where a module has none."""
-
-
-def _structure(modules: list[nn.Module]) -> tuple[list[type], list[int], list[Any]]:
-    """The classes of all modules, the ids of their children, and what those are called."""
-    children = [module._modules for module in modules]
-    ids = list(map(id, chain.from_iterable([held.values() for held in children])))
-    names = list(chain.from_iterable([held.keys() for held in children]))
-    return list(map(type, modules)), ids, [*names, *map(len, children)]
-
-
-def _held(modules: list[nn.Module]) -> list[Tensor | None]:
-    parameters = [module._parameters.values() for module in modules]
-    return [*chain.from_iterable(parameters), *chain.from_iterable([m._buffers.values() for m in modules])]
-
-
-def _forms(held: list[Tensor | None]) -> list[Any]:
-    """What a mark says of each tensor; a parameter's data can be replaced in place, as `half` does."""
-    return [(t.dtype, t.shape, t.get_device()) for t in held if t is not None]
 
 
 def _frames_of(modules: list[tuple[str, nn.Module]], last: dict[int, Frame]) -> dict[int, Frame]:

@@ -245,5 +245,7 @@ def getter(positions: list[int]) -> Callable[[Sequence[Any]], tuple[Any, ...]]:
 if TYPE_CHECKING or compiled is None:
     Pattern = PythonPattern
 else:
-    compiled.connect_passages(size_of, stride_of, device_of, is_odd, state_of)
+    compiled.connect_passages(
+        size_of, stride_of, device_of, Tensor.is_conj, Tensor.is_neg, torch.strided, state_of
+    )
     Pattern = compiled.Pattern

@@ -9,7 +9,7 @@ that they need no more than a compiler where the package is installed:
 | `tap.c` | `capture.mode` (`Tap`, `Reel`), `capture.taps` (what stands in for a module's call: `Gate`) |
 | `passage.c` | `capture.pattern` (`Pattern`, `Columns`) |
 | `values.c` | `capture.marks` (`versions_of`), `capture.digest.batch` (`addresses_of`) |
-| `held.c` | `kept` (`Held`) |
+| `held.c` | `modules` (`survey`), `kept` (`Held`) |
 
 Both do the same, and tests hold one against the other. Where it was not compiled, or `FORKPOINT_PURE_PYTHON` is set to
 anything but nothing, the Python is taken: a trace then says the same and takes longer.

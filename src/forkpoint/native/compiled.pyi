@@ -1,7 +1,7 @@
 from collections.abc import Callable
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor, layout, nn
 
 from forkpoint.capture.functions import Function
 from forkpoint.capture.marks import Entering, Known, Leaving
@@ -28,7 +28,9 @@ def connect_passages(
     size: Callable[[Tensor], Any],
     stride: Callable[[Tensor], Any],
     device: Callable[[Tensor], int],
-    is_odd: Callable[[Tensor], bool],
+    is_conj: Callable[[Tensor], bool],
+    is_neg: Callable[[Tensor], bool],
+    strided: layout,
     state_of: Callable[[Tape, Known], Any],
     /,
 ) -> None: ...
@@ -90,3 +92,6 @@ def addresses(
     negated: Callable[[Tensor], bool],
     /,
 ) -> bytes: ...
+def survey(
+    model: nn.Module, device_of: Callable[[Tensor], int], /
+) -> tuple[list[nn.Module], list[Any], list[Tensor | None], list[Any]]: ...

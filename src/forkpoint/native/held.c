@@ -1,4 +1,5 @@
-/* What modules hold, noted and compared: what `PythonHeld` in `kept` says in Python. */
+/* What a model consists of, and what its modules hold, noted and compared: what `python_survey` in `modules` and
+   `PythonHeld` in `kept` say in Python. */
 
 #include "native.h"
 
@@ -18,7 +19,7 @@ typedef struct {
     Py_ssize_t n_entries, room_entries;
 } Held;
 
-static PyObject *str_dict, *str_buffers, *ordered_dict;
+static PyObject *str_dict, *str_buffers, *str_modules, *str_parameters, *str_dtype, *str_shape, *ordered_dict;
 
 static int held_traverse(Held *self, visitproc visit, void *arg)
 {
@@ -53,6 +54,17 @@ static void held_dealloc(Held *self)
     free(self->holders);
     free(self->entries);
     Py_TYPE(self)->tp_free((PyObject *)self);
+}
+
+/* A module's dict of a name, new; NULL with an exception set if it has none. */
+static PyObject *dict_of(PyObject *module, PyObject *name)
+{
+    PyObject *found = PyObject_GetAttr(module, name);
+    if (found != NULL && !PyDict_Check(found)) {
+        PyErr_Format(PyExc_TypeError, "%U of a module is a %s", name, Py_TYPE(found)->tp_name);
+        Py_CLEAR(found);
+    }
+    return found;
 }
 
 /* Room for some more of what an array holds. */
@@ -140,7 +152,7 @@ static int look_at(Held *self, PyObject *value, PyTypeObject *tensor)
 
 static int look_into(Held *self, PyObject *module, PyTypeObject *tensor)
 {
-    PyObject *attributes = PyObject_GetAttr(module, str_dict);
+    PyObject *attributes = dict_of(module, str_dict);
     if (attributes == NULL)
         return -1;
     Py_ssize_t begin = self->n_entries;
@@ -151,7 +163,7 @@ static int look_into(Held *self, PyObject *module, PyTypeObject *tensor)
         status = look_at(self, self->entries[i], tensor);
     if (status < 0)
         return -1;
-    PyObject *buffers = PyObject_GetAttr(module, str_buffers), *name, *buffer;
+    PyObject *buffers = dict_of(module, str_buffers), *name, *buffer;
     if (buffers == NULL)
         return -1;
     Py_ssize_t position = 0;
@@ -271,6 +283,106 @@ static PyTypeObject held_type = {
     .tp_members = held_members,
 };
 
+/* ------------------------------------------------------------------ the survey */
+
+/* The parts of a `Survey` in the making, and the modules that were seen. */
+typedef struct {
+    PyObject *modules, *structure, *weights, *forms, *seen;
+} Survey;
+
+/* Append to a list, and let go. */
+static int append_new(PyObject *list, PyObject *value)
+{
+    int status = value == NULL ? -1 : PyList_Append(list, value);
+    Py_XDECREF(value);
+    return status;
+}
+
+static int survey_children(Survey *survey, PyObject *children)
+{
+    PyObject *name, *child;
+    Py_ssize_t position = 0;
+    while (PyDict_Next(children, &position, &name, &child)) {
+        PyObject *number = PyLong_FromVoidPtr(child);
+        int status = number == NULL ? -1 : PyList_Append(survey->structure, name);
+        if (status == 0)
+            status = PyList_Append(survey->structure, number);
+        if (status == 0 && child != Py_None && (status = PySet_Contains(survey->seen, number)) == 0)
+            status = PySet_Add(survey->seen, number) < 0 ? -1 : PyList_Append(survey->modules, child);
+        Py_XDECREF(number);
+        if (status < 0)
+            return -1;
+    }
+    return 0;
+}
+
+static int survey_weights(Survey *survey, PyObject *held, PyObject *device_of)
+{
+    PyObject *name, *weight;
+    Py_ssize_t position = 0;
+    while (PyDict_Next(held, &position, &name, &weight)) {
+        if (PyList_Append(survey->weights, weight) < 0)
+            return -1;
+        if (weight == Py_None)
+            continue;
+        PyObject *dtype = PyObject_GetAttr(weight, str_dtype), *shape = PyObject_GetAttr(weight, str_shape);
+        PyObject *device = dtype != NULL && shape != NULL ? PyObject_CallOneArg(device_of, weight) : NULL;
+        int status = append_new(survey->forms, device == NULL ? NULL : PyTuple_Pack(3, dtype, shape, device));
+        Py_XDECREF(dtype);
+        Py_XDECREF(shape);
+        Py_XDECREF(device);
+        if (status < 0)
+            return -1;
+    }
+    return 0;
+}
+
+static int survey_module(Survey *survey, PyObject *module, PyObject *device_of)
+{
+    PyObject *children = dict_of(module, str_modules);
+    if (children == NULL)
+        return -1;
+    int status = PyList_Append(survey->structure, (PyObject *)Py_TYPE(module));
+    if (status == 0)
+        status = append_new(survey->structure, PyLong_FromSsize_t(PyDict_GET_SIZE(children)));
+    if (status == 0)
+        status = survey_children(survey, children);
+    Py_DECREF(children);
+    PyObject *names[] = {str_parameters, str_buffers};
+    for (int i = 0; status == 0 && i < 2; i++) {
+        PyObject *held = dict_of(module, names[i]);
+        status = held == NULL ? -1 : survey_weights(survey, held, device_of);
+        Py_XDECREF(held);
+    }
+    return status;
+}
+
+/* See `Survey` in `modules`. */
+static PyObject *survey_model(PyObject *Py_UNUSED(module), PyObject *args)
+{
+    PyObject *model, *device_of, *found = NULL;
+    if (!PyArg_ParseTuple(args, "OO", &model, &device_of))
+        return NULL;
+    Survey survey = {PyList_New(0), PyList_New(0), PyList_New(0), PyList_New(0), PySet_New(NULL)};
+    int failed = survey.modules == NULL || survey.structure == NULL || survey.weights == NULL ||
+                 survey.forms == NULL || survey.seen == NULL || PyList_Append(survey.modules, model) < 0;
+    PyObject *number = failed ? NULL : PyLong_FromVoidPtr(model);
+    failed = number == NULL || PySet_Add(survey.seen, number) < 0;
+    Py_XDECREF(number);
+    for (Py_ssize_t i = 0; !failed && i < PyList_GET_SIZE(survey.modules); i++) /* grows meanwhile */
+        failed = survey_module(&survey, PyList_GET_ITEM(survey.modules, i), device_of) < 0;
+    if (!failed)
+        found = PyTuple_Pack(4, survey.modules, survey.structure, survey.weights, survey.forms);
+    Py_XDECREF(survey.modules);
+    Py_XDECREF(survey.structure);
+    Py_XDECREF(survey.weights);
+    Py_XDECREF(survey.forms);
+    Py_XDECREF(survey.seen);
+    return found;
+}
+
+static PyMethodDef functions[] = {{"survey", survey_model, METH_VARARGS, NULL}, {NULL}};
+
 int add_held(PyObject *module)
 {
     PyObject *collections = PyImport_ImportModule("collections");
@@ -278,9 +390,14 @@ int add_held(PyObject *module)
         return -1;
     ordered_dict = PyObject_GetAttrString(collections, "OrderedDict");
     Py_DECREF(collections);
-    str_dict = PyUnicode_InternFromString("__dict__");
-    str_buffers = PyUnicode_InternFromString("_buffers");
-    if (ordered_dict == NULL || str_dict == NULL || str_buffers == NULL)
+    if (ordered_dict == NULL || PyModule_AddFunctions(module, functions) < 0)
         return -1;
+    struct { PyObject **name; const char *text; } names[] = {
+        {&str_dict, "__dict__"}, {&str_buffers, "_buffers"}, {&str_modules, "_modules"},
+        {&str_parameters, "_parameters"}, {&str_dtype, "dtype"}, {&str_shape, "shape"},
+    };
+    for (size_t i = 0; i < Py_ARRAY_LENGTH(names); i++)
+        if ((*names[i].name = PyUnicode_InternFromString(names[i].text)) == NULL)
+            return -1;
     return PyModule_AddType(module, &held_type);
 }

@@ -5,8 +5,8 @@
 #include <stdlib.h>
 
 /* What the Python side hands over, see `connect_passages`. */
-static PyObject *size_of, *stride_of, *device_of, *is_odd, *state_of;
-static PyObject *str_dtype;
+static PyObject *size_of, *stride_of, *device_of, *is_conj, *is_neg, *strided, *state_of;
+static PyObject *str_dtype, *str_layout;
 
 /* ------------------------------------------------------------------ lists of numbers */
 
@@ -221,7 +221,7 @@ static int fill(Pattern *self, PyObject *pool, PyObject *all_args, PyObject *all
     return 1;
 }
 
-/* Whether what a function says of a tensor is what it should be. */
+/* Whether what a function says of a tensor is what it should be; -1 for an error. */
 static int says(PyObject *function, PyObject *tensor, PyObject *expected)
 {
     PyObject *found = PyObject_CallOneArg(function, tensor);
@@ -320,13 +320,28 @@ static PyObject *known_of(PyObject *known, PyObject *tensor)
     return held == tensor ? found : NULL;
 }
 
+/* Whether what is made of a tensor depends on more than its size, dtype and strides; -1 for an error. */
+static int is_odd(PyObject *value)
+{
+    PyObject *layout = PyObject_GetAttr(value, str_layout);
+    if (layout == NULL)
+        return -1;
+    Py_DECREF(layout); /* one of a few that last for good */
+    if (layout != strided)
+        return 1;
+    int is = says(is_conj, value, Py_True);
+    return is ? is : says(is_neg, value, Py_True);
+}
+
 static int external_is_like(Pattern *self, Py_ssize_t i, PyObject *value, PyObject *found, PyObject *tape)
 {
     if (PyTuple_GET_ITEM(found, 1) != PyTuple_GET_ITEM(self->external_marks, i))
         return 0;
     int same = says(stride_of, value, PyTuple_GET_ITEM(self->external_strides, i));
-    if (same > 0)
-        same = says(is_odd, value, Py_False);
+    if (same > 0) {
+        int odd = is_odd(value);
+        same = odd < 0 ? -1 : !odd;
+    }
     PyObject *state = PyTuple_GET_ITEM(self->external_states, i);
     if (same > 0 && state != Py_None) {
         PyObject *now = PyObject_CallFunctionObjArgs(state_of, tape, found, NULL);
@@ -448,7 +463,8 @@ static PyObject *columns(PyObject *Py_UNUSED(module), PyObject *const *given, Py
 
 static PyObject *connect_passages(PyObject *Py_UNUSED(module), PyObject *args)
 {
-    if (!PyArg_ParseTuple(args, "OOOOO", &size_of, &stride_of, &device_of, &is_odd, &state_of))
+    if (!PyArg_ParseTuple(
+            args, "OOOOOOO", &size_of, &stride_of, &device_of, &is_conj, &is_neg, &strided, &state_of))
         return NULL;
     Py_INCREF(args); /* for good */
     Py_RETURN_NONE;
@@ -462,7 +478,9 @@ static PyMethodDef functions[] = {
 
 int add_passage(PyObject *module)
 {
-    if ((str_dtype = PyUnicode_InternFromString("dtype")) == NULL || PyModule_AddFunctions(module, functions) < 0)
+    str_dtype = PyUnicode_InternFromString("dtype");
+    str_layout = PyUnicode_InternFromString("layout");
+    if (str_dtype == NULL || str_layout == NULL || PyModule_AddFunctions(module, functions) < 0)
         return -1;
     return PyModule_AddType(module, &pattern_type);
 }
