@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 
 import forkpoint
+from forkpoint import native
 from results import Json
 
 PACKAGES = ("torch", "transformers", "numba", "triton", "torchlens")
@@ -19,6 +20,7 @@ def describe(device: torch.device) -> Json:
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else _processor(),
         "kind": device.type,
         "threads": torch.get_num_threads(),
+        "compiled": native.IN_USE,
         "versions": {"python": platform.python_version(), "forkpoint": forkpoint.__version__} | _versions(),
     }
 

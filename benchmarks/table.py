@@ -36,7 +36,10 @@ def section(name: str, report: Json) -> str:
 
 
 def about(report: Json) -> str:
-    versions = ", ".join(f"{name} {version}" for name, version in report["machine"]["versions"].items())
+    machine = report["machine"]
+    versions = ", ".join(f"{name} {version}" for name, version in machine["versions"].items())
+    if "compiled" in machine:
+        versions += ", " + ("with" if machine["compiled"] else "without") + " forkpoint's part in C"
     speed = report.get("copy_bytes_per_second")
     copy = f" A copy reads and writes {speed / 1e9:,.0f} GB/s." if speed else ""
     remark = f" {report['remark']}" if "remark" in report else ""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import runpy
 import shutil
 from collections import OrderedDict
 from typing import Any
@@ -13,6 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from forkpoint import native
 from forkpoint.capture import mode, pattern
 from forkpoint.capture.digest import batch
 from forkpoint.capture.functions import resolve
@@ -26,12 +29,19 @@ from forkpoint.native import compiled
 compiled_only = pytest.mark.skipif(compiled is None, reason="not compiled")
 
 
-def test_it_is_compiled_where_there_is_a_compiler(monkeypatch):
-    if mode.compiled is None and shutil.which("cc") is None:
+def test_it_is_compiled_where_there_is_a_compiler():
+    if compiled is None and shutil.which("cc") is None:
         pytest.skip("no compiler")
-    import os
-
     assert (compiled is None) == bool(os.environ.get("FORKPOINT_PURE_PYTHON"))
+
+
+@compiled_only
+def test_what_was_built_from_another_version_is_left_aside(monkeypatch):
+    monkeypatch.setattr(compiled, "FORM", 0)
+    with pytest.warns(RuntimeWarning, match="built from another version"):
+        found = runpy.run_path(native.__file__)
+    assert found["compiled"] is None
+    assert not found["IN_USE"]
 
 
 # ---------------------------------------------------------------------- what modules hold

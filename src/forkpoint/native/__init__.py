@@ -11,15 +11,20 @@ that they need no more than a compiler where the package is installed:
 | `values.c` | `capture.marks` (`versions_of`), `capture.digest.batch` (`addresses_of`) |
 | `held.c` | `modules` (`survey`), `kept` (`Held`) |
 
-Both do the same, and tests hold one against the other. Where it was not compiled, or `FORKPOINT_PURE_PYTHON` is set to
-anything but nothing, the Python is taken: a trace then says the same and takes longer.
+Both do the same, and tests hold one against the other. `make` builds the C anew when a file of it has changed, as does
+`pip install -e .`. Where it was not compiled, or `FORKPOINT_PURE_PYTHON` is set to anything but nothing, the Python is
+taken: a trace then says the same and takes longer.
 """
 
 from __future__ import annotations
 
 import os
+import warnings
 from types import ModuleType
 from typing import TYPE_CHECKING
+
+FORM = 1
+"""What the C has to be built from; increased here and in `module.c` when an earlier one no longer fits."""
 
 if TYPE_CHECKING:
     from forkpoint.native import compiled
@@ -31,6 +36,14 @@ else:
         try:
             from forkpoint.native import compiled as found
         except ImportError:
+            return None
+        if getattr(found, "FORM", None) != FORM:
+            warnings.warn(
+                f"{found.__file__} was built from another version of forkpoint and is left aside, so that tracing "
+                "takes longer; install forkpoint again to build it anew (pip install -e . in a clone)",
+                RuntimeWarning,
+                stacklevel=2,
+            )
             return None
         return found
 

@@ -10,6 +10,8 @@ from forkpoint.capture.pattern import Likeness
 from forkpoint.capture.sites import Place
 from forkpoint.capture.tape import Tape
 
+FORM: int
+
 def connect_taps(
     resolved: dict[Any, Function],
     resolve: Callable[[Any], Function],

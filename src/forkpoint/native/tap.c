@@ -518,11 +518,11 @@ static int is_opaque(Gate *self, PyObject *module)
     if (answer == NULL && PyErr_Occurred())
         return -1;
     if (answer == Py_True) {
-        PyObject *compiled = PyObject_GetAttr(module, str_compiled);
-        if (compiled == NULL)
+        PyObject *call = PyObject_GetAttr(module, str_compiled);
+        if (call == NULL)
             return -1;
-        Py_DECREF(compiled);
-        if (compiled == Py_None)
+        Py_DECREF(call);
+        if (call == Py_None)
             return 0;
     }
     answer = PyObject_CallOneArg(self->is_opaque, module);
