@@ -45,7 +45,7 @@ class Kept:
     """
 
     def __init__(self, modules: list[nn.Module]) -> None:
-        self.held = Held(modules, Tensor)
+        self.held = held_by(modules)
         self.tensors: list[tuple[Tensor, int | None, Tensor]] = []
         for tensor in self.held.tensors:
             self.save(tensor)
@@ -127,6 +127,14 @@ class PythonHeld:
 
 
 Held = PythonHeld if TYPE_CHECKING or compiled is None else compiled.Held
+
+
+def held_by(modules: list[nn.Module]) -> PythonHeld:
+    """What modules hold; in Python where some hold it in what is no dict, as scripted ones do."""
+    try:
+        return Held(modules, Tensor)
+    except TypeError:
+        return PythonHeld(modules, Tensor)
 
 
 def _entries(dicts: list[dict[Any, Any]]) -> tuple[list[Any], list[Any]]:

@@ -39,13 +39,11 @@ class Survey(NamedTuple):
         modules: every module once.
         structure: their classes, how many children each has, what those are called, and their ids.
         weights: parameters and buffers of all of them; None where there is none under a name.
-        forms: the dtype, shape and device of each weight: a parameter's data can be replaced in place, as `half` does.
     """
 
     modules: list[nn.Module]
     structure: list[Any]
     weights: list[Tensor | None]
-    forms: list[Any]
 
 
 def python_survey(model: nn.Module) -> Survey:
@@ -67,13 +65,15 @@ def python_survey(model: nn.Module) -> Survey:
                 found.append(child)
         weights += module._parameters.values()
         weights += module._buffers.values()
-    forms = [(t.dtype, t.shape, t.get_device()) for t in weights if t is not None]
-    return Survey(found, structure, weights, forms)
+    return Survey(found, structure, weights)
 
 
 def c_survey(model: nn.Module) -> Survey:
-    """The same, in C."""
-    return Survey(*compiled.survey(model, Tensor.get_device))
+    """The same, in C; for modules that hold others in what is no dict, as scripted ones do, in Python."""
+    try:
+        return Survey(*compiled.survey(model))
+    except TypeError:
+        return python_survey(model)
 
 
 survey = python_survey if TYPE_CHECKING or compiled is None else c_survey

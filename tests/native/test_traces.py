@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import inspect
 import sys
 import threading
 import tracemalloc
@@ -14,10 +15,11 @@ from tests.capture.passages import assert_same, assert_same_labels, forget
 from tests.capture.test_passages import MODELS, PROMPT
 from tests.corpus import models
 from tests.native.python import in_python
+from tests.native.test_parts import called_with
 from torch import Tensor, nn
 
 from forkpoint import Run
-from forkpoint.capture import taps
+from forkpoint.capture import sites, taps
 from forkpoint.capture.marks import LEAVING
 from forkpoint.capture.sites import NOWHERE
 from forkpoint.native import compiled
@@ -104,6 +106,69 @@ def test_calls_inside_inference_mode_and_of_subclasses():
             return z.as_subclass(Tensor) + y.clone()
 
     check(Run(Model(), {"x": torch.rand(1, 4, 4)}))
+
+
+def test_models_that_hold_scripted_modules():
+    scripted = torch.jit.script(nn.Sequential(nn.Linear(4, 4), nn.ReLU()))
+    check(Run(nn.Sequential(nn.Linear(4, 4), scripted, nn.Linear(4, 4)), {"input": torch.rand(1, 3, 4)}))
+
+
+@pytest.mark.parametrize("batch_first", [True, 1])
+def test_fused_modules_are_not_looked_into(batch_first):
+    layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=batch_first).eval()
+    run = Run(nn.Sequential(layer), {"input": torch.rand(1, 3, 8)})
+    check(run)
+    assert len(trace_run(run).trace.rows) < 10
+
+
+def test_a_model_with_weights_that_are_yet_to_come_can_run():
+    outputs = Run(nn.Sequential(nn.LazyLinear(3)), {"input": torch.rand(1, 2, 4)}).execute()
+    assert outputs[0].shape == (1, 2, 3)
+
+
+def test_the_signature_of_a_module_is_what_it_was():
+    found: list[Any] = []
+
+    class Looks(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            call = type(self).__call__
+            found.append((inspect.signature(self), inspect.signature(self.__call__), call.__name__))
+            return x + 1
+
+    run = Run(Looks(), {"x": torch.rand(1, 2, 2)})
+    run.execute()
+    trace_run(run)
+    assert found[0] == found[1]
+
+
+def test_code_that_shares_a_place_in_a_table_is_looked_at_once():
+    body = "def forward(self, x):\n    return x + 1\n"
+    layers: list[nn.Module] = []
+    for _ in range(2000):  # more than the table has room for
+        scope: dict[str, Any] = {}
+        exec(body, scope)
+        layers.append(type("Layer", (nn.Module,), scope)())
+    run = Run(nn.Sequential(*layers), {"input": torch.rand(1, 2, 2)})
+    trace_run(run)
+    before = len(sites._codes)
+    trace_run(run)
+    assert len(sites._codes) == before
+
+
+def test_a_list_that_holds_itself():
+    endless: list[Any] = []
+    endless.append(endless)
+
+    class Model(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            try:
+                return x.new_tensor(endless)
+            except (RecursionError, ValueError, TypeError, RuntimeError):
+                return x * 2
+
+    assert trace_run(Run(Model(), {"x": torch.rand(1, 2, 2)})).trace.rows
+    with pytest.raises(RecursionError):
+        called_with(endless)
 
 
 def test_what_a_model_raises_comes_through_and_nothing_stays_in_place():

@@ -90,7 +90,7 @@ class Function(Traits):
         rewrites: whether it gives a tensor another storage or shape, without making one.
         of_known_shape: whether its results' shapes and strides follow from those of its arguments.
         takes_lists: whether a list may be among its positional arguments.
-        flags: `silent`, `rewrites`, `at_once` and `takes_lists` in bits.
+        flags: `silent`, `rewrites`, `at_once`, `takes_lists` and whether `may_view` is always, in bits.
         may_view: whether its result shares memory with its input: always, never, or None where one has to look.
     """
 
@@ -112,7 +112,9 @@ class Function(Traits):
         self.at_once = writes or inner is not None
         self.of_known_shape = name in OF_KNOWN_SHAPE and _is_torchs(func)
         self.takes_lists = name not in WITHOUT_LISTS
-        self.flags = silent | self.rewrites << 1 | self.at_once << 2 | self.takes_lists << 3
+        self.flags = (
+            silent | self.rewrites << 1 | self.at_once << 2 | self.takes_lists << 3 | (may_view is True) << 4
+        )
 
 
 resolved: dict[Any, Function] = {}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from operator import call, is_
+from typing import Any
 from weakref import WeakKeyDictionary, ref
 
 from torch import Tensor, nn
@@ -28,7 +29,7 @@ class Inventory:
         self.frames = _frames_of(walked, {} if last is None else last.frames)
         self.names = {key: name for key, (name, _) in weights.items()}
         self._weights = [_nothing if tensor is None else ref(tensor) for tensor in found.weights]
-        self._forms = found.forms
+        self._forms = _forms(found.weights)
         self._labels: Labels | None = None
         self._known: dict[int, Known] = {}
 
@@ -38,7 +39,7 @@ class Inventory:
             found.structure == self._structure
             and len(found.weights) == len(self._weights)
             and all(map(is_, map(call, self._weights), found.weights))
-            and found.forms == self._forms
+            and _forms(found.weights) == self._forms
         )
 
     def known(self, labels: Labels, mark: Callable[[Tensor], Mark]) -> dict[int, Known]:
@@ -69,6 +70,11 @@ def inventory_of(model: nn.Module) -> Inventory:
 
 def _nothing() -> None:
     """Stands for a reference to a weight where a module has none."""
+
+
+def _forms(weights: list[Tensor | None]) -> list[Any]:
+    """What a mark says of each weight; a parameter's data can be replaced in place, as `half` does."""
+    return [(t.dtype, t.shape, t.get_device()) for t in weights if t is not None]
 
 
 def _frames_of(modules: list[tuple[str, nn.Module]], last: dict[int, Frame]) -> dict[int, Frame]:

@@ -60,7 +60,8 @@ class PythonReel:
         fresh: whether what was recorded last may still change.
         entries: what was not read yet.
         last: the last output of the last function.
-        n_bytes: of the values that are kept alive, those that were read and wait for their digest among them.
+        n_bytes: of the values that are kept alive, those that were read and wait for their digest among them; what is
+            always a view has none of its own.
         room: how many there may be.
         entry_bytes: what an entry needs, besides its values.
     """
@@ -119,14 +120,13 @@ class PythonTap(TorchFunctionMode):
         if type(result) is Tensor:
             outputs: tuple[Tensor, ...] = (result,)
             tape.last = result
-            try:  # noqa: SIM105  a context manager costs more than all of this
-                tape.n_bytes += result.nbytes + tape.entry_bytes
-            except RuntimeError:  # a sparse one, which is not digested
-                pass
         else:
             outputs = tape.outputs_of(result)
             if not outputs:
                 return result
+        tape.n_bytes += tape.entry_bytes
+        if function.may_view is not True:
+            tape.n_bytes += bytes_of(outputs)
         if function.takes_lists and not LASTING.issuperset(map(type, args)):
             args = frozen(args)
         tape.entries.append((function, place, args, kwargs, outputs, version))
@@ -138,6 +138,11 @@ def writes(function: Function, kwargs: dict[str, Any]) -> bool:
     return function.writes or (
         bool(kwargs) and (kwargs.get("out") is not None or bool(kwargs.get("inplace")))
     )
+
+
+def bytes_of(values: tuple[Tensor, ...]) -> int:
+    """The bytes of values; none for sparse ones, which are not digested."""
+    return sum(value.nbytes for value in values if value.layout is torch.strided)
 
 
 def frozen(value: Any) -> Any:

@@ -95,6 +95,9 @@ _codes: list[CodeType] = []
 
 def kind_of(code: CodeType) -> int:
     """Whether code is outside torch, inside, or of no interest."""
+    known = _kinds.get(id(code))
+    if known is not None:
+        return known
     file = code.co_filename
     if file == _RUN and code.co_name == "_invoke":
         found = _CALL

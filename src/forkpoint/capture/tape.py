@@ -38,7 +38,7 @@ from forkpoint.capture.marks import (
     version_of,
     versions_of,
 )
-from forkpoint.capture.mode import Entry, Reel, Tap, transforms, writes
+from forkpoint.capture.mode import Entry, Reel, Tap, bytes_of, transforms, writes
 from forkpoint.capture.pattern import Columns
 from forkpoint.capture.rules import tensors_in
 from forkpoint.capture.sites import NOWHERE, Place
@@ -51,7 +51,7 @@ MAX_OPEN_TOTAL = 1 << 24
 """Most cells of a whole trace whose token dimensions are only suspected; beyond it such values are compared
 whole."""
 PENDING_BYTES = {"cpu": 1 << 25, "other": 3 << 29}
-"""Values kept alive for a digest in one go, by device, views counted as if they had values of their own."""
+"""Values kept alive for a digest in one go, by device; what is always a view is not counted."""
 MOST_OF_FREE = 0.25
 """How much of the memory that a GPU has left they may take."""
 ENTRY_BYTES = 1 << 11
@@ -90,7 +90,7 @@ class Tape(Reel):
         deferred: whether entries may wait to be read.
         entries: what was not read yet.
         last: the last output of the last function.
-        n_bytes: of the values that are kept alive, those that were read and wait for their digest among them.
+        n_bytes: of the values that are kept alive, see `mode.PythonReel`.
         room: how many there may be.
     """
 
@@ -197,7 +197,6 @@ class Tape(Reel):
             outputs = tuple(tensors_in((result,)))
         if outputs and self.deferred:
             self.last = outputs[-1]
-            self.n_bytes += _bytes_of(outputs) + self.entry_bytes
         return outputs
 
     def enter(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], at_once: bool) -> None:
@@ -276,7 +275,9 @@ class Tape(Reel):
             position += taken or 1
         self.entries = self.entries[position:]
         waiting = sum(
-            _bytes_of(entry[4]) + self.entry_bytes for entry in self.entries if type(entry[4]) is tuple
+            self.entry_bytes + (0 if entry[0].may_view is True else bytes_of(entry[4]))
+            for entry in self.entries
+            if isinstance(entry[0], Function)
         )
         self.n_bytes = self.pending_bytes + waiting
         self.last_read = (_NOTHING, None)
@@ -622,10 +623,6 @@ def plan_for(plans: dict[tuple[int, ...], Planned], value: Tensor, dims: tuple[i
     if found is None:
         found = plans[stride] = planned(value, dims)
     return found
-
-
-def _bytes_of(values: tuple[Tensor, ...]) -> int:
-    return sum(value.nbytes for value in values if value.layout == torch.strided)
 
 
 def _fits(mark: Mark, output: Tensor) -> bool:

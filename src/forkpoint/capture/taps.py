@@ -52,7 +52,7 @@ class Observation:
         original = nn.Module.__call__
         functions, inside, thread = self.functions, self.inside, threading.get_ident()
 
-        def traced(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        def traced(module: nn.Module, /, *args: Any, **kwargs: Any) -> Any:
             if threading.get_ident() != thread:
                 return original(module, *args, **kwargs)
             opaque = functions and not inside and is_opaque(module)

@@ -19,7 +19,7 @@ typedef struct {
     Py_ssize_t n_entries, room_entries;
 } Held;
 
-static PyObject *str_dict, *str_buffers, *str_modules, *str_parameters, *str_dtype, *str_shape, *ordered_dict;
+static PyObject *str_dict, *str_buffers, *str_modules, *str_parameters, *ordered_dict;
 
 static int held_traverse(Held *self, visitproc visit, void *arg)
 {
@@ -60,7 +60,7 @@ static void held_dealloc(Held *self)
 static PyObject *dict_of(PyObject *module, PyObject *name)
 {
     PyObject *found = PyObject_GetAttr(module, name);
-    if (found != NULL && !PyDict_Check(found)) {
+    if (found != NULL && !PyDict_CheckExact(found) && (PyObject *)Py_TYPE(found) != ordered_dict) {
         PyErr_Format(PyExc_TypeError, "%U of a module is a %s", name, Py_TYPE(found)->tp_name);
         Py_CLEAR(found);
     }
@@ -287,7 +287,7 @@ static PyTypeObject held_type = {
 
 /* The parts of a `Survey` in the making, and the modules that were seen. */
 typedef struct {
-    PyObject *modules, *structure, *weights, *forms, *seen;
+    PyObject *modules, *structure, *weights, *seen;
 } Survey;
 
 /* Append to a list, and let go. */
@@ -316,28 +316,17 @@ static int survey_children(Survey *survey, PyObject *children)
     return 0;
 }
 
-static int survey_weights(Survey *survey, PyObject *held, PyObject *device_of)
+static int survey_weights(Survey *survey, PyObject *held)
 {
     PyObject *name, *weight;
     Py_ssize_t position = 0;
-    while (PyDict_Next(held, &position, &name, &weight)) {
+    while (PyDict_Next(held, &position, &name, &weight))
         if (PyList_Append(survey->weights, weight) < 0)
             return -1;
-        if (weight == Py_None)
-            continue;
-        PyObject *dtype = PyObject_GetAttr(weight, str_dtype), *shape = PyObject_GetAttr(weight, str_shape);
-        PyObject *device = dtype != NULL && shape != NULL ? PyObject_CallOneArg(device_of, weight) : NULL;
-        int status = append_new(survey->forms, device == NULL ? NULL : PyTuple_Pack(3, dtype, shape, device));
-        Py_XDECREF(dtype);
-        Py_XDECREF(shape);
-        Py_XDECREF(device);
-        if (status < 0)
-            return -1;
-    }
     return 0;
 }
 
-static int survey_module(Survey *survey, PyObject *module, PyObject *device_of)
+static int survey_module(Survey *survey, PyObject *module)
 {
     PyObject *children = dict_of(module, str_modules);
     if (children == NULL)
@@ -351,37 +340,33 @@ static int survey_module(Survey *survey, PyObject *module, PyObject *device_of)
     PyObject *names[] = {str_parameters, str_buffers};
     for (int i = 0; status == 0 && i < 2; i++) {
         PyObject *held = dict_of(module, names[i]);
-        status = held == NULL ? -1 : survey_weights(survey, held, device_of);
+        status = held == NULL ? -1 : survey_weights(survey, held);
         Py_XDECREF(held);
     }
     return status;
 }
 
 /* See `Survey` in `modules`. */
-static PyObject *survey_model(PyObject *Py_UNUSED(module), PyObject *args)
+static PyObject *survey_model(PyObject *Py_UNUSED(module), PyObject *model)
 {
-    PyObject *model, *device_of, *found = NULL;
-    if (!PyArg_ParseTuple(args, "OO", &model, &device_of))
-        return NULL;
-    Survey survey = {PyList_New(0), PyList_New(0), PyList_New(0), PyList_New(0), PySet_New(NULL)};
-    int failed = survey.modules == NULL || survey.structure == NULL || survey.weights == NULL ||
-                 survey.forms == NULL || survey.seen == NULL || PyList_Append(survey.modules, model) < 0;
+    PyObject *found = NULL;
+    Survey survey = {PyList_New(0), PyList_New(0), PyList_New(0), PySet_New(NULL)};
+    int failed = survey.modules == NULL || survey.structure == NULL || survey.weights == NULL || survey.seen == NULL || PyList_Append(survey.modules, model) < 0;
     PyObject *number = failed ? NULL : PyLong_FromVoidPtr(model);
     failed = number == NULL || PySet_Add(survey.seen, number) < 0;
     Py_XDECREF(number);
     for (Py_ssize_t i = 0; !failed && i < PyList_GET_SIZE(survey.modules); i++) /* grows meanwhile */
-        failed = survey_module(&survey, PyList_GET_ITEM(survey.modules, i), device_of) < 0;
+        failed = survey_module(&survey, PyList_GET_ITEM(survey.modules, i)) < 0;
     if (!failed)
-        found = PyTuple_Pack(4, survey.modules, survey.structure, survey.weights, survey.forms);
+        found = PyTuple_Pack(3, survey.modules, survey.structure, survey.weights);
     Py_XDECREF(survey.modules);
     Py_XDECREF(survey.structure);
     Py_XDECREF(survey.weights);
-    Py_XDECREF(survey.forms);
     Py_XDECREF(survey.seen);
     return found;
 }
 
-static PyMethodDef functions[] = {{"survey", survey_model, METH_VARARGS, NULL}, {NULL}};
+static PyMethodDef functions[] = {{"survey", survey_model, METH_O, NULL}, {NULL}};
 
 int add_held(PyObject *module)
 {
@@ -394,7 +379,7 @@ int add_held(PyObject *module)
         return -1;
     struct { PyObject **name; const char *text; } names[] = {
         {&str_dict, "__dict__"}, {&str_buffers, "_buffers"}, {&str_modules, "_modules"},
-        {&str_parameters, "_parameters"}, {&str_dtype, "dtype"}, {&str_shape, "shape"},
+        {&str_parameters, "_parameters"},
     };
     for (size_t i = 0; i < Py_ARRAY_LENGTH(names); i++)
         if ((*names[i].name = PyUnicode_InternFromString(names[i].text)) == NULL)

@@ -23,8 +23,11 @@ static int numbers_from(PyObject *owner, const char *name, Numbers *numbers)
         return -1;
     numbers->n = PySequence_Fast_GET_SIZE(items);
     numbers->at = malloc(sizeof(Py_ssize_t) * (numbers->n ? numbers->n : 1));
-    for (Py_ssize_t i = 0; numbers->at != NULL && i < numbers->n; i++)
+    for (Py_ssize_t i = 0; numbers->at != NULL && !PyErr_Occurred() && i < numbers->n; i++) {
         numbers->at[i] = PyLong_AsSsize_t(PySequence_Fast_GET_ITEM(items, i));
+        if (numbers->at[i] < 0 && !PyErr_Occurred())
+            PyErr_SetString(PyExc_ValueError, "a pattern has no negative numbers");
+    }
     Py_DECREF(items);
     if (numbers->at == NULL)
         PyErr_NoMemory();
@@ -93,6 +96,38 @@ static int all_below(Numbers *numbers, Py_ssize_t end)
     return 1;
 }
 
+/* Whether the lists that say how many values there are are as long as they have to be, and of the right kinds. */
+static int has_sound_lists(Pattern *self)
+{
+    if (PyTuple_GET_SIZE(self->names) != self->sizes.n || PyTuple_GET_SIZE(self->group_kinds) != self->groups.n ||
+        self->groups.n != self->group_sizes.n || self->functions.n != self->n_outputs.n)
+        return 0;
+    for (Py_ssize_t i = 0; i < self->sizes.n; i++)
+        if (PyTuple_GET_ITEM(self->names, i) != Py_None && !PyTuple_CheckExact(PyTuple_GET_ITEM(self->names, i)))
+            return 0;
+    for (Py_ssize_t i = 0; i < self->groups.n; i++) {
+        PyObject *kind = PyTuple_GET_ITEM(self->group_kinds, i);
+        if (!PyType_Check(kind) || (!PyType_IsSubtype((PyTypeObject *)kind, &PyList_Type) &&
+                                    !PyType_IsSubtype((PyTypeObject *)kind, &PyTuple_Type)))
+            return 0;
+    }
+    return 1;
+}
+
+/* Whether each group is among the values that come before what is in it. */
+static int groups_come_before(Pattern *self)
+{
+    Py_ssize_t filled = self->total - self->total_outputs;
+    for (Py_ssize_t i = 0; i < self->groups.n; i++)
+        filled -= self->group_sizes.at[i];
+    for (Py_ssize_t i = 0; i < self->groups.n; i++) {
+        if (self->groups.at[i] >= filled)
+            return 0;
+        filled += self->group_sizes.at[i];
+    }
+    return 1;
+}
+
 /* Whether all numbers are of values in the pool, and all lists as long as they have to be. */
 static int fits(Pattern *self)
 {
@@ -115,7 +150,7 @@ static int fits(Pattern *self)
     return self->functions.n == self->n_outputs.n && self->groups.n == self->group_sizes.n &&
            self->inner.n == self->sources.n && self->updated.n == self->updated_rows.n &&
            all_below(&self->functions, self->sizes.n) && all_below(&self->looked_at, self->total_outputs) &&
-           all_below(&self->groups, self->total - self->total_outputs);
+           groups_come_before(self);
 }
 
 /* From an object with attributes of these names. */
@@ -142,6 +177,8 @@ static PyObject *pattern_new(PyTypeObject *type, PyObject *args, PyObject *kwarg
         goto failed;
     FOR_OBJECTS(READ)
 #undef READ
+    if (!has_sound_lists(self))
+        goto refused;
     for (Py_ssize_t i = 0; i < self->n_outputs.n; i++)
         self->total_outputs += self->n_outputs.at[i];
     self->total = self->total_outputs;
@@ -153,6 +190,7 @@ static PyObject *pattern_new(PyTypeObject *type, PyObject *args, PyObject *kwarg
         self->total += self->group_sizes.at[i];
     if (fits(self))
         return (PyObject *)self;
+refused:
     PyErr_SetString(PyExc_ValueError, "a pattern speaks of more values than its entries have");
 failed:
     Py_DECREF(self);
@@ -203,7 +241,7 @@ static int fill(Pattern *self, PyObject *pool, PyObject *all_args, PyObject *all
     }
     for (Py_ssize_t i = 0; i < self->sizes.n; i++) {
         PyObject *args = PyTuple_GET_ITEM(all_args, position + i);
-        if (PyTuple_GET_SIZE(args) != self->sizes.at[i])
+        if (!PyTuple_Check(args) || PyTuple_GET_SIZE(args) != self->sizes.at[i])
             return 0;
         for (Py_ssize_t k = 0; k < PyTuple_GET_SIZE(args); k++)
             PyList_SET_ITEM(pool, n++, Py_NewRef(PyTuple_GET_ITEM(args, k)));
@@ -305,7 +343,7 @@ static PyObject *known_of(PyObject *known, PyObject *tensor)
         return NULL;
     PyObject *found = PyDict_GetItemWithError(known, key);
     Py_DECREF(key);
-    if (found == NULL)
+    if (found == NULL || !PyTuple_CheckExact(found) || PyTuple_GET_SIZE(found) != 4)
         return NULL;
     PyObject *reference = PyTuple_GET_ITEM(found, 0), *held;
     if (!PyWeakref_CheckRef(reference))
@@ -446,6 +484,11 @@ static PyObject *columns(PyObject *Py_UNUSED(module), PyObject *const *given, Py
         if (i == size)
             break;
         PyObject *entry = PyList_GET_ITEM(entries, i);
+        if (!PyTuple_CheckExact(entry) || PyTuple_GET_SIZE(entry) != 6) {
+            PyErr_SetString(PyExc_TypeError, "an entry is a tuple of six");
+            failed = 1;
+            break;
+        }
         for (int part = 0; part < 5; part++)
             PyTuple_SET_ITEM(parts[part], i, Py_NewRef(PyTuple_GET_ITEM(entry, part)));
         if (PyTuple_CheckExact(PyTuple_GET_ITEM(entry, 4)) && functions++)
@@ -463,10 +506,13 @@ static PyObject *columns(PyObject *Py_UNUSED(module), PyObject *const *given, Py
 
 static PyObject *connect_passages(PyObject *Py_UNUSED(module), PyObject *args)
 {
+    PyObject **kept[] = {&size_of, &stride_of, &device_of, &is_conj, &is_neg, &strided, &state_of};
+    PyObject *given[Py_ARRAY_LENGTH(kept)];
     if (!PyArg_ParseTuple(
-            args, "OOOOOOO", &size_of, &stride_of, &device_of, &is_conj, &is_neg, &strided, &state_of))
+            args, "OOOOOOO", &given[0], &given[1], &given[2], &given[3], &given[4], &given[5], &given[6]))
         return NULL;
-    Py_INCREF(args); /* for good */
+    for (size_t i = 0; i < Py_ARRAY_LENGTH(kept); i++)
+        Py_XSETREF(*kept[i], Py_NewRef(given[i]));
     Py_RETURN_NONE;
 }
 

@@ -18,7 +18,7 @@ static PyObject *entering;
 static int is_connected(void);
 
 /* What `Function.flags` says. */
-enum { SILENT = 1, REWRITES = 2, AT_ONCE = 4, TAKES_LISTS = 8 };
+enum { SILENT = 1, REWRITES = 2, AT_ONCE = 4, TAKES_LISTS = 8, VIEWS = 16 };
 
 /* ------------------------------------------------------------------ what is known of a function */
 
@@ -230,46 +230,65 @@ static int all_lasting(PyObject *args)
     return 1;
 }
 
+static PyObject *frozen_items(PyObject *value);
+
 /* Arguments as they are now: the model may change a list among them before the tape is read. */
 static PyObject *frozen(PyObject *value)
 {
+    if (!PyTuple_CheckExact(value) && !PyList_Check(value) && !PyDict_CheckExact(value))
+        return Py_NewRef(value);
     if (PyTuple_CheckExact(value)) {
         int lasts = all_lasting(value);
         if (lasts)
             return lasts < 0 ? NULL : Py_NewRef(value);
-        PyObject *copy = PyTuple_New(PyTuple_GET_SIZE(value));
-        for (Py_ssize_t i = 0; copy != NULL && i < PyTuple_GET_SIZE(value); i++) {
-            PyObject *item = frozen(PyTuple_GET_ITEM(value, i));
-            if (item == NULL)
-                Py_CLEAR(copy);
-            else
-                PyTuple_SET_ITEM(copy, i, item);
-        }
-        return copy;
     }
-    if (PyList_Check(value)) {
-        PyObject *copy = PyList_New(PyList_GET_SIZE(value));
-        for (Py_ssize_t i = 0; copy != NULL && i < PyList_GET_SIZE(copy); i++) {
-            PyObject *item = i < PyList_GET_SIZE(value) ? frozen(PyList_GET_ITEM(value, i)) : Py_NewRef(Py_None);
-            if (item == NULL)
-                Py_CLEAR(copy);
-            else
-                PyList_SET_ITEM(copy, i, item);
-        }
-        return copy;
-    }
+    if (Py_EnterRecursiveCall(" while arguments are noted"))
+        return NULL;
+    PyObject *copy = frozen_items(value);
+    Py_LeaveRecursiveCall();
+    return copy;
+}
+
+static PyObject *frozen_items(PyObject *value)
+{
     if (PyDict_CheckExact(value)) {
-        PyObject *copy = PyDict_New(), *key, *held;
+        PyObject *given = PyDict_Copy(value), *copy = PyDict_New(), *key, *held; /* nobody else changes the copy */
         Py_ssize_t position = 0;
-        while (copy != NULL && PyDict_Next(value, &position, &key, &held)) {
+        while (given != NULL && copy != NULL && PyDict_Next(given, &position, &key, &held)) {
             PyObject *item = frozen(held);
             if (item == NULL || PyDict_SetItem(copy, key, item) < 0)
                 Py_CLEAR(copy);
             Py_XDECREF(item);
         }
+        if (given == NULL)
+            Py_CLEAR(copy);
+        Py_XDECREF(given);
         return copy;
     }
-    return Py_NewRef(value);
+    PyObject *given = PyList_Check(value) ? PyList_AsTuple(value) : Py_NewRef(value);
+    PyObject *copy = given == NULL ? NULL : PyList_New(0);
+    for (Py_ssize_t i = 0; copy != NULL && i < PyTuple_GET_SIZE(given); i++) {
+        PyObject *item = frozen(PyTuple_GET_ITEM(given, i));
+        if (item == NULL || PyList_Append(copy, item) < 0)
+            Py_CLEAR(copy);
+        Py_XDECREF(item);
+    }
+    Py_XDECREF(given);
+    if (copy != NULL && PyTuple_CheckExact(value))
+        Py_SETREF(copy, PyList_AsTuple(copy));
+    return copy;
+}
+
+/* Put an entry on the tape, and let go of it. */
+static int put(Reel *tape, PyObject *entry)
+{
+    PyObject *entries = Py_XNewRef(tape->entries);
+    if (entries == NULL && entry != NULL)
+        PyErr_SetString(PyExc_RuntimeError, "the tape has no entries");
+    int failed = entry == NULL || entries == NULL || PyList_Append(entries, entry) < 0;
+    Py_XDECREF(entry);
+    Py_XDECREF(entries);
+    return failed ? -1 : 0;
 }
 
 /* Count what a value needs. */
@@ -286,7 +305,7 @@ static int add_bytes(Reel *tape, PyObject *tensor)
     Py_DECREF(n_bytes);
     if (n == -1 && PyErr_Occurred())
         return -1;
-    tape->n_bytes += n + tape->entry_bytes;
+    tape->n_bytes += n;
     return 0;
 }
 
@@ -324,7 +343,7 @@ static PyObject *call_and_record(
     Reel *tape, PyObject *func, PyObject *function, int flags, PyObject *place, PyObject *args, PyObject *kwargs,
     PyObject *version)
 {
-    PyObject *outputs = NULL, *kept_args = NULL, *kept_kwargs = NULL, *entry = NULL;
+    PyObject *outputs = NULL, *kept_args = NULL, *kept_kwargs = NULL;
     PyObject *result = PyObject_Call(func, args, kwargs);
     if (result == NULL)
         return NULL;
@@ -335,7 +354,7 @@ static PyObject *call_and_record(
         return result; /* inside vmap or grad: these tensors are not the model's own */
     if ((PyObject *)Py_TYPE(result) == tensor_type) {
         outputs = PyTuple_Pack(1, result);
-        if (outputs == NULL || add_bytes(tape, result) < 0)
+        if (outputs == NULL)
             goto failed;
         Py_XSETREF(tape->last, Py_NewRef(result));
     } else {
@@ -347,12 +366,15 @@ static PyObject *call_and_record(
             return result;
         }
     }
+    tape->n_bytes += tape->entry_bytes;
+    for (Py_ssize_t i = 0; !(flags & VIEWS) && i < PyTuple_GET_SIZE(outputs); i++)
+        if (add_bytes(tape, PyTuple_GET_ITEM(outputs, i)) < 0)
+            goto failed;
     kept_args = flags & TAKES_LISTS ? frozen(args) : Py_NewRef(args);
     kept_kwargs = kwargs != NULL ? frozen(kwargs) : Py_NewRef(Py_None);
     if (kept_args == NULL || kept_kwargs == NULL)
         goto failed;
-    entry = PyTuple_Pack(6, function, place, kept_args, kept_kwargs, outputs, version);
-    if (entry == NULL || PyList_Append(tape->entries, entry) < 0)
+    if (put(tape, PyTuple_Pack(6, function, place, kept_args, kept_kwargs, outputs, version)) < 0)
         goto failed;
     goto done;
 failed:
@@ -361,7 +383,6 @@ done:
     Py_XDECREF(outputs);
     Py_XDECREF(kept_args);
     Py_XDECREF(kept_kwargs);
-    Py_XDECREF(entry);
     return result;
 }
 
@@ -372,6 +393,7 @@ static PyObject *follow(Tap *self, PyObject *func, PyObject *args, PyObject *kwa
     PyObject *function = function_of(func);
     if (function == NULL)
         return NULL;
+    Py_INCREF(tape);
     if (!PyObject_TypeCheck(function, &traits_type)) {
         PyErr_Format(PyExc_TypeError, "what is known of a function is a %s", Py_TYPE(function)->tp_name);
         goto done;
@@ -400,10 +422,16 @@ static PyObject *follow(Tap *self, PyObject *func, PyObject *args, PyObject *kwa
         result = at_once(self, function, place, args, kwargs);
         goto done;
     }
-    version = version_of(tape->last);
+    PyObject *last = Py_XNewRef(tape->last);
+    if (last == NULL)
+        PyErr_SetString(PyExc_RuntimeError, "the tape has no last value");
+    else
+        version = version_of(last);
+    Py_XDECREF(last);
     if (version != NULL)
         result = call_and_record(tape, func, function, flags, place, args, kwargs, version);
 done:
+    Py_DECREF(tape);
     Py_DECREF(function);
     Py_XDECREF(place);
     Py_XDECREF(version);
@@ -416,16 +444,25 @@ static PyObject *tap_torch_function(Tap *self, PyObject *const *given, Py_ssize_
         PyErr_Format(PyExc_TypeError, "__torch_function__ takes a function, types, arguments and keywords, not %zd", n);
         return NULL;
     }
-    if (self->tape == NULL || self->tape->entries == NULL || self->tape->last == NULL) {
+    if (self->tape == NULL) {
         PyErr_SetString(PyExc_RuntimeError, "a tap without a tape");
         return NULL;
     }
     PyObject *args = n > 2 ? PySequence_Tuple(given[2]) : Py_NewRef(empty_tuple);
     if (args == NULL)
         return NULL;
-    PyObject *kwargs = n > 3 && PyDict_Check(given[3]) && PyDict_GET_SIZE(given[3]) ? given[3] : NULL;
-    PyObject *result = follow(self, given[0], args, kwargs);
+    PyObject *kwargs = NULL, *result = NULL;
+    if (n > 3 && PyDict_Check(given[3]))
+        kwargs = PyDict_GET_SIZE(given[3]) ? Py_NewRef(given[3]) : NULL;
+    else if (n > 3 && given[3] != Py_None) { /* a mapping */
+        kwargs = PyDict_New();
+        if (kwargs == NULL || PyDict_Update(kwargs, given[3]) < 0)
+            goto done;
+    }
+    result = follow(self, given[0], args, kwargs);
+done:
     Py_DECREF(args);
+    Py_XDECREF(kwargs);
     return result;
 }
 
@@ -511,6 +548,18 @@ static PyObject *gate_bind(PyObject *self, PyObject *instance, PyObject *Py_UNUS
     return instance == NULL || instance == Py_None ? Py_NewRef(self) : PyMethod_New(self, instance);
 }
 
+/* All else is as it is with what it stands in for: its name, its signature. */
+static PyObject *gate_getattr(Gate *self, PyObject *name)
+{
+    PyObject *found = PyObject_GenericGetAttr((PyObject *)self, name);
+    if (found != NULL || !PyErr_ExceptionMatches(PyExc_AttributeError))
+        return found;
+    PyErr_Clear();
+    if (PyUnicode_CompareWithASCIIString(name, "__wrapped__") == 0)
+        return Py_NewRef(self->original);
+    return PyObject_GetAttr(self->original, name);
+}
+
 /* Whether functions that a module calls must not be seen; -1 for an error. */
 static int is_opaque(Gate *self, PyObject *module)
 {
@@ -519,26 +568,19 @@ static int is_opaque(Gate *self, PyObject *module)
         return -1;
     if (answer == Py_True) {
         PyObject *call = PyObject_GetAttr(module, str_compiled);
-        if (call == NULL)
+        if (call == NULL && !PyErr_ExceptionMatches(PyExc_AttributeError))
             return -1;
-        Py_DECREF(call);
+        PyErr_Clear();
+        Py_XDECREF(call);
         if (call == Py_None)
             return 0;
     }
     answer = PyObject_CallOneArg(self->is_opaque, module);
     if (answer == NULL)
         return -1;
+    int opaque = PyObject_IsTrue(answer);
     Py_DECREF(answer);
-    return answer == Py_True;
-}
-
-static int append_entry(
-    Reel *tape, PyObject *what, PyObject *args, PyObject *kwargs, PyObject *made)
-{
-    PyObject *entry = PyTuple_Pack(6, what, nowhere, args, kwargs, made, minus_one);
-    int failed = entry == NULL || PyList_Append(tape->entries, entry) < 0;
-    Py_XDECREF(entry);
-    return failed ? -1 : 0;
+    return opaque;
 }
 
 /* Put the call of a module on the tape. */
@@ -572,7 +614,7 @@ static int enter(Reel *tape, PyObject *const *args, Py_ssize_t n, PyObject *name
     }
     if (given != NULL && keywords != NULL &&
         (tape->n_bytes <= tape->room || ask_tape(tape, str_make_room) == 0))
-        status = append_entry(tape, what, given, keywords, module);
+        status = put(tape, PyTuple_Pack(6, what, nowhere, given, keywords, module, minus_one));
     Py_XDECREF(given);
     Py_XDECREF(keywords);
     return status;
@@ -593,7 +635,7 @@ static int leave(Reel *tape, PyObject *result)
         outputs = PyObject_CallMethodOneArg((PyObject *)tape, str_results_of, result);
     if (outputs == NULL)
         return -1;
-    int status = append_entry(tape, leaving, outputs, Py_None, Py_None);
+    int status = put(tape, PyTuple_Pack(6, leaving, nowhere, outputs, Py_None, Py_None, minus_one));
     Py_DECREF(outputs);
     return status;
 }
@@ -641,6 +683,7 @@ static PyTypeObject gate_type = {
     .tp_vectorcall_offset = offsetof(Gate, vectorcall),
     .tp_call = PyVectorcall_Call,
     .tp_descr_get = gate_bind,
+    .tp_getattro = (getattrofunc)gate_getattr,
 };
 
 /* ------------------------------------------------------------------ the module */
@@ -648,13 +691,17 @@ static PyTypeObject gate_type = {
 /* Take over what the Python side knows, once. */
 static PyObject *connect_taps(PyObject *Py_UNUSED(module), PyObject *args)
 {
+    PyObject **kept[] = {&resolved, &resolve, &code_kind, &place_after, &nowhere, &lasting, &tensor_type, &transforms,
+                         &transparent, &entering_of, &leaving};
+    PyObject *given[Py_ARRAY_LENGTH(kept)];
     if (!PyArg_ParseTuple(
-            args, "O!OOOOO!OOO!OO", &PyDict_Type, &resolved, &resolve, &code_kind, &place_after, &nowhere,
-            &PyFrozenSet_Type, &lasting, &tensor_type, &transforms, &PyDict_Type, &transparent, &entering_of, &leaving))
+            args, "O!OOOOO!O!OO!OO", &PyDict_Type, &given[0], &given[1], &given[2], &given[3], &given[4],
+            &PyFrozenSet_Type, &given[5], &PyType_Type, &given[6], &given[7], &PyDict_Type, &given[8], &given[9],
+            &given[10]) ||
+        find_properties(given[6]) < 0)
         return NULL;
-    Py_INCREF(args); /* for good */
-    if (find_properties(tensor_type) < 0)
-        return NULL;
+    for (size_t i = 0; i < Py_ARRAY_LENGTH(kept); i++)
+        Py_XSETREF(*kept[i], Py_NewRef(given[i]));
     Py_RETURN_NONE;
 }
 

@@ -24,6 +24,7 @@ PyObject *version_of(PyObject *tensor)
 
 static int find_property(struct property *property, const char *name)
 {
+    property->get = NULL;
     if ((property->name = PyUnicode_InternFromString(name)) == NULL)
         return -1;
     PyObject *found = PyObject_GetAttr(tensor_class, property->name);
@@ -39,7 +40,7 @@ static int find_property(struct property *property, const char *name)
 
 int find_properties(PyObject *tensor)
 {
-    tensor_class = Py_NewRef(tensor);
+    Py_XSETREF(tensor_class, Py_NewRef(tensor));
     return find_property(&version_property, "_version") < 0 || find_property(&nbytes_property, "nbytes") < 0 ? -1 : 0;
 }
 
@@ -49,13 +50,13 @@ static PyObject *versions(PyObject *Py_UNUSED(module), PyObject *tensors)
         PyErr_SetString(PyExc_TypeError, "versions takes a list of tensors, once forkpoint.capture.mode was imported");
         return NULL;
     }
-    PyObject *found = PyList_New(PyList_GET_SIZE(tensors));
+    PyObject *found = PyList_New(0);
     for (Py_ssize_t i = 0; found != NULL && i < PyList_GET_SIZE(tensors); i++) {
-        PyObject *version = version_of(PyList_GET_ITEM(tensors, i));
-        if (version == NULL)
+        PyObject *tensor = Py_NewRef(PyList_GET_ITEM(tensors, i)), *version = version_of(tensor);
+        if (version == NULL || PyList_Append(found, version) < 0)
             Py_CLEAR(found);
-        else
-            PyList_SET_ITEM(found, i, version);
+        Py_DECREF(tensor);
+        Py_XDECREF(version);
     }
     return found;
 }
@@ -75,28 +76,33 @@ static PyObject *addresses(PyObject *Py_UNUSED(module), PyObject *args)
     PyObject *tensors, *plans, *data_ptr, *is_neg;
     if (!PyArg_ParseTuple(args, "O!O!OO", &PyList_Type, &tensors, &PyList_Type, &plans, &data_ptr, &is_neg))
         return NULL;
-    Py_ssize_t n = PyList_GET_SIZE(tensors);
-    if (PyList_GET_SIZE(plans) != n) {
+    PyObject *all = PyList_AsTuple(tensors), *how = PyList_AsTuple(plans), *table = NULL; /* which nobody else changes */
+    if (all == NULL || how == NULL)
+        goto done;
+    Py_ssize_t n = PyTuple_GET_SIZE(all);
+    if (PyTuple_GET_SIZE(how) != n) {
         PyErr_SetString(PyExc_ValueError, "there is not one plan for each tensor");
-        return NULL;
+        goto done;
     }
-    PyObject *table = PyBytes_FromStringAndSize(NULL, n * 3 * (Py_ssize_t)sizeof(long long));
+    table = PyBytes_FromStringAndSize(NULL, n * 3 * (Py_ssize_t)sizeof(long long));
     if (table == NULL)
-        return NULL;
+        goto done;
     long long *line = (long long *)PyBytes_AS_STRING(table);
     for (Py_ssize_t i = 0; i < n; i++, line += 3) {
-        PyObject *number = PyObject_GetAttr(PyList_GET_ITEM(plans, i), str_number);
+        line[0] = number_from(data_ptr, PyTuple_GET_ITEM(all, i));
+        if (!PyErr_Occurred())
+            line[2] = number_from(is_neg, PyTuple_GET_ITEM(all, i));
+        PyObject *number = PyErr_Occurred() ? NULL : PyObject_GetAttr(PyTuple_GET_ITEM(how, i), str_number);
         line[1] = number == NULL ? -1 : PyLong_AsLongLong(number);
         Py_XDECREF(number);
-        if (number != NULL)
-            line[0] = number_from(data_ptr, PyList_GET_ITEM(tensors, i));
-        if (!PyErr_Occurred())
-            line[2] = number_from(is_neg, PyList_GET_ITEM(tensors, i));
         if (PyErr_Occurred()) {
-            Py_DECREF(table);
-            return NULL;
+            Py_CLEAR(table);
+            goto done;
         }
     }
+done:
+    Py_XDECREF(all);
+    Py_XDECREF(how);
     return table;
 }
 
