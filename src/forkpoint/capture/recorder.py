@@ -24,7 +24,7 @@ from forkpoint.capture.history import History
 from forkpoint.capture.inventory import inventory_of
 from forkpoint.capture.labels import Label, Labels, Shape, fits
 from forkpoint.capture.marks import Answer, Frame, Known, Mark, Treatment, Visits, entering
-from forkpoint.capture.mode import writes
+from forkpoint.capture.mode import transforms, writes
 from forkpoint.capture.rules import Call, UnknownMovementError, propagate, tensors_in, through_module
 from forkpoint.capture.sites import Place
 from forkpoint.capture.tape import INPUT, Tape
@@ -212,7 +212,7 @@ class Recorder:
         with _unwatched():
             result = self._edited(function, place, args, kwargs, result)
             outputs = (args[0],) if function.name == "setitem" else tape.outputs_of(result)
-            if outputs and _transforms() is None:  # inside vmap or grad they are not the model's own
+            if outputs and transforms() is None:  # inside vmap or grad they are not the model's own
                 recorded = tape.record(function, place, args, kwargs, outputs)
                 if kept is not None:
                     _deliver(self, function.func, fetches, kept, recorded)
@@ -283,7 +283,7 @@ class Recorder:
             outputs: tuple[Tensor, ...] = (args[0],)
         else:
             outputs = (result,) if isinstance(result, Tensor) else tuple(tensors_in((result,)))
-        if not outputs or _transforms() is not None:
+        if not outputs or transforms() is not None:
             return result
         visits = self.tape.visits_of(function, place, len(outputs))
         labels = self.tape.answer(visits, function, args, kwargs, outputs).labels
@@ -620,8 +620,6 @@ class Recorder:
 
 # ---------------------------------------------------------------------- helpers
 
-_transforms: Callable[[], Any] = torch._C._functorch.peek_interpreter_stack  # pyright: ignore[reportAttributeAccessIssue]
-"""What vmap or grad at work are: None where the tensors that pass by are the model's own."""
 _unwatched = torch._C.DisableTorchFunction
 """What the recorder does with tensors is no op of the model, and no other mode may see it either."""
 _RULE_ERRORS = (IndexError, ValueError, TypeError, KeyError, AttributeError, RuntimeError, StopIteration)
