@@ -1,4 +1,4 @@
-"""The modules of a model and what they hold, in one walk: a trace can't afford torch's nested generators."""
+"""The modules of a model and what they hold: a trace can't afford torch's nested generators."""
 
 from __future__ import annotations
 

@@ -2,8 +2,8 @@
 
 A passage compares all that its rows depend on: the marks of the tensors that come from before it, which of its own
 values goes into which call, every other argument, and what every output is like. If all of that is the same, so are the
-rows, the labels and how each value is to be digested. It is done for the whole stretch at once, with loops that run
-inside the interpreter, at a fraction of what it costs to work each entry out. If anything differs it is left alone.
+rows, the labels and how each value is to be digested. The whole stretch is compared at once (`pattern`), at a fraction
+of what it costs to work each entry out. If anything differs it is left alone.
 """
 
 from __future__ import annotations
