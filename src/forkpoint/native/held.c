@@ -351,7 +351,8 @@ static PyObject *survey_model(PyObject *Py_UNUSED(module), PyObject *model)
 {
     PyObject *found = NULL;
     Survey survey = {PyList_New(0), PyList_New(0), PyList_New(0), PySet_New(NULL)};
-    int failed = survey.modules == NULL || survey.structure == NULL || survey.weights == NULL || survey.seen == NULL || PyList_Append(survey.modules, model) < 0;
+    int failed = survey.modules == NULL || survey.structure == NULL || survey.weights == NULL ||
+                 survey.seen == NULL || PyList_Append(survey.modules, model) < 0;
     PyObject *number = failed ? NULL : PyLong_FromVoidPtr(model);
     failed = number == NULL || PySet_Add(survey.seen, number) < 0;
     Py_XDECREF(number);
