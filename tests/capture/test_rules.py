@@ -329,6 +329,46 @@ def test_what_is_written_keeps_its_tokens(name):
     assert np.array_equal(traced.ids(traced.output)[0], np.where(held == 0, -1, held))
 
 
+BY_A_TENSOR: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "getitem": lambda x, at: x[:, at],
+    "getitem of one element": lambda x, at: x.reshape(-1)[at],
+    "select": lambda x, at: x.select(1, at),
+    "narrow": lambda x, at: x.narrow(1, at, 2),
+    "narrow by a tensor": lambda x, at: torch.narrow(x, 1, at, 2),
+    "slice": lambda x, at: x[:, at : at + 2],
+    "slice by tensors with a dimension": lambda x, at: x[:, at[None] : at[None] + 2],
+    "slice among others": lambda x, at: x[..., at : at + 2, :1],
+    "roll": lambda x, at: torch.roll(x, int(at), 1),
+    "setitem": lambda x, at: _into(nothing(2, 4, 3), lambda y: y.__setitem__((1, at, 0), x[1, 0, 0])),
+    "setitem of a slice": lambda x, at: _into(
+        nothing(2, 4, 3), lambda y: y.__setitem__((slice(None), slice(at, at + 2)), x[:, :2])
+    ),
+}
+
+
+@pytest.mark.parametrize("whose", ["unseen", "a token's"])
+@pytest.mark.parametrize("name", BY_A_TENSOR)
+def test_a_number_in_a_tensor_counts_by_its_value_though_its_mark_is_the_same(name, whose):
+    layout = left_padded(2, 4)
+    numbers = torch.tensor([0, 1, 2])
+
+    def program(x: Tensor) -> Tensor:
+        moved: list[Tensor] = []
+        for number in range(3):
+            # what no tap saw is taken for a relative of the last value of its shape
+            _ = x[1, 1, 0] * 1
+            if whose == "unseen":
+                at = numbers.numpy()[number : number + 1]
+                at = torch.from_numpy(at).as_strided((), ())
+            else:
+                at = (x[1, 1, 0] * 0).long() + number
+            moved.append(BY_A_TENSOR[name](x, at))
+        return torch.stack(moved)
+
+    for _ in range(2):
+        check_movement(program, marked(layout, 3), layout)
+
+
 def test_tokens_that_are_added_up_in_one_place_become_a_set():
     layout = left_padded(2, 3)
     traced = Traced(

@@ -45,13 +45,15 @@ class Call:
     """Set by a rule whose answer depends on an index tensor's values, so that it isn't cached."""
 
     def arg(self, position: int, *names: str, default: Any = None) -> Any:
-        """An argument by position or by any of its names."""
+        """An argument by position or by any of its names; one that a tensor without dimensions stands for too."""
+        found = default
         if position < len(self.args):
-            return self.args[position]
-        for name in names:
-            if name in self.kwargs:
-                return self.kwargs[name]
-        return default
+            found = self.args[position]
+        else:
+            found = next((self.kwargs[name] for name in names if name in self.kwargs), default)
+        if position and is_number(found):
+            self.reads_values = True  # a dimension, a size, a place
+        return found
 
     def tensors(self) -> list[Tensor]:
         """All tensor arguments, in order, those in lists and tuples too."""
@@ -64,6 +66,23 @@ class Call:
         """The values of an index tensor, on the host."""
         self.reads_values = True
         return tensor.detach().cpu().numpy()
+
+    def plain(self, argument: Any) -> Any:
+        """An argument of a movement without its data: a number that a tensor holds, or else the tensor's shape."""
+        if not isinstance(argument, Tensor):
+            return argument
+        return (
+            self.values(argument).item()
+            if is_number(argument)
+            else torch.empty(argument.shape, device="meta")
+        )
+
+
+def is_number(value: Any) -> bool:
+    """Whether a value is a tensor that can stand for a whole number: an index, a size, a dimension."""
+    if not isinstance(value, Tensor) or value.dim():
+        return False
+    return not (value.dtype.is_floating_point or value.dtype.is_complex or value.dtype == torch.bool)
 
 
 def tensors_in(value: Any, depth: int = 4) -> list[Tensor]:
@@ -300,8 +319,8 @@ def _resize_last(ids: Ids, ndim: int) -> Ids:
 
 def _replay_one(call: Call, source: Tensor, ids: Ids) -> list[Ids]:
     full = torch.from_numpy(np.array(ids, copy=True)).expand(source.shape)
-    rest = tuple(torch.empty(a.shape, device="meta") if isinstance(a, Tensor) else a for a in call.args[1:])
-    kwargs = {k: v for k, v in call.kwargs.items() if k not in ("input", "self")}
+    rest = tuple(map(call.plain, call.args[1:]))
+    kwargs = {k: call.plain(v) for k, v in call.kwargs.items() if k not in ("input", "self")}
     function = call.func
     if call.name in ("T", "mT", "H", "mH"):
         return [(full.permute(*range(full.dim() - 1, -1, -1)) if call.name == "T" else full.mT).numpy()]
@@ -320,7 +339,7 @@ def _reshape_in_place(call: Call) -> Label | None:
     function = getattr(torch, call.name.removesuffix("_"))
 
     def move(ids: Ids) -> Ids:
-        return function(torch.from_numpy(ids), *call.args[1:], **call.kwargs).numpy()
+        return function(torch.from_numpy(ids), *map(call.plain, call.args[1:]), **call.kwargs).numpy()
 
     return call.labels.apply(label, move)
 
@@ -447,9 +466,7 @@ def take(call: Call, ids: Ids, shape: Shape, index: Any) -> Ids:
     """The ids of `tensor[index]`: first what torch takes as views, then the index tensors at once."""
     parts = list(index) if isinstance(index, tuple) else [index]
     parts = [torch.tensor(p) if isinstance(p, list) else p for p in parts]
-    parts = [
-        p.item() if isinstance(p, Tensor) and p.dim() == 0 and p.dtype != torch.bool else p for p in parts
-    ]
+    parts = [call.plain(p) if is_number(p) else p for p in parts]
     consumed = sum(p.dim() if isinstance(p, Tensor) and p.dtype == torch.bool else p is not None for p in parts
                    if p is not Ellipsis and not isinstance(p, bool))  # fmt: skip
     if Ellipsis in [p for p in parts if not isinstance(p, Tensor)]:
@@ -477,6 +494,8 @@ def take(call: Call, ids: Ids, shape: Shape, index: Any) -> Ids:
             d += width
             continue
         if isinstance(part, slice):
+            if any(isinstance(bound, Tensor) for bound in (part.start, part.stop, part.step)):
+                call.reads_values = True
             length = len(range(*part.indices(shape[d])))
             if ids.shape[d] == 1 and shape[d] != 1:
                 basic.append(slice(None))
