@@ -50,7 +50,7 @@ if TYPE_CHECKING:
 MAX_OPEN_TOTAL = 1 << 24
 """Most cells of a whole trace whose token dimensions are only suspected; beyond it such values are compared
 whole."""
-PENDING_BYTES = {"cpu": 1 << 25, "other": 3 << 29}
+PENDING_BYTES = {"cpu": 1 << 25, "other": 1 << 31}
 """Values kept alive for a digest in one go, by device; what is always a view is not counted."""
 MOST_OF_FREE = 0.25
 """How much of the memory that a GPU has left they may take."""

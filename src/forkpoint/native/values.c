@@ -70,40 +70,47 @@ static long long number_from(PyObject *function, PyObject *tensor)
     return number;
 }
 
-/* For each tensor its address, the number of its plan, and whether its elements are to be negated: int64[n, 3]. */
+/* Where tensors lie, and how they are digested: see `python_addresses` in `capture/digest/batch`. */
 static PyObject *addresses(PyObject *Py_UNUSED(module), PyObject *args)
 {
-    PyObject *tensors, *plans, *data_ptr, *is_neg;
+    PyObject *tensors, *plans, *data_ptr, *is_neg, *found = NULL;
     if (!PyArg_ParseTuple(args, "O!O!OO", &PyList_Type, &tensors, &PyList_Type, &plans, &data_ptr, &is_neg))
         return NULL;
-    PyObject *all = PyList_AsTuple(tensors), *how = PyList_AsTuple(plans), *table = NULL; /* which nobody else changes */
-    if (all == NULL || how == NULL)
+    PyObject *all = PyList_AsTuple(tensors), *how = PyList_AsTuple(plans); /* which nobody else changes */
+    Py_ssize_t n = all == NULL ? 0 : PyTuple_GET_SIZE(all), size = n * (Py_ssize_t)sizeof(long long);
+    PyObject *places = PyBytes_FromStringAndSize(NULL, size), *numbers = PyBytes_FromStringAndSize(NULL, size);
+    PyObject *odd = PyList_New(0);
+    if (all == NULL || how == NULL || places == NULL || numbers == NULL || odd == NULL)
         goto done;
-    Py_ssize_t n = PyTuple_GET_SIZE(all);
     if (PyTuple_GET_SIZE(how) != n) {
         PyErr_SetString(PyExc_ValueError, "there is not one plan for each tensor");
         goto done;
     }
-    table = PyBytes_FromStringAndSize(NULL, n * 3 * (Py_ssize_t)sizeof(long long));
-    if (table == NULL)
-        goto done;
-    long long *line = (long long *)PyBytes_AS_STRING(table);
-    for (Py_ssize_t i = 0; i < n; i++, line += 3) {
-        line[0] = number_from(data_ptr, PyTuple_GET_ITEM(all, i));
-        if (!PyErr_Occurred())
-            line[2] = number_from(is_neg, PyTuple_GET_ITEM(all, i));
+    for (Py_ssize_t i = 0; i < n; i++) {
+        PyObject *tensor = PyTuple_GET_ITEM(all, i);
+        long long place = number_from(data_ptr, tensor), negated = PyErr_Occurred() ? 0 : number_from(is_neg, tensor);
         PyObject *number = PyErr_Occurred() ? NULL : PyObject_GetAttr(PyTuple_GET_ITEM(how, i), str_number);
-        line[1] = number == NULL ? -1 : PyLong_AsLongLong(number);
+        ((long long *)PyBytes_AS_STRING(numbers))[i] = number == NULL ? -1 : PyLong_AsLongLong(number);
+        ((long long *)PyBytes_AS_STRING(places))[i] = place;
         Py_XDECREF(number);
-        if (PyErr_Occurred()) {
-            Py_CLEAR(table);
+        if (PyErr_Occurred())
             goto done;
+        if (place & 3 || negated) {
+            PyObject *entry = PyLong_FromSsize_t(i);
+            int failed = entry == NULL || PyList_Append(odd, entry) < 0;
+            Py_XDECREF(entry);
+            if (failed)
+                goto done;
         }
     }
+    found = PyTuple_Pack(3, places, numbers, odd);
 done:
     Py_XDECREF(all);
     Py_XDECREF(how);
-    return table;
+    Py_XDECREF(places);
+    Py_XDECREF(numbers);
+    Py_XDECREF(odd);
+    return found;
 }
 
 static PyMethodDef functions[] = {

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
@@ -34,19 +35,20 @@ class Noise:
     """Moves every rounded value by one unit in the last place of float64, up or down at random."""
 
     seed: int
-    generator: torch.Generator = field(init=False)
-
-    def __post_init__(self) -> None:
-        self.generator = torch.Generator().manual_seed(self.seed)
+    _generators: dict[torch.device, torch.Generator] = field(default_factory=dict[torch.device, Any])
 
     def edit(
         self, recorder: Recorder, key: Key, nth: int, output: int, value: Tensor, label: Label | None
     ) -> Tensor | None:
         if key[1] not in _ROUNDED or key[2] == "?" or value.dtype != torch.float64 or output:
             return None
-        sign = (
-            torch.randint(0, 2, value.shape, generator=self.generator).to(value.device, torch.float64) * 2 - 1
+        generator = self._generators.get(value.device)
+        if generator is None:  # drawn where the value is: elsewhere it takes longer than all that is computed
+            generator = self._generators[value.device] = torch.Generator(value.device).manual_seed(self.seed)
+        drawn = torch.randint(
+            0, 2, value.shape, generator=generator, dtype=torch.float64, device=value.device
         )
+        sign = drawn * 2 - 1
         moved = value * (1 + sign * 2.0**-52)
         return torch.where(value.abs() < 1e300, moved, value)
 

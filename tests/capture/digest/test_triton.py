@@ -16,6 +16,7 @@ from tests.capture.digest.tensors import DTYPES, filled, rows_of, tensors_and_di
 
 from forkpoint.capture import digest
 from forkpoint.capture.digest import definition, torch_impl
+from forkpoint.capture.digest.backend import Table
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1" and importlib.util.find_spec("triton") is not None
 DEVICE = torch.device("cpu" if INTERPRETED else "cuda")
@@ -27,11 +28,14 @@ pytestmark = (
 EXAMPLES = 40 if INTERPRETED else 300
 
 
-@pytest.fixture(scope="module")
-def triton_impl():
+@pytest.fixture(scope="module", params=["general", "special"])
+def triton_impl(request):
+    """With the variant of the kernel that can digest all, and with those that are worth their compilation."""
     from forkpoint.capture.digest import triton_impl
 
-    return triton_impl
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(triton_impl, "WORTHWHILE", 0 if request.param == "special" else 1 << 60)
+        yield triton_impl
 
 
 @settings(max_examples=EXAMPLES)
@@ -70,7 +74,7 @@ def test_long_slices(triton_impl, dtype, shape, dims):
 
 
 @pytest.mark.skipif(INTERPRETED, reason="batches on the CPU are numba's")
-def test_batches():
+def test_batches(triton_impl):
     batch, expected = digest.Batch(), []
     for seed, dtype in enumerate(DTYPES):
         x = filled((1, 8, 37, 64), dtype, seed)
@@ -86,3 +90,19 @@ def test_batches():
             batch.flush()
     results = batch.results()
     assert [results[slot].tolist() for slot in range(len(results))] == expected
+
+
+def test_a_variant_is_compiled_once_it_is_worthwhile(triton_impl, monkeypatch):
+    monkeypatch.setattr(triton_impl, "WORTHWHILE", 100_000)
+    monkeypatch.setattr(triton_impl, "_words", {})
+    x = filled((1, 8, 37, 64), torch.float32, 0)
+    expected = torch_impl.rows(x, (0, 2))
+    given = x.to(DEVICE)
+    table = Table.of_one(given, digest.plan.find(given, (0, 2)).fields, None)
+    used = []
+    for _ in range(8):
+        digests = triton_impl.digest_table(table, given.device)
+        assert torch.equal(digests.cpu(), expected)
+        ((variant, *_),) = triton_impl._layout_of(table, triton_impl.BLOCK).launches
+        used.append(variant == variant.general)
+    assert used == [True] * 5 + [False] * 3  # 18,944 words each: the sixth passes the limit

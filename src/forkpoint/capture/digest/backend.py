@@ -11,7 +11,8 @@ import importlib
 import importlib.util
 import warnings
 from collections.abc import Sequence
-from typing import Any, Protocol, cast
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple, Protocol, cast
 
 import numpy as np
 import torch
@@ -19,9 +20,50 @@ from torch import Tensor
 
 from forkpoint.capture.digest import definition, torch_impl
 
-Table = np.ndarray[Any, np.dtype[np.int64]]
-"""One line per tensor: its address, where its digests begin in the result, the address of its rows' first
-words or 0, and the fields of its plan."""
+Ints = np.ndarray[Any, np.dtype[np.int64]]
+
+
+@dataclass(frozen=True, eq=False)
+class Lineup:
+    """How the tensors of a table are digested, without where they lie: what one layer queues, the next queues too.
+
+    Attributes:
+        fields: of each tensor's plan, `Plan.fields`: [tensors, fields].
+        targets: where each tensor's digests begin in the result.
+        rows: how many digests there are.
+        kept: what an implementation works out from them, for the next table with this lineup.
+    """
+
+    fields: Ints
+    targets: Ints
+    rows: int
+    kept: dict[Any, Any] = field(default_factory=dict[Any, Any])
+
+    @classmethod
+    def of(cls, fields: Ints) -> Lineup:
+        ends = np.cumsum(fields[:, 0])
+        return cls(fields, ends - fields[:, 0], int(ends[-1]))
+
+
+class Table(NamedTuple):
+    """Tensors that are digested at once, where they lie: at least one.
+
+    Attributes:
+        addresses: of their first elements.
+        starts: the addresses of their rows' first words, 0 where they all begin at 0; None if they all do.
+        lineup: all the rest.
+    """
+
+    addresses: Ints
+    starts: Ints | None
+    lineup: Lineup
+
+    @classmethod
+    def of_one(cls, x: Tensor, fields: Sequence[int], first_word: Tensor | None) -> Table:
+        """One tensor; int32[rows] says which word of its row each of its rows begins with."""
+        starts = None if first_word is None else np.array([first_word.data_ptr()], dtype=np.int64)
+        lineup = Lineup.of(np.array([fields], dtype=np.int64))
+        return cls(np.array([x.data_ptr()], dtype=np.int64), starts, lineup)
 
 
 class Implementation(Protocol):

@@ -15,12 +15,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from forkpoint.capture.digest import torch_impl
-from forkpoint.capture.digest.backend import table_implementation
+from forkpoint.capture.digest.backend import Ints, Lineup, Table, table_implementation
 from forkpoint.capture.digest.plan import Plan, find, packed
 from forkpoint.memory import Shelf, Shelved
 from forkpoint.native import compiled
-
-Ints = np.ndarray[Any, np.dtype[np.int64]]
 
 
 class Digests:
@@ -144,25 +142,22 @@ class _Queue:
         self.tensors.clear()
         self.plans.clear()
 
-    def table(self) -> Ints:
+    def table(self) -> Table:
         """See `backend.Table`. Copies what can't be read where it lies, and keeps the copies in place of the tensors."""
-        found = np.frombuffer(addresses_of(self.tensors, self.plans, _address, _negated), dtype=np.int64)
-        addresses, numbers, negated = found.reshape(-1, 3).T.copy()
-        direct, fields = _fields(len(_numbers))
-        copied = ~direct[numbers] | (addresses & 3 != 0) | (negated != 0)
-        for entry in np.flatnonzero(copied).tolist():  # one at a time: a flush that fails can be tried again
-            known = self.plans[entry]
-            words = torch_impl.pack_rows(self.tensors[entry], known.row_dims)
-            plan = Planned(packed(known.plan), self.device, (0,))
-            self.tensors[entry], self.plans[entry] = words, plan
-            addresses[entry], numbers[entry] = words.data_ptr(), plan.number
-        _, fields = _fields(len(_numbers))
-        chosen = fields[numbers]
-        table = np.zeros((len(chosen), 3 + chosen.shape[1]), dtype=np.int64)
-        table[:, 0] = addresses
-        table[1:, 1] = np.cumsum(chosen[:-1, 0])
-        table[:, 3:] = chosen
-        return table
+        places, numbers, odd = addresses_of(self.tensors, self.plans, _address, _negated)
+        addresses = np.frombuffer(places, dtype=np.int64)
+        lineup, indirect = _lineup(numbers)
+        copied = {*odd, *indirect}
+        if copied:
+            addresses, chosen = addresses.copy(), np.frombuffer(numbers, dtype=np.int64).copy()
+            for entry in copied:  # one at a time: a flush that fails can be tried again
+                known = self.plans[entry]
+                words = torch_impl.pack_rows(self.tensors[entry], known.row_dims)
+                plan = Planned(packed(known.plan), self.device, (0,))
+                self.tensors[entry], self.plans[entry] = words, plan
+                addresses[entry], chosen[entry] = words.data_ptr(), plan.number
+            lineup, _ = _lineup(chosen.tobytes())
+        return Table(addresses, None, lineup)
 
 
 _address: Callable[[Tensor], int] = torch.Tensor.data_ptr
@@ -174,14 +169,28 @@ def python_addresses(
     plans: list[Planned],
     address: Callable[[Tensor], int],
     negated: Callable[[Tensor], bool],
-) -> bytes:
-    """For each tensor its address, the number of its plan, and whether its elements are to be negated: int64[n, 3]."""
-    numbers = [known.number for known in plans]
-    columns = [list(map(address, tensors)), numbers, list(map(negated, tensors))]
-    return np.array(columns, dtype=np.int64).T.tobytes()
+) -> tuple[bytes, bytes, list[int]]:
+    """Where tensors lie, and how they are digested.
+
+    Returns:
+        Their addresses and the numbers of their plans, int64[tensors] each; and which of them can't be read there, as
+        they do not begin with a whole word, or as their elements are to be negated.
+    """
+    addresses = np.array(list(map(address, tensors)), dtype=np.int64)
+    numbers = np.array([known.number for known in plans], dtype=np.int64)
+    odd = (addresses & 3 != 0) | np.array(list(map(negated, tensors)), dtype=np.bool_)
+    return addresses.tobytes(), numbers.tobytes(), np.flatnonzero(odd).tolist()
 
 
 addresses_of = python_addresses if TYPE_CHECKING or compiled is None else compiled.addresses
+
+
+@lru_cache(maxsize=64)
+def _lineup(numbers: bytes) -> tuple[Lineup, list[int]]:
+    """The lineup of tensors of these plans, and which of them have to be copied whatever their addresses."""
+    direct, fields = _fields(len(_numbers))
+    chosen = np.frombuffer(numbers, dtype=np.int64)
+    return Lineup.of(fields[chosen]), np.flatnonzero(~direct[chosen]).tolist()
 
 
 @lru_cache(maxsize=1)

@@ -45,6 +45,7 @@ from forkpoint.capture.digest.numba_words import (
 from forkpoint.capture.digest.plan import Kind, find, packed
 
 _CPU = torch.device("cpu")
+_LINES = "numba lines"
 _unpacked: Any = to_fixed_tuple
 _RAW, _FLOAT32, _FLOAT64 = int(Kind.RAW), int(Kind.FLOAT32), int(Kind.FLOAT64)
 _SHORT_RUN, _SCRATCH_WORDS = 256, 1 << 13
@@ -123,7 +124,8 @@ def _digest_row(address: int, index: Word, piece: Any, kind: int, scratch: int) 
 def _digest_rows(table: Any, ends: Any, out: Any, begin: int, end: int) -> None:
     """The rows that begin at one of the words ``begin`` to before ``end`` of all tensors laid side by side.
 
-    ``ends`` says where each tensor ends; see `backend.Table` for what the columns of the table are.
+    A line of the table is a tensor: its address, where its digests begin in ``out``, the address of its rows' first
+    words or 0, and the fields of its plan. ``ends`` says where each tensor ends.
     """
     scratch = np.empty(_SCRATCH_WORDS, dtype=np.uint32)
     for entry in range(np.searchsorted(ends, begin, side="right"), len(ends)):
@@ -162,16 +164,23 @@ def rows(x: Tensor, row_dims: Sequence[int], first_word: Tensor | None = None) -
     if not plan.direct or x.data_ptr() % 4 or x.is_neg():
         x, plan = torch_impl.pack_rows(x, row_dims), packed(plan)
     starts = first_word.to(torch.int32).contiguous() if first_word is not None else None
-    entry = (x.data_ptr(), 0, starts.data_ptr() if starts is not None else 0, *plan.fields)
-    return digest_table(np.array([entry], dtype=np.int64))
+    return digest_table(Table.of_one(x, plan.fields, starts))
 
 
 def digest_table(table: Table, _device: torch.device = _CPU) -> Tensor:
     """The digests of all entries of a table."""
-    ends = np.cumsum(table[:, 3] * table[:, 4])
-    out = np.zeros(int(table[:, 3].sum()), dtype=np.int64)
-    words = int(ends[-1])
-    run(_rows_work, words, len(table), table, ends, len(out), out)
+    lineup = table.lineup
+    if _LINES not in lineup.kept:
+        lines = np.zeros((len(lineup.fields), 14), dtype=np.int64)
+        lines[:, 1], lines[:, 3:] = lineup.targets, lineup.fields
+        lineup.kept[_LINES] = lines, np.cumsum(lines[:, 3] * lines[:, 4])
+    lines, ends = lineup.kept[_LINES]
+    lines = lines.copy()
+    lines[:, 0] = table.addresses
+    if table.starts is not None:
+        lines[:, 2] = table.starts
+    out = np.zeros(lineup.rows, dtype=np.int64)
+    run(_rows_work, int(ends[-1]), len(lines), lines, ends, len(out), out)
     return torch.from_numpy(out)
 
 

@@ -15,17 +15,17 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Generator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from forkpoint.capture.digest import torch_impl
-from forkpoint.capture.digest.backend import Table
+from forkpoint.capture.digest.backend import Ints, Lineup, Table
 from forkpoint.capture.digest.plan import LANES, Kind, check, find, kind, merged, packed
 from forkpoint.capture.digest.triton_kernels import digest_grid, digest_rows
 
@@ -42,6 +42,13 @@ _LONG_ROW = 1 << 16
 _CELLS = 256
 """Cells of a grid per block."""
 _ROWS_PER_BLOCK = (1, 4, 16)
+_MAX_LAYOUTS = 16
+"""How many are kept with a lineup."""
+WORTHWHILE = 1 << 30
+"""Words that a variant of the kernel has to have in all before it is compiled, which takes a second where Triton has not
+compiled it for an earlier process. Up to then they are digested by the one that can digest all, a few times slower."""
+_STAGED = 1 << 15
+"""Elements of the memory for tables: more than most tables have."""
 _LANES = np.array([[lanes.sign, lanes.above, lanes.shift] for lanes in LANES], dtype=np.int64)
 
 
@@ -51,8 +58,7 @@ def rows(x: Tensor, row_dims: Sequence[int], first_word: Tensor | None = None) -
     if not plan.direct or x.data_ptr() % 4 or x.is_neg():
         x, plan = torch_impl.pack_rows(x, row_dims), packed(plan)
     starts = first_word.to(x.device, torch.int32).contiguous() if first_word is not None else None
-    entry = (x.data_ptr(), 0, starts.data_ptr() if starts is not None else 0, *plan.fields)
-    return digest_table(np.array([entry], dtype=np.int64), x.device)
+    return digest_table(Table.of_one(x, plan.fields, starts), x.device)
 
 
 def digest_table(
@@ -69,37 +75,90 @@ def _on(device: torch.device) -> AbstractContextManager[object]:
 
 
 def _digest_table(table: Table, device: torch.device, block: int, warps: int, repeat: int) -> Tensor:
-    aligned, starts = table[:, 0] % 16 == 0, table[:, 2] != 0
-    known = _template(table[:, 3:].tobytes(), aligned.tobytes(), starts.tobytes(), block)
-    out = torch.zeros(known.rows, dtype=torch.int64, device=device)
-    lines, groups = known.lines.copy(), known.groups_on(device)
-    staged = torch.empty(lines.size, dtype=torch.int64, device=device)
+    known = _layout_of(table, block)
+    for variant, words in known.waiting:
+        _words[variant] = _words.get(variant, 0) + words
+    # blocks that share a row add to it, and rows without words have no block
+    out = (torch.zeros if known.adds else torch.empty)(table.lineup.rows, dtype=torch.int64, device=device)
+    stream = torch.cuda.current_stream(device).cuda_stream if device.type == "cuda" else 0
+    staged = _staging(device, stream, known.lines.size)
     anchor = staged.data_ptr()
-    lines[:, 0] = (table[:, 0] - anchor) // 4 // known.units
-    lines[:, 1] = table[:, 1]
-    lines[:, 2] = (table[:, 2] - anchor) // 4
-    _copy(lines, staged)
-    words, out_words = staged.view(torch.int32), out.view(torch.int32)
+    with _to(staged[: known.lines.size]) as values:
+        lines = values.reshape(known.lines.shape)
+        lines[:] = known.lines
+        lines[:, 0] = (table.addresses - anchor) >> known.shifts
+        if table.starts is not None:
+            lines[:, 2] = (table.starts - anchor) >> 2
+    groups = known.groups_on(device, stream)
     for variant, first, count in known.launches:
         times = repeat or (1 if variant.rows == 1 else REPEAT)
-        digest_rows[(count * GROUP // times,)](
-            words,
-            out_words,
-            staged,
-            groups,
-            first,
-            PIECES=variant.pieces,
-            UNIT=variant.unit,
-            FLOAT64=variant.float64,
-            STARTS=variant.starts,
-            SPLIT=variant.split,
-            ROWS=variant.rows,
-            VECTORS=block // variant.rows // 4,
-            GROUP=GROUP,
-            REPEAT=times,
-            num_warps=warps,
-        )
+        what = _Compiled(variant, block, warps, times, device)
+        _launch(what, count * GROUP // times, out, staged, groups, first)
     return out
+
+
+_staged: dict[tuple[torch.device, int], Tensor] = {}
+
+
+def _staging(device: torch.device, stream: int, size: int) -> Tensor:
+    """Where tables lie on a device, for all launches of a stream, one after the other: int64[size or more]."""
+    found = _staged.get((device, stream))
+    if found is None or len(found) < size:
+        found = torch.empty(max(size, _STAGED), dtype=torch.int64, device=device)
+        _staged[device, stream] = found
+    return found
+
+
+class _Compiled(NamedTuple):
+    """What a kernel is compiled for."""
+
+    variant: _Variant
+    block: int
+    warps: int
+    times: int
+    device: torch.device
+
+    @property
+    def constants(self) -> dict[str, int | bool]:
+        """The kernel's arguments that are known when it is compiled, in its order."""
+        variant = self.variant
+        return {
+            "PIECES": variant.pieces,
+            "UNIT": variant.unit,
+            "FLOAT64": variant.float64,
+            "STARTS": variant.starts,
+            "SPLIT": variant.split,
+            "ROWS": variant.rows,
+            "VECTORS": self.block // variant.rows // 4,
+            "GROUP": GROUP,
+            "REPEAT": self.times,
+        }
+
+
+_kernels: dict[_Compiled, tuple[Any, tuple[int | bool, ...]]] = {}
+"""What Triton compiled, and the constants it has to be called with."""
+
+
+def _launch(
+    what: _Compiled, blocks: int, out: Tensor, staged: Tensor, groups: Tensor, first_group: int
+) -> None:
+    """Launch `digest_rows`.
+
+    Triton looks at each launch for what it has compiled, which takes longer than all the rest, so it is asked once.
+    Nothing else that it compiles for can differ: all tensors are allocated here, so that they are aligned.
+    """
+    found = _kernels.get(what)
+    if found is not None:
+        kernel, constants = found
+        kernel[blocks, 1, 1](staged, out, staged, groups, first_group, *constants)
+        return
+    constants = what.constants
+    words, out_words = staged.view(torch.int32), out.view(torch.int32)
+    kernel = digest_rows[(blocks,)](
+        words, out_words, staged, groups, first_group, **constants, num_warps=what.warps
+    )
+    if kernel is not None:  # there is none in the interpreter
+        _kernels[what] = kernel, tuple(constants.values())
 
 
 class _Variant(NamedTuple):
@@ -117,75 +176,117 @@ class _Variant(NamedTuple):
     split: bool
     """Whether blocks share a row."""
 
+    @property
+    def general(self) -> _Variant:
+        """The variant that can digest whatever this one can."""
+        return self._replace(rows=1, unit=1, pieces=True)
+
 
 class _Line(NamedTuple):
     """A line of the table of tensors, without what differs from tensor to tensor, and how it is launched."""
 
-    line: Table
-    variant: int
-    """Its number in `_variants`."""
+    line: Ints
+    variant: _Variant
     unit: int
     groups: int
     """How many groups of blocks it takes."""
 
 
 @dataclass(frozen=True)
-class _Template:
-    """All of a table but what depends on where things lie, for all flushes of like tensors: a layer is as the next."""
+class _Layout:
+    """What a kernel reads for a lineup, without where the tensors lie."""
 
-    lines: Table
-    units: Table
-    """Of each line, see `_Line`."""
-    rows: int
-    groups: Table
+    lines: Ints
+    shifts: Ints
+    """By how much an address is shifted, so that it counts in units of the line."""
+    adds: bool
+    """Whether the digests have to be zeros at first."""
+    groups: Ints
     launches: list[tuple[_Variant, int, int]]
     """For each variant in use, the first of its groups and how many there are."""
+    waiting: list[tuple[_Variant, int]]
+    """Variants that it would have, were they worthwhile, each with its words."""
     _on: dict[tuple[torch.device, int], Tensor] = field(
         default_factory=dict[tuple[torch.device, int], Tensor]
     )
 
-    def groups_on(self, device: torch.device) -> Tensor:
+    def groups_on(self, device: torch.device, stream: int) -> Tensor:
         """The table of groups on a device, where it stays for the next time on the same stream."""
-        key = device, torch.cuda.current_stream(device).cuda_stream if device.type == "cuda" else 0
-        found = self._on.get(key)
+        found = self._on.get((device, stream))
         if found is None:
-            found = self._on[key] = torch.empty(self.groups.size, dtype=torch.int64, device=device)
-            _copy(self.groups, found)
+            found = self._on[device, stream] = torch.empty(self.groups.size, dtype=torch.int64, device=device)
+            with _to(found) as values:
+                values[:] = self.groups.reshape(-1)
         return found
 
 
 _variants: dict[_Variant, int] = {}
 """The variants in use, which are few, and their numbers."""
+_words: dict[_Variant, int] = {}
+"""How many words those had that were not worthwhile yet."""
 
 
-@functools.lru_cache(maxsize=64)
-def _template(plans: bytes, aligned: bytes, starts: bytes, block: int) -> _Template:
-    """The table of tensors as the kernel reads it, and what is launched for it."""
-    fields = np.frombuffer(plans, dtype=np.int64).reshape(len(aligned), -1)
-    found = [
-        _line(plan.tobytes(), bool(whole), bool(first), block)
-        for plan, whole, first in zip(fields, aligned, starts, strict=True)
-    ]
-    variants, units, counts = np.array([line[1:] for line in found], dtype=np.int64).reshape(-1, 3).T
+def _layout_of(table: Table, block: int) -> _Layout:
+    """The layout for a table's lineup, and for which of its addresses are multiples of 16."""
+    odd = table.addresses & 15
+    aligned = b"" if not odd.any() else (odd == 0).tobytes()
+    starts = b"" if table.starts is None else (table.starts != 0).tobytes()
+    kept = table.lineup.kept
+    found: _Layout | None = kept.get((aligned, starts, block))
+    if found is not None and not any(_is_worthwhile(variant) for variant, _ in found.waiting):
+        return found
+    if len(kept) >= _MAX_LAYOUTS:
+        kept.clear()
+    found = kept[aligned, starts, block] = _layout(table.lineup, aligned, starts, block)
+    return found
+
+
+def _is_worthwhile(variant: _Variant) -> bool:
+    return variant == variant.general or _words.get(variant, 0) >= WORTHWHILE
+
+
+def _layout(lineup: Lineup, aligned: bytes, starts: bytes, block: int) -> _Layout:
+    n = len(lineup.fields)
+    found: list[_Line] = []
+    waiting: dict[_Variant, int] = {}
+    for fields, whole, first in zip(lineup.fields, aligned or b"\1" * n, starts or b"\0" * n, strict=True):
+        plan = fields.tobytes()
+        line = _line(plan, bool(whole), bool(first), block)
+        if not _is_worthwhile(line.variant):
+            waiting[line.variant] = waiting.get(line.variant, 0) + int(fields[0] * fields[1])
+            line = _line(plan, whole=False, starts=bool(first), block=block, general=True)
+        found.append(line)
+    variants = np.array([_variants[line.variant] for line in found], dtype=np.int64)
+    units, counts = np.array([line[2:] for line in found], dtype=np.int64).T
+    lines = np.array([line.line for line in found])
+    lines[:, 1] = lineup.targets
     groups, launches = _groups(variants, counts)
-    return _Template(
-        np.array([line.line for line in found]), units, int(fields[:, 0].sum()), groups, launches
-    )
+    adds = any(variant.split for variant, *_ in launches) or not counts.all()
+    return _Layout(lines, np.where(units == 4, 4, 2), adds, groups, launches, list(waiting.items()))
 
 
 @functools.lru_cache(maxsize=1 << 14)
-def _line(plan: bytes, aligned: bool, starts: bool, block: int) -> _Line:
+def _line(plan: bytes, whole: bool, starts: bool, block: int, general: bool = False) -> _Line:
+    """How a tensor is digested.
+
+    Args:
+        plan: the fields of its plan.
+        whole: whether its address is a multiple of 16.
+        starts: whether its rows have first words.
+        block: words that a block of threads reads in one step.
+        general: whether to leave it to the variant that can digest all.
+    """
     fields = np.frombuffer(plan, dtype=np.int64).tolist()
     n_rows, words, kind, inner, outer_stride, inner_stride, a_size, b_size, a_stride, b_stride, run = fields
-    pieces = a_size * b_size > 1
-    whole = aligned and all(stride % 4 == 0 for stride in (run, outer_stride, inner_stride))
+    pieces = general or a_size * b_size > 1
+    whole = whole and all(stride % 4 == 0 for stride in (run, outer_stride, inner_stride))
     reach = a_size * a_stride + b_size * b_stride + run
     simple = run >= 8 and words * run < 1 << 32 and reach < 1 << 31
     simple = simple and a_stride % 4 == 0 and b_stride % 4 == 0
-    unit = 4 if whole and (simple or not pieces) else 1
+    unit = 4 if whole and not general and (simple or not pieces) else 1
 
     split = words > _LONG_ROW
-    rows = 1 if split else _rows_per_block(words, block)
+    rows = 1 if split or general else _rows_per_block(words, block)
     steps = _LONG_ROW // block if split else -(-words // (block // rows))
     parts = -(-words // _LONG_ROW) if split else 1
     blocks = -(-n_rows // rows) * parts if words else 0
@@ -198,7 +299,8 @@ def _line(plan: bytes, aligned: bool, starts: bool, block: int) -> _Line:
         ],
         dtype=np.int64,
     )  # fmt: skip
-    return _Line(line, _variants.setdefault(variant, len(_variants)), unit, -(-blocks // GROUP))
+    _variants.setdefault(variant, len(_variants))
+    return _Line(line, variant, unit, -(-blocks // GROUP))
 
 
 def _rows_per_block(words: int, block: int) -> int:
@@ -210,7 +312,7 @@ def _rows_per_block(words: int, block: int) -> int:
     return next(rows for rows, share in zip(_ROWS_PER_BLOCK, used, strict=True) if min(share, 0.95) == best)
 
 
-def _groups(variants: Table, counts: Table) -> tuple[Table, list[tuple[_Variant, int, int]]]:
+def _groups(variants: Ints, counts: Ints) -> tuple[Ints, list[tuple[_Variant, int, int]]]:
     """The table of groups; and for each variant in use, the first of its groups and how many there are."""
     order = np.argsort(variants, kind="stable")
     sorted_counts = counts[order]
@@ -233,14 +335,11 @@ def _reciprocal(divisor: int) -> int:
     return -(-(1 << 32) // max(divisor, 1))
 
 
-def _copy(table: Table, target: Tensor) -> None:
-    """Copies to the device without waiting for it: through pinned memory, which torch keeps until it is read."""
-    values = table.reshape(-1)
-    if target.device.type == "cpu":  # Triton's interpreter
-        target.copy_(torch.from_numpy(values))
-        return
-    pinned = torch.empty(len(values), dtype=torch.int64, pin_memory=True)
-    pinned.numpy()[:] = values
+@contextmanager
+def _to(target: Tensor) -> Generator[Ints]:
+    """What to fill for a tensor on a device. It goes there without waiting, through pinned memory, which torch keeps."""
+    pinned = torch.empty(target.shape, dtype=target.dtype, pin_memory=target.device.type == "cuda")
+    yield pinned.numpy()
     target.copy_(pinned, non_blocking=True)
 
 
@@ -258,7 +357,8 @@ def grid(x: Tensor, grid_dims: Sequence[int], keys: Tensor | None = None) -> Ten
     raw = x.view({1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[item])
     out = torch.zeros(math.prod(sizes), dtype=torch.int64, device=x.device)
     staged = torch.empty(len(walk), dtype=torch.int64, device=x.device)
-    _copy(walk, staged)
+    with _to(staged) as values:
+        values[:] = walk
     with _on(x.device):
         digest_grid[(int(walk[0] * walk[1]), -(-int(walk[2]) // _CELLS))](
             raw,
@@ -274,7 +374,7 @@ def grid(x: Tensor, grid_dims: Sequence[int], keys: Tensor | None = None) -> Ten
     return out
 
 
-def _walk(x: Tensor, grid_dims: Sequence[int], keys: Tensor | None) -> Table | None:
+def _walk(x: Tensor, grid_dims: Sequence[int], keys: Tensor | None) -> Ints | None:
     """What `digest_grid` reads, or None if there are more dimensions than it walks.
 
     The sizes of three grid dimensions and of two dimensions of a cell's elements, their strides, the keys'
