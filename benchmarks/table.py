@@ -143,16 +143,28 @@ def _range(least: int, most: int) -> str:
 
 def waits(report: Json) -> str:
     """What a user waits for."""
-    first, second = report["verdict"]["first"], report["verdict"]["second"]
+    found = report["verdict"]
+    first = found["first"]
+    when = {
+        "first": "the first time, when libraries are loaded and kernels compiled",
+        "next_process": "in the next process, which finds both on the disk's cache",
+        "second": "the second time in a process",
+    }
+    when = {name: text for name, text in when.items() if name in found}
+    taken = [f"{seconds(found[name]['verdict_seconds'])} {text}" for name, text in when.items()]
     said = (
         f"From the loaded model to the verdict ({first['kind']}; {first['tokens']} tokens, padded to "
-        f"{first['padded']}): {seconds(first['verdict_seconds'])} the first time, when libraries are loaded "
-        f"and kernels compiled, and {seconds(second['verdict_seconds'])} the second."
+        f"{first['padded']}): {_listed(taken)}."
     )
     if first["scene_seconds"] is not None:
-        said += f" With the scene saved: {seconds(first['scene_seconds'])} and {seconds(second['scene_seconds'])}."
+        said += f" With the scene saved: {_listed([seconds(found[name]['scene_seconds']) for name in when])}."
     starts = ", ".join(f"`{name}` {seconds(taken)}" for name, taken in report["start_seconds"].items())
     return f"{said}\n\nA fresh process: {starts}."
+
+
+def _listed(parts: list[str]) -> str:
+    """Parts of a sentence: a, b and c."""
+    return " and ".join(filter(None, (", ".join(parts[:-1]), parts[-1])))
 
 
 def verdict_cost(found: Sequence[Json]) -> str:

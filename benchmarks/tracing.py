@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import functools
 import gc
+import itertools
 import json
 import re
 import statistics
@@ -164,6 +165,7 @@ def arguments() -> argparse.Namespace:
     chosen.add_argument("--no-peers", action="store_true", help="forkpoint and the floors alone")
     chosen.add_argument("--only", nargs="+", choices=list(WAYS), metavar="NAME", help=", ".join(WAYS))
     add("--verdict", action="store_true", help="also time the verdict, and the start of the command")
+    add("--verdict-alone", action="store_true", help="time one verdict, print it and stop")
     add("--scaling", action="store_true", help="also the ratio over the length of the prompt and over layers")
     add("--scaling-repetitions", type=int, default=5, metavar="N")
     add("--scaling-tokens", type=int, nargs="*", default=TOKENS, metavar="N")
@@ -187,6 +189,14 @@ def load(given: argparse.Namespace) -> cases.Subject:
         return cases.smollm2(device or "cpu", given.dtype or "float32")
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     return cases.llama7b(device, given.dtype or "bfloat16", given.layers, given.hidden)
+
+
+def same_model(given: argparse.Namespace) -> list[str]:
+    """The arguments of Python that time one verdict on the same model in a process of its own."""
+    names = ("model", "layers", "hidden", "device", "dtype", "threads")
+    chosen = {name: getattr(given, name) for name in names}
+    pairs = [[f"--{name}", str(value)] for name, value in chosen.items() if value is not None]
+    return [__file__, "--verdict-alone", *itertools.chain.from_iterable(pairs)]
 
 
 def file_name(report: Json) -> str:
@@ -225,6 +235,14 @@ def main() -> None:
     if given.threads:
         torch.set_num_threads(given.threads)
     subject = load(given)
+    if given.verdict_alone:
+        print(json.dumps(waits.alone(subject)))
+    else:
+        measure_all(given, subject, begin)
+
+
+def measure_all(given: argparse.Namespace, subject: cases.Subject, begin: float) -> None:
+    """Measure all that is asked for, and write it down after each case."""
     report = head(subject, given.remark)
     print(json.dumps(report["machine"] | report["model"]))
 
@@ -242,7 +260,7 @@ def main() -> None:
         return not late
 
     if given.verdict:  # before anything else has loaded libraries or compiled kernels
-        report |= waits.all_of(subject, given.tokens, given.repetitions)
+        report |= waits.all_of(subject, given.tokens, given.repetitions, same_model(given))
         keep()
     report["copy_bytes_per_second"] = bandwidth = copy_speed(subject.device)
 

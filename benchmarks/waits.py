@@ -30,10 +30,17 @@ STARTS = {
 }
 
 
-def all_of(subject: Subject, lengths: Iterable[int], repetitions: int) -> Json:
-    """Everything that somebody waits for, printed as well."""
+def all_of(subject: Subject, lengths: Iterable[int], repetitions: int, again: list[str]) -> Json:
+    """Everything that somebody waits for, printed as well.
+
+    Args:
+        subject: the model.
+        lengths: of the prompts for what a verdict costs.
+        repetitions: of what is taken several times.
+        again: the arguments of Python that load the same model in a process of its own and print `alone`.
+    """
     found = {
-        "verdict": verdict(subject),
+        "verdict": verdict(subject) | {"next_process": _next(again)},
         "verdict_cost": cost(subject, lengths, repetitions),
         "start_seconds": starts(repetitions),
     }
@@ -44,11 +51,18 @@ def all_of(subject: Subject, lengths: Iterable[int], repetitions: int) -> Json:
 
 def verdict(subject: Subject) -> Json:
     """Twice: the first time libraries are loaded and kernels compiled, unless something did so before."""
-    times = [_verdict(subject) for _ in range(2)]
+    times = [alone(subject) for _ in range(2)]
     return {"first": times[0], "second": times[1]}
 
 
-def _verdict(subject: Subject) -> Json:
+def _next(arguments: list[str]) -> Json:
+    """The first verdict of another process, which finds libraries and kernels where this one has left them."""
+    done = subprocess.run([sys.executable, *arguments], check=True, stdout=subprocess.PIPE, text=True)
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def alone(subject: Subject) -> Json:
+    """One verdict, with its scene."""
     model = subject.model
     with tempfile.TemporaryDirectory() as folder:
         synchronise(subject.device)

@@ -5,6 +5,9 @@ from two tables that go to the device with one copy: a line per tensor, and a li
 which says the tensor and the first block in it, so that the table stays short and is found by a division
 instead of a search.
 
+What is the same for the flushes of like layers is worked out once and kept with their lineup. A variant of the kernel
+is compiled when so many words wanted it that it pays; until then one variant digests all.
+
 Two habits of Triton's compiler decide the speed, both seen in its axis analysis: loads of 16 bytes need
 addresses that are multiples of 16 by construction, so the tables count 4-byte words in units of 4 from an
 aligned pointer (``anchor``) wherever the tensor allows it; and an integer division per word is slower than
@@ -15,6 +18,7 @@ from __future__ import annotations
 
 import functools
 import math
+import threading
 from collections.abc import Generator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
@@ -81,7 +85,7 @@ def _digest_table(table: Table, device: torch.device, block: int, warps: int, re
     # blocks that share a row add to it, and rows without words have no block
     out = (torch.zeros if known.adds else torch.empty)(table.lineup.rows, dtype=torch.int64, device=device)
     stream = torch.cuda.current_stream(device).cuda_stream if device.type == "cuda" else 0
-    staged = _staging(device, stream, known.lines.size)
+    staged = _staged.room(device, stream, known.lines.size)
     anchor = staged.data_ptr()
     with _to(staged[: known.lines.size]) as values:
         lines = values.reshape(known.lines.shape)
@@ -97,16 +101,22 @@ def _digest_table(table: Table, device: torch.device, block: int, warps: int, re
     return out
 
 
-_staged: dict[tuple[torch.device, int], Tensor] = {}
+class _Staged(threading.local):
+    """Where a thread's tables lie on a device: what it launches on a stream runs one after the other."""
+
+    def __init__(self) -> None:
+        self._on: dict[tuple[torch.device, int], Tensor] = {}
+
+    def room(self, device: torch.device, stream: int, size: int) -> Tensor:
+        """Memory for the next launch: int64[size or more]."""
+        found = self._on.get((device, stream))
+        if found is None or len(found) < size:
+            found = torch.empty(max(size, _STAGED), dtype=torch.int64, device=device)
+            self._on[device, stream] = found
+        return found
 
 
-def _staging(device: torch.device, stream: int, size: int) -> Tensor:
-    """Where tables lie on a device, for all launches of a stream, one after the other: int64[size or more]."""
-    found = _staged.get((device, stream))
-    if found is None or len(found) < size:
-        found = torch.empty(max(size, _STAGED), dtype=torch.int64, device=device)
-        _staged[device, stream] = found
-    return found
+_staged = _Staged()
 
 
 class _Compiled(NamedTuple):
