@@ -154,7 +154,7 @@ def waits(report: Json) -> str:
     taken = [f"{seconds(found[name]['verdict_seconds'])} {text}" for name, text in when.items()]
     said = (
         f"From the loaded model to the verdict ({first['kind']}; {first['tokens']} tokens, padded to "
-        f"{first['padded']}): {_listed(taken)}."
+        f"{first['padded']}): {'; '.join(taken)}."
     )
     if first["scene_seconds"] is not None:
         said += f" With the scene saved: {_listed([seconds(found[name]['scene_seconds']) for name in when])}."

@@ -49,7 +49,9 @@ def peers() -> Json:
             "tokens": [_scaled(tokens, 32, 1 + 64 / tokens) for tokens in (64, 512, 4096)],
         },
         "verdict": {
-            "first": _verdict(9.97, 10.76), "second": _verdict(5.28, 5.97), "next_process": _verdict(6.1, 6.6),
+            "first": _verdict(9.97, 10.76),
+            "second": _verdict(5.28, 5.97),
+            "next_process": _verdict(6.1, 6.6),
         },
         "verdict_cost": [_cost(18, 50, 9.617), _cost(509, 512, 8.4)],
         "start_seconds": {"python": 0.021, "import forkpoint": 0.024, "forkpoint --help": 0.187},

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import importlib.util
 import os
+from collections import Counter
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -16,7 +18,7 @@ from tests.capture.digest.tensors import DTYPES, filled, rows_of, tensors_and_di
 
 from forkpoint.capture import digest
 from forkpoint.capture.digest import definition, torch_impl
-from forkpoint.capture.digest.backend import Table
+from forkpoint.capture.digest.backend import Lineup, Table
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1" and importlib.util.find_spec("triton") is not None
 DEVICE = torch.device("cpu" if INTERPRETED else "cuda")
@@ -94,7 +96,7 @@ def test_batches(triton_impl):
 
 def test_a_variant_is_compiled_once_it_is_worthwhile(triton_impl, monkeypatch):
     monkeypatch.setattr(triton_impl, "WORTHWHILE", 100_000)
-    monkeypatch.setattr(triton_impl, "_words", {})
+    monkeypatch.setattr(triton_impl, "_words", Counter())
     x = filled((1, 8, 37, 64), torch.float32, 0)
     expected = torch_impl.rows(x, (0, 2))
     given = x.to(DEVICE)
@@ -105,4 +107,12 @@ def test_a_variant_is_compiled_once_it_is_worthwhile(triton_impl, monkeypatch):
         assert torch.equal(digests.cpu(), expected)
         ((variant, *_),) = triton_impl._layout_of(table, triton_impl.BLOCK).launches
         used.append(variant == variant.general)
-    assert used == [True] * 5 + [False] * 3  # 18,944 words each: the sixth passes the limit
+    assert used == [True] * 5 + [False] * 3  # 37 rows of 512 words each: the sixth passes the limit
+
+
+def test_short_rows_count_as_whole_steps(triton_impl):
+    lineup = Lineup.of(np.array([digest.plan.find(torch.ones(5, 1), (0,)).fields], dtype=np.int64))
+    found = triton_impl._layout(lineup, b"", b"", triton_impl.BLOCK)
+    assert [words for _, words in found.waiting] == (
+        [] if not triton_impl.WORTHWHILE else [5 * triton_impl.BLOCK]
+    )

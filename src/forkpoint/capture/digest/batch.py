@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property, lru_cache
+from functools import cache, cached_property, lru_cache
 from itertools import islice
 from operator import attrgetter
 from typing import TYPE_CHECKING, Any
@@ -297,7 +297,7 @@ class Batch:
 
 
 class Arriving:
-    """The digests of a queue on their way to the host: from a GPU through pinned memory, in the background."""
+    """The digests of a queue on their way to the host: from a GPU through pinned memory, while it goes on computing."""
 
     def __init__(self, queue: _Queue) -> None:
         self._event: torch.cuda.Event | None = None
@@ -306,9 +306,12 @@ class Arriving:
             return
         self._digests = torch.empty(sum(map(len, queue.digests)), dtype=torch.int64, pin_memory=True)
         offset = 0
-        with torch.cuda.device(queue.device):
+        stream = _stream_to_host(queue.device)
+        stream.wait_stream(torch.cuda.current_stream(queue.device))
+        with torch.cuda.stream(stream):
             for part in queue.digests:
                 self._digests[offset : offset + len(part)].copy_(part, non_blocking=True)
+                part.record_stream(stream)  # its memory is not given away before
                 offset += len(part)
             self._event = torch.cuda.Event()
             self._event.record()
@@ -318,3 +321,9 @@ class Arriving:
         if self._event is not None:
             self._event.synchronize()
         return self._digests.cpu().numpy()
+
+
+@cache
+def _stream_to_host(device: torch.device) -> torch.cuda.Stream:
+    """The stream on which digests leave a device: the next run need not wait for those of the last."""
+    return torch.cuda.Stream(device)

@@ -19,6 +19,7 @@ from __future__ import annotations
 import functools
 import math
 import threading
+from collections import Counter
 from collections.abc import Generator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
@@ -50,7 +51,8 @@ _MAX_LAYOUTS = 16
 """How many are kept with a lineup."""
 WORTHWHILE = 1 << 30
 """Words that a variant of the kernel has to have in all before it is compiled, which takes a second where Triton has not
-compiled it for an earlier process. Up to then they are digested by the one that can digest all, a few times slower."""
+compiled it for an earlier process. Up to then they are digested by the one that can digest all, a few times slower. A
+short row counts as a whole step: it takes as long there."""
 _STAGED = 1 << 15
 """Elements of the memory for tables: more than most tables have."""
 _LANES = np.array([[lanes.sign, lanes.above, lanes.shift] for lanes in LANES], dtype=np.int64)
@@ -81,7 +83,7 @@ def _on(device: torch.device) -> AbstractContextManager[object]:
 def _digest_table(table: Table, device: torch.device, block: int, warps: int, repeat: int) -> Tensor:
     known = _layout_of(table, block)
     for variant, words in known.waiting:
-        _words[variant] = _words.get(variant, 0) + words
+        _words[variant] += words
     # blocks that share a row add to it, and rows without words have no block
     out = (torch.zeros if known.adds else torch.empty)(table.lineup.rows, dtype=torch.int64, device=device)
     stream = torch.cuda.current_stream(device).cuda_stream if device.type == "cuda" else 0
@@ -232,7 +234,7 @@ class _Layout:
 
 _variants: dict[_Variant, int] = {}
 """The variants in use, which are few, and their numbers."""
-_words: dict[_Variant, int] = {}
+_words: Counter[_Variant] = Counter()
 """How many words those had that were not worthwhile yet."""
 
 
@@ -252,18 +254,19 @@ def _layout_of(table: Table, block: int) -> _Layout:
 
 
 def _is_worthwhile(variant: _Variant) -> bool:
-    return variant == variant.general or _words.get(variant, 0) >= WORTHWHILE
+    return variant == variant.general or _words[variant] >= WORTHWHILE
 
 
 def _layout(lineup: Lineup, aligned: bytes, starts: bytes, block: int) -> _Layout:
     n = len(lineup.fields)
     found: list[_Line] = []
-    waiting: dict[_Variant, int] = {}
+    waiting: Counter[_Variant] = Counter()
     for fields, whole, first in zip(lineup.fields, aligned or b"\1" * n, starts or b"\0" * n, strict=True):
         plan = fields.tobytes()
         line = _line(plan, bool(whole), bool(first), block)
         if not _is_worthwhile(line.variant):
-            waiting[line.variant] = waiting.get(line.variant, 0) + int(fields[0] * fields[1])
+            work = int(fields[0]) * max(int(fields[1]), block)
+            waiting[line.variant] += work
             line = _line(plan, whole=False, starts=bool(first), block=block, general=True)
         found.append(line)
     variants = np.array([_variants[line.variant] for line in found], dtype=np.int64)
