@@ -15,6 +15,7 @@ import forkpoint as fp
 import peers
 import table
 import tracing
+import waits
 from forkpoint.session import trace_run
 
 
@@ -156,3 +157,14 @@ def test_no_time_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     tracing.main()
     report = json.loads((tmp_path / "figures.json").read_text(encoding="utf-8"))
     assert report["left_out"] == ["50 tokens", "509 tokens"]
+
+
+def test_the_verdict_of_the_next_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    options = "--model llama7b --device cpu --dtype float32 --layers 1 --hidden 16 --threads 1"
+    monkeypatch.setattr(sys, "argv", ["tracing.py", *options.split()])
+    again = tracing.same_model(tracing.arguments())
+    assert again[1] == "--verdict-alone"
+    assert set(again[2:]) == set(options.split())
+    found = waits._next(again)
+    assert (found["kind"], found["tokens"], found["padded"]) == ("rounding", 18, 50)
+    assert 0 < found["verdict_seconds"] < found["scene_seconds"]
