@@ -47,8 +47,8 @@ _LONG_ROW = 1 << 16
 _CELLS = 256
 """Cells of a grid per block."""
 _ROWS_PER_BLOCK = (1, 4, 16)
-_MAX_LAYOUTS = 16
-"""How many are kept with a lineup."""
+_MAX_LAYOUTS = 2
+"""How many are kept with a lineup: which of its tensors begin at multiples of 16 hardly ever changes."""
 WORTHWHILE = 1 << 30
 """Words that a variant of the kernel has to have in all before it is compiled, which takes a second where Triton has not
 compiled it for an earlier process. Up to then they are digested by the one that can digest all, a few times slower. A
