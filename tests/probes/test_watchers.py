@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,9 @@ from tests.plain import Model, batch, ids, pair
 from torch import Tensor
 
 from forkpoint.memory import Memory
-from forkpoint.probes.watchers import Noise, OtherContent, Patch, Store
+from forkpoint.pairs import Pairs
+from forkpoint.probes.coupling import Resampled
+from forkpoint.probes.watchers import Noise, OtherContent, Patch, Patched, Store, Watcher
 from forkpoint.promotion import Promotion
 
 
@@ -104,3 +107,37 @@ def test_a_patch_puts_values_in_their_places():
     absent = Patch({(key, 0, 0, 0): [(kept_a.value, pairs)]})
     both.b.again(watcher=absent)
     assert absent.applied == 0
+
+
+class AskedAlways:
+    """Another watcher, which is asked at every op whether it changes anything."""
+
+    def __init__(self, inner: Watcher) -> None:
+        self.edit, self.saw = inner.edit, inner.saw
+
+    def edits(self, key: Any) -> bool:
+        return True
+
+
+def test_a_watcher_changes_nothing_else_when_it_is_asked_at_every_op():
+    both = session(*pair(Plain(), batch(ids()), batch(ids(), left=1)))
+    store = Store(1 << 20)
+    both.b.again(watcher=store)
+    kept = next(k for k in store.kept.values() if k.op.name == "(model)/mul")
+    swapped = Pairs(np.array([0, 3]), np.array([3, 0]), np.array([0, 1]))
+    keep = np.asarray(both.shared.b >= 0)
+    makers: list[Callable[[], Watcher]] = [
+        lambda: OtherContent(keep),
+        lambda: Patch({kept.place: [(kept.value, swapped)]}),
+        lambda: Patched(Patch({kept.place: [(kept.value, swapped)]}), Store(0)),
+        lambda: Resampled({kept.place}, keep),
+        lambda: Noise(0),
+    ]
+    for make in makers:
+        promotion = Promotion if isinstance(make(), Noise) else lambda: None
+        plain, some, every = (
+            both.b.again(watcher=watcher, promotion=promotion())[0]["logits"][0]
+            for watcher in (None, make(), AskedAlways(make()))
+        )
+        assert torch.equal(some, every)
+        assert not torch.equal(some, plain)

@@ -45,6 +45,10 @@ Key = tuple[str, str, str]
 class Watcher(Protocol):
     """Sees every value as it passes by, and may put another in its place."""
 
+    def edits(self, key: tuple[str, str, str]) -> bool:
+        """Whether it may put another in place of a value of such an op; `edit` is not asked for the others."""
+        ...
+
     def edit(
         self,
         recorder: Recorder,
@@ -279,6 +283,9 @@ class Recorder:
         watcher = self.watcher
         if watcher is None:
             return result
+        key = (self.tape.stack[-1].path, function.name, place.site.chain)
+        if not watcher.edits(key):
+            return result
         if function.name == "setitem":
             outputs: tuple[Tensor, ...] = (args[0],)
         else:
@@ -287,7 +294,6 @@ class Recorder:
             return result
         visits = self.tape.visits_of(function, place, len(outputs))
         labels = self.tape.answer(visits, function, args, kwargs, outputs).labels
-        key = (self.tape.stack[-1].path, function.name, place.site.chain)
         nth = visits.nth
         for index, (output, label) in enumerate(zip(outputs, labels, strict=True)):
             new = watcher.edit(self, key, nth, index, self.true_value(output), label)

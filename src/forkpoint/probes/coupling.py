@@ -96,6 +96,12 @@ class Resampled:
     replaced: int = 0
     generator: torch.Generator = field(default_factory=lambda: torch.Generator().manual_seed(0))
 
+    def __post_init__(self) -> None:
+        self._keys = {place[0] for place in self.places}
+
+    def edits(self, key: Key) -> bool:
+        return key in self._keys
+
     def edit(
         self, recorder: Recorder, key: Key, nth: int, output: int, value: Tensor, label: Label | None
     ) -> Tensor | None:

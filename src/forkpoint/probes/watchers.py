@@ -37,10 +37,13 @@ class Noise:
     seed: int
     _generators: dict[torch.device, torch.Generator] = field(default_factory=dict[torch.device, Any])
 
+    def edits(self, key: Key) -> bool:
+        return key[1] in _ROUNDED and key[2] != "?"
+
     def edit(
         self, recorder: Recorder, key: Key, nth: int, output: int, value: Tensor, label: Label | None
     ) -> Tensor | None:
-        if key[1] not in _ROUNDED or key[2] == "?" or value.dtype != torch.float64 or output:
+        if not self.edits(key) or value.dtype != torch.float64 or output:
             return None
         generator = self._generators.get(value.device)
         if generator is None:  # drawn where the value is: elsewhere it takes longer than all that is computed
@@ -75,12 +78,15 @@ class OtherContent:
     replaced: int = 0
     _done: set[Key] = field(default_factory=set[Key])
 
+    def edits(self, key: Key) -> bool:
+        return key[1] == "embedding" or (key[0] == "" and key[1].startswith("input:"))
+
     def edit(
         self, recorder: Recorder, key: Key, nth: int, output: int, value: Tensor, label: Label | None
     ) -> Tensor | None:
         if label is None or label.k is not None or not value.dtype.is_floating_point:
             return None
-        if key[1] != "embedding" and not (key[0] == "" and key[1].startswith("input:")):
+        if not self.edits(key):
             return None
         other = ~self.keep[label.q] & recorder.table.is_slot(label.q)
         if not other.any():
@@ -109,6 +115,12 @@ class Patch:
 
     values: Values
     applied: int = 0
+
+    def __post_init__(self) -> None:
+        self._keys = {place[0] for place in self.values}
+
+    def edits(self, key: Key) -> bool:
+        return key in self._keys
 
     def edit(
         self, recorder: Recorder, key: Key, nth: int, output: int, value: Tensor, label: Label | None
@@ -178,6 +190,9 @@ class Store:
     ops: dict[int, tuple[Op, Event]] = field(default_factory=dict[int, tuple[Op, Event]])
     used: int = 0
 
+    def edits(self, key: Key) -> bool:
+        return False
+
     def edit(
         self, recorder: Recorder, key: Key, nth: int, output: int, value: Tensor, label: Label | None
     ) -> Tensor | None:
@@ -232,6 +247,9 @@ class Patched:
 
     patch: Watcher
     store: Store
+
+    def edits(self, key: Key) -> bool:
+        return self.patch.edits(key)
 
     def edit(
         self, recorder: Recorder, key: Key, nth: int, output: int, value: Tensor, label: Label | None
