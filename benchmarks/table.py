@@ -92,7 +92,7 @@ def _cell(way: Json | None) -> tuple[str, str]:
     if way is None:
         return "", ""
     count = way.get("repetitions", REPETITIONS)
-    remarks = [f"{count} of {REPETITIONS}"] if count < REPETITIONS else []
+    remarks = [f"{count} repetition{'s' * (count > 1)}"] if count < REPETITIONS else []
     if "note" in way:
         remarks.append(way["note"])
     memory = n_bytes(way["extra_bytes"]) if way.get("extra_bytes") is not None else ""
@@ -115,11 +115,11 @@ def _failure(message: str) -> str:
 
 
 def few_repetitions(report: Json) -> str:
-    """What the brackets mean, if there are any."""
+    """That brackets say how often slow ways ran, if there are any."""
     ways = [way for case in report["cases"] for way in case["ways"].values()]
     if all(way.get("repetitions", REPETITIONS) >= REPETITIONS for way in ways):
         return ""
-    return f"In brackets: how many of {REPETITIONS} repetitions a slow way got."
+    return f"In brackets: the repetitions of a slow way that got fewer than {REPETITIONS}."
 
 
 def scaling(over: str, found: Sequence[Json]) -> str:
