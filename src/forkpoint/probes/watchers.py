@@ -76,7 +76,6 @@ class OtherContent:
     keep: np.ndarray
     seed: int = 0
     replaced: int = 0
-    _done: set[Key] = field(default_factory=set[Key])
 
     def edits(self, key: Key) -> bool:
         return key[1] == "embedding" or (key[0] == "" and key[1].startswith("input:"))

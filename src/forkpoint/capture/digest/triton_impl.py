@@ -1,12 +1,12 @@
-"""Digests on CUDA: many tensors in one launch, each word read once, no waiting and no allocation per tensor.
+"""Digests on CUDA: many tensors in a few launches, each word read once, no waiting and no allocation per tensor.
 
 A block of threads digests one row, or a few short ones, in steps of ``BLOCK`` words. Which rows it has is read
-from two tables that go to the device with one copy: a line per tensor, and a line per group of ``GROUP`` blocks
-which says the tensor and the first block in it, so that the table stays short and is found by a division
-instead of a search.
+from two tables: a line per tensor, and a line per group of ``GROUP`` blocks which says the tensor and the first
+block in it, so that the table stays short and is found by a division instead of a search. The first goes to the
+device with each flush; the second is the same for the flushes of like layers, and stays there.
 
-What is the same for the flushes of like layers is worked out once and kept with their lineup. A variant of the kernel
-is compiled when so many words wanted it that it pays; until then one variant digests all.
+What those share is worked out once and kept with their lineup. A variant of the kernel is compiled when so many words
+wanted it that it pays; until then one variant digests all.
 
 Two habits of Triton's compiler decide the speed, both seen in its axis analysis: loads of 16 bytes need
 addresses that are multiples of 16 by construction, so the tables count 4-byte words in units of 4 from an
