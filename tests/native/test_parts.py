@@ -299,7 +299,7 @@ def test_wrong_arguments_raise():
     tap = compiled.Tap.__new__(compiled.Tap)
     wrong: list[tuple[Any, tuple[Any, ...]]] = [
         (compiled.Tap, (None,)),
-        (compiled.Gate, (None, len, len, len)),
+        (compiled.Gate, (None, len, len, len, True)),
         (tap.__torch_function__, (torch.add, ())),
         (compiled.Tap(empty).__torch_function__, (torch.add, (), (1, 2))),
         (compiled.Tap(empty).__torch_function__, ()),

@@ -10,12 +10,13 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Generator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
 from torch import nn
 
+from forkpoint.capture.calls import Caller
 from forkpoint.capture.mode import Tap, transparent
 from forkpoint.capture.recorder import Recorder
 from forkpoint.native import compiled
@@ -49,7 +50,8 @@ class Observation:
         tape = self.recorder.tape
         tap = Tap(tape)
         tape.watch(self.functions)
-        original = nn.Module.__call__
+        caller = Caller()
+        original = caller.original
         functions, inside, thread = self.functions, self.inside, threading.get_ident()
 
         def traced(module: nn.Module, /, *args: Any, **kwargs: Any) -> Any:
@@ -60,7 +62,7 @@ class Observation:
             tape.enter(module, args, kwargs, at_once)
             try:
                 if opaque:
-                    result = self._opaque(tap, original, module, args, kwargs)
+                    result = self._opaque(tap, caller, module, args, kwargs)
                 else:
                     result = original(module, *args, **kwargs)
             except BaseException:
@@ -71,25 +73,20 @@ class Observation:
 
         depth = len(tape.stack)
         in_c = compiled is not None and functions and not inside
-        gate = compiled.Gate(tape, original, traced, is_opaque) if in_c else traced
-        nn.Module.__call__ = gate  # type: ignore[method-assign]
+        gate = compiled.Gate(tape, original, traced, is_opaque, caller.is_torchs) if in_c else traced
         try:
-            if self.functions:
-                with tap:
-                    yield
-            else:
+            with caller.replaced(gate), tap if functions else nullcontext():
                 yield
             with torch._C.DisableTorchFunction():
                 tape.read()
         finally:
-            nn.Module.__call__ = original  # type: ignore[method-assign]
             tape.entries.clear()
             del tape.stack[depth:]
 
     def _opaque(
         self,
         tap: Tap,
-        original: Any,
+        caller: Caller,
         module: nn.Module,
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
@@ -98,13 +95,8 @@ class Observation:
         path = self.recorder.tape.stack[-1].path
         if path not in self.opaque:
             self.opaque.append(path)
-        traced = nn.Module.__call__
-        nn.Module.__call__ = original  # type: ignore[method-assign]
-        try:
-            with _mode_off(tap):
-                return original(module, *args, **kwargs)
-        finally:
-            nn.Module.__call__ = traced  # type: ignore[method-assign]
+        with caller.as_before(), _mode_off(tap):
+            return caller.original(module, *args, **kwargs)
 
 
 @contextmanager

@@ -62,6 +62,7 @@ class Gate:
         original: Callable[..., Any],
         other: Callable[..., Any],
         is_opaque: Callable[[nn.Module], bool],
+        is_torchs: bool,
     ) -> None: ...
     def __call__(self, module: nn.Module, /, *args: Any, **kwargs: Any) -> Any: ...
 

@@ -6,7 +6,7 @@
 
 static PyObject *empty_tuple, *minus_one;
 static PyObject *str_catch_up, *str_call_at_once, *str_settle, *str_make_room, *str_outputs_of, *str_results_of,
-    *str_compiled, *str_out, *str_inplace;
+    *str_compiled, *str_call_impl, *str_out, *str_inplace;
 
 /* What the Python side hands over, see `connect_taps`. */
 static PyObject *resolved, *resolve, *code_kind, *place_after, *nowhere, *lasting, *tensor_type, *transforms,
@@ -471,6 +471,16 @@ static PyMethodDef tap_methods[] = {
     {NULL},
 };
 
+/* An attribute. torch asks for this one by a string that it makes anew for each call, which no cache of Python's knows: it
+   would be looked for in every class that the tap is of. */
+static PyObject *tap_getattro(Tap *self, PyObject *name)
+{
+    if (PyUnicode_CheckExact(name) && PyUnicode_GET_LENGTH(name) == 18 &&
+        PyUnicode_CompareWithASCIIString(name, "__torch_function__") == 0)
+        return PyCFunction_New(&tap_methods[0], (PyObject *)self);
+    return PyObject_GenericGetAttr((PyObject *)self, name);
+}
+
 static PyTypeObject tap_type = {
     PyVarObject_HEAD_INIT(NULL, 0)
     .tp_name = "forkpoint.native.compiled.Tap",
@@ -481,6 +491,7 @@ static PyTypeObject tap_type = {
     .tp_traverse = (traverseproc)tap_traverse,
     .tp_clear = (inquiry)tap_clear,
     .tp_dealloc = (destructor)tap_dealloc,
+    .tp_getattro = (getattrofunc)tap_getattro,
     .tp_methods = tap_methods,
 };
 
@@ -489,31 +500,30 @@ static PyTypeObject tap_type = {
 /* Stands in for `nn.Module.__call__`, as `capture/taps` says. */
 typedef struct {
     PyObject_HEAD
-    vectorcallfunc vectorcall;
     Reel *tape;
     PyObject *original; /* nn.Module.__call__ itself */
     PyObject *other;    /* what does it where functions are not seen, or not inside a module: (module, *args, **kwargs) */
     PyObject *is_opaque;
+    int is_torchs;      /* whether the original only calls `_call_impl` of a module that is not compiled */
     unsigned long thread;
 } Gate;
-
-static PyObject *gate_call(Gate *self, PyObject *const *args, size_t nargsf, PyObject *names);
 
 static PyObject *gate_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
 {
     PyObject *tape, *original, *other, *is_opaque;
-    static char *keywords[] = {"tape", "original", "other", "is_opaque", NULL};
+    int is_torchs;
+    static char *keywords[] = {"tape", "original", "other", "is_opaque", "is_torchs", NULL};
     if (!is_connected() || !PyArg_ParseTupleAndKeywords(
-            args, kwargs, "O!OOO", keywords, &reel_type, &tape, &original, &other, &is_opaque))
+            args, kwargs, "O!OOOp", keywords, &reel_type, &tape, &original, &other, &is_opaque, &is_torchs))
         return NULL;
     Gate *self = (Gate *)type->tp_alloc(type, 0);
     if (self == NULL)
         return NULL;
-    self->vectorcall = (vectorcallfunc)gate_call;
     self->tape = (Reel *)Py_NewRef(tape);
     self->original = Py_NewRef(original);
     self->other = Py_NewRef(other);
     self->is_opaque = Py_NewRef(is_opaque);
+    self->is_torchs = is_torchs;
     self->thread = PyThread_get_thread_ident();
     return (PyObject *)self;
 }
@@ -543,23 +553,6 @@ static void gate_dealloc(Gate *self)
     Py_TYPE(self)->tp_free((PyObject *)self);
 }
 
-static PyObject *gate_bind(PyObject *self, PyObject *instance, PyObject *Py_UNUSED(owner))
-{
-    return instance == NULL || instance == Py_None ? Py_NewRef(self) : PyMethod_New(self, instance);
-}
-
-/* All else is as it is with what it stands in for: its name, its signature. */
-static PyObject *gate_getattr(Gate *self, PyObject *name)
-{
-    PyObject *found = PyObject_GenericGetAttr((PyObject *)self, name);
-    if (found != NULL || !PyErr_ExceptionMatches(PyExc_AttributeError))
-        return found;
-    PyErr_Clear();
-    if (PyUnicode_CompareWithASCIIString(name, "__wrapped__") == 0)
-        return Py_NewRef(self->original);
-    return PyObject_GetAttr(self->original, name);
-}
-
 /* Whether functions that a module calls must not be seen; -1 for an error. */
 static int is_opaque(Gate *self, PyObject *module)
 {
@@ -583,10 +576,9 @@ static int is_opaque(Gate *self, PyObject *module)
     return opaque;
 }
 
-/* Put the call of a module on the tape. */
-static int enter(Reel *tape, PyObject *const *args, Py_ssize_t n, PyObject *names)
+/* Put the call of a module on the tape. `given` is what goes in by position. */
+static int enter(Reel *tape, PyObject *module, PyObject *given, PyObject *kwargs)
 {
-    PyObject *module = args[0], *given = NULL, *keywords = NULL;
     PyObject *what = PyDict_GetItemWithError(entering, (PyObject *)Py_TYPE(module));
     if (what == NULL) {
         if (PyErr_Occurred() || (what = PyObject_CallOneArg(entering_of, (PyObject *)Py_TYPE(module))) == NULL)
@@ -596,28 +588,11 @@ static int enter(Reel *tape, PyObject *const *args, Py_ssize_t n, PyObject *name
         if (failed < 0)
             return -1;
     }
-    int status = -1, hidden = inside_transform();
-    if (hidden < 0)
+    int hidden = inside_transform();
+    if (hidden < 0 || (tape->n_bytes > tape->room && ask_tape(tape, str_make_room) < 0))
         return -1;
-    if (hidden) {
-        given = Py_NewRef(empty_tuple);
-        keywords = Py_NewRef(Py_None);
-    } else {
-        given = PyTuple_New(n - 1);
-        for (Py_ssize_t i = 1; given != NULL && i < n; i++)
-            PyTuple_SET_ITEM(given, i - 1, Py_NewRef(args[i]));
-        Py_ssize_t named = names == NULL ? 0 : PyTuple_GET_SIZE(names);
-        keywords = named ? PyDict_New() : Py_NewRef(Py_None);
-        for (Py_ssize_t i = 0; keywords != NULL && i < named; i++)
-            if (PyDict_SetItem(keywords, PyTuple_GET_ITEM(names, i), args[n + i]) < 0)
-                Py_CLEAR(keywords);
-    }
-    if (given != NULL && keywords != NULL &&
-        (tape->n_bytes <= tape->room || ask_tape(tape, str_make_room) == 0))
-        status = put(tape, PyTuple_Pack(6, what, nowhere, given, keywords, module, minus_one));
-    Py_XDECREF(given);
-    Py_XDECREF(keywords);
-    return status;
+    PyObject *keywords = hidden || kwargs == NULL || PyDict_GET_SIZE(kwargs) == 0 ? Py_None : kwargs;
+    return put(tape, PyTuple_Pack(6, what, nowhere, hidden ? empty_tuple : given, keywords, module, minus_one));
 }
 
 /* Put the return of a module on the tape; NULL for one that failed. */
@@ -640,21 +615,35 @@ static int leave(Reel *tape, PyObject *result)
     return status;
 }
 
-static PyObject *gate_call(Gate *self, PyObject *const *args, size_t nargsf, PyObject *names)
+/* Make the call of a module that may be looked into. */
+static PyObject *call_module(Gate *self, PyObject *args, PyObject *given, PyObject *kwargs)
 {
-    Py_ssize_t n = PyVectorcall_NARGS(nargsf);
+    if (!self->is_torchs)
+        return PyObject_Call(self->original, args, kwargs);
+    PyObject *implementation = PyObject_GetAttr(PyTuple_GET_ITEM(args, 0), str_call_impl);
+    PyObject *result = implementation == NULL ? NULL : PyObject_Call(implementation, given, kwargs);
+    Py_XDECREF(implementation);
+    return result;
+}
+
+/* The call of a module, the first of the arguments. */
+static PyObject *gate_call(Gate *self, PyObject *args, PyObject *kwargs)
+{
+    Py_ssize_t n = PyTuple_GET_SIZE(args);
     if (PyThread_get_thread_ident() != self->thread)
-        return PyObject_Vectorcall(self->original, args, nargsf, names);
-    int opaque = n < 1 || !self->tape->deferred ? 1 : is_opaque(self, args[0]);
+        return PyObject_Call(self->original, args, kwargs);
+    int opaque = n < 1 || !self->tape->deferred ? 1 : is_opaque(self, PyTuple_GET_ITEM(args, 0));
     if (opaque)
-        return opaque < 0 ? NULL : PyObject_Vectorcall(self->other, args, nargsf, names);
-    if (enter(self->tape, args, n, names) < 0)
-        return NULL;
-    PyObject *result = PyObject_Vectorcall(self->original, args, n, names);
+        return opaque < 0 ? NULL : PyObject_Call(self->other, args, kwargs);
+    PyObject *given = PyTuple_GetSlice(args, 1, n), *result = NULL;
+    if (given != NULL && enter(self->tape, PyTuple_GET_ITEM(args, 0), given, kwargs) == 0)
+        result = call_module(self, args, given, kwargs);
+    else
+        goto done;
     if (result != NULL) {
         if (leave(self->tape, result) < 0)
             Py_CLEAR(result);
-        return result;
+        goto done;
     }
 #if PY_VERSION_HEX >= 0x030C0000
     PyObject *error = PyErr_GetRaisedException();
@@ -668,22 +657,21 @@ static PyObject *gate_call(Gate *self, PyObject *const *args, size_t nargsf, PyO
         PyErr_Clear();
     PyErr_Restore(kind, value, traceback);
 #endif
-    return NULL;
+done:
+    Py_XDECREF(given);
+    return result;
 }
 
 static PyTypeObject gate_type = {
     PyVarObject_HEAD_INIT(NULL, 0)
     .tp_name = "forkpoint.native.compiled.Gate",
     .tp_basicsize = sizeof(Gate),
-    .tp_flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_GC | Py_TPFLAGS_HAVE_VECTORCALL | Py_TPFLAGS_METHOD_DESCRIPTOR,
+    .tp_flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_GC,
     .tp_new = gate_new,
     .tp_traverse = (traverseproc)gate_traverse,
     .tp_clear = (inquiry)gate_clear,
     .tp_dealloc = (destructor)gate_dealloc,
-    .tp_vectorcall_offset = offsetof(Gate, vectorcall),
-    .tp_call = PyVectorcall_Call,
-    .tp_descr_get = gate_bind,
-    .tp_getattro = (getattrofunc)gate_getattr,
+    .tp_call = (ternaryfunc)gate_call,
 };
 
 /* ------------------------------------------------------------------ the module */
@@ -718,7 +706,7 @@ int add_tap(PyObject *module)
 {
     struct { PyObject **name; const char *text; } names[] = {
         {&str_catch_up, "catch_up"}, {&str_call_at_once, "call_at_once"}, {&str_settle, "settle"},
-        {&str_make_room, "make_room"}, {&str_outputs_of, "outputs_of"}, {&str_compiled, "_compiled_call_impl"}, {&str_results_of, "results_of"}, {&str_out, "out"}, {&str_inplace, "inplace"},
+        {&str_make_room, "make_room"}, {&str_outputs_of, "outputs_of"}, {&str_compiled, "_compiled_call_impl"}, {&str_call_impl, "_call_impl"}, {&str_results_of, "results_of"}, {&str_out, "out"}, {&str_inplace, "inplace"},
     };
     for (size_t i = 0; i < Py_ARRAY_LENGTH(names); i++)
         if ((*names[i].name = PyUnicode_InternFromString(names[i].text)) == NULL)
