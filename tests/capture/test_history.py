@@ -57,7 +57,7 @@ def test_it_waits_for_the_rest_of_a_layer(monkeypatch):
             for whole in (False, True):
                 with torch._C.DisableTorchFunction():
                     recorder.tape.read(whole)
-                left.append([getattr(entry[0], "name", "module") for entry in recorder.tape.entries])
+                left.append([getattr(what, "name", "module") for what in recorder.tape.whats])
         return y * 2
 
     forget()

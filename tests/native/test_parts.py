@@ -153,9 +153,10 @@ SPOILT: dict[str, Any] = {
     "a tuple for a list": lambda e, _: swapped(e, 1, 2, (tuple(e[1][2][0]),)),
     "a shorter list": lambda e, _: swapped(e, 1, 2, (e[1][2][0][:1],)),
     "another tensor in the list": lambda e, _: swapped(e, 1, 2, ([torch.ones(2, 3), e[1][2][0][1]],)),
-    "another dtype": lambda e, _: swapped(e, 0, 4, (e[0][4][0].double(),)),
-    "another shape": lambda e, _: swapped(e, 1, 4, (torch.ones(2, 3),)),
-    "two outputs": lambda e, _: swapped(e, 1, 4, e[1][4] * 2),
+    "another dtype": lambda e, _: swapped(e, 0, 4, e[0][4].double()),
+    "another shape": lambda e, _: swapped(e, 1, 4, torch.ones(2, 3)),
+    "one output in a tuple": lambda e, _: swapped(e, 0, 4, (e[0][4],)),
+    "two outputs": lambda e, _: swapped(e, 1, 4, (e[1][4],) * 2),
     "another tensor from before": lambda e, _: swapped(e, 0, 2, (torch.ones(2, 3), 2)),
     "a transposed tensor from before": lambda e, t: (t[0].t_(), e)[1],
     "a tensor from before that is known no more": lambda e, t: (t.clear(), e)[1],
@@ -177,9 +178,9 @@ def test_patterns(name, before):
     outside, made, last = tensors
     add, cat = resolve(torch.add), resolve(torch.cat)
     entries: list[Any] = [
-        (add, NOWHERE, (outside, 2), None, (made,), 0),
-        (cat, NOWHERE, ([made, outside],), {"dim": 1}, (last,), 0),
-        (LEAVING, NOWHERE, (last,), None, None, -1),
+        (add, NOWHERE, (outside, 2), None, made),
+        (cat, NOWHERE, ([made, outside],), {"dim": 1}, last),
+        (LEAVING, NOWHERE, (last,), None, None),
     ]
     entries = entries[:before] + SPOILT[name](entries, tensors)
     if not tensors:
@@ -188,7 +189,7 @@ def test_patterns(name, before):
     class NoTape:
         rows: tuple[()] = ()
 
-    columns = pattern.Columns(entries, 0)
+    columns = pattern.Columns(*map(list, zip(*entries, strict=True)), versions=[0, 0])
     answers: list[Any] = []
     for kind in (PythonPattern, compiled.Pattern):
         made_of = kind(like)
@@ -199,24 +200,18 @@ def test_patterns(name, before):
             made_of.note(pool, noted, 100)
         answers.append((None if pool is None else [*map(id, pool)], rows, noted))
     assert answers[0] == answers[1]
-    fine = name in ("nothing", "another keyword's value")
+    fine = name in ("nothing", "another keyword's value", "one output in a tuple")
     assert (answers[0][1] == [-1, -1]) == fine
 
 
 @compiled_only
-@pytest.mark.parametrize("count", [0, 1, 5])
-def test_columns(count):
-    add = resolve(torch.add)
-    entries: list[Any] = [
-        (add, NOWHERE, (1,), None, (torch.ones(1),), 4) if n % 2 else (LEAVING, NOWHERE, (), {}, None, -1)
-        for n in range(count)
-    ]
-    if count:
-        assert compiled.columns(entries, 7) == pattern.split_columns(entries, 7)
-    assert compiled.columns(entries, 7)[5:] == (
-        [4] * max(0, count // 2 - 1) + [7],
-        [*map(int, range(0))] or [n // 2 for n in range(count + 1)],
-    )
+def test_a_reel_holds_what_is_put_on_it():
+    for kind in (compiled.Reel, mode.PythonReel):
+        reel = kind()
+        for number in range(3):
+            reel.add_entry(LEAVING, NOWHERE, (number,), None, number)
+        assert (reel.whats, reel.places, reel.args) == ([LEAVING] * 3, [NOWHERE] * 3, [(0,), (1,), (2,)])
+        assert (reel.kwargs, reel.made, reel.befores) == ([None] * 3, [0, 1, 2], [])
 
 
 # ---------------------------------------------------------------------- values
@@ -266,13 +261,14 @@ def called_with(value: Any) -> Any:
 def entry_of(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any] | None = None) -> Any:
     class Tape(mode.Reel):
         def __init__(self) -> None:
-            self.entries, self.last = [], torch.ones(1)
+            super().__init__()
+            self.last = torch.ones(1)
             self.n_bytes = self.entry_bytes = 0
             self.room, self.deferred, self.fresh = 1 << 30, True, False
 
     tape = Tape()
     mode.Tap(tape).__torch_function__(func, (), args, kwargs or {})
-    return tape.entries[0]
+    return tape.whats[0], tape.places[0], tape.args[0], tape.kwargs[0], tape.made[0]
 
 
 def spoil(value: Any) -> None:
@@ -305,13 +301,13 @@ def test_wrong_arguments_raise():
         (compiled.Tap(empty).__torch_function__, ()),
         (good.pool, ((), (), (), 0)),
         (good.pool, ([], [], [], 0)),
-        (good.pool, ((), (), (), -1)),
+        (good.pool, ([], [], [], -1)),
+        (empty.add_entry, (1, 2, 3, 4)),
         (good.pool, (1,)),
         (good.rows_before, ([], {}, None)),
         (good.rows_before, ([None] * 10, None, None)),
         (good.note, ([], {}, 0)),
         (good.note, ([None] * 10, None, 0)),
-        (compiled.columns, ((), 0)),
         (compiled.versions, ((),)),
         (compiled.versions, ([1],)),
         (compiled.addresses, ([], [1], len, len)),
@@ -320,7 +316,6 @@ def test_wrong_arguments_raise():
         (compiled.Held, ([1], Tensor)),
         (compiled.Pattern, (None,)),
         (compiled.survey, (None,)),
-        (compiled.columns, ([()], 0)),
         (compiled.connect_taps, ({}, 1)),
         (compiled.connect_passages, (len,)),
     ]

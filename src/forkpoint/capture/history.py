@@ -17,7 +17,7 @@ from torch import Tensor
 
 from forkpoint.capture.functions import Function
 from forkpoint.capture.marks import Entering, Leaving, Mark
-from forkpoint.capture.mode import Entry
+from forkpoint.capture.mode import Entry, outputs_in
 from forkpoint.capture.passages import Passage
 from forkpoint.capture.pattern import Columns, is_odd
 from forkpoint.capture.sites import NOWHERE, Place
@@ -85,7 +85,7 @@ class History:
         """What an entry that is about to be worked out depends on; None if that can't be told."""
         if self.full:
             return None
-        what, _, args, kwargs, _, _ = entry
+        what, _, args, kwargs, _ = entry
         sketch = Sketch(tuple(kwargs or ()), [], [*args, *(kwargs or {}).values()])
         counts = isinstance(what, Function)
         for value in sketch.values:  # grows by what is in groups
@@ -159,8 +159,8 @@ class History:
         return self.expected
 
     def _step(self, tape: Tape, entry: Entry, sketch: Sketch, first: int) -> Step | None:
-        what, _, args, _, made, _ = entry
-        outputs: tuple[Tensor, ...] = made if isinstance(what, Function) else ()
+        what, _, args, _, made = entry
+        outputs: tuple[Tensor, ...] = outputs_in(made) if isinstance(what, Function) else ()
         if any(map(is_odd, outputs)) or (isinstance(what, Function) and what.may_or_may_not_view):
             return None
         tensors = [i for i, leaf in enumerate(sketch.leaves) if isinstance(leaf, Used)]

@@ -45,11 +45,9 @@ transforms: Callable[[], Any] = torch._C._functorch.peek_interpreter_stack  # py
 
 transparent: dict[type, bool] = {}
 """By the class of a module, whether the functions that it calls may be seen, see `taps.is_opaque`."""
-Entry = tuple[Function | Entering | Leaving, Place, tuple[Any, ...], dict[str, Any] | None, Any, int]
-"""What the tape holds of a call: what ran, where from, its arguments; and what a function made, or which module is
-entered. For a module that returns the arguments are the tensors that come out. For a function the last is how often the
-last output of the one before had been written to when this one was called: a value that is changed right after a
-function returned is that function's value."""
+Entry = tuple[Function | Entering | Leaving, Place, tuple[Any, ...], dict[str, Any] | None, Any]
+"""What the tape holds of a call: what ran, where from, its arguments; and what a function made, a tensor or a tuple of
+them, or which module is entered. For a module that returns the arguments are the tensors that come out."""
 
 
 class PythonReel:
@@ -58,7 +56,9 @@ class PythonReel:
     Attributes:
         deferred: whether entries may wait to be read.
         fresh: whether what was recorded last may still change.
-        entries: what was not read yet.
+        whats, places, args, kwargs, made: the entries that were not read yet, each of their fields in a list of its own.
+        befores: for each function among them, how often the last output of the one before had been written to when it was
+            called: a value that is changed right after a function returned is that function's value.
         last: the last output of the last function.
         n_bytes: of the values that are kept alive, those that were read and wait for their digest among them; what is
             always a view has none of its own.
@@ -66,13 +66,35 @@ class PythonReel:
         entry_bytes: what an entry needs, besides its values.
     """
 
-    entries: list[Entry]
     last: Tensor
     n_bytes: int
     room: int
     entry_bytes: int
     deferred: bool
     fresh: bool
+
+    def __init__(self) -> None:
+        self.whats: list[Function | Entering | Leaving] = []
+        self.places: list[Place] = []
+        self.args: list[tuple[Any, ...]] = []
+        self.kwargs: list[dict[str, Any] | None] = []
+        self.made: list[Any] = []
+        self.befores: list[int] = []
+
+    def add_entry(
+        self,
+        what: Function | Entering | Leaving,
+        place: Place,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any] | None,
+        made: Any,
+    ) -> None:
+        """Put an entry on the tape."""
+        self.whats.append(what)
+        self.places.append(place)
+        self.args.append(args)
+        self.kwargs.append(kwargs)
+        self.made.append(made)
 
 
 class PythonTap(TorchFunctionMode):
@@ -117,19 +139,20 @@ class PythonTap(TorchFunctionMode):
             result = func(*args)
         if transforms() is not None:
             return result  # inside vmap or grad: these tensors are not the model's own
+        made: Any = result
         if type(result) is Tensor:
-            outputs: tuple[Tensor, ...] = (result,)
             tape.last = result
         else:
-            outputs = tape.outputs_of(result)
-            if not outputs:
+            made = tape.outputs_of(result)
+            if not made:
                 return result
         tape.n_bytes += tape.entry_bytes
         if function.may_view is not True:
-            tape.n_bytes += bytes_of(outputs)
+            tape.n_bytes += bytes_of(made)
         if function.takes_lists and not LASTING.issuperset(map(type, args)):
             args = frozen(args)
-        tape.entries.append((function, place, args, kwargs, outputs, version))
+        tape.add_entry(function, place, args, kwargs, made)
+        tape.befores.append(version)
         return result
 
 
@@ -140,9 +163,14 @@ def writes(function: Function, kwargs: dict[str, Any]) -> bool:
     )
 
 
-def bytes_of(values: tuple[Tensor, ...]) -> int:
-    """The bytes of values; none for sparse ones, which are not digested."""
-    return sum(value.nbytes for value in values if value.layout is torch.strided)
+def outputs_in(made: Any) -> tuple[Tensor, ...]:
+    """The tensors of what a function made."""
+    return made if type(made) is tuple else (made,)  # pyright: ignore[reportUnknownVariableType]
+
+
+def bytes_of(made: Any) -> int:
+    """The bytes of what a function made; none for sparse tensors, which are not digested."""
+    return sum(value.nbytes for value in outputs_in(made) if value.layout is torch.strided)
 
 
 def frozen(value: Any) -> Any:

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from forkpoint.capture.digest.batch import Planned
 from forkpoint.capture.functions import Function
 from forkpoint.capture.marks import Entering, Frame, Leaving, Mark, Treatment, version_of
+from forkpoint.capture.mode import outputs_in
 from forkpoint.capture.pattern import Columns, Likeness, Pattern, getter
 from forkpoint.capture.sites import Place
 from forkpoint.capture.steps import Constant, Group, Step, StepRow, Used
@@ -65,7 +66,7 @@ class Passage:
     def __init__(
         self, whats: list[Function | Entering | Leaving], places: list[Place], steps: list[Step]
     ) -> None:
-        self.whats, self.places, self.length = tuple(whats), tuple(places), len(steps)
+        self.whats, self.places, self.length = whats, places, len(steps)
         self.first_home = steps[0].first_row
         self.like = Likeness()
         self.entering = [i for i, what in enumerate(whats) if isinstance(what, Entering)]
@@ -282,6 +283,7 @@ class Passage:
         self.pattern.note(pool, tape.known, base)
         if tape.digests:
             self._queue(tape, columns, position, pool, base)
+        columns.functions += len(self.like.functions)
         if self.last is not None:
             tape.last_outputs = self.last
         if self.frames.popped:
@@ -315,13 +317,13 @@ class Passage:
 
     def _versions(self, columns: Columns, position: int, queued: Sequence[Tensor]) -> Sequence[int]:
         """How often the queued values had been written to when the function after the one that made them was called."""
-        begin = columns.calls[position]
+        begin = columns.functions
         settled = columns.versions[begin : begin + len(self.like.functions)]
         if self.settled:
             return self.pick_versions(settled)
         versions: list[int] = []  # of all outputs; that of the last one of each function is settled
-        for outputs, last in zip(self.pick_functions(columns.made[position:]), settled, strict=True):
-            versions += [*map(version_of, outputs[:-1]), last]
+        for made, last in zip(self.pick_functions(columns.made[position:]), settled, strict=True):
+            versions += [*map(version_of, outputs_in(made)[:-1]), last]
         pairs = zip(self.versions, queued, strict=True)
         return [versions[made] if made >= 0 else version_of(value) for made, value in pairs]
 

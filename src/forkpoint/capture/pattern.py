@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from itertools import accumulate, chain, compress, islice, repeat
+from itertools import chain
 from operator import attrgetter, is_, itemgetter
 from typing import TYPE_CHECKING, Any
 from weakref import ref
@@ -18,7 +18,7 @@ from torch import Tensor
 
 from forkpoint.capture.functions import Function
 from forkpoint.capture.marks import Entering, Known, Leaving, Mark
-from forkpoint.capture.mode import Entry
+from forkpoint.capture.mode import Entry, outputs_in
 from forkpoint.capture.sites import Place
 from forkpoint.capture.steps import state_of
 from forkpoint.native import compiled
@@ -35,36 +35,30 @@ device_of: Callable[[Tensor], int] = torch.Tensor.get_device
 _dtype: Callable[[Tensor], torch.dtype] = attrgetter("dtype")
 
 
+@dataclass(slots=True, eq=False)
 class Columns:
-    """The entries of a tape, each of their fields in a tuple of its own.
+    """What is read of a tape in one go: the entries on it, each of their fields in a list of its own.
 
     Attributes:
         versions: for each function among them, how often its last output had been written to when the next was called;
             for the last of them that is told.
-        calls: before each entry, and after the last, how many of those are functions.
+        functions: how many of those that were read so far are functions.
     """
 
-    whats: tuple[Function | Entering | Leaving, ...]
-    places: tuple[Place, ...]
-    args: tuple[Arguments, ...]
-    kwargs: tuple[Keywords, ...]
-    made: tuple[Any, ...]
+    whats: list[Function | Entering | Leaving]
+    places: list[Place]
+    args: list[Arguments]
+    kwargs: list[Keywords]
+    made: list[Any]
     versions: list[int]
-    calls: list[int]
+    functions: int = 0
 
-    def __init__(self, entries: list[Entry], version: int) -> None:
-        split = split_columns if compiled is None else compiled.columns
-        self.whats, self.places, self.args, self.kwargs, self.made, self.versions, self.calls = split(
-            entries, version
-        )
-
-
-def split_columns(entries: list[Entry], version: int) -> Any:
-    """The fields of `Columns`, in order."""
-    *parts, before = zip(*entries, strict=True)
-    functions = list(map(isinstance, parts[4], repeat(tuple)))
-    versions = [*islice(compress(before, functions), 1, None), version]
-    return (*parts, versions, list(accumulate(functions, initial=0)))
+    def entry(self, position: int) -> Entry:
+        """One of the entries."""
+        return (
+            self.whats[position], self.places[position], self.args[position], self.kwargs[position],
+            self.made[position],
+        )  # fmt: skip
 
 
 @dataclass(slots=True, eq=False)
@@ -141,9 +135,9 @@ class PythonPattern:
 
     def pool(
         self,
-        args: tuple[Arguments, ...],
-        kwargs: tuple[Keywords, ...],
-        made: tuple[Any, ...],
+        args: list[Arguments],
+        kwargs: list[Keywords],
+        made: list[Any],
         position: int,
     ) -> list[Any] | None:
         """The values of a stretch, if they went where they should, and look as they should.
@@ -171,10 +165,12 @@ class PythonPattern:
             if type(group) is not kind or len(group) != size:
                 return None
             given += group
-        results = self.pick_functions(made[position:end])
-        if self.many and list(map(len, results)) != like.n_outputs:
-            return None
-        outputs = list(chain.from_iterable(results))
+        outputs = list(self.pick_functions(made[position:end]))
+        if self.many or tuple in set(map(type, outputs)):
+            results = list(map(outputs_in, outputs))
+            if list(map(len, results)) != like.n_outputs:
+                return None
+            outputs = list(chain.from_iterable(results))
         pool = outputs + given
         same = (
             len(outputs) == len(like.dtypes)

@@ -38,7 +38,7 @@ from forkpoint.capture.marks import (
     version_of,
     versions_of,
 )
-from forkpoint.capture.mode import Entry, Reel, Tap, bytes_of, transforms, writes
+from forkpoint.capture.mode import Reel, Tap, bytes_of, outputs_in, transforms, writes
 from forkpoint.capture.pattern import Columns
 from forkpoint.capture.rules import tensors_in
 from forkpoint.capture.sites import NOWHERE, Place
@@ -88,20 +88,19 @@ class Tape(Reel):
 
     Attributes:
         deferred: whether entries may wait to be read.
-        entries: what was not read yet.
         last: the last output of the last function.
         n_bytes: of the values that are kept alive, see `mode.PythonReel`.
         room: how many there may be.
     """
 
     def __init__(self, recorder: Recorder, batch: Batch, digests: bool, passive: bool) -> None:
+        super().__init__()
         self.recorder: Recorder = proxy(recorder)
         self.rows: list[Row] = recorder.trace.rows
         self.skipped: dict[int, str] = recorder.trace.skipped
         self.batch = batch
         self.digests, self.passive = digests, passive
         self.deferred = passive
-        self.entries: list[Entry] = []
         self.last = _NOTHING
         self.last_read: tuple[Tensor, int | None] = (_NOTHING, None)
         """While the tape is read, the last value, and how often it had been written to when the next function was called."""
@@ -215,7 +214,7 @@ class Tape(Reel):
         if at_once:
             with _unwatched():
                 self.read()
-        self.entries.append((entering(type(module)), NOWHERE, args, kwargs or None, module, -1))
+        self.add_entry(entering(type(module)), NOWHERE, args, kwargs or None, module)
         if at_once:
             with _unwatched():
                 self.read()
@@ -227,7 +226,7 @@ class Tape(Reel):
         if at_once:
             with _unwatched():
                 self.read()
-        self.entries.append((LEAVING, NOWHERE, outputs, None, None, -1))
+        self.add_entry(LEAVING, NOWHERE, outputs, None, None)
         if at_once:
             with _unwatched():
                 self.read()
@@ -262,40 +261,48 @@ class Tape(Reel):
         """
         if self.fresh:
             self.settle()
-        if not self.entries:
+        if not self.whats:
             return
-        columns = Columns(self.entries, version_of(self.last))
+        versions = [*self.befores[1:], version_of(self.last)]
+        columns = Columns(self.whats, self.places, self.args, self.kwargs, self.made, versions)
         history, position = self.history, 0
-        while position < len(self.entries):
+        while position < len(self.whats):
             taken = 0 if history is None else history.follow(self, columns, position, whole)
             if taken < 0:
                 break
             if not taken:
                 self.step(columns, position)
             position += taken or 1
-        self.entries = self.entries[position:]
+        self.forget(position, columns.functions)
         waiting = sum(
-            self.entry_bytes + (0 if entry[0].may_view is True else bytes_of(entry[4]))
-            for entry in self.entries
-            if isinstance(entry[0], Function)
+            self.entry_bytes + (0 if what.may_view is True else bytes_of(made))
+            for what, made in zip(self.whats, self.made, strict=True)
+            if isinstance(what, Function)
         )
         self.n_bytes = self.pending_bytes + waiting
         self.last_read = (_NOTHING, None)
         if self.deferred:  # whatever was read was over
             self.fresh = False
 
+    def forget(self, entries: int | None = None, functions: int | None = None) -> None:
+        """Let go of the first entries, or of all."""
+        for column in (self.whats, self.places, self.args, self.kwargs, self.made):
+            del column[:entries]
+        del self.befores[:functions]
+
     def step(self, columns: Columns, position: int) -> None:
         """Put one entry on the trace, and what came of it into the history."""
-        entry = self.entries[position]
+        entry = columns.entry(position)
         history = self.history
         before = None if history is None else history.sketch(self, entry)
         first = len(self.rows)
         self.queued.clear()
         self.lasting = True
-        what, place, args, kwargs, made, _ = entry
+        what, place, args, kwargs, made = entry
         if isinstance(what, Function):
-            version = columns.versions[columns.calls[position]]
-            self.record(what, place, args, kwargs or _NO_KEYWORDS, made, version)
+            version = columns.versions[columns.functions]
+            columns.functions += 1
+            self.record(what, place, args, kwargs or _NO_KEYWORDS, outputs_in(made), version)
         elif isinstance(what, Entering):
             self.entered(made, args, kwargs or _NO_KEYWORDS)
         else:

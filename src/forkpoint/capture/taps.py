@@ -80,7 +80,7 @@ class Observation:
             with torch._C.DisableTorchFunction():
                 tape.read()
         finally:
-            tape.entries.clear()
+            tape.forget()
             del tape.stack[depth:]
 
     def _opaque(

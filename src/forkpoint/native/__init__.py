@@ -7,7 +7,7 @@ that they need no more than a compiler where the package is installed:
 | C | Python |
 | --- | --- |
 | `tap.c` | `capture.mode` (`Tap`, `Reel`), `capture.taps` (what stands in for a module's call: `Gate`) |
-| `passage.c` | `capture.pattern` (`Pattern`, `Columns`) |
+| `passage.c` | `capture.pattern` (`Pattern`) |
 | `values.c` | `capture.marks` (`versions_of`), `capture.digest.batch` (`addresses_of`) |
 | `held.c` | `modules` (`survey`), `kept` (`Held`) |
 
@@ -23,7 +23,7 @@ import warnings
 from types import ModuleType
 from typing import TYPE_CHECKING
 
-FORM = 3
+FORM = 4
 """What the C has to be built from; increased here and in `module.c` when an earlier one no longer fits."""
 
 if TYPE_CHECKING:

@@ -5,7 +5,6 @@ from torch import Tensor, layout, nn
 
 from forkpoint.capture.functions import Function
 from forkpoint.capture.marks import Entering, Known, Leaving
-from forkpoint.capture.mode import Entry
 from forkpoint.capture.pattern import Likeness
 from forkpoint.capture.sites import Place
 from forkpoint.capture.tape import Tape
@@ -41,13 +40,27 @@ class Traits:
     flags: int
 
 class Reel:
-    entries: list[Entry]
+    whats: list[Function | Entering | Leaving]
+    places: list[Place]
+    args: list[tuple[Any, ...]]
+    kwargs: list[dict[str, Any] | None]
+    made: list[Any]
+    befores: list[int]
     last: Tensor
     n_bytes: int
     room: int
     entry_bytes: int
     deferred: bool
     fresh: bool
+    def add_entry(
+        self,
+        what: Function | Entering | Leaving,
+        place: Place,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any] | None,
+        made: Any,
+        /,
+    ) -> None: ...
 
 class Tap:
     def __init__(self, tape: Tape) -> None: ...
@@ -70,9 +83,9 @@ class Pattern:
     def __init__(self, given: Likeness) -> None: ...
     def pool(
         self,
-        args: tuple[tuple[Any, ...], ...],
-        kwargs: tuple[dict[str, Any] | None, ...],
-        made: tuple[Any, ...],
+        args: list[tuple[Any, ...]],
+        kwargs: list[dict[str, Any] | None],
+        made: list[Any],
         position: int,
         /,
     ) -> list[Any] | None: ...
@@ -86,7 +99,6 @@ class Held:
     def filled(self) -> list[Any]: ...
     def changed(self) -> list[tuple[dict[Any, Any], list[Any], list[Any]]]: ...
 
-def columns(entries: list[Entry], version: int, /) -> tuple[Any, ...]: ...
 def versions(tensors: list[Tensor], /) -> list[int]: ...
 def addresses(
     tensors: list[Tensor],

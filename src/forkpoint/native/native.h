@@ -19,7 +19,7 @@ struct property {
     void *closure;
     PyObject *name;
 };
-extern struct property version_property, nbytes_property;
+extern struct property version_property, nbytes_property, dtype_property, layout_property;
 
 /* Find the properties of a class of tensors; -1 with an exception set if that fails. */
 int find_properties(PyObject *tensor_class);

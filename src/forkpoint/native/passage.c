@@ -6,7 +6,6 @@
 
 /* What the Python side hands over, see `connect_passages`. */
 static PyObject *size_of, *stride_of, *device_of, *is_conj, *is_neg, *strided, *state_of;
-static PyObject *str_dtype, *str_layout;
 
 /* ------------------------------------------------------------------ lists of numbers */
 
@@ -233,21 +232,22 @@ static int fill(Pattern *self, PyObject *pool, PyObject *all_args, PyObject *all
 {
     Py_ssize_t n = 0;
     for (Py_ssize_t i = 0; i < self->functions.n; i++) {
-        PyObject *made = PyTuple_GET_ITEM(all_made, position + self->functions.at[i]);
-        if (!PyTuple_CheckExact(made) || PyTuple_GET_SIZE(made) != self->n_outputs.at[i])
+        PyObject *made = PyList_GET_ITEM(all_made, position + self->functions.at[i]);
+        int several = PyTuple_CheckExact(made);
+        if ((several ? PyTuple_GET_SIZE(made) : 1) != self->n_outputs.at[i])
             return 0;
-        for (Py_ssize_t k = 0; k < PyTuple_GET_SIZE(made); k++)
-            PyList_SET_ITEM(pool, n++, Py_NewRef(PyTuple_GET_ITEM(made, k)));
+        for (Py_ssize_t k = 0; k < self->n_outputs.at[i]; k++)
+            PyList_SET_ITEM(pool, n++, Py_NewRef(several ? PyTuple_GET_ITEM(made, k) : made));
     }
     for (Py_ssize_t i = 0; i < self->sizes.n; i++) {
-        PyObject *args = PyTuple_GET_ITEM(all_args, position + i);
+        PyObject *args = PyList_GET_ITEM(all_args, position + i);
         if (!PyTuple_Check(args) || PyTuple_GET_SIZE(args) != self->sizes.at[i])
             return 0;
         for (Py_ssize_t k = 0; k < PyTuple_GET_SIZE(args); k++)
             PyList_SET_ITEM(pool, n++, Py_NewRef(PyTuple_GET_ITEM(args, k)));
     }
     for (Py_ssize_t i = 0; i < self->sizes.n; i++) {
-        int same = put_keywords(pool, &n, PyTuple_GET_ITEM(self->names, i), PyTuple_GET_ITEM(all_kwargs, position + i));
+        int same = put_keywords(pool, &n, PyTuple_GET_ITEM(self->names, i), PyList_GET_ITEM(all_kwargs, position + i));
         if (same <= 0)
             return same;
     }
@@ -284,7 +284,7 @@ static int is_like(Pattern *self, PyObject *pool)
             return same;
     }
     for (Py_ssize_t i = 0; i < self->total_outputs; i++) {
-        PyObject *dtype = PyObject_GetAttr(PyList_GET_ITEM(pool, i), str_dtype);
+        PyObject *dtype = property_of(PyList_GET_ITEM(pool, i), &dtype_property);
         Py_XDECREF(dtype); /* one of a few that last for good */
         if (dtype != PyTuple_GET_ITEM(self->dtypes, i))
             return dtype == NULL ? -1 : 0;
@@ -312,7 +312,7 @@ static PyObject *pattern_pool(Pattern *self, PyObject *const *given, Py_ssize_t 
     if (position == -1 && PyErr_Occurred())
         return NULL;
     for (int i = 0; i < 3; i++)
-        if (!PyTuple_CheckExact(given[i]) || position < 0 || position + self->sizes.n > PyTuple_GET_SIZE(given[i])) {
+        if (!PyList_CheckExact(given[i]) || position < 0 || position + self->sizes.n > PyList_GET_SIZE(given[i])) {
             PyErr_SetString(PyExc_ValueError, "there are fewer entries than the pattern has");
             return NULL;
         }
@@ -361,7 +361,7 @@ static PyObject *known_of(PyObject *known, PyObject *tensor)
 /* Whether what is made of a tensor depends on more than its size, dtype and strides; -1 for an error. */
 static int is_odd(PyObject *value)
 {
-    PyObject *layout = PyObject_GetAttr(value, str_layout);
+    PyObject *layout = property_of(value, &layout_property);
     if (layout == NULL)
         return -1;
     Py_DECREF(layout); /* one of a few that last for good */
@@ -458,51 +458,7 @@ static PyTypeObject pattern_type = {
     .tp_methods = pattern_methods,
 };
 
-/* ------------------------------------------------------------------ columns */
-
-/* The fields of entries, each in a tuple of its own, and where the functions are: see `Columns`. */
-static PyObject *columns(PyObject *Py_UNUSED(module), PyObject *const *given, Py_ssize_t n)
-{
-    if (n != 2 || !PyList_CheckExact(given[0])) {
-        PyErr_SetString(PyExc_TypeError, "columns takes a list of entries and a version");
-        return NULL;
-    }
-    PyObject *entries = given[0];
-    Py_ssize_t size = PyList_GET_SIZE(entries);
-    PyObject *parts[5] = {NULL}, *versions = PyList_New(0), *calls = PyList_New(size + 1), *found = NULL;
-    int failed = versions == NULL || calls == NULL;
-    for (int part = 0; part < 5; part++)
-        failed = (parts[part] = PyTuple_New(size)) == NULL || failed;
-    Py_ssize_t functions = 0;
-    for (Py_ssize_t i = 0; !failed && i <= size; i++) {
-        PyObject *count = PyLong_FromSsize_t(functions);
-        if (count == NULL) {
-            failed = 1;
-            break;
-        }
-        PyList_SET_ITEM(calls, i, count);
-        if (i == size)
-            break;
-        PyObject *entry = PyList_GET_ITEM(entries, i);
-        if (!PyTuple_CheckExact(entry) || PyTuple_GET_SIZE(entry) != 6) {
-            PyErr_SetString(PyExc_TypeError, "an entry is a tuple of six");
-            failed = 1;
-            break;
-        }
-        for (int part = 0; part < 5; part++)
-            PyTuple_SET_ITEM(parts[part], i, Py_NewRef(PyTuple_GET_ITEM(entry, part)));
-        if (PyTuple_CheckExact(PyTuple_GET_ITEM(entry, 4)) && functions++)
-            failed = PyList_Append(versions, PyTuple_GET_ITEM(entry, 5)) < 0;
-    }
-    failed = failed || PyList_Append(versions, given[1]) < 0;
-    if (!failed)
-        found = PyTuple_Pack(7, parts[0], parts[1], parts[2], parts[3], parts[4], versions, calls);
-    for (int part = 0; part < 5; part++)
-        Py_XDECREF(parts[part]);
-    Py_XDECREF(versions);
-    Py_XDECREF(calls);
-    return found;
-}
+/* ------------------------------------------------------------------ the module */
 
 static PyObject *connect_passages(PyObject *Py_UNUSED(module), PyObject *args)
 {
@@ -518,15 +474,12 @@ static PyObject *connect_passages(PyObject *Py_UNUSED(module), PyObject *args)
 
 static PyMethodDef functions[] = {
     {"connect_passages", connect_passages, METH_VARARGS, NULL},
-    {"columns", (PyCFunction)columns, METH_FASTCALL, NULL},
     {NULL},
 };
 
 int add_passage(PyObject *module)
 {
-    str_dtype = PyUnicode_InternFromString("dtype");
-    str_layout = PyUnicode_InternFromString("layout");
-    if (str_dtype == NULL || str_layout == NULL || PyModule_AddFunctions(module, functions) < 0)
+    if (PyModule_AddFunctions(module, functions) < 0)
         return -1;
     return PyModule_AddType(module, &pattern_type);
 }

@@ -4,7 +4,7 @@
 
 /* ------------------------------------------------------------------ what was looked up once */
 
-static PyObject *empty_tuple, *minus_one;
+static PyObject *empty_tuple;
 static PyObject *str_catch_up, *str_call_at_once, *str_settle, *str_make_room, *str_outputs_of, *str_results_of,
     *str_compiled, *str_call_impl, *str_out, *str_inplace;
 
@@ -40,23 +40,40 @@ static PyTypeObject traits_type = {
 
 /* ------------------------------------------------------------------ the reel */
 
+/* Its entries, each of their fields in a list of its own; and for functions, what `befores` says. */
+enum { WHATS, PLACES, ARGS, KWARGS, MADE, BEFORES, LISTS };
+
 typedef struct {
     PyObject_HEAD
-    PyObject *entries, *last;
+    PyObject *lists[LISTS];
+    PyObject *last;
     long long n_bytes, room, entry_bytes;
     char deferred, fresh;
 } Reel;
 
+static PyObject *reel_new(PyTypeObject *type, PyObject *Py_UNUSED(args), PyObject *Py_UNUSED(kwargs))
+{
+    Reel *self = (Reel *)type->tp_alloc(type, 0);
+    for (int i = 0; self != NULL && i < LISTS; i++)
+        if ((self->lists[i] = PyList_New(0)) == NULL)
+            Py_CLEAR(self);
+    return (PyObject *)self;
+}
+
 static int reel_traverse(Reel *self, visitproc visit, void *arg)
 {
-    Py_VISIT(self->entries);
+    for (int i = 0; i < LISTS; i++)
+        Py_VISIT(self->lists[i]);
     Py_VISIT(self->last);
     return 0;
 }
 
+/* The lists stay: whoever writes to a reel that is being cleared finds them. */
 static int reel_clear(Reel *self)
 {
-    Py_CLEAR(self->entries);
+    for (int i = 0; i < LISTS; i++)
+        if (self->lists[i] != NULL && PyList_SetSlice(self->lists[i], 0, PY_SSIZE_T_MAX, NULL) < 0)
+            PyErr_Clear();
     Py_CLEAR(self->last);
     return 0;
 }
@@ -65,11 +82,41 @@ static void reel_dealloc(Reel *self)
 {
     PyObject_GC_UnTrack(self);
     reel_clear(self);
+    for (int i = 0; i < LISTS; i++)
+        Py_CLEAR(self->lists[i]);
     Py_TYPE(self)->tp_free((PyObject *)self);
 }
 
+/* Put an entry on the tape. */
+static int put(Reel *tape, PyObject *what, PyObject *place, PyObject *args, PyObject *kwargs, PyObject *made)
+{
+    PyObject *fields[] = {what, place, args, kwargs, made};
+    for (int i = 0; i < BEFORES; i++)
+        if (PyList_Append(tape->lists[i], fields[i]) < 0)
+            return -1;
+    return 0;
+}
+
+static PyObject *reel_add_entry(Reel *self, PyObject *const *given, Py_ssize_t n)
+{
+    if (n != BEFORES) {
+        PyErr_Format(PyExc_TypeError, "add_entry takes five arguments, not %zd", n);
+        return NULL;
+    }
+    if (put(self, given[0], given[1], given[2], given[3], given[4]) < 0)
+        return NULL;
+    Py_RETURN_NONE;
+}
+
+static PyMethodDef reel_methods[] = {{"add_entry", (PyCFunction)reel_add_entry, METH_FASTCALL, NULL}, {NULL}};
+
 static PyMemberDef reel_members[] = {
-    {"entries", T_OBJECT_EX, offsetof(Reel, entries), 0, NULL},
+    {"whats", T_OBJECT_EX, offsetof(Reel, lists[WHATS]), READONLY, NULL},
+    {"places", T_OBJECT_EX, offsetof(Reel, lists[PLACES]), READONLY, NULL},
+    {"args", T_OBJECT_EX, offsetof(Reel, lists[ARGS]), READONLY, NULL},
+    {"kwargs", T_OBJECT_EX, offsetof(Reel, lists[KWARGS]), READONLY, NULL},
+    {"made", T_OBJECT_EX, offsetof(Reel, lists[MADE]), READONLY, NULL},
+    {"befores", T_OBJECT_EX, offsetof(Reel, lists[BEFORES]), READONLY, NULL},
     {"last", T_OBJECT_EX, offsetof(Reel, last), 0, NULL},
     {"n_bytes", T_LONGLONG, offsetof(Reel, n_bytes), 0, NULL},
     {"room", T_LONGLONG, offsetof(Reel, room), 0, NULL},
@@ -84,10 +131,11 @@ static PyTypeObject reel_type = {
     .tp_name = "forkpoint.native.compiled.Reel",
     .tp_basicsize = sizeof(Reel),
     .tp_flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_BASETYPE | Py_TPFLAGS_HAVE_GC,
-    .tp_new = PyType_GenericNew,
+    .tp_new = reel_new,
     .tp_traverse = (traverseproc)reel_traverse,
     .tp_clear = (inquiry)reel_clear,
     .tp_dealloc = (destructor)reel_dealloc,
+    .tp_methods = reel_methods,
     .tp_members = reel_members,
 };
 
@@ -279,18 +327,6 @@ static PyObject *frozen_items(PyObject *value)
     return copy;
 }
 
-/* Put an entry on the tape, and let go of it. */
-static int put(Reel *tape, PyObject *entry)
-{
-    PyObject *entries = Py_XNewRef(tape->entries);
-    if (entries == NULL && entry != NULL)
-        PyErr_SetString(PyExc_RuntimeError, "the tape has no entries");
-    int failed = entry == NULL || entries == NULL || PyList_Append(entries, entry) < 0;
-    Py_XDECREF(entry);
-    Py_XDECREF(entries);
-    return failed ? -1 : 0;
-}
-
 /* Count what a value needs. */
 static int add_bytes(Reel *tape, PyObject *tensor)
 {
@@ -338,12 +374,23 @@ static PyObject *at_once(Tap *self, PyObject *function, PyObject *place, PyObjec
     return result;
 }
 
+/* Count what the values need that a function made. */
+static int add_all_bytes(Reel *tape, PyObject *made)
+{
+    if (!PyTuple_CheckExact(made))
+        return add_bytes(tape, made);
+    for (Py_ssize_t i = 0; i < PyTuple_GET_SIZE(made); i++)
+        if (add_bytes(tape, PyTuple_GET_ITEM(made, i)) < 0)
+            return -1;
+    return 0;
+}
+
 /* Make a call and put it on the tape. `function`, `place` and `version` are borrowed. */
 static PyObject *call_and_record(
     Reel *tape, PyObject *func, PyObject *function, int flags, PyObject *place, PyObject *args, PyObject *kwargs,
     PyObject *version)
 {
-    PyObject *outputs = NULL, *kept_args = NULL, *kept_kwargs = NULL;
+    PyObject *made = NULL, *kept_args = NULL, *kept_kwargs = NULL;
     PyObject *result = PyObject_Call(func, args, kwargs);
     if (result == NULL)
         return NULL;
@@ -353,34 +400,32 @@ static PyObject *call_and_record(
     if (hidden)
         return result; /* inside vmap or grad: these tensors are not the model's own */
     if ((PyObject *)Py_TYPE(result) == tensor_type) {
-        outputs = PyTuple_Pack(1, result);
-        if (outputs == NULL)
-            goto failed;
+        made = Py_NewRef(result);
         Py_XSETREF(tape->last, Py_NewRef(result));
     } else {
-        outputs = PyObject_CallMethodOneArg((PyObject *)tape, str_outputs_of, result);
-        if (outputs == NULL)
+        made = PyObject_CallMethodOneArg((PyObject *)tape, str_outputs_of, result);
+        if (made == NULL)
             goto failed;
-        if (PyTuple_GET_SIZE(outputs) == 0) {
-            Py_DECREF(outputs);
+        if (PyTuple_CheckExact(made) && PyTuple_GET_SIZE(made) == 0) {
+            Py_DECREF(made);
             return result;
         }
     }
     tape->n_bytes += tape->entry_bytes;
-    for (Py_ssize_t i = 0; !(flags & VIEWS) && i < PyTuple_GET_SIZE(outputs); i++)
-        if (add_bytes(tape, PyTuple_GET_ITEM(outputs, i)) < 0)
-            goto failed;
+    if (!(flags & VIEWS) && add_all_bytes(tape, made) < 0)
+        goto failed;
     kept_args = flags & TAKES_LISTS ? frozen(args) : Py_NewRef(args);
     kept_kwargs = kwargs != NULL ? frozen(kwargs) : Py_NewRef(Py_None);
     if (kept_args == NULL || kept_kwargs == NULL)
         goto failed;
-    if (put(tape, PyTuple_Pack(6, function, place, kept_args, kept_kwargs, outputs, version)) < 0)
+    if (put(tape, function, place, kept_args, kept_kwargs, made) < 0 ||
+        PyList_Append(tape->lists[BEFORES], version) < 0)
         goto failed;
     goto done;
 failed:
     Py_CLEAR(result);
 done:
-    Py_XDECREF(outputs);
+    Py_XDECREF(made);
     Py_XDECREF(kept_args);
     Py_XDECREF(kept_kwargs);
     return result;
@@ -592,7 +637,7 @@ static int enter(Reel *tape, PyObject *module, PyObject *given, PyObject *kwargs
     if (hidden < 0 || (tape->n_bytes > tape->room && ask_tape(tape, str_make_room) < 0))
         return -1;
     PyObject *keywords = hidden || kwargs == NULL || PyDict_GET_SIZE(kwargs) == 0 ? Py_None : kwargs;
-    return put(tape, PyTuple_Pack(6, what, nowhere, hidden ? empty_tuple : given, keywords, module, minus_one));
+    return put(tape, what, nowhere, hidden ? empty_tuple : given, keywords, module);
 }
 
 /* Put the return of a module on the tape; NULL for one that failed. */
@@ -610,7 +655,7 @@ static int leave(Reel *tape, PyObject *result)
         outputs = PyObject_CallMethodOneArg((PyObject *)tape, str_results_of, result);
     if (outputs == NULL)
         return -1;
-    int status = put(tape, PyTuple_Pack(6, leaving, nowhere, outputs, Py_None, Py_None, minus_one));
+    int status = put(tape, leaving, nowhere, outputs, Py_None, Py_None);
     Py_DECREF(outputs);
     return status;
 }
@@ -712,9 +757,8 @@ int add_tap(PyObject *module)
         if ((*names[i].name = PyUnicode_InternFromString(names[i].text)) == NULL)
             return -1;
     empty_tuple = PyTuple_New(0);
-    minus_one = PyLong_FromLong(-1);
     entering = PyDict_New();
-    if (empty_tuple == NULL || minus_one == NULL || entering == NULL || PyModule_AddFunctions(module, functions) < 0)
+    if (empty_tuple == NULL || entering == NULL || PyModule_AddFunctions(module, functions) < 0)
         return -1;
     PyTypeObject *types[] = {&traits_type, &reel_type, &tap_type, &gate_type};
     for (size_t i = 0; i < Py_ARRAY_LENGTH(types); i++)

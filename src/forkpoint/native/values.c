@@ -2,7 +2,7 @@
 
 #include "native.h"
 
-struct property version_property, nbytes_property;
+struct property version_property, nbytes_property, dtype_property, layout_property;
 
 static PyObject *str_number, *tensor_class;
 
@@ -41,7 +41,14 @@ static int find_property(struct property *property, const char *name)
 int find_properties(PyObject *tensor)
 {
     Py_XSETREF(tensor_class, Py_NewRef(tensor));
-    return find_property(&version_property, "_version") < 0 || find_property(&nbytes_property, "nbytes") < 0 ? -1 : 0;
+    struct { struct property *property; const char *name; } wanted[] = {
+        {&version_property, "_version"}, {&nbytes_property, "nbytes"}, {&dtype_property, "dtype"},
+        {&layout_property, "layout"},
+    };
+    for (size_t i = 0; i < Py_ARRAY_LENGTH(wanted); i++)
+        if (find_property(wanted[i].property, wanted[i].name) < 0)
+            return -1;
+    return 0;
 }
 
 static PyObject *versions(PyObject *Py_UNUSED(module), PyObject *tensors)
