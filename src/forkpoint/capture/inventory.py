@@ -30,8 +30,7 @@ class Inventory:
         self.names = {key: name for key, (name, _) in weights.items()}
         self._weights = [_nothing if tensor is None else ref(tensor) for tensor in found.weights]
         self._forms = _forms(found.weights)
-        self._labels: Labels | None = None
-        self._known: dict[int, Known] = {}
+        self._known: WeakKeyDictionary[Labels, dict[int, Known]] = WeakKeyDictionary()
 
     def fits(self, found: Survey) -> bool:
         """Whether these are the very same modules, in the same places, with the same weights."""
@@ -49,11 +48,12 @@ class Inventory:
             labels: the run's.
             mark: gives the mark of a weight there.
         """
-        if self._labels is not labels:
+        found = self._known.get(labels)
+        if found is None:
             tensors = [tensor for weight in self._weights if (tensor := weight()) is not None]
-            self._known = {id(tensor): (ref(tensor), mark(tensor), -1, -1) for tensor in tensors}
-            self._labels = labels
-        return self._known
+            found = {id(tensor): (ref(tensor), mark(tensor), -1, -1) for tensor in tensors}
+            self._known[labels] = found
+        return found
 
 
 _inventories: WeakKeyDictionary[nn.Module, Inventory] = WeakKeyDictionary()

@@ -51,7 +51,8 @@ class Labels:
     """Makes and merges the labels of the runs of one layout.
 
     Attributes:
-        answers, marks, treatments, histories: what recorders work out from labels, for the next time; see `recorder`.
+        answers, marks, treatments, histories, lost_some: what recorders work out from labels, for the next time; see
+            `recorder`.
     """
 
     def __init__(self, table: CoordinateTable) -> None:
@@ -61,6 +62,7 @@ class Labels:
         self.marks: dict[Any, Any] = {}
         self.treatments: dict[Any, Any] = {}
         self.histories: dict[Any, Any] = {}
+        self.lost_some: dict[tuple[Label | None, int, str], bool] = {}
 
     @classmethod
     def of(cls, layout: Layout) -> Labels:

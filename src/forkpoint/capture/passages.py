@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
-from forkpoint.capture.digest.batch import Planned
+from forkpoint.capture.digest.batch import Lot, Planned
 from forkpoint.capture.functions import Function
 from forkpoint.capture.marks import Entering, Frame, Leaving, Mark, Treatment, version_of
 from forkpoint.capture.mode import outputs_in
@@ -194,7 +194,7 @@ class Passage:
         queued: list[int] = []
         pushed: list[int] = []
         self.queued_rows: list[int] = []
-        self.plans: list[Planned] = []
+        plans: list[Planned] = []
         self.opened: list[tuple[int, Treatment]] = []
         self.odd: list[tuple[int, int, Treatment]] = []
         self.versions: list[int] = []
@@ -212,17 +212,17 @@ class Passage:
                 self.odd.append((number, at, row.treatment))
                 continue
             pushed.append(at)
-            self.plans.append(row.plan)
+            plans.append(row.plan)
             if row.grid is not None:
                 pushed.append(at)
-                self.plans.append(row.grid)
+                plans.append(row.grid)
                 self.opened.append((number, row.treatment))
         self.pick_queued, self.pick_pushed = getter(queued), getter(pushed)
         self.settled = all(n == 1 for n in self.like.n_outputs) and all(
             version >= 0 for version in self.versions
         )
         self.pick_versions = getter(self.versions if self.settled else [])
-        self.n_bytes = sum(plan.n_bytes for plan in self.plans)
+        self.lot = Lot(plans)
         self.open_cells = sum(row.treatment.open_cells for *_, row in self.rows if row.treatment is not None)
 
     def looks_like(self, columns: Columns, position: int) -> bool:
@@ -303,7 +303,7 @@ class Passage:
 
     def _queue(self, tape: Tape, columns: Columns, position: int, pool: list[Any], base: int) -> None:
         """Have the values digested with the next flush."""
-        tape.batch.extend(self.pick_pushed(pool), self.plans)
+        tape.batch.extend(self.pick_pushed(pool), self.lot)
         tape.opened += [(base + row, treatment) for row, treatment in self.opened]
         for row, at, treatment in self.odd:
             tape.odd.append((base + row, pool[at].detach(), treatment))
@@ -312,7 +312,7 @@ class Passage:
         tape.pending += queued
         tape.pending_rows += map(base.__add__, self.queued_rows)
         tape.pending_versions += self._versions(columns, position, queued)
-        tape.pending_bytes += self.n_bytes
+        tape.pending_bytes += self.lot.n_bytes
         tape.open_cells += self.open_cells
 
     def _versions(self, columns: Columns, position: int, queued: Sequence[Tensor]) -> Sequence[int]:

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from forkpoint.capture import digest
 from forkpoint.capture.cells import collect, cut
+from forkpoint.capture.coordinates import Ids
 from forkpoint.capture.entry import input_label, nested_labels, token_lengths
 from forkpoint.capture.functions import UNWRITTEN, Function, is_view
 from forkpoint.capture.history import History
@@ -615,13 +616,21 @@ class Recorder:
             if slots is None:
                 continue
             if slots.ndim == 2 and value.dim() >= 2 and tuple(value.shape[:2]) == slots.shape:
-                held = set() if label is None else set(label.q.reshape(-1).tolist())
-                tokens = {item for item in slots.reshape(-1).tolist() if self.table.tokens[item] is not None}
-                whole = label is not None and not any(self.table.members[i] for i in held if i >= 0)
-                if (label is None or whole) and not tokens <= held:
+                if self._lost_some(label, call, stream, slots):
                     return self.labels.make(slots.reshape(slots.shape + (1,) * (value.dim() - 2)))
             break
         return label
+
+    def _lost_some(self, label: Label | None, call: int, stream: str, slots: Ids) -> bool:
+        """Whether a label of tokens, not of sets of them, lacks some of a call's."""
+        key = (label, call, stream)
+        found = self.labels.lost_some.get(key)
+        if found is None:
+            held = set() if label is None else set(label.q.reshape(-1).tolist())
+            tokens = {item for item in slots.reshape(-1).tolist() if self.table.tokens[item] is not None}
+            plain = label is None or not any(self.table.members[i] for i in held if i >= 0)
+            found = self.labels.lost_some[key] = plain and not tokens <= held
+        return found
 
 
 # ---------------------------------------------------------------------- helpers

@@ -12,8 +12,10 @@ recorder.
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable, Iterable
 from dataclasses import fields, is_dataclass
+from time import monotonic
 from typing import TYPE_CHECKING, Any
 from weakref import proxy, ref
 
@@ -617,9 +619,24 @@ def _room_on(device: torch.device) -> int:
     room = PENDING_BYTES.get(device.type, PENDING_BYTES["other"])
     if device.type != "cuda":
         return room
-    free, _ = torch.cuda.mem_get_info(device)
-    unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-    return max(min(room, int(MOST_OF_FREE * (free + unused))), PENDING_BYTES["cpu"])
+    return max(min(room, int(MOST_OF_FREE * _left_on(device))), PENDING_BYTES["cpu"])
+
+
+def _left_on(device: torch.device) -> int:
+    """How many bytes a GPU has left. It takes as long to ask as a layer to run, so it is asked once a second at most."""
+    now = monotonic()
+    asked, left = _left.get(device, (-math.inf, 0))
+    if now - asked > _LASTS:
+        free, _ = torch.cuda.mem_get_info(device)
+        left = free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        _left[device] = now, left
+    return left
+
+
+_LASTS = 1.0
+"""Seconds for which what a GPU had left is taken to be what it has."""
+_left: dict[torch.device, tuple[float, int]] = {}
+"""When each was asked, and what it had."""
 
 
 def plan_for(plans: dict[tuple[int, ...], Planned], value: Tensor, dims: tuple[int, ...]) -> Planned:

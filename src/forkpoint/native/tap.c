@@ -266,14 +266,20 @@ static int keywords_write(PyObject *kwargs)
     return PyObject_IsTrue(value);
 }
 
-/* Whether all are of kinds that stay what they are; -1 for an error. */
+/* Whether a value is of a kind that stays what it is; -1 for an error. */
+static int is_lasting(PyObject *value)
+{
+    PyTypeObject *kind = Py_TYPE(value);
+    return (PyObject *)kind == tensor_type ? 1 : PySet_Contains(lasting, (PyObject *)kind);
+}
+
+/* Whether all are; -1 for an error. */
 static int all_lasting(PyObject *args)
 {
     for (Py_ssize_t i = 0; i < PyTuple_GET_SIZE(args); i++) {
-        PyTypeObject *kind = Py_TYPE(PyTuple_GET_ITEM(args, i));
-        int found = (PyObject *)kind == tensor_type ? 1 : PySet_Contains(lasting, (PyObject *)kind);
-        if (found <= 0)
-            return found;
+        int lasts = is_lasting(PyTuple_GET_ITEM(args, i));
+        if (lasts <= 0)
+            return lasts;
     }
     return 1;
 }
@@ -325,6 +331,17 @@ static PyObject *frozen_items(PyObject *value)
     if (copy != NULL && PyTuple_CheckExact(value))
         Py_SETREF(copy, PyList_AsTuple(copy));
     return copy;
+}
+
+/* Keywords as they are now: torch makes a dict for each call. */
+static PyObject *frozen_keywords(PyObject *kwargs)
+{
+    PyObject *key, *value;
+    Py_ssize_t position = 0;
+    int lasts = 1;
+    while (lasts > 0 && PyDict_Next(kwargs, &position, &key, &value))
+        lasts = is_lasting(value);
+    return lasts > 0 ? Py_NewRef(kwargs) : lasts < 0 ? NULL : frozen(kwargs);
 }
 
 /* Count what a value needs. */
@@ -415,7 +432,7 @@ static PyObject *call_and_record(
     if (!(flags & VIEWS) && add_all_bytes(tape, made) < 0)
         goto failed;
     kept_args = flags & TAKES_LISTS ? frozen(args) : Py_NewRef(args);
-    kept_kwargs = kwargs != NULL ? frozen(kwargs) : Py_NewRef(Py_None);
+    kept_kwargs = kwargs != NULL ? frozen_keywords(kwargs) : Py_NewRef(Py_None);
     if (kept_args == NULL || kept_kwargs == NULL)
         goto failed;
     if (put(tape, function, place, kept_args, kept_kwargs, made) < 0 ||
@@ -640,6 +657,28 @@ static int enter(Reel *tape, PyObject *module, PyObject *given, PyObject *kwargs
     return put(tape, what, nowhere, hidden ? empty_tuple : given, keywords, module);
 }
 
+/* The tensors in what a module returned, new. The tape itself knows those that are further inside. */
+static PyObject *results_of(Reel *tape, PyObject *result)
+{
+    if ((PyObject *)Py_TYPE(result) == tensor_type)
+        return PyTuple_Pack(1, result);
+    if (!PyTuple_CheckExact(result))
+        return PyObject_CallMethodOneArg((PyObject *)tape, str_results_of, result);
+    Py_ssize_t n = 0;
+    for (Py_ssize_t i = 0; i < PyTuple_GET_SIZE(result); i++) {
+        PyObject *item = PyTuple_GET_ITEM(result, i);
+        if ((PyObject *)Py_TYPE(item) == tensor_type)
+            n++;
+        else if (item != Py_None)
+            return PyObject_CallMethodOneArg((PyObject *)tape, str_results_of, result);
+    }
+    PyObject *outputs = PyTuple_New(n);
+    for (Py_ssize_t i = 0, at = 0; outputs != NULL && i < PyTuple_GET_SIZE(result); i++)
+        if (PyTuple_GET_ITEM(result, i) != Py_None)
+            PyTuple_SET_ITEM(outputs, at++, Py_NewRef(PyTuple_GET_ITEM(result, i)));
+    return outputs;
+}
+
 /* Put the return of a module on the tape; NULL for one that failed. */
 static int leave(Reel *tape, PyObject *result)
 {
@@ -649,10 +688,8 @@ static int leave(Reel *tape, PyObject *result)
     PyObject *outputs;
     if (hidden)
         outputs = Py_NewRef(empty_tuple);
-    else if ((PyObject *)Py_TYPE(result) == tensor_type)
-        outputs = PyTuple_Pack(1, result);
     else
-        outputs = PyObject_CallMethodOneArg((PyObject *)tape, str_results_of, result);
+        outputs = results_of(tape, result);
     if (outputs == NULL)
         return -1;
     int status = put(tape, leaving, nowhere, outputs, Py_None, Py_None);

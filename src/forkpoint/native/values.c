@@ -4,7 +4,7 @@
 
 struct property version_property, nbytes_property, dtype_property, layout_property;
 
-static PyObject *str_number, *tensor_class;
+static PyObject *tensor_class;
 
 PyObject *property_of(PyObject *tensor, struct property *property)
 {
@@ -68,41 +68,25 @@ static PyObject *versions(PyObject *Py_UNUSED(module), PyObject *tensors)
     return found;
 }
 
-/* What a call of a function with a tensor returns, as a number; -1 with an exception set for an error. */
-static long long number_from(PyObject *function, PyObject *tensor)
-{
-    PyObject *found = PyObject_CallOneArg(function, tensor);
-    long long number = found == NULL ? -1 : PyLong_AsLongLong(found);
-    Py_XDECREF(found);
-    return number;
-}
-
-/* Where tensors lie, and how they are digested: see `python_addresses` in `capture/digest/batch`. */
+/* Where tensors lie: see `python_addresses` in `capture/digest/batch`. */
 static PyObject *addresses(PyObject *Py_UNUSED(module), PyObject *args)
 {
-    PyObject *tensors, *plans, *data_ptr, *is_neg, *found = NULL;
-    if (!PyArg_ParseTuple(args, "O!O!OO", &PyList_Type, &tensors, &PyList_Type, &plans, &data_ptr, &is_neg))
+    PyObject *tensors, *data_ptr, *found = NULL;
+    if (!PyArg_ParseTuple(args, "O!O", &PyList_Type, &tensors, &data_ptr))
         return NULL;
-    PyObject *all = PyList_AsTuple(tensors), *how = PyList_AsTuple(plans); /* which nobody else changes */
-    Py_ssize_t n = all == NULL ? 0 : PyTuple_GET_SIZE(all), size = n * (Py_ssize_t)sizeof(long long);
-    PyObject *places = PyBytes_FromStringAndSize(NULL, size), *numbers = PyBytes_FromStringAndSize(NULL, size);
-    PyObject *odd = PyList_New(0);
-    if (all == NULL || how == NULL || places == NULL || numbers == NULL || odd == NULL)
+    PyObject *all = PyList_AsTuple(tensors); /* which nobody else changes */
+    Py_ssize_t n = all == NULL ? 0 : PyTuple_GET_SIZE(all);
+    PyObject *places = PyBytes_FromStringAndSize(NULL, n * (Py_ssize_t)sizeof(long long)), *odd = PyList_New(0);
+    if (all == NULL || places == NULL || odd == NULL)
         goto done;
-    if (PyTuple_GET_SIZE(how) != n) {
-        PyErr_SetString(PyExc_ValueError, "there is not one plan for each tensor");
-        goto done;
-    }
     for (Py_ssize_t i = 0; i < n; i++) {
-        PyObject *tensor = PyTuple_GET_ITEM(all, i);
-        long long place = number_from(data_ptr, tensor), negated = PyErr_Occurred() ? 0 : number_from(is_neg, tensor);
-        PyObject *number = PyErr_Occurred() ? NULL : PyObject_GetAttr(PyTuple_GET_ITEM(how, i), str_number);
-        ((long long *)PyBytes_AS_STRING(numbers))[i] = number == NULL ? -1 : PyLong_AsLongLong(number);
-        ((long long *)PyBytes_AS_STRING(places))[i] = place;
-        Py_XDECREF(number);
-        if (PyErr_Occurred())
+        PyObject *address = PyObject_CallOneArg(data_ptr, PyTuple_GET_ITEM(all, i));
+        long long place = address == NULL ? -1 : PyLong_AsLongLong(address);
+        Py_XDECREF(address);
+        if (place == -1 && PyErr_Occurred())
             goto done;
-        if (place & 3 || negated) {
+        ((long long *)PyBytes_AS_STRING(places))[i] = place;
+        if (place & 3) {
             PyObject *entry = PyLong_FromSsize_t(i);
             int failed = entry == NULL || PyList_Append(odd, entry) < 0;
             Py_XDECREF(entry);
@@ -110,12 +94,10 @@ static PyObject *addresses(PyObject *Py_UNUSED(module), PyObject *args)
                 goto done;
         }
     }
-    found = PyTuple_Pack(3, places, numbers, odd);
+    found = PyTuple_Pack(2, places, odd);
 done:
     Py_XDECREF(all);
-    Py_XDECREF(how);
     Py_XDECREF(places);
-    Py_XDECREF(numbers);
     Py_XDECREF(odd);
     return found;
 }
@@ -128,7 +110,5 @@ static PyMethodDef functions[] = {
 
 int add_values(PyObject *module)
 {
-    if ((str_number = PyUnicode_InternFromString("number")) == NULL)
-        return -1;
     return PyModule_AddFunctions(module, functions);
 }

@@ -140,13 +140,24 @@ def test_many_can_be_queued_at_once():
     one, many = digest.Batch(), digest.Batch()
     for tensor, plan in zip(tensors, plans, strict=True):
         one.push(tensor, plan)
-    many.extend(tensors[:1], plans[:1])
-    many.extend(tensors[1:], plans[1:])
-    many.extend([], [])
+    many.extend(tensors[:1], digest.Lot(plans[:1]))
+    many.extend(tensors[1:], digest.Lot(plans[1:]))
+    many.extend([], digest.Lot([]))
     assert many.pending_bytes == one.pending_bytes
     mine, theirs = one.results(), many.results()
     assert len(mine) == len(theirs) == 3
     assert all((mine[slot] == theirs[slot]).all() for slot in range(3))
+
+
+def test_what_can_t_be_read_where_it_lies_is_copied():
+    odd = torch.arange(9, dtype=torch.uint8)[1:].view(2, 4)
+    negated = torch.view_as_complex(torch.randn(3, 4, 2)).conj().imag
+    apart = torch.randn(4, 3).t()
+    batch = digest.Batch()
+    slots = [batch.add(x, (0,)) for x in (odd, negated, apart, odd.clone())]
+    digests = batch.results()
+    for slot, x in zip(slots, (odd, negated, apart, odd), strict=True):
+        assert digests[slot].tolist() == digest.rows(x.contiguous().clone(), (0,)).tolist()
 
 
 def test_digests_are_those_of_the_values_at_the_flush():

@@ -6,7 +6,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cache, cached_property, lru_cache
 from itertools import islice
-from operator import attrgetter
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -74,23 +73,44 @@ class Planned:
 
     Attributes:
         device: which of the devices seen so far.
+        number: which of the plans, and the same as int64 in bytes.
         rows: how many digests such a tensor has.
         n_bytes: of its slices; what an expanded tensor repeats is counted as often.
     """
 
-    __slots__ = ("device", "direct", "n_bytes", "number", "plan", "row_dims", "rows")
+    __slots__ = ("device", "direct", "n_bytes", "number", "number_bytes", "plan", "row_dims", "rows")
 
     def __init__(self, plan: Plan, device: torch.device, row_dims: tuple[int, ...]) -> None:
         self.plan, self.row_dims = plan, row_dims
         self.number = _numbers.setdefault(plan, len(_numbers))
+        self.number_bytes = np.int64(self.number).tobytes()
         self.device = _devices.setdefault(device, len(_devices))
         self.rows = plan.rows
         self.n_bytes = 4 * plan.rows * plan.words
         self.direct = plan.direct
 
 
-_device: Callable[[Planned], int] = attrgetter("device")
-_n_bytes: Callable[[Planned], int] = attrgetter("n_bytes")
+class Lot:
+    """How several tensors are digested that are always queued together.
+
+    Attributes:
+        devices: of all, and `device` where that is one.
+        numbers: of their plans, int64 each.
+        rows: how many digests each of them has.
+        n_bytes: of the slices of all.
+    """
+
+    __slots__ = ("device", "devices", "n_bytes", "numbers", "plans", "rows")
+
+    def __init__(self, plans: list[Planned]) -> None:
+        self.plans = plans
+        self.devices = [known.device for known in plans]
+        self.device = self.devices[0] if len(set(self.devices)) == 1 else None
+        self.numbers = b"".join(known.number_bytes for known in plans)
+        self.rows = [known.rows for known in plans]
+        self.n_bytes = sum(known.n_bytes for known in plans)
+
+
 _numbers: dict[Plan, int] = {}
 """All plans ever made, which are few, each with its number."""
 _devices: dict[torch.device, int] = {}
@@ -114,6 +134,10 @@ class _Queue:
     tensors: list[Tensor] = field(default_factory=list[Tensor])
     plans: list[Planned] = field(default_factory=list[Planned])
     """How each of them is digested."""
+    numbers: bytearray = field(default_factory=bytearray)
+    """Of their plans, int64 each."""
+    negated: set[int] = field(default_factory=set[int])
+    """Those whose elements are to be negated."""
     digests: list[Tensor] = field(default_factory=list[Tensor])
     parts: list[Ints | Shelved] = field(default_factory=list[Any])
     """Digests that were put on a shelf, a part for each time."""
@@ -141,45 +165,44 @@ class _Queue:
             self.digests.append(found.digest_table(self.table(), self.device))
         self.tensors.clear()
         self.plans.clear()
+        self.numbers.clear()
+        self.negated.clear()
 
     def table(self) -> Table:
         """See `backend.Table`. Copies what can't be read where it lies, and keeps the copies in place of the tensors."""
-        places, numbers, odd = addresses_of(self.tensors, self.plans, _address, _negated)
+        places, odd = addresses_of(self.tensors, _address)
         addresses = np.frombuffer(places, dtype=np.int64)
-        lineup, indirect = _lineup(numbers)
-        copied = {*odd, *indirect}
+        lineup, indirect = _lineup(bytes(self.numbers))
+        copied = {*odd, *indirect, *self.negated}
         if copied:
-            addresses, chosen = addresses.copy(), np.frombuffer(numbers, dtype=np.int64).copy()
+            addresses = addresses.copy()
             for entry in copied:  # one at a time: a flush that fails can be tried again
-                known = self.plans[entry]
-                words = torch_impl.pack_rows(self.tensors[entry], known.row_dims)
-                plan = Planned(packed(known.plan), self.device, (0,))
-                self.tensors[entry], self.plans[entry] = words, plan
-                addresses[entry], chosen[entry] = words.data_ptr(), plan.number
-            lineup, _ = _lineup(chosen.tobytes())
+                addresses[entry] = self._copy(entry)
+            lineup, _ = _lineup(bytes(self.numbers))
         return Table(addresses, None, lineup)
+
+    def _copy(self, entry: int) -> int:
+        """Put a copy that can be read where it lies in place of a tensor; returns where it lies."""
+        known = self.plans[entry]
+        words = torch_impl.pack_rows(self.tensors[entry], known.row_dims)
+        plan = Planned(packed(known.plan), self.device, (0,))
+        self.tensors[entry], self.plans[entry] = words, plan
+        self.numbers[8 * entry : 8 * entry + 8] = plan.number_bytes
+        self.negated.discard(entry)
+        return words.data_ptr()
 
 
 _address: Callable[[Tensor], int] = torch.Tensor.data_ptr
-_negated: Callable[[Tensor], bool] = torch.Tensor.is_neg
 
 
-def python_addresses(
-    tensors: list[Tensor],
-    plans: list[Planned],
-    address: Callable[[Tensor], int],
-    negated: Callable[[Tensor], bool],
-) -> tuple[bytes, bytes, list[int]]:
-    """Where tensors lie, and how they are digested.
+def python_addresses(tensors: list[Tensor], address: Callable[[Tensor], int]) -> tuple[bytes, list[int]]:
+    """Where tensors lie.
 
     Returns:
-        Their addresses and the numbers of their plans, int64[tensors] each; and which of them can't be read there, as
-        they do not begin with a whole word, or as their elements are to be negated.
+        Their addresses, int64[tensors]; and which of them can't be read there, as they do not begin with a whole word.
     """
     addresses = np.array(list(map(address, tensors)), dtype=np.int64)
-    numbers = np.array([known.number for known in plans], dtype=np.int64)
-    odd = (addresses & 3 != 0) | np.array(list(map(negated, tensors)), dtype=np.bool_)
-    return addresses.tobytes(), numbers.tobytes(), np.flatnonzero(odd).tolist()
+    return addresses.tobytes(), np.flatnonzero(addresses & 3 != 0).tolist()
 
 
 addresses_of = python_addresses if TYPE_CHECKING or compiled is None else compiled.addresses
@@ -224,7 +247,10 @@ class Batch:
         """Bytes of the queued slices."""
         self._shelf = shelf
         self._queues: dict[int, _Queue] = {}
-        self._slots: list[Planned] = []
+        self._rows: list[int] = []
+        """How many digests each slot has."""
+        self._devices: list[int] = []
+        """On which of the devices seen so far they are."""
 
     def add(self, x: Tensor, row_dims: tuple[int, ...]) -> int:
         """Queues ``rows(x, row_dims)`` and returns its slot in the results, counted from 0.
@@ -240,23 +266,29 @@ class Batch:
         queue = self._queues.get(known.device)
         if queue is None:
             queue = self._queues[known.device] = _Queue(x.device)
+        if x.is_neg():
+            queue.negated.add(len(queue.tensors))
         queue.tensors.append(x)
         queue.plans.append(known)
+        queue.numbers += known.number_bytes
         self.pending_bytes += known.n_bytes
-        self._slots.append(known)
-        return len(self._slots) - 1
+        self._rows.append(known.rows)
+        self._devices.append(known.device)
+        return len(self._rows) - 1
 
-    def extend(self, tensors: Sequence[Tensor], plans: Sequence[Planned]) -> None:
-        """Queues many of which is known how they are digested; their slots follow one another."""
-        devices = set(map(_device, plans))
-        queue = self._queues.get(devices.pop()) if len(devices) == 1 else None
+    def extend(self, tensors: Sequence[Tensor], lot: Lot) -> None:
+        """Queues many of which is known how they are digested, and that none is to be negated; their slots follow one
+        another."""
+        queue = None if lot.device is None else self._queues.get(lot.device)
         if queue is not None:
             queue.tensors += tensors
-            queue.plans += plans
-            self.pending_bytes += sum(map(_n_bytes, plans))
-            self._slots += plans
+            queue.plans += lot.plans
+            queue.numbers += lot.numbers
+            self.pending_bytes += lot.n_bytes
+            self._rows += lot.rows
+            self._devices += lot.devices
         else:
-            for x, known in zip(tensors, plans, strict=True):
+            for x, known in zip(tensors, lot.plans, strict=True):
                 self.push(x, known)
 
     def flush(self) -> None:
@@ -270,8 +302,7 @@ class Batch:
     def results(self) -> Digests | ShelvedDigests:
         """Flushes, and begins to copy the digests of all slots to the host, once per device."""
         self.flush()
-        rows = np.array([known.rows for known in self._slots], dtype=np.int64)
-        devices = np.array([known.device for known in self._slots], dtype=np.int64)
+        rows, devices = np.array(self._rows, dtype=np.int64), np.array(self._devices, dtype=np.int64)
         if self._shelf is not None:
             return self._shelved(self._shelf, rows, devices)
         parts = [Arriving(queue) for queue in self._queues.values()]
