@@ -63,6 +63,39 @@ def test_a_failing_implementation_is_replaced_with_one_warning(fresh, monkeypatc
     assert backend.implementation(CPU) is torch_impl  # warnings are errors here
 
 
+def test_what_was_looked_for_ahead_is_taken(fresh, monkeypatch):
+    device = torch.device("cuda", 7)
+    monkeypatch.setattr(backend, "_ahead", {})
+    monkeypatch.setattr(backend.importlib.util, "find_spec", lambda name: name)
+    monkeypatch.setattr(backend.importlib, "import_module", lambda name: torch_impl)
+    monkeypatch.setattr(backend, "_try_out", lambda found, on: None)
+    backend.prepare(device)
+    ahead = backend._ahead[device]
+    backend.prepare(device)
+    assert backend._ahead == {device: ahead}
+    assert backend.table_implementation(device) is torch_impl
+
+
+def test_what_failed_ahead_is_told_to_whoever_asks(fresh, monkeypatch):
+    device = torch.device("cuda", 7)
+
+    def fail(*_args):
+        raise RuntimeError("no compiler")
+
+    monkeypatch.setattr(backend, "_ahead", {})
+    monkeypatch.setattr(backend.importlib.util, "find_spec", lambda name: name)
+    monkeypatch.setattr(backend.importlib, "import_module", fail)
+    backend.prepare(device)
+    with pytest.warns(RuntimeWarning, match="triton failed: RuntimeError: no compiler"):
+        assert backend.implementation(device) is torch_impl
+
+
+def test_the_cpu_needs_no_time_to_prepare(monkeypatch):
+    monkeypatch.setattr(backend, "_ahead", {})
+    backend.prepare(CPU)
+    assert not backend._ahead
+
+
 def test_wrong_digests_are_found_out(fresh, monkeypatch):
     from forkpoint.capture.digest import numba_impl
 

@@ -11,6 +11,7 @@ import importlib
 import importlib.util
 import warnings
 from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol, cast
 
@@ -86,26 +87,48 @@ PLAIN = cast("Implementation", torch_impl)
 @functools.cache
 def table_implementation(device: torch.device) -> TableImplementation | None:
     """The implementation for a device that digests many tensors at once, if there is one that works."""
+    ahead = _ahead.get(device)
+    found, failure = _look_for(device) if ahead is None else ahead.result()
+    if failure:
+        warnings.warn(
+            f"digests on {device} are computed by plain torch, which is slower, since {failure}",
+            RuntimeWarning,
+            stacklevel=2,
+        )
+    return found
+
+
+_ahead: dict[torch.device, Future[tuple[TableImplementation | None, str]]] = {}
+"""What is looked for before anybody asks."""
+
+
+def prepare(device: torch.device) -> None:
+    """Begin to look for the implementation for a device, while something else is done, if that takes long.
+
+    Triton reads all its own files and may start a compiler; meanwhile the model makes its first forward pass.
+    """
+    if device.type == "cuda" and device not in _ahead:
+        executor = ThreadPoolExecutor(1, "forkpoint-prepare")
+        _ahead[device] = executor.submit(_look_for, device)
+        executor.shutdown(wait=False)
+
+
+def _look_for(device: torch.device) -> tuple[TableImplementation | None, str]:
+    """The implementation for a device that digests many tensors at once, and why it failed, if it did."""
     if device.type == "cpu":
         name, needs = "numba_impl", "numba"
     elif device.type == "cuda":
         name, needs = "triton_impl", "triton"
     else:
-        return None
+        return None, ""
     if importlib.util.find_spec(needs) is None:
-        return None
+        return None, ""
     try:
         found = cast("TableImplementation", importlib.import_module(f"{__package__}.{name}"))
         _try_out(found, device)
     except Exception as error:  # noqa: BLE001  a compiler may fail in any way; the fallback needs none
-        warnings.warn(
-            f"digests on {device} are computed by plain torch, which is slower, since {needs} failed: "
-            f"{type(error).__name__}: {error}",
-            RuntimeWarning,
-            stacklevel=2,
-        )
-        return None
-    return found
+        return None, f"{needs} failed: {type(error).__name__}: {error}"
+    return found, ""
 
 
 def implementation(device: torch.device) -> Implementation:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from forkpoint.capture.digest import torch_impl
-from forkpoint.capture.digest.backend import Ints, Lineup, Table, table_implementation
+from forkpoint.capture.digest.backend import Ints, Lineup, Table, prepare, table_implementation
 from forkpoint.capture.digest.plan import Plan, find, packed
 from forkpoint.memory import Shelf, Shelved
 from forkpoint.native import compiled
@@ -266,6 +266,7 @@ class Batch:
         queue = self._queues.get(known.device)
         if queue is None:
             queue = self._queues[known.device] = _Queue(x.device)
+            prepare(x.device)
         if x.is_neg():
             queue.negated.add(len(queue.tensors))
         queue.tensors.append(x)

@@ -2,8 +2,8 @@
 
 A block of threads digests one row, or a few short ones, in steps of ``BLOCK`` words. Which rows it has is read
 from two tables: a line per tensor, and a line per group of ``GROUP`` blocks which says the tensor and the first
-block in it, so that the table stays short and is found by a division instead of a search. The first goes to the
-device with each flush; the second is the same for the flushes of like layers, and stays there.
+block in it, so that the table stays short and is found by a division instead of a search. Both are the same for the
+flushes of like layers, and stay on the device; with each flush go the places of the tensors alone.
 
 What those share is worked out once and kept with their lineup. A variant of the kernel is compiled when so many words
 wanted it that it pays; until then one variant digests all.
@@ -54,7 +54,7 @@ WORTHWHILE = 1 << 30
 compiled it for an earlier process. Up to then they are digested by the one that can digest all, a few times slower. A
 short row counts as a whole step: it takes as long there."""
 _STAGED = 1 << 15
-"""Elements of the memory for tables: more than most tables have."""
+"""Elements of the memory for places: more than most flushes need."""
 _LANES = np.array([[lanes.sign, lanes.above, lanes.shift] for lanes in LANES], dtype=np.int64)
 
 
@@ -87,24 +87,21 @@ def _digest_table(table: Table, device: torch.device, block: int, warps: int, re
     # blocks that share a row add to it, and rows without words have no block
     out = (torch.zeros if known.adds else torch.empty)(table.lineup.rows, dtype=torch.int64, device=device)
     stream = torch.cuda.current_stream(device).cuda_stream if device.type == "cuda" else 0
-    staged = _staged.room(device, stream, known.lines.size)
-    anchor = staged.data_ptr()
-    with _to(staged[: known.lines.size]) as values:
-        lines = values.reshape(known.lines.shape)
-        lines[:] = known.lines
-        lines[:, 0] = (table.addresses - anchor) >> known.shifts
-        if table.starts is not None:
-            lines[:, 2] = (table.starts - anchor) >> 2
-    groups = known.groups_on(device, stream)
+    places = _staged.room(device, stream, 2 * len(table.addresses))
+    anchor = places.data_ptr()
+    with _to(places[: 2 * len(table.addresses)]) as values:
+        values[0::2] = (table.addresses - anchor) >> known.shifts
+        values[1::2] = 0 if table.starts is None else (table.starts - anchor) >> 2
+    lines, groups = known.tables_on(device, stream)
     for variant, first, count in known.launches:
         times = repeat or (1 if variant.rows == 1 else REPEAT)
         what = _Compiled(variant, block, warps, times, device)
-        _launch(what, count * GROUP // times, out, staged, groups, first)
+        _launch(what, count * GROUP // times, out, places, lines, groups, first)
     return out
 
 
 class _Staged(threading.local):
-    """Where a thread's tables lie on a device: what it launches on a stream runs one after the other."""
+    """Where a thread's places lie on a device: what it launches on a stream runs one after the other."""
 
     def __init__(self) -> None:
         self._on: dict[tuple[torch.device, int], Tensor] = {}
@@ -152,7 +149,7 @@ _kernels: dict[_Compiled, tuple[Any, tuple[int | bool, ...]]] = {}
 
 
 def _launch(
-    what: _Compiled, blocks: int, out: Tensor, staged: Tensor, groups: Tensor, first_group: int
+    what: _Compiled, blocks: int, out: Tensor, places: Tensor, lines: Tensor, groups: Tensor, first_group: int
 ) -> None:
     """Launch `digest_rows`.
 
@@ -162,12 +159,12 @@ def _launch(
     found = _kernels.get(what)
     if found is not None:
         kernel, constants = found
-        kernel[blocks, 1, 1](staged, out, staged, groups, first_group, *constants)
+        kernel[blocks, 1, 1](places, out, places, lines, groups, first_group, *constants)
         return
     constants = what.constants
-    words, out_words = staged.view(torch.int32), out.view(torch.int32)
+    words, out_words = places.view(torch.int32), out.view(torch.int32)
     kernel = digest_rows[(blocks,)](
-        words, out_words, staged, groups, first_group, **constants, num_warps=what.warps
+        words, out_words, places, lines, groups, first_group, **constants, num_warps=what.warps
     )
     if kernel is not None:  # there is none in the interpreter
         _kernels[what] = kernel, tuple(constants.values())
@@ -218,17 +215,13 @@ class _Layout:
     """For each variant in use, the first of its groups and how many there are."""
     waiting: list[tuple[_Variant, int]]
     """Variants that it would have, were they worthwhile, each with its words."""
-    _on: dict[tuple[torch.device, int], Tensor] = field(
-        default_factory=dict[tuple[torch.device, int], Tensor]
-    )
+    _on: dict[tuple[torch.device, int], tuple[Tensor, Tensor]] = field(default_factory=dict[Any, Any])
 
-    def groups_on(self, device: torch.device, stream: int) -> Tensor:
-        """The table of groups on a device, where it stays for the next time on the same stream."""
+    def tables_on(self, device: torch.device, stream: int) -> tuple[Tensor, Tensor]:
+        """Both tables on a device, where they stay for the next time on the same stream."""
         found = self._on.get((device, stream))
         if found is None:
-            found = self._on[device, stream] = torch.empty(self.groups.size, dtype=torch.int64, device=device)
-            with _to(found) as values:
-                values[:] = self.groups.reshape(-1)
+            found = self._on[device, stream] = (_lasting(self.lines, device), _lasting(self.groups, device))
         return found
 
 
@@ -272,7 +265,7 @@ def _layout(lineup: Lineup, aligned: bytes, starts: bytes, block: int) -> _Layou
     variants = np.array([_variants[line.variant] for line in found], dtype=np.int64)
     units, counts = np.array([line[2:] for line in found], dtype=np.int64).T
     lines = np.array([line.line for line in found])
-    lines[:, 1] = lineup.targets
+    lines[:, 0] = lineup.targets
     groups, launches = _groups(variants, counts)
     adds = any(variant.split for variant, *_ in launches) or not counts.all()
     return _Layout(lines, np.where(units == 4, 4, 2), adds, groups, launches, list(waiting.items()))
@@ -306,7 +299,7 @@ def _line(plan: bytes, whole: bool, starts: bool, block: int, general: bool = Fa
     variant = _Variant(rows, unit, pieces, kind == Kind.FLOAT64, starts, split)
     line = np.array(
         [
-            0, 0, 0, n_rows, words, *_LANES[kind], inner, outer_stride // unit, inner_stride // unit,
+            0, n_rows, words, *_LANES[kind], inner, outer_stride // unit, inner_stride // unit,
             run // unit, _reciprocal(run // unit), b_size, _reciprocal(b_size) if a_size > 1 else 0,
             a_stride // unit, b_stride // unit, parts, steps, 0,
         ],
@@ -346,6 +339,14 @@ def _groups(variants: Ints, counts: Ints) -> tuple[Ints, list[tuple[_Variant, in
 def _reciprocal(divisor: int) -> int:
     """What to multiply with and take the upper 32 bits of, instead of dividing; exact below 2**32 / divisor."""
     return -(-(1 << 32) // max(divisor, 1))
+
+
+def _lasting(table: Ints, device: torch.device) -> Tensor:
+    """A table on a device, int64[elements]."""
+    found = torch.empty(table.size, dtype=torch.int64, device=device)
+    with _to(found) as values:
+        values[:] = table.reshape(-1)
+    return found
 
 
 @contextmanager

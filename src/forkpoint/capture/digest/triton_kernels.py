@@ -26,7 +26,7 @@ _jit_rows: Any = triton.jit(do_not_specialize=["first_group"]) if triton else _j
 """Else Triton compiles anew for a first group of 1, or of a multiple of 16."""
 _constant: Any = tl.constexpr if triton else int
 
-COLUMNS = _constant(20)
+COLUMNS = _constant(18)
 """Of the table of tensors."""
 INDEX_FACTOR = _constant(definition.INDEX_FACTOR)
 INDEX_OFFSET = _constant(definition.INDEX_OFFSET)
@@ -202,6 +202,7 @@ def _digest(
 def digest_rows(
     anchor,
     out,
+    places,
     table,
     groups,
     first_group,
@@ -220,27 +221,29 @@ def digest_rows(
     What it reads from the tables takes as long to arrive as a row, so it is read once for all of them.
     """
     group = groups + 2 * (first_group + tl.program_id(0) // (GROUP // REPEAT))
-    line = table + tl.load(group) * COLUMNS
+    entry = tl.load(group)
+    line = table + entry * COLUMNS
     first_block = tl.load(group + 1).to(tl.int32) + tl.program_id(0) % (GROUP // REPEAT) * REPEAT
-    n_rows, words = tl.load(line + 3).to(tl.int32), tl.load(line + 4).to(tl.int32)
-    base, inner = tl.load(line), tl.load(line + 8).to(tl.int32)
-    outer_stride, inner_stride = tl.load(line + 9), tl.load(line + 10)
-    target, starts = tl.load(line + 1), tl.load(line + 2)
+    n_rows, words = tl.load(line + 1).to(tl.int32), tl.load(line + 2).to(tl.int32)
+    base, starts = tl.load(places + 2 * entry), tl.load(places + 2 * entry + 1)
+    inner = tl.load(line + 6).to(tl.int32)
+    outer_stride, inner_stride = tl.load(line + 7), tl.load(line + 8)
+    target = tl.load(line)
     # Loads stay where they are written: in the loop, they would be repeated.
     lanes = (
+        tl.load(line + 3).to(tl.uint32),
+        tl.load(line + 4).to(tl.uint32),
         tl.load(line + 5).to(tl.uint32),
-        tl.load(line + 6).to(tl.uint32),
-        tl.load(line + 7).to(tl.uint32),
     )
     walk = (
+        tl.load(line + 9).to(tl.int32),
+        tl.load(line + 10).to(tl.uint32),
         tl.load(line + 11).to(tl.int32),
         tl.load(line + 12).to(tl.uint32),
-        tl.load(line + 13).to(tl.int32),
-        tl.load(line + 14).to(tl.uint32),
-        tl.load(line + 15),
-        tl.load(line + 16),
+        tl.load(line + 13),
+        tl.load(line + 14),
     )
-    parts, steps = tl.load(line + 17).to(tl.int32), tl.load(line + 18).to(tl.int32)
+    parts, steps = tl.load(line + 15).to(tl.int32), tl.load(line + 16).to(tl.int32)
     full = words // (4 * VECTORS)
     for block in range(first_block, first_block + REPEAT):
         first, last = 0, full
