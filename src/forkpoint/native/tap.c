@@ -176,8 +176,8 @@ static void tap_dealloc(Tap *self)
     Py_TYPE(self)->tp_free((PyObject *)self);
 }
 
-/* The function's entry in the table of all, new. */
-static PyObject *function_of(PyObject *func)
+/* The same in the table itself, new. */
+static PyObject *look_up(PyObject *func)
 {
     PyObject *found = PyDict_GetItemWithError(resolved, func);
     if (found != NULL)
@@ -188,6 +188,25 @@ static PyObject *function_of(PyObject *func)
         PyErr_Clear();
     }
     return PyObject_CallOneArg(resolve, func);
+}
+
+/* Functions of C that were asked for last, which are never let go of, and their entries in the table of all. */
+static struct { PyObject *func, *function; } functions_seen[1 << 9];
+
+/* The function's entry in the table of all, new. */
+static PyObject *function_of(PyObject *func)
+{
+    if (!PyCFunction_CheckExact(func) && !Py_IS_TYPE(func, &PyMethodDescr_Type))
+        return look_up(func);
+    size_t slot = ((size_t)func >> 4) % Py_ARRAY_LENGTH(functions_seen);
+    if (functions_seen[slot].func != func) {
+        PyObject *function = look_up(func);
+        if (function == NULL)
+            return NULL;
+        Py_XSETREF(functions_seen[slot].func, Py_NewRef(func));
+        Py_XSETREF(functions_seen[slot].function, function);
+    }
+    return Py_NewRef(functions_seen[slot].function);
 }
 
 /* Kinds of code, as `sites` tells them apart. */
@@ -638,8 +657,8 @@ static int is_opaque(Gate *self, PyObject *module)
     return opaque;
 }
 
-/* Put the call of a module on the tape. `given` is what goes in by position. */
-static int enter(Reel *tape, PyObject *module, PyObject *given, PyObject *kwargs)
+/* Put the call of a module on the tape. `given` is what goes in by position; `hidden` whether vmap or grad are at work. */
+static int enter(Reel *tape, PyObject *module, PyObject *given, PyObject *kwargs, int hidden)
 {
     PyObject *what = PyDict_GetItemWithError(entering, (PyObject *)Py_TYPE(module));
     if (what == NULL) {
@@ -650,8 +669,7 @@ static int enter(Reel *tape, PyObject *module, PyObject *given, PyObject *kwargs
         if (failed < 0)
             return -1;
     }
-    int hidden = inside_transform();
-    if (hidden < 0 || (tape->n_bytes > tape->room && ask_tape(tape, str_make_room) < 0))
+    if (tape->n_bytes > tape->room && ask_tape(tape, str_make_room) < 0)
         return -1;
     PyObject *keywords = hidden || kwargs == NULL || PyDict_GET_SIZE(kwargs) == 0 ? Py_None : kwargs;
     return put(tape, what, nowhere, hidden ? empty_tuple : given, keywords, module);
@@ -680,16 +698,9 @@ static PyObject *results_of(Reel *tape, PyObject *result)
 }
 
 /* Put the return of a module on the tape; NULL for one that failed. */
-static int leave(Reel *tape, PyObject *result)
+static int leave(Reel *tape, PyObject *result, int hidden)
 {
-    int hidden = result == NULL ? 1 : inside_transform();
-    if (hidden < 0)
-        return -1;
-    PyObject *outputs;
-    if (hidden)
-        outputs = Py_NewRef(empty_tuple);
-    else
-        outputs = results_of(tape, result);
+    PyObject *outputs = hidden || result == NULL ? Py_NewRef(empty_tuple) : results_of(tape, result);
     if (outputs == NULL)
         return -1;
     int status = put(tape, leaving, nowhere, outputs, Py_None, Py_None);
@@ -717,25 +728,26 @@ static PyObject *gate_call(Gate *self, PyObject *args, PyObject *kwargs)
     int opaque = n < 1 || !self->tape->deferred ? 1 : is_opaque(self, PyTuple_GET_ITEM(args, 0));
     if (opaque)
         return opaque < 0 ? NULL : PyObject_Call(self->other, args, kwargs);
-    PyObject *given = PyTuple_GetSlice(args, 1, n), *result = NULL;
-    if (given != NULL && enter(self->tape, PyTuple_GET_ITEM(args, 0), given, kwargs) == 0)
+    int hidden = inside_transform(); /* whatever begins inside a call ends there */
+    PyObject *given = hidden < 0 ? NULL : PyTuple_GetSlice(args, 1, n), *result = NULL;
+    if (given != NULL && enter(self->tape, PyTuple_GET_ITEM(args, 0), given, kwargs, hidden) == 0)
         result = call_module(self, args, given, kwargs);
     else
         goto done;
     if (result != NULL) {
-        if (leave(self->tape, result) < 0)
+        if (leave(self->tape, result, hidden) < 0)
             Py_CLEAR(result);
         goto done;
     }
 #if PY_VERSION_HEX >= 0x030C0000
     PyObject *error = PyErr_GetRaisedException();
-    if (leave(self->tape, NULL) < 0)
+    if (leave(self->tape, NULL, hidden) < 0)
         PyErr_Clear();
     PyErr_SetRaisedException(error);
 #else
     PyObject *kind, *value, *traceback;
     PyErr_Fetch(&kind, &value, &traceback);
-    if (leave(self->tape, NULL) < 0)
+    if (leave(self->tape, NULL, hidden) < 0)
         PyErr_Clear();
     PyErr_Restore(kind, value, traceback);
 #endif
