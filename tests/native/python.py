@@ -25,6 +25,7 @@ def in_python() -> Generator[None]:
             (kept, "Held", kept.PythonHeld),
             (kept, "survey", modules.python_survey),
             (inventory, "survey", modules.python_survey),
+            (inventory, "same_weights", inventory.python_same_weights),
         ):
             stack.enter_context(patch.object(module, name, value))
         yield

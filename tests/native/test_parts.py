@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from forkpoint import native
-from forkpoint.capture import mode, pattern
+from forkpoint.capture import inventory, mode, pattern
 from forkpoint.capture.digest import batch
 from forkpoint.capture.functions import resolve
 from forkpoint.capture.marks import LEAVING, Mark, python_versions, version_of
@@ -121,6 +121,28 @@ def test_surveys(names):
     assert {*map(id, slow.modules)} == {*map(id, model.modules())}
     assert fast.structure == slow.structure
     assert [*map(id, fast.weights)] == [*map(id, slow.weights)]
+
+
+@compiled_only
+@pytest.mark.parametrize("change", ["nothing", "another tensor", "another dtype", "another shape", "a weight less", "one more"])  # fmt: skip
+def test_same_weights(change):
+    weights: list[Any] = [nn.Parameter(torch.ones(2, 3)), None, torch.ones(4)]
+    before = [None if weight is None else ref(weight) for weight in weights]
+    forms = [None if weight is None else inventory._form(weight) for weight in weights]
+    match change:
+        case "another tensor":
+            weights[2] = weights[2].clone()
+        case "another dtype":
+            weights[0].data = weights[0].data.half()
+        case "another shape":
+            weights[0].data = weights[0].data.t()
+        case "a weight less":
+            weights[2] = None
+        case "one more":
+            weights[1] = torch.ones(1)
+    given = weights, before, forms
+    same = change == "nothing"
+    assert compiled.same_weights(*given) == inventory.python_same_weights(*given) == same
 
 
 # ---------------------------------------------------------------------- patterns
@@ -309,6 +331,8 @@ def test_wrong_arguments_raise():
         (good.rows_before, ([None] * 10, None, None)),
         (good.note, ([], {}, 0)),
         (good.note, ([None] * 10, None, 0)),
+        (compiled.same_weights, ([None], [], [])),
+        (compiled.same_weights, ((), (), ())),
         (compiled.versions, ((),)),
         (compiled.versions, ([1],)),
         (compiled.addresses, ((), len)),

@@ -24,7 +24,9 @@ _stand_in: list[Makes] = [nn.Module.__call__]
 
 
 def _detour(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
-    stand_in: Any = "_stand_in"  # a constant, which its code has the list for: a function's code has its globals
+    stand_in: Any = (
+        "_stand_in"  # a constant, which its code has the list for: a function's code has its globals
+    )
     return stand_in[0](self, *args, **kwargs)
 
 
@@ -61,7 +63,7 @@ class Caller:
     def replaced(self, by: Makes) -> Generator[None]:
         """Have something else make the calls."""
         if self._code is None:
-            nn.Module.__call__ = wraps(self._function)(lambda *args, **kwargs: by(*args, **kwargs))  # type: ignore[method-assign]
+            nn.Module.__call__ = _as_method(by, self._function)  # type: ignore[method-assign]
         else:
             _stand_in[0], self._function.__code__ = by, _DETOUR
         try:
@@ -89,6 +91,16 @@ class Caller:
             _stand_in[0], self._function.__code__ = self._stood_in, self._code
 
 
+def _as_method(makes: Makes, like: Any) -> Callable[..., Any]:
+    """What can be a method, of the name of another."""
+
+    @wraps(like)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        return makes(*args, **kwargs)
+
+    return call
+
+
 def _has_code_to_change(function: Any) -> bool:
     """Whether a function can be given the code of `_detour` and still look the same to whoever asks for its signature."""
     return (
@@ -102,7 +114,11 @@ def _has_code_to_change(function: Any) -> bool:
 def _copy(function: FunctionType) -> FunctionType:
     """The same function, which keeps its code."""
     copied = FunctionType(
-        function.__code__, function.__globals__, function.__name__, function.__defaults__, function.__closure__
+        function.__code__,
+        function.__globals__,
+        function.__name__,
+        function.__defaults__,
+        function.__closure__,
     )
     copied.__kwdefaults__ = function.__kwdefaults__
     return copied

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from operator import call, is_
-from typing import Any
-from weakref import WeakKeyDictionary, ref
+from typing import TYPE_CHECKING
+from weakref import ReferenceType, WeakKeyDictionary, ref
 
+import torch
 from torch import Tensor, nn
 
 from forkpoint.capture.labels import Labels
 from forkpoint.capture.marks import Frame, Known, Mark, entering
 from forkpoint.modules import Survey, owned, survey, walk
+from forkpoint.native import compiled
+
+Form = tuple[torch.dtype, torch.Size, int]
+"""Dtype, size and device of a weight."""
 
 
 class Inventory:
@@ -28,8 +32,8 @@ class Inventory:
         weights = owned(walked)
         self.frames = _frames_of(walked, {} if last is None else last.frames)
         self.names = {key: name for key, (name, _) in weights.items()}
-        self._weights = [_nothing if tensor is None else ref(tensor) for tensor in found.weights]
-        self._forms = _forms(found.weights)
+        self._weights = [None if tensor is None else ref(tensor) for tensor in found.weights]
+        self._forms = [None if tensor is None else _form(tensor) for tensor in found.weights]
         self._known: WeakKeyDictionary[Labels, dict[int, Known]] = WeakKeyDictionary()
 
     def fits(self, found: Survey) -> bool:
@@ -37,8 +41,7 @@ class Inventory:
         return (
             found.structure == self._structure
             and len(found.weights) == len(self._weights)
-            and all(map(is_, map(call, self._weights), found.weights))
-            and _forms(found.weights) == self._forms
+            and same_weights(found.weights, self._weights, self._forms)
         )
 
     def known(self, labels: Labels, mark: Callable[[Tensor], Mark]) -> dict[int, Known]:
@@ -50,7 +53,8 @@ class Inventory:
         """
         found = self._known.get(labels)
         if found is None:
-            tensors = [tensor for weight in self._weights if (tensor := weight()) is not None]
+            weights = [weight() for weight in self._weights if weight is not None]
+            tensors = [tensor for tensor in weights if tensor is not None]
             found = {id(tensor): (ref(tensor), mark(tensor), -1, -1) for tensor in tensors}
             self._known[labels] = found
         return found
@@ -68,13 +72,27 @@ def inventory_of(model: nn.Module) -> Inventory:
     return last
 
 
-def _nothing() -> None:
-    """Stands for a reference to a weight where a module has none."""
+def _form(weight: Tensor) -> Form:
+    """What a mark says of a weight; a parameter's data can be replaced in place, as `half` does."""
+    return weight.dtype, weight.size(), weight.get_device()
 
 
-def _forms(weights: list[Tensor | None]) -> list[Any]:
-    """What a mark says of each weight; a parameter's data can be replaced in place, as `half` does."""
-    return [(t.dtype, t.shape, t.get_device()) for t in weights if t is not None]
+def python_same_weights(
+    weights: list[Tensor | None], before: list[ReferenceType[Tensor] | None], forms: list[Form | None]
+) -> bool:
+    """Whether weights are the very same as before, and of the same form.
+
+    It is asked for every run, so that it is also written in C (`native/held.c`).
+    """
+    return all(
+        reference is None
+        if weight is None
+        else reference is not None and reference() is weight and _form(weight) == form
+        for weight, reference, form in zip(weights, before, forms, strict=True)
+    )
+
+
+same_weights = python_same_weights if TYPE_CHECKING or compiled is None else compiled.same_weights
 
 
 def _frames_of(modules: list[tuple[str, nn.Module]], last: dict[int, Frame]) -> dict[int, Frame]:

@@ -615,9 +615,9 @@ class Recorder:
             slots = self.table.slots(call, stream)
             if slots is None:
                 continue
-            if slots.ndim == 2 and value.dim() >= 2 and tuple(value.shape[:2]) == slots.shape:
-                if self._lost_some(label, call, stream, slots):
-                    return self.labels.make(slots.reshape(slots.shape + (1,) * (value.dim() - 2)))
+            like_input = slots.ndim == 2 and value.dim() >= 2 and tuple(value.shape[:2]) == slots.shape
+            if like_input and self._lost_some(label, call, stream, slots):
+                return self.labels.make(slots.reshape(slots.shape + (1,) * (value.dim() - 2)))
             break
         return label
 

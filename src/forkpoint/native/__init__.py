@@ -9,7 +9,7 @@ that they need no more than a compiler where the package is installed:
 | `tap.c` | `capture.mode` (`Tap`, `Reel`), `capture.taps` (what stands in for a module's call: `Gate`) |
 | `passage.c` | `capture.pattern` (`Pattern`) |
 | `values.c` | `capture.marks` (`versions_of`), `capture.digest.batch` (`addresses_of`) |
-| `held.c` | `modules` (`survey`), `kept` (`Held`) |
+| `held.c` | `modules` (`survey`), `kept` (`Held`), `capture.inventory` (`same_weights`) |
 
 Both do the same, and tests hold one against the other. `make` builds the C anew when a file of it has changed, as does
 `pip install -e .`. Where it was not compiled, or `FORKPOINT_PURE_PYTHON` is set to anything but nothing, the Python is
@@ -23,7 +23,7 @@ import warnings
 from types import ModuleType
 from typing import TYPE_CHECKING
 
-FORM = 4
+FORM = 5
 """What the C has to be built from; increased here and in `module.c` when an earlier one no longer fits."""
 
 if TYPE_CHECKING:

@@ -1,7 +1,8 @@
 from collections.abc import Callable
 from typing import Any
+from weakref import ReferenceType
 
-from torch import Tensor, layout, nn
+from torch import Size, Tensor, dtype, layout, nn
 
 from forkpoint.capture.functions import Function
 from forkpoint.capture.marks import Entering, Known, Leaving
@@ -99,6 +100,12 @@ class Held:
     def filled(self) -> list[Any]: ...
     def changed(self) -> list[tuple[dict[Any, Any], list[Any], list[Any]]]: ...
 
+def same_weights(
+    weights: list[Tensor | None],
+    before: list[ReferenceType[Tensor] | None],
+    forms: list[tuple[dtype, Size, int] | None],
+    /,
+) -> bool: ...
 def versions(tensors: list[Tensor], /) -> list[int]: ...
 def addresses(tensors: list[Tensor], address: Callable[[Tensor], int], /) -> tuple[bytes, list[int]]: ...
 def survey(model: nn.Module, /) -> tuple[list[nn.Module], list[Any], list[Tensor | None]]: ...

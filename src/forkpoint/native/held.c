@@ -367,7 +367,47 @@ static PyObject *survey_model(PyObject *Py_UNUSED(module), PyObject *model)
     return found;
 }
 
-static PyMethodDef functions[] = {{"survey", survey_model, METH_O, NULL}, {NULL}};
+/* Whether a weight is of a form: its dtype, size and device. */
+static int has_form(PyObject *weight, PyObject *form)
+{
+    if (!PyTuple_CheckExact(form) || PyTuple_GET_SIZE(form) != 3)
+        return 0;
+    PyObject *dtype = property_of(weight, &dtype_property);
+    Py_XDECREF(dtype); /* one of a few that last for good */
+    if (dtype != PyTuple_GET_ITEM(form, 0))
+        return dtype == NULL ? -1 : 0;
+    int same = says(size_of, weight, PyTuple_GET_ITEM(form, 1));
+    return same > 0 ? says(device_of, weight, PyTuple_GET_ITEM(form, 2)) : same;
+}
+
+/* See `python_same_weights` in `capture/inventory`. */
+static PyObject *same_weights(PyObject *Py_UNUSED(module), PyObject *args)
+{
+    PyObject *weights, *before, *forms;
+    if (!PyArg_ParseTuple(args, "O!O!O!", &PyList_Type, &weights, &PyList_Type, &before, &PyList_Type, &forms))
+        return NULL;
+    Py_ssize_t n = PyList_GET_SIZE(weights);
+    if (size_of == NULL || PyList_GET_SIZE(before) != n || PyList_GET_SIZE(forms) != n) {
+        PyErr_SetString(PyExc_ValueError, "there is not one reference and one form for each weight");
+        return NULL;
+    }
+    int same = 1;
+    for (Py_ssize_t i = 0; same > 0 && i < n && i < PyList_GET_SIZE(weights); i++) {
+        PyObject *weight = Py_NewRef(PyList_GET_ITEM(weights, i)), *reference = PyList_GET_ITEM(before, i);
+        if (weight == Py_None)
+            same = reference == Py_None;
+        else if ((same = is_reference_to(reference, weight)) > 0)
+            same = has_form(weight, PyList_GET_ITEM(forms, i));
+        Py_DECREF(weight);
+    }
+    return same < 0 ? NULL : PyBool_FromLong(same);
+}
+
+static PyMethodDef functions[] = {
+    {"survey", survey_model, METH_O, NULL},
+    {"same_weights", same_weights, METH_VARARGS, NULL},
+    {NULL},
+};
 
 int add_held(PyObject *module)
 {

@@ -5,7 +5,8 @@
 #include <stdlib.h>
 
 /* What the Python side hands over, see `connect_passages`. */
-static PyObject *size_of, *stride_of, *device_of, *is_conj, *is_neg, *strided, *state_of;
+PyObject *size_of, *device_of;
+static PyObject *stride_of, *is_conj, *is_neg, *strided, *state_of;
 
 /* ------------------------------------------------------------------ lists of numbers */
 
@@ -259,8 +260,7 @@ static int fill(Pattern *self, PyObject *pool, PyObject *all_args, PyObject *all
     return 1;
 }
 
-/* Whether what a function says of a tensor is what it should be; -1 for an error. */
-static int says(PyObject *function, PyObject *tensor, PyObject *expected)
+int says(PyObject *function, PyObject *tensor, PyObject *expected)
 {
     PyObject *found = PyObject_CallOneArg(function, tensor);
     int same = found == NULL ? -1 : PyObject_RichCompareBool(found, expected, Py_EQ);
@@ -335,6 +335,21 @@ static int is_pool(Pattern *self, PyObject *pool)
     return PyList_CheckExact(pool) && PyList_GET_SIZE(pool) == self->total;
 }
 
+int is_reference_to(PyObject *reference, PyObject *object)
+{
+    PyObject *held;
+    if (!PyWeakref_CheckRef(reference))
+        return 0;
+#if PY_VERSION_HEX >= 0x030D0000
+    if (PyWeakref_GetRef(reference, &held) < 0)
+        return -1;
+    Py_XDECREF(held); /* whoever asks holds the object */
+#else
+    held = PyWeakref_GetObject(reference);
+#endif
+    return held == object;
+}
+
 /* What is known of a tensor, borrowed; NULL without an exception if nothing is. */
 static PyObject *known_of(PyObject *known, PyObject *tensor)
 {
@@ -345,17 +360,8 @@ static PyObject *known_of(PyObject *known, PyObject *tensor)
     Py_DECREF(key);
     if (found == NULL || !PyTuple_CheckExact(found) || PyTuple_GET_SIZE(found) != 4)
         return NULL;
-    PyObject *reference = PyTuple_GET_ITEM(found, 0), *held;
-    if (!PyWeakref_CheckRef(reference))
-        return NULL;
-#if PY_VERSION_HEX >= 0x030D0000
-    if (PyWeakref_GetRef(reference, &held) < 0)
-        return NULL;
-    Py_XDECREF(held); /* whoever asks holds the tensor */
-#else
-    held = PyWeakref_GetObject(reference);
-#endif
-    return held == tensor ? found : NULL;
+    int same = is_reference_to(PyTuple_GET_ITEM(found, 0), tensor);
+    return same > 0 ? found : NULL;
 }
 
 /* Whether what is made of a tensor depends on more than its size, dtype and strides; -1 for an error. */

@@ -278,8 +278,7 @@ class Batch:
         return len(self._rows) - 1
 
     def extend(self, tensors: Sequence[Tensor], lot: Lot) -> None:
-        """Queues many of which is known how they are digested, and that none is to be negated; their slots follow one
-        another."""
+        """Queues many, none of them to be negated, of which is known how they are digested; their slots are in order."""
         queue = None if lot.device is None else self._queues.get(lot.device)
         if queue is not None:
             queue.tensors += tensors
