@@ -10,7 +10,7 @@ import torch
 from tests.capture.tracing import Traced, left_padded, marked
 
 from forkpoint import Layout
-from forkpoint.capture import digest
+from forkpoint.capture import digest, tape
 from forkpoint.capture.recorder import Recorder
 
 
@@ -84,6 +84,25 @@ def test_a_value_that_nobody_was_seen_to_write_to_is_skipped():
     traced = Traced(run, {"x": marked(layout, 2)}, layout)
     assert traced.event("(model)/add").status == "skipped"
     assert traced.event("(model)/mul").status == "digest"
+
+
+def test_a_gpu_is_asked_for_what_it_has_left_once_a_second(monkeypatch):
+    now, asked = [100.0], []
+
+    def left(device):
+        asked.append(device)
+        return 4 << 30, 80 << 30
+
+    monkeypatch.setattr(tape, "monotonic", lambda: now[0])
+    monkeypatch.setattr(tape, "_left", {})
+    monkeypatch.setattr(torch.cuda, "mem_get_info", left)
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: 3 << 30)
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: 1 << 30)
+    device = torch.device("cuda", 0)
+    for now[0] in (100.0, 100.9, 101.1):
+        assert tape._room_on(device) == int(tape.MOST_OF_FREE * (6 << 30))
+    assert len(asked) == 2
+    assert tape._room_on(torch.device("cpu")) == tape.PENDING_BYTES["cpu"]
 
 
 def test_a_recorder_and_its_tape_go_without_a_collection():

@@ -24,9 +24,7 @@ _stand_in: list[Makes] = [nn.Module.__call__]
 
 
 def _detour(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
-    stand_in: Any = (
-        "_stand_in"  # a constant, which its code has the list for: a function's code has its globals
-    )
+    stand_in: Any = "_stand_in"  # for which its code has the list: the globals are another function's
     return stand_in[0](self, *args, **kwargs)
 
 
@@ -88,7 +86,10 @@ class Caller:
         if self._code is None:
             nn.Module.__call__ = self._function  # type: ignore[method-assign]
         else:
-            _stand_in[0], self._function.__code__ = self._stood_in, self._code
+            self._function.__code__, _stand_in[0] = (
+                self._code,
+                self._stood_in,
+            )  # in this order: others may call
 
 
 def _as_method(makes: Makes, like: Any) -> Callable[..., Any]:
