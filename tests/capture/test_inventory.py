@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import gc
+import subprocess
+import sys
+import textwrap
 import weakref
 
 import pytest
@@ -114,3 +117,13 @@ def test_it_keeps_neither_model_nor_weights_alive():
     del held
     gc.collect()
     assert gone() is None
+
+
+def test_it_needs_nothing_else_to_be_imported():
+    code = """
+        from torch import nn
+        from forkpoint.capture.inventory import inventory_of
+        model = nn.Linear(2, 2)
+        assert inventory_of(model) is inventory_of(model)
+    """
+    subprocess.run([sys.executable, "-c", textwrap.dedent(code)], check=True)

@@ -140,7 +140,7 @@ def test_same_weights(change):
             weights[2] = None
         case "one more":
             weights[1] = torch.ones(1)
-    given = weights, before, forms
+    given = weights, before, forms, pattern.size_of, pattern.device_of
     same = change == "nothing"
     assert compiled.same_weights(*given) == inventory.python_same_weights(*given) == same
 
@@ -331,8 +331,9 @@ def test_wrong_arguments_raise():
         (good.rows_before, ([None] * 10, None, None)),
         (good.note, ([], {}, 0)),
         (good.note, ([None] * 10, None, 0)),
-        (compiled.same_weights, ([None], [], [])),
-        (compiled.same_weights, ((), (), ())),
+        (compiled.same_weights, ([None], [], [], len, len)),
+        (compiled.same_weights, ((), (), (), len, len)),
+        (compiled.same_weights, ([], [], [])),
         (compiled.versions, ((),)),
         (compiled.versions, ([1],)),
         (compiled.addresses, ((), len)),

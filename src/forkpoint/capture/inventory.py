@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from weakref import ReferenceType, WeakKeyDictionary, ref
 
 import torch
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from forkpoint.capture.labels import Labels
 from forkpoint.capture.marks import Frame, Known, Mark, entering
+from forkpoint.capture.pattern import device_of, size_of
 from forkpoint.modules import Survey, owned, survey, walk
 from forkpoint.native import compiled
 
@@ -41,7 +42,7 @@ class Inventory:
         return (
             found.structure == self._structure
             and len(found.weights) == len(self._weights)
-            and same_weights(found.weights, self._weights, self._forms)
+            and same_weights(found.weights, self._weights, self._forms, size_of, device_of)
         )
 
     def known(self, labels: Labels, mark: Callable[[Tensor], Mark]) -> dict[int, Known]:
@@ -74,20 +75,26 @@ def inventory_of(model: nn.Module) -> Inventory:
 
 def _form(weight: Tensor) -> Form:
     """What a mark says of a weight; a parameter's data can be replaced in place, as `half` does."""
-    return weight.dtype, weight.size(), weight.get_device()
+    return weight.dtype, size_of(weight), device_of(weight)
 
 
 def python_same_weights(
-    weights: list[Tensor | None], before: list[ReferenceType[Tensor] | None], forms: list[Form | None]
+    weights: list[Tensor | None],
+    before: list[ReferenceType[Tensor] | None],
+    forms: list[Form | None],
+    size: Callable[[Tensor], Any],
+    device: Callable[[Tensor], int],
 ) -> bool:
-    """Whether weights are the very same as before, and of the same form.
+    """Whether weights are the very same as before, and of the same dtype, size and device.
 
     It is asked for every run, so that it is also written in C (`native/held.c`).
     """
     return all(
         reference is None
         if weight is None
-        else reference is not None and reference() is weight and _form(weight) == form
+        else reference is not None
+        and reference() is weight
+        and (weight.dtype, size(weight), device(weight)) == form
         for weight, reference, form in zip(weights, before, forms, strict=True)
     )
 

@@ -104,6 +104,8 @@ def same_weights(
     weights: list[Tensor | None],
     before: list[ReferenceType[Tensor] | None],
     forms: list[tuple[dtype, Size, int] | None],
+    size: Callable[[Tensor], Any],
+    device: Callable[[Tensor], int],
     /,
 ) -> bool: ...
 def versions(tensors: list[Tensor], /) -> list[int]: ...

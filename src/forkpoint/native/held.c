@@ -368,7 +368,7 @@ static PyObject *survey_model(PyObject *Py_UNUSED(module), PyObject *model)
 }
 
 /* Whether a weight is of a form: its dtype, size and device. */
-static int has_form(PyObject *weight, PyObject *form)
+static int has_form(PyObject *weight, PyObject *form, PyObject *size_of, PyObject *device_of)
 {
     if (!PyTuple_CheckExact(form) || PyTuple_GET_SIZE(form) != 3)
         return 0;
@@ -383,11 +383,16 @@ static int has_form(PyObject *weight, PyObject *form)
 /* See `python_same_weights` in `capture/inventory`. */
 static PyObject *same_weights(PyObject *Py_UNUSED(module), PyObject *args)
 {
-    PyObject *weights, *before, *forms;
-    if (!PyArg_ParseTuple(args, "O!O!O!", &PyList_Type, &weights, &PyList_Type, &before, &PyList_Type, &forms))
+    PyObject *weights, *before, *forms, *size_of, *device_of;
+    if (!PyArg_ParseTuple(
+            args, "O!O!O!OO", &PyList_Type, &weights, &PyList_Type, &before, &PyList_Type, &forms, &size_of, &device_of))
         return NULL;
+    if (dtype_property.name == NULL) {
+        PyErr_SetString(PyExc_RuntimeError, "forkpoint.capture.mode has to be imported first");
+        return NULL;
+    }
     Py_ssize_t n = PyList_GET_SIZE(weights);
-    if (size_of == NULL || PyList_GET_SIZE(before) != n || PyList_GET_SIZE(forms) != n) {
+    if (PyList_GET_SIZE(before) != n || PyList_GET_SIZE(forms) != n) {
         PyErr_SetString(PyExc_ValueError, "there is not one reference and one form for each weight");
         return NULL;
     }
@@ -397,7 +402,7 @@ static PyObject *same_weights(PyObject *Py_UNUSED(module), PyObject *args)
         if (weight == Py_None)
             same = reference == Py_None;
         else if ((same = is_reference_to(reference, weight)) > 0)
-            same = has_form(weight, PyList_GET_ITEM(forms, i));
+            same = has_form(weight, PyList_GET_ITEM(forms, i), size_of, device_of);
         Py_DECREF(weight);
     }
     return same < 0 ? NULL : PyBool_FromLong(same);

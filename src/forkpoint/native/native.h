@@ -33,9 +33,6 @@ int says(PyObject *function, PyObject *tensor, PyObject *expected);
 /* Whether a weak reference is one to an object, which somebody holds; -1 for an error. */
 int is_reference_to(PyObject *reference, PyObject *object);
 
-/* `Tensor.size` and `Tensor.get_device`, once forkpoint.capture.pattern was imported; else NULL. */
-extern PyObject *size_of, *device_of;
-
 /* How often a tensor was written to, new; -1 where torch keeps no count (inference mode). */
 PyObject *version_of(PyObject *tensor);
 

@@ -5,8 +5,7 @@
 #include <stdlib.h>
 
 /* What the Python side hands over, see `connect_passages`. */
-PyObject *size_of, *device_of;
-static PyObject *stride_of, *is_conj, *is_neg, *strided, *state_of;
+static PyObject *size_of, *stride_of, *device_of, *is_conj, *is_neg, *strided, *state_of;
 
 /* ------------------------------------------------------------------ lists of numbers */
 
