@@ -236,6 +236,7 @@ def everything(model: nn.Module) -> dict[str, Any]:
     hooks = vars(torch.nn.modules.module)
     return {
         "call": nn.Module.__call__,
+        "code of the call": nn.Module.__call__.__code__,
         "call_impl": nn.Module._call_impl,
         "getattr": nn.Module.__getattr__,
         "global hooks": {
