@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from forkpoint.modules import survey
+from forkpoint.modules import Survey, survey
 from forkpoint.native import compiled
 
 MAX_SAVED_BUFFER = 1 << 26
@@ -25,12 +25,17 @@ _CONTAINERS = frozenset({dict, OrderedDict, list, set})
 
 
 @contextmanager
-def kept_state(model: nn.Module | None) -> Generator[None]:
-    """Put back whatever a forward call rewrites in a model."""
+def kept_state(model: nn.Module | None, found: Survey | None = None) -> Generator[None]:
+    """Put back whatever a forward call rewrites in a model.
+
+    Args:
+        model: the model.
+        found: what it consists of, where somebody has just looked.
+    """
     if model is None:
         yield
         return
-    kept = Kept(survey(model).modules)
+    kept = Kept((found or survey(model)).modules)
     try:
         yield
     finally:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from forkpoint.errors import CaptureError, InputError
 from forkpoint.kept import kept_state
 from forkpoint.layout import MAIN, Layout, token_tensor
+from forkpoint.modules import Survey
 
 Inputs = Mapping[str, Any]
 
@@ -80,6 +81,7 @@ class Run:
         *,
         calls: Sequence[Inputs] | None = None,
         around: Callable[[], AbstractContextManager[Any]] = nullcontext,
+        found: Survey | None = None,
     ) -> list[Any]:
         """Make the calls and return what the model returned for each.
 
@@ -90,10 +92,11 @@ class Run:
             observer: watches the calls.
             calls: other inputs in place of the run's own.
             around: makes a context manager that is entered around each call, outside the observer's.
+            found: what the model consists of, where somebody has just looked.
         """
         outputs: list[Any] = []
         handed: dict[str, Any] = {}
-        with torch.no_grad(), kept_state(self.modules):
+        with torch.no_grad(), kept_state(self.modules, found):
             for index, given in enumerate(self.calls if calls is None else calls):
                 inputs = {**handed, **copy_inputs(given)}
                 watch = observer.before_call(index, inputs) if observer is not None else nullcontext()

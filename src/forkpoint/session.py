@@ -17,6 +17,7 @@ from forkpoint.equality import same_results
 from forkpoint.layout import Pairing
 from forkpoint.match import Join, Shared
 from forkpoint.memory import Memory
+from forkpoint.modules import survey
 from forkpoint.progress import SILENT, Progress
 from forkpoint.promotion import Promotion
 from forkpoint.run import Inputs, RandomState, Run, all_results
@@ -118,13 +119,14 @@ def trace_run(
     random = RandomState.take()
     with _no_collection():
         shelf = memory.shelf() if memory is not None and memory.limited else None
-        recorder = Recorder(run.layout, run.modules, shelf=shelf)
+        found = None if run.modules is None else survey(run.modules)
+        recorder = Recorder(run.layout, run.modules, shelf=shelf, found=found)
         observation = Observation(recorder, functions=functions)
         if len(run.calls) > 1:
             progress.count(lambda: recorder.call, len(run.calls))
         else:
             progress.count(recorder.trace.rows.__len__, None if like is None else len(like.rows))
-        outputs = run.execute(observation, around=around)
+        outputs = run.execute(observation, around=around, found=found)
         trace = recorder.finish()
     trace.opaque = observation.opaque
     results: Results = [

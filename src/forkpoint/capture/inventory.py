@@ -64,9 +64,14 @@ class Inventory:
 _inventories: WeakKeyDictionary[nn.Module, Inventory] = WeakKeyDictionary()
 
 
-def inventory_of(model: nn.Module) -> Inventory:
-    """The inventory of a model, that of the last trace if nothing is different."""
-    found = survey(model)
+def inventory_of(model: nn.Module, found: Survey | None = None) -> Inventory:
+    """The inventory of a model, that of the last trace if nothing is different.
+
+    Args:
+        model: the model.
+        found: what it consists of, where somebody has just looked.
+    """
+    found = found or survey(model)
     last = _inventories.get(model)
     if last is None or not last.fits(found):
         last = _inventories[model] = Inventory(found, model, last)

@@ -32,6 +32,7 @@ from forkpoint.capture.tape import INPUT, Tape
 from forkpoint.capture.writes import INDEXED_WRITES, Window, Written, written_by
 from forkpoint.layout import DECODER, MAIN, Layout
 from forkpoint.memory import Shelf
+from forkpoint.modules import Survey
 from forkpoint.trace import Digests, Event, Form, Op, Row, Trace
 
 MAX_HISTORIES = 32
@@ -119,6 +120,7 @@ class Recorder:
         watcher: sees every value, and may change it.
         read: gives the true value of a tensor, where another mode keeps it elsewhere (`Promotion.value`).
         shelf: where to put the digests, if not all of them may stay in memory.
+        found: what the model consists of, where somebody has just looked.
     """
 
     def __init__(
@@ -131,6 +133,7 @@ class Recorder:
         watcher: Watcher | None = None,
         read: Callable[[Tensor], Tensor] | None = None,
         shelf: Shelf | None = None,
+        found: Survey | None = None,
     ) -> None:
         self.labels = labels or Labels.of(layout)
         self.table = self.labels.table
@@ -144,7 +147,7 @@ class Recorder:
         self.owned: dict[int, str] = {}
         root = Frame("")
         if model is not None:
-            inventory = inventory_of(model)
+            inventory = inventory_of(model, found)
             self.tape.frames = inventory.frames
             self.owned = inventory.names
             self._known.update(inventory.known(self.labels, lambda weight: self._mark(weight, None)))

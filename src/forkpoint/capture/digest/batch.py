@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cache, cached_property, lru_cache
@@ -94,9 +95,9 @@ class Lot:
     """How several tensors are digested that are always queued together.
 
     Attributes:
-        devices: of all, and `device` where that is one.
+        devices: of all, int64 each, and `device` where that is one.
         numbers: of their plans, int64 each.
-        rows: how many digests each of them has.
+        rows: how many digests each of them has, int64 each.
         n_bytes: of the slices of all.
     """
 
@@ -104,10 +105,10 @@ class Lot:
 
     def __init__(self, plans: list[Planned]) -> None:
         self.plans = plans
-        self.devices = [known.device for known in plans]
+        self.devices = array("q", [known.device for known in plans])
         self.device = self.devices[0] if len(set(self.devices)) == 1 else None
         self.numbers = b"".join(known.number_bytes for known in plans)
-        self.rows = [known.rows for known in plans]
+        self.rows = array("q", [known.rows for known in plans])
         self.n_bytes = sum(known.n_bytes for known in plans)
 
 
@@ -247,9 +248,9 @@ class Batch:
         """Bytes of the queued slices."""
         self._shelf = shelf
         self._queues: dict[int, _Queue] = {}
-        self._rows: list[int] = []
+        self._rows = array("q")
         """How many digests each slot has."""
-        self._devices: list[int] = []
+        self._devices = array("q")
         """On which of the devices seen so far they are."""
 
     def add(self, x: Tensor, row_dims: tuple[int, ...]) -> int:

@@ -100,9 +100,8 @@ def pack_rows(x: Tensor, row_dims: Sequence[int]) -> Tensor:
     n_bytes = n_elements * x.dtype.itemsize
     if n_bytes % 4 == 0:
         return _viewed(flat, torch.int32).view(n_rows, -1)
-    filled = torch.zeros(n_rows, -(-n_bytes // 4) * 4, dtype=torch.uint8, device=x.device)
-    filled[:, :n_bytes] = _viewed(flat, torch.uint8).view(n_rows, -1)
-    return _viewed(filled.view(-1), torch.int32).view(n_rows, -1)
+    octets = _viewed(flat, torch.uint8).view(n_rows, n_bytes)
+    return torch.constant_pad_nd(octets, (0, -n_bytes % 4)).view(torch.int32)
 
 
 def cell_words(x: Tensor, grid_dims: Sequence[int]) -> tuple[Tensor, torch.dtype]:
