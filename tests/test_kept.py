@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections import OrderedDict
 from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from forkpoint import Run
 from forkpoint.kept import kept_state
@@ -94,6 +95,39 @@ def test_a_buffer_written_without_a_count_is_put_back_in_inference_mode():
         with kept_state(model):
             model(torch.randn(4, 2))
         assert all(torch.equal(b, before[n]) for n, b in model.named_buffers())
+
+
+class Many(nn.Module):
+    """Buffers that are copied together, and such as have to be copied by themselves."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        kinds = [torch.float32, torch.bfloat16, torch.int64, torch.bool, torch.complex64]
+        shapes = [(), (0,), (1,), (2, 3), (3, 1, 2), (5,)]
+        for kind in kinds:
+            for number, shape in enumerate(shapes):
+                values = torch.arange(1, 1 + math.prod(shape)).reshape(shape).to(kind)
+                self.register_buffer(f"{str(kind)[6:]}_{number}", values)
+        self.register_buffer("across", torch.arange(6.0).reshape(2, 3).t())
+        self.register_buffer("strided", torch.arange(12.0)[::2])
+        self.register_buffer("large", torch.ones(1 << 15))
+
+    def forward(self, x: Tensor) -> Tensor:
+        for _, buffer in self.named_buffers():
+            buffer.zero_()
+        return x
+
+
+def test_buffers_that_are_copied_together_are_put_back():
+    model = Many()
+    before = {name: buffer.clone() for name, buffer in model.named_buffers()}
+    strides = {name: buffer.stride() for name, buffer in model.named_buffers()}
+    with kept_state(model):
+        model(torch.zeros(1))
+        assert not any(bool(buffer.any()) for _, buffer in model.named_buffers())
+    for name, buffer in model.named_buffers():
+        assert torch.equal(buffer, before[name]), name
+        assert buffer.stride() == strides[name], name
 
 
 def test_a_buffer_replaced_by_another_dtype_is_put_back():

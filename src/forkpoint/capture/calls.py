@@ -102,11 +102,22 @@ def _as_method(makes: Makes, like: Any) -> Callable[..., Any]:
     return call
 
 
+_last: list[Any] = [None, None, False]
+"""The function and the code that `_has_code_to_change` was asked for last, and its answer: it takes as long as a layer."""
+
+
 def _has_code_to_change(function: Any) -> bool:
     """Whether a function can be given the code of `_detour` and still look the same to whoever asks for its signature."""
+    if not isinstance(function, FunctionType):
+        return False
+    if function is not _last[0] or function.__code__ is not _last[1]:
+        _last[:] = function, function.__code__, _looks_the_same(function)
+    return _last[2]
+
+
+def _looks_the_same(function: FunctionType) -> bool:
     return (
-        isinstance(function, FunctionType)
-        and function.__closure__ is None
+        function.__closure__ is None
         and not hasattr(function, "__wrapped__")
         and [(p.name, p.kind) for p in inspect.signature(function).parameters.values()] == _PARAMETERS
     )

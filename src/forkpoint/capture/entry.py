@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from torch import Tensor
@@ -11,6 +11,38 @@ from torch import Tensor
 from forkpoint.capture.coordinates import CoordinateTable
 from forkpoint.capture.labels import Label, Labels
 from forkpoint.layout import DECODER, MAIN, grid_shape, stream_of, token_tensor
+
+
+class Intake(NamedTuple):
+    """What is known of a forward call's inputs.
+
+    Attributes:
+        lengths: see `token_lengths`.
+        labels: of the inputs that are tensors, by name.
+    """
+
+    lengths: frozenset[int]
+    labels: dict[str, Label | None]
+
+
+def intake(labels: Labels, call: int, inputs: Mapping[str, Any]) -> Intake:
+    """What is known of a forward call's inputs; it depends on what they are called, and on their shapes, alone."""
+    tensors = {name: value for name, value in inputs.items() if isinstance(value, Tensor)}
+    others = [value for value in inputs.values() if not isinstance(value, Tensor)]
+    key = None
+    if all(value is None or type(value) in (bool, int, float, str) for value in others):
+        floats = [value.is_floating_point() or value.is_complex() for value in tensors.values()]
+        shapes = [value.shape for value in tensors.values()]
+        key = call, tuple(inputs), *zip(tensors, shapes, floats, strict=True)
+    found: Intake | None = labels.intakes.get(key)
+    if found is None:
+        found = Intake(
+            token_lengths(labels.table, call, inputs),
+            {name: input_label(labels, call, inputs, name, value) for name, value in tensors.items()},
+        )
+        if key is not None:
+            labels.intakes[key] = found
+    return found
 
 
 def token_lengths(table: CoordinateTable, call: int, inputs: Mapping[str, Any]) -> frozenset[int]:

@@ -51,7 +51,7 @@ class Labels:
     """Makes and merges the labels of the runs of one layout.
 
     Attributes:
-        answers, marks, treatments, histories, lost_some: what recorders work out from labels, for the next time; see
+        answers, marks, treatments, histories, intakes, lost_some: what recorders work out from labels, for the next time; see
             `recorder`.
     """
 
@@ -62,6 +62,7 @@ class Labels:
         self.marks: dict[Any, Any] = {}
         self.treatments: dict[Any, Any] = {}
         self.histories: dict[Any, Any] = {}
+        self.intakes: dict[Any, Any] = {}
         self.lost_some: dict[tuple[Label | None, int, str], bool] = {}
 
     @classmethod
@@ -80,7 +81,8 @@ class Labels:
     def size(self) -> int:
         """How much of a kind is kept at most."""
         answers = max(map(len, self.answers.values()), default=0)
-        return max(len(self._known), answers, len(self.answers), len(self.marks), len(self.treatments))
+        kept = (self._known, self.answers, self.marks, self.treatments, self.intakes)
+        return max(answers, *map(len, kept))
 
     def make(self, q: Ids, k: Ids | None = None) -> Label | None:
         """The label with these ids, compressed; None where no token has a part in it."""

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from forkpoint.capture import digest
 from forkpoint.capture.cells import collect, cut
 from forkpoint.capture.coordinates import Ids
-from forkpoint.capture.entry import input_label, nested_labels, token_lengths
+from forkpoint.capture.entry import intake, nested_labels
 from forkpoint.capture.functions import UNWRITTEN, Function, is_view
 from forkpoint.capture.history import History
 from forkpoint.capture.inventory import inventory_of
@@ -169,13 +169,13 @@ class Recorder:
         """Label the inputs of a forward call."""
         tape = self.tape
         tape.begin(index)
-        self._lengths = token_lengths(self.table, index, inputs)
+        self._lengths, labels = intake(self.labels, index, inputs)
         tape.answers = self.labels.answers.setdefault(self._lengths, {})
         tape.history = self._history() if tape.passive else None
         self.trace.lengths.append(self._lengths)
         for name, value in inputs.items():
             if isinstance(value, Tensor):
-                label = input_label(self.labels, index, inputs, name, value)
+                label = labels[name]
                 self._edit_input(name, value, label)
                 self._remember(value, label, self._boundary(tape.stack[0], name, INPUT, value, label))
             elif value is not None:

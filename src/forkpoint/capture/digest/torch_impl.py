@@ -100,6 +100,8 @@ def pack_rows(x: Tensor, row_dims: Sequence[int]) -> Tensor:
     n_bytes = n_elements * x.dtype.itemsize
     if n_bytes % 4 == 0:
         return _viewed(flat, torch.int32).view(n_rows, -1)
+    if n_bytes == 1:
+        return flat.view(torch.uint8).to(torch.int32).view(n_rows, 1)
     octets = _viewed(flat, torch.uint8).view(n_rows, n_bytes)
     return torch.constant_pad_nd(octets, (0, -n_bytes % 4)).view(torch.int32)
 

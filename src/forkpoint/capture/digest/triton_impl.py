@@ -77,7 +77,9 @@ def digest_table(
 
 def _on(device: torch.device) -> AbstractContextManager[object]:
     """Triton launches on the current device, whatever its arguments' device is."""
-    return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
+    if device.type != "cuda" or device.index == torch.cuda.current_device():
+        return nullcontext()
+    return torch.cuda.device(device)
 
 
 def _digest_table(table: Table, device: torch.device, block: int, warps: int, repeat: int) -> Tensor:
