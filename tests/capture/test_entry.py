@@ -37,6 +37,16 @@ def test_it_is_the_same_however_often_it_is_asked(call):
         }
 
 
+def test_one_tensor_under_two_names_is_not_taken_for_two():
+    layout = Layout.from_mask(torch.ones(2, 2))
+    shared = Labels(CoordinateTable(layout))
+    same, other = torch.zeros(2, 4, 2), torch.zeros(2, 4, 2)
+    for second in (other, same, other):
+        inputs = {"pixel_values": same, "input_features": second}
+        expected = {name: input_label(shared, 0, inputs, name, value) for name, value in inputs.items()}
+        assert intake(shared, 0, inputs).labels == expected
+
+
 def test_it_is_worked_out_once():
     labels = Labels(CoordinateTable(Layout.from_mask(MASK)))
     assert intake(labels, 0, INPUTS[1]) is intake(labels, 0, INPUTS[1])

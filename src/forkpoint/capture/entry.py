@@ -26,11 +26,15 @@ class Intake(NamedTuple):
 
 
 def intake(labels: Labels, call: int, inputs: Mapping[str, Any]) -> Intake:
-    """What is known of a forward call's inputs; it depends on what they are called, and on their shapes, alone."""
+    """What is known of a forward call's inputs.
+
+    It depends on what they are called and on their shapes alone, as long as no tensor goes in under two names.
+    """
     tensors = {name: value for name, value in inputs.items() if isinstance(value, Tensor)}
     others = [value for value in inputs.values() if not isinstance(value, Tensor)]
     key = None
-    if all(value is None or type(value) in (bool, int, float, str) for value in others):
+    plain = all(value is None or type(value) in (bool, int, float, str) for value in others)
+    if plain and len(set(map(id, tensors.values()))) == len(tensors):
         floats = [value.is_floating_point() or value.is_complex() for value in tensors.values()]
         shapes = [value.shape for value in tensors.values()]
         key = call, tuple(inputs), *zip(tensors, shapes, floats, strict=True)
