@@ -98,7 +98,7 @@ def test_a_buffer_written_without_a_count_is_put_back_in_inference_mode():
 
 
 class Many(nn.Module):
-    """Buffers that are copied together, and such as have to be copied by themselves."""
+    """Buffers of many dtypes, shapes and strides."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -118,7 +118,7 @@ class Many(nn.Module):
         return x
 
 
-def test_buffers_that_are_copied_together_are_put_back():
+def test_buffers_of_all_kinds_are_put_back():
     model = Many()
     before = {name: buffer.clone() for name, buffer in model.named_buffers()}
     strides = {name: buffer.stride() for name, buffer in model.named_buffers()}

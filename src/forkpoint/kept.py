@@ -20,10 +20,6 @@ from forkpoint.native import compiled
 
 MAX_SAVED_BUFFER = 1 << 26
 """Buffers above this many bytes are not copied before a run (quantised weights kept as buffers)."""
-MAX_COPIED_TOGETHER = 1 << 16
-"""Bytes of a buffer that is small enough to be copied with others."""
-FEW = 4
-"""Fewer buffers take no longer by themselves."""
 
 _CONTAINERS = frozenset({dict, OrderedDict, list, set})
 
@@ -55,9 +51,11 @@ class Kept:
 
     def __init__(self, modules: list[nn.Module]) -> None:
         self.held = held_by(modules)
-        kept = [t for t in self.held.tensors if t.layout == torch.strided and t.nbytes <= MAX_SAVED_BUFFER]
-        copies = _copies(kept)
-        self.tensors = [(tensor, version(tensor), copy) for tensor, copy in zip(kept, copies, strict=True)]
+        self.tensors = [
+            (tensor, version(tensor), tensor.detach().clone())
+            for tensor in self.held.tensors
+            if tensor.layout == torch.strided and tensor.nbytes <= MAX_SAVED_BUFFER
+        ]
 
     def restore(self) -> None:
         """Put everything back that is not what it was."""
@@ -72,28 +70,6 @@ class Kept:
         for entries, keys, values in self.held.changed():
             entries.clear()
             entries.update(zip(keys, values, strict=True))
-
-
-def _copies(tensors: list[Tensor]) -> list[Tensor]:
-    """A copy of each tensor. Small ones that are alike are copied together, which takes as long as one of them."""
-    alike: dict[tuple[torch.dtype, torch.device], list[int]] = {}
-    copies: list[Tensor] = []
-    for number, tensor in enumerate(tensors):
-        if type(tensor) is Tensor and tensor.nbytes <= MAX_COPIED_TOGETHER and not tensor.is_quantized:
-            alike.setdefault((tensor.dtype, tensor.device), []).append(number)
-            copies.append(tensor)
-        else:
-            copies.append(tensor.detach().clone())
-    for numbers in alike.values():
-        if len(numbers) < FEW:
-            for number in numbers:
-                copies[number] = tensors[number].detach().clone()
-            continue
-        joined = torch.cat([tensors[number].detach().reshape(-1) for number in numbers])
-        parts = joined.split([tensors[number].numel() for number in numbers])
-        for number, part in zip(numbers, parts, strict=True):
-            copies[number] = part.view(tensors[number].shape)
-    return copies
 
 
 class PythonHeld:
