@@ -6,7 +6,8 @@ import os
 import runpy
 import shutil
 from collections import OrderedDict
-from typing import Any
+from dataclasses import replace
+from typing import Any, ClassVar
 from weakref import ref
 
 import pytest
@@ -19,12 +20,13 @@ from forkpoint import native
 from forkpoint.capture import inventory, mode, pattern
 from forkpoint.capture.digest import batch
 from forkpoint.capture.functions import resolve
-from forkpoint.capture.marks import LEAVING, Mark, python_versions, version_of
+from forkpoint.capture.marks import LEAVING, Frame, Mark, python_versions, version_of
 from forkpoint.capture.pattern import Likeness, PythonPattern
 from forkpoint.capture.sites import NOWHERE
 from forkpoint.kept import PythonHeld
 from forkpoint.modules import c_survey, python_survey
 from forkpoint.native import compiled
+from forkpoint.trace import Form
 
 compiled_only = pytest.mark.skipif(compiled is None, reason="not compiled")
 
@@ -157,8 +159,9 @@ def likeness() -> tuple[Likeness, list[Tensor], dict[int, Any]]:
         group_kinds=[list], group_sizes=[2], constants=[3, 6], kinds=[int, int], valued=[3], values=[2],
         inner=[7, 5], sources=[0, 1], dtypes=[torch.float32] * 2, looked_at=[1], shapes=[last.size()],
         strides=[last.stride()], devices=[-1], externals=[2, 8], external_marks=[mark] * 2,
-        external_strides=[(3, 1)] * 2, external_states=[None, (False, False, False)], updated=[0, 1],
-        updated_marks=[mark] * 2, updated_rows=[0, 1], updated_homes=[10, 11],
+        external_strides=[(3, 1)] * 2, external_states=[None, (False, False, False)], external_forms=[None] * 2, updated=[0, 1],
+        updated_marks=[mark] * 2, updated_rows=[0, 1], updated_homes=[10, 11], tensor_groups=[4], updated_holders=[4, 4],
+        queued=[0, 1], queued_rows=[0, 2], pushed=[0, 1, 1],
     )  # fmt: skip
     return like, [outside, made, last], {id(outside): (ref(outside), mark, -1, -1)}
 
@@ -219,11 +222,114 @@ def test_patterns(name, before):
         rows = None if pool is None else made_of.rows_before(pool, known, NoTape())
         noted: dict[int, Any] = {}
         if pool is not None:
-            made_of.note(pool, noted, 100)
+            made_of.note(pool, noted, 100, columns.args, columns.kwargs, columns.made, before)
+            values, waiting = [outside], [7]
+            pushed = made_of.queue(pool, 100, values, waiting)
+            assert [*map(id, pushed)] == [id(pool[0]), id(pool[1]), id(pool[1])]
+            assert [*map(id, values)] == [id(outside), id(pool[0]), id(pool[1])]
+            assert waiting == [7, 100, 102]
         answers.append((None if pool is None else [*map(id, pool)], rows, noted))
     assert answers[0] == answers[1]
     fine = name in ("nothing", "another keyword's value", "one output in a tuple")
     assert (answers[0][1] == [-1, -1]) == fine
+
+
+@compiled_only
+@pytest.mark.parametrize(
+    ("event", "form", "state", "fits"),
+    [
+        (-1, None, (False, False, False), True),
+        (-1, "the first", (True, True, False), False),
+        (0, None, (False, False, False), False),
+        (0, "the first", "never looked at", True),
+        (0, "another", (True, True, False), True),
+        (0, "another", (True, False, False), False),
+        (1, "the first", (True, True, True), True),
+    ],
+)
+def test_the_state_of_what_comes_from_before(event, form, state, fits):
+    """A row whose form is the same object as before is in the same state; of all others the state is compared."""
+    like, (outside, made, last), _ = likeness()
+    mark = like.external_marks[0]
+    forms = {"the first": Form("digest", outside.shape, "", True, None, 1, ""), None: None}
+    forms["another"] = replace(forms["the first"])
+    view = replace(forms["the first"], status="view")
+    known = {id(outside): (ref(outside), mark, event, -1)}
+    like.external_states, like.external_forms = [None, state], [None, forms[form]]
+    entries = [((outside, 2), None, made), (([made, outside],), {"dim": 1}, last), ((last,), None, None)]
+    columns = [*map(list, zip(*entries, strict=True))]
+
+    class Rows:
+        rows: ClassVar = [(None, 0, forms["the first"], 0, 0), (None, 0, view, 0, 0)]
+
+    for kind in (compiled.Pattern, PythonPattern):
+        if state == "never looked at" and kind is PythonPattern:
+            continue  # it always looks
+        made_of = kind(like)
+        pool = made_of.pool(*columns, 0)
+        assert made_of.rows_before(pool, known, Rows()) == ([event] * 2 if fits else None)
+
+
+@compiled_only
+@pytest.mark.parametrize(
+    ("unknown", "stack", "below", "expected"),
+    [
+        ((), "rst", 0, "ab"),
+        ((), "rst", 2, "abst"),
+        ((), "rst", 3, "abrst"),
+        ((), "rst", 4, None),
+        ((), "", 0, None),
+        ((), "bst", 1, None),
+        ("b", "rst", 1, None),
+    ],
+)
+def test_the_frames_of_a_stretch(unknown, stack, below, expected):
+    like = Likeness(sizes=[0, 0, 0], names=[None] * 3, entering=[0, 2])
+    modules = {name: nn.ReLU() for name in "ab"}
+    frames: dict[Any, Any] = {name: Frame(name) for name in "abrst"}
+    made = [None, modules["a"], None, modules["b"]]
+    given = {id(module): frames[name] for name, module in modules.items() if name not in unknown}
+    for kind in (compiled.Pattern, PythonPattern):
+        found = kind(like).frames(made, 1, given, [frames[name] for name in stack], below)
+        assert found == (None if expected is None else tuple(frames[name] for name in expected))
+
+
+HELD: dict[str, tuple[Any, set[int]]] = {
+    "by nobody": (lambda _: None, set()),
+    "the first": (lambda e: e[0][4], {0}),
+    "the last": (lambda e: e[1][4], {1}),
+    "a view of the first": (lambda e: e[0][4].view(3, 2), {0}),
+    "a weak reference": (lambda e: ref(e[1][4]), set()),
+    "what a function was given": (lambda e: e[1][2], {0, 1}),
+    "a list that it was given": (lambda e: e[1][2][0], {0, 1}),
+    "its keywords": (lambda e: e[1][3], {0, 1}),
+    "what came out of a module": (lambda e: e[2][2], {0, 1}),
+}
+
+
+@compiled_only
+@pytest.mark.parametrize("name", HELD)
+def test_only_what_somebody_else_holds_is_noted(name):
+    like, (outside, *_), _ = likeness()
+    hold, expected = HELD[name]
+    made, last = torch.ones(2, 3), torch.ones(3, 2).t()
+    entries: list[Any] = [
+        (None, NOWHERE, (outside, 2), None, made),
+        (None, NOWHERE, ([made, outside],), {"dim": 1}, last),
+        (LEAVING, NOWHERE, (last,), None, None),
+    ]
+    held = hold(entries)
+    places = {id(made): 0, id(last): 1}
+    columns = pattern.Columns(*map(list, zip(*entries, strict=True)), versions=[0, 0])
+    del entries, made, last
+    found: list[set[int]] = []
+    for kind in (compiled.Pattern, PythonPattern):
+        made_of, noted = kind(like), dict[int, Any]()
+        pool = made_of.pool(columns.args, columns.kwargs, columns.made, 0)
+        made_of.note(pool, noted, 100, columns.args, columns.kwargs, columns.made, 0)
+        found.append({places[key] for key in noted})
+        del pool
+    assert found == [expected, {0, 1}], held
 
 
 @compiled_only
@@ -329,8 +435,21 @@ def test_wrong_arguments_raise():
         (good.pool, (1,)),
         (good.rows_before, ([], {}, None)),
         (good.rows_before, ([None] * 10, None, None)),
+        (good.frames, ([], 0, {}, [], 0)),
+        (good.frames, ([None] * 3, -1, {}, [], 0)),
+        (good.frames, ([None] * 3, 0, {}, [], -1)),
+        (good.frames, ((), 0, {}, [], 0)),
+        (good.frames, ([None] * 3, None, {}, [], 0)),
+        (good.queue, ([], 0, [], [])),
+        (good.queue, ([None] * 9, None, [], [])),
+        (good.queue, ([None] * 9, 0, [], ())),
         (good.note, ([], {}, 0)),
-        (good.note, ([None] * 10, None, 0)),
+        (good.note, ([], {}, 0, [], [], [], 0)),
+        (good.note, ([None] * 9, None, 0, [], [], [], 0)),
+        (good.note, ([None] * 9, {}, 0, [], [], [], 0)),
+        (good.note, ([None] * 9, {}, 0, (), (), (), 0)),
+        (good.note, ([None] * 9, {}, None, [], [], [], 0)),
+        (good.note, ([None] * 9, {}, 0, [1] * 3, [1] * 3, [1] * 3, 0)),
         (compiled.same_weights, ([None], [], [], len, len)),
         (compiled.same_weights, ((), (), (), len, len)),
         (compiled.same_weights, ([], [], [])),
@@ -361,6 +480,12 @@ def test_wrong_arguments_raise():
         ("looked_at", [2]),
         ("groups", [50]),
         ("groups", [5]),
+        ("tensor_groups", [9]),
+        ("updated_holders", [4]),
+        ("entering", [3]),
+        ("queued", [0]),
+        ("pushed", [9]),
+        ("external_forms", [None]),
         ("group_kinds", [dict]),
         ("names", []),
         ("names", [None, "dim", None]),

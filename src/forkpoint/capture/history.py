@@ -104,7 +104,8 @@ class History:
             known = tape.known.get(id(value))
             if known is None or known[0]() is not value or is_odd(value):
                 return None
-            return Used(known[1], value.stride(), known[3], state_of(tape, known))
+            form = None if known[2] < 0 else tape.rows[known[2]][2]
+            return Used(known[1], value.stride(), known[3], state_of(tape, known), form)
         kind = type(value)
         if not counts:
             return Constant(kind, None, False)

@@ -8,12 +8,11 @@ of what it costs to work each entry out. If anything differs it is left alone.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate, compress
 from typing import TYPE_CHECKING, Any
-
-from torch import Tensor, nn
 
 from forkpoint.capture.digest.batch import Lot, Planned
 from forkpoint.capture.functions import Function
@@ -69,8 +68,7 @@ class Passage:
         self.whats, self.places, self.length = whats, places, len(steps)
         self.first_home = steps[0].first_row
         self.like = Likeness()
-        self.entering = [i for i, what in enumerate(whats) if isinstance(what, Entering)]
-        self.pick_modules = getter(self.entering)
+        self.like.entering = [i for i, what in enumerate(whats) if isinstance(what, Entering)]
         self._outputs(whats, steps)
         outputs = list(accumulate((len(step.sizes) for step in steps), initial=0))
         leaves = self._leaves(steps, outputs[-1])
@@ -134,6 +132,7 @@ class Passage:
         self.source: dict[int, int] = {}
         """For values of the passage itself, by where they go in: where they were before."""
         for step, places in zip(steps, leaves, strict=True):
+            grouped = step.n_args + len(step.names)
             for at, leaf in zip(places, step.leaves, strict=True):
                 if isinstance(leaf, Constant):
                     like.constants.append(at)
@@ -145,6 +144,10 @@ class Passage:
                     like.groups.append(at - n_outputs)
                     like.group_kinds.append(leaf.kind)
                     like.group_sizes.append(leaf.size)
+                    items = step.leaves[grouped : grouped + leaf.size]
+                    grouped += leaf.size
+                    if any(isinstance(item, Used) for item in items):
+                        like.tensor_groups.append(at)
                 elif self.first_home <= leaf.home < step.first_row:
                     self.source[at] = row_at[leaf.home - self.first_home]
                 else:
@@ -153,6 +156,7 @@ class Passage:
                     like.external_marks.append(leaf.mark)
                     like.external_strides.append(leaf.stride)
                     like.external_states.append(None if step.sizes else leaf.state)
+                    like.external_forms.append(leaf.form)
         like.inner, like.sources = list(self.source), list(self.source.values())
 
     def _rows_of(self, steps: list[Step], leaves: list[list[int]], outputs: list[int]) -> None:
@@ -187,13 +191,19 @@ class Passage:
         like.updated_marks = [mark for mark, _ in updates.values()]
         like.updated_rows = [row for _, row in updates.values()]
         like.updated_homes = [self.first_home + row for row in like.updated_rows]
+        places = [*range(outputs[-1]), *self.source, *self.external]
+        times = Counter(map(self._origin, places))
+        like.updated_holders = [2 * times[self._origin(at)] for at in like.updated]
+
+    def _origin(self, at: int) -> int:
+        """Where a value of the pool is first, of those places where it is the same for sure."""
+        while at in self.source:
+            at = self.source[at]
+        return at
 
     def _digests(self, row_at: list[int]) -> None:
         """Which values are queued for their digest, how, and with which version."""
-        n_outputs = sum(self.like.n_outputs)
-        queued: list[int] = []
-        pushed: list[int] = []
-        self.queued_rows: list[int] = []
+        like, n_outputs = self.like, sum(self.like.n_outputs)
         plans: list[Planned] = []
         self.opened: list[tuple[int, Treatment]] = []
         self.odd: list[tuple[int, int, Treatment]] = []
@@ -202,25 +212,21 @@ class Passage:
         for number, ((*_, row), at) in enumerate(zip(self.rows, row_at, strict=True)):
             if row.treatment is None:
                 continue
-            queued.append(at)
-            self.queued_rows.append(number)
-            made = at
-            while made in self.source:  # the same tensor, further up
-                made = self.source[made]
+            like.queued.append(at)
+            like.queued_rows.append(number)
+            made = self._origin(at)
             self.versions.append(made if made < n_outputs else -1)
             if row.plan is None:
                 self.odd.append((number, at, row.treatment))
                 continue
-            pushed.append(at)
+            like.pushed.append(at)
             plans.append(row.plan)
             if row.grid is not None:
-                pushed.append(at)
+                like.pushed.append(at)
                 plans.append(row.grid)
                 self.opened.append((number, row.treatment))
-        self.pick_queued, self.pick_pushed = getter(queued), getter(pushed)
-        self.settled = all(n == 1 for n in self.like.n_outputs) and all(
-            version >= 0 for version in self.versions
-        )
+        self.pick_queued = getter(like.queued)
+        self.settled = all(n == 1 for n in like.n_outputs) and all(version >= 0 for version in self.versions)
         self.pick_versions = getter(self.versions if self.settled else [])
         self.lot = Lot(plans)
         self.open_cells = sum(row.treatment.open_cells for *_, row in self.rows if row.treatment is not None)
@@ -239,24 +245,13 @@ class Passage:
             return False
         if pool is None or before is None:
             return False
-        frames = self._modules(tape, columns.made[position : position + self.length])
+        if self.open_cells and not tape.fits(self.open_cells):
+            return False
+        frames = self.pattern.frames(columns.made, position, tape.frames, tape.stack, self.frames.below)
         if frames is None:
             return False
         self._take(tape, columns, position, pool, before, frames)
         return True
-
-    # ------------------------------------------------------------------ comparing
-
-    def _modules(self, tape: Tape, made: Sequence[Any]) -> tuple[Frame, ...] | None:
-        """The frames of all modules that the rows belong to, if there are as many on the stack."""
-        below, stack = self.frames.below, tape.stack
-        modules: tuple[nn.Module, ...] = self.pick_modules(made)
-        entered = tuple(map(tape.frames.get, map(id, modules)))
-        if below > len(stack) or None in entered or stack[0] in entered:
-            return None
-        if self.open_cells and not tape.fits(self.open_cells):
-            return None
-        return (*entered, *stack[len(stack) - below :])  # pyright: ignore[reportReturnType]
 
     # ------------------------------------------------------------------ taking over
 
@@ -280,7 +275,7 @@ class Passage:
         for row, number in self.far:
             op, call, form, _, slots = rows[row]
             tape.rows[base + row] = (op, call, form, base + row - before[number], slots)
-        self.pattern.note(pool, tape.known, base)
+        self.pattern.note(pool, tape.known, base, columns.args, columns.kwargs, columns.made, position)
         if tape.digests:
             self._queue(tape, columns, position, pool, base)
         columns.functions += len(self.like.functions)
@@ -290,7 +285,7 @@ class Passage:
             del tape.stack[-self.frames.popped :]
             del tape.arguments[-self.frames.popped :]
         for number in self.frames.open:
-            entry = position + self.entering[number]
+            entry = position + self.like.entering[number]
             tape.stack.append(frames[number])
             tape.arguments.append((columns.args[entry], columns.kwargs[entry] or {}))
 
@@ -303,19 +298,17 @@ class Passage:
 
     def _queue(self, tape: Tape, columns: Columns, position: int, pool: list[Any], base: int) -> None:
         """Have the values digested with the next flush."""
-        tape.batch.extend(self.pick_pushed(pool), self.lot)
-        tape.opened += [(base + row, treatment) for row, treatment in self.opened]
+        tape.batch.extend(self.pattern.queue(pool, base, tape.pending, tape.pending_rows), self.lot)
+        tape.pending_versions += self._versions(columns, position, pool)
+        tape.pending_bytes += self.lot.n_bytes
+        if self.opened:
+            tape.opened += [(base + row, treatment) for row, treatment in self.opened]
+            tape.open_cells += self.open_cells
         for row, at, treatment in self.odd:
             tape.odd.append((base + row, pool[at].detach(), treatment))
             tape.pending_bytes += pool[at].nbytes
-        queued = self.pick_queued(pool)
-        tape.pending += queued
-        tape.pending_rows += map(base.__add__, self.queued_rows)
-        tape.pending_versions += self._versions(columns, position, queued)
-        tape.pending_bytes += self.lot.n_bytes
-        tape.open_cells += self.open_cells
 
-    def _versions(self, columns: Columns, position: int, queued: Sequence[Tensor]) -> Sequence[int]:
+    def _versions(self, columns: Columns, position: int, pool: list[Any]) -> Sequence[int]:
         """How often the queued values had been written to when the function after the one that made them was called."""
         begin = columns.functions
         settled = columns.versions[begin : begin + len(self.like.functions)]
@@ -324,7 +317,7 @@ class Passage:
         versions: list[int] = []  # of all outputs; that of the last one of each function is settled
         for made, last in zip(self.pick_functions(columns.made[position:]), settled, strict=True):
             versions += [*map(version_of, outputs_in(made)[:-1]), last]
-        pairs = zip(self.versions, queued, strict=True)
+        pairs = zip(self.versions, self.pick_queued(pool), strict=True)
         return [versions[made] if made >= 0 else version_of(value) for made, value in pairs]
 
 

@@ -17,11 +17,12 @@ import torch
 from torch import Tensor
 
 from forkpoint.capture.functions import Function
-from forkpoint.capture.marks import Entering, Known, Leaving, Mark
+from forkpoint.capture.marks import Entering, Frame, Known, Leaving, Mark
 from forkpoint.capture.mode import Entry, outputs_in
 from forkpoint.capture.sites import Place
 from forkpoint.capture.steps import state_of
 from forkpoint.native import compiled
+from forkpoint.trace import Form
 
 if TYPE_CHECKING:
     from forkpoint.capture.tape import Tape
@@ -69,12 +70,14 @@ class Likeness:
     by keyword, and what is in lists and tuples.
 
     Attributes:
-        functions: which of its entries are functions.
+        entering: which of its entries enter a module.
+        functions: which are functions.
         n_outputs: how many outputs each of them has.
         sizes: how many arguments by position each entry has.
         names: what its arguments by keyword are called; None without any.
         groups: which arguments are lists or tuples, counted from the first argument.
         group_kinds, group_sizes: of which kind, and how long.
+        tensor_groups: where in the pool those are that hold tensors.
         constants: where in the pool values are that are no tensors.
         kinds: the class of each.
         valued: where those are whose value counts.
@@ -87,11 +90,17 @@ class Likeness:
         externals: where tensors are that come from before it.
         external_marks, external_strides: what they have to have.
         external_states: see `Used`; None where nothing depends on it.
+        external_forms: what had those states; None for what has no row.
         updated: where those are of which something is known after it.
         updated_marks, updated_rows, updated_homes: their marks, the rows that hold their values, counted from its
             first, and the rows of the history that those repeat.
+        updated_holders: how often the pool and what the tape holds of the stretch hold each.
+        queued: where those are that are digested.
+        queued_rows: their rows, counted from the first.
+        pushed: which of them a batch gets, some of them twice.
     """
 
+    entering: list[int] = field(default_factory=list[int])
     functions: list[int] = field(default_factory=list[int])
     n_outputs: list[int] = field(default_factory=list[int])
     sizes: list[int] = field(default_factory=list[int])
@@ -99,6 +108,7 @@ class Likeness:
     groups: list[int] = field(default_factory=list[int])
     group_kinds: list[type] = field(default_factory=list[type])
     group_sizes: list[int] = field(default_factory=list[int])
+    tensor_groups: list[int] = field(default_factory=list[int])
     constants: list[int] = field(default_factory=list[int])
     kinds: list[type] = field(default_factory=list[type])
     valued: list[int] = field(default_factory=list[int])
@@ -114,10 +124,15 @@ class Likeness:
     external_marks: list[Mark] = field(default_factory=list[Mark])
     external_strides: list[tuple[int, ...]] = field(default_factory=list[Any])
     external_states: list[tuple[bool, bool, bool] | None] = field(default_factory=list[Any])
+    external_forms: list[Form | None] = field(default_factory=list[Any])
     updated: list[int] = field(default_factory=list[int])
     updated_marks: list[Mark] = field(default_factory=list[Mark])
     updated_rows: list[int] = field(default_factory=list[int])
     updated_homes: list[int] = field(default_factory=list[int])
+    updated_holders: list[int] = field(default_factory=list[int])
+    queued: list[int] = field(default_factory=list[int])
+    queued_rows: list[int] = field(default_factory=list[int])
+    pushed: list[int] = field(default_factory=list[int])
 
 
 class PythonPattern:
@@ -132,6 +147,8 @@ class PythonPattern:
         self.pick_constants, self.pick_valued = getter(like.constants), getter(like.valued)
         self.pick_inner, self.pick_sources = getter(like.inner), getter(like.sources)
         self.pick_looked_at, self.pick_updated = getter(like.looked_at), getter(like.updated)
+        self.pick_entering = getter(like.entering)
+        self.pick_queued, self.pick_pushed = getter(like.queued), getter(like.pushed)
 
     def pool(
         self,
@@ -214,13 +231,55 @@ class PythonPattern:
             rows.append(found[2])
         return rows
 
-    def note(self, pool: list[Any], known: dict[int, Known], first: int) -> None:
-        """Note what is known of the stretch's tensors, now that its rows are on the trace from one on."""
+    def note(
+        self,
+        pool: list[Any],
+        known: dict[int, Known],
+        first: int,
+        args: list[Arguments],  # noqa: ARG002 - looked at in C
+        kwargs: list[Keywords],  # noqa: ARG002
+        made: list[Any],  # noqa: ARG002
+        position: int,  # noqa: ARG002
+    ) -> None:
+        """Note what is known of the stretch's tensors, now that its rows are on the trace from one on.
+
+        The C leaves out what nobody but the tape holds any longer: it can't be met again.
+        """
         like = self.like
         updated = self.pick_updated(pool)
         rows = map(first.__add__, like.updated_rows)
         entries = zip(map(ref, updated), like.updated_marks, rows, like.updated_homes, strict=True)
         known.update(zip(map(id, updated), entries, strict=True))
+
+    def frames(
+        self, made: list[Any], position: int, frames: dict[int, Frame], stack: list[Frame], below: int
+    ) -> tuple[Frame, ...] | None:
+        """The frames of the modules that the stretch enters, and of those on the stack that it needs, if they are there.
+
+        Args:
+            made: of all entries, see `Columns`.
+            position: the first of the stretch.
+            frames: of the model's own modules, by their ids.
+            stack: of the modules that were entered, and not left.
+            below: how many of them the stretch needs.
+        """
+        modules = self.pick_entering(made[position : position + len(self.like.sizes)])
+        entered = [frames.get(id(module)) for module in modules]
+        if not stack or below > len(stack) or None in entered or stack[0] in entered:
+            return None
+        return (*entered, *stack[len(stack) - below :])  # pyright: ignore[reportReturnType]
+
+    def queue(self, pool: list[Any], first: int, values: list[Tensor], rows: list[int]) -> tuple[Tensor, ...]:
+        """Append the values that are to be digested, and their rows; returns those that a batch gets.
+
+        Args:
+            pool: the values of the stretch.
+            first: the first of its rows.
+            values, rows: all that wait for their digest.
+        """
+        values += self.pick_queued(pool)
+        rows += map(first.__add__, self.like.queued_rows)
+        return self.pick_pushed(pool)
 
 
 def is_odd(value: Tensor) -> bool:
@@ -241,7 +300,10 @@ def getter(positions: list[int]) -> Callable[[Sequence[Any]], tuple[Any, ...]]:
 if TYPE_CHECKING or compiled is None:
     Pattern = PythonPattern
 else:
+    _no_count: Callable[[Tensor], int] = lambda _: 0  # noqa: E731
+    use_count: Callable[[Tensor], int] = getattr(Tensor, "_use_count", _no_count)
+    """How many in torch hold a tensor, its object in Python being one of them; 0 where torch does not tell."""
     compiled.connect_passages(
-        size_of, stride_of, device_of, Tensor.is_conj, Tensor.is_neg, torch.strided, state_of
+        size_of, stride_of, device_of, Tensor.is_conj, Tensor.is_neg, use_count, torch.strided, state_of
     )
     Pattern = compiled.Pattern

@@ -24,12 +24,14 @@ class Used:
         home: the row of the history that holds its value; -1 for what no entry of it made.
         state: whether a row holds its value, whether all of it, and whether that is a view's: what a module's input or
             output becomes depends on it.
+        form: of that row; None without one.
     """
 
     mark: Mark
     stride: tuple[int, ...]
     home: int
     state: tuple[bool, bool, bool]
+    form: Form | None
 
 
 @dataclass(slots=True, eq=False)

@@ -5,7 +5,7 @@ from weakref import ReferenceType
 from torch import Size, Tensor, dtype, layout, nn
 
 from forkpoint.capture.functions import Function
-from forkpoint.capture.marks import Entering, Known, Leaving
+from forkpoint.capture.marks import Entering, Frame, Known, Leaving
 from forkpoint.capture.pattern import Likeness
 from forkpoint.capture.sites import Place
 from forkpoint.capture.tape import Tape
@@ -32,6 +32,7 @@ def connect_passages(
     device: Callable[[Tensor], int],
     is_conj: Callable[[Tensor], bool],
     is_neg: Callable[[Tensor], bool],
+    use_count: Callable[[Tensor], int],
     strided: layout,
     state_of: Callable[[Tape, Known], Any],
     /,
@@ -91,7 +92,23 @@ class Pattern:
         /,
     ) -> list[Any] | None: ...
     def rows_before(self, pool: list[Any], known: dict[int, Known], tape: Tape, /) -> list[int] | None: ...
-    def note(self, pool: list[Any], known: dict[int, Known], first: int, /) -> None: ...
+    def note(
+        self,
+        pool: list[Any],
+        known: dict[int, Known],
+        first: int,
+        args: list[tuple[Any, ...]],
+        kwargs: list[dict[str, Any] | None],
+        made: list[Any],
+        position: int,
+        /,
+    ) -> None: ...
+    def frames(
+        self, made: list[Any], position: int, frames: dict[int, Frame], stack: list[Frame], below: int, /
+    ) -> tuple[Frame, ...] | None: ...
+    def queue(
+        self, pool: list[Any], first: int, values: list[Tensor], rows: list[int], /
+    ) -> tuple[Tensor, ...]: ...
 
 class Held:
     containers: list[tuple[Any, Any]]

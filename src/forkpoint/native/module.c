@@ -3,7 +3,7 @@
 #include "native.h"
 
 /* See `FORM` in `__init__.py`. */
-#define FORM 6
+#define FORM 7
 
 static struct PyModuleDef definition = {PyModuleDef_HEAD_INIT, "compiled", NULL, -1, NULL};
 

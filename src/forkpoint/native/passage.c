@@ -5,7 +5,9 @@
 #include <stdlib.h>
 
 /* What the Python side hands over, see `connect_passages`. */
-static PyObject *size_of, *stride_of, *device_of, *is_conj, *is_neg, *strided, *state_of;
+static PyObject *size_of, *stride_of, *device_of, *is_conj, *is_neg, *use_count, *strided, *state_of;
+
+static PyObject *one, *str_rows;
 
 /* ------------------------------------------------------------------ lists of numbers */
 
@@ -45,21 +47,22 @@ static PyObject *tuple_from(PyObject *owner, const char *name)
 
 typedef struct {
     PyObject_HEAD
-    Numbers functions, n_outputs, sizes, groups, group_sizes, constants, valued, inner, sources, looked_at, externals,
-        updated, updated_rows;
+    Numbers entering, functions, n_outputs, sizes, groups, group_sizes, tensor_groups, constants, valued, inner, sources, looked_at, externals,
+        updated, updated_rows, updated_holders, pushed, queued, queued_rows;
     PyObject *names;  /* of each entry's keywords, or None */
     PyObject *group_kinds, *kinds, *values, *dtypes, *shapes, *strides, *devices;
-    PyObject *external_marks, *external_strides, *external_states;
+    PyObject *external_marks, *external_strides, *external_states, *external_forms;
     PyObject *updated_marks, *updated_homes;
     Py_ssize_t total_outputs, total;
 } Pattern;
 
 #define FOR_NUMBERS(DO) \
-    DO(functions) DO(n_outputs) DO(sizes) DO(groups) DO(group_sizes) DO(constants) DO(valued) DO(inner) DO(sources) \
-    DO(looked_at) DO(externals) DO(updated) DO(updated_rows)
+    DO(entering) DO(functions) DO(n_outputs) DO(sizes) DO(groups) DO(group_sizes) DO(tensor_groups) DO(constants) DO(valued) \
+    DO(inner) DO(sources) DO(looked_at) DO(externals) DO(updated) DO(updated_rows) DO(updated_holders) DO(pushed) DO(queued) \
+    DO(queued_rows)
 #define FOR_OBJECTS(DO) \
     DO(names) DO(group_kinds) DO(kinds) DO(values) DO(dtypes) DO(shapes) DO(strides) DO(devices) DO(external_marks) \
-    DO(external_strides) DO(external_states) DO(updated_marks) DO(updated_homes)
+    DO(external_strides) DO(external_states) DO(external_forms) DO(updated_marks) DO(updated_homes)
 
 static int pattern_traverse(Pattern *self, visitproc visit, void *arg)
 {
@@ -131,7 +134,8 @@ static int groups_come_before(Pattern *self)
 static int fits(Pattern *self)
 {
     Numbers *in_pool[] = {
-        &self->constants, &self->valued, &self->inner, &self->sources, &self->externals, &self->updated};
+        &self->tensor_groups, &self->constants, &self->valued, &self->inner, &self->sources, &self->externals,
+        &self->updated, &self->pushed, &self->queued};
     for (size_t i = 0; i < Py_ARRAY_LENGTH(in_pool); i++)
         if (!all_below(in_pool[i], self->total))
             return 0;
@@ -140,7 +144,8 @@ static int fits(Pattern *self)
         {self->values, self->valued.n}, {self->dtypes, self->total_outputs}, {self->shapes, self->looked_at.n},
         {self->strides, self->looked_at.n}, {self->devices, self->looked_at.n},
         {self->external_marks, self->externals.n}, {self->external_strides, self->externals.n},
-        {self->external_states, self->externals.n}, {self->updated_marks, self->updated.n},
+        {self->external_states, self->externals.n},
+        {self->external_forms, self->externals.n}, {self->updated_marks, self->updated.n},
         {self->updated_homes, self->updated.n},
     };
     for (size_t i = 0; i < Py_ARRAY_LENGTH(lengths); i++)
@@ -148,6 +153,8 @@ static int fits(Pattern *self)
             return 0;
     return self->functions.n == self->n_outputs.n && self->groups.n == self->group_sizes.n &&
            self->inner.n == self->sources.n && self->updated.n == self->updated_rows.n &&
+           self->updated.n == self->updated_holders.n &&
+           self->queued.n == self->queued_rows.n && all_below(&self->entering, self->sizes.n) &&
            all_below(&self->functions, self->sizes.n) && all_below(&self->looked_at, self->total_outputs) &&
            groups_come_before(self);
 }
@@ -301,6 +308,17 @@ static int is_like(Pattern *self, PyObject *pool)
     return 1;
 }
 
+/* Whether columns have as many entries from a position on as the pattern; if not, with an exception set. */
+static int has_entries(Pattern *self, PyObject *const *columns, Py_ssize_t position)
+{
+    for (int i = 0; i < 3; i++)
+        if (!PyList_CheckExact(columns[i]) || position < 0 || position + self->sizes.n > PyList_GET_SIZE(columns[i])) {
+            PyErr_SetString(PyExc_ValueError, "there are fewer entries than the pattern has");
+            return 0;
+        }
+    return 1;
+}
+
 static PyObject *pattern_pool(Pattern *self, PyObject *const *given, Py_ssize_t n)
 {
     if (n != 4) {
@@ -310,11 +328,8 @@ static PyObject *pattern_pool(Pattern *self, PyObject *const *given, Py_ssize_t 
     Py_ssize_t position = PyLong_AsSsize_t(given[3]);
     if (position == -1 && PyErr_Occurred())
         return NULL;
-    for (int i = 0; i < 3; i++)
-        if (!PyList_CheckExact(given[i]) || position < 0 || position + self->sizes.n > PyList_GET_SIZE(given[i])) {
-            PyErr_SetString(PyExc_ValueError, "there are fewer entries than the pattern has");
-            return NULL;
-        }
+    if (!has_entries(self, given, position))
+        return NULL;
     PyObject *pool = PyList_New(self->total);
     int same = pool == NULL ? -1 : fill(self, pool, given[0], given[1], given[2], position);
     if (same > 0)
@@ -376,7 +391,23 @@ static int is_odd(PyObject *value)
     return is ? is : says(is_neg, value, Py_True);
 }
 
-static int external_is_like(Pattern *self, Py_ssize_t i, PyObject *value, PyObject *found, PyObject *tape)
+/* Whether a tensor's row is of the form that it was the last time, which is one object, so that its state is the same. */
+static int is_of_form(PyObject *found, PyObject *form, PyObject *rows)
+{
+    PyObject *number = PyTuple_GET_ITEM(found, 2);
+    if (!PyLong_CheckExact(number) || !PyList_CheckExact(rows))
+        return 0;
+    Py_ssize_t event = PyLong_AsSsize_t(number);
+    if (event < 0)
+        return PyErr_Occurred() ? -1 : form == Py_None;
+    if (event >= PyList_GET_SIZE(rows))
+        return 0;
+    PyObject *row = PyList_GET_ITEM(rows, event);
+    return PyTuple_CheckExact(row) && PyTuple_GET_SIZE(row) > 2 && PyTuple_GET_ITEM(row, 2) == form;
+}
+
+static int external_is_like(
+    Pattern *self, Py_ssize_t i, PyObject *value, PyObject *found, PyObject *tape, PyObject *rows)
 {
     if (PyTuple_GET_ITEM(found, 1) != PyTuple_GET_ITEM(self->external_marks, i))
         return 0;
@@ -386,7 +417,10 @@ static int external_is_like(Pattern *self, Py_ssize_t i, PyObject *value, PyObje
         same = odd < 0 ? -1 : !odd;
     }
     PyObject *state = PyTuple_GET_ITEM(self->external_states, i);
-    if (same > 0 && state != Py_None) {
+    if (same <= 0 || state == Py_None)
+        return same;
+    same = is_of_form(found, PyTuple_GET_ITEM(self->external_forms, i), rows);
+    if (same == 0) {
         PyObject *now = PyObject_CallFunctionObjArgs(state_of, tape, found, NULL);
         same = now == NULL ? -1 : PyObject_RichCompareBool(now, state, Py_EQ);
         Py_XDECREF(now);
@@ -400,54 +434,154 @@ static PyObject *pattern_rows_before(Pattern *self, PyObject *const *given, Py_s
         PyErr_SetString(PyExc_TypeError, "rows_before takes a pool, what is known of tensors, and the tape");
         return NULL;
     }
-    PyObject *pool = given[0], *rows = PyList_New(self->externals.n);
-    for (Py_ssize_t i = 0; rows != NULL && i < self->externals.n; i++) {
+    PyObject *all = PyObject_GetAttr(given[2], str_rows);
+    PyObject *pool = given[0], *rows = all == NULL ? NULL : PyList_New(self->externals.n);
+    int same = rows == NULL ? -1 : 1;
+    for (Py_ssize_t i = 0; same > 0 && i < self->externals.n; i++) {
         PyObject *value = PyList_GET_ITEM(pool, self->externals.at[i]);
         PyObject *found = known_of(given[1], value);
-        int same = found == NULL ? (PyErr_Occurred() ? -1 : 0) : external_is_like(self, i, value, found, given[2]);
-        if (same > 0) {
+        same = found == NULL ? (PyErr_Occurred() ? -1 : 0) : external_is_like(self, i, value, found, given[2], all);
+        if (same > 0)
             PyList_SET_ITEM(rows, i, Py_NewRef(PyTuple_GET_ITEM(found, 2)));
-            continue;
-        }
-        Py_DECREF(rows);
-        if (same < 0)
-            return NULL;
-        Py_RETURN_NONE;
     }
-    return rows;
+    Py_XDECREF(all);
+    if (same > 0)
+        return rows;
+    Py_XDECREF(rows);
+    if (same < 0)
+        return NULL;
+    Py_RETURN_NONE;
+}
+
+/* Whether nobody but the tape and the pool holds what the stretch's tensors are in. */
+static int is_all_held_once(Pattern *self, PyObject *pool, PyObject *const *columns, Py_ssize_t position)
+{
+    PyObject *args = columns[0], *kwargs = columns[1], *made = columns[2];
+    for (Py_ssize_t i = 0; i < self->sizes.n; i++) {
+        PyObject *given = PyList_GET_ITEM(args, position + i), *keywords = PyList_GET_ITEM(kwargs, position + i);
+        if ((self->sizes.at[i] && Py_REFCNT(given) != 1) || (keywords != Py_None && Py_REFCNT(keywords) != 1))
+            return 0;
+    }
+    for (Py_ssize_t i = 0; i < self->functions.n; i++) {
+        PyObject *outputs = PyList_GET_ITEM(made, position + self->functions.at[i]);
+        if (PyTuple_CheckExact(outputs) && Py_REFCNT(outputs) != 1)
+            return 0;
+    }
+    for (Py_ssize_t i = 0; i < self->tensor_groups.n; i++) /* the pool holds it, too */
+        if (Py_REFCNT(PyList_GET_ITEM(pool, self->tensor_groups.at[i])) != 2)
+            return 0;
+    return 1;
+}
+
+/* Whether a tensor is gone with the stretch that it is of: nothing else holds it, neither in Python nor in torch. */
+static int goes_with_it(PyObject *tensor, Py_ssize_t holders)
+{
+    return Py_REFCNT(tensor) == holders ? says(use_count, tensor, one) : 0;
+}
+
+static int note_one(Pattern *self, Py_ssize_t i, PyObject *tensor, PyObject *known, Py_ssize_t base)
+{
+    PyObject *key = PyLong_FromVoidPtr(tensor), *reference = PyWeakref_NewRef(tensor, NULL);
+    PyObject *row = PyLong_FromSsize_t(base + self->updated_rows.at[i]), *entry = NULL;
+    if (key != NULL && reference != NULL && row != NULL)
+        entry = PyTuple_Pack(
+            4, reference, PyTuple_GET_ITEM(self->updated_marks, i), row, PyTuple_GET_ITEM(self->updated_homes, i));
+    int status = entry == NULL ? -1 : PyDict_SetItem(known, key, entry);
+    Py_XDECREF(key);
+    Py_XDECREF(reference);
+    Py_XDECREF(row);
+    Py_XDECREF(entry);
+    return status;
 }
 
 static PyObject *pattern_note(Pattern *self, PyObject *const *given, Py_ssize_t n)
 {
-    if (n != 3 || !is_pool(self, given[0]) || !PyDict_CheckExact(given[1])) {
-        PyErr_SetString(PyExc_TypeError, "note takes a pool, what is known of tensors, and the first row");
+    if (n != 7 || !is_pool(self, given[0]) || !PyDict_CheckExact(given[1])) {
+        PyErr_SetString(
+            PyExc_TypeError, "note takes a pool, what is known of tensors, the first row, args, kwargs, made and a position");
         return NULL;
     }
-    Py_ssize_t base = PyLong_AsSsize_t(given[2]);
-    if (base == -1 && PyErr_Occurred())
+    Py_ssize_t base = PyLong_AsSsize_t(given[2]), position = PyLong_AsSsize_t(given[6]);
+    if (PyErr_Occurred() || !has_entries(self, &given[3], position))
         return NULL;
+    int once = is_all_held_once(self, given[0], &given[3], position);
     for (Py_ssize_t i = 0; i < self->updated.n; i++) {
-        PyObject *value = PyList_GET_ITEM(given[0], self->updated.at[i]);
-        PyObject *key = PyLong_FromVoidPtr(value), *reference = PyWeakref_NewRef(value, NULL);
-        PyObject *row = PyLong_FromSsize_t(base + self->updated_rows.at[i]), *entry = NULL;
-        if (key != NULL && reference != NULL && row != NULL)
-            entry = PyTuple_Pack(
-                4, reference, PyTuple_GET_ITEM(self->updated_marks, i), row, PyTuple_GET_ITEM(self->updated_homes, i));
-        int failed = entry == NULL || PyDict_SetItem(given[1], key, entry) < 0;
-        Py_XDECREF(key);
-        Py_XDECREF(reference);
-        Py_XDECREF(row);
-        Py_XDECREF(entry);
-        if (failed)
+        PyObject *tensor = PyList_GET_ITEM(given[0], self->updated.at[i]);
+        int goes = once ? goes_with_it(tensor, self->updated_holders.at[i]) : 0;
+        if (goes < 0 || (!goes && note_one(self, i, tensor, given[1], base) < 0))
             return NULL;
     }
     Py_RETURN_NONE;
+}
+
+/* ------------------------------------------------------------------ taking over */
+
+/* The frames of the modules that a stretch enters, and of those of the stack that it needs. */
+static PyObject *pattern_frames(Pattern *self, PyObject *const *given, Py_ssize_t n)
+{
+    if (n != 5 || !PyList_CheckExact(given[0]) || !PyDict_CheckExact(given[2]) || !PyList_CheckExact(given[3])) {
+        PyErr_SetString(PyExc_TypeError, "frames takes made, a position, frames by modules, the stack, and a number");
+        return NULL;
+    }
+    PyObject *made = given[0], *frames = given[2], *stack = given[3];
+    Py_ssize_t position = PyLong_AsSsize_t(given[1]), below = PyLong_AsSsize_t(given[4]), n_entered = self->entering.n;
+    if (PyErr_Occurred())
+        return NULL;
+    if (position < 0 || below < 0 || position + self->sizes.n > PyList_GET_SIZE(made)) {
+        PyErr_SetString(PyExc_ValueError, "there are fewer entries than the pattern has");
+        return NULL;
+    }
+    Py_ssize_t size = PyList_GET_SIZE(stack);
+    if (below > size || size == 0)
+        Py_RETURN_NONE;
+    PyObject *found = PyTuple_New(n_entered + below);
+    for (Py_ssize_t i = 0; found != NULL && i < n_entered; i++) {
+        PyObject *key = PyLong_FromVoidPtr(PyList_GET_ITEM(made, position + self->entering.at[i]));
+        PyObject *frame = key == NULL ? NULL : PyDict_GetItemWithError(frames, key);
+        Py_XDECREF(key);
+        if (frame == NULL || frame == PyList_GET_ITEM(stack, 0)) {
+            Py_DECREF(found);
+            if (PyErr_Occurred())
+                return NULL;
+            Py_RETURN_NONE;
+        }
+        PyTuple_SET_ITEM(found, i, Py_NewRef(frame));
+    }
+    for (Py_ssize_t i = 0; found != NULL && i < below; i++)
+        PyTuple_SET_ITEM(found, n_entered + i, Py_NewRef(PyList_GET_ITEM(stack, size - below + i)));
+    return found;
+}
+
+/* Note the values that are to be digested, and their rows; returns those that a batch gets. */
+static PyObject *pattern_queue(Pattern *self, PyObject *const *given, Py_ssize_t n)
+{
+    if (n != 4 || !is_pool(self, given[0]) || !PyList_CheckExact(given[2]) || !PyList_CheckExact(given[3])) {
+        PyErr_SetString(PyExc_TypeError, "queue takes a pool, the first row, and lists of values and of rows");
+        return NULL;
+    }
+    Py_ssize_t base = PyLong_AsSsize_t(given[1]);
+    if (base == -1 && PyErr_Occurred())
+        return NULL;
+    for (Py_ssize_t i = 0; i < self->queued.n; i++) {
+        PyObject *row = PyLong_FromSsize_t(base + self->queued_rows.at[i]);
+        int failed = row == NULL || PyList_Append(given[2], PyList_GET_ITEM(given[0], self->queued.at[i])) < 0 ||
+                     PyList_Append(given[3], row) < 0;
+        Py_XDECREF(row);
+        if (failed)
+            return NULL;
+    }
+    PyObject *pushed = PyTuple_New(self->pushed.n);
+    for (Py_ssize_t i = 0; pushed != NULL && i < self->pushed.n; i++)
+        PyTuple_SET_ITEM(pushed, i, Py_NewRef(PyList_GET_ITEM(given[0], self->pushed.at[i])));
+    return pushed;
 }
 
 static PyMethodDef pattern_methods[] = {
     {"pool", (PyCFunction)pattern_pool, METH_FASTCALL, NULL},
     {"rows_before", (PyCFunction)pattern_rows_before, METH_FASTCALL, NULL},
     {"note", (PyCFunction)pattern_note, METH_FASTCALL, NULL},
+    {"frames", (PyCFunction)pattern_frames, METH_FASTCALL, NULL},
+    {"queue", (PyCFunction)pattern_queue, METH_FASTCALL, NULL},
     {NULL},
 };
 
@@ -467,10 +601,10 @@ static PyTypeObject pattern_type = {
 
 static PyObject *connect_passages(PyObject *Py_UNUSED(module), PyObject *args)
 {
-    PyObject **kept[] = {&size_of, &stride_of, &device_of, &is_conj, &is_neg, &strided, &state_of};
+    PyObject **kept[] = {&size_of, &stride_of, &device_of, &is_conj, &is_neg, &use_count, &strided, &state_of};
     PyObject *given[Py_ARRAY_LENGTH(kept)];
     if (!PyArg_ParseTuple(
-            args, "OOOOOOO", &given[0], &given[1], &given[2], &given[3], &given[4], &given[5], &given[6]))
+            args, "OOOOOOOO", &given[0], &given[1], &given[2], &given[3], &given[4], &given[5], &given[6], &given[7]))
         return NULL;
     for (size_t i = 0; i < Py_ARRAY_LENGTH(kept); i++)
         Py_XSETREF(*kept[i], Py_NewRef(given[i]));
@@ -484,7 +618,9 @@ static PyMethodDef functions[] = {
 
 int add_passage(PyObject *module)
 {
-    if (PyModule_AddFunctions(module, functions) < 0)
+    one = PyLong_FromLong(1);
+    str_rows = PyUnicode_InternFromString("rows");
+    if (one == NULL || str_rows == NULL || PyModule_AddFunctions(module, functions) < 0)
         return -1;
     return PyModule_AddType(module, &pattern_type);
 }
