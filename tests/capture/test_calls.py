@@ -121,3 +121,12 @@ def test_an_error_comes_through_and_nothing_stays():
     with pytest.raises(ValueError, match="deliberate"), caller.replaced(fail):
         nn.ReLU()(X)
     assert nn.Module.__call__.__code__ is code
+
+
+def test_code_that_stands_in_can_be_a_key():
+    """Tools that look at frames keep something for each code that they see."""
+    caller = Caller()
+    _, call = counting(caller)
+    with caller.replaced(call):
+        code = nn.Module.__call__.__code__
+        assert {code: "seen"}[code] == "seen"
