@@ -6,6 +6,7 @@ import itertools
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from operator import itemgetter
 from typing import Any
 
 import numpy as np
@@ -194,7 +195,7 @@ class Trace:
     @cached_property
     def slots(self) -> list[int]:
         """For every row of a finished trace, the first slot of its digests, if it has any."""
-        return list(itertools.accumulate((row[4] for row in self.rows), initial=0))
+        return list(itertools.accumulate(map(itemgetter(4), self.rows), initial=0))
 
     def event(self, index: int) -> Event:
         """One event, also of a trace that is not finished; that one's has no digests yet."""

@@ -158,5 +158,5 @@ def collect(how: Cut, shape: Shape, found: list[Digests]) -> tuple[Digests, Dige
         grid_dims = how.grid_dims
         order = [grid_dims.index(d) for d in (*how.row_dims, *cells.open_dims)]
         grid = found[0].reshape([shape[d] for d in grid_dims]).transpose(order)
-        return np.ascontiguousarray(grid.reshape(len(cells.ids), *cells.open_sizes)), found[1]
+        return grid.reshape(len(cells.ids), *cells.open_sizes), found[1]
     return np.stack(found, axis=1), None

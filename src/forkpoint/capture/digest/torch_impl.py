@@ -91,6 +91,10 @@ def pack_rows(x: Tensor, row_dims: Sequence[int]) -> Tensor:
     A copy, except where the rows lie like this already.
     """
     n_rows = math.prod(x.shape[dim] for dim in row_dims)
+    if (
+        x.dtype is torch.bool and x.numel() == n_rows > 0
+    ):  # a mask: row by row is in the order of its elements
+        return x.view(torch.uint8).to(torch.int32, memory_format=torch.contiguous_format).view(n_rows, 1)
     x = real(x)
     dims = [*row_dims, *(dim for dim in range(x.dim()) if dim not in row_dims)]
     n_elements = math.prod(x.shape[dim] for dim in dims[len(row_dims) :])
@@ -100,8 +104,6 @@ def pack_rows(x: Tensor, row_dims: Sequence[int]) -> Tensor:
     n_bytes = n_elements * x.dtype.itemsize
     if n_bytes % 4 == 0:
         return _viewed(flat, torch.int32).view(n_rows, -1)
-    if n_bytes == 1:
-        return flat.view(torch.uint8).to(torch.int32).view(n_rows, 1)
     octets = _viewed(flat, torch.uint8).view(n_rows, n_bytes)
     return torch.constant_pad_nd(octets, (0, -n_bytes % 4)).view(torch.int32)
 

@@ -53,6 +53,9 @@ WORTHWHILE = 1 << 30
 """Words that a variant of the kernel has to have in all before it is compiled, which takes a second where Triton has not
 compiled it for an earlier process. Up to then they are digested by the one that can digest all, a few times slower. A
 short row counts as a whole step: it takes as long there."""
+_COPIED_AT_ONCE = 1 << 16
+"""Bytes of pageable memory up to which a copy to a GPU has taken them by the time it returns (CUDA's "API synchronization
+behavior")."""
 _STAGED = 1 << 15
 """Elements of the memory for places: more than most flushes need."""
 _LANES = np.array([[lanes.sign, lanes.above, lanes.shift] for lanes in LANES], dtype=np.int64)
@@ -353,10 +356,14 @@ def _lasting(table: Ints, device: torch.device) -> Tensor:
 
 @contextmanager
 def _to(target: Tensor) -> Generator[Ints]:
-    """What to fill for a tensor on a device. It goes there without waiting, through pinned memory, which torch keeps."""
-    pinned = torch.empty(target.shape, dtype=target.dtype, pin_memory=target.device.type == "cuda")
-    yield pinned.numpy()
-    target.copy_(pinned, non_blocking=True)
+    """What to fill for a tensor on a device. It goes there without waiting.
+
+    CUDA keeps a copy of what is small; all else goes through pinned memory, which torch takes longer to hand out.
+    """
+    pinned = target.device.type == "cuda" and target.nbytes > _COPIED_AT_ONCE
+    filled = torch.empty(target.shape, dtype=target.dtype, pin_memory=pinned)
+    yield filled.numpy()
+    target.copy_(filled, non_blocking=True)
 
 
 def grid(x: Tensor, grid_dims: Sequence[int], keys: Tensor | None = None) -> Tensor:
