@@ -9,7 +9,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Generator, Iterable
+from collections.abc import Callable, Generator, Iterable
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -131,25 +131,36 @@ def _cost(both: Pair, device: torch.device, repetitions: int) -> Json:
 def _counted(device: torch.device) -> Generator[dict[str, float]]:
     """Counts the passes that are made, and takes the time of those in float64."""
     found = {"native": 0.0, "float64": 0.0, "float64_seconds": 0.0}
-    again, execute = Traced.again, fp.Run.execute
+    again, in_float64, execute = Traced.again, Traced.in_float64, fp.Run.execute
 
-    def exact_too(self: Traced, *args: Any, **kwargs: Any) -> Any:
-        if kwargs.get("promotion") is None:
-            return again(self, *args, **kwargs)
+    def timed(call: Callable[[], Any]) -> Any:
         synchronise(device)
         start = time.perf_counter()
-        results = again(self, *args, **kwargs)
+        results = call()
         synchronise(device)
         found["float64_seconds"] += time.perf_counter() - start
         found["float64"] += 1
         found["native"] -= 1
         return results
 
+    def exact(self: Traced, *args: Any, **kwargs: Any) -> Any:
+        return timed(lambda: in_float64(self, *args, **kwargs))
+
+    def again_or_exact(self: Traced, *args: Any, **kwargs: Any) -> Any:
+        def call() -> Any:
+            return again(self, *args, **kwargs)
+
+        return call() if kwargs.get("promotion") is None else timed(call)
+
     def counted(self: fp.Run, *args: Any, **kwargs: Any) -> Any:
         found["native"] += 1
         return execute(self, *args, **kwargs)
 
-    with mock.patch.object(Traced, "again", exact_too), mock.patch.object(fp.Run, "execute", counted):
+    with (
+        mock.patch.object(Traced, "again", again_or_exact),
+        mock.patch.object(Traced, "in_float64", exact),
+        mock.patch.object(fp.Run, "execute", counted),
+    ):
         yield found
 
 

@@ -11,7 +11,7 @@ from tests.plain import Model, batch, ids, pair, twin
 from torch import Tensor, nn
 
 import forkpoint as fp
-from forkpoint.comparison import versions
+from forkpoint.investigation import versions
 
 
 def test_a_comparison_is_the_same_both_ways_round():
@@ -224,7 +224,7 @@ def test_progress_is_told_of_every_stage_and_never_of_more_than_there_is():
     runs = pair(Averaged(), batch(ids()), batch(ids(), right=2))
     fp.compare(*runs, progress=Curious())
     assert told[:6] == [
-        "tracing run A", "run A without tracing", "tracing run B", "run B without tracing", "comparing digests",
+        "run A without tracing", "run B without tracing", "tracing run A", "tracing run B", "comparing digests",
         "comparing results",
     ]  # fmt: skip
     assert told[-1] == "measuring each layer"

@@ -219,14 +219,17 @@ def test_digests_are_let_go_of_when_they_are_joined(rooms):
 def test_a_run_that_fails_leaves_no_file(rooms, tmp_path, monkeypatch):
     class Fails(Model):
         def mix(self, hidden: Tensor, **inputs: Any) -> Tensor:
-            if hidden.shape[1] > 4:
+            calls.append(hidden.shape[1])
+            if calls.count(5) > 1:  # the first time nobody watches
                 raise ZeroDivisionError
             return hidden
 
+    calls: list[int] = []
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     with pytest.raises(ZeroDivisionError):
         fp.compare(*pair(Fails(), batch(ids()), batch(ids(), left=1)), max_memory=1)
     gc.collect()
+    assert calls == [4, 5, 4, 5]
     assert rooms[0].written
     assert rooms[0].kept == 0
     assert os.listdir(tmp_path) == []

@@ -1,33 +1,24 @@
-"""`compare`: two runs in, a result out. The list of stages reads like what the tool does."""
+"""`compare`: both runs are made as their user would make them, and handed to the `investigation`.
+
+What that consists of is read meanwhile, while the model does what it does the first time; so nothing here may need it.
+"""
 
 from __future__ import annotations
 
-import platform
-import tempfile
 from collections.abc import Sequence
-from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import Tensor, nn
-
-from forkpoint import drift, impact, scene
-from forkpoint.errors import InputError, SceneError
-from forkpoint.impact import ResultComparison, compare_results
-from forkpoint.layout import Pairing, pair_samples, read_content
-from forkpoint.locate import Located, Tokens, locate
-from forkpoint.match import Join, Joined, Shared
+from forkpoint.background import importing
+from forkpoint.errors import InputError
+from forkpoint.layout import pair_samples, read_content
 from forkpoint.memory import Memory
-from forkpoint.modules import wrappings
 from forkpoint.progress import SILENT, Progress
-from forkpoint.replaced import replaced_modules
-from forkpoint.result import NotCompared, OpRow, Result, RunSummary
-from forkpoint.run import Run, token_ids
-from forkpoint.session import Session, Traced, trace_faithfully
+from forkpoint.run import Run
 from forkpoint.sizes import parse_size
-from forkpoint.values import fetch_value
-from forkpoint.verdict import Judgement, judge, locate_meeting, without_probes
+from forkpoint.untraced import run_untraced
+
+if TYPE_CHECKING:
+    from forkpoint.result import Result
 
 
 def compare(
@@ -73,190 +64,10 @@ def compare(
     pairing = pair_samples(
         a.layout, b.layout, read_content(a.layout, a.calls), read_content(b.layout, b.calls)
     )
-    traced_a = trace_faithfully(a, memory=memory, progress=progress, name="A")
-    traced_b = trace_faithfully(b, memory=memory, progress=progress, name="B", like=traced_a.trace)
-    session = _join(traced_a, traced_b, pairing, memory, progress)
-    tokens = _token_texts(a, tokenizer)
-    progress.begin("comparing results")
-    compared = compare_results(session)
-    layers = drift.LayerOutputs(session)
-    progress.begin("fetching the first divergence")
-    located = locate(session, tokens, ((), ()) if compared.identical else layers.fetches)
-    judged = judge(session, compared, located, tokens) if probes else Judgement(without_probes(compared))
-    return _assemble(session, located, compared, layers, judged, notes)
+    with importing("forkpoint.investigation"):
+        untraced = [run_untraced(run, progress=progress, name=name) for run, name in ((a, "A"), (b, "B"))]
+    from forkpoint.investigation import investigate
 
-
-def _join(a: Traced, b: Traced, pairing: Pairing, memory: Memory, progress: Progress) -> Session:
-    progress.begin("comparing digests")
-    a.trace.wrapping, b.trace.wrapping = wrappings(a.run.modules, b.run.modules)
-    shared = Shared(a.trace.table, b.trace.table, pairing)
-    join = Join(a.trace, b.trace, shared, progress)
-    for traced in (a, b):
-        traced.trace.close()
-    return Session(a, b, shared, join, memory, progress)
-
-
-def _token_texts(run: Run, tokenizer: Any) -> Tokens:
-    ids = token_ids(run)
-
-    def text(sample: int, position: int) -> str | None:
-        token = ids.get((sample, position))
-        if token is None or tokenizer is None:
-            return None
-        return str(tokenizer.decode([token]))
-
-    return text
-
-
-# ---------------------------------------------------------------------- the result
-
-
-def _assemble(
-    session: Session, located: Located | None, compared: ResultComparison, layers: drift.LayerOutputs,
-    judged: Judgement, notes: Sequence[str],
-) -> Result:  # fmt: skip
-    session.progress.begin("measuring the impact")
-    rows = sorted(session.join.rows, key=lambda r: (r.status == "only in b", r.order))
-    ops = tuple(_op_row(row) for row in rows)
-    integers = [r for r in rows if r.difference is not None and not r.floating and not r.op.is_boundary]
-    first_integer = min(integers, key=lambda r: r.difference.event_a if r.difference else 0, default=None)
-    return Result(
-        a=_summary(session.a, "A"),
-        b=_summary(session.b, "B"),
-        first=located.divergence if located is not None else None,
-        verdict=judged.verdict,
-        origin=judged.origin,
-        impact=impact.measure(session, compared),
-        ops=ops,
-        not_compared=_not_compared(rows, compared),
-        drift=drift.measure(session, compared, layers) if not compared.identical else (),
-        replaced_modules=replaced_modules(session.b.run.modules) or replaced_modules(session.a.run.modules),
-        first_integer=_op_row(first_integer) if first_integer is not None else None,
-        notes=(*notes, *_pairing_notes(session)),
-        versions=versions(),
-        _save=lambda directory, confirm=None: _save_scene(session, located, judged, directory, confirm),
-        _write=lambda path, synthetic: _write_script(session, located, judged, path, synthetic=synthetic),
-        _fetch=lambda module, name, **where: fetch_value(session, module, name, **where),
+    return investigate(
+        a, b, untraced, pairing, memory, probes=probes, tokenizer=tokenizer, notes=notes, progress=progress
     )
-
-
-def _save_scene(
-    session: Session, located: Located | None, judged: Judgement, directory: Any, confirm: Any
-) -> None:
-    """The scene of the origin where the verdict is semantic, else of the first divergence."""
-    found = judged.found
-    if found is not None:
-        located = locate_meeting(session, found.seen) or located
-    if located is None:
-        raise SceneError("no op differs between the runs", "two runs that part ways somewhere")
-    scene.save(session, located, directory, versions=versions(), confirm=confirm)
-
-
-def _write_script(
-    session: Session, located: Located | None, judged: Judgement, path: Path, *, synthetic: bool
-) -> None:
-    """The script of the scene, which it lies next to; or of random data, and then the scene is not kept."""
-    if synthetic:
-        with tempfile.TemporaryDirectory() as folder:
-            _save_scene(session, located, judged, Path(folder) / "scene", None)
-            scene.write_script(Path(folder) / "scene", path, synthetic=True)
-        return
-    directory = Path(f"{path}.scene")
-    _save_scene(session, located, judged, directory, None)
-    scene.write_script(directory, path)
-
-
-def _op_row(row: Joined) -> OpRow:
-    op, a, b = row.op, row.first_a, row.first_b
-    return OpRow(
-        op=op.name, module=op.module, function=op.function,
-        variable=None if op.is_boundary else op.site.variable,
-        source="" if op.is_boundary else op.site.short, code="" if op.is_boundary else op.site.code,
-        output=op.output, shape_a=a.shape if a else None, shape_b=b.shape if b else None,
-        dtype_a=a.dtype if a else None, dtype_b=b.dtype if b else None, status=row.status, floating=row.floating,
-        compared=row.compared, differing=row.differing, reason=row.reason, passes=row.passes,
-    )  # fmt: skip
-
-
-def _not_compared(rows: list[Joined], compared: ResultComparison) -> tuple[NotCompared, ...]:
-    found = [
-        NotCompared(row.op.name, "" if row.op.is_boundary else row.op.site.short, row.reason, row.floating)
-        for row in rows
-        if (row.status == "not compared" or row.left_out) and row.reason
-    ]
-    found += [NotCompared(f"result {name}", "", reason, True) for name, reason in compared.left_out]
-    return tuple(found)
-
-
-def _summary(traced: Traced, default: str) -> RunSummary:
-    run, model = traced.run, traced.run.modules
-    tokens = padding = 0
-    for entry in run.layout.calls:
-        for coordinates in entry.values():
-            tokens += int(coordinates.valid.sum())
-            padding += int((~coordinates.valid).sum())
-    parameter = next(model.parameters(), None) if model is not None else None
-    first = parameter if parameter is not None else next(
-        (v for v in run.calls[0].values() if isinstance(v, Tensor)), None
-    )  # fmt: skip
-    return RunSummary(
-        name=run.name or default,
-        calls=tuple({k: tuple(v.shape) for k, v in c.items() if isinstance(v, Tensor)} for c in run.calls),
-        samples=len(run.layout.samples),
-        tokens=tokens,
-        padding=padding,
-        dtype=_dtype(model, first),
-        device=str(first.device) if first is not None else "cpu",
-        attention=_attention(model),
-        ops=len({op.key for op in traced.trace.ops if not op.is_boundary}),
-        notes=traced.remarks,
-    )
-
-
-def _dtype(model: nn.Module | None, first: Tensor | None) -> str:
-    """The dtype that most of the model's floating-point parameters have."""
-    counts: dict[torch.dtype, int] = {}
-    for parameter in model.parameters() if model is not None else ():
-        if parameter.dtype.is_floating_point:
-            counts[parameter.dtype] = counts.get(parameter.dtype, 0) + parameter.numel()
-    dtype = (
-        max(counts, key=lambda d: counts[d])
-        if counts
-        else first.dtype
-        if first is not None
-        else torch.float32
-    )
-    return str(dtype).removeprefix("torch.")
-
-
-def _attention(model: nn.Module | None) -> str | None:
-    config = getattr(model, "config", None)
-    value = getattr(config, "_attn_implementation", None)
-    return value if isinstance(value, str) else None
-
-
-def _pairing_notes(session: Session) -> list[str]:
-    pairing = session.pairing
-    notes: list[str] = []
-    if pairing.by_order:
-        pairs = ", ".join(f"{a} with {b}" for a, b in pairing.by_order)
-        notes.append(f"rows paired by their order, since they hold different things: {pairs}")
-    for run, only, layout in (
-        ("A", pairing.only_a, session.a.run.layout),
-        ("B", pairing.only_b, session.b.run.layout),
-    ):
-        if only:
-            names = ", ".join(str(layout.name(s)) for s in only)
-            notes.append(f"batch mates that only run {run} has: {names}")
-    return notes
-
-
-def versions() -> dict[str, str]:
-    """Versions of what the numbers depend on."""
-    found = {"python": platform.python_version(), "torch": str(torch.__version__)}
-    for package in ("transformers", "forkpoint"):
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            continue
-    return found

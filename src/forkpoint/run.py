@@ -75,6 +75,13 @@ class Run:
         """The model as a module, or None where `call` stands for something else."""
         return self.model if isinstance(self.model, nn.Module) else None
 
+    @property
+    def devices(self) -> set[torch.device]:
+        """Where the model's weights and the inputs are."""
+        weights = [] if self.modules is None else self.modules.parameters()
+        inputs = (value for call in self.calls for value in _leaves(call) if isinstance(value, Tensor))
+        return {tensor.device for tensor in (*weights, *inputs)}
+
     def execute(
         self,
         observer: Observer | None = None,

@@ -22,6 +22,7 @@ from forkpoint.progress import SILENT, Progress
 from forkpoint.promotion import Promotion
 from forkpoint.run import Inputs, RandomState, Run, all_results
 from forkpoint.trace import Trace
+from forkpoint.untraced import Untraced, run_untraced
 
 Results = list[dict[str, tuple[Tensor, Label | None]]]
 """For each call, the tensors that the model returned and their labels."""
@@ -68,20 +69,16 @@ class Traced:
             promotion: computes the run in float64.
             calls: other inputs of the same layout.
         """
-        after = RandomState.take()
-        self.random.restore()
         recorder = Recorder(
             self.run.layout, self.run.modules, tuple(fetches), digests=False, labels=self.recorder.labels,
             watcher=watcher, read=promotion.value if promotion is not None else None,
         )  # fmt: skip
+        exact = promotion is not None
+        observation = Observation(recorder, functions=self.functions or exact, inside=exact)
+        self.progress.count(recorder.trace.rows.__len__, len(self.trace.rows))
         around = (lambda: promotion) if promotion is not None else nullcontext
-        try:
-            exact = promotion is not None
-            observation = Observation(recorder, functions=self.functions or exact, inside=exact)
-            self.progress.count(recorder.trace.rows.__len__, len(self.trace.rows))
+        with self._random_as_before():
             outputs = self.run.execute(observation, around=around, calls=calls)
-        finally:
-            after.restore()
         return [
             {
                 name: (
@@ -92,6 +89,50 @@ class Traced:
             }
             for index, call in enumerate(all_results(outputs))
         ]
+
+    def in_float64(
+        self, promotion: Promotion, *, under: Callable[[], AbstractContextManager[Any]] = nullcontext
+    ) -> Results:
+        """Run it once more in float64, from the same random state, with nobody watching.
+
+        Args:
+            promotion: computes the run in float64.
+            under: makes a context manager that is entered around each call, after the promotion.
+        """
+
+        @contextmanager
+        def around() -> Generator[None]:
+            with promotion, under():
+                yield
+
+        total = sum(row[2].status == "digest" and not row[0].is_boundary for row in self.trace.rows)
+        self.progress.count(lambda: min(promotion.computed, total), total)
+        with self._random_as_before():
+            outputs = self.run.execute(around=around)
+        return [
+            {
+                name: (promotion.value(value), self._label_of(index, name, value))
+                for name, value in call.items()
+            }
+            for index, call in enumerate(all_results(outputs))
+        ]
+
+    def _label_of(self, call: int, name: str, value: Tensor) -> Label | None:
+        """The label of a result of a run that nobody watched: that of the trace's, if it is of the same shape."""
+        known = self.results[call].get(name)
+        if known is not None and known[0].shape == value.shape:
+            return known[1]
+        return self.recorder.label_of_result(value, call)
+
+    @contextmanager
+    def _random_as_before(self) -> Generator[None]:
+        """Have the random generators in the state in which the run began; afterwards they are in the one they are in now."""
+        after = RandomState.take()
+        self.random.restore()
+        try:
+            yield
+        finally:
+            after.restore()
 
 
 def trace_run(
@@ -136,6 +177,10 @@ def trace_run(
     return Traced(run, trace, results, random, recorder, functions, progress=progress)
 
 
+_FROZEN_AT_START = 1 << 10
+"""Fewer objects than that are frozen by nobody but the interpreter itself: Python 3.12 freezes 375 of its own as it starts."""
+
+
 @contextmanager
 def _no_collection() -> Generator[None]:
     """Keep Python from looking for garbage in all it holds, which takes longer than a small model's run.
@@ -149,7 +194,7 @@ def _no_collection() -> Generator[None]:
         yield
     finally:
         if enabled:
-            if not gc.get_freeze_count():  # else it would thaw what somebody else froze
+            if gc.get_freeze_count() < _FROZEN_AT_START:  # else it would thaw what somebody else froze
                 gc.freeze()
                 gc.unfreeze()
             gc.enable()
@@ -162,6 +207,7 @@ def plain(results: Results) -> list[dict[str, Tensor]]:
 
 def trace_faithfully(
     run: Run,
+    untraced: Untraced | None = None,
     *,
     memory: Memory | None = None,
     progress: Progress = SILENT,
@@ -174,26 +220,26 @@ def trace_faithfully(
 
     Args:
         run: the run.
+        untraced: the same run without tracing, if it was made; the random generators are left as they are.
         memory: limits what is kept of the digests in memory.
         progress: is told of the stages.
         name: what to call the run there.
         like: a trace of what is about as long.
     """
-    before = RandomState.take()
+    untraced = untraced or run_untraced(run, progress=progress, name=name)
+    after = RandomState.take()
+    before = untraced.random
+    before.restore()
     progress.begin(f"tracing run {name}")
     traced = trace_run(run, memory=memory, progress=progress, like=like)
     remarks = [
         f"not looked into, since that would change its bits: {path or '(model)'}"
         for path in traced.trace.opaque
     ]
-    after = RandomState.take()
-    traced.draws = after != before
-    before.restore()
-    progress.begin(f"run {name} without tracing")
-    untraced = all_results(run.execute())
-    if not same_results(plain(traced.results), untraced):
+    traced.draws = RandomState.take() != before
+    if not same_results(plain(traced.results), untraced.results):
         progress.begin(f"whether tracing changes run {name}")
-        if _tracing_shows(run, before, traced, untraced, memory):
+        if _tracing_shows(run, before, traced, untraced.results, memory):
             before.restore()
             traced.trace.close()
             draws, traced = traced.draws, trace_run(run, functions=False, memory=memory, progress=progress)
@@ -201,7 +247,7 @@ def trace_faithfully(
             remarks.append(
                 "looking at single functions changes this model's bits; only its modules were watched"
             )
-            if not same_results(plain(traced.results), untraced):
+            if not same_results(plain(traced.results), untraced.results):
                 remarks.append(
                     "watching its modules changes them too: this trace is not exactly the model's own run"
                 )

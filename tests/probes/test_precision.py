@@ -12,7 +12,7 @@ from tests.plain import Model, batch, ids, pair, twin
 from torch import Tensor
 
 from forkpoint.probes.inputs import inputs
-from forkpoint.probes.precision import NOISE_MARGIN, Precision, precision
+from forkpoint.probes.precision import NOISE_MARGIN, Precision, Rounding, measure_noise, precision
 
 
 class Summed(Model):
@@ -57,6 +57,35 @@ def test_another_function_remains_though_it_hides_in_float32(by):
     assert not found.vanishes
     assert found.result.outcome == "remains"
     assert found.gap > NOISE_MARGIN * found.noise["logits"]
+
+
+@pytest.mark.parametrize(("by", "runs"), [(0.0, 1), (1e-10, 2)])
+def test_noise_is_measured_until_the_gap_is_within_it(by, runs, monkeypatch):
+    def counted(*args: Any) -> dict[str, float]:
+        seeds.append(args[-1])
+        return measure_noise(*args)
+
+    seeds: list[int] = []
+    monkeypatch.setattr("forkpoint.probes.precision.measure_noise", counted)
+    monkeypatch.setattr("forkpoint.probes.precision._FLOOR", 0.0)
+    model = Summed()
+    other = twin(model)
+    other.reverse, other.by = not by, by
+    found = asked(model, other)
+    assert found.gap > 0
+    assert (found.vanishes, seeds) == (not by, [*range(runs)])
+    assert found.noise["logits"] == max(found.rounding.after(1)["logits"], found.rounding.after(2)["logits"])
+    assert seeds == [0, 1]
+    assert "float64's own rounding makes" in found.result.text
+
+
+def test_rounding_is_the_largest_that_was_found():
+    effects = [{"logits": 1.0, "loss": 0.5}, {"logits": 0.25, "hidden": 2.0}]
+    rounding = Rounding(lambda run: effects[run])
+    assert rounding.after(1) == effects[0]
+    assert rounding.after(2) == {"logits": 1.0, "loss": 0.5, "hidden": 2.0}
+    assert rounding.after(1) == effects[0]
+    assert rounding.after(0) == {}
 
 
 @pytest.fixture

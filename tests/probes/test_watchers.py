@@ -26,8 +26,14 @@ class Plain(Model):
 
 def test_noise_moves_a_result_by_rounding_alone_and_by_its_seed():
     both = session(*pair(Plain(), batch(ids()), batch(ids())))
-    exact = both.a.again(promotion=Promotion())[0]["logits"][0]
-    moved = [both.a.again(promotion=Promotion(), watcher=Noise(seed))[0]["logits"][0] for seed in (0, 0, 1)]
+
+    def noisy(seed: int) -> Tensor:
+        promotion = Promotion()
+        noise = Noise(seed, promotion.value)
+        return both.a.in_float64(promotion, under=lambda: noise)[0]["logits"][0]
+
+    exact = both.a.in_float64(Promotion())[0]["logits"][0]
+    moved = [noisy(seed) for seed in (0, 0, 1)]
     assert torch.equal(moved[0], moved[1])
     assert not torch.equal(moved[0], moved[2])
     for value in moved:
@@ -131,13 +137,10 @@ def test_a_watcher_changes_nothing_else_when_it_is_asked_at_every_op():
         lambda: Patch({kept.place: [(kept.value, swapped)]}),
         lambda: Patched(Patch({kept.place: [(kept.value, swapped)]}), Store(0)),
         lambda: Resampled({kept.place}, keep),
-        lambda: Noise(0),
     ]
     for make in makers:
-        promotion = Promotion if isinstance(make(), Noise) else lambda: None
         plain, some, every = (
-            both.b.again(watcher=watcher, promotion=promotion())[0]["logits"][0]
-            for watcher in (None, make(), AskedAlways(make()))
+            both.b.again(watcher=watcher)[0]["logits"][0] for watcher in (None, make(), AskedAlways(make()))
         )
         assert torch.equal(some, every)
         assert not torch.equal(some, plain)

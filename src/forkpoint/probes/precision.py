@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache
 
 from forkpoint.impact import ResultComparison, compare_results
 from forkpoint.probes.inputs import Weight, same_weights
@@ -23,6 +22,25 @@ _FLOOR = 64 * _EPS
 """Relative to the largest value: noise below which no measurement is needed."""
 
 
+class Rounding:
+    """The largest absolute effect of float64's own rounding on the results of a run, by their names.
+
+    Args:
+        measure: gives it for run number 0, 1, ...; each takes as long as a run in float64.
+    """
+
+    def __init__(self, measure: Callable[[int], dict[str, float]]) -> None:
+        self._measure = measure
+        self.found: list[dict[str, float]] = []
+        """Of the runs that were made."""
+
+    def after(self, runs: int) -> dict[str, float]:
+        """The same over so many runs."""
+        self.found += map(self._measure, range(len(self.found), runs))
+        names = dict.fromkeys(name for found in self.found[:runs] for name in found)
+        return {name: max(found.get(name, 0.0) for found in self.found[:runs]) for name in names}
+
+
 @dataclass(frozen=True)
 class Precision:
     """Both runs in float64.
@@ -30,7 +48,7 @@ class Precision:
     Attributes:
         a, b: their results.
         compared: the results, compared.
-        measure: gives the noise; it takes more runs the first time, so it is asked only when something depends on it.
+        rounding: what float64's own rounding does; it takes more runs, so it is asked only when something depends on it.
         refused: operations that were not done in float64.
         vanishes: whether every gap is within noise.
         gap, relative: the largest gap, and relative to the largest value of its result.
@@ -39,7 +57,7 @@ class Precision:
     a: Results
     b: Results
     compared: ResultComparison
-    measure: Callable[[], dict[str, float]]
+    rounding: Rounding
     refused: tuple[str, ...]
     vanishes: bool
     gap: float
@@ -49,11 +67,11 @@ class Precision:
     @property
     def noise(self) -> dict[str, float]:
         """For each result's name the largest absolute effect of float64 rounding."""
-        return self.measure()
+        return self.rounding.after(NOISE_RUNS)
 
     def beyond_noise(self, compared: ResultComparison) -> float:
         """The largest gap of a comparison, in multiples of what noise can be; at most 1 is noise."""
-        return _excess(compared, self.measure)
+        return _excess(compared, self.rounding)
 
 
 def precision(session: Session, weights: tuple[Weight, ...] = ()) -> Precision:
@@ -63,59 +81,74 @@ def precision(session: Session, weights: tuple[Weight, ...] = ()) -> Precision:
         results: list[Results] = []
         for traced in (session.a, session.b):
             promotion = Promotion()
-            results.append(traced.again(promotion=promotion))
+            results.append(traced.in_float64(promotion))
             refused += [str(r) for r in promotion.refused]
         compared = compare_results(session, *results)
 
-    @cache
-    def measure() -> dict[str, float]:
+    def measure(seed: int) -> dict[str, float]:
         with same_weights(weights):
-            return measure_noise(session, results[0])
+            return measure_noise(session, results[0], seed)
 
+    rounding = Rounding(measure)
     gap = compared.max_abs
     relative = max((g.gap.max_rel for g in compared.gaps), default=0.0)
-    own = _excess(compared, dict) <= 1  # no more than the rounding of the results themselves
-    vanishes = own or _excess(compared, measure) <= 1
+    vanishes = _excess(compared, rounding) <= 1
     if not gap:
         text = "in float64 the results are the same, bit for bit"
-    elif own:
+    elif vanishes and not rounding.found:  # no more than the rounding of the results themselves
         text = f"in float64 the gap is {gap:.2g}, {relative / _EPS:.2g} units in the last place of the largest value"
     else:
-        text = f"in float64 the gap is {gap:.2g}; float64's own rounding makes {max(measure().values(), default=0.0):.2g}"
+        noise = max(rounding.after(len(rounding.found) or NOISE_RUNS).values(), default=0.0)
+        text = f"in float64 the gap is {gap:.2g}; float64's own rounding makes {noise:.2g}"
     if refused:
         text += f"; {len(refused)} operations were not done in float64"
     outcome = "vanishes" if vanishes else "remains"
     return Precision(
-        results[0], results[1], compared, measure, tuple(dict.fromkeys(refused)), vanishes, gap, relative,
+        results[0], results[1], compared, rounding, tuple(dict.fromkeys(refused)), vanishes, gap, relative,
         ProbeResult("precision", outcome, gap, text),
     )  # fmt: skip
 
 
-def measure_noise(session: Session, exact: Results) -> dict[str, float]:
-    """For each result of run A, the largest change when every rounding is moved by one ULP of float64."""
+def measure_noise(session: Session, exact: Results, seed: int) -> dict[str, float]:
+    """For each result of run A, the largest change when every rounding is moved by one ULP of float64, up or down."""
     noise: dict[str, float] = {}
-    for seed in range(NOISE_RUNS):
-        moved = session.a.again(promotion=Promotion(), watcher=Noise(seed))
-        for before, after in zip(exact, moved, strict=True):
-            for name, (value, _) in before.items():
-                if name in after and value.dtype.is_floating_point and value.shape == after[name][0].shape:
-                    change = (after[name][0].double() - value.double()).abs().nan_to_num(0.0, 0.0, 0.0)
-                    if change.numel():
-                        noise[name] = max(noise.get(name, 0.0), float(change.max()))
+    promotion = Promotion()
+    noisy = Noise(seed, promotion.value)
+    moved = session.a.in_float64(promotion, under=lambda: noisy)
+    for before, after in zip(exact, moved, strict=True):
+        for name, (value, _) in before.items():
+            if name in after and value.dtype.is_floating_point and value.shape == after[name][0].shape:
+                change = (after[name][0].double() - value.double()).abs().nan_to_num(0.0, 0.0, 0.0)
+                if change.numel():
+                    noise[name] = max(noise.get(name, 0.0), float(change.max()))
     return noise
 
 
-def _excess(compared: ResultComparison, measure: Callable[[], dict[str, float]]) -> float:
-    """The largest gap in multiples of what noise can be, which is asked for only beyond the results' own rounding."""
+def _excess(compared: ResultComparison, rounding: Rounding) -> float:
+    """The largest gap in multiples of what noise can be.
+
+    Noise is measured only beyond the results' own rounding, and no more often than until the gap is within it: what
+    further runs find can only be larger.
+    """
+    if not all(math.isfinite(result.gap.max_abs) for result in compared.gaps):
+        return math.inf
+    excess = _times(compared, {})
+    for runs in range(1, NOISE_RUNS + 1):
+        if excess <= 1:
+            break
+        excess = _times(compared, rounding.after(runs))
+    return excess
+
+
+def _times(compared: ResultComparison, noise: dict[str, float]) -> float:
+    """The largest gap in multiples of the results' own rounding, and where it is larger of that and some noise."""
     worst = 0.0
     for result in compared.gaps:
         if not result.gap.max_abs:
             continue
-        if not math.isfinite(result.gap.max_abs):
-            return math.inf
         scale = result.gap.max_abs / result.gap.max_rel if result.gap.max_rel else 0.0
         allowed = _FLOOR * scale
         if result.gap.max_abs > allowed:
-            allowed += NOISE_MARGIN * measure().get(result.result, 0.0)
+            allowed += NOISE_MARGIN * noise.get(result.result, 0.0)
         worst = max(worst, result.gap.max_abs / allowed if allowed else math.inf)
     return worst

@@ -10,7 +10,9 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
+from forkpoint.capture.functions import resolve
 from forkpoint.capture.labels import Label
 from forkpoint.capture.recorder import Recorder, Watcher
 from forkpoint.memory import Memory, Shelf, Shelved, load
@@ -30,35 +32,47 @@ _ROUNDED = frozenset({
 """Functions whose results are rounded in every real run, and feed no decision as they are."""
 
 
-@dataclass
-class Noise:
-    """Moves every rounded value by one unit in the last place of float64, up or down at random."""
+class Noise(TorchFunctionMode):
+    """Moves every rounded value by one unit in the last place of float64, up or down at random.
 
-    seed: int
-    _generators: dict[torch.device, torch.Generator] = field(default_factory=dict[torch.device, Any])
+    It is no watcher: it needs to know nothing of a value, and a run that nobody watches takes half as long.
 
-    def edits(self, key: Key) -> bool:
-        return key[1] in _ROUNDED and key[2] != "?"
+    Args:
+        seed: of its numbers.
+        value: gives the float64 value of a tensor; that of the promotion that it is entered after.
+    """
 
-    def edit(
-        self, recorder: Recorder, key: Key, nth: int, output: int, value: Tensor, label: Label | None
-    ) -> Tensor | None:
-        if not self.edits(key) or value.dtype != torch.float64 or output:
-            return None
+    def __init__(self, seed: int, value: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self._seed, self._value = seed, value
+        self._generators: dict[torch.device, torch.Generator] = {}
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        function, kwargs = resolve(func), kwargs or {}
+        if function.inner is not None:
+            with self:
+                return function.inner(*args, **kwargs)
+        result = func(*args, **kwargs)
+        if function.name not in _ROUNDED or not isinstance(result, Tensor):
+            return result
+        with torch._C.DisableTorchFunction():
+            value = self._value(result)
+            if value.dtype != torch.float64:
+                return result
+            moved = self._moved(value)
+            return moved if kwargs.get("out") is None else result.copy_(moved)
+
+    def _moved(self, value: Tensor) -> Tensor:
         generator = self._generators.get(value.device)
         if generator is None:  # drawn where the value is: elsewhere it takes longer than all that is computed
-            generator = self._generators[value.device] = torch.Generator(value.device).manual_seed(self.seed)
+            generator = self._generators[value.device] = torch.Generator(value.device).manual_seed(self._seed)
         drawn = torch.randint(
             0, 2, value.shape, generator=generator, dtype=torch.float64, device=value.device
         )
-        sign = drawn * 2 - 1
-        moved = value * (1 + sign * 2.0**-52)
-        return torch.where(value.abs() < 1e300, moved, value)
-
-    def saw(
-        self, recorder: Recorder, event: int, value: Tensor, label: Label | None, inputs: list[int]
-    ) -> None:
-        return None
+        factor = drawn.mul_(2.0**-51).add_(1 - 2.0**-52)  # 1 - 2**-52 or 1 + 2**-52, exactly
+        return torch.where(value.abs() < 1e300, factor.mul_(value), value)
 
 
 @dataclass

@@ -52,6 +52,7 @@ class PromotionMode(TorchFunctionMode):
     def __init__(self, values: Values, hook: Function | None) -> None:
         super().__init__()
         self.refused: list[Refusal] = []
+        self.computed = 0
         self._values = values
         self._arguments = Arguments(values)
         self._hook = hook
@@ -146,6 +147,7 @@ class PromotionMode(TorchFunctionMode):
 
     def compute(self, func: Function, args: Args, kwargs: Kwargs) -> Any:
         """Calls a function with its arguments in float64."""
+        self.computed += 1
         if kwargs.get("out") is not None:
             return self._out(func, args, kwargs)
         if torch.get_default_dtype() is not torch.float64:  # the model has set another one
@@ -209,6 +211,7 @@ class PromotionMode(TorchFunctionMode):
             weight = args[1]
             block = _BLOCK.get(weight.device.type, _BLOCK_ELSEWHERE)
             if self._fits_blocks(weight, block):
+                self.computed += 1
                 return self._linear_in_blocks(args[0], weight, bias, block)
         return self.compute(func, args, kwargs)
 

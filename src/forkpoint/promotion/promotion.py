@@ -70,6 +70,11 @@ class Promotion:
         return self._mode.refused
 
     @property
+    def computed(self) -> int:
+        """How many calls were computed so far, for whoever shows how far a run is."""
+        return self._mode.computed
+
+    @property
     def exact(self) -> bool:
         """Whether everything was computed in float64."""
         return not self.refused

@@ -17,10 +17,21 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from forkpoint.capture.digest.backend import implementation
+from forkpoint.capture.digest.backend import implementation, prepare
 from forkpoint.capture.digest.batch import Batch, Digests, Lot, Planned, ShelvedDigests, planned
 
-__all__ = ["Batch", "Digests", "Lot", "Planned", "ShelvedDigests", "accumulate", "grid", "planned", "rows"]
+__all__ = [
+    "Batch",
+    "Digests",
+    "Lot",
+    "Planned",
+    "ShelvedDigests",
+    "accumulate",
+    "grid",
+    "planned",
+    "prepare",
+    "rows",
+]
 
 
 def rows(x: Tensor, row_dims: Sequence[int], first_word: Tensor | None = None) -> Tensor:

@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from forkpoint.background import at_work
 from forkpoint.capture.digest import definition, torch_impl
 
 Ints = np.ndarray[Any, np.dtype[np.int64]]
@@ -109,8 +110,13 @@ def prepare(device: torch.device) -> None:
     """
     if device.type == "cuda" and device not in _ahead:
         executor = ThreadPoolExecutor(1, "forkpoint-prepare")
-        _ahead[device] = executor.submit(_look_for, device)
+        _ahead[device] = executor.submit(_look_ahead, device)
         executor.shutdown(wait=False)
+
+
+def _look_ahead(device: torch.device) -> tuple[TableImplementation | None, str]:
+    with at_work():
+        return _look_for(device)
 
 
 def _look_for(device: torch.device) -> tuple[TableImplementation | None, str]:

@@ -1,0 +1,42 @@
+"""Runs as their user makes them: the first pass of each, and what a trace is held against."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from forkpoint.capture.digest import prepare
+from forkpoint.progress import SILENT, Progress
+from forkpoint.run import RandomState, Run, all_results
+
+
+@dataclass
+class Untraced:
+    """A run that was made without tracing.
+
+    Attributes:
+        random: state of the random generators before it.
+        results: what the model returned.
+    """
+
+    random: RandomState
+    results: list[dict[str, Tensor]]
+
+
+def run_untraced(run: Run, *, progress: Progress = SILENT, name: str = "") -> Untraced:
+    """Make a run as its user would.
+
+    It comes before any trace: the first pass of a model reads libraries and makes kernels ready, and what takes digests
+    is made ready in the meantime.
+
+    Args:
+        run: the run.
+        progress: is told of the stage.
+        name: what to call the run there.
+    """
+    for device in run.devices:
+        prepare(device)
+    progress.begin(f"run {name} without tracing")
+    random = RandomState.take()
+    return Untraced(random, all_results(run.execute()))

@@ -1,0 +1,119 @@
+"""A traced pair of runs: what a trace leaves to the garbage collector, and runs in float64 that nobody watches."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Generator
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from tests.joined import session
+from tests.plain import Model, batch, ids, pair
+from torch import Tensor
+
+from forkpoint.promotion import Promotion
+from forkpoint.session import trace_run
+
+
+@pytest.fixture
+def collected() -> Generator[list[int]]:
+    """The generations that Python looks for garbage in."""
+    generations: list[int] = []
+
+    def note(phase: str, info: dict[str, int]) -> None:
+        if phase == "start":
+            generations.append(info["generation"])
+
+    gc.collect()
+    gc.callbacks.append(note)
+    try:
+        yield generations
+    finally:
+        gc.callbacks.remove(note)
+
+
+def test_what_a_trace_makes_is_not_searched_for_garbage(collected):
+    run = pair(Model(), batch(ids()), batch(ids()))[0]
+    trace_run(run)
+    collected.clear()
+    before = gc.get_freeze_count()
+    traced = trace_run(run)
+    made = gc.get_count()[0]
+    assert collected == []
+    assert traced.trace.rows
+    assert made < 100  # of the objects that were made since the last search
+    assert gc.isenabled()
+    assert gc.get_freeze_count() in (0, before)
+
+
+def test_what_somebody_froze_stays_frozen():
+    run = pair(Model(), batch(ids()), batch(ids()))[0]
+    gc.freeze()
+    try:
+        frozen = gc.get_freeze_count()
+        assert frozen > 2000
+        trace_run(run)
+        assert gc.get_freeze_count() >= 0.9 * frozen
+    finally:
+        gc.unfreeze()
+
+
+def test_collection_that_was_off_stays_off():
+    gc.disable()
+    try:
+        trace_run(pair(Model(), batch(ids()), batch(ids()))[0])
+        assert not gc.isenabled()
+    finally:
+        gc.enable()
+
+
+class Varied(Model):
+    """Also returns what has other tokens, none, or another shape in float64."""
+
+    def forward(self, **inputs: Any) -> dict[str, Tensor]:
+        logits = super().forward(**inputs)["logits"]
+        long = logits.new_zeros(logits.shape[1] + (logits.dtype == torch.float64))
+        return {"logits": logits, "last": logits[:, -1], "mean": logits.mean((0, 1)), "long": long}
+
+
+def test_a_run_in_float64_that_nobody_watches_is_the_one_that_is_watched():
+    both = session(*pair(Varied(), batch(ids()), batch(ids(), left=1)))
+    for traced in (both.a, both.b):
+        unwatched, watched = traced.in_float64(Promotion()), traced.again(promotion=Promotion())
+        assert [*map(list, unwatched)] == [*map(list, watched)]
+        for name, (value, label) in unwatched[0].items():
+            assert value.dtype == torch.float64
+            assert torch.equal(value, watched[0][name][0])
+            if name != "long":
+                assert label is watched[0][name][1]
+
+
+def test_the_random_generators_are_as_they_were_after_it():
+    class Drawing(Model):
+        def mix(self, hidden: Tensor, **inputs: Any) -> Tensor:
+            return F.dropout(hidden, 0.5)
+
+    traced = session(*pair(Drawing(), batch(ids()), batch(ids()))).a
+    before = torch.get_rng_state()
+    first, second = (traced.in_float64(Promotion())[0]["logits"][0] for _ in range(2))
+    assert torch.equal(first, second)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_it_tells_how_far_it_is():
+    class Curious:
+        def begin(self, stage: str) -> None:
+            """Nobody asks."""
+
+        def count(self, done: Any, total: int | None) -> None:
+            counts.append((done, total))
+
+    counts: list[tuple[Any, int | None]] = []
+    traced = session(*pair(Model(), batch(ids()), batch(ids()))).a
+    traced.progress = Curious()
+    traced.in_float64(Promotion())
+    ((done, total),) = counts
+    assert total is not None
+    assert total / 2 <= done() <= total
