@@ -275,9 +275,6 @@ class Passage:
         for row, number in self.far:
             op, call, form, _, slots = rows[row]
             tape.rows[base + row] = (op, call, form, base + row - before[number], slots)
-        self.pattern.note(pool, tape.known, base, columns.args, columns.kwargs, columns.made, position)
-        if tape.digests:
-            self._queue(tape, columns, position, pool, base)
         columns.functions += len(self.like.functions)
         if self.last is not None:
             tape.last_outputs = self.last
@@ -288,6 +285,10 @@ class Passage:
             entry = position + self.like.entering[number]
             tape.stack.append(frames[number])
             tape.arguments.append((columns.args[entry], columns.kwargs[entry] or {}))
+        # once the arguments of modules that are still open are kept, and before anything else holds the values
+        self.pattern.note(pool, tape.known, base, columns.args, columns.kwargs, columns.made, position)
+        if tape.digests:
+            self._queue(tape, columns, position, pool, base)
 
     def _rows(self, call: int, frames: tuple[Frame, ...]) -> list[Row]:
         rows: list[Row] = []

@@ -55,14 +55,13 @@ class Noise(TorchFunctionMode):
             with self:
                 return function.inner(*args, **kwargs)
         result = func(*args, **kwargs)
-        if function.name not in _ROUNDED or not isinstance(result, Tensor):
-            return result
+        if function.name not in _ROUNDED or not isinstance(result, Tensor) or kwargs.get("out") is not None:
+            return result  # what is written to a narrow tensor has its float64 value beside it
         with torch._C.DisableTorchFunction():
             value = self._value(result)
             if value.dtype != torch.float64:
                 return result
-            moved = self._moved(value)
-            return moved if kwargs.get("out") is None else result.copy_(moved)
+            return self._moved(value)
 
     def _moved(self, value: Tensor) -> Tensor:
         generator = self._generators.get(value.device)
