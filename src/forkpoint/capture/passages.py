@@ -275,7 +275,6 @@ class Passage:
         for row, number in self.far:
             op, call, form, _, slots = rows[row]
             tape.rows[base + row] = (op, call, form, base + row - before[number], slots)
-        columns.functions += len(self.like.functions)
         if self.last is not None:
             tape.last_outputs = self.last
         if self.frames.popped:
@@ -289,6 +288,7 @@ class Passage:
         self.pattern.note(pool, tape.known, base, columns.args, columns.kwargs, columns.made, position)
         if tape.digests:
             self._queue(tape, columns, position, pool, base)
+        columns.functions += len(self.like.functions)
 
     def _rows(self, call: int, frames: tuple[Frame, ...]) -> list[Row]:
         rows: list[Row] = []
