@@ -89,6 +89,33 @@ def test_every_kind_of_call():
     check(Run(Calls(), {"x": torch.rand(1, 4, 4) + 0.1}))
 
 
+class Unseen(nn.Module):
+    """Where no tap sees into: what comes out has the tokens of what went in, which nobody else holds any longer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Linear(8, 12)
+        self.second = Leaving()
+
+    def forward(self, x: Tensor) -> Tensor:
+        for _ in range(30):  # as long as a passage has to be
+            x = x * 1.01
+        return self.second(self.first(x)) + 0
+
+
+class Leaving(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.from_numpy(x.numpy()[..., :8].copy())
+
+
+def test_the_arguments_of_a_module_that_is_still_open_are_known():
+    run = Run(nn.Sequential(*(Unseen() for _ in range(6))), {"input": torch.rand(1, 5, 8)})
+    check(run)
+    trace = trace_run(run).trace
+    outputs = [e for e in trace.events if trace.ops[e.op].name.endswith("second/output")]
+    assert [e.cells.kind for e in outputs if e.cells is not None] == ["rows"] * 6
+
+
 def test_calls_inside_inference_mode_and_of_subclasses():
     class Own(Tensor):
         pass

@@ -55,13 +55,17 @@ class Noise(TorchFunctionMode):
             with self:
                 return function.inner(*args, **kwargs)
         result = func(*args, **kwargs)
-        if function.name not in _ROUNDED or not isinstance(result, Tensor) or kwargs.get("out") is not None:
-            return result  # what is written to a narrow tensor has its float64 value beside it
+        if function.name not in _ROUNDED or not isinstance(result, Tensor):
+            return result
         with torch._C.DisableTorchFunction():
             value = self._value(result)
             if value.dtype != torch.float64:
                 return result
-            return self._moved(value)
+            moved = self._moved(value)
+            if kwargs.get("out") is None:
+                return moved
+            value.copy_(moved)  # which may lie beside a narrow tensor that was written to
+            return result
 
     def _moved(self, value: Tensor) -> Tensor:
         generator = self._generators.get(value.device)
