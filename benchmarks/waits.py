@@ -147,10 +147,9 @@ def _counted(device: torch.device) -> Generator[dict[str, float]]:
         return timed(lambda: in_float64(self, *args, **kwargs))
 
     def again_or_exact(self: Traced, *args: Any, **kwargs: Any) -> Any:
-        def call() -> Any:
+        if kwargs.get("promotion") is None:
             return again(self, *args, **kwargs)
-
-        return call() if kwargs.get("promotion") is None else timed(call)
+        return timed(lambda: again(self, *args, **kwargs))
 
     def counted(self: fp.Run, *args: Any, **kwargs: Any) -> Any:
         found["native"] += 1

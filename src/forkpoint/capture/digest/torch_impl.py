@@ -91,9 +91,7 @@ def pack_rows(x: Tensor, row_dims: Sequence[int]) -> Tensor:
     A copy, except where the rows lie like this already.
     """
     n_rows = math.prod(x.shape[dim] for dim in row_dims)
-    if (
-        x.dtype is torch.bool and x.numel() == n_rows > 0
-    ):  # a mask: row by row is in the order of its elements
+    if x.dtype is torch.bool and x.numel() == n_rows > 0:  # a mask: its rows are its elements, in order
         return x.view(torch.uint8).to(torch.int32, memory_format=torch.contiguous_format).view(n_rows, 1)
     x = real(x)
     dims = [*row_dims, *(dim for dim in range(x.dim()) if dim not in row_dims)]
