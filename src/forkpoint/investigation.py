@@ -80,7 +80,7 @@ def _join(a: Traced, b: Traced, pairing: Pairing, memory: Memory, progress: Prog
     join = Join(a.trace, b.trace, shared, progress)
     for traced in (a, b):
         traced.trace.close()
-    return Session(a, b, shared, join, memory, progress)
+    return Session(a, b, shared, join, memory, progress, scene.look)
 
 
 def _token_texts(run: Run, tokenizer: Any) -> Tokens:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from forkpoint.align import gap, index_of, pair_elements, scalar, ulps
 from forkpoint.capture.functions import ALWAYS_VIEWS, parameter_names
-from forkpoint.capture.recorder import Fetch, Taken
+from forkpoint.capture.recorder import Fetch, Look, Taken
 from forkpoint.match import Difference, Joined
 from forkpoint.modules import WRAPPER
 from forkpoint.promotion import Promotion
@@ -63,8 +63,9 @@ def locate(
         # The first is nearly always it; only values of two dtypes, or -0.0 against 0.0, can be equal after all.
         wanted = rows[done : done + (1 if done == 0 and _one_dtype(rows[0]) else CANDIDATES)]
         done += len(wanted)
-        taken_a = fetch(session.a, [(r, _difference(r).event_a) for r in wanted], beside[0])
-        taken_b = fetch(session.b, [(r, _difference(r).event_b) for r in wanted], beside[1])
+        look = session.look
+        taken_a = fetch(session.a, [(r, _difference(r).event_a) for r in wanted], beside[0], look=look)
+        taken_b = fetch(session.b, [(r, _difference(r).event_b) for r in wanted], beside[1], look=look)
         beside = ((), ())
         for row, a, b in zip(wanted, taken_a, taken_b, strict=True):
             if (
@@ -86,9 +87,20 @@ def _difference(row: Joined) -> Difference:
 
 
 def fetch(
-    traced: Traced, wanted: list[tuple[Joined, int]], beside: Sequence[Fetch] = ()
+    traced: Traced,
+    wanted: list[tuple[Joined, int]],
+    beside: Sequence[Fetch] = (),
+    *,
+    look: Look | None = None,
 ) -> list[Taken | None]:
-    """Run again and keep the calls that made the given events; None for one that did not come again."""
+    """Run again and keep the calls that made the given events; None for one that did not come again.
+
+    Args:
+        traced: the run.
+        wanted: ops and their events.
+        beside: what else to keep.
+        look: what else is to be known of the calls.
+    """
     found: list[Taken | None] = [None] * len(wanted)
     fetches = list(beside)
     for place, (_, index) in enumerate(wanted):
@@ -99,17 +111,34 @@ def fetch(
             found[place] = taken
 
         output = op.output if op.is_boundary else None
-        fetches.append(Fetch((op.module, op.function, op.site.chain), event.call, event.nth, take, output))
+        key = op.module, op.function, op.site.chain
+        fetches.append(Fetch(key, event.call, event.nth, take, output, look))
     if fetches:
         traced.again(fetches)
     return found
 
 
-def fetch_op(traced: Traced, op: Op, event: Event, *, promotion: Promotion | None = None) -> Taken | None:
-    """Run again and keep one call of an op; None if it did not come again."""
+def fetch_op(
+    traced: Traced,
+    op: Op,
+    event: Event | Taken,
+    *,
+    promotion: Promotion | None = None,
+    look: Look | None = None,
+) -> Taken | None:
+    """Run again and keep one call of an op; None if it did not come again.
+
+    Args:
+        traced: the run.
+        op: the op.
+        event: which of its calls.
+        promotion: computes the run in float64.
+        look: what else is to be known of the call.
+    """
     found: list[Taken] = []
     output = op.output if op.is_boundary else None
-    wanted = Fetch((op.module, op.function, op.site.chain), event.call, event.nth, found.append, output)
+    key = op.module, op.function, op.site.chain
+    wanted = Fetch(key, event.call, event.nth, found.append, output, look)
     traced.again([wanted], promotion=promotion)
     return found[0] if found else None
 

@@ -11,7 +11,7 @@ from typing import Any
 from torch import Tensor
 
 from forkpoint.capture.labels import Label
-from forkpoint.capture.recorder import Fetch, Recorder, Watcher
+from forkpoint.capture.recorder import Fetch, Look, Recorder, Watcher
 from forkpoint.capture.taps import Observation
 from forkpoint.equality import same_results
 from forkpoint.layout import Pairing
@@ -288,6 +288,8 @@ class Session:
     memory: Memory = field(default_factory=Memory)
     """What is kept of the runs while their differences are looked into."""
     progress: Progress = SILENT
+    look: Look | None = None
+    """What is to be known of a call that is kept, besides its values."""
 
     @property
     def pairing(self) -> Pairing:

@@ -141,8 +141,8 @@ def _origin_divergence(session: Session, found: Origin | None, tokens: Tokens) -
 
 def locate_meeting(session: Session, meeting: Meeting) -> Located | None:
     """The op of a meeting as it ran in native precision in both runs; None where it does not differ there."""
-    a = fetch_op(session.a, meeting.a.op, meeting.a.event)
-    b = fetch_op(session.b, meeting.b.op, meeting.b.event)
+    a = fetch_op(session.a, meeting.a.op, meeting.a.event, look=session.look)
+    b = fetch_op(session.b, meeting.b.op, meeting.b.event, look=session.look)
     row = next((r for r in session.join.rows if r.op.key == meeting.a.op.key), None)
     if a is None or b is None or row is None or row.difference is None:
         return None

@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Iterator
+from pathlib import Path
+from types import CodeType
 
+import pytest
 import torch
 from tests.capture.tracing import Traced
 from torch import nn
+from transformers.models.llama import modeling_llama
 
 from forkpoint.capture.sites import NOWHERE, variable_at
 
@@ -87,6 +92,37 @@ def test_a_file_that_can_not_be_read_has_no_variables(tmp_path):
     broken.write_text("def (")
     assert variable_at(str(broken), 1) is None
     assert variable_at(str(tmp_path / "absent.py"), 1) is None
+    assert variable_at(str(broken), 1, 1) is None
+    assert variable_at(str(tmp_path / "absent.py"), 1, 1) is None
+
+
+def test_a_file_that_is_another_by_now_is_looked_at_as_a_whole(tmp_path):
+    file = tmp_path / "source.py"
+    file.write_text("a = (\n    1,\n    2)\nb = 3\n")
+    assert [variable_at(str(file), line, 2) for line in range(1, 5)] == ["a", "a", "a", "b"]
+    assert variable_at(str(file), 4, 100) == "b"
+
+
+def functions_in(code: CodeType) -> Iterator[CodeType]:
+    for inner in code.co_consts:
+        if isinstance(inner, CodeType):
+            if not inner.co_name.startswith("<"):
+                yield inner
+            yield from functions_in(inner)
+
+
+@pytest.mark.parametrize("module", [nn.modules.rnn, modeling_llama])
+def test_a_function_tells_of_its_variables_what_its_file_tells(module):
+    """The rest of the file is left out, with decorators, nested functions and what hangs over a line."""
+    file = inspect.getsourcefile(module)
+    assert file is not None
+    compared = 0
+    for code in functions_in(compile(Path(file).read_text(encoding="utf-8"), file, "exec")):
+        for line in {line for _, _, line in code.co_lines() if line}:
+            expected = variable_at(file, line)
+            assert variable_at(file, line, code.co_firstlineno) == expected
+            compared += expected is not None
+    assert compared > 100
 
 
 def test_no_frame_at_all_is_a_place_too():

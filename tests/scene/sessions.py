@@ -28,7 +28,8 @@ def join(a: Run, b: Run) -> tuple[Session, Located | None]:
     )
     traced_a, traced_b = here(partial(trace_faithfully, a)), here(partial(trace_faithfully, b))
     shared = Shared(traced_a.trace.table, traced_b.trace.table, pairing)
-    session = Session(traced_a, traced_b, shared, Join(traced_a.trace, traced_b.trace, shared))
+    joined = Join(traced_a.trace, traced_b.trace, shared)
+    session = Session(traced_a, traced_b, shared, joined, look=scene.look)
     return session, here(partial(locate, session, lambda _sample, _position: None))
 
 

@@ -9,6 +9,7 @@ import json
 import os
 from functools import partial
 from pathlib import Path
+from unittest import mock
 
 import pytest
 import torch
@@ -164,11 +165,29 @@ def test_an_output_that_nobody_reproduces_is_said_to_be_so(tmp_path, monkeypatch
     with torch.no_grad():
         for taken in (located.a, located.b):
             taken.outputs[0].add_(1)
+            taken.seen = None
     saved = here(partial(scene.save, session, located, tmp_path / "scene", versions={}))
     assert (saved.a.reproduced, saved.b.reproduced) == (False, False)
     assert "run A: the run gave other values when it was made again" in saved.notes[0]
     assert any("does not give run A's recorded bits" in note for note in saved.notes)
     assert not scene.replay(scene.load(tmp_path / "scene")).reproduces
+
+
+def test_a_call_whose_circumstances_were_seen_needs_no_run_of_its_own(tmp_path):
+    """The same scene comes out of calls that nobody looked at; then the runs are made again."""
+    a, b = other_weights("linear")
+    session, located = join(a, b)
+    made: list[Run] = []
+    with mock.patch.object(Run, "execute", lambda run, *_, **__: made.append(run)):
+        seen = here(partial(scene.save, session, located, tmp_path / "seen", versions={}))
+    assert made == []
+    for taken in (located.a, located.b):
+        taken.seen = None
+    again = here(partial(scene.save, session, located, tmp_path / "again", versions={}))
+    assert seen.notes == again.notes
+    assert files(tmp_path / "seen") == files(tmp_path / "again")
+    for file in files(tmp_path / "seen"):
+        assert (tmp_path / "seen" / file).read_bytes() == (tmp_path / "again" / file).read_bytes()
 
 
 def test_a_fault_in_one_of_torchs_functions_is_replayed_with_it(tmp_path, monkeypatch):

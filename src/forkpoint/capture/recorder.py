@@ -8,8 +8,8 @@ It works out whatever comes for the first time: the labels of what an op makes, 
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, Protocol
 
@@ -70,6 +70,11 @@ class Watcher(Protocol):
         ...
 
 
+Look = Callable[[tuple[Any, ...], dict[str, Any]], Callable[[], Any]]
+"""Looks at a call right before it is made, with the very tensors that go in. What it returns is called right after, and
+says what was seen."""
+
+
 @dataclass
 class Fetch:
     """A value, or a whole call, that a second pass should keep.
@@ -86,6 +91,8 @@ class Fetch:
     take: Callable[[Taken], None]
     output: int | None = None
     """For a module's output, which of several."""
+    look: Look | None = None
+    """For a call of a function, what else is to be known of it."""
 
 
 @dataclass
@@ -106,6 +113,8 @@ class Taken:
     """Full names of parameters and buffers among the inputs, by id of the copied tensor."""
     kept_alive: list[Tensor] = field(default_factory=list[Tensor])
     """Tensors that the two tables speak of, besides the arguments."""
+    seen: Any = None
+    """What `Fetch.look` saw."""
 
 
 class Recorder:
@@ -216,14 +225,16 @@ class Recorder:
             if tape.pending and writes(function, kwargs):  # what it overwrites must be digested first
                 tape.flush()
             kept = _keep(self, args, kwargs) if fetches else None
+            after = [None if fetch.look is None else fetch.look(args, kwargs) for fetch in fetches]
         result = function.func(*args, **kwargs)
         with _unwatched():
+            seen = [None if look is None else look() for look in after]
             result = self._edited(function, place, args, kwargs, result)
             outputs = (args[0],) if function.name == "setitem" else tape.outputs_of(result)
             if outputs and transforms() is None:  # inside vmap or grad they are not the model's own
                 recorded = tape.record(function, place, args, kwargs, outputs)
                 if kept is not None:
-                    _deliver(self, function.func, fetches, kept, recorded)
+                    _deliver(self, function.func, zip(fetches, seen, strict=True), kept, recorded)
         return result
 
     def _fetching(self, function: Function, place: Place) -> list[Fetch]:
@@ -689,13 +700,15 @@ def _clone(value: Tensor) -> Tensor:
     return value.clone(memory_format=torch.preserve_format)
 
 
-def _deliver(recorder: Recorder, func: Any, fetches: list[Fetch], kept: Kept, recorded: Any) -> None:
+def _deliver(
+    recorder: Recorder, func: Any, fetches: Iterable[tuple[Fetch, Any]], kept: Kept, recorded: Any
+) -> None:
     op, nth, outputs, labels = recorded
     args, kwargs, input_labels, owned = kept
     copies = tuple(_clone(recorder.true_value(output)) for output in outputs)
     taken = Taken(op, recorder.call, nth, func, args, kwargs, copies, input_labels, tuple(labels), owned)
-    for fetch in fetches:
-        fetch.take(taken)
+    for fetch, seen in fetches:
+        fetch.take(replace(taken, seen=seen))
 
 
-__all__ = ["Event", "Fetch", "Frame", "Recorder", "Row", "Taken", "Watcher"]
+__all__ = ["Event", "Fetch", "Frame", "Look", "Recorder", "Row", "Taken", "Watcher"]

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import ast
+import inspect
 import linecache
 import os
+import tokenize
 from dataclasses import dataclass
 from functools import cache
 from types import CodeType, FrameType
@@ -63,12 +65,14 @@ class Site:
         file: path of the file outside torch.
         line, column: where the call begins there; both from 1 and 0, as Python counts them.
         chain: the whole place in a form that is the same in every process.
+        function: the first line of the function around it; 0 if none is around it that stands on lines of its own.
     """
 
     file: str
     line: int
     column: int
     chain: str
+    function: int = 0
 
     @property
     def short(self) -> str:
@@ -83,7 +87,7 @@ class Site:
     @property
     def variable(self) -> str | None:
         """The variable that the statement at this place assigns."""
-        return variable_at(self.file, self.line)
+        return variable_at(self.file, self.line, self.function)
 
 
 _OUTSIDE, _INSIDE, _SKIPPED, _CALL = 1, 2, 3, 4
@@ -146,7 +150,8 @@ def _in_words(place: tuple[tuple[CodeType, int], ...]) -> Site:
     if not place:
         return Site("?", 0, 0, "?")
     code, (line, column, _) = place[-1][0], steps[-1]
-    return Site(code.co_filename, line, column, chain)
+    function = 0 if code.co_name.startswith("<") else code.co_firstlineno
+    return Site(code.co_filename, line, column, chain, function)
 
 
 @cache
@@ -173,14 +178,18 @@ def _relative(file: str) -> str:
 
 
 @cache
-def _assignments(file: str) -> dict[int, tuple[int, str]]:
-    """For every line of a file, the targets of the innermost assignment that spans it."""
-    text = "".join(linecache.getlines(file))
+def _assignments(file: str, function: int) -> dict[int, tuple[int, str]]:
+    """For every line of a function, or of a file if it is 0, the targets of the innermost assignment that spans it."""
+    lines, offset = linecache.getlines(file), 0
     found: dict[int, tuple[int, str]] = {}
     try:
-        tree = ast.parse(text)
-    except SyntaxError:
-        return found
+        if 0 < function <= len(lines):  # a file may have thousands of lines, and a model calls from a few
+            lines, offset = inspect.getblock(lines[function - 1 :]), function - 1
+            if lines[0][:1].isspace():
+                lines, offset = ["if True:\n", *lines], offset - 1
+        tree = ast.parse("".join(lines))
+    except (SyntaxError, tokenize.TokenError):  # the file is no longer what was read
+        return _assignments(file, 0) if function else found
     for node in ast.walk(tree):
         if isinstance(node, ast.Assign):
             names = ", ".join(ast.unparse(target).strip("()") for target in node.targets)
@@ -192,10 +201,16 @@ def _assignments(file: str) -> dict[int, tuple[int, str]]:
         for line in range(node.lineno, (node.end_lineno or node.lineno) + 1):
             if line not in found or span <= found[line][0]:
                 found[line] = (span, names)
-    return found
+    return {line + offset: entry for line, entry in found.items()}
 
 
-def variable_at(file: str, line: int) -> str | None:
-    """The variable that the statement at a line assigns, or None."""
-    entry = _assignments(file).get(line)
+def variable_at(file: str, line: int, function: int = 0) -> str | None:
+    """The variable that the statement at a line assigns, or None.
+
+    Args:
+        file: path of the source.
+        line: the line, from 1.
+        function: the first line of the function that it is in, which is all that is looked at then.
+    """
+    entry = _assignments(file, function).get(line)
     return entry[1] if entry else None

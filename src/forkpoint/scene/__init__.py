@@ -11,6 +11,7 @@ from forkpoint.scene.records import Scene
 from forkpoint.scene.replay import Replay, replay
 from forkpoint.scene.save import SIZE_LIMIT, build, save
 from forkpoint.scene.script import Script, write_script
+from forkpoint.scene.witness import look
 
 __all__ = [
     "SIZE_LIMIT",
@@ -20,6 +21,7 @@ __all__ = [
     "build",
     "check_directory",
     "load",
+    "look",
     "replay",
     "save",
     "write_script",

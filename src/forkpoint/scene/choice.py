@@ -12,6 +12,7 @@ from forkpoint.match import Difference, Joined
 from forkpoint.scene.alignment import share_input, share_output
 from forkpoint.scene.functions import function_path
 from forkpoint.scene.replay import equal_elements
+from forkpoint.scene.witness import look
 from forkpoint.session import Session
 
 LOOKED_AT = 16
@@ -76,8 +77,8 @@ def _later(session: Session, located: Located) -> Iterator[Choice]:
     start = next((i + 1 for i, row in enumerate(rows) if row is located.row), 0)
     for row in [row for row in rows[start:] if not row.op.is_boundary][:LOOKED_AT]:
         assert row.difference is not None
-        [a] = fetch(session.a, [(row, row.difference.event_a)])
-        [b] = fetch(session.b, [(row, row.difference.event_b)])
+        [a] = fetch(session.a, [(row, row.difference.event_a)], look=look)
+        [b] = fetch(session.b, [(row, row.difference.event_b)], look=look)
         if a is not None and b is not None and not _reason_against(a, b):
             yield Choice(row, a, b)
 
@@ -85,7 +86,8 @@ def _later(session: Session, located: Located) -> Iterator[Choice]:
 def _unmatched(session: Session) -> Iterator[Choice]:
     """A function that each run calls at a place of its own, with equal inputs and unequal outputs."""
     for mine, theirs in _same_function(session)[:LOOKED_AT]:
-        [a], [b] = fetch(session.a, [(mine, mine.order)]), fetch(session.b, [(theirs, theirs.order)])
+        [a] = fetch(session.a, [(mine, mine.order)], look=look)
+        [b] = fetch(session.b, [(theirs, theirs.order)], look=look)
         if a is None or b is None or _reason_against(a, b):
             continue
         row = replace(

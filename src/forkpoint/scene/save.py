@@ -50,7 +50,7 @@ def save(
 ) -> Scene:
     """Save all that is needed to replay an op alone, and check that it replays.
 
-    The runs are made once more each, to see how the op's inputs lie in memory.
+    Where nobody looked at how the op's inputs lie in memory when it was kept (`look`), the runs are made once more.
 
     Args:
         session: the two traced runs.
