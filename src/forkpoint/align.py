@@ -256,7 +256,7 @@ def _compare(left: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:
         same = left == right
         difference = (left.double() - right.double()).abs_()
     difference = difference.nan_to_num_(nan=float("inf"), posinf=float("inf"))
-    return same, difference.masked_fill_(same, 0.0)
+    return same, torch.where(same, 0.0, difference)
 
 
 def _scale(values: Tensor) -> float:
@@ -264,8 +264,7 @@ def _scale(values: Tensor) -> float:
     if values.dtype == torch.bool:
         return float(values.any())
     magnitude = values.abs().double()
-    finite = magnitude[magnitude < _MASKED]
-    return float(finite.max()) if finite.numel() else 0.0
+    return float(torch.where(magnitude < _MASKED, magnitude, 0.0).max()) if values.numel() else 0.0
 
 
 def ulps(a: float, b: float, dtype_a: torch.dtype, dtype_b: torch.dtype) -> float | None:

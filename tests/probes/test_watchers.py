@@ -152,6 +152,8 @@ def test_a_patch_puts_values_in_their_places():
 class AskedAlways:
     """Another watcher, which is asked at every op whether it changes anything."""
 
+    entrances_only = False
+
     def __init__(self, inner: Watcher) -> None:
         self.edit, self.saw = inner.edit, inner.saw
 

@@ -66,6 +66,10 @@ UNWRITTEN = frozenset({"empty", "new_empty", "empty_like", "empty_strided"})
 """Functions whose result is garbage until somebody writes to it."""
 
 
+LOOKS_UP = 1 << 5
+"""In the flags of a function that makes numbers of ids."""
+
+
 class PythonTraits:
     """What a tap asks of a function."""
 
@@ -90,7 +94,7 @@ class Function(Traits):
         rewrites: whether it gives a tensor another storage or shape, without making one.
         of_known_shape: whether its results' shapes and strides follow from those of its arguments.
         takes_lists: whether a list may be among its positional arguments.
-        flags: `silent`, `rewrites`, `at_once`, `takes_lists` and whether `may_view` is always, in bits.
+        flags: `silent`, `rewrites`, `at_once`, `takes_lists`, whether `may_view` is always, and `LOOKS_UP`, in bits.
         may_view: whether its result shares memory with its input: always, never, or None where one has to look.
     """
 
@@ -115,6 +119,8 @@ class Function(Traits):
         self.flags = (
             silent | self.rewrites << 1 | self.at_once << 2 | self.takes_lists << 3 | (may_view is True) << 4
         )
+        if name == "embedding":
+            self.flags |= LOOKS_UP
 
 
 resolved: dict[Any, Function] = {}

@@ -55,6 +55,7 @@ class PythonReel:
 
     Attributes:
         deferred: whether entries may wait to be read.
+        eager: by the flags of functions, which can't wait to be recorded, besides those that never can.
         fresh: whether what was recorded last may still change.
         whats, places, args, kwargs, made: the entries that were not read yet, each of their fields in a list of its own.
         befores: for each function among them, how often the last output of the one before had been written to when it was
@@ -71,6 +72,7 @@ class PythonReel:
     room: int
     entry_bytes: int
     deferred: bool
+    eager: int
     fresh: bool
 
     def __init__(self) -> None:
@@ -118,7 +120,7 @@ class PythonTap(TorchFunctionMode):
             return func(*args, **kwargs) if kwargs else func(*args)
         frame = _getframe(1)
         place = direct.get(id(frame.f_code) + frame.f_lasti) or place_of(frame)
-        if not tape.deferred or function.at_once:
+        if not tape.deferred or function.at_once or function.flags & tape.eager:
             return tape.call_at_once(self, function, place, args, kwargs or {})
         if tape.fresh:
             tape.settle()

@@ -20,7 +20,7 @@ from forkpoint.capture import digest
 from forkpoint.capture.cells import collect, cut
 from forkpoint.capture.coordinates import Ids
 from forkpoint.capture.entry import intake, nested_labels
-from forkpoint.capture.functions import UNWRITTEN, Function, is_view
+from forkpoint.capture.functions import LOOKS_UP, UNWRITTEN, Function, is_view
 from forkpoint.capture.history import History
 from forkpoint.capture.inventory import inventory_of
 from forkpoint.capture.labels import Label, Labels, Shape, fits
@@ -29,6 +29,7 @@ from forkpoint.capture.mode import transforms, writes
 from forkpoint.capture.rules import Call, UnknownMovementError, propagate, tensors_in, through_module
 from forkpoint.capture.sites import Place
 from forkpoint.capture.tape import INPUT, Tape
+from forkpoint.capture.wanted import Wanted
 from forkpoint.capture.writes import INDEXED_WRITES, Window, Written, written_by
 from forkpoint.layout import DECODER, MAIN, Layout
 from forkpoint.memory import Shelf
@@ -45,7 +46,15 @@ Key = tuple[str, str, str]
 
 
 class Watcher(Protocol):
-    """Sees every value as it passes by, and may put another in its place."""
+    """Sees every value as it passes by, and may put another in its place.
+
+    Attributes:
+        entrances_only: whether it changes no more than the model's inputs and what is looked up for them, and need not be
+            told of any value.
+    """
+
+    @property
+    def entrances_only(self) -> bool: ...
 
     def edits(self, key: tuple[str, str, str]) -> bool:
         """Whether it may put another in place of a value of such an op; `edit` is not asked for the others."""
@@ -149,14 +158,19 @@ class Recorder:
         self.trace = Trace(self.table, shelf=shelf)
         self.watcher = watcher
         self._read = read
-        passive = watcher is None and not fetches
-        self.tape = Tape(self, digest.Batch(shelf), digests, passive)
+        inventory = None if model is None else inventory_of(model, found)
+        self.wanted: Wanted | None = None
+        """What has to be looked into, where the rest may be followed in passing."""
+        if fetches and inventory is not None and read is None:
+            self.wanted = Wanted.of(fetches, inventory.frames)
+        entrances = watcher is not None and watcher.entrances_only and read is None
+        passive = (watcher is None or entrances) and (not fetches or self.wanted is not None)
+        self.tape = Tape(self, digest.Batch(shelf), digests, passive, LOOKS_UP if entrances else 0)
         self._known = self.tape.known
         self._strangers: dict[tuple[str, type[nn.Module]], Frame] = {}
         self.owned: dict[int, str] = {}
         root = Frame("")
-        if model is not None:
-            inventory = inventory_of(model, found)
+        if inventory is not None:
             self.tape.frames = inventory.frames
             self.owned = inventory.names
             self._known.update(inventory.known(self.labels, lambda weight: self._mark(weight, None)))
@@ -178,6 +192,8 @@ class Recorder:
         """Label the inputs of a forward call."""
         tape = self.tape
         tape.begin(index)
+        if self.wanted is not None:
+            self.wanted.begin()
         self._lengths, labels = intake(self.labels, index, inputs)
         tape.answers = self.labels.answers.setdefault(self._lengths, {})
         tape.history = self._history() if tape.passive else None
@@ -616,6 +632,22 @@ class Recorder:
             ):
                 copied = value.detach().clone()
                 fetch.take(Taken(op, self.call, nth, None, (), {}, (copied,), {}, (label,)))
+
+    def returned(self, module: nn.Module, result: Any) -> None:
+        """A module has returned of which somebody wants an output."""
+        wanted = self.wanted
+        if wanted is not None and id(module) in wanted.outputs and transforms() is None:
+            with _unwatched():
+                wanted.note(id(module), self.tape.results_of(result), self.call)
+
+    def deliver(self) -> None:
+        """Hand over the wanted outputs of modules whose labels are known by now."""
+        if self.wanted is None:
+            return
+        for returned, label in self.wanted.settle(self._find):
+            op = returned.frame.visits_out(returned.index).ops[0]
+            copies = (returned.copied,)
+            returned.fetch.take(Taken(op, self.call, returned.nth, None, (), {}, copies, {}, (label,)))
 
     def label_of_result(self, value: Tensor, call: int) -> Label | None:
         """The label of something that the model returned in a call.

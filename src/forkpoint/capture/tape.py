@@ -87,7 +87,9 @@ class Tape(Reel):
         recorder: whose tape it is; held weakly, so that both go when the run is over.
         batch: takes the digests.
         digests: False to follow the labels only.
-        passive: whether it only looks on: nobody wants copies of values, nor to change them.
+        passive: whether it only looks on: nobody wants copies of values, nor to change them, but for those of `eager`
+            functions and of modules that are looked into.
+        eager: by their flags, functions that are recorded at once.
 
     Attributes:
         deferred: whether entries may wait to be read.
@@ -96,14 +98,16 @@ class Tape(Reel):
         room: how many there may be.
     """
 
-    def __init__(self, recorder: Recorder, batch: Batch, digests: bool, passive: bool) -> None:
+    def __init__(
+        self, recorder: Recorder, batch: Batch, digests: bool, passive: bool, eager: int = 0
+    ) -> None:
         super().__init__()
         self.recorder: Recorder = proxy(recorder)
         self.rows: list[Row] = recorder.trace.rows
         self.skipped: dict[int, str] = recorder.trace.skipped
         self.batch = batch
         self.digests, self.passive = digests, passive
-        self.deferred = passive
+        self.deferred, self.eager = passive, eager
         self.last = _NOTHING
         self.last_read: tuple[Tensor, int | None] = (_NOTHING, None)
         """While the tape is read, the last value, and how often it had been written to when the next function was called."""
@@ -286,6 +290,7 @@ class Tape(Reel):
         self.last_read = (_NOTHING, None)
         if self.deferred:  # whatever was read was over
             self.fresh = False
+        self.recorder.deliver()
 
     def forget(self, entries: int | None = None, functions: int | None = None) -> None:
         """Let go of the first entries, or of all."""

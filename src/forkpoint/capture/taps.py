@@ -16,9 +16,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from forkpoint.capture.calls import Caller
+from forkpoint.capture.calls import Caller, Makes
 from forkpoint.capture.mode import Tap, transparent
 from forkpoint.capture.recorder import Recorder
+from forkpoint.capture.wanted import Wanted
 from forkpoint.native import compiled
 
 
@@ -74,6 +75,8 @@ class Observation:
         depth = len(tape.stack)
         in_c = compiled is not None and functions and not inside
         gate = compiled.Gate(tape, original, traced, is_opaque, caller.is_torchs) if in_c else traced
+        if self.recorder.wanted is not None:
+            gate = self._looking_into(self.recorder.wanted, gate)
         try:
             with caller.replaced(gate), tap if functions else nullcontext():
                 yield
@@ -82,6 +85,25 @@ class Observation:
         finally:
             tape.forget()
             del tape.stack[depth:]
+
+    def _looking_into(self, wanted: Wanted, gate: Makes) -> Makes:
+        """Makes the calls of modules as before, and looks into those that it has to."""
+        recorder, tape, thread = self.recorder, self.recorder.tape, threading.get_ident()
+        modules = wanted.inside | wanted.outputs.keys()
+
+        def attentive(module: nn.Module, /, *args: Any, **kwargs: Any) -> Any:
+            if id(module) not in modules or threading.get_ident() != thread:
+                return gate(module, *args, **kwargs)
+            deferred = tape.deferred
+            tape.deferred = deferred and id(module) not in wanted.inside
+            try:
+                result = gate(module, *args, **kwargs)
+            finally:
+                tape.deferred = deferred
+            recorder.returned(module, result)
+            return result
+
+        return attentive
 
     def _opaque(
         self,

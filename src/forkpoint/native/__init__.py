@@ -23,7 +23,7 @@ import warnings
 from types import ModuleType
 from typing import TYPE_CHECKING
 
-FORM = 7
+FORM = 8
 """What the C has to be built from; increased here and in `module.c` when an earlier one no longer fits."""
 
 if TYPE_CHECKING:

@@ -48,6 +48,7 @@ typedef struct {
     PyObject *lists[LISTS];
     PyObject *last;
     long long n_bytes, room, entry_bytes;
+    int eager; /* flags of functions that can't wait to be recorded either */
     char deferred, fresh;
 } Reel;
 
@@ -121,6 +122,7 @@ static PyMemberDef reel_members[] = {
     {"n_bytes", T_LONGLONG, offsetof(Reel, n_bytes), 0, NULL},
     {"room", T_LONGLONG, offsetof(Reel, room), 0, NULL},
     {"entry_bytes", T_LONGLONG, offsetof(Reel, entry_bytes), 0, NULL},
+    {"eager", T_INT, offsetof(Reel, eager), 0, NULL},
     {"deferred", T_BOOL, offsetof(Reel, deferred), 0, NULL},
     {"fresh", T_BOOL, offsetof(Reel, fresh), 0, NULL},
     {NULL},
@@ -488,7 +490,7 @@ static PyObject *follow(Tap *self, PyObject *func, PyObject *args, PyObject *kwa
     place = place_of_call();
     if (place == NULL)
         goto done;
-    if (!tape->deferred || flags & AT_ONCE) {
+    if (!tape->deferred || flags & (AT_ONCE | tape->eager)) {
         result = at_once(self, function, place, args, kwargs);
         goto done;
     }

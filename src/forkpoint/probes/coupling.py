@@ -95,6 +95,7 @@ class Resampled:
     keep: np.ndarray
     replaced: int = 0
     generator: torch.Generator = field(default_factory=lambda: torch.Generator().manual_seed(0))
+    entrances_only: bool = field(default=False, init=False)
 
     def __post_init__(self) -> None:
         self._keys = {place[0] for place in self.places}

@@ -32,6 +32,10 @@ _ROUNDED = frozenset({
 """Functions whose results are rounded in every real run, and feed no decision as they are."""
 
 
+_SMALL = 1 << 22
+"""Elements up to which a value is changed on the host: on a GPU that needs kernels which no model has used yet."""
+
+
 class Noise(TorchFunctionMode):
     """Moves every rounded value by one unit in the last place of float64, up or down at random.
 
@@ -93,6 +97,7 @@ class OtherContent:
     keep: np.ndarray
     seed: int = 0
     replaced: int = 0
+    entrances_only: bool = field(default=True, init=False)
 
     def edits(self, key: Key) -> bool:
         return key[1] == "embedding" or (key[0] == "" and key[1].startswith("input:"))
@@ -108,11 +113,12 @@ class OtherContent:
         if not other.any():
             return None
         self.replaced += int(other.sum())
-        mask = torch.from_numpy(other).to(value.device).expand(value.shape)
+        here = value.detach().cpu() if value.numel() <= _SMALL else value.detach()
+        mask = torch.from_numpy(other).to(here.device).expand(here.shape)
         generator = torch.Generator().manual_seed(self.seed + nth)
-        scale = float(value.detach().float().std()) if value.numel() > 1 else 1.0
+        scale = float(here.float().std()) if here.numel() > 1 else 1.0
         new = torch.randn(int(mask.sum()), generator=generator) * (2 * scale or 1.0)
-        return value.masked_scatter(mask, new.to(value.device, value.dtype))
+        return here.masked_scatter(mask, new.to(here.device, here.dtype)).to(value.device)
 
     def saw(
         self, recorder: Recorder, event: int, value: Tensor, label: Label | None, inputs: list[int]
@@ -131,6 +137,7 @@ class Patch:
 
     values: Values
     applied: int = 0
+    entrances_only: bool = field(default=False, init=False)
 
     def __post_init__(self) -> None:
         self._keys = {place[0] for place in self.values}
@@ -205,6 +212,7 @@ class Store:
     sources: dict[int, list[int]] = field(default_factory=dict[int, list[int]])
     ops: dict[int, tuple[Op, Event]] = field(default_factory=dict[int, tuple[Op, Event]])
     used: int = 0
+    entrances_only: bool = field(default=False, init=False)
 
     def edits(self, key: Key) -> bool:
         return False
@@ -263,6 +271,7 @@ class Patched:
 
     patch: Watcher
     store: Store
+    entrances_only: bool = field(default=False, init=False)
 
     def edits(self, key: Key) -> bool:
         return self.patch.edits(key)
