@@ -72,6 +72,7 @@ class Traced:
         recorder = Recorder(
             self.run.layout, self.run.modules, tuple(fetches), digests=False, labels=self.recorder.labels,
             watcher=watcher, read=promotion.value if promotion is not None else None,
+            strangers=self.recorder.strangers,
         )  # fmt: skip
         exact = promotion is not None
         observation = Observation(recorder, functions=self.functions or exact, inside=exact)

@@ -10,12 +10,15 @@ import pytest
 import torch
 from tests.architectures import ARCHITECTURES, prompt
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from forkpoint import Run
+from forkpoint.capture.functions import UNWRITTEN
 from forkpoint.capture.recorder import Fetch, Taken
 from forkpoint.capture.sites import NOWHERE
 from forkpoint.capture.wanted import Wanted
 from forkpoint.equality import same_bits
+from forkpoint.probes.watchers import Store
 from forkpoint.session import Traced, trace_run
 
 NO_PLACE = NOWHERE.site.chain
@@ -52,9 +55,9 @@ def fetched(traced: Traced, wants: Wants, *, some: bool) -> list[Taken]:
     return found
 
 
-def check(run: Run, wants: Callable[[Traced], Wants]) -> list[Taken]:
+def check(run: Run, wants: Callable[[Traced], Wants], *, functions: bool = True) -> list[Taken]:
     """Both ways give the same, though perhaps in another order."""
-    traced = trace_run(run)
+    traced = trace_run(run, functions=functions)
     some, every = (fetched(traced, wants(traced), some=some) for some in (True, False))
     assert len(some) == len(every) > 0
     assert sorted(map(repr, map(described, some))) == sorted(map(repr, map(described, every)))
@@ -68,7 +71,8 @@ def outputs_of_modules(traced: Traced) -> Wants:
 
 def all_ops(traced: Traced) -> Wants:
     """Every tenth op that a module of the model calls."""
-    ops = [op for op in traced.trace.ops if not op.is_boundary and op.module and not op.output][::10]
+    ops = [op for op in traced.trace.ops if not op.is_boundary and op.module and not op.output]
+    ops = [op for op in ops if op.function not in UNWRITTEN and op.function != "setitem"][::10]
     return lambda take: [Fetch((op.module, op.function, op.site.chain), None, None, take) for op in ops]
 
 
@@ -134,6 +138,123 @@ def test_several_outputs_and_calls():
 
     taken = check(Run(Pair(), [{"x": X}, {"x": X + 1}]), outputs_of_modules)
     assert {(t.call, t.op.output) for t in taken} == {(call, index) for call in (0, 1) for index in range(3)}
+
+
+class Flips(nn.Module):
+    """Writes to what a module has just returned, which moves its tokens."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = nn.Linear(8, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        flipped = x.flip(1) * 1
+        y = self.inner(x)
+        y.copy_(flipped)
+        return y * 2
+
+
+class Encoder(nn.Module):
+    """Its last layers are not looked into."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = Flips()
+        self.layers = nn.ModuleList(nn.TransformerEncoderLayer(8, 2, 8, batch_first=True) for _ in range(2))
+        self.eval()
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.first(x)
+        for layer in self.layers:
+            x = layer(x)
+            x.copy_(x.flip(1) * 1)
+        return x
+
+
+class Quiet(TorchFunctionMode):
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return func(*args, **(kwargs or {}))
+
+
+def outputs_and_ops(traced: Traced) -> Wants:
+    """Both at once, so that an output comes from a module that is looked into, or from one inside of it."""
+    return lambda take: [*outputs_of_modules(traced)(take), *all_ops(traced)(take)]
+
+
+def under_a_mode(model: nn.Module, inputs: Any) -> Tensor:
+    with Quiet():
+        return model(**inputs)
+
+
+CALLS: dict[str, Callable[[Any, Any], Tensor] | None] = {
+    "the model": None,
+    "part of it": lambda model, inputs: model.layers[0](model.first(**inputs)),
+    "what is looked into": lambda model, inputs: model.first(**inputs),
+    "under a mode": under_a_mode,
+}
+
+
+@pytest.mark.parametrize("functions", [True, False], ids=["functions", "modules"])
+@pytest.mark.parametrize("call", CALLS)
+def test_whatever_is_called_last_and_written_to(call: str, functions: bool):
+    run = Run(Encoder(), {"x": X}, call=CALLS[call])
+    check(run, outputs_of_modules, functions=functions)
+    if functions:
+        taken = check(run, outputs_and_ops)
+        labels = {t.op.name: t.output_labels[0] for t in taken}
+        assert labels["first.inner/output"] is not labels["first/output"] is not None
+
+
+@pytest.mark.parametrize("transform", ["grad", "jvp", "vmap"])
+def test_a_module_that_is_transformed_as_well(transform: str):
+    class Transformed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = nn.Sequential(nn.Linear(8, 8), nn.GELU())
+
+        def forward(self, x: Tensor) -> Tensor:
+            z = x.repeat_interleave(torch.tensor([1, 1, 1, 1, 1]), 1).index_select(1, torch.arange(5).flip(0))
+            if transform == "grad":
+                a = torch.func.grad(lambda t: self.inner(t).sum())(z)
+            elif transform == "jvp":
+                a = torch.func.jvp(self.inner, (z,), (torch.ones_like(z),))[1]
+            else:
+                a = torch.vmap(self.inner)(z)
+            return a + self.inner(z)
+
+    run = Run(Transformed(), {"x": X})
+    for wants in (outputs_of_modules, all_ops, outputs_and_ops):
+        for taken in check(run, wants):
+            assert taken.output_labels[0] is not None
+
+
+def test_outputs_beside_a_watcher_are_handed_over_once():
+    traced = trace_run(Run(Flips(), {"x": X}))
+    found: list[Taken] = []
+    traced.again(outputs_of_modules(traced)(found.append), watcher=Store(1 << 20))
+    assert [taken.op.name for taken in found] == ["inner/output"]
+
+
+def test_a_module_made_in_a_forward_may_go_by_the_path_of_another():
+    class Act(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x * 2
+
+    class Makes(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.parts = nn.ModuleDict({"Act": Act()})
+            self.Act = Act()
+
+        def forward(self, x: Tensor) -> Tensor:
+            return Act()(self.Act(x))
+
+    traced = trace_run(Run(Makes(), {"x": X}))
+    found: list[Taken] = []
+    fetches = [Fetch(("Act", "output", NO_PLACE), None, None, found.append)]
+    assert traced.recorder.strangers == {"Act"}
+    traced.again(fetches)
+    assert len(found) == 2
 
 
 @pytest.mark.parametrize(

@@ -91,7 +91,7 @@ class Fetch:
     Attributes:
         key: the op's key (module, function, chain), without the output.
         call, nth: which of its passes; None for all.
-        take: called with the finished call.
+        take: called with the finished call; with an output of a module as soon as its label is known.
     """
 
     key: tuple[str, str, str]
@@ -139,6 +139,7 @@ class Recorder:
         read: gives the true value of a tensor, where another mode keeps it elsewhere (`Promotion.value`).
         shelf: where to put the digests, if not all of them may stay in memory.
         found: what the model consists of, where somebody has just looked.
+        strangers: `strangers` of an earlier pass.
     """
 
     def __init__(
@@ -152,6 +153,7 @@ class Recorder:
         read: Callable[[Tensor], Tensor] | None = None,
         shelf: Shelf | None = None,
         found: Survey | None = None,
+        strangers: frozenset[str] = frozenset(),
     ) -> None:
         self.labels = labels or Labels.of(layout)
         self.table = self.labels.table
@@ -161,10 +163,12 @@ class Recorder:
         inventory = None if model is None else inventory_of(model, found)
         self.wanted: Wanted | None = None
         """What has to be looked into, where the rest may be followed in passing."""
-        if fetches and inventory is not None and read is None:
-            self.wanted = Wanted.of(fetches, inventory.frames)
         entrances = watcher is not None and watcher.entrances_only and read is None
-        passive = (watcher is None or entrances) and (not fetches or self.wanted is not None)
+        passive = watcher is None or entrances
+        if passive and fetches:
+            if inventory is not None and read is None:
+                self.wanted = Wanted.of(fetches, inventory.frames, strangers)
+            passive = self.wanted is not None
         self.tape = Tape(self, digest.Batch(shelf), digests, passive, LOOKS_UP if entrances else 0)
         self._known = self.tape.known
         self._strangers: dict[tuple[str, type[nn.Module]], Frame] = {}
@@ -185,6 +189,11 @@ class Recorder:
     def call(self) -> int:
         """Index of the forward call that is recorded."""
         return self.tape.call
+
+    @property
+    def strangers(self) -> frozenset[str]:
+        """Paths that modules went by which are no part of the model."""
+        return frozenset(path for path, _ in self._strangers)
 
     # ------------------------------------------------------------------ calls
 
@@ -615,12 +624,16 @@ class Recorder:
             self.saw(row, value, known[1].label, [known[2]])
 
     def _offer(self, visits: Visits, value: Tensor, label: Label | None) -> None:
-        """Show a module's input or output to whoever wants to change or to keep it."""
+        """Show a module's input or output to whoever wants to change or to keep it.
+
+        Not where the rest is followed in passing: there `returned` copies the outputs that are wanted. Nor is one of the
+        model's inputs shown to a watcher: that was done before it was recorded.
+        """
         if self.tape.passive:
             return
         op, nth = visits.ops[0], visits.nth - 1
         key = (op.module, op.function, op.site.chain)
-        if self.watcher is not None:
+        if self.watcher is not None and (op.module or not op.is_input):
             new = self.watcher.edit(self, key, nth, op.output, self.true_value(value), label)
             if new is not None and new.dtype == value.dtype:
                 value.copy_(new)
@@ -634,11 +647,10 @@ class Recorder:
                 fetch.take(Taken(op, self.call, nth, None, (), {}, (copied,), {}, (label,)))
 
     def returned(self, module: nn.Module, result: Any) -> None:
-        """A module has returned of which somebody wants an output."""
-        wanted = self.wanted
-        if wanted is not None and id(module) in wanted.outputs and transforms() is None:
+        """A module has returned of which somebody wants an output (`wanted`)."""
+        if self.wanted is not None:
             with _unwatched():
-                wanted.note(id(module), self.tape.results_of(result), self.call)
+                self.tape.n_bytes += self.wanted.note(id(module), self.tape.results_of(result), self.call)
 
     def deliver(self) -> None:
         """Hand over the wanted outputs of modules whose labels are known by now."""

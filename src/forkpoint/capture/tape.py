@@ -269,6 +269,7 @@ class Tape(Reel):
         if self.fresh:
             self.settle()
         if not self.whats:
+            self.recorder.deliver()
             return
         versions = [*self.befores[1:], version_of(self.last)]
         columns = Columns(self.whats, self.places, self.args, self.kwargs, self.made, versions)

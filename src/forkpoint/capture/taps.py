@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from forkpoint.capture.calls import Caller, Makes
-from forkpoint.capture.mode import Tap, transparent
+from forkpoint.capture.mode import Tap, transforms, transparent
 from forkpoint.capture.recorder import Recorder
 from forkpoint.capture.wanted import Wanted
 from forkpoint.native import compiled
@@ -92,7 +92,10 @@ class Observation:
         modules = wanted.inside | wanted.outputs.keys()
 
         def attentive(module: nn.Module, /, *args: Any, **kwargs: Any) -> Any:
-            if id(module) not in modules or threading.get_ident() != thread:
+            elsewhere = id(module) not in modules or threading.get_ident() != thread
+            if (
+                elsewhere or transforms() is not None
+            ):  # inside vmap or grad nothing is kept, and nothing may be read
                 return gate(module, *args, **kwargs)
             deferred = tape.deferred
             tape.deferred = deferred and id(module) not in wanted.inside
@@ -100,7 +103,8 @@ class Observation:
                 result = gate(module, *args, **kwargs)
             finally:
                 tape.deferred = deferred
-            recorder.returned(module, result)
+            if id(module) in wanted.outputs:
+                recorder.returned(module, result)
             return result
 
         return attentive

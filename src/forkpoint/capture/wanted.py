@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor
 
 from forkpoint.capture.labels import Label
@@ -55,19 +56,22 @@ class Wanted:
     _counts: Counter[tuple[int, int]] = field(default_factory=Counter[tuple[int, int]])
 
     @classmethod
-    def of(cls, fetches: Sequence[Fetch], frames: dict[int, Frame]) -> Wanted | None:
+    def of(
+        cls, fetches: Sequence[Fetch], frames: dict[int, Frame], strangers: frozenset[str] = frozenset()
+    ) -> Wanted | None:
         """What some fetches want of a model; None if all of it has to be looked into.
 
         Args:
             fetches: what is wanted.
             frames: of the model's modules, by their ids.
+            strangers: paths that modules went by which are no part of it.
         """
         found = cls()
         modules = {frame.path: (key, frame) for key, frame in frames.items() if frame.path}
         for fetch in fetches:
             path, function, chain = fetch.key
             at = modules.get(path)
-            if at is None:
+            if at is None or path in strangers:
                 return None
             key, frame = at
             if chain != NOWHERE.site.chain:
@@ -83,8 +87,8 @@ class Wanted:
         self.returned.clear()
         self._counts.clear()
 
-    def note(self, module: int, outputs: Sequence[Tensor], call: int) -> None:
-        """A module has returned: copy what is wanted of it.
+    def note(self, module: int, outputs: Sequence[Tensor], call: int) -> int:
+        """A module has returned: copy what is wanted of it; how many bytes that is.
 
         Args:
             module: its id.
@@ -92,6 +96,7 @@ class Wanted:
             call: index of the model's call.
         """
         frame, fetches = self.outputs[module]
+        n_bytes = 0
         for index, value in enumerate(outputs):
             nth = self._counts[module, index]
             self._counts[module, index] += 1
@@ -99,6 +104,8 @@ class Wanted:
                 if fetch.call in (None, call) and fetch.output in (None, index):
                     copied = value.detach().clone()
                     self.returned.append(Returned(fetch, frame, index, nth, value, copied))
+                    n_bytes += copied.nbytes if copied.layout is torch.strided else 0
+        return n_bytes
 
     def settle(self, find: Callable[[Tensor], Known | None]) -> list[tuple[Returned, Label | None]]:
         """The outputs that were met by now, with their labels; they are no longer held.

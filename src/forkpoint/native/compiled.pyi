@@ -52,6 +52,7 @@ class Reel:
     n_bytes: int
     room: int
     entry_bytes: int
+    eager: int
     deferred: bool
     fresh: bool
     def add_entry(

@@ -18,7 +18,7 @@ static PyObject *entering;
 static int is_connected(void);
 
 /* What `Function.flags` says. */
-enum { SILENT = 1, REWRITES = 2, AT_ONCE = 4, TAKES_LISTS = 8, VIEWS = 16 };
+enum { SILENT = 1, REWRITES = 2, AT_ONCE = 4, TAKES_LISTS = 8, VIEWS = 16, LOOKS_UP = 32 };
 
 /* ------------------------------------------------------------------ what is known of a function */
 
