@@ -39,6 +39,8 @@ LAYERS = (2, 4, 8, 16, 32)
 LAYERS_TOKENS = 512
 GIVE_UP = 5
 """A peer whose first pass takes so many times what patience allows is not measured."""
+WAITS = 7
+"""Repetitions of what `--verdict` takes several times: a verdict is long, and differs little from one to the next."""
 LEAST = 3
 """Repetitions of a case of `--scaling`, if patience allows no more."""
 
@@ -260,7 +262,8 @@ def measure_all(given: argparse.Namespace, subject: cases.Subject, begin: float)
         return not late
 
     if given.verdict:  # before anything else has loaded libraries or compiled kernels
-        report |= waits.all_of(subject, given.tokens, given.repetitions, same_model(given))
+        times = min(given.repetitions, WAITS)
+        report |= waits.all_of(subject, given.tokens, times, same_model(given))
         keep()
     report["copy_bytes_per_second"] = bandwidth = copy_speed(subject.device)
 
