@@ -92,10 +92,8 @@ class Observation:
         modules = wanted.inside | wanted.outputs.keys()
 
         def attentive(module: nn.Module, /, *args: Any, **kwargs: Any) -> Any:
-            elsewhere = id(module) not in modules or threading.get_ident() != thread
-            if (
-                elsewhere or transforms() is not None
-            ):  # inside vmap or grad nothing is kept, and nothing may be read
+            wants = id(module) in modules and threading.get_ident() == thread
+            if not wants or transforms() is not None:  # nothing is kept inside vmap or grad, nor may be read
                 return gate(module, *args, **kwargs)
             deferred = tape.deferred
             tape.deferred = deferred and id(module) not in wanted.inside
