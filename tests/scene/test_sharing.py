@@ -35,6 +35,23 @@ def test_runs_hold_every_pair(found):
     sharing.check((41,), (41,), "x")
 
 
+@given(st.lists(st.tuples(st.integers(0, 9), st.integers(0, 40)), max_size=30, unique_by=lambda p: p[1]))
+def test_an_element_of_a_may_meet_several_of_b(found):
+    """As where one run looks positions up once for all rows."""
+    a, b = zip(*found, strict=True) if found else ((), ())
+    sharing = Sharing.of(pairs(a, b))
+    at_a, at_b = sharing.indices()
+    assert sorted(zip(at_a.tolist(), at_b.tolist(), strict=True)) == sorted(found)
+    sharing.check((10,), (41,), "x")
+
+
+def test_rows_that_share_one_are_runs_of_whole_rows():
+    sharing = Sharing.of(pairs(np.tile(np.arange(6), 3), np.arange(18)))
+    assert sharing.runs.tolist() == [[0, 0, 6], [0, 6, 6], [0, 12, 6]]
+    a, b = sharing.take(torch.arange(6), torch.arange(18))
+    assert torch.equal(a, b % 6)
+
+
 @st.composite
 def boxes(draw):
     """Two shapes, and a block of the same size in each."""

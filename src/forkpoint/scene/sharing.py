@@ -54,6 +54,11 @@ class Sharing:
         a, b = pairs.a.astype(np.int64), pairs.b.astype(np.int64)
         order = np.argsort(a, kind="stable")
         a, b = a[order], b[order]
+        if (a[1:] == a[:-1]).any():  # what A has once for all rows: first all of it for one row, then for the next
+            first = np.r_[True, a[1:] != a[:-1]]
+            rank = np.arange(len(a)) - np.maximum.accumulate(np.where(first, np.arange(len(a)), 0))
+            order = np.argsort(rank, kind="stable")
+            a, b = a[order], b[order]
         breaks = np.flatnonzero((np.diff(a) != 1) | (np.diff(b) != 1)) + 1
         starts = np.r_[0, breaks] if len(a) else np.zeros(0, dtype=np.int64)
         lengths = np.diff(np.r_[starts, len(a)])
@@ -63,7 +68,7 @@ class Sharing:
         return cls(torch.from_numpy(np.ascontiguousarray(runs)), pairs.reason, repeat_a, repeat_b)
 
     def indices(self) -> tuple[Tensor, Tensor]:
-        """Flat indices into A and into B, in the order of A's elements."""
+        """Flat indices into A and into B, in the order of A's elements; anew for those that meet further ones of B's."""
         a, b, lengths = self.runs.unbind(1)
         ends = lengths.cumsum(0)
         within = torch.arange(len(self)) - torch.repeat_interleave(ends - lengths, lengths)
@@ -103,9 +108,10 @@ class Sharing:
             raise SceneError(
                 f"an alignment of {what} up to elements {ends}", f"at most {size_a} in A and {size_b} in B"
             )
-        if len(self) > size_a:
+        if len(self) > max(size_a, size_b):  # one run may have once what the other has for each row
             raise SceneError(
-                f"an alignment of {what} over {len(self)} elements", f"at most the {size_a} that A has"
+                f"an alignment of {what} over {len(self)} elements",
+                f"at most the {size_a} that A has or the {size_b} of B",
             )
 
 
