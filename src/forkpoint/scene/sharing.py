@@ -54,7 +54,9 @@ class Sharing:
         a, b = pairs.a.astype(np.int64), pairs.b.astype(np.int64)
         order = np.argsort(a, kind="stable")
         a, b = a[order], b[order]
-        if (a[1:] == a[:-1]).any():  # what A has once for all rows: first all of it for one row, then for the next
+        if (
+            a[1:] == a[:-1]
+        ).any():  # what A has once for all rows: first all of it for one row, then for the next
             first = np.r_[True, a[1:] != a[:-1]]
             rank = np.arange(len(a)) - np.maximum.accumulate(np.where(first, np.arange(len(a)), 0))
             order = np.argsort(rank, kind="stable")
