@@ -319,6 +319,17 @@ static int has_entries(Pattern *self, PyObject *const *columns, Py_ssize_t posit
     return 1;
 }
 
+/* What was found if a stretch is the same, None if it is not, NULL for an error; takes over what was found. */
+static PyObject *found_if(int same, PyObject *found)
+{
+    if (same > 0)
+        return found;
+    Py_XDECREF(found);
+    if (same < 0)
+        return NULL;
+    Py_RETURN_NONE;
+}
+
 static PyObject *pattern_pool(Pattern *self, PyObject *const *given, Py_ssize_t n)
 {
     if (n != 4) {
@@ -334,12 +345,7 @@ static PyObject *pattern_pool(Pattern *self, PyObject *const *given, Py_ssize_t 
     int same = pool == NULL ? -1 : fill(self, pool, given[0], given[1], given[2], position);
     if (same > 0)
         same = is_like(self, pool);
-    if (same > 0)
-        return pool;
-    Py_XDECREF(pool);
-    if (same < 0)
-        return NULL;
-    Py_RETURN_NONE;
+    return found_if(same, pool);
 }
 
 /* ------------------------------------------------------------------ what is known of tensors */
@@ -445,12 +451,7 @@ static PyObject *pattern_rows_before(Pattern *self, PyObject *const *given, Py_s
             PyList_SET_ITEM(rows, i, Py_NewRef(PyTuple_GET_ITEM(found, 2)));
     }
     Py_XDECREF(all);
-    if (same > 0)
-        return rows;
-    Py_XDECREF(rows);
-    if (same < 0)
-        return NULL;
-    Py_RETURN_NONE;
+    return found_if(same, rows);
 }
 
 /* Whether nobody but the tape and the pool holds what the stretch's tensors are in. */
