@@ -14,8 +14,8 @@ _INTERVAL = 1e-4
 a model would wait for that has been computed outside of the interpreter and returns to it."""
 
 
-class _Consideration:
-    """The interval while threads of ours are at work, and before."""
+class _SwitchInterval:
+    """Python's own, shorter while threads of ours are at work."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -36,17 +36,17 @@ class _Consideration:
                 sys.setswitchinterval(self._before)
 
 
-_consideration = _Consideration()
+_switch_interval = _SwitchInterval()
 
 
 @contextmanager
 def at_work() -> Generator[None]:
     """Let other threads have the interpreter sooner than usual while this one works."""
-    _consideration.begin()
+    _switch_interval.begin()
     try:
         yield
     finally:
-        _consideration.end()
+        _switch_interval.end()
 
 
 @contextmanager
