@@ -6,7 +6,6 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-import pytest
 import torch
 import torch.nn.functional as F
 from tests.joined import session
@@ -16,62 +15,12 @@ from torch import Tensor
 from forkpoint.memory import Memory
 from forkpoint.pairs import Pairs
 from forkpoint.probes.coupling import Resampled
-from forkpoint.probes.watchers import Noise, OtherContent, Patch, Patched, Store, Watcher
-from forkpoint.promotion import Promotion
+from forkpoint.probes.watchers import OtherContent, Patch, Patched, Store, Watcher
 
 
 class Plain(Model):
     def mix(self, hidden: Tensor, **inputs: Any) -> Tensor:
         return hidden * 2
-
-
-def test_noise_moves_a_result_by_rounding_alone_and_by_its_seed():
-    both = session(*pair(Plain(), batch(ids()), batch(ids())))
-
-    def noisy(seed: int) -> Tensor:
-        promotion = Promotion()
-        noise = Noise(seed, promotion.value)
-        return both.a.in_float64(promotion, under=lambda: noise)[0]["logits"][0]
-
-    exact = both.a.in_float64(Promotion())[0]["logits"][0]
-    moved = [noisy(seed) for seed in (0, 0, 1)]
-    assert torch.equal(moved[0], moved[1])
-    assert not torch.equal(moved[0], moved[2])
-    for value in moved:
-        assert 0 < float((value - exact).abs().max()) < 1e-14
-
-
-class Written(Model):
-    """Writes a product to a tensor of its own: one that is there before the run, or one that the run makes."""
-
-    def __init__(self, *, before: bool) -> None:
-        super().__init__()
-        self.before = before
-        self.register_buffer("table", torch.linspace(-1, 1, 13 * 13).view(13, 13))
-        self.register_buffer("held", torch.zeros(2, 4, 13))
-
-    def mix(self, hidden: Tensor, **inputs: Any) -> Tensor:
-        out = self.held if self.before else torch.empty_like(hidden)
-        torch.matmul(hidden, self.table, out=out)
-        return out
-
-
-@pytest.mark.parametrize("before", [True, False])
-def test_noise_moves_what_is_written_to_a_tensor_by_no_more(before):
-    class Silent(Noise):
-        def _moved(self, value: Tensor) -> Tensor:
-            moves.append(value.dtype)
-            return value.clone() if len(moves) != 3 else super()._moved(value)  # embedding, linear, matmul
-
-    moves: list[torch.dtype] = []
-    model = Written(before=before)
-    both = session(*pair(model, batch(ids()), batch(ids())))
-    promotion = Promotion()
-    noise = Silent(0, promotion.value)
-    moved = both.a.in_float64(promotion, under=lambda: noise)[0]["logits"][0]
-    exact = both.a.in_float64(Promotion())[0]["logits"][0]
-    assert 0 < float((moved - exact).abs().max()) < 1e-13
-    assert not model.held.any()
 
 
 def test_other_content_replaces_what_is_not_kept_and_nothing_else():

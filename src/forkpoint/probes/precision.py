@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from forkpoint.impact import ResultComparison, compare_results
 from forkpoint.probes.inputs import Weight, same_weights
-from forkpoint.probes.watchers import Noise
+from forkpoint.probes.noise import Noise
 from forkpoint.promotion import Promotion
 from forkpoint.result import ProbeResult
 from forkpoint.session import Results, Session

@@ -5,14 +5,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.overrides import TorchFunctionMode
 
-from forkpoint.capture.functions import resolve
 from forkpoint.capture.labels import Label
 from forkpoint.capture.recorder import Recorder, Watcher
 from forkpoint.memory import Memory, Shelf, Shelved, load
@@ -25,61 +22,8 @@ Place = tuple[Key, int, int, int]
 Values = dict[Place, list[tuple[Tensor, Pairs]]]
 """For each place, the values to take elements from, and the pairs of elements."""
 
-_ROUNDED = frozenset({
-    "linear", "matmul", "bmm", "mm", "addmm", "baddbmm", "embedding", "conv1d", "conv2d", "einsum", "mean", "sum",
-    "scaled_dot_product_attention", "layer_norm", "rms_norm", "grouped_mm", "_grouped_mm", "var", "rsqrt", "tanh",
-})  # fmt: skip
-"""Functions whose results are rounded in every real run, and feed no decision as they are."""
-
-
 _SMALL = 1 << 22
 """Elements up to which a value is changed on the host: on a GPU that needs kernels which no model has used yet."""
-
-
-class Noise(TorchFunctionMode):
-    """Moves every rounded value by one unit in the last place of float64, up or down at random.
-
-    It is no watcher: it needs to know nothing of a value, and a run that nobody watches takes half as long.
-
-    Args:
-        seed: of its numbers.
-        value: gives the float64 value of a tensor; that of the promotion that it is entered after.
-    """
-
-    def __init__(self, seed: int, value: Callable[[Tensor], Tensor]) -> None:
-        super().__init__()
-        self._seed, self._value = seed, value
-        self._generators: dict[torch.device, torch.Generator] = {}
-
-    def __torch_function__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        function, kwargs = resolve(func), kwargs or {}
-        if function.inner is not None:
-            with self:
-                return function.inner(*args, **kwargs)
-        result = func(*args, **kwargs)
-        if function.name not in _ROUNDED or not isinstance(result, Tensor):
-            return result
-        with torch._C.DisableTorchFunction():
-            value = self._value(result)
-            if value.dtype != torch.float64:
-                return result
-            moved = self._moved(value)
-            if kwargs.get("out") is None:
-                return moved
-            value.copy_(moved)  # which may lie beside a narrow tensor that was written to
-            return result
-
-    def _moved(self, value: Tensor) -> Tensor:
-        generator = self._generators.get(value.device)
-        if generator is None:  # drawn where the value is: elsewhere it takes longer than all that is computed
-            generator = self._generators[value.device] = torch.Generator(value.device).manual_seed(self._seed)
-        drawn = torch.randint(
-            0, 2, value.shape, generator=generator, dtype=torch.float64, device=value.device
-        )
-        factor = drawn.mul_(2.0**-51).add_(1 - 2.0**-52)  # 1 - 2**-52 or 1 + 2**-52, exactly
-        return torch.where(value.abs() < 1e300, factor.mul_(value), value)
 
 
 @dataclass

@@ -1,0 +1,64 @@
+"""Noise: float64's own rounding, made visible by moving what every op returns by one unit in the last place."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+from forkpoint.capture.functions import resolve
+
+_ROUNDED = frozenset({
+    "linear", "matmul", "bmm", "mm", "addmm", "baddbmm", "embedding", "conv1d", "conv2d", "einsum", "mean", "sum",
+    "scaled_dot_product_attention", "layer_norm", "rms_norm", "grouped_mm", "_grouped_mm", "var", "rsqrt", "tanh",
+})  # fmt: skip
+"""Functions whose results are rounded in every real run, and feed no decision as they are."""
+
+
+class Noise(TorchFunctionMode):
+    """Moves every rounded value by one unit in the last place of float64, up or down at random.
+
+    It is a mode and no watcher: it needs to know nothing of a value, and a run that nobody watches takes half as long.
+
+    Args:
+        seed: of its numbers.
+        value: gives the float64 value of a tensor; that of the promotion that it is entered after.
+    """
+
+    def __init__(self, seed: int, value: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self._seed, self._value = seed, value
+        self._generators: dict[torch.device, torch.Generator] = {}
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        function, kwargs = resolve(func), kwargs or {}
+        if function.inner is not None:
+            with self:
+                return function.inner(*args, **kwargs)
+        result = func(*args, **kwargs)
+        if function.name not in _ROUNDED or not isinstance(result, Tensor):
+            return result
+        with torch._C.DisableTorchFunction():
+            value = self._value(result)
+            if value.dtype != torch.float64:
+                return result
+            moved = self._moved(value)
+            if kwargs.get("out") is None:
+                return moved
+            value.copy_(moved)  # which may lie beside a narrow tensor that was written to
+            return result
+
+    def _moved(self, value: Tensor) -> Tensor:
+        generator = self._generators.get(value.device)
+        if generator is None:  # drawn where the value is: elsewhere it takes longer than all that is computed
+            generator = self._generators[value.device] = torch.Generator(value.device).manual_seed(self._seed)
+        drawn = torch.randint(
+            0, 2, value.shape, generator=generator, dtype=torch.float64, device=value.device
+        )
+        factor = drawn.mul_(2.0**-51).add_(1 - 2.0**-52)  # 1 - 2**-52 or 1 + 2**-52, exactly
+        return torch.where(value.abs() < 1e300, factor.mul_(value), value)
