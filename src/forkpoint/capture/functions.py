@@ -65,9 +65,10 @@ WITHOUT_LISTS = frozenset({
 UNWRITTEN = frozenset({"empty", "new_empty", "empty_like", "empty_strided"})
 """Functions whose result is garbage until somebody writes to it."""
 
-
+LOOKUPS = frozenset({"embedding"})
+"""Functions that look up numbers for ids."""
 LOOKS_UP = 1 << 5
-"""In the flags of a function that makes numbers of ids."""
+"""Says so in their flags."""
 
 
 class PythonTraits:
@@ -119,7 +120,7 @@ class Function(Traits):
         self.flags = (
             silent | self.rewrites << 1 | self.at_once << 2 | self.takes_lists << 3 | (may_view is True) << 4
         )
-        if name == "embedding":
+        if name in LOOKUPS:
             self.flags |= LOOKS_UP
 
 

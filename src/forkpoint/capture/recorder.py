@@ -11,7 +11,7 @@ import weakref
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -53,8 +53,7 @@ class Watcher(Protocol):
             told of any value.
     """
 
-    @property
-    def entrances_only(self) -> bool: ...
+    entrances_only: ClassVar[bool]
 
     def edits(self, key: tuple[str, str, str]) -> bool:
         """Whether it may put another in place of a value of such an op; `edit` is not asked for the others."""

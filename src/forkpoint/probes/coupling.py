@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -95,7 +96,7 @@ class Resampled:
     keep: np.ndarray
     replaced: int = 0
     generator: torch.Generator = field(default_factory=lambda: torch.Generator().manual_seed(0))
-    entrances_only: bool = field(default=False, init=False)
+    entrances_only: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         self._keys = {place[0] for place in self.places}

@@ -5,11 +5,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from forkpoint.capture.functions import LOOKUPS
 from forkpoint.capture.labels import Label
 from forkpoint.capture.recorder import Recorder, Watcher
 from forkpoint.memory import Memory, Shelf, Shelved, load
@@ -41,10 +43,10 @@ class OtherContent:
     keep: np.ndarray
     seed: int = 0
     replaced: int = 0
-    entrances_only: bool = field(default=True, init=False)
+    entrances_only: ClassVar[bool] = True
 
     def edits(self, key: Key) -> bool:
-        return key[1] == "embedding" or (key[0] == "" and key[1].startswith("input:"))
+        return key[1] in LOOKUPS or (key[0] == "" and key[1].startswith("input:"))
 
     def edit(
         self, recorder: Recorder, key: Key, nth: int, output: int, value: Tensor, label: Label | None
@@ -81,7 +83,7 @@ class Patch:
 
     values: Values
     applied: int = 0
-    entrances_only: bool = field(default=False, init=False)
+    entrances_only: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         self._keys = {place[0] for place in self.values}
@@ -156,7 +158,7 @@ class Store:
     sources: dict[int, list[int]] = field(default_factory=dict[int, list[int]])
     ops: dict[int, tuple[Op, Event]] = field(default_factory=dict[int, tuple[Op, Event]])
     used: int = 0
-    entrances_only: bool = field(default=False, init=False)
+    entrances_only: ClassVar[bool] = False
 
     def edits(self, key: Key) -> bool:
         return False
@@ -215,7 +217,7 @@ class Patched:
 
     patch: Watcher
     store: Store
-    entrances_only: bool = field(default=False, init=False)
+    entrances_only: ClassVar[bool] = False
 
     def edits(self, key: Key) -> bool:
         return self.patch.edits(key)
