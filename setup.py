@@ -5,7 +5,7 @@ from pathlib import Path
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 
-PARTS = ("module", "tap", "passage", "values", "held")
+PARTS = ("module", "tap", "passage", "values", "held", "shortcut")
 
 
 class BuildAnew(build_ext):

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from forkpoint.native import compiled
 
-_OPERATORS = {
+OPERATORS = {
     "add": "add", "radd": "add", "iadd": "add_", "sub": "sub", "rsub": "sub", "isub": "sub_", "mul": "mul",
     "rmul": "mul", "imul": "mul_", "truediv": "div", "rtruediv": "div", "rdiv": "div", "div": "div",
     "itruediv": "div_", "idiv": "div_", "pow": "pow", "rpow": "pow", "ipow": "pow_", "matmul": "matmul",
@@ -61,6 +61,9 @@ WITHOUT_LISTS = frozenset({
     "contiguous", "type_as", "dropout", "t", "T", "mT", "eq", "le", "lt", "gt", "ge", "where", "clone", "detach", "chunk",
 })  # fmt: skip
 """Functions that take no list by position."""
+
+BY_NAME = _SILENT | NEVER_VIEWS | ALWAYS_VIEWS | OF_KNOWN_SHAPE | WITHOUT_LISTS
+"""All of these: what models call most is among them."""
 
 UNWRITTEN = frozenset({"empty", "new_empty", "empty_like", "empty_strided"})
 """Functions whose result is garbage until somebody writes to it."""
@@ -178,10 +181,10 @@ def _names(func: Any) -> tuple[str, str]:
         return (str(attribute), str(attribute)) if name == "__get__" else ("requires_grad", "requires_grad")
     if name.startswith("__") and name.endswith("__"):
         plain = name.strip("_")
-        public = _OPERATORS.get(plain, name)
+        public = OPERATORS.get(plain, name)
         return public, "rmatmul" if plain == "rmatmul" else public
     if name in ("rsub", "rdiv"):
-        return _OPERATORS[name], _OPERATORS[name]
+        return OPERATORS[name], OPERATORS[name]
     return str(name), str(name)
 
 

@@ -19,6 +19,7 @@ from torch import nn
 from forkpoint.capture.calls import Caller, Makes
 from forkpoint.capture.mode import Tap, transforms, transparent
 from forkpoint.capture.recorder import Recorder
+from forkpoint.capture.shortcuts import shortcuts_to
 from forkpoint.capture.wanted import Wanted
 from forkpoint.native import compiled
 
@@ -77,8 +78,9 @@ class Observation:
         gate = compiled.Gate(tape, original, traced, is_opaque, caller.is_torchs) if in_c else traced
         if self.recorder.wanted is not None:
             gate = self._looking_into(self.recorder.wanted, gate)
+        short = shortcuts_to(tap) if in_c and tape.deferred else nullcontext()
         try:
-            with caller.replaced(gate), tap if functions else nullcontext():
+            with caller.replaced(gate), tap if functions else nullcontext(), short:
                 yield
             with torch._C.DisableTorchFunction():
                 tape.read()

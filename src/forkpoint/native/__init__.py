@@ -10,6 +10,7 @@ that they need no more than a compiler where the package is installed:
 | `passage.c` | `capture.pattern` (`Pattern`) |
 | `values.c` | `capture.marks` (`versions_of`), `capture.digest.batch` (`addresses_of`) |
 | `held.c` | `modules` (`survey`), `kept` (`Held`), `capture.inventory` (`same_weights`) |
+| `shortcut.c` | nothing (`capture.shortcuts`): a tap is told the same by torch itself, only later |
 
 Both do the same, and tests hold one against the other. `make` builds the C anew when a file of it has changed, as does
 `pip install -e .`. Where it was not compiled, or `FORKPOINT_PURE_PYTHON` is set to anything but nothing, the Python is
@@ -23,7 +24,7 @@ import warnings
 from types import ModuleType
 from typing import TYPE_CHECKING
 
-FORM = 8
+FORM = 9
 """What the C has to be built from; increased here and in `module.c` when an earlier one no longer fits."""
 
 if TYPE_CHECKING:

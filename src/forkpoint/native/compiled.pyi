@@ -3,6 +3,7 @@ from typing import Any
 from weakref import ReferenceType
 
 from torch import Size, Tensor, dtype, layout, nn
+from torch.overrides import TorchFunctionMode
 
 from forkpoint.capture.functions import Function
 from forkpoint.capture.marks import Entering, Frame, Known, Leaving
@@ -37,6 +38,15 @@ def connect_passages(
     state_of: Callable[[Tape, Known], Any],
     /,
 ) -> None: ...
+def shorten(
+    targets: tuple[Any, ...],
+    is_enabled: Callable[[], bool],
+    pop: Callable[[], Any],
+    push: Callable[[Any], None],
+    /,
+) -> int: ...
+def take_shortcuts(tap: TorchFunctionMode, /) -> bool: ...
+def leave_shortcuts() -> None: ...
 
 class Traits:
     flags: int

@@ -12,6 +12,7 @@ int add_tap(PyObject *module);
 int add_held(PyObject *module);
 int add_passage(PyObject *module);
 int add_values(PyObject *module);
+int add_shortcuts(PyObject *module);
 
 /* A property of tensors, without looking it up where it is torch's own. */
 struct property {
@@ -35,5 +36,23 @@ int is_reference_to(PyObject *reference, PyObject *object);
 
 /* How often a tensor was written to, new; -1 where torch keeps no count (inference mode). */
 PyObject *version_of(PyObject *tensor);
+
+/* What `Function.flags` says. */
+enum { SILENT = 1, REWRITES = 2, AT_ONCE = 4, TAKES_LISTS = 8, VIEWS = 16, LOOKS_UP = 32 };
+
+/* Makes a call; `kwargs` is NULL without any. */
+typedef PyObject *(*maker)(void *how, PyObject *args, PyObject *kwargs);
+
+int is_tap(PyObject *object);
+
+/* Whether a tap only notes calls of a function of these flags, or not even that. */
+int tap_lets_pass(PyObject *tap, int flags);
+
+/* Make such a call and put it on the tape. */
+PyObject *tap_follow(
+    PyObject *tap, PyObject *function, int flags, PyObject *args, PyObject *kwargs, maker make, void *how);
+
+/* Tell of what torch has told a tap. */
+void tell_shortcuts(PyObject *tap, PyObject *function, int flags, PyObject *args, PyObject *kwargs);
 
 #endif

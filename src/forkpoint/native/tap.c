@@ -17,9 +17,6 @@ static PyObject *entering;
 
 static int is_connected(void);
 
-/* What `Function.flags` says. */
-enum { SILENT = 1, REWRITES = 2, AT_ONCE = 4, TAKES_LISTS = 8, VIEWS = 16, LOOKS_UP = 32 };
-
 /* ------------------------------------------------------------------ what is known of a function */
 
 typedef struct {
@@ -423,56 +420,75 @@ static int add_all_bytes(Reel *tape, PyObject *made)
     return 0;
 }
 
-/* Make a call and put it on the tape. `function`, `place` and `version` are borrowed. */
-static PyObject *call_and_record(
-    Reel *tape, PyObject *func, PyObject *function, int flags, PyObject *place, PyObject *args, PyObject *kwargs,
-    PyObject *version)
+/* Put a call that was made on the tape; -1 for an error. `version` is the one that the last value had before. */
+static int record(
+    Reel *tape, PyObject *function, int flags, PyObject *place, PyObject *args, PyObject *kwargs, PyObject *version,
+    PyObject *result)
 {
     PyObject *made = NULL, *kept_args = NULL, *kept_kwargs = NULL;
-    PyObject *result = PyObject_Call(func, args, kwargs);
-    if (result == NULL)
-        return NULL;
-    int hidden = inside_transform();
-    if (hidden < 0)
-        goto failed;
+    int status = -1, hidden = inside_transform();
     if (hidden)
-        return result; /* inside vmap or grad: these tensors are not the model's own */
+        return hidden < 0 ? -1 : 0; /* inside vmap or grad: these tensors are not the model's own */
     if ((PyObject *)Py_TYPE(result) == tensor_type) {
         made = Py_NewRef(result);
         Py_XSETREF(tape->last, Py_NewRef(result));
     } else {
         made = PyObject_CallMethodOneArg((PyObject *)tape, str_outputs_of, result);
         if (made == NULL)
-            goto failed;
+            return -1;
         if (PyTuple_CheckExact(made) && PyTuple_GET_SIZE(made) == 0) {
             Py_DECREF(made);
-            return result;
+            return 0;
         }
     }
     tape->n_bytes += tape->entry_bytes;
     if (!(flags & VIEWS) && add_all_bytes(tape, made) < 0)
-        goto failed;
+        goto done;
     kept_args = flags & TAKES_LISTS ? frozen(args) : Py_NewRef(args);
     kept_kwargs = kwargs != NULL ? frozen_keywords(kwargs) : Py_NewRef(Py_None);
-    if (kept_args == NULL || kept_kwargs == NULL)
-        goto failed;
-    if (put(tape, function, place, kept_args, kept_kwargs, made) < 0 ||
-        PyList_Append(tape->lists[BEFORES], version) < 0)
-        goto failed;
-    goto done;
-failed:
-    Py_CLEAR(result);
+    if (kept_args != NULL && kept_kwargs != NULL &&
+        put(tape, function, place, kept_args, kept_kwargs, made) == 0)
+        status = PyList_Append(tape->lists[BEFORES], version);
 done:
-    Py_XDECREF(made);
+    Py_DECREF(made);
     Py_XDECREF(kept_args);
     Py_XDECREF(kept_kwargs);
+    return status;
+}
+
+/* Make a call that may wait to be read, and put it on the tape. */
+static PyObject *in_passing(
+    Reel *tape, PyObject *function, int flags, PyObject *place, PyObject *args, PyObject *kwargs, maker make, void *how)
+{
+    if (tape->fresh && ask_tape(tape, str_settle) < 0)
+        return NULL;
+    if (tape->n_bytes > tape->room && ask_tape(tape, str_make_room) < 0)
+        return NULL;
+    PyObject *last = Py_XNewRef(tape->last), *result = NULL;
+    if (last == NULL) {
+        PyErr_SetString(PyExc_RuntimeError, "the tape has no last value");
+        return NULL;
+    }
+    PyObject *version = version_of(last);
+    Py_DECREF(last);
+    if (version != NULL)
+        result = make(how, args, kwargs);
+    if (result != NULL && record(tape, function, flags, place, args, kwargs, version, result) < 0)
+        Py_CLEAR(result);
+    Py_XDECREF(version);
     return result;
+}
+
+/* Call a function that the tap was told of. */
+static PyObject *make_call(void *func, PyObject *args, PyObject *kwargs)
+{
+    return PyObject_Call((PyObject *)func, args, kwargs);
 }
 
 static PyObject *follow(Tap *self, PyObject *func, PyObject *args, PyObject *kwargs)
 {
     Reel *tape = self->tape;
-    PyObject *result = NULL, *place = NULL, *version = NULL;
+    PyObject *result = NULL, *place = NULL;
     PyObject *function = function_of(func);
     if (function == NULL)
         return NULL;
@@ -482,42 +498,43 @@ static PyObject *follow(Tap *self, PyObject *func, PyObject *args, PyObject *kwa
         goto done;
     }
     int flags = ((Traits *)function)->flags;
+    tell_shortcuts((PyObject *)self, function, flags, args, kwargs);
     if (flags & SILENT) {
         if (!(flags & REWRITES) || ask_tape(tape, str_catch_up) == 0)
             result = PyObject_Call(func, args, kwargs);
         goto done;
     }
     place = place_of_call();
-    if (place == NULL)
+    int writes = place == NULL || kwargs == NULL ? 0 : keywords_write(kwargs);
+    if (place == NULL || writes < 0)
         goto done;
-    if (!tape->deferred || flags & (AT_ONCE | tape->eager)) {
+    if (!tape->deferred || flags & (AT_ONCE | tape->eager) || writes)
         result = at_once(self, function, place, args, kwargs);
-        goto done;
-    }
-    if (tape->fresh && ask_tape(tape, str_settle) < 0)
-        goto done;
-    if (tape->n_bytes > tape->room && ask_tape(tape, str_make_room) < 0)
-        goto done;
-    int writes = kwargs == NULL ? 0 : keywords_write(kwargs);
-    if (writes < 0)
-        goto done;
-    if (writes) {
-        result = at_once(self, function, place, args, kwargs);
-        goto done;
-    }
-    PyObject *last = Py_XNewRef(tape->last);
-    if (last == NULL)
-        PyErr_SetString(PyExc_RuntimeError, "the tape has no last value");
     else
-        version = version_of(last);
-    Py_XDECREF(last);
-    if (version != NULL)
-        result = call_and_record(tape, func, function, flags, place, args, kwargs, version);
+        result = in_passing(tape, function, flags, place, args, kwargs, make_call, func);
 done:
     Py_DECREF(tape);
     Py_DECREF(function);
     Py_XDECREF(place);
-    Py_XDECREF(version);
+    return result;
+}
+
+int tap_lets_pass(PyObject *tap, int flags)
+{
+    Reel *tape = ((Tap *)tap)->tape;
+    if (flags & SILENT)
+        return !(flags & REWRITES);
+    return tape != NULL && tape->deferred && !(flags & (AT_ONCE | tape->eager));
+}
+
+PyObject *tap_follow(PyObject *tap, PyObject *function, int flags, PyObject *args, PyObject *kwargs, maker make, void *how)
+{
+    Reel *tape = (Reel *)Py_NewRef(((Tap *)tap)->tape);
+    PyObject *place = place_of_call(), *result = NULL;
+    if (place != NULL)
+        result = in_passing(tape, function, flags, place, args, kwargs, make, how);
+    Py_DECREF(tape);
+    Py_XDECREF(place);
     return result;
 }
 
@@ -577,6 +594,11 @@ static PyTypeObject tap_type = {
     .tp_getattro = (getattrofunc)tap_getattro,
     .tp_methods = tap_methods,
 };
+
+int is_tap(PyObject *object)
+{
+    return PyObject_TypeCheck(object, &tap_type);
+}
 
 /* ------------------------------------------------------------------ the gate */
 

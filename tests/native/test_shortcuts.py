@@ -1,0 +1,344 @@
+"""What a tap is told of by shortcuts, against what torch tells it; and that all is as it was afterwards."""
+
+from __future__ import annotations
+
+import ctypes
+import threading
+from collections import Counter
+from collections.abc import Callable, Generator
+from contextlib import contextmanager, nullcontext
+from typing import Any
+from unittest.mock import patch
+
+import pytest
+import torch
+import torch.nn.functional as F
+from tests.capture.passages import assert_same, assert_same_labels, forget
+from tests.corpus import models
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from forkpoint import Run
+from forkpoint.capture import taps
+from forkpoint.capture.mode import Tap
+from forkpoint.capture.shortcuts import targets
+from forkpoint.native import compiled
+from forkpoint.session import Traced, trace_run
+
+pytestmark = pytest.mark.skipif(compiled is None, reason="not compiled")
+
+Forward = Callable[[Tensor], Any]
+
+
+class Calls(nn.Module):
+    """A model that makes some calls."""
+
+    def __init__(self, forward: Forward) -> None:
+        super().__init__()
+        self.calls = forward
+        self.weight = nn.Parameter(torch.linspace(-1, 1, 16).view(4, 4))
+
+    def forward(self, x: Tensor) -> Any:
+        return self.calls(x)
+
+
+def run_of(forward: Forward) -> Run:
+    return Run(Calls(forward), {"x": torch.linspace(0.1, 2, 16).view(1, 4, 4)})
+
+
+@contextmanager
+def torchs_way() -> Generator[None]:
+    with patch.object(taps, "shortcuts_to", lambda _: nullcontext()):
+        yield
+
+
+@contextmanager
+def counted() -> Generator[Counter[str]]:
+    """What a tap is told of torch's way, by the names of functions."""
+    told: Counter[str] = Counter()
+    original = Tap.__torch_function__
+
+    class Counting(Tap):
+        def __getattribute__(self, name: str) -> Any:
+            if name == "__torch_function__":  # which the C gives out by itself
+                return object.__getattribute__(self, "tell")
+            return object.__getattribute__(self, name)
+
+        def tell(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
+            told[func.__name__] += 1
+            return original(self, func, types, args, kwargs or {})
+
+    with patch.object(taps, "Tap", Counting):
+        yield told
+
+
+def both_ways(run: Run) -> tuple[Traced, Counter[str]]:
+    """A trace with shortcuts that are known, once it is held against one without; and what came torch's way."""
+    forget()
+    with torchs_way():
+        slow = trace_run(run)
+    forget()
+    trace_run(run)
+    fast = trace_run(run)
+    with counted() as told:
+        trace_run(run)
+    assert_same(slow.trace, fast.trace)
+    assert_same_labels(slow, fast)
+    assert torch._C._len_torch_function_stack() == 0
+    return fast, told
+
+
+def functions_of(traced: Traced) -> list[str]:
+    ops = [traced.trace.ops[event.op] for event in traced.trace.events]
+    return [op.function for op in ops if not op.is_boundary]
+
+
+def arithmetic(x: Tensor) -> Tensor:
+    y = -x * 2 + 1 - 3 * x / 4 + (1 + x) @ x.transpose(1, 2)
+    y = torch.cat([y, y.pow(2)], dim=-1)[..., : x.shape[-1]].to(torch.float64).float()
+    y = torch.where(y > 0, y, y.mean(-1, keepdim=True)).view(x.shape).unsqueeze(0).contiguous()
+    return F.linear(y, x[0]) if x.ndim == 3 and x.dtype is torch.float32 else y
+
+
+def test_what_models_call_most_is_told_by_shortcuts():
+    traced, told = both_ways(run_of(arithmetic))
+    assert functions_of(traced) == [
+        "neg", "mul", "add", "mul", "div", "sub", "add", "transpose", "matmul", "add", "pow", "cat", "getitem", "to", "float",
+        "gt", "mean", "where", "view", "unsqueeze", "contiguous", "getitem", "linear",
+    ]  # fmt: skip
+    assert not told
+
+
+def test_a_llama_hardly_makes_a_call_that_comes_torchs_way():
+    ids = torch.arange(1, 7).view(1, 6)
+    run = Run(models.llama(num_hidden_layers=2), {"input_ids": ids, "attention_mask": torch.ones_like(ids)})
+    _, told = both_ways(run)
+    assert sum(told.values()) < 12
+    assert not {"__get__", "mul", "linear", "cat", "__getitem__", "to", "view"} & told.keys()
+
+
+KINDS = ["add", "mul", "to", "shape", "dtype", "cat", "linear"]
+
+
+def test_functions_are_the_same_objects_while_a_run_lasts():
+    names = {name: getattr(Tensor, name, None) or getattr(torch, name, None) or F.linear for name in KINDS}
+    seen: dict[str, Any] = {}
+
+    def forward(x: Tensor) -> Tensor:
+        seen.update({k: getattr(Tensor, k, None) or getattr(torch, k, None) or F.linear for k in KINDS})
+        return x + 1
+
+    trace_run(run_of(forward))
+    assert all(seen[name] is names[name] for name in KINDS)
+
+
+def bits_of(target: Any) -> bytes:
+    """What an object is in memory, but for how many hold it."""
+    return ctypes.string_at(id(target), type(target).__basicsize__)[8:]
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_everything_is_as_it_was_afterwards(fails):
+    def forward(x: Tensor) -> Tensor:
+        during.update({id(target): bits_of(target) for target in plain})
+        return (x + 1).view(7) if fails else x[0] + 1
+
+    trace_run(run_of(lambda x: x + 1))
+    plain = [target for target in targets() if not isinstance(target, type)]
+    during: dict[int, bytes] = {}
+    before = {id(target): bits_of(target) for target in plain}
+    with pytest.raises(RuntimeError, match="shape") if fails else nullcontext():
+        trace_run(run_of(forward))
+    assert {id(target): bits_of(target) for target in plain} == before
+    changed = Counter(type(target).__name__ for target in plain if during[id(target)] != before[id(target)])
+    assert changed.keys() == {"method_descriptor", "getset_descriptor", "builtin_function_or_method"}
+    assert changed["method_descriptor"] > 100
+
+
+def test_what_a_call_refuses_is_left_to_others():
+    class Other:
+        def __rmul__(self, other: Tensor) -> Tensor:
+            return other + 10
+
+        def __eq__(self, other: object) -> bool:
+            return True
+
+        __hash__ = None  # type: ignore[assignment]
+
+    def forward(x: Tensor) -> Tensor:
+        for wrong in (
+            lambda: x + "a",
+            lambda: x.view(7),
+            lambda: torch.cat([x, x], dim=9),
+            lambda: x[0, 0, 0, 0],
+        ):
+            with pytest.raises((TypeError, RuntimeError, IndexError)):
+                wrong()
+        assert x.__mul__("a") is NotImplemented  # type: ignore[operator]
+        assert x == Other()
+        return x * Other() + 1  # type: ignore[operator, no-any-return]
+
+    traced, told = both_ways(run_of(forward))
+    assert functions_of(traced)[-2:] == ["add", "add"]
+    assert not told
+
+
+def test_writes_are_recorded_as_writes():
+    def forward(x: Tensor) -> Tensor:
+        y = x * 2
+        torch.add(y, 1, out=y)
+        y = F.relu(y, inplace=True)
+        y[:, 0] = 0
+        y.mul_(3)
+        return torch.exp(y, out=None) + y
+
+    both_ways(run_of(forward))
+
+
+class Own(TorchFunctionMode):
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[Any] = []
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        self.seen.append(func)
+        return func(*args, **(kwargs or {}))
+
+
+def test_a_mode_of_the_model_s_own_sees_what_it_would_see():
+    seen: list[list[Any]] = []
+
+    def forward(x: Tensor) -> Tensor:
+        with Own() as own:
+            y = arithmetic(x)
+        seen.append(own.seen)
+        return y + 1
+
+    both_ways(run_of(forward))
+    Run(Calls(forward), {"x": torch.linspace(0.1, 2, 16).view(1, 4, 4)}).execute()
+    assert all(each == seen[0] for each in seen)
+    assert len(seen[0]) > 20
+
+
+def test_subclasses_of_tensors_see_what_they_would_see():
+    seen: list[list[Any]] = []
+
+    class Watching(Tensor):
+        @classmethod
+        def __torch_function__(cls, func, types, args=(), kwargs=None):
+            if not (func.__name__ == "__get__" or func is Tensor.data_ptr):  # as a trace looks at tensors
+                seen[-1].append(func)
+            return super().__torch_function__(func, types, args, kwargs or {})
+
+    def forward(x: Tensor) -> Tensor:
+        seen.append([])
+        y = (x.as_subclass(Watching) * 2)[0].to(torch.float64) + x.double()
+        return y.as_subclass(Tensor).float() * x
+
+    run = run_of(forward)
+    both_ways(run)
+    run.execute()
+    assert len(seen) == 5
+    assert all(each == [Tensor.mul, Tensor.__getitem__, Tensor.to, Tensor.add] for each in seen)
+
+
+def test_where_modes_are_switched_off_nothing_is_told():
+    def forward(x: Tensor) -> Tensor:
+        with torch._C.DisableTorchFunction():
+            y = x * 2 + 3
+        with torch._C.DisableTorchFunctionSubclass():  # which leaves modes on
+            z = x - 1
+        return z / y
+
+    traced, _ = both_ways(run_of(forward))
+    assert functions_of(traced) == ["sub", "div"]
+
+
+def test_calls_of_other_threads_are_not_told():
+    def forward(x: Tensor) -> Tensor:
+        found: list[Tensor] = []
+
+        def others() -> None:
+            with Own() as own:
+                y = torch.cat([x * 2, x[..., :1]], dim=-1)
+            found.append(y + len(own.seen) * x.new_zeros(()))
+
+        thread = threading.Thread(target=others)
+        thread.start()
+        thread.join()
+        return found[0][..., :4] + x
+
+    traced, _ = both_ways(run_of(forward))
+    assert functions_of(traced) == ["getitem", "add"]
+
+
+def test_a_trace_inside_a_run_leaves_the_outer_one_its_shortcuts():
+    inner = run_of(arithmetic)
+    alone = functions_of(trace_run(inner))
+    found: list[list[str]] = []
+
+    def forward(x: Tensor) -> Tensor:
+        y = x * 2
+        found.append(functions_of(trace_run(inner)))
+        return y + 1
+
+    outer = run_of(forward)
+    trace_run(outer)
+    with counted() as told:
+        traced = trace_run(outer)
+    assert found == [alone, alone]
+    assert [name for name in functions_of(traced) if name in ("mul", "add")][-1] == "add"
+    assert not {"mul", "add"} & told.keys() or told["add"] < 10
+
+
+def test_a_class_of_tensors_made_while_a_run_lasts_is_subscripted_later():
+    made: list[type[Tensor]] = []
+
+    def forward(x: Tensor) -> Tensor:
+        made.append(type("Late", (Tensor,), {}))
+        made.append(type("LateParameter", (nn.Parameter,), {}))
+        return x[0] + x.as_subclass(made[0])[0].as_subclass(Tensor)
+
+    both_ways(run_of(forward))
+    for kind in made:
+        assert torch.arange(4.0).as_subclass(kind)[1:].tolist() == [1.0, 2.0, 3.0]
+
+
+def test_inside_transforms_nothing_is_recorded():
+    def forward(x: Tensor) -> Tensor:
+        y = torch.vmap(lambda row: (row * 2)[..., :2].to(torch.float64).float())(x)
+        return y + torch.func.grad(lambda z: (z * z).sum())(x)[..., :2]
+
+    traced, _ = both_ways(run_of(forward))
+    assert functions_of(traced) == ["add"] or "mul" not in functions_of(traced)
+
+
+def test_functions_that_hold_others_by_name_or_in_parts():
+    from functools import partial
+
+    add, double = torch.add, partial(torch.mul, other=2)
+
+    def forward(x: Tensor) -> Tensor:
+        method = x.to
+        y = add(double(x), method(torch.float32))
+        return sum([y, x, torch.stack([y, x]).sum(0)], start=torch.zeros(())) + torch.Tensor.mul(y, x)
+
+    traced, _ = both_ways(run_of(forward))
+    assert functions_of(traced)[:3] == ["mul", "to", "add"]
+
+
+def test_wrong_arguments():
+    stack = (
+        torch._C._is_torch_function_mode_enabled,
+        torch._C._pop_torch_function_stack,
+        torch._C._push_on_torch_function_stack,
+    )
+    known = compiled.shorten((), *stack)
+    assert compiled.shorten((object(), 3, print, Calls, int), *stack) == known + 1  # `print` can have one
+    with pytest.raises(TypeError, match="other arguments"):
+        compiled.shorten((), stack[2], stack[1], stack[0])
+    with pytest.raises(TypeError):
+        compiled.shorten([], *stack)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="not to a int"):
+        compiled.take_shortcuts(3)  # type: ignore[arg-type]
+    compiled.leave_shortcuts()  # of which none are taken
