@@ -1,8 +1,7 @@
 """Which of torch's functions a tap is told of without torch's own way to it.
 
-What that is for and how it is done is said in `native/shortcut.c`. It changes nothing but the time that a call takes:
-whatever has no shortcut comes torch's way, so that it does not matter which functions have one, as long as those do that
-models call most.
+What that is for and how it is done is said in `native/shortcut.c`. Whatever has no shortcut comes torch's way and is
+recorded alike, so that it is no matter of right or wrong which functions have one, but of time.
 """
 
 from __future__ import annotations
@@ -24,13 +23,14 @@ from forkpoint.native import compiled
 @contextmanager
 def shortcuts_to(tap: Tap) -> Generator[None]:
     """Tell a tap of calls without torch's own way to it, where that can be."""
-    if compiled is None or not _made() or not compiled.take_shortcuts(tap):
+    if compiled is None or not _made():
         yield
         return
     try:
+        compiled.take_shortcuts(tap)  # in here: an interrupt may come right after it
         yield
     finally:
-        compiled.leave_shortcuts()
+        compiled.leave_shortcuts(tap)
 
 
 @cache
@@ -46,19 +46,22 @@ def _made() -> bool:
 _STACK = ("_is_torch_function_mode_enabled", "_pop_torch_function_stack", "_push_on_torch_function_stack")
 """Functions of torch that say whether function modes are asked, take the one on top off the stack, and put one on."""
 
-
 _MORE = (
     "tensor", "flatten", "masked_fill", "repeat", "repeat_interleave", "sqrt", "square", "clamp", "max", "min", "gather",
-    "index_select", "argmax", "argsort", "topk", "one_hot", "einsum", "addmm", "baddbmm", "conv1d", "conv2d", "pad",
-    "outer", "log", "abs", "roll", "flip", "all", "any", "int", "long", "bool",
+    "index_select", "argmax", "argsort", "topk", "one_hot", "addmm", "baddbmm", "conv1d", "conv2d", "outer", "log", "abs",
+    "roll", "flip", "all", "any", "int", "long", "bool",
 )  # fmt: skip
 """What else models call."""
 
 
 def targets() -> tuple[Any, ...]:
-    """The methods, properties and functions that have shortcuts, if they can; and the classes whose subscripts do."""
-    names = (*sorted(BY_NAME), *_MORE)
-    methods = (*(f"__{name}__" for name in OPERATORS), *names)
-    found = [getattr(Tensor, name, None) for name in methods]
-    found += [getattr(owner, name, None) for owner in (torch, F) for name in names]
-    return (*(target for target in found if target is not None), Tensor, nn.Parameter)
+    """The methods, properties and functions that have shortcuts, if they can; and the classes whose subscripts do.
+
+    Not what writes in place, as that can't wait to be recorded.
+    """
+    operators = [f"__{name}__" for name, public in OPERATORS.items() if not public.endswith("_")]
+    names = [name for name in (*sorted(BY_NAME), *_MORE) if not name.endswith("_") or name.endswith("__")]
+    functions = [name for name in names if not name.startswith("_")]
+    found = [getattr(Tensor, name, None) for name in (*operators, *names)]
+    found += [getattr(owner, name, None) for owner in (torch, F) for name in functions]
+    return (Tensor, nn.Parameter, *(target for target in found if target is not None))

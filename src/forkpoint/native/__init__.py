@@ -10,9 +10,9 @@ that they need no more than a compiler where the package is installed:
 | `passage.c` | `capture.pattern` (`Pattern`) |
 | `values.c` | `capture.marks` (`versions_of`), `capture.digest.batch` (`addresses_of`) |
 | `held.c` | `modules` (`survey`), `kept` (`Held`), `capture.inventory` (`same_weights`) |
-| `shortcut.c` | nothing (`capture.shortcuts`): a tap is told the same by torch itself, only later |
 
-Both do the same, and tests hold one against the other. `make` builds the C anew when a file of it has changed, as does
+Both do the same, and tests hold one against the other. `shortcut.c` alone has no Python: it tells a tap what torch tells it
+by itself, in less time (`capture.shortcuts`). `make` builds the C anew when a file of it has changed, as does
 `pip install -e .`. Where it was not compiled, or `FORKPOINT_PURE_PYTHON` is set to anything but nothing, the Python is
 taken: a trace then says the same and takes longer.
 """

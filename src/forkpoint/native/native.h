@@ -40,17 +40,16 @@ PyObject *version_of(PyObject *tensor);
 /* What `Function.flags` says. */
 enum { SILENT = 1, REWRITES = 2, AT_ONCE = 4, TAKES_LISTS = 8, VIEWS = 16, LOOKS_UP = 32 };
 
-/* Makes a call; `kwargs` is NULL without any. */
-typedef PyObject *(*maker)(void *how, PyObject *args, PyObject *kwargs);
-
 int is_tap(PyObject *object);
 
 /* Whether a tap only notes calls of a function of these flags, or not even that. */
 int tap_lets_pass(PyObject *tap, int flags);
 
-/* Make such a call and put it on the tape. */
-PyObject *tap_follow(
-    PyObject *tap, PyObject *function, int flags, PyObject *args, PyObject *kwargs, maker make, void *how);
+/* Put such a call that was just made on the tape; `kwargs` is NULL without any. -1 for an error. */
+int tap_note(PyObject *tap, PyObject *function, int flags, PyObject *args, PyObject *kwargs, PyObject *result);
+
+/* Whether a value is of a kind that stays what it is, or a tuple or list of such; -1 for an error. */
+int is_plain(PyObject *value);
 
 /* Tell of what torch has told a tap. */
 void tell_shortcuts(PyObject *tap, PyObject *function, int flags, PyObject *args, PyObject *kwargs);

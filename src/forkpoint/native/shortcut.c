@@ -5,9 +5,10 @@
    calls of a few microseconds that is a good part of it. So while a tap is at work, methods, properties and functions of
    torch that are called often are entered another way. One pointer in each of these objects says how, and they are
    otherwise left as they are: whoever compares functions by identity, as modes and subclasses of tensors do, finds the
-   same ones. The other way takes the tap off torch's stack, makes the call, has the tap note it and puts the tap back.
-   Where it can't be taken (another mode is on top, in another thread, for calls that can't wait to be recorded) torch's own
-   way is, and so it is for whatever has no shortcut.
+   same ones. (For subscripts, which Python does not look up, it is the slot of the class.) The other way takes the tap off
+   torch's stack, makes the call, has the tap note it and puts the tap back. Where it can't be taken (the tap is not on top
+   of the stack of the thread, a call can't wait to be recorded or has arguments of other people's classes) torch's own way
+   is, and so it is for whatever has no shortcut.
 
    What the tap would be told is not assumed. The first call goes torch's way, and the shortcut keeps the function that the
    tap was told of, if the arguments were those of the call. */
@@ -31,7 +32,7 @@ static Shortcut shortcuts[MOST];
 static int n_shortcuts;
 static Shortcut *by_address[SLOTS];
 
-/* The tap at work. It is on the stack of one thread only, as torch has one for each. */
+/* The tap at work. */
 static PyObject *at_work;
 
 /* Torch's functions that say whether modes are asked, take the one on top off its stack, and put one on. */
@@ -99,23 +100,22 @@ static PyObject *take_off(void)
     return NULL;
 }
 
-/* Put it back and let go of it; returns the result of the call, which may have failed. */
-static PyObject *put_back(PyObject *tap, PyObject *result)
+/* Put it back and let go of it, whether or not an exception is set; -1 for an error. */
+static int put_back(PyObject *tap)
 {
     PyObject *kind, *value, *traceback;
     PyErr_Fetch(&kind, &value, &traceback);
     PyObject *nothing = call_torch(push_mode, tap);
     Py_DECREF(tap);
-    if (nothing == NULL) {
-        Py_XDECREF(kind);
-        Py_XDECREF(value);
-        Py_XDECREF(traceback);
-        Py_XDECREF(result);
-        return NULL;
+    if (nothing != NULL) {
+        Py_DECREF(nothing);
+        PyErr_Restore(kind, value, traceback);
+        return 0;
     }
-    Py_DECREF(nothing);
-    PyErr_Restore(kind, value, traceback);
-    return result;
+    Py_XDECREF(kind);
+    Py_XDECREF(value);
+    Py_XDECREF(traceback);
+    return -1;
 }
 
 /* ------------------------------------------------------------------ making a call */
@@ -176,18 +176,16 @@ static PyObject *make(const Given *given, PyObject *args, PyObject *kwargs)
     return result;
 }
 
-static PyObject *make_followed(void *given, PyObject *args, PyObject *kwargs)
-{
-    return make((const Given *)given, args, kwargs);
-}
-
-/* Make a call and have the tap, which is off torch's stack, note it. */
+/* Make a call and have the tap, which is off torch's stack, note it if it was one: torch tells of none that it refuses. */
 static PyObject *make_and_note(PyObject *tap, const Given *given)
 {
+    const Shortcut *shortcut = given->shortcut;
     PyObject *args = positional_of(given), *kwargs = has_keywords(given) ? keywords_of(given) : NULL, *result = NULL;
     if (args != NULL && (kwargs != NULL || !has_keywords(given)))
-        result = tap_follow(
-            tap, given->shortcut->function, given->shortcut->flags, args, kwargs, make_followed, (void *)given);
+        result = make(given, args, kwargs);
+    if (result != NULL && result != Py_NotImplemented &&
+        tap_note(tap, shortcut->function, shortcut->flags, args, kwargs, result) < 0)
+        Py_CLEAR(result);
     Py_XDECREF(args);
     Py_XDECREF(kwargs);
     return result;
@@ -202,13 +200,26 @@ static PyObject *make_and_ask(const Given *given)
     return result;
 }
 
-/* Whether a call may only go torch's way, whatever is on torch's stack. */
-static int is_torchs(const Given *given)
+/* Whether all arguments are such that torch runs no code of others to find out what they are: while it does, modes are on
+   its stack. -1 for an error. */
+static int has_plain_arguments(const Given *given)
+{
+    Py_ssize_t n = given->n + (given->names == NULL ? 0 : PyTuple_GET_SIZE(given->names));
+    int plain = 1;
+    for (Py_ssize_t i = 0; plain > 0 && i < n; i++)
+        plain = is_plain(given->args[i]);
+    return plain;
+}
+
+/* Whether the tap need not be told of a call torch's way, as far as that depends on the call; -1 for an error. */
+static int may_be_short(const Given *given)
 {
     Shortcut *shortcut = given->shortcut;
     if (at_work == NULL || shortcut->refused)
-        return 1;
-    return shortcut->function != NULL && (!tap_lets_pass(at_work, shortcut->flags) || may_write(given));
+        return 0;
+    if (shortcut->function != NULL && (!tap_lets_pass(at_work, shortcut->flags) || may_write(given)))
+        return 0;
+    return has_plain_arguments(given);
 }
 
 static PyObject *enter(const Given *given)
@@ -218,14 +229,15 @@ static PyObject *enter(const Given *given)
         PyErr_SetString(PyExc_SystemError, "what has no shortcut was entered by one");
         return NULL;
     }
-    PyObject *tap = is_torchs(given) ? NULL : take_off();
+    PyObject *tap = may_be_short(given) > 0 ? take_off() : NULL;
     if (tap == NULL)
         return PyErr_Occurred() ? NULL : make(given, NULL, NULL);
-    if (shortcut->function != NULL)
-        return put_back(tap, shortcut->flags & SILENT ? make(given, NULL, NULL) : make_and_note(tap, given));
-    PyObject *done = put_back(tap, Py_NewRef(Py_None));
-    Py_XDECREF(done);
-    return done == NULL ? NULL : make_and_ask(given);
+    if (shortcut->function == NULL)
+        return put_back(tap) < 0 ? NULL : make_and_ask(given);
+    PyObject *result = shortcut->flags & SILENT ? make(given, NULL, NULL) : make_and_note(tap, given);
+    if (put_back(tap) < 0)
+        Py_CLEAR(result);
+    return result;
 }
 
 /* ------------------------------------------------------------------ the ways in */
@@ -246,8 +258,8 @@ static PyObject *enter_subscript(PyObject *tensor, PyObject *index)
 {
     PyObject *args[] = {tensor, index};
     PyTypeObject *kind = Py_TYPE(tensor);
-    while (*slot_of((PyObject *)kind) == NULL && kind->tp_base != NULL) /* one that took this over from its base */
-        kind = kind->tp_base;
+    while (*slot_of((PyObject *)kind) == NULL && kind->tp_base != NULL)
+        kind = kind->tp_base; /* one made in C may have taken this over */
     Given given = {*slot_of((PyObject *)kind), args, 2, NULL};
     return enter(&given);
 }
@@ -274,6 +286,17 @@ static void take(Shortcut *shortcut, int taken)
 
 /* ------------------------------------------------------------------ the module */
 
+/* Whether a class takes elements by what is written in C, whoever wrote it, and not by a function of Python. */
+static int has_own_subscript(PyTypeObject *kind)
+{
+    PyObject *found = PyObject_GetAttrString((PyObject *)kind, "__getitem__");
+    int is_own = found != NULL && Py_IS_TYPE(found, &PyWrapperDescr_Type) &&
+                 ((PyWrapperDescrObject *)found)->d_wrapped == (void *)kind->tp_as_mapping->mp_subscript;
+    Py_XDECREF(found);
+    PyErr_Clear();
+    return is_own;
+}
+
 /* What is to be called otherwise, if the target is of a kind for which there can be a shortcut; whether it is. */
 static int look_at(Shortcut *shortcut, PyObject *target)
 {
@@ -296,7 +319,7 @@ static int look_at(Shortcut *shortcut, PyObject *target)
     }
     if (PyType_Check(target) && PyType_HasFeature((PyTypeObject *)target, Py_TPFLAGS_HEAPTYPE)) {
         shortcut->subscript = ((PyTypeObject *)target)->tp_as_mapping->mp_subscript;
-        return shortcut->subscript != NULL;
+        return shortcut->subscript != NULL && has_own_subscript((PyTypeObject *)target);
     }
     return 0;
 }
@@ -317,9 +340,11 @@ static PyObject *shorten(PyObject *Py_UNUSED(module), PyObject *args)
     Py_XSETREF(is_enabled, Py_NewRef(enabled));
     Py_XSETREF(pop_mode, Py_NewRef(pop));
     Py_XSETREF(push_mode, Py_NewRef(push));
-    for (Py_ssize_t i = 0; i < PyTuple_GET_SIZE(targets) && n_shortcuts < MOST; i++) {
+    for (Py_ssize_t i = 0; i < PyTuple_GET_SIZE(targets); i++) {
         PyObject *target = PyTuple_GET_ITEM(targets, i);
         Shortcut **slot = slot_of(target);
+        if (n_shortcuts == MOST)
+            return PyErr_Format(PyExc_ValueError, "more than %d shortcuts", MOST);
         if (*slot == NULL && look_at(&shortcuts[n_shortcuts], target)) {
             Py_INCREF(target);
             *slot = &shortcuts[n_shortcuts++];
@@ -328,33 +353,36 @@ static PyObject *shorten(PyObject *Py_UNUSED(module), PyObject *args)
     return PyLong_FromLong(n_shortcuts);
 }
 
-/* Take all shortcuts to a tap, unless they are taken; whether they were not. */
+/* Take all shortcuts to a tap, unless some are taken: in another thread, or for a run in which this one is made. */
 static PyObject *take_shortcuts(PyObject *Py_UNUSED(module), PyObject *tap)
 {
     if (!is_tap(tap)) {
         PyErr_Format(PyExc_TypeError, "shortcuts lead to a tap, not to a %s", Py_TYPE(tap)->tp_name);
         return NULL;
     }
-    if (at_work != NULL)
-        Py_RETURN_FALSE; /* in another thread, or for a run in which this one is made */
-    at_work = Py_NewRef(tap);
-    for (int i = 0; i < n_shortcuts; i++)
-        take(&shortcuts[i], 1);
-    Py_RETURN_TRUE;
+    if (at_work == NULL) {
+        at_work = Py_NewRef(tap);
+        for (int i = 0; i < n_shortcuts; i++)
+            take(&shortcuts[i], 1);
+    }
+    Py_RETURN_NONE;
 }
 
-static PyObject *leave_shortcuts(PyObject *Py_UNUSED(module), PyObject *Py_UNUSED(nothing))
+/* Leave them, if they are taken to this tap. */
+static PyObject *leave_shortcuts(PyObject *Py_UNUSED(module), PyObject *tap)
 {
-    for (int i = 0; at_work != NULL && i < n_shortcuts; i++)
-        take(&shortcuts[i], 0);
-    Py_CLEAR(at_work);
+    if (at_work == tap) {
+        for (int i = 0; i < n_shortcuts; i++)
+            take(&shortcuts[i], 0);
+        Py_CLEAR(at_work);
+    }
     Py_RETURN_NONE;
 }
 
 static PyMethodDef functions[] = {
     {"shorten", shorten, METH_VARARGS, NULL},
     {"take_shortcuts", take_shortcuts, METH_O, NULL},
-    {"leave_shortcuts", leave_shortcuts, METH_NOARGS, NULL},
+    {"leave_shortcuts", leave_shortcuts, METH_O, NULL},
     {NULL},
 };
 

@@ -291,6 +291,19 @@ static int is_lasting(PyObject *value)
     return (PyObject *)kind == tensor_type ? 1 : PySet_Contains(lasting, (PyObject *)kind);
 }
 
+int is_plain(PyObject *value)
+{
+    int lasts = is_lasting(value);
+    if (lasts || !(PyTuple_CheckExact(value) || PyList_CheckExact(value)))
+        return lasts;
+    for (Py_ssize_t i = 0; i < PySequence_Fast_GET_SIZE(value); i++) {
+        lasts = is_lasting(PySequence_Fast_GET_ITEM(value, i));
+        if (lasts <= 0)
+            return lasts;
+    }
+    return 1;
+}
+
 /* Whether all are; -1 for an error. */
 static int all_lasting(PyObject *args)
 {
@@ -456,39 +469,28 @@ done:
     return status;
 }
 
-/* Make a call that may wait to be read, and put it on the tape. */
-static PyObject *in_passing(
-    Reel *tape, PyObject *function, int flags, PyObject *place, PyObject *args, PyObject *kwargs, maker make, void *how)
+/* What was recorded last is over when another function is called, and too much may be kept alive. The version of the last
+   value then, new. */
+static PyObject *go_on(Reel *tape)
 {
     if (tape->fresh && ask_tape(tape, str_settle) < 0)
         return NULL;
     if (tape->n_bytes > tape->room && ask_tape(tape, str_make_room) < 0)
         return NULL;
-    PyObject *last = Py_XNewRef(tape->last), *result = NULL;
+    PyObject *last = Py_XNewRef(tape->last);
     if (last == NULL) {
         PyErr_SetString(PyExc_RuntimeError, "the tape has no last value");
         return NULL;
     }
     PyObject *version = version_of(last);
     Py_DECREF(last);
-    if (version != NULL)
-        result = make(how, args, kwargs);
-    if (result != NULL && record(tape, function, flags, place, args, kwargs, version, result) < 0)
-        Py_CLEAR(result);
-    Py_XDECREF(version);
-    return result;
-}
-
-/* Call a function that the tap was told of. */
-static PyObject *make_call(void *func, PyObject *args, PyObject *kwargs)
-{
-    return PyObject_Call((PyObject *)func, args, kwargs);
+    return version;
 }
 
 static PyObject *follow(Tap *self, PyObject *func, PyObject *args, PyObject *kwargs)
 {
     Reel *tape = self->tape;
-    PyObject *result = NULL, *place = NULL;
+    PyObject *result = NULL, *place = NULL, *version = NULL;
     PyObject *function = function_of(func);
     if (function == NULL)
         return NULL;
@@ -508,14 +510,20 @@ static PyObject *follow(Tap *self, PyObject *func, PyObject *args, PyObject *kwa
     int writes = place == NULL || kwargs == NULL ? 0 : keywords_write(kwargs);
     if (place == NULL || writes < 0)
         goto done;
-    if (!tape->deferred || flags & (AT_ONCE | tape->eager) || writes)
+    if (!tape->deferred || flags & (AT_ONCE | tape->eager) || writes) {
         result = at_once(self, function, place, args, kwargs);
-    else
-        result = in_passing(tape, function, flags, place, args, kwargs, make_call, func);
+        goto done;
+    }
+    version = go_on(tape);
+    if (version != NULL)
+        result = PyObject_Call(func, args, kwargs);
+    if (result != NULL && record(tape, function, flags, place, args, kwargs, version, result) < 0)
+        Py_CLEAR(result);
 done:
     Py_DECREF(tape);
     Py_DECREF(function);
     Py_XDECREF(place);
+    Py_XDECREF(version);
     return result;
 }
 
@@ -527,15 +535,15 @@ int tap_lets_pass(PyObject *tap, int flags)
     return tape != NULL && tape->deferred && !(flags & (AT_ONCE | tape->eager));
 }
 
-PyObject *tap_follow(PyObject *tap, PyObject *function, int flags, PyObject *args, PyObject *kwargs, maker make, void *how)
+int tap_note(PyObject *tap, PyObject *function, int flags, PyObject *args, PyObject *kwargs, PyObject *result)
 {
     Reel *tape = (Reel *)Py_NewRef(((Tap *)tap)->tape);
-    PyObject *place = place_of_call(), *result = NULL;
-    if (place != NULL)
-        result = in_passing(tape, function, flags, place, args, kwargs, make, how);
+    PyObject *place = place_of_call(), *version = place == NULL ? NULL : go_on(tape);
+    int status = version == NULL ? -1 : record(tape, function, flags, place, args, kwargs, version, result);
     Py_DECREF(tape);
     Py_XDECREF(place);
-    return result;
+    Py_XDECREF(version);
+    return status;
 }
 
 static PyObject *tap_torch_function(Tap *self, PyObject *const *given, Py_ssize_t n)
