@@ -286,7 +286,7 @@ static void take(Shortcut *shortcut, int taken)
 
 /* ------------------------------------------------------------------ the module */
 
-/* Whether a class takes elements by what is written in C, whoever wrote it, and not by a function of Python. */
+/* Whether a class takes elements in C, not by a function of Python, whose own calls a tap has to be told of. */
 static int has_own_subscript(PyTypeObject *kind)
 {
     PyObject *found = PyObject_GetAttrString((PyObject *)kind, "__getitem__");
