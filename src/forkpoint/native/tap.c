@@ -291,28 +291,20 @@ static int is_lasting(PyObject *value)
     return (PyObject *)kind == tensor_type ? 1 : PySet_Contains(lasting, (PyObject *)kind);
 }
 
-int is_plain(PyObject *value)
+/* Whether all in a tuple or list are; -1 for an error. */
+static int all_lasting(PyObject *values)
 {
-    int lasts = is_lasting(value);
-    if (lasts || !(PyTuple_CheckExact(value) || PyList_CheckExact(value)))
-        return lasts;
-    for (Py_ssize_t i = 0; i < PySequence_Fast_GET_SIZE(value); i++) {
-        lasts = is_lasting(PySequence_Fast_GET_ITEM(value, i));
+    for (Py_ssize_t i = 0; i < PySequence_Fast_GET_SIZE(values); i++) {
+        int lasts = is_lasting(PySequence_Fast_GET_ITEM(values, i));
         if (lasts <= 0)
             return lasts;
     }
     return 1;
 }
 
-/* Whether all are; -1 for an error. */
-static int all_lasting(PyObject *args)
+int is_plain(PyObject *value)
 {
-    for (Py_ssize_t i = 0; i < PyTuple_GET_SIZE(args); i++) {
-        int lasts = is_lasting(PyTuple_GET_ITEM(args, i));
-        if (lasts <= 0)
-            return lasts;
-    }
-    return 1;
+    return PyTuple_CheckExact(value) || PyList_CheckExact(value) ? all_lasting(value) : is_lasting(value);
 }
 
 static PyObject *frozen_items(PyObject *value);
