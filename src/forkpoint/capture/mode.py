@@ -120,7 +120,8 @@ class PythonTap(TorchFunctionMode):
             return func(*args, **kwargs) if kwargs else func(*args)
         frame = _getframe(1)
         place = direct.get(id(frame.f_code) + frame.f_lasti) or place_of(frame)
-        if not tape.deferred or function.at_once or function.flags & tape.eager:
+        writing = function.at_once or (kwargs and writes(function, kwargs))
+        if not tape.deferred or writing or function.flags & tape.eager:
             return tape.call_at_once(self, function, place, args, kwargs or {})
         if tape.fresh:
             tape.settle()
@@ -131,8 +132,6 @@ class PythonTap(TorchFunctionMode):
         except RuntimeError:  # inference mode keeps no count
             version = -1
         if kwargs:
-            if writes(function, kwargs):
-                return tape.call_at_once(self, function, place, args, kwargs)
             result = func(*args, **kwargs)
             if not LASTING.issuperset(map(type, kwargs.values())):
                 kwargs = frozen(kwargs)
