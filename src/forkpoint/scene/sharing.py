@@ -54,12 +54,11 @@ class Sharing:
         a, b = pairs.a.astype(np.int64), pairs.b.astype(np.int64)
         order = np.argsort(a, kind="stable")
         a, b = a[order], b[order]
-        if (
-            a[1:] == a[:-1]
-        ).any():  # what A has once for all rows: first all of it for one row, then for the next
-            first = np.r_[True, a[1:] != a[:-1]]
-            rank = np.arange(len(a)) - np.maximum.accumulate(np.where(first, np.arange(len(a)), 0))
-            order = np.argsort(rank, kind="stable")
+        repeated = a[1:] == a[:-1]
+        if repeated.any():  # what A has once for all rows of B: all of it for one row, then for the next
+            numbers = np.arange(len(a))
+            row = numbers - np.maximum.accumulate(np.where(np.r_[False, repeated], 0, numbers))
+            order = np.argsort(row, kind="stable")
             a, b = a[order], b[order]
         breaks = np.flatnonzero((np.diff(a) != 1) | (np.diff(b) != 1)) + 1
         starts = np.r_[0, breaks] if len(a) else np.zeros(0, dtype=np.int64)
