@@ -62,8 +62,8 @@ WITHOUT_LISTS = frozenset({
 })  # fmt: skip
 """Functions that take no list by position."""
 
-BY_NAME = _SILENT | NEVER_VIEWS | ALWAYS_VIEWS | OF_KNOWN_SHAPE | WITHOUT_LISTS
-"""All of these: what models call most is among them."""
+NAMED = _SILENT | NEVER_VIEWS | ALWAYS_VIEWS | OF_KNOWN_SHAPE | WITHOUT_LISTS
+"""All functions of which something is known by their name alone: most of what models call is among them."""
 
 UNWRITTEN = frozenset({"empty", "new_empty", "empty_like", "empty_strided"})
 """Functions whose result is garbage until somebody writes to it."""

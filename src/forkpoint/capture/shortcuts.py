@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from forkpoint.capture.functions import BY_NAME, OPERATORS
+from forkpoint.capture.functions import NAMED, OPERATORS
 from forkpoint.capture.mode import Tap
 from forkpoint.native import compiled
 
@@ -35,7 +35,7 @@ def shortcuts_to(tap: Tap) -> Generator[None]:
 
 @cache
 def _made() -> bool:
-    """Whether there are shortcuts; made once in a process."""
+    """Make the shortcuts, once in a process; whether there are any."""
     stack = [getattr(torch._C, name, None) for name in _STACK]
     try:
         return compiled.shorten(targets(), *stack) > 0  # pyright: ignore[reportArgumentType]
@@ -60,7 +60,7 @@ def targets() -> tuple[Any, ...]:
     Not what writes in place, as that can't wait to be recorded.
     """
     operators = [f"__{name}__" for name, public in OPERATORS.items() if not public.endswith("_")]
-    names = [name for name in (*sorted(BY_NAME), *_MORE) if not name.endswith("_") or name.endswith("__")]
+    names = [name for name in (*sorted(NAMED), *_MORE) if not name.endswith("_") or name.endswith("__")]
     functions = [name for name in names if not name.startswith("_")]
     found = [getattr(Tensor, name, None) for name in (*operators, *names)]
     found += [getattr(owner, name, None) for owner in (torch, F) for name in functions]
