@@ -47,8 +47,8 @@ def library(monkeypatch):
             raise seen.kind
         return result_of(seen.kind)
 
-    def render(result, console, *, ops=False):
-        seen.rendered, seen.ops = result, ops
+    def render(result, console, *, ops=False, lang="en"):
+        seen.rendered, seen.ops, seen.lang = result, ops, lang
         console.print("the report")
 
     monkeypatch.setattr(forkpoint, "load", load)
@@ -112,6 +112,7 @@ def test_defaults(library):
         },
     )
     assert library.ops is False
+    assert library.lang == "en"
     assert library.rendered.notes == ("a note of the model", "a note of the comparison")
 
 
@@ -120,7 +121,7 @@ def test_all_options(library, tmp_path):
     file.write_text("first of the file\n\n  second\n", encoding="utf-8")
     options = (
         "--prompt one -p two --pad-to 40 --side left --chat-template --position-ids none --revision main "
-        "--dtype bfloat16 --device cuda:1 --attn eager --load-in-8bit --ops --no-probes --max-memory 2GiB"
+        "--dtype bfloat16 --device cuda:1 --attn eager --load-in-8bit --ops --no-probes --max-memory 2GiB --lang zh"
     )
     run("padding", "some/model", *options.split(), "--prompts", str(file))
     assert library.load == (
@@ -138,6 +139,7 @@ def test_all_options(library, tmp_path):
         },
     )
     assert library.ops is True
+    assert library.lang == "zh"
 
 
 def test_json(library, tmp_path):
@@ -160,6 +162,7 @@ def test_json(library, tmp_path):
         ("padding demo -p hello --pad-to 0", "Invalid value for '--pad-to': "),
         ("padding demo -p hello --pad-to many", "Invalid value for '--pad-to': "),
         ("padding demo -p hello --side up", "Invalid value for '--side': "),
+        ("padding demo -p hello --lang tlh", "Invalid value for '--lang': "),
         ("padding demo -p hello --nonsense", "No such option: --nonsense"),
         (
             "padding demo -p hello --max-memory plenty",

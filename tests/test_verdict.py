@@ -359,7 +359,7 @@ def test_results_of_other_names_are_undetermined():
 def test_without_probes_a_difference_is_undetermined():
     runs = pair(Averaged(), batch(ids()), batch(ids(), right=2))
     found = fp.compare(*runs, probes=False).verdict
-    assert found == fp.Verdict(VerdictKind.UNDETERMINED, None, None, "the results differ")
+    assert found == fp.Verdict(VerdictKind.UNDETERMINED, None, None, "the results differ", probed=False)
 
 
 # --- Weight --------------------------------------------------------------------------------------------------------

@@ -5,6 +5,7 @@ from __future__ import annotations
 import platform
 import tempfile
 from collections.abc import Sequence
+from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -59,7 +60,11 @@ def investigate(
     layers = drift.LayerOutputs(session)
     progress.begin("fetching the first divergence")
     located = locate(session, tokens, ((), ()) if compared.identical else layers.fetches)
-    judged = judge(session, compared, located, tokens) if probes else Judgement(without_probes(compared))
+    judged = (
+        judge(session, compared, located, tokens)
+        if probes
+        else Judgement(replace(without_probes(compared), probed=False))
+    )
     return _assemble(session, located, compared, layers, judged, notes)
 
 

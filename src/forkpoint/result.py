@@ -123,6 +123,8 @@ class Verdict:
     evidence: tuple[ProbeResult, ...] = ()
     advice: str = ""
     """What to do, in one or two sentences."""
+    probed: bool = True
+    """Whether probes were asked for; without them only that the results are identical can be proved."""
 
 
 @dataclass(frozen=True)

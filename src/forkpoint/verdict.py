@@ -33,6 +33,9 @@ _ULPS_OF_ROUNDING = 64.0
 """Error of one op, in ULP of its largest value, up to which it is its own rounding: long sums in low precision."""
 
 
+_LAYOUT_ADVICE = "Say by hand where the tokens are (`layout=` of fp.Run), and let both runs return the same values for them."
+
+
 @dataclass(frozen=True)
 class Judgement:
     """A verdict, and the origin if the runs differ in exact arithmetic and it could be located."""
@@ -50,9 +53,10 @@ def without_probes(compared: ResultComparison) -> Verdict:
         reason = (
             compared.left_out[0][1] if compared.left_out else "the model returned nothing that both runs have"
         )
-        return Verdict(VerdictKind.UNDETERMINED, None, None, f"no result could be compared: {reason}")
+        summary = f"no result could be compared: {reason}"
+        return Verdict(VerdictKind.UNDETERMINED, None, None, summary, advice=_LAYOUT_ADVICE)
     if compared.missing and not compared.differs:
-        return Verdict(VerdictKind.UNDETERMINED, None, None, compared.missing)
+        return Verdict(VerdictKind.UNDETERMINED, None, None, compared.missing, advice=_LAYOUT_ADVICE)
     return Verdict(VerdictKind.UNDETERMINED, None, None, "the results differ")
 
 

@@ -457,7 +457,9 @@ def inputs() -> Result:
 
 def unprobed() -> Result:
     """The rounding case with `--no-probes`."""
-    return replace(rounding(), verdict=Verdict(VerdictKind.UNDETERMINED, None, None, "", ()))
+    return replace(
+        rounding(), verdict=Verdict(VerdictKind.UNDETERMINED, None, None, "the results differ", probed=False)
+    )
 
 
 def int8() -> Result:

@@ -401,3 +401,11 @@ def test_an_op_that_ran_often_returns_several_and_could_not_be_compared() -> Non
         "le[1] | masking_utils.py:93 | [3, 50] → [1, 1, 50, 50] | bool → float32 | not compared ×8\n    no rule"
     )
     assert "No op was captured." in said(replace(samples.rounding(), ops=()), "ops", every_op=True)
+
+
+def test_probes_that_were_asked_for_are_not_called_missing() -> None:
+    """Where no result could be compared no probe has anything to go by, but that is another reason."""
+    verdict = Verdict(VerdictKind.UNDETERMINED, None, None, "no result could be compared: not written yet")
+    text = said(replace(samples.rounding(), verdict=verdict), "verdict")
+    assert "probes" not in text
+    assert "No result could be compared: not written yet." in text

@@ -1,7 +1,7 @@
 """Arguments and options that commands share, and what they read."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -95,6 +95,10 @@ Json = Annotated[
     typer.Option(
         "--json", metavar="FILE", help="Write the whole result.", rich_help_panel=_OUTPUT, show_default=False
     ),
+]
+Language = Annotated[
+    Literal["en", "zh"],
+    typer.Option("--lang", help="Language of the report: English or Chinese.", rich_help_panel=_OUTPUT),
 ]
 NoProbes = Annotated[
     bool,

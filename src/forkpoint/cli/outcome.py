@@ -31,6 +31,7 @@ def finish(
     notes: Sequence[str] = (),
     ops: bool = False,
     json: Path | None = None,
+    lang: str = "en",
     probes: bool = True,
 ) -> NoReturn:
     """Write the JSON file, print the report, and exit.
@@ -40,6 +41,7 @@ def finish(
         notes: what the report should say besides, such as how the model was loaded.
         ops: list the captured values too.
         json: the file to write.
+        lang: language of the report, `en` or `zh`.
         probes: whether probes were asked for; without them the exit status doesn't depend on the verdict.
     """
     from rich.console import Console
@@ -49,5 +51,5 @@ def finish(
     result = replace(result, notes=(*notes, *result.notes))
     if json is not None:
         result.to_json(json)
-    render(result, Console(), ops=ops)
+    render(result, Console(), ops=ops, lang=lang)
     raise typer.Exit(EXIT_STATUS[result.verdict.kind] if probes else 0)

@@ -35,6 +35,7 @@ def padding(
     max_memory: options.MaxMemory = None,
     ops: options.Ops = False,
     json: options.Json = None,
+    lang: options.Language = "en",
     scene_folder: scene.SceneFolder = None,
     no_probes: options.NoProbes = False,
 ) -> None:
@@ -62,4 +63,4 @@ def padding(
         )
     with status("saving the scene"):
         notes = (*loaded.notes, *scene.save(result, scene_folder))
-    finish(result, notes=notes, ops=ops, json=json, probes=not no_probes)
+    finish(result, notes=notes, ops=ops, json=json, lang=lang, probes=not no_probes)

@@ -65,8 +65,8 @@ def _cause(mechanism: str, words: Words) -> Line:
 
 
 def _unprobed(found: Verdict) -> bool:
-    """Without evidence nothing is proved: the probes were not run."""
-    return found.kind is VerdictKind.UNDETERMINED and not found.evidence
+    """Nothing is proved because nobody asked for probes."""
+    return found.kind is VerdictKind.UNDETERMINED and not found.probed
 
 
 def _advice(found: Verdict, words: Words) -> str | None:

@@ -36,7 +36,7 @@ PHRASES: dict[str, str] = {
     "advice.kind.semantic": "请查看下面的算子：它的结果依赖于本不该有影响的东西。",
     "advice.kind.nondeterminism": "请先固定随机状态或换掉不确定的核函数，再作比较。",
     "advice.kind.inputs": "请先让输入一致，再作比较。",
-    "advice.kind.undetermined": "缺少什么，请看下面的证据。",
+    "advice.kind.undetermined": "请补上缺少的东西，再作比较。",
     "advice.unprobed": "请带上实验重新比较（只多花几次前向计算），以查明原因。",
     # 机制：发生了什么
     "mechanism.reduction_order": "同样的数以不同的次序求和",
@@ -63,8 +63,9 @@ PHRASES: dict[str, str] = {
     "mechanism.random_state": "有随机数参与，例如没有关掉的 dropout",
     # 机制：怎么办
     "advice.reduction_order": "无需修复：两次运行都没有错。比较时请按数据类型选择容差；"
-    "若必须逐位相同，请放在 `with\u00a0fp.invariant(model):` 中运行。",
-    "advice.kernel_choice": "无需修复：两次运行都没有错。若必须逐位相同，请用 eager 注意力，或放在 `with\u00a0fp.invariant(model):` 中运行。",
+    "若必须逐位相同，请让各行以同样的形状运行。",
+    "advice.kernel_choice": "无需修复：两次运行都没有错。若必须逐位相同，请让两次运行用同一个核函数："
+    "同样的注意力实现，两次都传或都不传 mask。",
     "advice.low_precision": "无需修复。若差距对您来说太大，请让两次运行都用较高的精度。",
     "advice.position_ids": "请传入由 attention mask 得出的 position_ids，就像 generate 所做的那样。",
     "advice.attention_mask": "请在每次调用时都传入 attention mask，并检查下面的算子如何使用它。",
@@ -251,7 +252,9 @@ SENTENCES: dict[str, str] = {
     "the result is the same, bit for bit, at every shared coordinate": "在每个共有坐标上，结果逐位相同",
     "all {n} results are the same, bit for bit, at every shared coordinate": "在每个共有坐标上，{n} 个结果全都逐位相同",
     "no result could be compared: {reason}": "没有结果可以比较：{reason}",
-    "the results differ; no probe was run to tell why": "结果不同；没有做实验来查明原因",
+    "the results differ": "结果不同",
+    "Say by hand where the tokens are (`layout=` of fp.Run), and let both runs return the same values for them.": "请手工"
+    "指明词元的位置（fp.Run 的 `layout=`），并让两次运行为这些词元返回同样的值。",
     "the runs part ways in ops that only one of them has, before this value": "在这个数值之前，两次运行在只有一方才有的"
     "算子里分道扬镳",
     # 未比较的理由

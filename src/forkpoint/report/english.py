@@ -36,7 +36,7 @@ PHRASES: dict[str, str] = {
     "advice.kind.semantic": "Look at the op below: its result depends on something that should not matter.",
     "advice.kind.nondeterminism": "Fix the random state or the nondeterministic kernel first, then compare again.",
     "advice.kind.inputs": "Make the inputs the same first, then compare again.",
-    "advice.kind.undetermined": "See the evidence for what is missing.",
+    "advice.kind.undetermined": "Supply what is missing, then compare again.",
     "advice.unprobed": "Compare again with probes (they cost a few forward passes) to learn the cause.",
     # mechanisms: what happened
     "mechanism.reduction_order": "the same numbers were summed in another order",
@@ -63,9 +63,9 @@ PHRASES: dict[str, str] = {
     "mechanism.random_state": "random numbers take part, as with dropout left on",
     # mechanisms: what to do
     "advice.reduction_order": "Nothing to repair: neither run is wrong. Compare with a tolerance that suits the "
-    "dtype; where equal bits are needed, run inside `with\u00a0fp.invariant(model):`.",
-    "advice.kernel_choice": "Nothing to repair: neither run is wrong. Where equal bits are needed, use eager "
-    "attention or run inside `with\u00a0fp.invariant(model):`.",
+    "dtype; where equal bits are needed, run rows in the same shapes.",
+    "advice.kernel_choice": "Nothing to repair: neither run is wrong. Where equal bits are needed, make both runs "
+    "take the same kernel: the same attention implementation, a mask in both or in neither.",
     "advice.low_precision": "Nothing to repair. Run both in the wider dtype if the gap is too large for you.",
     "advice.position_ids": "Pass position_ids made from the attention mask, as generate makes them.",
     "advice.attention_mask": "Pass the attention mask to every call, and check how the op below uses it.",
