@@ -68,6 +68,9 @@ NAMED = _SILENT | NEVER_VIEWS | ALWAYS_VIEWS | OF_KNOWN_SHAPE | WITHOUT_LISTS
 UNWRITTEN = frozenset({"empty", "new_empty", "empty_like", "empty_strided"})
 """Functions whose result is garbage until somebody writes to it."""
 
+BORROWING = frozenset({"bitsandbytes.int8_vectorwise_quant", "bitsandbytes.int8_double_quant"})
+"""Operators that change what they are given while they run and put it back, which their schemas do not say."""
+
 LOOKUPS = frozenset({"embedding"})
 """Functions that look up numbers for ids."""
 LOOKS_UP = 1 << 5
@@ -117,7 +120,7 @@ class Function(Traits):
         self.inner, self.may_view = inner, may_view
         self.may_or_may_not_view = may_view is None and not _is_torchs(func)
         self.rewrites = rewrites(func, name)
-        self.at_once = writes or inner is not None
+        self.at_once = writes or inner is not None or name in BORROWING
         self.of_known_shape = name in OF_KNOWN_SHAPE and _is_torchs(func)
         self.takes_lists = name not in WITHOUT_LISTS
         self.flags = (

@@ -20,7 +20,7 @@ from forkpoint.capture import digest
 from forkpoint.capture.cells import collect, cut
 from forkpoint.capture.coordinates import Ids
 from forkpoint.capture.entry import intake, nested_labels
-from forkpoint.capture.functions import LOOKS_UP, UNWRITTEN, Function, is_view
+from forkpoint.capture.functions import BORROWING, LOOKS_UP, UNWRITTEN, Function, is_view
 from forkpoint.capture.history import History
 from forkpoint.capture.inventory import inventory_of
 from forkpoint.capture.labels import Label, Labels, Shape, fits
@@ -246,7 +246,8 @@ class Recorder:
         tape = self.tape
         with _unwatched():
             fetches = self._fetching(function, place)
-            if tape.pending and writes(function, kwargs):  # what it overwrites must be digested first
+            # what it overwrites must be digested first
+            if tape.pending and (writes(function, kwargs) or function.name in BORROWING):
                 tape.flush()
             kept = _keep(self, args, kwargs) if fetches else None
             after = [None if fetch.look is None else fetch.look(args, kwargs) for fetch in fetches]
@@ -372,7 +373,7 @@ class Recorder:
             except UnknownMovementError as unknown:
                 reason = str(unknown)
             except _RULE_ERRORS as error:
-                reason = f"no rule fits this call of {function.name} ({type(error).__name__}: {error})"
+                reason = f"no rule fits this call of {function.name} ({type(error).__name__})"
             lasting = not call.reads_values and not any(map(_is_number, inputs))
         last = tuple((label, tuple(output.shape)) for label, output in zip(labels, outputs, strict=True))
         answer = Answer(labels, reason, last)
