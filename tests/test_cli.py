@@ -150,6 +150,13 @@ def test_json(library, tmp_path):
     assert os.listdir(tmp_path) == ["result.json"]
 
 
+def test_json_that_finds_no_room_is_no_reason_to_lose_the_report(library, capsys):
+    assert run("padding", "demo", "-p", "hello", "--json", "/dev/full") == 2
+    said = capsys.readouterr()
+    assert said.out == "the report\n"
+    assert said.err.startswith("forkpoint: /dev/full can't be written: No space left on device; expected")
+
+
 # --- what is refused, in one line --------------------------------------------------------------------------
 
 

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import os
-import shutil
-import tempfile
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from forkpoint.errors import ModelError
+from forkpoint.files import unfinished_folder
 from forkpoint.progress import stages
 
 if TYPE_CHECKING:
@@ -65,20 +64,19 @@ def converted(weights: Path) -> Path:
 def _convert(weights: Path, folder: Path) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    unfinished = Path(tempfile.mkdtemp(dir=folder.parent, prefix=".converting-"))
-    try:
-        with stages(f"converting {weights.stem} (once)", total=3) as begin:
-            begin("weights")
-            model = AutoModelForCausalLM.from_pretrained(weights.parent, gguf_file=weights.name)
-            forget_gguf(model)
-            begin("tokenizer")
-            tokenizer = AutoTokenizer.from_pretrained(weights.parent, gguf_file=weights.name)
-            begin("saving")
-            model.save_pretrained(unfinished)
-            tokenizer.save_pretrained(unfinished)
+    with (
+        unfinished_folder(folder.parent) as unfinished,
+        stages(f"converting {weights.stem} (once)", total=3) as begin,
+    ):
+        begin("weights")
+        model = AutoModelForCausalLM.from_pretrained(weights.parent, gguf_file=weights.name)
+        forget_gguf(model)
+        begin("tokenizer")
+        tokenizer = AutoTokenizer.from_pretrained(weights.parent, gguf_file=weights.name)
+        begin("saving")
+        model.save_pretrained(unfinished)
+        tokenizer.save_pretrained(unfinished)
         unfinished.rename(folder)
-    finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
 
 
 def forget_gguf(model: Any) -> None:

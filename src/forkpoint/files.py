@@ -1,37 +1,203 @@
-"""Writing files so that they appear whole or not at all."""
+"""Writing files so that they appear whole or not at all.
+
+What is being written has a name of its own, `.forkpoint-….unfinished`, beside the place where it will be, and a lock
+for as long as its process lives. So what a killed process has left can be told from the rest, and the next
+that writes to the folder removes it.
+"""
 
 from __future__ import annotations
 
 import os
-import tempfile
+import secrets
+import shutil
+import stat
+import sys
+import time
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from forkpoint.errors import InputError
 
+if TYPE_CHECKING:
+    from collections.abc import Generator
+
+_PREFIX, _SUFFIX = ".forkpoint-", ".unfinished"
+_AT_LEAST = 60
+"""Seconds for which nothing unfinished is removed: its process may not have locked it yet."""
+
 
 def check_writable(path: Path) -> None:
-    """Fail before hours of work rather than after: the folder must exist and take a file."""
-    folder = path.absolute().parent
-    if not folder.is_dir():
-        raise InputError(
-            f"{path}: no folder {folder}", "a file in a folder that exists", f"mkdir -p {folder}"
-        )
-    if not os.access(folder, os.W_OK) or path.is_dir():
-        raise InputError(f"{path} can't be written", "a file in a folder that you may write to")
+    """Fail before hours of work rather than after: whether `write_atomically` can write there.
+
+    Raises:
+        InputError: there is no folder for it, or what is there can't be written.
+    """
+    with _one_line(path):
+        _replaceable(path)
 
 
 def write_atomically(path: Path, text: str) -> None:
     """Write text in UTF-8 to a file that appears whole or not at all.
 
+    A link is followed. A terminal, a pipe, a device such as /dev/null and the file that standard output goes to are
+    written to as they are. A lone surrogate, which UTF-8 lacks, is written as JSON and Python escape it.
+
     Raises:
-        InputError: the folder does not exist or can't be written.
+        InputError: there is no folder for it, what is there can't be written, or there is no room; whatever was
+            there before is still there.
     """
-    check_writable(path)
-    handle, temporary = tempfile.mkstemp(dir=path.absolute().parent, prefix=f".{path.name}.")
+    data = text.encode("utf-8", "backslashreplace")
+    with _one_line(path):
+        target = _replaceable(path)
+        if target is None:
+            _write_into(path, data)
+        else:
+            _replace(target, data)
+
+
+def is_file(path: Path) -> bool:
+    """Whether `write_atomically` makes or replaces a file there, rather than writing to what is there."""
+    with _one_line(path):
+        return _replaceable(path) is not None
+
+
+@contextmanager
+def _one_line(path: Path) -> Generator[None]:
+    """What the system says, as one line that names the file."""
     try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
-        os.replace(temporary, path)
+        yield
+    except (OSError, ValueError) as error:  # ValueError: a name that no file can have
+        reason = getattr(error, "strerror", None) or str(error)
+        raise InputError(f"{path} can't be written: {reason}", "room and permission to write") from error
+
+
+def _replaceable(path: Path) -> Path | None:
+    """The file to make or to replace, links followed; None for what is written to as it is."""
+    try:
+        found = path.stat()
+    except FileNotFoundError:
+        found = None
+    if found is not None and not stat.S_ISREG(found.st_mode):
+        if stat.S_ISDIR(found.st_mode) or not (stat.S_ISCHR(found.st_mode) or stat.S_ISFIFO(found.st_mode)):
+            raise InputError(f"{path} can't be written", "a file, not a folder, a disk or a socket")
+        if not os.access(path, os.W_OK):
+            raise InputError(f"{path} can't be written", "what you may write to")
+        return None
+    if found is not None and _standard(found) is not None:
+        return None
+    target = Path(os.path.realpath(path))
+    folder = target.parent
+    if not folder.is_dir():
+        raise InputError(
+            f"{path}: no folder {folder}", "a file in a folder that exists", f"mkdir -p {folder}"
+        )
+    if found is not None and not os.access(target, os.W_OK):
+        raise InputError(f"{path} is read-only", "a file that you may write to")
+    if not os.access(folder, os.W_OK):
+        raise InputError(f"{path} can't be written", "a file in a folder that you may write to")
+    return target
+
+
+def _standard(found: os.stat_result) -> int | None:
+    """Whether a file is the one that standard output or standard error goes to: its descriptor."""
+    for descriptor in (1, 2):
+        with suppress(OSError):
+            if os.path.samestat(found, os.fstat(descriptor)):
+                return descriptor
+    return None
+
+
+def _write_into(path: Path, data: bytes) -> None:
+    """Write to what is there, after whatever this process has written to it before."""
+    descriptor = _standard(path.stat())
+    if descriptor is None:
+        handle = os.open(path, os.O_WRONLY)
+    else:
+        for stream in (sys.stdout, sys.stderr):
+            stream.flush()
+        handle = os.dup(descriptor)
+    with open(handle, "wb") as file:
+        file.write(data)
+
+
+def _replace(target: Path, data: bytes) -> None:
+    """Put a whole file in the place of another one, whose permissions it keeps."""
+    temporary = _unfinished_in(target.parent)
+    try:
+        handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
+        with open(handle, "wb") as file:
+            _lock(handle)
+            file.write(data)
+            file.flush()
+            os.fsync(handle)
+            with suppress(OSError):
+                os.fchmod(handle, stat.S_IMODE(target.stat().st_mode))
+        os.replace(temporary, target)
     except BaseException:
-        os.unlink(temporary)
+        temporary.unlink(missing_ok=True)
         raise
+
+
+# ---------------------------------------------------------------------- what is unfinished
+
+
+@contextmanager
+def unfinished_folder(parent: Path) -> Generator[Path]:
+    """A folder for what is being written, beside the place where it will be; moved away or removed in the end.
+
+    Raises:
+        OSError: the folder above can't be written.
+    """
+    folder = _unfinished_in(parent)
+    handle = -1
+    try:
+        folder.mkdir()
+        if os.name == "posix":
+            handle = os.open(folder, os.O_RDONLY)
+            _lock(handle)
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+        if handle >= 0:
+            os.close(handle)
+
+
+def _unfinished_in(folder: Path) -> Path:
+    """A name for something unfinished, in a folder from which others' remains have been removed."""
+    with suppress(OSError), os.scandir(folder) as entries:
+        for entry in entries:
+            if entry.name.startswith(_PREFIX) and entry.name.endswith(_SUFFIX):
+                with suppress(OSError):
+                    _remove_if_left(Path(entry.path))
+    return folder / f"{_PREFIX}{os.getpid()}-{secrets.token_hex(4)}{_SUFFIX}"
+
+
+def _remove_if_left(path: Path) -> None:
+    """Remove what a process of this user has left unfinished, if that process has ended."""
+    if os.name != "posix":
+        return
+    handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+    try:
+        found = os.fstat(handle)
+        if found.st_uid != os.geteuid() or time.time() - found.st_mtime < _AT_LEAST or not _lock(handle):
+            return
+        if stat.S_ISDIR(found.st_mode):
+            shutil.rmtree(path)
+        else:
+            path.unlink()
+    finally:
+        os.close(handle)
+
+
+def _lock(handle: int) -> bool:
+    """Lock a file or a folder until it is closed, or the process ends; whether nobody else had."""
+    if os.name != "posix":
+        return False
+    import fcntl
+
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:  # locked, or a file system without locks
+        return False
+    return True

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from forkpoint import drift, impact, scene
 from forkpoint.errors import SceneError
+from forkpoint.files import check_writable, is_file
 from forkpoint.impact import ResultComparison, compare_results
 from forkpoint.layout import Pairing
 from forkpoint.locate import Located, Tokens, locate
@@ -148,11 +149,14 @@ def _write_script(
     session: Session, located: Located | None, judged: Judgement, path: Path, *, synthetic: bool
 ) -> None:
     """The script of the scene, which it lies next to; or of random data, and then the scene is not kept."""
+    check_writable(path)
     if synthetic:
-        with tempfile.TemporaryDirectory() as folder:
+        with tempfile.TemporaryDirectory(prefix="forkpoint-") as folder:
             _save_scene(session, located, judged, Path(folder) / "scene", None)
             scene.write_script(Path(folder) / "scene", path, synthetic=True)
         return
+    if not is_file(path):
+        raise SceneError(f"{path} is no file that its scene could lie next to", "a file, or synthetic data")
     directory = Path(f"{path}.scene")
     _save_scene(session, located, judged, directory, None)
     scene.write_script(directory, path)

@@ -7,6 +7,7 @@ from __future__ import annotations
 import functools
 import json
 import os
+import resource
 from functools import partial
 from pathlib import Path
 from unittest import mock
@@ -370,8 +371,33 @@ def test_other_files_are_never_replaced(tmp_path):
     with pytest.raises(SceneError, match=r"no folder .*mkdir -p"):
         scene.check_directory(tmp_path / "none" / "scene")
     (tmp_path / "link").symlink_to(tmp_path / "scene")
-    with pytest.raises(SceneError, match="is there already and is no folder"):
+    with pytest.raises(SceneError, match="link holds other files"):
         scene.check_directory(tmp_path / "link")
+    with pytest.raises(SceneError, match="is no name of a folder"):
+        scene.check_directory(f"{tmp_path}/\0")
+
+
+def test_the_target_of_a_link_becomes_the_scene(tmp_path):
+    (tmp_path / "link").symlink_to("scene")
+    for _ in range(2):  # not there yet, and replaced
+        save(*other_weights("linear"), tmp_path / "link")
+        assert scene.load(tmp_path / "scene").a.function == "torch.nn.functional.linear"
+        assert (tmp_path / "link").is_symlink()
+        assert sorted(os.listdir(tmp_path)) == ["link", "scene"]
+
+
+def test_a_limit_on_the_size_of_files_leaves_the_old_scene_and_nothing_else(tmp_path):
+    save(*other_weights("matmul"), tmp_path / "scene")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    for limit in (100, 600, 3000):  # in the weights, in the other tensors, in the manifest
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, before[1]))
+        try:
+            with pytest.raises(SceneError, match=r"scene can't be written: .*File too large"):
+                save(*other_weights("linear"), tmp_path / "scene")
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        assert scene.load(tmp_path / "scene").a.function == "torch.matmul"
+        assert os.listdir(tmp_path) == ["scene"]
 
 
 def test_a_large_scene_is_asked_about(tmp_path):

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 import typer
 
+from forkpoint.errors import ForkpointError
 from forkpoint.result import VerdictKind
 
 if TYPE_CHECKING:
@@ -43,13 +44,22 @@ def finish(
         json: the file to write.
         lang: language of the report, `en` or `zh`.
         probes: whether probes were asked for; without them the exit status doesn't depend on the verdict.
+
+    Raises:
+        InputError: the file can't be written; the report has been printed.
     """
     from rich.console import Console
 
     from forkpoint.report.terminal import render
 
     result = replace(result, notes=(*notes, *result.notes))
+    unwritten: ForkpointError | None = None
     if json is not None:
-        result.to_json(json)
+        try:
+            result.to_json(json)
+        except ForkpointError as error:
+            unwritten = error  # which is no reason to lose the report
     render(result, Console(), ops=ops, lang=lang)
+    if unwritten is not None:
+        raise unwritten
     raise typer.Exit(EXIT_STATUS[result.verdict.kind] if probes else 0)

@@ -14,7 +14,8 @@ import re
 import shutil
 import stat
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from forkpoint.errors import SceneError
+from forkpoint.files import unfinished_folder
 from forkpoint.scene.arguments import short
 from forkpoint.scene.manifest import check_header, from_manifest, storages_from, to_manifest
 from forkpoint.scene.records import Scene
@@ -53,24 +55,42 @@ def check_directory(directory: str | Path) -> Path:
 
     A folder that doesn't exist, an empty one, or one that holds nothing but a scene, which is then replaced.
 
+    Returns:
+        The folder, links followed.
+
     Raises:
         SceneError: anything else is there, or the folder above can't be written.
     """
-    path = Path(directory)
-    parent = path.absolute().parent
-    if not parent.is_dir():
-        raise SceneError(
-            f"{path}: no folder {parent}", "a new folder in one that exists", f"mkdir -p {parent}"
-        )
-    if not os.access(parent, os.W_OK):
-        raise SceneError(f"{path}: {parent} can't be written", "a folder that you may write to")
-    if path.is_symlink() or (path.exists() and not path.is_dir()):
-        raise SceneError(f"{path} is there already and is no folder", "a new folder")
-    if path.exists() and not _holds_only_a_scene(path):
-        raise SceneError(
-            f"{path} holds other files", "a new folder, an empty one or a scene", "choose another name"
-        )
+    if "\0" in str(directory):
+        raise SceneError(f"{str(directory)!r} is no name of a folder", "a new folder")
+    with _one_line(directory):
+        path = Path(os.path.realpath(directory))
+        parent = path.parent
+        if not parent.is_dir():
+            raise SceneError(
+                f"{directory}: no folder {parent}", "a new folder in one that exists", f"mkdir -p {parent}"
+            )
+        if not os.access(parent, os.W_OK):
+            raise SceneError(f"{directory}: {parent} can't be written", "a folder that you may write to")
+        if os.path.lexists(path) and not path.is_dir():
+            raise SceneError(f"{directory} is there already and is no folder", "a new folder")
+        if path.exists() and not _holds_only_a_scene(path):
+            raise SceneError(
+                f"{directory} holds other files",
+                "a new folder, an empty one or a scene",
+                "choose another name",
+            )
     return path
+
+
+@contextmanager
+def _one_line(directory: str | Path) -> Generator[None]:
+    """What the system or safetensors says of writing, as one line that names the folder."""
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise SceneError(f"{directory} can't be written: {reason}", "room and permission to write") from error
 
 
 def _holds_only_a_scene(path: Path) -> bool:
@@ -83,7 +103,7 @@ def _holds_only_a_scene(path: Path) -> bool:
     return not weights.exists() or all(_WEIGHT.fullmatch(entry.name) for entry in weights.iterdir())
 
 
-def write(directory: Path, scene: Scene, finish: Callable[[Path], Scene]) -> Scene:
+def write(directory: str | Path, scene: Scene, finish: Callable[[Path], Scene]) -> Scene:
     """Write a scene; the folder appears whole or not at all.
 
     Args:
@@ -91,20 +111,17 @@ def write(directory: Path, scene: Scene, finish: Callable[[Path], Scene]) -> Sce
         scene: with its data.
         finish: given the folder with the scene in it, under a name for the time being, returns the scene with
             what only a written scene can tell (whether it replays); its manifest is what stays.
+
+    Raises:
+        SceneError: there is no room or no permission to write; whatever was there before is still there.
     """
-    parent = directory.absolute().parent
-    temporary = Path(tempfile.mkdtemp(dir=parent, prefix=f".{directory.name}."))
-    try:
+    path = check_directory(directory)
+    with _one_line(directory), unfinished_folder(path.parent) as temporary:
         _write_tensors(temporary, scene)
         _write_manifest(temporary, scene)
         finished = finish(temporary)
         _write_manifest(temporary, finished)
-        temporary.chmod(0o777 & ~_umask())
-        _put_in_place(temporary, directory)
-    except OSError as error:
-        raise SceneError(f"{directory} can't be written: {error}", "room and permission to write") from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        _put_in_place(temporary, check_directory(directory))
     return finished
 
 
@@ -115,11 +132,11 @@ def _umask() -> int:
 
 
 def _put_in_place(temporary: Path, directory: Path) -> None:
-    check_directory(directory)
     if not directory.exists():
         temporary.rename(directory)
         return
-    aside = Path(tempfile.mkdtemp(dir=directory.absolute().parent, prefix=f".{directory.name}."))
+    # Not called unfinished: between the two steps the old scene is nowhere else.
+    aside = Path(tempfile.mkdtemp(dir=directory.parent, prefix=f".{directory.name[:200]}.replaced-"))
     try:
         directory.rename(aside / "old")
         try:
@@ -152,7 +169,8 @@ def _write_tensors(folder: Path, scene: Scene) -> None:
 
 def _write_manifest(folder: Path, scene: Scene) -> None:
     text = json.dumps(to_manifest(scene), ensure_ascii=False, indent=1, allow_nan=False)
-    (folder / MANIFEST).write_text(text + "\n", encoding="utf-8")
+    # A lone surrogate (of a file's name, say), which UTF-8 lacks, becomes the escape that JSON has for it.
+    (folder / MANIFEST).write_bytes((text + "\n").encode("utf-8", "backslashreplace"))
 
 
 # ---------------------------------------------------------------------- reading

@@ -67,11 +67,11 @@ def save(
         SceneError: no op of the divergence can be replayed, an input that a scene can't hold, a scene too large, or
             a folder that can't be written.
     """
-    path = folder.check_directory(directory)
+    folder.check_directory(directory)
     scene = _assemble(session, located, dict(versions))
     _check_size(scene, size_limit, confirm)
     trusted = _namespaces(scene)
-    return folder.write(path, scene, lambda written: _tried(folder.load(written, namespaces=trusted)))
+    return folder.write(directory, scene, lambda written: _tried(folder.load(written, namespaces=trusted)))
 
 
 def build(session: Session, located: Located, *, versions: Mapping[str, str] | None = None) -> Scene:

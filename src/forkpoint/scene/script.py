@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from forkpoint.errors import SceneError
-from forkpoint.files import write_atomically
+from forkpoint.files import check_writable, write_atomically
 from forkpoint.scene import flags
 from forkpoint.scene.folder import load
 from forkpoint.scene.records import Scene
@@ -54,6 +54,8 @@ def write_script(directory: str | Path, path: str | Path | None = None, *, synth
     Raises:
         SceneError: a scene that can't be loaded, or, with `synthetic`, random data that don't show the effect.
     """
+    if path is not None:
+        check_writable(Path(path))
     scene = load(directory)
     script = synthetic_script(scene) if synthetic else scene_script(scene, Path(directory))
     if path is not None:
@@ -109,19 +111,22 @@ def run_script(text: str, scene: Scene, arguments: list[str], *, synthetic: bool
         k: v for k, v in os.environ.items() if k not in flags.ENVIRONMENT and not k.startswith("PYTHON")
     }
     environment |= {k: str(v) for k, v in scene.a.flags.items() if k in flags.ENVIRONMENT}
-    with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder) / "script.py"
-        file.write_text(text, encoding="utf-8")
-        try:
+    command = [sys.executable, "-I", "script.py", *arguments]
+    try:
+        with tempfile.TemporaryDirectory(prefix="forkpoint-") as folder:
+            (Path(folder) / "script.py").write_text(text, encoding="utf-8")
             done = subprocess.run(
-                [sys.executable, "-I", str(file), *arguments],
-                capture_output=True, text=True, timeout=TIME_LIMIT, cwd=folder, env=environment, check=False,
+                command, capture_output=True, text=True, timeout=TIME_LIMIT, cwd=folder, env=environment, check=False,
                 encoding="utf-8", errors="replace",
             )  # fmt: skip
-        except subprocess.TimeoutExpired:
-            return Script(
-                text, synthetic, reproduced=False, output="", note=f"it took more than {TIME_LIMIT} s"
-            )
+    except subprocess.TimeoutExpired:
+        return Script(text, synthetic, reproduced=False, output="", note=f"it took more than {TIME_LIMIT} s")
+    except OSError as error:
+        raise SceneError(
+            f"the script can't be run: {error.strerror or error}",
+            "a temporary folder with room",
+            "set TMPDIR",
+        ) from error
     note = ""
     if done.returncode not in (0, 1) or "Traceback" in done.stderr:
         last = done.stderr.strip().splitlines()
