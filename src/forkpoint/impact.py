@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from forkpoint.align import Gap, gap, pair_elements, rows
+from forkpoint.finite import FinitePart, all_finite, finite_part
 from forkpoint.match import Shared
 from forkpoint.pairs import Pairs
 from forkpoint.result import Impact, NearTie
@@ -136,6 +137,29 @@ def _uncompared(shared: Shared, name: str, a: Results, b: Results, gaps: list[Re
 
 def measure(session: Session, compared: ResultComparison) -> Impact | None:
     """The impact of the gap; None where no floating-point result could be compared."""
+    found = _measured(session, compared)
+    part = finite_parts(compared)
+    if found is None or not (part.nonfinite_a or part.nonfinite_b):
+        return None if found is None else replace(found, elements=part.elements)
+    return replace(
+        found, max_abs=part.max_abs, max_rel=part.max_rel, elements=part.elements, nonfinite_a=part.nonfinite_a,
+        nonfinite_b=part.nonfinite_b, nonfinite_apart=part.apart,
+    )  # fmt: skip
+
+
+def finite_parts(compared: ResultComparison) -> FinitePart:
+    """The NaN and infinities of all floating-point results, and the gap of their other elements."""
+    parts = [
+        FinitePart(len(g.pairs), max_abs=g.gap.max_abs, max_rel=g.gap.max_rel)
+        if all_finite(g.a) and all_finite(g.b)
+        else finite_part(g.a, g.b, g.pairs)
+        for g in compared.gaps
+        if g.a.is_floating_point() and g.b.is_floating_point()
+    ]
+    return sum(parts, FinitePart())
+
+
+def _measured(session: Session, compared: ResultComparison) -> Impact | None:
     floating = [g for g in compared.gaps if g.a.dtype.is_floating_point and g.b.dtype.is_floating_point]
     if not floating:
         return None
@@ -167,16 +191,19 @@ def _of_logits(session: Session, logits: list[ResultGap], vocabulary: int, worst
     to_b = dict(session.pairing.pairs)
     losses_a: list[float] = []
     losses_b: list[float] = []
-    kl, flips, tokens = 0.0, [], 0
+    kl, flips, tokens, predictions = 0.0, [], 0, 0
     for result in logits:
         pairs = result.pairs
         for start, rows_a, rows_b in _rows(result, vocabulary):
             log_a, log_b = torch.log_softmax(rows_a, -1), torch.log_softmax(rows_b, -1)
             tokens += len(log_a)
-            kl = max(kl, float(_divergence(log_a, log_b).max()))
+            known = ~(log_a.isnan().any(-1) | log_b.isnan().any(-1))
+            predictions += int(known.sum())
+            if bool(known.any()):
+                kl = max(kl, float(_divergence(log_a[known], log_b[known]).max()))
             top_a, top_b = rows_a.argmax(-1), rows_b.argmax(-1)
             places = [session.shared.place(pairs, start + i * vocabulary) for i in range(len(log_a))]
-            for row in torch.nonzero(top_a != top_b).reshape(-1).tolist():
+            for row in torch.nonzero((top_a != top_b) & known).reshape(-1).tolist():
                 sample, position = places[row]
                 x, y = int(top_a[row]), int(top_b[row])
                 name = None if sample is None else session.a.run.layout.name(sample)
@@ -202,6 +229,7 @@ def _of_logits(session: Session, logits: list[ResultGap], vocabulary: int, worst
     return Impact(
         loss_a, loss_b, None if loss_a is None or loss_b is None else abs(loss_b - loss_a), worst.gap.max_abs,
         worst.gap.max_rel, max(kl, 0.0), len(flips), tokens, tuple(flips), worst.name,
+        predictions=predictions,
     )  # fmt: skip
 
 
@@ -216,4 +244,6 @@ def _rows(result: ResultGap, vocabulary: int) -> Iterator[tuple[int, Tensor, Ten
 def _divergence(log_a: Tensor, log_b: Tensor) -> Tensor:
     """[rows], KL divergence of two distributions in nats."""
     terms = log_a.exp() * (log_a - log_b)
-    return torch.where(torch.isfinite(log_a) & torch.isfinite(log_b), terms, 0.0).sum(-1)
+    return torch.where(log_a.isneginf(), 0.0, terms).sum(
+        -1
+    )  # what A rules out adds nothing, even if B does, too

@@ -119,6 +119,8 @@ def _assemble(
         first=located.divergence if located is not None else None,
         verdict=judged.verdict,
         origin=judged.origin,
+        first_nonfinite_a=judged.unfinite.a if judged.unfinite is not None else None,
+        first_nonfinite_b=judged.unfinite.b if judged.unfinite is not None else None,
         impact=impact.measure(session, compared),
         ops=ops,
         not_compared=_not_compared(rows, compared),

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from forkpoint.align import gap, index_of, pair_elements, scalar, ulps
 from forkpoint.capture.functions import ALWAYS_VIEWS, parameter_names
 from forkpoint.capture.recorder import Fetch, Look, Taken
+from forkpoint.finite import FinitePart, all_finite, finite_part
 from forkpoint.match import Difference, Joined
 from forkpoint.modules import WRAPPER
 from forkpoint.promotion import Promotion
@@ -176,6 +177,9 @@ def describe_values(
         position,
     )
     first_a, first_b = scalar(value_a, at_a), scalar(value_b, at_b)
+    part = FinitePart(max_abs=found.max_abs, max_rel=found.max_rel)
+    if not (all_finite(value_a) and all_finite(value_b)):
+        part = finite_part(value_a, value_b, pairs)
     return Divergence(
         **_place(session, op),
         sample=None if sample is None else session.a.run.layout.name(sample),
@@ -186,8 +190,10 @@ def describe_values(
         value_a=first_a,
         value_b=first_b,
         ulps=_ulps(first_a, first_b, value_a, value_b),
-        max_abs=found.max_abs,
-        max_rel=found.max_rel,
+        max_abs=part.max_abs,
+        max_rel=part.max_rel,
+        nonfinite_a=part.nonfinite_a,
+        nonfinite_b=part.nonfinite_b,
         differing=found.differing,
         compared=found.compared,
         inputs=compare_inputs(session, a, b),
@@ -332,7 +338,7 @@ def _between(session: Session, located: Located) -> Located:
         listed = tuple(f"{run}: {op.name} ({op.site.short})" for run, op in hidden)
         return replace(located, divergence=replace(divergence, between=listed))
     moved = [i for i in divergence.inputs if i.status == "differs"]
-    if not moved:
+    if not moved or any(i.parameter for i in moved):  # a weight is there before any op is
         return located
     floating = [
         i for i in moved if i.dtype_a is not None and ("float" in i.dtype_a or "complex" in i.dtype_a)

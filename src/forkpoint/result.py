@@ -82,6 +82,39 @@ class Divergence:
     between: tuple[str, ...] = ()
     """Ops that only one run has, between equal values and this one, where they hide the cause."""
     note: str = ""
+    nonfinite_a: int = 0
+    """Compared elements that are NaN or infinite in run A; the gaps leave them out."""
+    nonfinite_b: int = 0
+
+
+@dataclass(frozen=True)
+class NonFinite:
+    """The op of one run that is the first to make NaN or infinity, of those that its results (or the divergence) hold."""
+
+    op: str
+    module: str
+    function: str | None
+    """None where a module hides it, or for one of the model's inputs."""
+    source: str
+    code: str
+    variable: str | None
+    call: int
+    kind: str
+    """`nan`, `inf` or `-inf`."""
+    cause: str
+    """`overflow`: float64 is finite there. `masked`: a softmax over keys that are all masked. `exact`: float64 has it, too.
+    `written`: the code writes it by name. `weight`, `input`: it was there. `hidden`: inside a module, or not known."""
+    index: tuple[int, ...]
+    """Full index of the first such element."""
+    made_of: tuple[float, ...] = ()
+    """What an elementwise op made it of."""
+    dtype: str | None = None
+    name: str = ""
+    """Of the weight or input that holds it."""
+    leads_to: str = ""
+    """The op that makes NaN of it, if it is an infinity."""
+    text: str = ""
+    """The same in one sentence."""
 
 
 class VerdictKind(enum.StrEnum):
@@ -100,7 +133,7 @@ class ProbeResult:
     """One experiment: what was done, what it showed."""
 
     name: str
-    """`repeat`, `inputs`, `precision`, `content`, `length`, `patch`, `replay`."""
+    """`nan`, `repeat`, `inputs`, `precision`, `content`, `length`, `patch`, `replay`."""
     outcome: str
     """A slug: what the probe found."""
     figure: float | None
@@ -149,6 +182,7 @@ class Impact:
     loss_b: float | None
     loss_gap: float | None
     max_abs: float
+    """Largest absolute gap of elements that are finite in both runs."""
     max_rel: float
     max_kl: float | None
     """Largest KL divergence of the next-token distributions, in nats."""
@@ -158,6 +192,15 @@ class Impact:
     flips: tuple[NearTie, ...] = ()
     result: str = ""
     """Name of the result with the largest gap."""
+    elements: int = 0
+    """Floating-point elements of the results that were compared; gaps, KL and predictions leave out those that are not finite."""
+    nonfinite_a: int = 0
+    """How many of them are NaN or infinite in run A."""
+    nonfinite_b: int = 0
+    nonfinite_apart: int = 0
+    """How many are NaN or infinite in one run and something else in the other."""
+    predictions: int | None = None
+    """Next-token distributions that exist in both runs: of logits without NaN or plus infinity."""
 
 
 @dataclass(frozen=True)
@@ -257,6 +300,9 @@ class Result:
     drift: tuple[LayerDrift, ...]
     replaced_modules: tuple[ReplacedModule, ...]
     origin: Divergence | None = None
+    first_nonfinite_a: NonFinite | None = None
+    """Where the NaN and infinities of run A's results come from; None where there are none, or without probes."""
+    first_nonfinite_b: NonFinite | None = None
     first_integer: OpRow | None = None
     """First integer or bool value that differs (masks, `arange`, routing); listed apart."""
     notes: tuple[str, ...] = ()

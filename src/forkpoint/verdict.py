@@ -5,6 +5,7 @@
 | every result is the same, bit for bit? | (pass one) | `identical` |
 | does a run, made again, differ from itself? | repeat | `nondeterminism` |
 | does something that goes in differ? | inputs | `inputs` |
+| is a result NaN or infinite in one run alone? | nan | `semantic` |
 | does the gap remain in float64? | precision, then patch | `semantic` |
 | does other content where the other run has none change a shared token in float64? | content | `semantic` |
 | does the gap fall to float64 noise? | precision | `rounding` |
@@ -14,13 +15,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from forkpoint.impact import ResultComparison
+from forkpoint.impact import ResultComparison, finite_parts
 from forkpoint.locate import Located, Tokens, describe_values, fetch_op
-from forkpoint.mechanisms import ROUNDING_ADVICE, Case, Mechanism, nan_in_one, recognise
+from forkpoint.mechanisms import ROUNDING_ADVICE, Case, Mechanism, recognise
 from forkpoint.probes.content import ContentProbe, content
 from forkpoint.probes.inputs import Inputs, inputs
+from forkpoint.probes.nonfinite import Unfinite, advice, unfinite
 from forkpoint.probes.origin import Meeting, Origin, origin
 from forkpoint.probes.precision import Precision, precision
 from forkpoint.probes.repeat import repeat
@@ -28,6 +30,7 @@ from forkpoint.probes.replay import Replay, replay
 from forkpoint.promotion import Promotion
 from forkpoint.result import Divergence, ProbeResult, Verdict, VerdictKind
 from forkpoint.session import Session
+from forkpoint.trace import Event, Op
 
 _ULPS_OF_ROUNDING = 64.0
 """Error of one op, in ULP of its largest value, up to which it is its own rounding: long sums in low precision."""
@@ -43,6 +46,7 @@ class Judgement:
     verdict: Verdict
     origin: Divergence | None = None
     found: Origin | None = None
+    unfinite: Unfinite | None = None
 
 
 def without_probes(compared: ResultComparison) -> Verdict:
@@ -62,12 +66,20 @@ def without_probes(compared: ResultComparison) -> Verdict:
 
 def judge(session: Session, compared: ResultComparison, located: Located | None, tokens: Tokens) -> Judgement:
     """Run the probes that are needed, and read the truth table."""
-    evidence: list[ProbeResult] = []
+    made = unfinite(session, compared, located)
+    judged = _judge(session, compared, located, tokens, made)
+    return replace(judged, verdict=_with_unfinite(judged.verdict, made), unfinite=made)
+
+
+def _judge(
+    session: Session, compared: ResultComparison, located: Located | None, tokens: Tokens, made: Unfinite
+) -> Judgement:
+    evidence = list(made.results)
     given = inputs(session)
     if compared.identical and given.mechanism != "labels":
-        return Judgement(without_probes(compared))
+        return Judgement(replace(without_probes(compared), evidence=made.results))
     if not given.differs and (not compared.gaps or (compared.missing and not compared.differs)):
-        return Judgement(without_probes(compared))
+        return Judgement(replace(without_probes(compared), evidence=made.results))
     session.progress.begin("probe: does each run repeat itself?")
     repeated = repeat(session)
     evidence.append(repeated.result)
@@ -86,8 +98,8 @@ def judge(session: Session, compared: ResultComparison, located: Located | None,
     session.progress.begin("probe: both runs in float64")
     exact = precision(session, given.rounded)
     evidence.append(exact.result)
-    if exact.vanishes and nan_in_one(compared):
-        return _semantic(session, exact, None, given, compared, evidence, tokens)
+    if made.alone:
+        return _not_finite(session, exact, made, given, evidence, tokens)
     session.progress.begin("probe: other content in the padding")
     other = content(session, exact, compared)
     evidence.append(other.result)
@@ -130,6 +142,49 @@ def _semantic(
         VerdictKind.SEMANTIC, mechanism.slug, mechanism.by_design, summary, tuple(evidence), mechanism.advice
     )
     return Judgement(verdict, _origin_divergence(session, found, tokens), found)
+
+
+def _not_finite(
+    session: Session, exact: Precision, made: Unfinite, given: Inputs, evidence: list[ProbeResult],
+    tokens: Tokens,
+) -> Judgement:  # fmt: skip
+    """One run alone has NaN or infinity somewhere: that goes before all else that may differ."""
+    session.progress.begin("probe: where the difference enters")
+    found = origin(session, exact, given.rounded) if finite_parts(exact.compared).apart else None
+    if found is not None:
+        evidence.append(found.result)
+    part = made.part
+    assert made.worst is not None
+    run, worst = made.worst
+    summary = (
+        f"{part.apart:,} of {part.elements:,} elements are NaN or infinite in one run alone; {worst.text}"
+    )
+    exactly = finite_parts(exact.compared)
+    finite = not exactly.nonfinite_a and not exactly.nonfinite_b
+    advised = advice(worst, finite_in_float64=finite)
+    verdict = Verdict(VerdictKind.SEMANTIC, "nan", False, summary, tuple(evidence), advised)
+    shown = _divergence_at(session, *made.places[run], tokens) or _origin_divergence(session, found, tokens)
+    return Judgement(verdict, shown, found)
+
+
+def _divergence_at(session: Session, op: Op, event: Event, tokens: Tokens) -> Divergence | None:
+    """How the runs differ at an op that makes NaN, in native precision; None where no shared coordinate has any."""
+    a, b = fetch_op(session.a, op, event), fetch_op(session.b, op, event)
+    if a is None or b is None:
+        return None
+    found = describe_values(session, op, 0 if op.is_boundary else op.output, a, b, tokens)
+    return found if found is not None and (found.nonfinite_a or found.nonfinite_b) else None
+
+
+def _with_unfinite(verdict: Verdict, made: Unfinite) -> Verdict:
+    """Results that are NaN or infinite in both runs alike are no difference, but nothing that is right, either."""
+    count = max(made.part.nonfinite_a, made.part.nonfinite_b)
+    if verdict.kind not in (VerdictKind.IDENTICAL, VerdictKind.ROUNDING) or made.worst is None or not count:
+        return verdict
+    summary = (
+        f"{verdict.summary}; {count:,} of {made.part.elements:,} elements are NaN or infinite in both runs"
+    )
+    return replace(verdict, summary=summary, advice=advice(made.worst[1], finite_in_float64=False))
 
 
 def _origin_divergence(session: Session, found: Origin | None, tokens: Tokens) -> Divergence | None:

@@ -19,6 +19,7 @@ RECORDS = {
     "Run": records.RunSummary,
     "Divergence": records.Divergence,
     "Input": records.InputComparison,
+    "NonFinite": records.NonFinite,
     "Verdict": records.Verdict,
     "Probe": records.ProbeResult,
     "Impact": records.Impact,

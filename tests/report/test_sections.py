@@ -13,6 +13,7 @@ from forkpoint.report.drift import LAYERS_SHOWN, choose
 from forkpoint.result import (
     LayerDrift,
     NearTie,
+    NonFinite,
     NotCompared,
     ProbeResult,
     ReplacedModule,
@@ -409,3 +410,40 @@ def test_probes_that_were_asked_for_are_not_called_missing() -> None:
     text = said(replace(samples.rounding(), verdict=verdict), "verdict")
     assert "probes" not in text
     assert "No result could be compared: not written yet." in text
+
+
+# --- NaN and infinities
+
+
+def test_what_makes_nan_stands_before_the_first_divergence() -> None:
+    made = NonFinite(
+        "mlp/mul", "mlp", "mul", "model.py:7", "x * x", None, 0, "inf", "overflow", (0, 3), (300.0, 300.0),
+        "float16", leads_to="mlp/div",
+    )  # fmt: skip
+    result = replace(samples.rounding(), first_nonfinite_b=made)
+    keys = [section.key for section in document(result).sections]
+    assert keys.index("unfinite") == keys.index("first") - 1
+    text = said(result, "unfinite")
+    assert "mlp/mul\nmodel.py:7\nx * x\nmakes inf of 300, 300  at [0, 3]" in text
+    assert "beyond the range of float16" in text
+    assert "then: mlp/div makes NaN of it" in text
+    assert "A:" not in text
+    assert "超出 float16 的范围" in said(result, "unfinite", "zh")
+
+
+def test_what_is_not_finite_is_counted_and_left_out() -> None:
+    result = samples.rounding()
+    assert result.impact is not None
+    impact = replace(
+        result.impact, loss_b=float("nan"), elements=40, nonfinite_b=30, nonfinite_apart=30, predictions=3
+    )
+    text = said(replace(result, impact=impact), "impact")
+    assert "0 elements in A, 30 in B, of 40, 30 of them in one run alone" in text
+    assert "among the elements that are finite in both runs" in text
+    assert "over the 3 of 15 tokens whose logits are not NaN" in text
+    assert "none of the 3 predictions that both runs make changes" in text
+    assert "gap nan" not in text
+    text = said(replace(result, impact=replace(impact, nonfinite_b=40, predictions=0)), "impact")
+    assert "no element is finite in both runs" in text
+    assert "no prediction exists in both runs" in text
+    assert "nats" not in text

@@ -37,7 +37,7 @@ MECHANISMS = [
     "atomics",
     "random_state",
 ]
-PROBES = ["repeat", "inputs", "precision", "content", "length", "patch", "replay"]
+PROBES = ["nan", "repeat", "inputs", "precision", "content", "length", "patch", "replay"]
 STATUSES = ["equal", "differs", "view", "not compared", "only in a", "only in b"]
 
 
@@ -97,7 +97,18 @@ def test_every_phrase_is_used() -> None:
     source = "\n".join(
         p.read_text(encoding="utf-8") for p in folder.glob("*.py") if "PHRASES: dict" not in p.read_text()
     )
-    by_slug = ("kind", "meaning", "mechanism", "advice", "probe", "outcome", "status", "design", "ops")
+    by_slug = (
+        "kind",
+        "meaning",
+        "mechanism",
+        "advice",
+        "probe",
+        "outcome",
+        "status",
+        "design",
+        "ops",
+        "unfinite",
+    )
     unused = [key for key in english.PHRASES if f'"{key}"' not in source and key.split(".")[0] not in by_slug]
     assert unused == []
 

@@ -661,6 +661,11 @@ class Recorder:
             copies = (returned.copied,)
             returned.fetch.take(Taken(op, self.call, returned.nth, None, (), {}, copies, {}, (label,)))
 
+    def event_of(self, value: Tensor) -> int:
+        """The event that holds a tensor's value; -1 if none is known."""
+        known = self._find(value)
+        return -1 if known is None else known[2]
+
     def label_of_result(self, value: Tensor, call: int) -> Label | None:
         """The label of something that the model returned in a call.
 

@@ -334,7 +334,9 @@ def _try(session: Session, exact: Precision, values: Values) -> tuple[float, flo
     before = exact.compared.max_abs
     after = compare_results(session, exact.a, patched)
     moved = compare_results(session, exact.b, patched, own="b")
-    closes = 0.0 if before == 0 else 1.0 if not np.isfinite(before) else max(0.0, 1 - after.max_abs / before)
+    closes = 0.0 if before == 0 else max(0.0, 1 - after.max_abs / before)
+    if not np.isfinite(before):  # NaN or infinity in one run alone
+        closes = float(np.isfinite(after.max_abs))
     return closes, exact.beyond_noise(moved)
 
 
@@ -347,6 +349,12 @@ def _describe(
         f"with run A's value put in place at {root.a.op.name} ({root.a.op.site.short}), "
         f"{100 * closes:.0f} % of the gap of {before:.2g} closes"
     )
+    if not np.isfinite(before):
+        text = f"with run A's value put in place at {root.a.op.name} ({root.a.op.site.short}), " + (
+            "the NaN and infinities are the same in both runs"
+            if closes > _CLOSES_MOST
+            else "some of the NaN remain"
+        )
     outcome = "closes" if closes > 0.5 else "moves" if moves > 1 else "nothing"
     if seen is not root:
         text += f"; it shows first in {op.name}"

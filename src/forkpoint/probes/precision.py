@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from forkpoint.impact import ResultComparison, compare_results
+from forkpoint.impact import ResultComparison, compare_results, finite_parts
 from forkpoint.probes.inputs import Weight, same_weights
 from forkpoint.probes.noise import Noise
 from forkpoint.promotion import Promotion
@@ -93,7 +93,12 @@ def precision(session: Session, weights: tuple[Weight, ...] = ()) -> Precision:
     gap = compared.max_abs
     relative = max((g.gap.max_rel for g in compared.gaps), default=0.0)
     vanishes = _excess(compared, rounding) <= 1
-    if not gap:
+    part = finite_parts(compared)
+    if part.apart:
+        text = f"in float64 {part.apart:,} elements are NaN or infinite in one run alone"
+        if part.max_abs:
+            text += f"; the gap of the others is {part.max_abs:.2g}"
+    elif not gap:
         text = "in float64 the results are the same, bit for bit"
     elif vanishes and not rounding.found:  # no more than the rounding of the results themselves
         text = f"in float64 the gap is {gap:.2g}, {relative / _EPS:.2g} units in the last place of the largest value"

@@ -87,7 +87,21 @@ def _fresh(value: Any) -> Any:
 def _error(taken: Taken, output: int) -> float | None:
     """The largest error of a recorded output against float64 on the same inputs, in ULP of its dtype."""
     recorded = taken.outputs[output]
-    if not recorded.dtype.is_floating_point:
+    exact = in_float64(taken, output) if recorded.dtype.is_floating_point else None
+    if exact is None:
+        return None
+    if bool((recorded.isfinite() != exact.isfinite()).any()):
+        return math.inf  # an overflow
+    info = torch.finfo(recorded.dtype)
+    scale = float(exact.abs().nan_to_num(0.0, 0.0, 0.0).max()) if exact.numel() else 0.0
+    unit = info.eps * 2.0 ** math.floor(math.log2(max(scale, info.tiny)))
+    gap = (recorded.double() - exact).abs().nan_to_num(0.0, 0.0, 0.0)
+    return float(gap.max()) / unit if gap.numel() else 0.0
+
+
+def in_float64(taken: Taken, output: int) -> Tensor | None:
+    """An output of a call, repeated on the same inputs in float64; None where it can't be."""
+    if taken.func is None:
         return None
     try:
         promotion = Promotion()
@@ -98,13 +112,7 @@ def _error(taken: Taken, output: int) -> float | None:
         exact = _output(promotion.values(result), output)
     except (RuntimeError, TypeError, ValueError, NotImplementedError):
         return None
-    if exact is None or exact.shape != recorded.shape:
-        return None
-    info = torch.finfo(recorded.dtype)
-    scale = float(exact.abs().nan_to_num(0.0, 0.0, 0.0).max()) if exact.numel() else 0.0
-    unit = info.eps * 2.0 ** math.floor(math.log2(max(scale, info.tiny)))
-    gap = (recorded.double() - exact).abs().nan_to_num(0.0, 0.0, 0.0)
-    return float(gap.max()) / unit if gap.numel() else 0.0
+    return exact if exact is not None and exact.shape == taken.outputs[output].shape else None
 
 
 def _output(result: Any, output: int) -> Tensor | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 from forkpoint.report.document import Fact, Line, Paragraph, Role, Section, Span, line, muted, strong
@@ -35,8 +36,8 @@ def verdict(result: Result, words: Words) -> Section:
     """The verdict in one line with its meaning, then its cause and what to do."""
     found = result.verdict
     role = Role.CAUTION if found.by_design else _ROLES[found.kind]
-    unprobed = _unprobed(found)
-    meaning = words("meaning.unprobed" if unprobed else f"meaning.{found.kind.value}")
+    slug = "unprobed" if _unprobed(found) else "nan" if _not_finite(found) else found.kind.value
+    meaning = words(f"meaning.{slug}")
     title = line(Span("● " + words(f"kind.{found.kind.value}"), role), f" — {meaning}")
     blocks: list[Paragraph | Fact] = []
     summary = _summary(found, words)
@@ -69,6 +70,11 @@ def _unprobed(found: Verdict) -> bool:
     return found.kind is VerdictKind.UNDETERMINED and not found.probed
 
 
+def _not_finite(found: Verdict) -> bool:
+    """NaN or infinity in one run: float64 need not have it, so that the meaning of a semantic difference is too much."""
+    return found.kind is VerdictKind.SEMANTIC and found.mechanism == "nan"
+
+
 def _advice(found: Verdict, words: Words) -> str | None:
     """The probes' own advice; in Chinese, or where they give none, that of the mechanism or of the kind."""
     if words.can_say(found.advice):
@@ -87,9 +93,13 @@ def impact(result: Result, words: Words) -> Section:
     if found.loss_a is not None and found.loss_b is not None:
         facts.append(Fact(words("loss"), (_loss(found.loss_a, found.loss_b, found.loss_gap, words),)))
     facts.append(Fact(words("gap"), (_gap(result, found, words),)))
-    if found.max_kl is not None:
-        facts.append(Fact(words("kl"), (line(words("kl.most", kl=short(found.max_kl))),)))
-    if found.top1_flips is not None:
+    if found.nonfinite_a or found.nonfinite_b:
+        facts.append(Fact(words("nonfinite"), (_nonfinite(found, words),)))
+    if found.predictions == 0:
+        facts.append(Fact(words("flips"), (line(words("predictions.none")),)))
+    elif found.max_kl is not None:
+        facts.append(Fact(words("kl"), (line(_kl(found, found.max_kl, words)),)))
+    if found.top1_flips is not None and found.predictions != 0:
         facts.append(Fact(words("flips"), _flips(result, found, words)))
     facts.append(Fact(words("compared"), (line(words.many("tokens", found.tokens)),)))
     return Section("impact", title, tuple(facts))
@@ -99,11 +109,37 @@ def _loss(a: float, b: float, gap: float | None, words: Words) -> Line:
     if a == b:
         return line(words("loss.same", loss=pair(a, b)[0]))
     text_a, text_b = pair(a, b)
+    if not (math.isfinite(a) and math.isfinite(b)):
+        return line(f"A {text_a}   B {text_b}   ", words("aside", text=words("loss.nonfinite")).strip())
     shown = short(abs(b - a) if gap is None else abs(gap))
     return line(f"A {text_a}   B {text_b}   ", words("loss.gap", gap=shown))
 
 
+def _kl(found: Impact, value: float, words: Words) -> str:
+    text = words("kl.most", kl=short(value)) if math.isfinite(value) else words("kl.infinite")
+    if _some(found):
+        numbers = {"n": count(found.predictions or 0), "tokens": count(found.tokens)}
+        text += words("comma") + words("predictions.some", **numbers)
+    return text
+
+
+def _some(found: Impact) -> bool:
+    """Whether some tokens have no prediction in one run, since their logits are NaN."""
+    return found.predictions is not None and found.predictions < found.tokens
+
+
+def _nonfinite(found: Impact, words: Words) -> Line:
+    """How many elements of the results are NaN or infinite."""
+    numbers = {"a": found.nonfinite_a, "b": found.nonfinite_b, "whole": found.elements}
+    text = words("nonfinite.elements", **{key: count(value) for key, value in numbers.items()})
+    apart = found.nonfinite_apart
+    alone = words("nonfinite.apart", n=count(apart)) if apart else words("nonfinite.same")
+    return line(text, words("comma"), alone)
+
+
 def _gap(result: Result, found: Impact, words: Words) -> Line:
+    if found.elements and max(found.nonfinite_a, found.nonfinite_b) == found.elements:
+        return line(words("gap.nowhere"))
     if found.max_abs == 0:
         return line(words("gap.zero"))
     parts: list[str | Span] = [strong(size(found.max_abs))]
@@ -114,13 +150,16 @@ def _gap(result: Result, found: Impact, words: Words) -> Line:
     if dtype is not None:
         factor = times(found.max_rel / EPSILON[dtype])
         parts.append(muted(words("aside", text=words("gap.epsilon", times=factor, dtype=dtype))))
+    if found.nonfinite_a or found.nonfinite_b:
+        parts.append(words("comma") + words("gap.finite"))
     return line(*parts)
 
 
 def _flips(result: Result, found: Impact, words: Words) -> tuple[Line, ...]:
+    known = found.tokens if found.predictions is None else found.predictions
     if not found.top1_flips:
-        return (line(words("flips.none")),)
-    lines = [line(strong(words.many("flips.some", found.top1_flips, tokens=count(found.tokens))))]
+        return (line(words("flips.none.of", n=count(known)) if _some(found) else words("flips.none")),)
+    lines = [line(strong(words.many("flips.some", found.top1_flips, tokens=count(known))))]
     worst = sorted(found.flips, key=lambda tie: -max(tie.margin_a, tie.margin_b))[:FLIPS_SHOWN]
     lines.extend(_tie(tie, words, brief=alone(result)) for tie in worst)
     rest = found.top1_flips - len(worst)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from forkpoint.report import answer, counts, divergence, drift, ops, runs
+from forkpoint.report import answer, counts, divergence, drift, ops, runs, unfinite
 from forkpoint.report.document import Document
 from forkpoint.report.words import Words
 
@@ -29,6 +29,7 @@ def document(result: Result, *, every_op: bool = False, lang: str = "en") -> Doc
         answer.verdict(result, words),
         answer.impact(result, words),
         answer.evidence(result, words),
+        unfinite.section(result, words),
         divergence.first(result, words),
         divergence.origin(result, words),
         runs.summary(result, words),

@@ -24,6 +24,7 @@ PHRASES: dict[str, str] = {
     "meaning.nondeterminism": "同一次运行重复一遍，结果就变了",
     "meaning.inputs": "两次运行的输入本来就不一样",
     "meaning.undetermined": "证据不足",
+    "meaning.nan": "不是舍入：只有一次运行的结果是 NaN 或无穷",
     "meaning.unprobed": "没有做实验，所以原因不明",
     "cause": "原因",
     "advice": "怎么办",
@@ -58,7 +59,7 @@ PHRASES: dict[str, str] = {
     "mechanism.token_ids": "词元编号不同",
     "mechanism.parameters": "参数不同",
     "mechanism.buffers": "缓冲区（buffer）不同",
-    "mechanism.nan": "一次运行得到 NaN，另一次得到的是数",
+    "mechanism.nan": "一次运行得到 NaN 或无穷，另一次得到的是数",
     "mechanism.atomics": "某个核函数以不固定的次序累加",
     "mechanism.random_state": "有随机数参与，例如没有关掉的 dropout",
     # 机制：怎么办
@@ -83,7 +84,7 @@ PHRASES: dict[str, str] = {
     "advice.token_ids": "请用同样的方式分词：注意特殊词元和对话模板。",
     "advice.parameters": "请让两次运行加载同样的权重。",
     "advice.buffers": "请让两次运行加载同样的缓冲区，并复位前向计算会改写的那些。",
-    "advice.nan": "请检查处处被遮住的行：对空集做 softmax 得到 NaN。",
+    "advice.nan": "请查看产生它的算子：后面的算子只是把它传下去。",
     "advice.atomics": "请调用 torch.use_deterministic_algorithms(True)，再作比较。",
     "advice.random_state": "请调用 model.eval()，或固定随机种子，再作比较。",
     # 要不要紧
@@ -92,15 +93,26 @@ PHRASES: dict[str, str] = {
     "loss": "损失",
     "loss.same": "都是 {loss}",
     "loss.gap": "差 {gap}",
+    "loss.nonfinite": "至少一次运行的不是数",
     "gap": "最大差距",
     "gap.zero": "无",
     "gap.relative": "相对 {gap}",
     "gap.epsilon": "{dtype} 机器精度的 {times} 倍",
     "gap.result": "在 {name} 中",
+    "gap.finite": "只计双方都有限的元素",
+    "gap.nowhere": "没有一个元素在两次运行中都有限",
+    "nonfinite": "非有限值",
+    "nonfinite.elements": "{whole} 个元素中 A 有 {a} 个，B 有 {b} 个",
+    "nonfinite.apart": "其中 {n} 个只在一次运行中出现",
+    "nonfinite.same": "两次运行相同",
     "kl": "KL 散度",
     "kl.most": "下一词元分布之间至多 {kl} 奈特",
+    "kl.infinite": "无穷：一次运行排除了另一次允许的词元",
+    "predictions.none": "没有一个预测在两次运行中都存在：logits 是 NaN 或无穷",
+    "predictions.some": "只计 {tokens} 个词元中 logits 没有 NaN 的 {n} 个",
     "flips": "首选词元",
     "flips.none": "预测都没有变",
+    "flips.none.of": "两次运行都有的 {n} 个预测没有变",
     "flips.some": "{tokens} 个预测中有 {n} 个变了",
     "flips.pick": "{run} 选 {token}，领先 {margin}",
     "flips.more": "另有 {n} 个",
@@ -108,6 +120,7 @@ PHRASES: dict[str, str] = {
     "tokens": "{n} 个词元",
     # 证据
     "evidence": "证据",
+    "probe.nan": "非数",
     "probe.repeat": "重复",
     "probe.inputs": "输入",
     "probe.precision": "精度",
@@ -116,6 +129,9 @@ PHRASES: dict[str, str] = {
     "probe.patch": "替换",
     "probe.replay": "重放",
     # 证据：实验没有给出中文句子时
+    "outcome.nan.overflow": "有算子溢出；结果中有 {figure} 个元素是 NaN 或无穷。",
+    "outcome.nan.masked": "有一行处处被遮住；结果中有 {figure} 个元素是 NaN 或无穷。",
+    "outcome.nan.exact": "有算子的输入超出其定义域；结果中有 {figure} 个元素是 NaN 或无穷。",
     "outcome.repeat.same": "两次运行各自重复一遍，结果逐位相同。",
     "outcome.repeat.differs": "同一次运行重复一遍，数值变了；最大差距为 {figure}。",
     "outcome.inputs.same": "词元编号、标签、参数和缓冲区都相同。",
@@ -136,6 +152,20 @@ PHRASES: dict[str, str] = {
     "outcome.replay.rounding": "单独重放该算子：双方与精确结果的差都在舍入范围内（{figure} ULP）。",
     "outcome.replay.beyond": "单独重放该算子：一方与精确结果相差 {figure} ULP，超出舍入范围。",
     "outcome.replay.same": "单独重放该算子：双方逐位相同。",
+    # NaN 与无穷
+    "unfinite": "NaN 和无穷从何而来",
+    "unfinite.kind": "产生",
+    "unfinite.of": "由 {values} 得到",
+    "unfinite.at": "位于 {index}",
+    "unfinite.leads": "然后",
+    "unfinite.leads.nan": "{op} 由它得到 NaN",
+    "unfinite.overflow": "超出 {dtype} 的范围：在 float64 中，该算子对同样的输入得到有限值",
+    "unfinite.masked": "有一行的键全被遮住；float64 中也一样",
+    "unfinite.exact": "在该算子的定义域之外：在 float64 中，它对这些输入得到同样的结果",
+    "unfinite.written": "代码指名写入",
+    "unfinite.weight": "{name} 中已有",
+    "unfinite.input": "传入的 {name} 中已有",
+    "unfinite.hidden": "forkpoint 无法再细看",
     # 首个分歧
     "first": "首个分歧",
     "first.none": "凡是比较过的数值都逐位相同。",
@@ -157,9 +187,12 @@ PHRASES: dict[str, str] = {
     "apart": "相差",
     "values.ulps": "{n} 个 {dtype} ULP",
     "values.ulps.plain": "{n} 个 ULP",
+    "apart.nonfinite": "不都是有限值",
     "differing": "不同的",
     "differing.elements": "{whole} 个元素中有 {part} 个（{share}）",
     "differing.largest": "最大差距 {gap}",
+    "differing.nonfinite": "NaN 或无穷：A 中 {a} 个，B 中 {b} 个",
+    "differing.infinite": "一次运行中有 NaN 或无穷",
     "differing.relative": "相对 {gap}",
     "inputs": "输入",
     "inputs.none": "没有张量",
@@ -248,7 +281,41 @@ SENTENCES: dict[str, str] = {
     "这份记录与模型真正的运行不完全一样",
     "rows paired by their order, since they hold different things: {pairs}": "各行内容不同，按次序配对：{pairs}",
     "batch mates that only run {run} has: {names}": "只有运行 {run} 才有的同批样本：{names}",
+    # NaN 与无穷
+    "{n} of {m} elements are NaN or infinite in one run alone": "{m} 个元素中有 {n} 个只在一次运行中是 NaN 或无穷",
+    "{n} of {m} elements are NaN or infinite in both runs": "{m} 个元素中有 {n} 个在两次运行中都是 NaN 或无穷",
+    "in float64 {n} elements are NaN or infinite in one run alone": "在 float64 中有 {n} 个元素只在一次运行中是 NaN 或无穷",
+    "the gap of the others is {gap}": "其余元素的差距为 {gap}",
+    "in run {run} {op} is the first to make {kind}, of a row whose keys are all masked: float64 has it, too": "在运行 {run} 中"
+    "最先产生 {kind} 的是 {op}：有一行的键全被遮住，float64 中也一样",
+    "in run {run} {op} is the first to make {kind}, of {of}: beyond {dtype}, and in float64 the op is finite on the same inputs, "
+    "and {then} makes NaN of it": "在运行 {run} 中最先产生 {kind} 的是 {op}，由 {of} 得到：超出 {dtype} 的范围，而在 float64 中该"
+    "算子对同样的输入得到有限值；{then} 又由它得到 NaN",
+    "in run {run} {op} is the first to make {kind}, of {of}: beyond {dtype}, and in float64 the op is finite on the same inputs": "在"
+    "运行 {run} 中最先产生 {kind} 的是 {op}，由 {of} 得到：超出 {dtype} 的范围，而在 float64 中该算子对同样的输入得到有限值",
+    "in run {run} {op} is the first to make {kind}, of {of}: in float64 the op makes the same of them, and {then} makes NaN of "
+    "it": "在运行 {run} 中最先产生 {kind} 的是 {op}，由 {of} 得到：在 float64 中也一样；{then} 又由它得到 NaN",
+    "in run {run} {op} is the first to make {kind}, of {of}: in float64 the op makes the same of them": "在运行 {run} 中最先产生 "
+    "{kind} 的是 {op}，由 {of} 得到：在 float64 中也一样",
+    "in run {run} {op} is the first to make {kind}, by name": "在运行 {run} 中最先产生 {kind} 的是 {op}：代码指名写入",
+    "in run {run} {op} is the first to make {kind}, of a weight that holds it: {name}": "在运行 {run} 中最先产生 {kind} 的是 {op}："
+    "权重 {name} 中已有",
+    "in run {run} {op} is the first to make {kind}, where forkpoint can't look closer": "在运行 {run} 中最先产生 {kind} 的是 {op}，"
+    "forkpoint 无法再细看",
+    "run {run} is given {kind} in {name}": "运行 {run} 的输入 {name} 中已有 {kind}",
+    "finite inputs": "有限的输入",
+    "Do that op in a dtype of wider range than {dtype}, or scale down what goes into it.": "请用范围比 {dtype} 更宽的类型做该算子，"
+    "或缩小它的输入。",
+    "Keep at least one key in every row, or mask with the least finite number of the dtype in place of -inf.": "请让每一行至少留"
+    "有一个键，或用该类型最小的有限数代替 -inf 来遮住。",
+    "Rounding takes the op's input out of its domain: clamp it there, or compute it in a wider dtype.": "是舍入把该算子的输入带出了"
+    "定义域：请在那里截断，或用更高的精度计算它。",
+    "Keep the op's input inside its domain: mask it, clamp it, or add an epsilon.": "请让该算子的输入留在定义域内：遮住、截断，或"
+    "加上一个小量。",
+    "Look at where it comes from: it is there before the model computes anything.": "请查看它的来处：模型还没有计算，它就已经在了。",
+    "Look at the op named: what comes after it only passes it on.": "请查看上面指出的算子：后面的算子只是把它传下去。",
     # 结论
+    "every result is the same, bit for bit": "所有结果逐位相同",
     "the result is the same, bit for bit, at every shared coordinate": "在每个共有坐标上，结果逐位相同",
     "all {n} results are the same, bit for bit, at every shared coordinate": "在每个共有坐标上，{n} 个结果全都逐位相同",
     "no result could be compared: {reason}": "没有结果可以比较：{reason}",

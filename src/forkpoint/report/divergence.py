@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from typing import TYPE_CHECKING
 
@@ -132,7 +133,8 @@ def _distance(found: Divergence, words: Words) -> Line:
     parts: list[str] = []
     a, b = found.value_a, found.value_b
     if a is not None and b is not None:
-        parts.append(size(abs(b - a)))
+        apart = abs(b - a)
+        parts.append(size(apart) if math.isfinite(apart) else words("apart.nonfinite"))
     if found.ulps is not None:
         dtype = narrower(found.dtype_a or "", found.dtype_b or "")
         key = "values.ulps" if dtype else "values.ulps.plain"
@@ -145,10 +147,14 @@ def _differing(found: Divergence, words: Words) -> Line:
     parts = [
         words("differing.elements", part=part, whole=whole, share=share(found.differing, found.compared))
     ]
-    if found.max_abs is not None:
+    nowhere = found.compared and max(found.nonfinite_a, found.nonfinite_b) == found.compared
+    if found.max_abs is not None and not nowhere:
         parts.append(words("differing.largest", gap=size(found.max_abs)))
-    if found.max_rel is not None:
+    if found.max_rel is not None and not nowhere:
         parts.append(words("differing.relative", gap=short(found.max_rel)))
+    if found.nonfinite_a or found.nonfinite_b:
+        numbers = {"a": count(found.nonfinite_a), "b": count(found.nonfinite_b)}
+        parts.append(words("differing.nonfinite", **numbers))
     return line(words("comma").join(parts))
 
 
@@ -160,8 +166,10 @@ def _inputs(inputs: tuple[InputComparison, ...], words: Words) -> tuple[Line, ..
 
 def _input(item: InputComparison, words: Words) -> tuple[Line, ...]:
     details: list[str | Span] = []
-    if item.max_abs:
+    if item.max_abs and math.isfinite(item.max_abs):
         details.append(words("differing.largest", gap=size(item.max_abs)))
+    elif item.max_abs:
+        details.append(words("differing.infinite"))
     if item.reason:
         details.append(words.phrase(item.reason))
     if item.parameter:

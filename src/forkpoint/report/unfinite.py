@@ -1,0 +1,53 @@
+"""What makes NaN and infinities: for each run the op that is the first to."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from forkpoint.report.document import Fact, Line, Paragraph, Section, code, line, muted, strong
+from forkpoint.report.numbers import shape, short
+from forkpoint.report.place import module_name
+from forkpoint.report.safe import code_line
+
+if TYPE_CHECKING:
+    from forkpoint.report.words import Words
+    from forkpoint.result import NonFinite, Result
+
+
+def section(result: Result, words: Words) -> Section | None:
+    """For each run the first op that makes NaN or infinity; None where neither run has one to tell of."""
+    found = ("run.a", result.first_nonfinite_a), ("run.b", result.first_nonfinite_b)
+    blocks: list[Fact | Paragraph] = []
+    for run, made in found:
+        if made is not None:
+            blocks.append(Fact(words(run), _lines(made, words)))
+    return Section("unfinite", line(words("unfinite")), tuple(blocks)) if blocks else None
+
+
+def _lines(made: NonFinite, words: Words) -> tuple[Line, ...]:
+    lines = [line(module_name(made.module, words), "/", strong(made.function))] if made.function else []
+    if not made.function and made.cause != "input":
+        lines.append(line(strong(module_name(made.module, words))))
+    if made.source:
+        lines.append(line(made.source))
+    text = code_line(made.code)
+    if text:
+        lines.append(line(code(text)))
+    parts = [words("unfinite.kind"), " ", strong({"nan": "NaN"}.get(made.kind, made.kind))]
+    if made.made_of:
+        parts.append(" " + words("unfinite.of", values=", ".join(map(short, made.made_of))))
+    if made.index:
+        parts.append(muted("  " + words("unfinite.at", index=shape(made.index))))
+    if made.cause != "input":
+        lines.append(line(*parts))
+    why = words(f"unfinite.{made.cause}", **_values(made))
+    lines.append(line("→ ", why))
+    if made.leads_to:
+        lines.append(
+            line(words("unfinite.leads"), words("colon"), words("unfinite.leads.nan", op=made.leads_to))
+        )
+    return tuple(lines)
+
+
+def _values(made: NonFinite) -> dict[str, str]:
+    return {"dtype": made.dtype or ""} if made.cause == "overflow" else {"name": made.name}
