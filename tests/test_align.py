@@ -12,46 +12,12 @@ from hypothesis import strategies as st
 from tests.joined import joined, noise, padded
 
 from forkpoint import Layout
-from forkpoint.align import gap, index_of, pair_cells, pair_elements, pair_flat, rows, scalar, ulps
+from forkpoint.align import gap, index_of, pair_cells, pair_elements, pair_flat, rows, scalar
 from forkpoint.pairs import Pairs
-
-FLOATS = st.floats(-1e300, 1e300)
 
 
 def every(a: torch.Tensor) -> Pairs:
     return Pairs.whole(a.numel())
-
-
-# --- ULP -----------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, torch.float64])
-@pytest.mark.parametrize("value", [1.0, 1.5, 0.75, 1e-3, 100.0, -3.0])
-def test_the_next_number_is_one_unit_away(dtype, value):
-    here = torch.tensor(value, dtype=dtype)
-    bits = {2: torch.int16, 4: torch.int32, 8: torch.int64}[dtype.itemsize]
-    there = (here.view(bits) + 1).view(dtype)
-    assert ulps(float(here), float(there), dtype, dtype) == 1
-
-
-@given(FLOATS, FLOATS)
-def test_units_of_float64_are_counted_exactly(a, b):
-    count = ulps(a, b, torch.float64, torch.float64)
-    assert count is not None
-    assert (count == 0) == (a == b)
-    assert ulps(b, a, torch.float64, torch.float64) == count
-    assert ulps(a, math.nextafter(a, math.inf), torch.float64, torch.float64) in (1, 0)
-
-
-def test_the_unit_is_that_of_the_narrower_dtype():
-    assert ulps(1.0, 1.0 + 2**-7, torch.float32, torch.bfloat16) == 1
-    assert ulps(1.0, 1.0 + 2**-10, torch.float32, torch.float16) == 1
-
-
-def test_there_is_no_unit_without_finite_floats():
-    assert ulps(1.0, math.nan, torch.float32, torch.float32) is None
-    assert ulps(1.0, math.inf, torch.float32, torch.float32) is None
-    assert ulps(1, 2, torch.int64, torch.float32) is None
 
 
 # --- Gaps -----------------------------------------------------------------------------------------------
@@ -87,6 +53,39 @@ def test_integers_bools_and_complex_numbers_have_gaps_too():
     z = torch.tensor([1 + 1j, 2 + 0j])
     assert gap(z, z.conj().resolve_conj(), every(z)).max_abs == 2
     assert gap(z, z, every(z)).differing == 0
+
+
+EIGHT_BITS = [torch.float8_e4m3fn, torch.float8_e5m2, torch.float8_e4m3fnuz, torch.float8_e5m2fnuz]
+
+
+@pytest.mark.parametrize(
+    "dtype", [*EIGHT_BITS, torch.float8_e8m0fnu, torch.uint16, torch.uint32, torch.uint64]
+)
+def test_dtypes_for_which_torch_has_little_arithmetic(dtype):
+    a, b = torch.tensor([1.0, 2.0, 4.0]).to(dtype), torch.tensor([1.0, 8.0, 4.0]).to(dtype)
+    assert gap(a, a, every(a)).differing == 0
+    found = gap(a, b, every(a))
+    assert (found.differing, found.first, found.max_abs, found.max_rel) == (1, 1, 6.0, 1.5)
+
+
+def test_packed_numbers_are_compared_as_bytes():
+    a = torch.tensor([0x12, 0x34], dtype=torch.uint8).view(torch.float4_e2m1fn_x2)
+    b = torch.tensor([0x12, 0x35], dtype=torch.uint8).view(torch.float4_e2m1fn_x2)
+    found = gap(a, b, every(a))
+    assert (found.differing, found.first, scalar(b, 1)) == (1, 1, 0x35)
+
+
+def test_integers_beyond_what_float64_holds():
+    a, b = torch.tensor([2**53, 2**53 + 1]), torch.tensor([2**53, 2**53])
+    found = gap(a, b, every(a))
+    assert (found.differing, found.first, found.max_abs) == (1, 1, 1.0)
+
+
+def test_nan_in_one_alone():
+    a, nan = torch.tensor([1.0, 2.0]), torch.tensor([1.0, float("nan")])
+    for x, y in ((a, nan), (nan, a), (a.long(), nan), (a * 1j, nan * 1j)):
+        assert gap(x, y, every(x)).nan_in_one
+    assert not gap(nan, nan * 2, every(nan)).nan_in_one
 
 
 def test_dtypes_are_compared_by_value():

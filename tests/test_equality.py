@@ -22,6 +22,8 @@ NAN = float("nan")
         (torch.tensor([1, 2]), torch.tensor([1, 2]), True),
         (torch.tensor([True]), torch.tensor([False]), False),
         (torch.tensor([complex(1, NAN)]), torch.tensor([complex(1, NAN)]), True),
+        (torch.tensor([complex(1, NAN)]), torch.tensor([complex(2, NAN)]), False),
+        (torch.tensor([complex(1, NAN)]).conj(), torch.tensor([complex(1, NAN)]), True),
         (torch.zeros(0), torch.zeros(0), True),
     ],
 )

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from forkpoint.capture.labels import Label, spread
+from forkpoint.distance import compare, readable
 from forkpoint.match import Shared
 from forkpoint.pairs import Pairs
 
@@ -168,13 +169,13 @@ def gap(a: Tensor, b: Tensor, pairs: Pairs) -> Gap:
     largest = np.zeros(len(pairs.first_a))
     differing, nan, first = 0, False, _First(pairs)
     for start, left, right in rows(a, b, pairs):
-        if left.dtype == right.dtype != torch.complex32 and torch.equal(left, right):
+        if _equal(left, right):
             continue
-        same, difference = _compare(left, right)
+        same, apart, nan_in_one = compare(left, right)
         wrong = (~same).sum(1)
         differing += int(wrong.sum())
-        nan = nan or (left.is_floating_point() and bool((left.isnan() != right.isnan()).any()))
-        largest[start : start + len(left)] = difference.amax(1).cpu().numpy()
+        nan = nan or bool(nan_in_one.any())
+        largest[start : start + len(left)] = apart.amax(1).cpu().numpy()
         first.among(start, np.flatnonzero(wrong.cpu().numpy()), same)
     most = float(largest.max(initial=0.0))
     scale = 0.0
@@ -230,7 +231,7 @@ class _Rows:
     """The elements of each cell of a value as a row, [cells, elements of a cell]; a view where they lie so."""
 
     def __init__(self, value: Tensor, device: torch.device, first: Ints, inner: Ints) -> None:
-        self.flat = value.detach().to(device).reshape(-1)
+        self.flat = readable(value.detach()).to(device).reshape(-1)
         self.first, self.inner = first, inner
         self.dense = len(inner) > 0 and int(inner[-1]) == len(inner) - 1
 
@@ -243,57 +244,18 @@ class _Rows:
         return self.flat[starts[:, None] + offsets]
 
 
-def _compare(left: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:
-    """Which elements are the same, and how far apart they are in float64."""
-    if left.is_complex() or right.is_complex():
-        same = (left == right) | (torch.isnan(left) & torch.isnan(right))
-        difference = (left.to(torch.complex128) - right.to(torch.complex128)).abs()
-    elif left.is_floating_point() or right.is_floating_point():
-        left, right = left.double(), right.double()
-        same = (left == right) | (torch.isnan(left) & torch.isnan(right))
-        difference = (left - right).abs_()
-    else:
-        same = left == right
-        difference = (left.double() - right.double()).abs_()
-    difference = difference.nan_to_num_(nan=float("inf"), posinf=float("inf"))
-    return same, torch.where(same, 0.0, difference)
+def _equal(left: Tensor, right: Tensor) -> bool:
+    """Whether all is equal, where torch can say so at once."""
+    lacking = left.dtype == torch.complex32 or (left.is_floating_point() and left.dtype.itemsize == 1)
+    return left.dtype == right.dtype and not lacking and torch.equal(left, right)
 
 
 def _scale(values: Tensor) -> float:
     """The largest finite magnitude that is no mask."""
-    if values.dtype == torch.bool:
-        return float(values.any())
-    magnitude = values.abs().double()
-    return float(torch.where(magnitude < _MASKED, magnitude, 0.0).max()) if values.numel() else 0.0
-
-
-def ulps(a: float, b: float, dtype_a: torch.dtype, dtype_b: torch.dtype) -> float | None:
-    """Distance of two values in units in the last place of the narrower of two dtypes.
-
-    The unit is the spacing of the dtype's numbers at the larger of the two magnitudes; None for
-    integers, complex numbers and values that are not finite.
-
-    >>> ulps(1.0, 1.0 + 2**-23, torch.float32, torch.float32)
-    1.0
-    """
-    if not (dtype_a.is_floating_point and dtype_b.is_floating_point):
-        return None
-    values = torch.tensor([a, b], dtype=torch.float64)
-    if not bool(torch.isfinite(values).all()):
-        return None
-    narrow = max((dtype_a, dtype_b), key=lambda d: torch.finfo(d).eps)
-    info = torch.finfo(narrow)
-    magnitude = max(abs(a), abs(b), info.tiny)
-    exponent = np.floor(np.log2(magnitude))
-    if narrow == torch.float64 and dtype_a == dtype_b:
-        return abs(_ordered(a) - _ordered(b))
-    return abs(a - b) / (info.eps * float(2.0**exponent))
-
-
-def _ordered(value: float) -> int:
-    """The place of a float64 among all float64 numbers."""
-    bits = int(np.asarray(value, dtype=np.float64).view(np.int64))
-    return bits if bits >= 0 else -(bits & ((1 << 63) - 1))
+    if not values.numel():
+        return 0.0
+    magnitude = (values.to(torch.complex128) if values.is_complex() else values.double()).abs()
+    return float(torch.where(magnitude < _MASKED, magnitude, 0.0).max())
 
 
 def index_of(flat: int, shape: tuple[int, ...]) -> tuple[int, ...]:
@@ -303,4 +265,4 @@ def index_of(flat: int, shape: tuple[int, ...]) -> tuple[int, ...]:
 
 def scalar(value: Tensor, flat: int) -> Any:
     """One element as a Python number, in full precision."""
-    return value.detach().reshape(-1)[flat].cpu().item()
+    return readable(value.detach()).reshape(-1)[flat].cpu().item()

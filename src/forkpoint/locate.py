@@ -11,9 +11,10 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from forkpoint.align import gap, index_of, pair_elements, scalar, ulps
+from forkpoint.align import gap, index_of, pair_elements, scalar
 from forkpoint.capture.functions import ALWAYS_VIEWS, parameter_names
 from forkpoint.capture.recorder import Fetch, Look, Taken
+from forkpoint.distance import ulps
 from forkpoint.finite import FinitePart, all_finite, finite_part
 from forkpoint.match import Difference, Joined
 from forkpoint.modules import WRAPPER

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from forkpoint.distance import spacing, unit_at
 from forkpoint.equality import same_bits
 from forkpoint.layout import DECODER, MAIN
 from forkpoint.modules import innermost, unwrapped, wrappings
@@ -228,7 +229,7 @@ def _quantized(weight: Tensor) -> bool:
 
 
 def _eps(weight: Tensor) -> float:
-    return torch.finfo(weight.dtype).eps if weight.dtype.is_floating_point else 0.0
+    return spacing(weight.dtype)[0] if weight.dtype.is_floating_point else 0.0
 
 
 def _adapters(module: nn.Module, name: str) -> tuple[Tensor, Tensor] | None:
@@ -270,9 +271,9 @@ def _is_rounded(
         return bool((gap <= 4 * max(_eps(x), _eps(y)) * size + 1e-300).all())
     if x.dtype != y.dtype:
         narrow = x.dtype if _eps(x) > _eps(y) else y.dtype
-        return bool((gap <= 0.5 * _ulp(size, narrow)).all())
+        return bool((gap <= 0.5 * unit_at(size, narrow)).all())
     for narrow in (torch.bfloat16, torch.float16):
-        if torch.finfo(narrow).eps > _eps(x) and (
+        if spacing(narrow)[0] > _eps(x) and (
             same_bits(exact_x.to(x.dtype).to(narrow).double(), exact_y)
             or same_bits(exact_y.to(y.dtype).to(narrow).double(), exact_x)
         ):
@@ -284,11 +285,6 @@ def _representable(exact: Tensor) -> bool:
     return same_bits(exact.to(torch.bfloat16).double(), exact) or same_bits(
         exact.to(torch.float16).double(), exact
     )
-
-
-def _ulp(size: Tensor, dtype: torch.dtype) -> Tensor:
-    info = torch.finfo(dtype)
-    return info.eps * torch.exp2(torch.floor(torch.log2(torch.clamp(size, min=info.tiny))))
 
 
 @contextmanager

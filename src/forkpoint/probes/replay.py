@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from forkpoint.capture.recorder import Taken
+from forkpoint.distance import unit_at
 from forkpoint.locate import Located, named_inputs
 from forkpoint.promotion import Promotion
 from forkpoint.result import ProbeResult
@@ -92,11 +93,11 @@ def _error(taken: Taken, output: int) -> float | None:
         return None
     if bool((recorded.isfinite() != exact.isfinite()).any()):
         return math.inf  # an overflow
-    info = torch.finfo(recorded.dtype)
-    scale = float(exact.abs().nan_to_num(0.0, 0.0, 0.0).max()) if exact.numel() else 0.0
-    unit = info.eps * 2.0 ** math.floor(math.log2(max(scale, info.tiny)))
+    if not exact.numel():
+        return 0.0
+    unit = unit_at(exact.abs().nan_to_num(0.0, 0.0, 0.0).max(), recorded.dtype)
     gap = (recorded.double() - exact).abs().nan_to_num(0.0, 0.0, 0.0)
-    return float(gap.max()) / unit if gap.numel() else 0.0
+    return float(gap.max() / unit)
 
 
 def in_float64(taken: Taken, output: int) -> Tensor | None:

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from forkpoint.distance import unit_at
 from forkpoint.errors import SceneError
 from forkpoint.promotion import Promotion
 from forkpoint.scene.calling import call_of, run_side
@@ -112,7 +113,4 @@ def errors_in_ulps(value: Tensor, exact: Tensor) -> Tensor:
     >>> errors_in_ulps(torch.tensor([1.0 + 2**-23]), torch.tensor([1.0], dtype=torch.float64)).tolist()
     [1.0]
     """
-    info = torch.finfo(value.dtype)
-    _, exponent = torch.frexp(exact.abs().clamp(min=info.tiny))
-    unit = torch.ldexp(torch.full_like(exact, info.eps), exponent - 1)
-    return (value.double() - exact).abs() / unit
+    return (value.double() - exact).abs() / unit_at(exact.abs(), value.dtype)

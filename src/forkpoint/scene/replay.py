@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from forkpoint.align import index_of, ulps
+from forkpoint.align import index_of
+from forkpoint.distance import compare, ulps
 from forkpoint.errors import SceneError
 from forkpoint.scene.arguments import short
 from forkpoint.scene.calling import run_side, side_kernels
@@ -109,7 +109,7 @@ def replay(scene: Scene, device: str | None = None) -> Replay:
         inputs=tuple(check for pair, check in checks if pair.parameter is None),
         recorded_a=_compare_recorded(scene.recorded("a"), outputs_a),
         recorded_b=_compare_recorded(scene.recorded("b"), outputs_b),
-        outputs=_compare_outputs(shared_a, shared_b),
+        outputs=_counted("outputs", shared_a, shared_b),
         first=None if at is None else _unequal(scene, at, a, b),
         allclose=_allclose(shared_a, shared_b),
         exact_a=exactness(scene, "a", on, shared_a, at),
@@ -128,30 +128,18 @@ def _compare(name: str, a: Tensor, b: Tensor) -> Check:
     if a.shape != b.shape or a.dtype != b.dtype:
         what = f"{short(a.dtype)} {list(a.shape)} and {short(b.dtype)} {list(b.shape)}"
         return Check(name, equal=False, compared=a.numel(), reason=what)
-    a, b = a.cpu(), b.cpu()
-    same = equal_elements(a, b)
-    count = int((~same).sum())
-    return Check(name, count == 0, count, a.numel(), _largest_gap(a, b, same) if count else 0.0)
+    return _counted(name, a, b)
+
+
+def _counted(name: str, a: Tensor, b: Tensor) -> Check:
+    found = compare(a.cpu(), b.cpu())
+    count = int((~found.same).sum())
+    return Check(name, count == 0, count, a.numel(), float(found.apart.max()) if count else 0.0)
 
 
 def equal_elements(a: Tensor, b: Tensor) -> Tensor:
     """Element by element; NaN equals NaN."""
-    if a.dtype.is_floating_point or a.dtype.is_complex or b.dtype.is_floating_point:
-        a, b = _readable(a), _readable(b)
-        return (a == b) | ((a != a) & (b != b))
-    return a == b
-
-
-def _readable(value: Tensor) -> Tensor:
-    """float8 can't be compared as it is."""
-    return value.float() if value.dtype.is_floating_point and value.dtype.itemsize == 1 else value
-
-
-def _largest_gap(a: Tensor, b: Tensor, same: Tensor) -> float:
-    wide = torch.complex128 if a.dtype.is_complex else torch.float64
-    gaps = (a.to(wide) - b.to(wide)).abs()
-    gaps = torch.where(same, 0.0, torch.nan_to_num(gaps, nan=math.inf, posinf=math.inf))
-    return float(gaps.max()) if gaps.numel() else 0.0
+    return compare(a, b).same
 
 
 def _compare_recorded(recorded: list[Tensor], outputs: list[Tensor]) -> Check:
@@ -179,13 +167,6 @@ def compare_input(scene: Scene, index: int) -> Check:
     return _compare(
         pair.name, shared_a, shared_b if shared_a.dtype == shared_b.dtype else shared_b.to(shared_a.dtype)
     )
-
-
-def _compare_outputs(left: Tensor, right: Tensor) -> Check:
-    left, right = left.cpu(), right.cpu()
-    same = equal_elements(left, right)
-    count = int((~same).sum())
-    return Check("outputs", count == 0, count, len(left), _largest_gap(left, right, same) if count else 0.0)
 
 
 def _first_place(scene: Scene, left: Tensor, right: Tensor) -> int | None:

@@ -48,7 +48,7 @@ CHECK_FLOAT64 = """
     exact = run_a(tensors(A, device, torch.float64), torch.float64), run_b(tensors(B, device, torch.float64), torch.float64)
     for name, out, exact in zip("AB", (x, y), SHARED["output"](*exact)):
         exact, info = exact.cpu().flatten().double(), torch.finfo(outputs[0].dtype)
-        error = (out - exact).abs() / (info.eps * 2.0 ** exact.abs().clamp(min=info.tiny).log2().floor())
+        error = (out - exact).abs() / (info.eps * 2.0 ** (exact.abs().clamp(min=info.tiny).frexp()[1].double() - 1))
         print(f"  error of {name} against float64, in ULP: median {error.nanmedian():.3g}, largest {error.max():.3g}")
 """
 END = """
