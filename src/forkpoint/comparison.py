@@ -9,6 +9,8 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from forkpoint.background import importing
+from forkpoint.capture import digest
+from forkpoint.contents import noted_once
 from forkpoint.errors import InputError
 from forkpoint.layout import pair_samples, read_content
 from forkpoint.memory import Memory
@@ -64,10 +66,19 @@ def compare(
     pairing = pair_samples(
         a.layout, b.layout, read_content(a.layout, a.calls), read_content(b.layout, b.calls)
     )
-    with importing("forkpoint.investigation"):
-        untraced = [run_untraced(run, progress=progress, name=name) for run, name in ((a, "A"), (b, "B"))]
-    from forkpoint.investigation import investigate
+    with noted_once(digest.of_memory):
+        with importing("forkpoint.investigation"):
+            untraced = [run_untraced(run, progress=progress, name=name) for run, name in ((a, "A"), (b, "B"))]
+        from forkpoint.investigation import investigate
 
-    return investigate(
-        a, b, untraced, pairing, memory, probes=probes, tokenizer=tokenizer, notes=notes, progress=progress
-    )
+        return investigate(
+            a,
+            b,
+            untraced,
+            pairing,
+            memory,
+            probes=probes,
+            tokenizer=tokenizer,
+            notes=notes,
+            progress=progress,
+        )

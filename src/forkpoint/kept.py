@@ -1,4 +1,4 @@
-"""What a forward call may rewrite in a model, and putting it back: buffers, attributes, hooks, training flags.
+"""What a forward call may rewrite in a model, and putting it back: tensors, attributes, hooks, training flags.
 
 All of it is looked at before and after every run, so it is kept in long lists, not in a copy for each module.
 """
@@ -6,70 +6,188 @@ All of it is looked at before and after every run, so it is kept in long lists, 
 from __future__ import annotations
 
 import operator
-from collections import OrderedDict
-from collections.abc import Generator
+import sys
+from collections import OrderedDict, defaultdict, deque
+from collections.abc import Callable, Generator, Iterable, Sequence
 from contextlib import contextmanager
+from functools import partial
 from itertools import chain, compress, filterfalse
+from types import BuiltinFunctionType, FunctionType, MethodType, ModuleType, SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
-import torch
 from torch import Tensor, nn
 
+from forkpoint.contents import Contents, shared
 from forkpoint.modules import Survey, survey
 from forkpoint.native import compiled
 
-MAX_SAVED_BUFFER = 1 << 26
-"""Buffers above this many bytes are not copied before a run (quantised weights kept as buffers)."""
-
 _CONTAINERS = frozenset({dict, OrderedDict, list, set})
+
+_OWN = ("_parameters", "_buffers", "_modules")
+"""The dicts of a module that are looked into as what they are."""
 
 
 @contextmanager
-def kept_state(model: nn.Module | None, found: Survey | None = None) -> Generator[None]:
+def kept_state(
+    model: nn.Module | None,
+    *,
+    found: Survey | None = None,
+    weights: bool = True,
+    by: object = None,
+    settle: Callable[[], object] | None = None,
+    returned: Callable[[], Sequence[Tensor]] = tuple,
+) -> Generator[None]:
     """Put back whatever a forward call rewrites in a model.
 
     Args:
         model: the model.
         found: what it consists of, where somebody has just looked.
+        weights: whether it may write its parameters.
+        by: who makes the call. Parameters are compared by value the first time that somebody does; later, where runs
+            share their `contents`, only if torch has counted a write.
+        settle: called before the value of a tensor is put back.
+        returned: what the call has returned; tensors that lie in what is put back get memory of their own.
+
+    Raises:
+        CaptureError: something was written that was too large to be copied.
     """
     if model is None:
         yield
         return
+    contents = shared() or Contents()
+    first = contents.meet(by)
     kept = Kept((found or survey(model)).modules)
+    contents.note(kept.tensors)
+    if weights:
+        contents.note_parameters(model, kept.modules)
     try:
         yield
     finally:
         kept.restore()
+        contents.put_back(thoroughly=first, settle=settle, returned=returned)
 
 
 class Kept:
-    """The state of modules: what they hold, and the values of their small buffers.
+    """The state of modules: what they hold, in attributes, containers and plain objects that can be reached from them.
 
     Attributes:
-        tensors: those that are not large, with their versions and copies.
+        modules: these, and those that are no module's own (in a list, in an object).
+        tensors: all that are found there, and buffers; no parameters.
     """
 
     def __init__(self, modules: list[nn.Module]) -> None:
-        self.held = held_by(modules)
-        self.tensors = [
-            (tensor, version(tensor), tensor.detach().clone())
-            for tensor in self.held.tensors
-            if tensor.layout == torch.strided and tensor.nbytes <= MAX_SAVED_BUFFER
-        ]
+        self._held: list[PythonHeld] = []
+        self._deeper: list[tuple[Any, Any]] = []
+        self.modules: list[nn.Module] = []
+        self.tensors: list[Tensor] = []
+        known = set(map(id, modules))
+        more = modules
+        while more:
+            held = held_by(more)
+            self._held.append(held)
+            self.modules += more
+            self.tensors += held.tensors
+            more = []
+            for hidden in self._look_into(held.others, known):
+                more += [module for module in survey(hidden).modules if id(module) not in known]
+                known.update(map(id, more))
 
     def restore(self) -> None:
-        """Put everything back that is not what it was."""
-        with torch.no_grad():
-            for tensor, before, value in self.tensors:
-                if before is None or version(tensor) != before:
-                    tensor.detach().copy_(value)
-        for container, before in self.held.containers:
+        """Have everything hold again what it held; the values of tensors are `Contents`' part."""
+        for container, before in chain(*(held.containers for held in self._held), self._deeper):
             _refill(container, before)
-        for container in self.held.filled():
-            container.clear()
-        for entries, keys, values in self.held.changed():
-            entries.clear()
-            entries.update(zip(keys, values, strict=True))
+        for held in self._held:
+            for container in held.filled():
+                container.clear()
+            for entries, keys, values in held.changed():
+                entries.clear()
+                entries.update(zip(keys, values, strict=True))
+
+    def _look_into(self, values: Iterable[Any], known: set[int]) -> list[nn.Module]:
+        """Note what containers and objects hold, and those in them; returns modules that no module has as its own."""
+        hidden: list[nn.Module] = []
+        _holding_nothing(values)
+        waiting = [(value, True) for value in values]
+        for value, is_attribute in waiting:  # grows meanwhile
+            if id(value) in known or len(known) > _MOST:
+                continue
+            known.add(id(value))
+            if isinstance(value, Tensor):
+                self.tensors.append(value)
+                continue
+            if isinstance(value, nn.Module):
+                known.discard(id(value))
+                hidden.append(value)
+                continue
+            inside: list[Any] = []
+            noted = is_attribute and type(value) in _CONTAINERS  # by `PythonHeld`
+            if isinstance(value, (dict, list, set, deque)):
+                copy = _copy_of(value)
+                if not noted:
+                    self._deeper.append((value, copy))
+                inside += copy.values() if isinstance(copy, dict) else copy
+            elif isinstance(value, tuple):
+                inside += value
+            elif type(value) is partial:
+                inside += (value.func, *value.args, *value.keywords.values())
+            elif isinstance(value, MethodType):
+                inside.append(value.__self__)
+            attributes = _attributes_of(value)
+            if attributes is not None:
+                self._deeper.append((attributes, dict(attributes)))
+                inside += attributes.values()
+            nothing = _holding_nothing(inside)
+            waiting += [(item, False) for item in inside if type(item) not in nothing]
+        return hidden
+
+
+_MOST = 1 << 14
+"""Modules, containers and objects that are looked into at most."""
+
+_nothing: set[type] = {
+    type(None),
+    bool,
+    int,
+    float,
+    complex,
+    str,
+    bytes,
+    type,
+    FunctionType,
+    BuiltinFunctionType,
+}
+"""Classes of objects that hold nothing which a forward call could rewrite, as far as they were met."""
+_something: set[type] = {dict, OrderedDict, list, set, tuple, deque, partial, MethodType}
+
+
+def _holding_nothing(values: Iterable[Any]) -> set[type]:
+    """Classes of objects that hold nothing, those of these objects among them."""
+    for kind in {type(value) for value in values} - _nothing - _something:
+        holds = (
+            issubclass(kind, (Tensor, nn.Module, dict, list, set, tuple, deque))
+            or (
+                hasattr(kind, "__dict__") and kind.__dictoffset__ and not issubclass(kind, (type, ModuleType))
+            )
+        ) and not _is_pythons(kind)
+        (_something if holds else _nothing).add(kind)
+    return _nothing
+
+
+def _is_pythons(kind: type) -> bool:
+    """Whether a class is one of Python's own, whose objects look after themselves: loggers, locks, threads."""
+    own = kind.__module__.partition(".")[0] in sys.stdlib_module_names
+    return own and not issubclass(kind, (SimpleNamespace, defaultdict, deque, tuple, dict, list, set))
+
+
+def _attributes_of(value: Any) -> dict[str, Any] | None:
+    """The attributes of a plain object; None for what has none."""
+    if type(value) in _something and type(value) not in (partial, MethodType):
+        try:
+            found = object.__getattribute__(value, "__dict__")
+        except AttributeError:
+            return None
+        return found if type(found) is dict else None
+    return None
 
 
 class PythonHeld:
@@ -80,13 +198,16 @@ class PythonHeld:
     Args:
         modules: the modules.
         tensor: the class of tensors.
+        nothing: classes of attributes that hold nothing.
 
     Attributes:
         containers: lists and sets that hold something, each with a copy.
         tensors: those among the attributes, and buffers.
+        others: attributes that may hold more: containers that hold something, but for those of parameters, buffers and
+            modules, and what is of none of the classes above.
     """
 
-    def __init__(self, modules: list[nn.Module], tensor: type[Tensor]) -> None:
+    def __init__(self, modules: list[nn.Module], tensor: type[Tensor], nothing: set[type]) -> None:
         attributes = [module.__dict__ for module in modules]
         values = list(chain.from_iterable(map(dict.values, attributes)))
         kinds = list(map(type, values))
@@ -99,6 +220,13 @@ class PythonHeld:
         self._keys, self._values = _entries(self._dicts)
         tensors = {kind for kind in set(kinds) if issubclass(kind, tensor)}
         self.tensors = list(compress(values, map(tensors.__contains__, kinds)))
+        own = {id(entries.get(name)) for entries in attributes for name in _OWN}
+        known = tensors | nothing
+        self.others = [
+            value
+            for value, kind in zip(values, kinds, strict=True)
+            if (value if kind in _CONTAINERS else kind not in known) and id(value) not in own
+        ]
         buffers = [module._buffers.values() for module in modules if module._buffers]
         self.tensors += [value for value in chain.from_iterable(buffers) if value is not None]
 
@@ -134,9 +262,9 @@ Held = PythonHeld if TYPE_CHECKING or compiled is None else compiled.Held
 def held_by(modules: list[nn.Module]) -> PythonHeld:
     """What modules hold; in Python where some hold it in what is no dict, as scripted ones do."""
     try:
-        return Held(modules, Tensor)
+        return Held(modules, Tensor, _nothing)
     except TypeError:
-        return PythonHeld(modules, Tensor)
+        return PythonHeld(modules, Tensor, _nothing)
 
 
 def _entries(dicts: list[dict[Any, Any]]) -> tuple[list[Any], list[Any]]:
@@ -144,16 +272,27 @@ def _entries(dicts: list[dict[Any, Any]]) -> tuple[list[Any], list[Any]]:
     return list(chain.from_iterable(dicts)), list(chain.from_iterable([d.values() for d in dicts]))
 
 
+def _kind_of(container: Any) -> Any:
+    """The class of Python's own that a container is one of: its methods are asked, whatever a subclass makes of them."""
+    return next(kind for kind in (OrderedDict, dict, list, set, deque) if isinstance(container, kind))
+
+
+def _copy_of(container: Any) -> Any:
+    """The entries of a container, as one of Python's own kinds."""
+    kind = _kind_of(container)
+    return kind(kind.items(container) if issubclass(kind, dict) else kind.__iter__(container))
+
+
 def _refill(container: Any, before: Any) -> None:
-    """Make a list or a set hold what it held, if it does not."""
-    if isinstance(container, list):
-        if len(container) != len(before) or not all(map(operator.is_, container, before)):
-            container[:] = before
-    elif container != before:
-        container.clear()
-        container.update(before)
-
-
-def version(tensor: Tensor) -> int | None:
-    """How often a tensor was written in place; None where torch keeps no count (inference mode)."""
-    return None if tensor.is_inference() else tensor._version
+    """Make a container hold what it held, if it does not."""
+    kind: Any = type(before)
+    if kind is set:
+        same = set.__eq__(container, before)
+    else:
+        now, then = kind.__iter__(container), iter(before)
+        if issubclass(kind, dict):
+            now, then = chain.from_iterable(kind.items(container)), chain.from_iterable(before.items())
+        same = kind.__len__(container) == len(before) and all(map(operator.is_, now, then))
+    if not same:
+        kind.clear(container)
+        (kind.extend if kind in (list, deque) else kind.update)(container, before)

@@ -29,6 +29,10 @@ class Observer(Protocol):
 
     def after_call(self, index: int, output: Any) -> None: ...
 
+    def before_putting_back(self) -> None:
+        """Asked where values that the run made are about to be overwritten, the model's state being put back."""
+        ...
+
 
 class Run:
     """One or more forward calls of a model on given inputs.
@@ -92,8 +96,8 @@ class Run:
     ) -> list[Any]:
         """Make the calls and return what the model returned for each.
 
-        The inputs are copied first, caches too; buffers and plain attributes that the model rewrites
-        are put back; gradients are off.
+        The inputs are copied first, caches too; whatever the model rewrites of itself is put back by value;
+        gradients are off.
 
         Args:
             observer: watches the calls.
@@ -103,7 +107,15 @@ class Run:
         """
         outputs: list[Any] = []
         handed: dict[str, Any] = {}
-        with torch.no_grad(), kept_state(self.modules, found):
+        settle = observer.before_putting_back if observer is not None else None
+
+        def returned() -> list[Tensor]:
+            return [value for output in outputs for value in results_of(output).values()]
+
+        with (
+            torch.no_grad(),
+            kept_state(self.modules, found=found, by=self, settle=settle, returned=returned),
+        ):
             for index, given in enumerate(self.calls if calls is None else calls):
                 inputs = {**handed, **copy_inputs(given)}
                 watch = observer.before_call(index, inputs) if observer is not None else nullcontext()

@@ -7,6 +7,7 @@ the row of the table of cases that they stand for, `m-` where users meet more of
 from __future__ import annotations
 
 from . import (  # noqa: F401  (each registers its cases)
+    cases_by_value,
     cases_coupling,
     cases_embeddings,
     cases_functions,

@@ -58,6 +58,10 @@ class Holder(nn.Module):
         self.plain = torch.ones(2)
         self.items, self.none, self.some, self.number = [1], [], {"a"}, 3
         self.words, self.order, self.bare = {"a": 1}, OrderedDict(a=1, b=2), set[int]()
+        self.pair, self.thing = (1, 2), object()
+
+
+NOTHING: set[type] = {type(None), bool, int, str}
 
 
 CHANGES: dict[str, Any] = {
@@ -86,7 +90,8 @@ def told(held: Any) -> Any:
         (id(entries), [*map(id, keys)], [*map(id, values)]) for entries, keys, values in held.changed()
     ]
     containers = [(id(value), copy) for value, copy in held.containers]
-    return changed, containers, [*map(id, held.filled())], sorted(map(id, held.tensors))
+    others = sorted(map(id, held.others))
+    return changed, containers, [*map(id, held.filled())], sorted(map(id, held.tensors)), others
 
 
 @compiled_only
@@ -95,14 +100,14 @@ def told(held: Any) -> Any:
 def test_what_modules_hold(names):
     model = Holder()
     modules = list(model.modules())
-    slow, fast = PythonHeld(modules, Tensor), compiled.Held(modules, Tensor)
+    slow, fast = PythonHeld(modules, Tensor, NOTHING), compiled.Held(modules, Tensor, NOTHING)
     for name in names:
         try:
             CHANGES[name](model)
         except (AttributeError, KeyError):  # no longer there
             continue
     found = told(fast)
-    assert (sorted(found[0]), sorted(found[1]), sorted(found[2]), found[3]) == tuple(map(sorted, told(slow)))
+    assert tuple(map(sorted, found)) == tuple(map(sorted, told(slow)))
     assert bool(found[0] or found[2]) or all(name.endswith("longer") for name in names)
 
 
@@ -457,8 +462,10 @@ def test_wrong_arguments_raise():
         (compiled.versions, ([1],)),
         (compiled.addresses, ((), len)),
         (compiled.addresses, ([1], len)),
-        (compiled.Held, ((), Tensor)),
-        (compiled.Held, ([1], Tensor)),
+        (compiled.Held, ([], Tensor)),
+        (compiled.Held, ((), Tensor, set())),
+        (compiled.Held, ([], Tensor, {})),
+        (compiled.Held, ([1], Tensor, set())),
         (compiled.Pattern, (None,)),
         (compiled.survey, (None,)),
         (compiled.connect_taps, ({}, 1)),

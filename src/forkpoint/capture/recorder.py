@@ -455,6 +455,11 @@ class Recorder:
         treatment = self._treatment(function, value, label, reason, view=False)
         return self.tape.put(op, self.tape.bounded(treatment), value)
 
+    def settle(self) -> None:
+        """Take the digests of all values that wait: what they lie in is about to be overwritten."""
+        with torch._C.DisableTorchFunction():
+            self.tape.flush()
+
     def finish(self) -> Trace:
         """The trace of the run that is over. Its digests may still be on their way from the device.
 

@@ -47,6 +47,9 @@ class Observation:
     def after_call(self, index: int, output: Any) -> None:  # noqa: ARG002 - the interface of observers
         self.recorder.end_call()
 
+    def before_putting_back(self) -> None:
+        self.recorder.settle()
+
     @contextmanager
     def _watch(self) -> Generator[None]:
         tape = self.recorder.tape

@@ -140,7 +140,7 @@ def _positions(model: Any, ids: Tensor, mask: Tensor) -> Tensor | None:
     prepare = getattr(model, "_prepare_position_ids_for_generation", None)
     if prepare is None:
         return (mask.cumsum(-1) - 1).masked_fill(mask == 0, 0)
-    with kept_state(model):  # vision models note rope_deltas on the way
+    with kept_state(model, weights=False):  # vision models note rope_deltas on the way
         return prepare(ids, {"attention_mask": mask})
 
 

@@ -12,7 +12,7 @@ typedef struct {
 
 typedef struct {
     PyObject_HEAD
-    PyObject *empty, *containers, *tensors;
+    PyObject *empty, *containers, *tensors, *others;
     Holder *holders;
     Py_ssize_t n_holders, room_holders;
     PyObject **entries; /* keys and values in turn */
@@ -26,6 +26,7 @@ static int held_traverse(Held *self, visitproc visit, void *arg)
     Py_VISIT(self->empty);
     Py_VISIT(self->containers);
     Py_VISIT(self->tensors);
+    Py_VISIT(self->others);
     for (Py_ssize_t i = 0; i < self->n_holders; i++)
         Py_VISIT(self->holders[i].dict);
     for (Py_ssize_t i = 0; i < self->n_entries; i++)
@@ -40,6 +41,7 @@ static int held_clear(Held *self)
     Py_CLEAR(self->empty);
     Py_CLEAR(self->containers);
     Py_CLEAR(self->tensors);
+    Py_CLEAR(self->others);
     for (Py_ssize_t i = 0; i < n_holders; i++)
         Py_DECREF(self->holders[i].dict);
     for (Py_ssize_t i = 0; i < n_entries; i++)
@@ -135,22 +137,51 @@ static int copy_container(Held *self, PyObject *value)
     return status;
 }
 
+/* Whether an attribute is one of the dicts that are looked into as what they are; -1 for an error. */
+static int is_own(PyObject *key)
+{
+    if (key == str_parameters || key == str_buffers || key == str_modules)
+        return 1;
+    if (!PyUnicode_Check(key) || PyUnicode_CHECK_INTERNED(key))
+        return 0;
+    PyObject *names[] = {str_parameters, str_buffers, str_modules};
+    int own = 0;
+    for (size_t i = 0; own == 0 && i < Py_ARRAY_LENGTH(names); i++)
+        own = PyObject_RichCompareBool(key, names[i], Py_EQ);
+    return own;
+}
+
+/* Note an attribute that may hold more. */
+static int add_other(Held *self, PyObject *key, PyObject *value)
+{
+    int own = is_own(key);
+    return own ? (own < 0 ? -1 : 0) : PyList_Append(self->others, value);
+}
+
 /* Look at an attribute, once it is noted. */
-static int look_at(Held *self, PyObject *value, PyTypeObject *tensor)
+static int look_at(Held *self, PyObject *key, PyObject *value, PyTypeObject *tensor, PyObject *nothing)
 {
     PyTypeObject *kind = Py_TYPE(value);
     if (kind == &PyBool_Type || value == Py_None)
         return 0;
-    if (kind == &PyDict_Type || (PyObject *)kind == ordered_dict)
-        return PyDict_GET_SIZE(value) ? hold(self, value) : PyList_Append(self->empty, value);
-    if (kind == &PyList_Type)
-        return PyList_GET_SIZE(value) ? copy_container(self, value) : PyList_Append(self->empty, value);
-    if (kind == &PySet_Type)
-        return PySet_GET_SIZE(value) ? copy_container(self, value) : PyList_Append(self->empty, value);
-    return PyType_IsSubtype(kind, tensor) ? PyList_Append(self->tensors, value) : 0;
+    int is_dict = kind == &PyDict_Type || (PyObject *)kind == ordered_dict;
+    if (is_dict || kind == &PyList_Type || kind == &PySet_Type) {
+        Py_ssize_t size = is_dict ? PyDict_GET_SIZE(value)
+                          : kind == &PyList_Type ? PyList_GET_SIZE(value)
+                                                 : PySet_GET_SIZE(value);
+        if (!size)
+            return PyList_Append(self->empty, value);
+        if ((is_dict ? hold(self, value) : copy_container(self, value)) < 0)
+            return -1;
+        return add_other(self, key, value);
+    }
+    if (PyType_IsSubtype(kind, tensor))
+        return PyList_Append(self->tensors, value);
+    int known = PySet_Contains(nothing, (PyObject *)kind);
+    return known ? (known < 0 ? -1 : 0) : add_other(self, key, value);
 }
 
-static int look_into(Held *self, PyObject *module, PyTypeObject *tensor)
+static int look_into(Held *self, PyObject *module, PyTypeObject *tensor, PyObject *nothing)
 {
     PyObject *attributes = dict_of(module, str_dict);
     if (attributes == NULL)
@@ -160,7 +191,7 @@ static int look_into(Held *self, PyObject *module, PyTypeObject *tensor)
     Py_DECREF(attributes);
     Py_ssize_t end = self->n_entries;
     for (Py_ssize_t i = begin + 1; status == 0 && i < end; i += 2)
-        status = look_at(self, self->entries[i], tensor);
+        status = look_at(self, self->entries[i - 1], self->entries[i], tensor, nothing);
     if (status < 0)
         return -1;
     PyObject *buffers = dict_of(module, str_buffers), *name, *buffer;
@@ -176,9 +207,10 @@ static int look_into(Held *self, PyObject *module, PyTypeObject *tensor)
 
 static PyObject *held_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
 {
-    PyObject *modules, *tensor;
-    static char *names[] = {"modules", "tensor", NULL};
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O!O!", names, &PyList_Type, &modules, &PyType_Type, &tensor))
+    PyObject *modules, *tensor, *nothing;
+    static char *names[] = {"modules", "tensor", "nothing", NULL};
+    if (!PyArg_ParseTupleAndKeywords(
+            args, kwargs, "O!O!O!", names, &PyList_Type, &modules, &PyType_Type, &tensor, &PySet_Type, &nothing))
         return NULL;
     Held *self = (Held *)type->tp_alloc(type, 0);
     if (self == NULL)
@@ -186,9 +218,10 @@ static PyObject *held_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
     self->empty = PyList_New(0);
     self->containers = PyList_New(0);
     self->tensors = PyList_New(0);
-    int failed = self->empty == NULL || self->containers == NULL || self->tensors == NULL;
+    self->others = PyList_New(0);
+    int failed = self->empty == NULL || self->containers == NULL || self->tensors == NULL || self->others == NULL;
     for (Py_ssize_t i = 0; !failed && i < PyList_GET_SIZE(modules); i++)
-        failed = look_into(self, PyList_GET_ITEM(modules, i), (PyTypeObject *)tensor) < 0;
+        failed = look_into(self, PyList_GET_ITEM(modules, i), (PyTypeObject *)tensor, nothing) < 0;
     if (failed)
         Py_CLEAR(self);
     return (PyObject *)self;
@@ -267,6 +300,7 @@ static PyMethodDef held_methods[] = {
 static PyMemberDef held_members[] = {
     {"containers", T_OBJECT_EX, offsetof(Held, containers), READONLY, NULL},
     {"tensors", T_OBJECT_EX, offsetof(Held, tensors), READONLY, NULL},
+    {"others", T_OBJECT_EX, offsetof(Held, others), READONLY, NULL},
     {NULL},
 };
 

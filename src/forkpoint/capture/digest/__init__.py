@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor
 
 from forkpoint.capture.digest.backend import implementation, prepare
@@ -28,6 +29,7 @@ __all__ = [
     "ShelvedDigests",
     "accumulate",
     "grid",
+    "of_memory",
     "planned",
     "prepare",
     "rows",
@@ -73,6 +75,28 @@ def grid(x: Tensor, grid_dims: Sequence[int], keys: Tensor | None = None) -> Ten
         ValueError: the dimensions are out of range or not ascending.
     """
     return implementation(x.device).grid(x, grid_dims, keys)
+
+
+def of_memory(memory: Tensor) -> Tensor:
+    """What changes if a memory does, at the speed at which it is read.
+
+    Args:
+        memory: uint8[n] on any device.
+
+    Returns:
+        int64 numbers on that device.
+    """
+    n_bytes = memory.numel()
+    whole = n_bytes - n_bytes % _LINE
+    lines, rest = memory[:whole].view(torch.int32).view(-1, _LINE // 4), memory[whole:].sum(dtype=torch.int64)
+    if memory.device.type == "cpu":
+        return torch.cat([rows(lines, (0,)), rest.view(1)])
+    # Nothing that has to be made ready first: it is asked before the first pass.
+    return torch.cat([lines.sum(1), lines.sum(0), rest.view(1)])
+
+
+_LINE = 1 << 14
+"""Bytes that share a number."""
 
 
 def accumulate(digests: Tensor, index: Tensor, size: int) -> Tensor:
