@@ -60,6 +60,7 @@ class Traced:
         watcher: Watcher | None = None,
         promotion: Promotion | None = None,
         calls: Sequence[Inputs] | None = None,
+        under: Callable[[], AbstractContextManager[Any]] = nullcontext,
     ) -> Results:
         """Run it once more, from the same random state; digests are not taken.
 
@@ -68,6 +69,7 @@ class Traced:
             watcher: sees every value, and may change it.
             promotion: computes the run in float64.
             calls: other inputs of the same layout.
+            under: makes a context manager that is entered around each call, after the promotion.
         """
         recorder = Recorder(
             self.run.layout, self.run.modules, tuple(fetches), digests=False, labels=self.recorder.labels,
@@ -77,9 +79,8 @@ class Traced:
         exact = promotion is not None
         observation = Observation(recorder, functions=self.functions or exact, inside=exact)
         self.progress.count(recorder.trace.rows.__len__, len(self.trace.rows))
-        around = (lambda: promotion) if promotion is not None else nullcontext
         with self._random_as_before():
-            outputs = self.run.execute(observation, around=around, calls=calls)
+            outputs = self.run.execute(observation, around=_around(promotion, under), calls=calls)
         return [
             {
                 name: (
@@ -100,16 +101,10 @@ class Traced:
             promotion: computes the run in float64.
             under: makes a context manager that is entered around each call, after the promotion.
         """
-
-        @contextmanager
-        def around() -> Generator[None]:
-            with promotion, under():
-                yield
-
         total = sum(row[2].status == "digest" and not row[0].is_boundary for row in self.trace.rows)
         self.progress.count(lambda: min(promotion.computed, total), total)
         with self._random_as_before():
-            outputs = self.run.execute(around=around)
+            outputs = self.run.execute(around=_around(promotion, under))
         return [
             {
                 name: (promotion.value(value), self._label_of(index, name, value))
@@ -134,6 +129,17 @@ class Traced:
             yield
         finally:
             after.restore()
+
+
+def _around(
+    promotion: Promotion | None, under: Callable[[], AbstractContextManager[Any]]
+) -> Callable[[], AbstractContextManager[Any]]:
+    @contextmanager
+    def around() -> Generator[None]:
+        with promotion or nullcontext(), under():
+            yield
+
+    return around
 
 
 def trace_run(

@@ -6,7 +6,7 @@
 | does a run, made again, differ from itself? | repeat | `nondeterminism` |
 | does something that goes in differ? | inputs | `inputs` |
 | is a result NaN or infinite in one run alone? | nan | `semantic` |
-| does the gap remain in float64? | precision, then patch | `semantic` |
+| does the gap remain in float64, with the same decisions in both runs? | precision, decisions, then patch | `semantic` |
 | does other content where the other run has none change a shared token in float64? | content | `semantic` |
 | does the gap fall to float64 noise? | precision | `rounding` |
 | float64 was refused: is the op, alone, within rounding? | replay | `rounding` |
@@ -21,6 +21,9 @@ from forkpoint.impact import ResultComparison, finite_parts
 from forkpoint.locate import Located, Tokens, describe_values, fetch_op
 from forkpoint.mechanisms import ROUNDING_ADVICE, Case, Mechanism, recognise
 from forkpoint.probes.content import ContentProbe, content
+from forkpoint.probes.deciding import decided_apart
+from forkpoint.probes.decisions import coupling_at, decisions
+from forkpoint.probes.held import HeldRuns
 from forkpoint.probes.inputs import Inputs, inputs
 from forkpoint.probes.nonfinite import Unfinite, advice, unfinite
 from forkpoint.probes.origin import Meeting, Origin, origin
@@ -100,6 +103,12 @@ def _judge(
     evidence.append(exact.result)
     if made.alone:
         return _not_finite(session, exact, made, given, evidence, tokens)
+    if exact.vanishes and _decides_apart(session, exact, compared):
+        session.progress.begin("probe: the same decisions in both runs")
+        held = decisions(session, given.rounded)
+        if held is not None:
+            exact = held
+            evidence.append(held.result)
     session.progress.begin("probe: other content in the padding")
     other = content(session, exact, compared)
     evidence.append(other.result)
@@ -112,6 +121,11 @@ def _judge(
     if exact.vanishes:
         return Judgement(_rounding(session, exact, alone, given, located, evidence))
     return _refused(session, exact, alone, given, located, evidence)
+
+
+def _decides_apart(session: Session, exact: Precision, compared: ResultComparison) -> bool:
+    """Whether decisions may be why the runs differ: the gap does not fall in float64, or a token is decided otherwise."""
+    return not exact.falls_from(compared) or decided_apart(session.join)
 
 
 def _inputs_verdict(given: Inputs, evidence: list[ProbeResult]) -> Verdict:
@@ -135,13 +149,17 @@ def _semantic(
     found = origin(session, exact, given.rounded) if not exact.vanishes else None
     if found is not None:
         evidence.append(found.result)
+    held = isinstance(exact.runs, HeldRuns)
+    if found is not None and held:
+        coupled = coupling_at(session, found)
+        evidence += [] if coupled is None else [coupled]
     session.progress.begin("looking for a known cause")
     mechanism = recognise(Case(session, exact.compared if not exact.vanishes else compared, other, found))
     summary = f"the runs differ in exact arithmetic: {mechanism.summary}"
     verdict = Verdict(
         VerdictKind.SEMANTIC, mechanism.slug, mechanism.by_design, summary, tuple(evidence), mechanism.advice
     )
-    return Judgement(verdict, _origin_divergence(session, found, tokens), found)
+    return Judgement(verdict, _origin_divergence(session, found, tokens, held=held), found)
 
 
 def _not_finite(
@@ -163,7 +181,9 @@ def _not_finite(
     finite = not exactly.nonfinite_a and not exactly.nonfinite_b
     advised = advice(worst, finite_in_float64=finite)
     verdict = Verdict(VerdictKind.SEMANTIC, "nan", False, summary, tuple(evidence), advised)
-    shown = _divergence_at(session, *made.places[run], tokens) or _origin_divergence(session, found, tokens)
+    shown = _divergence_at(session, *made.places[run], tokens) or _origin_divergence(
+        session, found, tokens, held=False
+    )
     return Judgement(verdict, shown, found)
 
 
@@ -187,11 +207,16 @@ def _with_unfinite(verdict: Verdict, made: Unfinite) -> Verdict:
     return replace(verdict, summary=summary, advice=advice(made.worst[1], finite_in_float64=False))
 
 
-def _origin_divergence(session: Session, found: Origin | None, tokens: Tokens) -> Divergence | None:
+def _origin_divergence(
+    session: Session, found: Origin | None, tokens: Tokens, *, held: bool
+) -> Divergence | None:
+    """The values at the origin: in float64, or where decisions were held in the precision in which they were taken."""
     if found is None:
         return None
-    a = fetch_op(session.a, found.seen.a.op, found.seen.a.event, promotion=Promotion())
-    b = fetch_op(session.b, found.seen.b.op, found.seen.b.event, promotion=Promotion())
+    a, b = (
+        fetch_op(traced, kept.op, kept.event, promotion=None if held else Promotion())
+        for traced, kept in ((session.a, found.seen.a), (session.b, found.seen.b))
+    )
     if a is None or b is None:
         return None
     output = found.seen.a.op.output if not found.seen.a.op.is_boundary else 0

@@ -11,7 +11,7 @@ import weakref
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -75,6 +75,22 @@ class Watcher(Protocol):
         self, recorder: Recorder, event: int, value: Tensor, label: Label | None, inputs: list[int]
     ) -> None:
         """An event was recorded; `inputs` are the events of the tensors that went into it."""
+        ...
+
+
+@runtime_checkable
+class Maker(Watcher, Protocol):
+    """A watcher that makes the model's calls itself."""
+
+    def make(
+        self,
+        recorder: Recorder,
+        function: Function,
+        place: Place,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+    ) -> Any:
+        """Make a call; what it returns is what the model goes on with."""
         ...
 
 
@@ -158,6 +174,7 @@ class Recorder:
         self.table = self.labels.table
         self.trace = Trace(self.table, shelf=shelf)
         self.watcher = watcher
+        self._maker = watcher if isinstance(watcher, Maker) else None
         self._read = read
         inventory = None if model is None else inventory_of(model, found)
         self.wanted: Wanted | None = None
@@ -251,7 +268,10 @@ class Recorder:
                 tape.flush()
             kept = _keep(self, args, kwargs) if fetches else None
             after = [None if fetch.look is None else fetch.look(args, kwargs) for fetch in fetches]
-        result = function.func(*args, **kwargs)
+        if self._maker is None:
+            result = function.func(*args, **kwargs)
+        else:
+            result = self._maker.make(self, function, place, args, kwargs)
         with _unwatched():
             seen = [None if look is None else look() for look in after]
             result = self._edited(function, place, args, kwargs, result)

@@ -7,6 +7,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from forkpoint.impact import ResultComparison, compare_results
+from forkpoint.probes.decisions import other_content
+from forkpoint.probes.held import HeldRuns
 from forkpoint.probes.precision import Precision
 from forkpoint.probes.watchers import OtherContent
 from forkpoint.promotion import Promotion
@@ -52,6 +54,14 @@ def content(session: Session, exact: Precision, compared: ResultComparison) -> C
                 continue
         changed = True
         watcher = OtherContent(keep)
+        if isinstance(exact.runs, HeldRuns):
+            held = other_content(session, name, watcher)
+            asked |= watcher.replaced > 0
+            if held is not None and held.excess > 1:
+                return _leak(
+                    name, held.compared.max_abs, "decisions held in float64 but for those that it moves"
+                )
+            continue
         moved = traced.again(watcher=watcher, promotion=Promotion())
         if not watcher.replaced:
             changed = False
@@ -59,9 +69,7 @@ def content(session: Session, exact: Precision, compared: ResultComparison) -> C
         asked = True
         in_float64 = _against(session, compared, name, exact.b if name == "b" else exact.a, moved)
         if exact.beyond_noise(in_float64) > 1:
-            gap = in_float64.max_abs
-            text = f"other content where the other run has none changes the result of run {name.upper()} by {gap:.2g}, in float64 too"
-            return ContentProbe(True, True, name, ProbeResult("content", "changes", gap, text))
+            return _leak(name, in_float64.max_abs, "in float64 too")
     if not asked:
         text = "both runs hold the same tokens: nothing to replace"
         return ContentProbe(False, False, "", ProbeResult("content", "nothing", None, text))
@@ -70,6 +78,11 @@ def content(session: Session, exact: Precision, compared: ResultComparison) -> C
         return ContentProbe(False, True, "", ProbeResult("content", "rounding", None, text))
     text = "other content in the padding or the batch changes not one bit of a shared token"
     return ContentProbe(False, True, "", ProbeResult("content", "untouched", 0.0, text))
+
+
+def _leak(run: str, gap: float, how: str) -> ContentProbe:
+    text = f"other content where the other run has none changes the result of run {run.upper()} by {gap:.2g}, {how}"
+    return ContentProbe(True, True, run, ProbeResult("content", "changes", gap, text))
 
 
 def _against(

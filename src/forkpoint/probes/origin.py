@@ -21,8 +21,7 @@ from forkpoint.impact import compare_results
 from forkpoint.pairs import Pairs
 from forkpoint.probes.inputs import Weight, same_weights
 from forkpoint.probes.precision import Precision
-from forkpoint.probes.watchers import Kept, Patch, Patched, Store, Values
-from forkpoint.promotion import Promotion
+from forkpoint.probes.watchers import Kept, Store, Values
 from forkpoint.result import ProbeResult
 from forkpoint.session import Session
 from forkpoint.trace import Op, Trace
@@ -97,8 +96,8 @@ def origin(session: Session, exact: Precision, weights: tuple[Weight, ...] = ())
         store_a, store_b = (
             Store(MAX_STORED, select, session.memory.shelf()) for select in _selections(session)
         )
-        session.a.again(promotion=Promotion(), watcher=store_a)
-        session.b.again(promotion=Promotion(), watcher=store_b)
+        exact.runs.run("a", store_a)
+        exact.runs.run("b", store_b)
         return _search(session, exact, store_a, store_b)
 
 
@@ -142,7 +141,7 @@ def _search(session: Session, exact: Precision, store_a: Store, store_b: Store) 
                 candidates.append(found)
         if len(right) > put_right:
             store_b = Store(MAX_STORED, store_b.select, session.memory.shelf())
-            session.b.again(promotion=Promotion(), watcher=Patched(Patch(right), store_b))
+            exact.runs.patched(right, store_b)
             meetings = _meet(session, store_a, store_b, limits)
     best = max(candidates, key=lambda c: c.closes, default=None)
     return best if best is not None and best.closes > _CLOSES_SOME else unpatched
@@ -324,12 +323,11 @@ def _try(session: Session, exact: Precision, values: Values) -> tuple[float, flo
 
     A negative second figure says that a value could not be put in place.
     """
-    patch = Patch(values)
     try:
-        patched = session.b.again(promotion=Promotion(), watcher=patch)
+        patched = exact.runs.patched(values)
     except Exception:  # noqa: BLE001 - a patched value may steer the model's code anywhere
         return 0.0, -1.0
-    if patch.applied < len(values):
+    if patched is None:
         return 0.0, -1.0
     before = exact.compared.max_abs
     after = compare_results(session, exact.a, patched)

@@ -5,10 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Protocol
 
+from forkpoint.capture.recorder import Watcher
 from forkpoint.impact import ResultComparison, compare_results, finite_parts
 from forkpoint.probes.inputs import Weight, same_weights
 from forkpoint.probes.noise import Noise
+from forkpoint.probes.watchers import Patch, Patched, Values
 from forkpoint.promotion import Promotion
 from forkpoint.result import ProbeResult
 from forkpoint.session import Results, Session
@@ -17,6 +20,10 @@ NOISE_RUNS = 2
 """Runs with every rounding moved by an ULP, from which float64 noise is measured."""
 NOISE_MARGIN = 32.0
 """How many times the largest measured effect of rounding still counts as noise."""
+_FALLS = 1e-3
+"""Share of the native gap to which the gap has to fall in float64, for rounding."""
+_TINY = 1e-9
+"""Relative gap in float64 that is rounding whatever the native one is, which may be as small."""
 _EPS = 2.0**-52
 _FLOOR = 64 * _EPS
 """Relative to the largest value: noise below which no measurement is needed."""
@@ -41,6 +48,34 @@ class Rounding:
         return {name: max(found.get(name, 0.0) for found in self.found[:runs]) for name in names}
 
 
+class Runs(Protocol):
+    """How both runs are made in float64."""
+
+    def run(self, name: str, watcher: Watcher | None = None) -> Results:
+        """Make run `a` or `b`, watched by somebody if anybody cares."""
+        ...
+
+    def patched(self, values: Values, store: Watcher | None = None) -> Results | None:
+        """Run B with other values put in place at some ops; None if they could not be."""
+        ...
+
+
+@dataclass
+class PlainRuns:
+    """Both runs as they are, in float64."""
+
+    session: Session
+
+    def run(self, name: str, watcher: Watcher | None = None) -> Results:
+        traced = self.session.a if name == "a" else self.session.b
+        return traced.again(promotion=Promotion(), watcher=watcher)
+
+    def patched(self, values: Values, store: Watcher | None = None) -> Results | None:
+        patch = Patch(values)
+        results = self.run("b", patch if store is None else Patched(patch, store))
+        return None if patch.applied < len(values) else results
+
+
 @dataclass(frozen=True)
 class Precision:
     """Both runs in float64.
@@ -52,6 +87,7 @@ class Precision:
         refused: operations that were not done in float64.
         vanishes: whether every gap is within noise.
         gap, relative: the largest gap, and relative to the largest value of its result.
+        runs: how both runs are made in float64.
     """
 
     a: Results
@@ -63,15 +99,20 @@ class Precision:
     gap: float
     relative: float
     result: ProbeResult
+    runs: Runs
 
     @property
     def noise(self) -> dict[str, float]:
         """For each result's name the largest absolute effect of float64 rounding."""
         return self.rounding.after(NOISE_RUNS)
 
+    def falls_from(self, native: ResultComparison) -> bool:
+        """Whether the gap is orders of magnitude below what it is in native precision: noise as large proves nothing."""
+        return self.gap <= _FALLS * native.max_abs or self.relative <= _TINY
+
     def beyond_noise(self, compared: ResultComparison) -> float:
         """The largest gap of a comparison, in multiples of what noise can be; at most 1 is noise."""
-        return _excess(compared, self.rounding)
+        return excess(compared, self.rounding)
 
 
 def precision(session: Session, weights: tuple[Weight, ...] = ()) -> Precision:
@@ -92,7 +133,7 @@ def precision(session: Session, weights: tuple[Weight, ...] = ()) -> Precision:
     rounding = Rounding(measure)
     gap = compared.max_abs
     relative = max((g.gap.max_rel for g in compared.gaps), default=0.0)
-    vanishes = _excess(compared, rounding) <= 1
+    vanishes = excess(compared, rounding) <= 1
     part = finite_parts(compared)
     if part.apart:
         text = f"in float64 {part.apart:,} elements are NaN or infinite in one run alone"
@@ -110,16 +151,20 @@ def precision(session: Session, weights: tuple[Weight, ...] = ()) -> Precision:
     outcome = "vanishes" if vanishes else "remains"
     return Precision(
         results[0], results[1], compared, rounding, tuple(dict.fromkeys(refused)), vanishes, gap, relative,
-        ProbeResult("precision", outcome, gap, text),
+        ProbeResult("precision", outcome, gap, text), PlainRuns(session),
     )  # fmt: skip
 
 
 def measure_noise(session: Session, exact: Results, seed: int) -> dict[str, float]:
     """For each result of run A, the largest change when every rounding is moved by one ULP of float64, up or down."""
-    noise: dict[str, float] = {}
     promotion = Promotion()
     noisy = Noise(seed, promotion.value)
-    moved = session.a.in_float64(promotion, under=lambda: noisy)
+    return largest_changes(exact, session.a.in_float64(promotion, under=lambda: noisy))
+
+
+def largest_changes(exact: Results, moved: Results) -> dict[str, float]:
+    """For each result the largest absolute difference between two runs of one layout."""
+    noise: dict[str, float] = {}
     for before, after in zip(exact, moved, strict=True):
         for name, (value, _) in before.items():
             if name in after and value.dtype.is_floating_point and value.shape == after[name][0].shape:
@@ -129,7 +174,7 @@ def measure_noise(session: Session, exact: Results, seed: int) -> dict[str, floa
     return noise
 
 
-def _excess(compared: ResultComparison, rounding: Rounding) -> float:
+def excess(compared: ResultComparison, rounding: Rounding) -> float:
     """The largest gap in multiples of what noise can be.
 
     Noise is measured only beyond the results' own rounding, and no more often than until the gap is within it: what
@@ -137,12 +182,12 @@ def _excess(compared: ResultComparison, rounding: Rounding) -> float:
     """
     if not all(math.isfinite(result.gap.max_abs) for result in compared.gaps):
         return math.inf
-    excess = _times(compared, {})
+    found = _times(compared, {})
     for runs in range(1, NOISE_RUNS + 1):
-        if excess <= 1:
+        if found <= 1:
             break
-        excess = _times(compared, rounding.after(runs))
-    return excess
+        found = _times(compared, rounding.after(runs))
+    return found
 
 
 def _times(compared: ResultComparison, noise: dict[str, float]) -> float:

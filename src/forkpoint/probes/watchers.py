@@ -213,10 +213,10 @@ class Store:
 
 @dataclass
 class Patched:
-    """A store that sees a run in which another watcher changes some values."""
+    """A watcher that sees a run in which another changes some values."""
 
     patch: Watcher
-    store: Store
+    store: Watcher
     entrances_only: ClassVar[bool] = False
 
     def edits(self, key: Key) -> bool:

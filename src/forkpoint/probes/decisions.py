@@ -1,0 +1,232 @@
+"""The decisions probe: is a gap rounding, where the model decides on rounded values?
+
+Quantised activations, routing to experts and thresholds are *decisions* (`deciding`): one unit in the last place moves
+one by a whole step. Then the gap does not fall in float64, where both runs decide anew, and float64's own noise is as
+large as the gap: neither proves anything. So decisions are taken out of the question:
+
+1. Run A is made in its own precision, and its decisions are noted.
+2. Run B is made in its own precision, with each decision taken on run *A's values* wherever both runs have them, and on
+   its own where A has nothing. What comes out otherwise than in A was moved by what A lacks, and by nothing else.
+3. Both runs are made in float64 with these decisions held. Nothing is left to flip: the gap, and what float64's rounding
+   makes, are those of smooth arithmetic. What the decisions would have been taken on is compared as well.
+
+If the gap falls to noise, all that the runs differ by is rounding, and decisions that rounding moved. If it does not,
+the runs differ in exact arithmetic, and the `origin` probe finds where, with the decisions held: at one that was moved,
+or at an op.
+
+What others may use:
+
+- `decisions` gives a `Precision` whose `runs` hold the decisions; every probe that takes a `Precision` works with it.
+- `other_content` asks, in one run's own layout, whether other content where the other run has nothing changes what both
+  have, with decisions held but for those that the content moves.
+- `coupling_at` asks the same in native precision of the value at an origin, and is evidence of a coupling.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from forkpoint.align import gap, pair_elements
+from forkpoint.impact import ResultComparison, ResultGap, compare_results
+from forkpoint.match import Shared
+from forkpoint.memory import Shelf
+from forkpoint.probes.deciding import Decision, Forcing, Noting, TooLargeError
+from forkpoint.probes.held import HeldRuns, Inputs64, Side
+from forkpoint.probes.inputs import Weight, same_weights
+from forkpoint.probes.origin import Origin
+from forkpoint.probes.precision import NOISE_RUNS, Precision, Rounding, excess, largest_changes
+from forkpoint.probes.watchers import Kept, OtherContent, Patched, Store
+from forkpoint.result import ProbeResult
+from forkpoint.session import Results, Session, Traced
+
+MAX_NOTED = 1 << 31
+"""Bytes of decisions, and of what they were taken on, that are kept of each run."""
+_TRIES = 3
+"""How many other contents are tried at an origin."""
+
+
+@dataclass
+class Held:
+    """Two runs with their decisions held.
+
+    Attributes:
+        runs: how they are made.
+        a, b: what they returned.
+        compared: that, compared.
+        decided: what their decisions would have been taken on, compared.
+        rounding: what float64's rounding does to both.
+    """
+
+    runs: HeldRuns
+    a: Results
+    b: Results
+    compared: ResultComparison
+    decided: tuple[ResultGap, ...]
+    rounding: Rounding
+
+    @property
+    def excess(self) -> float:
+        """The largest gap in multiples of what noise can be."""
+        both = replace(self.compared, gaps=(*self.compared.gaps, *self.decided))
+        return excess(both, self.rounding)
+
+
+def decisions(session: Session, weights: tuple[Weight, ...] = ()) -> Precision | None:
+    """Both runs in float64 with the same decisions; None where the model makes none, or none could be held."""
+    shelf = session.memory.shelf()
+    with same_weights(weights):
+        try:
+            held = _hold(session, Side(session.a), Side(session.b), session.shared, shelf, None)
+        except TooLargeError:
+            return None
+        if held is None:
+            return None
+        vanishes = held.excess <= 1
+        noise = max(held.rounding.after(len(held.rounding.found) or NOISE_RUNS).values(), default=0.0)
+    largest, relative = held.compared.max_abs, max((g.gap.max_rel for g in held.compared.gaps), default=0.0)
+    text = _text(session, held, vanishes, largest, noise)
+    return Precision(
+        held.a, held.b, held.compared, held.rounding, tuple(dict.fromkeys(held.runs.refused)), vanishes, largest,
+        relative, ProbeResult("decisions", "vanishes" if vanishes else "remains", largest, text), held.runs,
+    )  # fmt: skip
+
+
+def _hold(session: Session, a: Side, b: Side, shared: Shared, shelf: Shelf, own: str | None) -> Held | None:
+    """Note the decisions of one run, have the other take its own on the same values, and make both with them held.
+
+    None where there are none, or where they could not all be held.
+    """
+    noting = Noting(a.traced.trace, shelf, MAX_NOTED, a.other)
+    a.traced.again(watcher=noting)
+    if not noting.found:
+        return None
+    forcing = Forcing(b.traced.trace, shelf, MAX_NOTED, b.other, others=tuple(noting.found), shared=shared)
+    b.traced.again(watcher=forcing)
+    runs = HeldRuns(replace(a, decisions=noting.found), replace(b, decisions=forcing.found), shared)
+    exact_a = runs.run("a")
+    inputs_a, complete = runs.inputs, runs.complete
+    exact_b = runs.run("b")
+    if not complete or not runs.complete:
+        return None
+    compared = compare_results(session, exact_a, exact_b, own=own)
+    decided = tuple(_decided(forcing.found, inputs_a, runs.inputs))
+
+    def measure(seed: int) -> dict[str, float]:
+        moved = largest_changes(exact_a, runs.noisy(seed))
+        for decision in noting.found:
+            for index, before in inputs_a.get(decision.place, {}).items():
+                after = runs.inputs.get(decision.place, {}).get(index)
+                if after is not None and after.shape == before.shape:
+                    change = (after - before).abs().nan_to_num(0.0, 0.0, 0.0)
+                    moved[_name(decision, index)] = float(change.max()) if change.numel() else 0.0
+        return moved
+
+    return Held(runs, exact_a, exact_b, compared, decided, Rounding(measure))
+
+
+def other_content(session: Session, name: str, watcher: OtherContent) -> Held | None:
+    """One run against the same with other content where the other run has nothing, decisions held but for those it moves.
+
+    Args:
+        name: `a` or `b`, the run.
+        watcher: puts the other content in place.
+
+    Returns:
+        None where nothing was replaced, or the decisions could not be held.
+    """
+    traced = session.a if name == "a" else session.b
+    try:
+        held = _hold(
+            session, Side(traced), Side(traced, other=watcher), session.shared.within(name),
+            session.memory.shelf(), name,
+        )  # fmt: skip
+    except TooLargeError:
+        return None
+    return held if watcher.replaced else None
+
+
+def coupling_at(session: Session, origin: Origin) -> ProbeResult | None:
+    """Whether other content where the other run has nothing moves a shared token's value at the origin.
+
+    Asked in the precision and the layout of the run that has more, of the first floating-point op that shows the
+    difference; what both runs have enters every decision on the way with the values that it had.
+    """
+    for name, traced, numbers in (("b", session.b, session.shared.b), ("a", session.a, session.shared.a)):
+        keep = np.asarray(numbers >= 0)
+        if keep[traced.trace.table.columns].all():
+            continue
+        met = origin.seen.b if name == "b" else origin.seen.a
+        for seed in range(_TRIES):
+            moved = _moved(session, traced, name, met, OtherContent(keep, seed))
+            if moved:
+                text = (
+                    f"other content where the other run has none moves {met.op.name} by {moved:.2g} at tokens that both "
+                    f"runs have, in run {name.upper()}'s own layout and precision"
+                )
+                return ProbeResult("coupling", "coupled", moved, text)
+    return None
+
+
+def _moved(session: Session, traced: Traced, name: str, met: Kept, watcher: OtherContent) -> float:
+    """How far other content moves the value of an op at coordinates that both runs have."""
+    shared, shelf = session.shared.within(name), session.memory.shelf()
+    before, after = (Store(MAX_NOTED, lambda op: op.key == met.op.key, shelf) for _ in range(2))
+    noting = Noting(traced.trace, shelf, MAX_NOTED, before)
+    try:
+        traced.again(watcher=noting)
+        under = Patched(watcher, after)
+        traced.again(
+            watcher=Forcing(traced.trace, shelf, MAX_NOTED, under, others=tuple(noting.found), shared=shared)
+        )
+    except TooLargeError:
+        return 0.0
+    pairs = [
+        (x, y) for x in before.kept.values() for y in after.kept.values() if x.place == y.place == met.place
+    ]
+    return max((_gap(x, y, shared) for x, y in pairs), default=0.0) if watcher.replaced else 0.0
+
+
+def _gap(before: Kept, after: Kept, shared: Shared) -> float:
+    pairs = pair_elements(before.value, before.label, after.value, after.label, shared)
+    return gap(before.value, after.value, pairs).max_abs if len(pairs) else 0.0
+
+
+def _decided(forced: Sequence[Decision], a: Inputs64, b: Inputs64) -> Iterator[ResultGap]:
+    """What the decisions of both runs would have been taken on in float64, compared."""
+    for decision in forced:
+        for link in decision.links:
+            mine, theirs = (
+                a.get(link.other.place, {}).get(link.index),
+                b.get(decision.place, {}).get(link.index),
+            )
+            if mine is None or theirs is None:
+                continue
+            name = _name(link.other, link.index)
+            count = len(link.pairs.distinct)
+            yield ResultGap(name, mine, theirs, link.pairs, gap(mine, theirs, link.pairs), count)
+
+
+def _name(decision: Decision, index: int) -> str:
+    """What stands for an input of a decision among the names of results."""
+    return f"{decision.place}#{index}"
+
+
+def _text(session: Session, held: Held, vanishes: bool, largest: float, noise: float) -> str:
+    keys, plain = {decision.key for decision in held.runs.a.decisions}, session.a.trace.plain
+    rows = [
+        row
+        for row in session.join.rows
+        if not row.floating and (plain(row.op.module), row.op.function, row.op.site.chain) in keys
+    ]
+    differing, compared = sum(r.differing for r in rows), sum(r.compared for r in rows)
+    text = f"{differing:,} of {compared:,} decisions on tokens that both runs have differ"
+    if vanishes:
+        how = ", each by the rounding of what it was taken on" if differing else ""
+        return f"{text}{how}; with the same decisions in both runs the float64 gap is {largest:.2g}"
+    return (
+        f"{text}; taken on the same values in both runs, some still do, and with all of them held the float64 gap is "
+        f"{largest:.2g}, where rounding makes {noise:.2g}"
+    )

@@ -1,0 +1,213 @@
+"""The decisions probe: rounding that decides is told from decisions that something else moves."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from tests.joined import session
+from tests.plain import Model, batch, ids, pair, twin
+from torch import Tensor, nn
+
+import forkpoint as fp
+from forkpoint.impact import compare_results
+from forkpoint.memory import Memory
+from forkpoint.probes.content import content
+from forkpoint.probes.deciding import Forcing, Noting, decided_apart
+from forkpoint.probes.decisions import coupling_at, decisions
+from forkpoint.probes.origin import origin
+from forkpoint.probes.precision import precision
+from forkpoint.session import Session
+
+
+class Tied(Model):
+    """Takes one of two ways by the sign of what is nothing in exact arithmetic."""
+
+    reverse = False
+    by = 0.0
+
+    def mix(self, hidden: Tensor, **inputs: Any) -> Tensor:
+        parts = [hidden * float(i + 1) * 0.1 for i in range(12)]
+        total, again = torch.zeros_like(hidden), torch.zeros_like(hidden)
+        for part in reversed(parts) if self.reverse else parts:
+            total = total + part
+        for part in parts[::2] + parts[1::2]:
+            again = again + part
+        return torch.where(total - again > 0, hidden + 1 + self.by, hidden * 0.5 - 1)
+
+
+class Outliers(Model):
+    """Sets columns aside in which any row of the call has a large value, and rounds the others to steps."""
+
+    threshold = 6.0
+
+    def mix(self, hidden: Tensor, **inputs: Any) -> Tensor:
+        flat = hidden.flatten(0, 1)
+        if self.threshold:
+            flat = flat + F.embedding(inputs["token_type_ids"].flatten(), self.large)
+        scale = flat.abs().amax(-1, keepdim=True) / 127
+        steps = torch.round(flat / scale) * scale
+        if self.threshold:
+            aside = (flat.abs() >= self.threshold).any(0)
+            steps = torch.where(aside, flat, steps)
+        return steps.view_as(hidden)
+
+    def __init__(self) -> None:
+        super().__init__()
+        large = torch.zeros(2, self.embed.embedding_dim)
+        large[1, 3] = 40.0
+        self.register_buffer("large", large)
+
+
+class Rounded(Model):
+    """All that goes on has been rounded to whole steps."""
+
+    by = 0.0
+
+    def mix(self, hidden: Tensor, **inputs: Any) -> Tensor:
+        return torch.round(hidden * (8 + self.by)) / 8
+
+    def forward(self, input_ids: Tensor, **inputs: Any) -> dict[str, Any]:
+        return {"logits": self.head(self.mix(self.embed(input_ids)))}
+
+
+def run(model: Model, columns: int, right: int = 0, **more: Any) -> fp.Run:
+    given = batch(ids(2, columns), right=right)
+    types = F.pad(torch.zeros(2, columns, dtype=torch.long), (0, right), value=1)
+    return fp.Run(model, {**given, "token_type_ids": types, **more})
+
+
+def tied() -> Session:
+    model = Tied()
+    other = twin(model)
+    other.reverse = True
+    return session(*pair(model, batch(ids(4, 9)), batch(ids(4, 9)), other))
+
+
+def test_what_rounding_decides_vanishes_with_the_same_decisions():
+    both = tied()
+    native = compare_results(both)
+    assert native.max_abs > 0.1  # some token takes the other way
+    assert not precision(both).falls_from(native)  # and in float64 as well
+    held = decisions(both)
+    assert held is not None
+    assert held.vanishes
+    assert held.gap < 1e-12
+    assert "each by the rounding of what it was taken on" in held.result.text
+
+
+def test_another_function_behind_a_decision_remains():
+    model = Tied()
+    other = twin(model)
+    other.reverse, other.by = True, 1e-9
+    held = decisions(session(*pair(model, batch(ids(4, 9)), batch(ids(4, 9)), other)))
+    assert held is not None
+    assert not held.vanishes
+    assert held.gap == pytest.approx(1e-9, rel=1)
+
+
+def test_another_function_before_a_decision_remains_though_nothing_else_goes_on():
+    model = Rounded()
+    other = twin(model)
+    other.by = 1e-9
+    both = session(*pair(model, batch(ids()), batch(ids()), other))
+    held = decisions(both)
+    assert held is not None
+    assert held.gap == 0  # the same steps in both runs
+    assert not held.vanishes  # of values that differ
+
+
+def test_a_decision_that_padding_moves_remains_and_is_the_origin():
+    model = Outliers()
+    both = session(run(model, 4), run(model, 4, right=3))
+    held = decisions(both)
+    assert held is not None
+    assert not held.vanishes
+    assert held.result.outcome == "remains"
+    assert content(both, held, compare_results(both)).leaks
+    found = origin(both, held)
+    assert found is not None
+    assert found.root.a.op.function in ("any", "where")
+    assert found.closes == pytest.approx(1, abs=1e-6)
+    coupled = coupling_at(both, found)
+    assert coupled is not None
+    assert (coupled.name, coupled.outcome) == ("coupling", "coupled")
+    assert coupled.figure is not None
+    assert coupled.figure > 1e-4
+
+
+def test_without_outliers_padding_moves_nothing():
+    model = Outliers()
+    model.threshold = 0.0
+    both = session(run(model, 4), run(model, 4, right=3))
+    held = decisions(both)
+    assert held is not None
+    assert held.vanishes
+    assert not content(both, held, compare_results(both)).leaks
+
+
+def test_a_model_that_decides_nothing_is_not_asked_further():
+    model = Model()
+    assert decisions(session(*pair(model, batch(ids()), batch(ids(), right=2)))) is None
+
+
+class Shuffled(Model):
+    """Decides as often as a random number says, so that no run's decisions are another's."""
+
+    def mix(self, hidden: Tensor, **inputs: Any) -> Tensor:
+        for _ in range(int(torch.rand(()) * 4 + (hidden.dtype == torch.float64)) + 1):
+            hidden = torch.where(hidden > 0, hidden, hidden * 0.5)
+        return hidden
+
+
+def test_decisions_that_can_not_be_held_prove_nothing():
+    model = Shuffled()
+    assert decisions(session(*pair(model, batch(ids()), batch(ids())))) is None
+
+
+class Passing(nn.Module):
+    """Rows go through one op in groups, in an order that the run says."""
+
+    def forward(self, x: Tensor, order: Tensor) -> Tensor:
+        out = torch.zeros_like(x)
+        for group in order.tolist():
+            rows = [group % 3, 2]  # the last row passes each time
+            out[:, rows] = out[:, rows] + torch.round(x[:, rows] * (1 + group))
+        return out
+
+
+def test_the_kth_pass_of_a_token_is_given_the_values_of_its_kth_pass():
+    x = torch.tensor([[0.4, 1.4, 2.4]])[..., None]
+    layout = fp.Layout.from_mask(torch.ones(1, 3))
+    runs = [
+        fp.Run(Passing(), {"x": x, "order": torch.tensor(order)}, layout=layout) for order in ([0, 1], [1, 0])
+    ]
+    both = session(*runs)
+    shelf = Memory().shelf()
+    noting = Noting(both.a.trace, shelf, 1 << 20)
+    both.a.again(watcher=noting)
+    forcing = Forcing(both.b.trace, shelf, 1 << 20, others=tuple(noting.found), shared=both.shared)
+    both.b.again(watcher=forcing)
+    given = [decision.inputs[0].value.flatten().tolist() for decision in forcing.found]
+    # in A row 0 passes with row 2, then row 1 with row 2; in B row 1 comes first, and row 2 with A's first value
+    assert np.allclose(given, [[2.8, 2.4], [0.4, 4.8]])
+
+
+def test_what_is_decided_apart_is_known_from_the_traces():
+    assert decided_apart(tied().join)
+    model = Model()
+    assert not decided_apart(session(*pair(model, batch(ids()), batch(ids(), left=2))).join)
+
+
+def test_values_are_kept_within_a_limit_of_memory():
+    both = tied()
+    expected = decisions(both)
+    both.memory = Memory(limit=1)
+    held = decisions(both)
+    assert held is not None
+    assert expected is not None
+    assert held.result == expected.result
+    assert both.memory.written > 0
