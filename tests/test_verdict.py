@@ -106,7 +106,7 @@ def test_other_token_ids():
     other[1, 2] = (other[1, 2] + 1) % 20
     found = verdict(*pair(Model(), batch(tokens), batch(other)))
     assert (found.kind, found.mechanism, found.by_design) == (VerdictKind.INPUTS, "token_ids", None)
-    assert found.summary == "input_ids differ at shared coordinates"
+    assert found.summary == "what goes in differs at shared coordinates: input_ids"
     assert outcomes(found) == {"repeat": "same", "inputs": "differs"}
 
 
@@ -140,7 +140,7 @@ def test_other_floats():
     model = nn.Linear(7, 5)
     found = verdict(*pair(model, {"input": x}, {"input": other}))
     assert (found.kind, found.mechanism) == (VerdictKind.INPUTS, None)
-    assert found.summary == "input differ at shared coordinates"
+    assert found.summary == "what goes in differs at shared coordinates: input"
 
 
 class ModelForCausalLM(Model):

@@ -286,7 +286,7 @@ def _refused(
         return Judgement(
             Verdict(VerdictKind.ROUNDING, slug, None, summary, tuple(evidence), ROUNDING_ADVICE[slug])
         )
-    missing = exact.refused[0] if exact.refused else "an op that was not done in float64"
+    missing = exact.refused[0].split(": ")[0] if exact.refused else "an op that was not done in float64"
     summary = f"float64 could not be used for {missing}, and its gap could not be explained otherwise"
     return Judgement(
         Verdict(
@@ -295,7 +295,7 @@ def _refused(
             None,
             summary,
             tuple(evidence),
-            "Compare with that operation replaced.",
+            "Put a plain torch function, which takes float64, in that operation's place, and compare again.",
         )
     )
 

@@ -6,6 +6,7 @@ import time
 import traceback
 from dataclasses import dataclass
 from functools import cache
+from typing import Any
 
 from .case import CASES, Case
 from .truth import same_bits
@@ -33,6 +34,8 @@ class Outcome:
     complaint: str
     origin_right: bool | None
     origin_complaint: str
+    chinese: tuple[str, ...] = ()
+    """What the verdict and its evidence say in Chinese, statement by statement."""
 
 
 def judge(case: Case) -> Outcome:
@@ -103,4 +106,13 @@ def _judge(name: str) -> Outcome:
         ""
         if origin_right is not False
         else f"{case.id}: origin {origin}, wanted one with {' or '.join(case.origin)}",
+        _statements(result),
     )
+
+
+def _statements(result: Any) -> tuple[str, ...]:
+    from forkpoint.report.build import document
+    from forkpoint.report.document import plain_text
+
+    sections = map(document(result, lang="zh").section, ("verdict", "evidence"))
+    return tuple(plain_text(block) for section in sections if section is not None for block in section.blocks)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 
 from . import CASES, Case
@@ -35,3 +37,12 @@ def test_verdict(case: Case) -> None:
 def test_origin(case: Case) -> None:
     outcome = judge(case)
     assert outcome.origin_right is not False, outcome.origin_complaint
+
+
+@pytest.mark.parametrize("case", ASKED, ids=[case.id for case in ASKED])
+def test_the_verdict_is_said_in_chinese(case: Case) -> None:
+    """Each statement holds Chinese characters, a label's apart, and no clause of English beside names and numbers."""
+    for statement in judge(case).chinese:
+        said = statement.partition(": ")[2] or statement
+        assert re.search(r"[\u4e00-\u9fff]", said), statement
+        assert not re.search(r"\b[a-z]+ (?:[a-z]+ ){3,}", said), statement

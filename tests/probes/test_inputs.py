@@ -42,7 +42,7 @@ def test_token_types_that_one_run_alone_is_given():
     tokens = ids(1)
     found = asked(Model(), batch(tokens), batch(tokens) | {"token_type_ids": torch.ones_like(tokens)})
     assert (found.differs, found.mechanism) == (True, "token_ids")
-    assert found.result.text == "token_type_ids differ at shared coordinates"
+    assert found.result.text == "what goes in differs at shared coordinates: token_type_ids"
     assert not asked(
         Model(), batch(tokens), batch(tokens) | {"token_type_ids": torch.zeros_like(tokens)}
     ).differs

@@ -91,7 +91,12 @@ def test_a_slug_without_words_is_shown_as_it_is() -> None:
 
 
 def test_every_outcome_that_has_words_is_said_in_chinese() -> None:
-    assert "在 float64 中差距降到 1.6e-13，只是噪声。" in said(samples.rounding(), "evidence", "zh")
+    said_of = said(samples.rounding(), "evidence", "zh")
+    assert "在 float64 中差距为 1.6e-13，即最大值末位单位的 23 倍。" in said_of
+    probe = ProbeResult("precision", "vanishes", 1.6e-13, "nobody has said it like that before")
+    result = samples.rounding()
+    result = replace(result, verdict=replace(result.verdict, evidence=(probe,)))
+    assert "在 float64 中差距为 1.6e-13，只是噪声。" in said(result, "evidence", "zh")
 
 
 # --- impact
@@ -321,10 +326,10 @@ def test_the_layers_shown_include_the_ends_and_the_largest(number: int) -> None:
 def test_nothing_is_left_out_of_the_counts() -> None:
     result = samples.rounding()
     text = said(result, "counts")
-    assert "only in B: 60 ops: 30 × expand, 30 × reshape" in text
+    assert "only in B: 60 values: 30 × expand, 30 × reshape" in text
     assert "not compared: 3 values (1 floating-point)\n2 × no token dimension\n" in text
     equal, differs = (sum(row.status == status for row in result.ops) for status in ("equal", "differs"))
-    assert f"equal: {equal} ops\ndiffers: {differs} ops\nonly in A: none\n" in text
+    assert f"equal: {equal} values\ndiffers: {differs} values\nonly in A: none\n" in text
 
 
 def test_reasons_beyond_the_first_few_are_counted() -> None:
@@ -347,13 +352,13 @@ def test_an_op_that_was_not_compared_is_counted_once() -> None:
 def test_functions_beyond_the_first_few_are_counted() -> None:
     rows = tuple(replace(samples.MASK, status="only in a", function=f"f{n}") for n in range(9))
     text = said(replace(samples.rounding(), ops=rows), "counts")
-    assert "only in A: 9 ops: 1 × f0, " in text
+    assert "only in A: 9 values: 1 × f0, " in text
     assert "1 × f5, and 3 others" in text
 
 
 def test_a_status_without_words_is_counted_too() -> None:
     row = replace(samples.MASK, status="dreamt")
-    assert "dreamt: 1 op" in said(replace(samples.rounding(), ops=(row,)), "counts")
+    assert "dreamt: 1 value" in said(replace(samples.rounding(), ops=(row,)), "counts")
 
 
 def test_integers_are_listed_apart() -> None:

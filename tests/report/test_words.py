@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import ast
 import re
 import string
 from pathlib import Path
 
 import pytest
 
+import forkpoint
 from forkpoint.errors import InputError
 from forkpoint.report import chinese, english
 from forkpoint.report.words import LANGUAGES, Words
@@ -114,9 +116,9 @@ def test_every_phrase_is_used() -> None:
 
 
 def test_singular_and_plural() -> None:
-    assert Words("en").many("counts.ops", 1) == "1 op"
-    assert Words("en").many("counts.ops", 0) == "0 ops"
-    assert Words("zh").many("counts.ops", 2000) == "2,000 个算子"
+    assert Words("en").many("counts.values", 1) == "1 value"
+    assert Words("en").many("counts.values", 0) == "0 values"
+    assert Words("zh").many("counts.values", 2000) == "2,000 个数值"
 
 
 def test_reasons_that_are_joined_are_translated_apart() -> None:
@@ -148,3 +150,32 @@ def test_a_sentence_begins_with_a_capital_and_ends_with_a_stop(text: str, senten
 def test_an_unknown_language_is_refused() -> None:
     with pytest.raises(InputError, match="language 'fr'; expected one of en, zh"):
         Words("fr")
+
+
+def outcomes_in_the_source() -> set[tuple[str, str]]:
+    """(probe, outcome) of every result that a probe makes; what a name stands for is looked up in its function."""
+    found: set[tuple[str, str]] = set()
+    for path in Path(forkpoint.__file__).parent.rglob("*.py"):
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        for function in (n for n in ast.walk(tree) if isinstance(n, ast.FunctionDef)):
+            for call in (n for n in ast.walk(function) if isinstance(n, ast.Call)):
+                if ast.unparse(call.func) == "ProbeResult" and isinstance(call.args[0], ast.Constant):
+                    outcome = call.args[1]
+                    sources = [outcome]
+                    if isinstance(outcome, ast.Name):
+                        sources = [s for s in ast.walk(function) if _assigns(s, outcome.id)]
+                    texts = (c.value for s in sources for c in ast.walk(s) if isinstance(c, ast.Constant))
+                    found |= {(str(call.args[0].value), text) for text in texts if isinstance(text, str)}
+    return found
+
+
+def _assigns(statement: ast.AST, name: str) -> bool:
+    return isinstance(statement, ast.Assign) and name in ast.unparse(statement.targets[0])
+
+
+def test_every_outcome_of_a_probe_has_words() -> None:
+    found = outcomes_in_the_source()
+    assert len(found) >= 15
+    missing = [f"outcome.{p}.{o}" for p, o in sorted(found) if f"outcome.{p}.{o}" not in english.PHRASES]
+    assert missing == []
+    assert {f"probe.{probe}" for probe, _ in found} <= english.PHRASES.keys()

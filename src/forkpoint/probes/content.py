@@ -74,7 +74,7 @@ def content(session: Session, exact: Precision, compared: ResultComparison) -> C
         text = "both runs hold the same tokens: nothing to replace"
         return ContentProbe(False, False, "", ProbeResult("content", "nothing", None, text))
     if changed:
-        text = "other content in the padding or the batch changes bits, but not in float64: only the order of sums"
+        text = "other content in the padding or the batch changes bits, but not in float64"
         return ContentProbe(False, True, "", ProbeResult("content", "rounding", None, text))
     text = "other content in the padding or the batch changes not one bit of a shared token"
     return ContentProbe(False, True, "", ProbeResult("content", "untouched", 0.0, text))

@@ -69,13 +69,19 @@ def inputs(session: Session) -> Inputs:
     pairs_a, pairs_b = _label_pairs(session, a, "a"), _label_pairs(session, b, "b")
     found = _weights(a.modules, b.modules)
     if tokens:
-        return _differs("token_ids", float(len(tokens)), f"{', '.join(tokens)} differ at shared coordinates")
+        return _differs(
+            "token_ids",
+            float(len(tokens)),
+            f"what goes in differs at shared coordinates: {', '.join(tokens)}",
+        )
     if pairs_a != pairs_b:
         count = sum(((pairs_a - pairs_b) + (pairs_b - pairs_a)).values())
         text = f"the labels that enter the loss differ in {count} (predicting position, label) pairs"
         return _differs("labels", float(count), text)
     if floats:
-        return _differs(None, float(len(floats)), f"{', '.join(floats)} differ at shared coordinates")
+        return _differs(
+            None, float(len(floats)), f"what goes in differs at shared coordinates: {', '.join(floats)}"
+        )
     for mechanism, tensors in found.different.items():
         text = f"{len(tensors)} {mechanism if mechanism != 'quantization' else 'weights'} differ, {tensors[0]} first"
         return _differs(mechanism, float(len(tensors)), text)

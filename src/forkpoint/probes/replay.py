@@ -59,7 +59,7 @@ def replay(located: Located) -> Replay:
         text = f"alone, on its own inputs, it is off the exact result by {shown} ULP in runs A and B"
         outcome, figure = "rounding", max(known)
     if kernels[0] != kernels[1]:
-        text += f"; {_short(kernels[0])} in A, {_short(kernels[1])} in B"
+        text += f"; it ran {_short(kernels[0])} in A, {_short(kernels[1])} in B"
     return Replay(
         errors[0], errors[1], other_call, kernels[0], kernels[1], ProbeResult("replay", outcome, figure, text)
     )

@@ -80,7 +80,7 @@ def _advice(found: Verdict, words: Words) -> str | None:
     if words.can_say(found.advice):
         return words.sentence(found.advice)
     general = "advice.unprobed" if _unprobed(found) else f"advice.kind.{found.kind.value}"
-    return words.find(f"advice.{found.mechanism}") or words.sentence(found.advice) or words.find(general)
+    return words.find(f"advice.{found.mechanism}") or words.find(general)
 
 
 def impact(result: Result, words: Words) -> Section:

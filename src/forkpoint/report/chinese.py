@@ -34,13 +34,13 @@ PHRASES: dict[str, str] = {
     "design.none": "forkpoint 无从得知",
     # 实验和机制都没有给出建议时
     "advice.kind.rounding": "无需修复：两次运行都没有错。比较时请按数据类型选择容差。",
-    "advice.kind.semantic": "请查看下面的算子：它的结果依赖于本不该有影响的东西。",
+    "advice.kind.semantic": "请查看下面的算子，以及两次运行分别传给它什么。",
     "advice.kind.nondeterminism": "请先固定随机状态或换掉不确定的核函数，再作比较。",
     "advice.kind.inputs": "请先让输入一致，再作比较。",
     "advice.kind.undetermined": "请补上缺少的东西，再作比较。",
-    "advice.unprobed": "请带上实验重新比较（只多花几次前向计算），以查明原因。",
+    "advice.unprobed": "请带上实验重新比较（约十次前向计算），以查明原因。",
     # 机制：发生了什么
-    "mechanism.reduction_order": "同样的数以不同的次序求和",
+    "mechanism.reduction_order": "舍入不同：形状不同，或求和的次序不同",
     "mechanism.kernel_choice": "该算子用了另一个核函数，或调用参数不同",
     "mechanism.low_precision": "两次运行的计算或存储精度不同",
     "mechanism.position_ids": "同一个词元在另一次运行中位置不同",
@@ -60,7 +60,7 @@ PHRASES: dict[str, str] = {
     "mechanism.parameters": "参数不同",
     "mechanism.buffers": "缓冲区（buffer）不同",
     "mechanism.nan": "一次运行得到 NaN 或无穷，另一次得到的是数",
-    "mechanism.atomics": "某个核函数以不固定的次序累加",
+    "mechanism.atomics": "随机状态相同，结果却不同：某个核函数以不固定的次序累加，或随机数来自别处",
     "mechanism.random_state": "有随机数参与，例如没有关掉的 dropout",
     # 机制：怎么办
     "advice.reduction_order": "无需修复：两次运行都没有错。比较时请按数据类型选择容差；"
@@ -85,7 +85,7 @@ PHRASES: dict[str, str] = {
     "advice.parameters": "请让两次运行加载同样的权重。",
     "advice.buffers": "请让两次运行加载同样的缓冲区，并复位前向计算会改写的那些。",
     "advice.nan": "请查看产生它的算子：后面的算子只是把它传下去。",
-    "advice.atomics": "请调用 torch.use_deterministic_algorithms(True)，再作比较。",
+    "advice.atomics": "请调用 torch.use_deterministic_algorithms(True)（它会指出这样的核函数），再作比较。",
     "advice.random_state": "请调用 model.eval()，或固定随机种子，再作比较。",
     # 要不要紧
     "impact": "要不要紧",
@@ -134,29 +134,31 @@ PHRASES: dict[str, str] = {
     "outcome.nan.overflow": "有算子溢出；结果中有 {figure} 个元素是 NaN 或无穷。",
     "outcome.nan.masked": "有一行处处被遮住；结果中有 {figure} 个元素是 NaN 或无穷。",
     "outcome.nan.exact": "有算子的输入超出其定义域；结果中有 {figure} 个元素是 NaN 或无穷。",
+    "outcome.nan.written": "代码写入了 NaN；结果中有 {figure} 个元素是 NaN 或无穷。",
+    "outcome.nan.weight": "权重中已有；结果中有 {figure} 个元素是 NaN 或无穷。",
+    "outcome.nan.input": "输入中已有；结果中有 {figure} 个元素是 NaN 或无穷。",
+    "outcome.nan.hidden": "结果中有 {figure} 个元素是 NaN 或无穷。",
     "outcome.repeat.same": "两次运行各自重复一遍，结果逐位相同。",
-    "outcome.repeat.differs": "同一次运行重复一遍，数值变了；最大差距为 {figure}。",
+    "outcome.repeat.differs": "同一次运行重复一遍，结果就变了。",
     "outcome.inputs.same": "词元编号、标签、参数和缓冲区都相同。",
-    "outcome.inputs.token_ids": "词元编号在 {figure} 个坐标上不同。",
-    "outcome.inputs.labels": "标签在 {figure} 个坐标上不同。",
-    "outcome.inputs.parameters": "有 {figure} 个参数不同。",
-    "outcome.inputs.buffers": "有 {figure} 个缓冲区不同。",
-    "outcome.inputs.rounded": "一次运行的参数是另一次的参数舍入到较窄类型的结果。",
-    "outcome.precision.noise": "在 float64 中差距降到 {figure}，只是噪声。",
+    "outcome.inputs.differs": "有输入不同。",
+    "outcome.inputs.rounded": "一次运行的权重是另一次的权重舍入到较窄类型的结果。",
+    "outcome.precision.vanishes": "在 float64 中差距为 {figure}，只是噪声。",
     "outcome.precision.remains": "在 float64 中差距依然存在：{figure}。",
-    "outcome.precision.refused": "有的算子不支持 float64。",
     "outcome.decisions.vanishes": "让两次运行作出同样的决策（量化、路由、阈值），float64 中差距降到 {figure}，只是噪声。",
     "outcome.decisions.remains": "让两次运行作出同样的决策（量化、路由、阈值），float64 中差距依然存在：{figure}。",
     "outcome.coupling.coupled": "更换非共有坐标上的内容，根源处共有词元的数值变化了 {figure}。",
-    "outcome.content.unchanged": "更换非共有坐标上的内容，结果一位也没有变。",
-    "outcome.content.changed": "更换非共有坐标上的内容，结果变化了 {figure}。",
+    "outcome.content.untouched": "更换另一次运行没有的内容，共有词元一位也没有变。",
+    "outcome.content.rounding": "更换另一次运行没有的内容，数值有变，但在 float64 中没有变。",
+    "outcome.content.changes": "更换另一次运行没有的内容，结果变化了 {figure}。",
+    "outcome.content.nothing": "两次运行的词元相同：没有可以更换的内容。",
     "outcome.length.unchanged": "改变填充或同批各行的长度，除舍入外没有变化。",
     "outcome.length.changed": "改变填充或同批各行的长度，结果变化了 {figure}。",
-    "outcome.patch.closes": "在根源处换上另一次运行的数值，差距就消失了。",
-    "outcome.patch.remains": "在该算子处换上另一次运行的数值，差距依然存在：{figure}。",
-    "outcome.replay.rounding": "单独重放该算子：双方与精确结果的差都在舍入范围内（{figure} ULP）。",
-    "outcome.replay.beyond": "单独重放该算子：一方与精确结果相差 {figure} ULP，超出舍入范围。",
-    "outcome.replay.same": "单独重放该算子：双方逐位相同。",
+    "outcome.patch.closes": "在根源处换上运行 A 的数值，大部分差距消失了。",
+    "outcome.patch.moves": "在根源处换上运行 A 的数值，结果随之改变。",
+    "outcome.patch.nothing": "换上运行 A 的数值，结果没有变。",
+    "outcome.replay.rounding": "单独重放该算子：与精确结果至多相差 {figure} ULP。",
+    "outcome.replay.nothing": "没有可以单独重放的算子。",
     # NaN 与无穷
     "unfinite": "NaN 和无穷从何而来",
     "unfinite.kind": "产生",
@@ -246,7 +248,6 @@ PHRASES: dict[str, str] = {
     "integers.coordinates": "{whole} 个坐标中有 {part} 个",
     # 计数
     "counts": "比较了哪些",
-    "counts.ops": "{n} 个算子",
     "counts.none": "无",
     "counts.values": "{n} 个数值",
     "counts.floating": "其中浮点 {n} 个",
@@ -319,7 +320,51 @@ SENTENCES: dict[str, str] = {
     "加上一个小量。",
     "Look at where it comes from: it is there before the model computes anything.": "请查看它的来处：模型还没有计算，它就已经在了。",
     "Look at the op named: what comes after it only passes it on.": "请查看上面指出的算子：后面的算子只是把它传下去。",
+    # 证据
+    "each run, made again, gives the same bits": "两次运行各自重复一遍，结果逐位相同",
+    "run {run}, made again from the same random state, gives other bits": "运行 {run} 从同样的随机状态重复一遍，结果不同",
+    "run {run}, made again, gives other bits; from the same random state it repeats itself": "运行 {run} 重复一遍，结果不同；"
+    "随机状态相同时则逐位相同",
+    "token ids, labels, parameters and buffers are the same in both runs": "两次运行的词元编号、标签、参数和缓冲区都相同",
+    "what goes in differs at shared coordinates: {names}": "输入在共有坐标上不同：{names}",
+    "the labels that enter the loss differ in {n} (predicting position, label) pairs": "参与损失计算的（预测位置，标签）对中有 {n} "
+    "个不同",
+    "{n} parameters differ, {name} first": "有 {n} 个参数不同，首先是 {name}",
+    "{n} buffers differ, {name} first": "有 {n} 个缓冲区不同，首先是 {name}",
+    "{n} weights differ, {name} first": "有 {n} 个权重不同，首先是 {name}",
+    "{n} weights of one run are the other's, rounded to a narrower dtype": "一次运行有 {n} 个权重是另一次的权重舍入到较窄类型的结果",
+    "in float64 the results are the same, bit for bit": "在 float64 中结果逐位相同",
+    "in float64 the gap is {gap}, {times} units in the last place of the largest value": "在 float64 中差距为 {gap}，"
+    "即最大值末位单位的 {times} 倍",
+    "in float64 the gap is {gap}; float64's own rounding makes {noise}": "在 float64 中差距为 {gap}；float64 自身的舍入为 {noise}",
+    "{n} operations were not done in float64": "有 {n} 个运算没有用 float64 完成",
+    "in float64 the gap is {gap}": "在 float64 中差距为 {gap}",
+    "float64's own rounding makes {noise}": "float64 自身的舍入为 {noise}",
+    "both runs hold the same tokens: nothing to replace": "两次运行的词元相同：没有可以更换的内容",
+    "other content in the padding or the batch changes not one bit of a shared token": "更换填充或同批各行的内容，共有词元一位也没有变",
+    "other content in the padding or the batch changes bits, but not in float64": "更换填充或同批各行的内容，数值有变，但在 float64 "
+    "中没有变",
+    "other content where the other run has none changes the result of run {run} by {gap}, in float64 too": "更换另一次运行没有的"
+    "内容，运行 {run} 的结果变化了 {gap}，在 float64 中也是如此",
+    "with run A's value put in place at {op}, {share} % of the gap of {gap} closes": "在 {op} 处换上运行 A 的数值，{gap} 的差距消失了 "
+    "{share} %",
+    "with run A's value put in place at {op}, the NaN and infinities are the same in both runs": "在 {op} 处换上运行 A 的数值，两次"
+    "运行的 NaN 和无穷就一样了",
+    "with run A's value put in place at {op}, some of the NaN remain": "在 {op} 处换上运行 A 的数值，仍有一些 NaN",
+    "it shows first in {op}": "最先显现于 {op}",
+    "the runs part inside a module, so there is no single op to repeat": "分歧发生在模块内部，没有可以单独重放的算子",
+    "the op has no float64 form to be measured against": "该算子没有可供对照的 float64 形式",
+    "alone, on its own inputs, it is off the exact result by {a} and {b} ULP in runs A and B": "单独对各自的输入重放，运行 A 和 B 与"
+    "精确结果分别相差 {a} 和 {b} ULP",
     # 结论
+    "only rounding: done in float64, the gap falls to {gap}": "只有舍入：用 float64 计算，差距降到 {gap}",
+    "nothing": "零",
+    "float64 could not be used for {what}, and its gap could not be explained otherwise": "{what} 无法用 float64 计算，其差距也没有"
+    "别的解释",
+    "its input differs already, though no op before it does: something no tap saw changed it": "它的输入已经不同，而之前的算子都相同："
+    "有 forkpoint 看不到的东西改变了它",
+    "this op only moves elements, and its input differs already: something no tap saw made it": "这个算子只是移动元素，而它的输入已经"
+    "不同：那是由 forkpoint 看不到的东西产生的",
     "every result is the same, bit for bit": "所有结果逐位相同",
     "the result is the same, bit for bit, at every shared coordinate": "在每个共有坐标上，结果逐位相同",
     "all {n} results are the same, bit for bit, at every shared coordinate": "在每个共有坐标上，{n} 个结果全都逐位相同",
@@ -348,6 +393,7 @@ SENTENCES: dict[str, str] = {
     "no rule fits this call of {function} ({error})": "没有规则适合 {function} 的这次调用（{error}）",
     "an index that forkpoint can't follow": "forkpoint 无法跟踪的下标",
     "too large for its coordinates to be followed": "太大，无法跟踪其坐标",
+    "it ran {kernels} in A, {others} in B": "A 中运行的是 {kernels}，B 中是 {others}",
 }
 """Sentences that other parts of forkpoint write in English, with placeholders, and their translations.
 

@@ -29,7 +29,7 @@ def section(result: Result, words: Words) -> Section:
         if status == "view" and not numbers[status]:
             continue
         lines = (
-            [line(words.many("counts.ops", numbers[status]))]
+            [line(words.many("counts.values", numbers[status]))]
             if numbers[status]
             else [line(words("counts.none"))]
         )

@@ -75,7 +75,7 @@ class Words:
         """
         said = self.phrase(text)
         word = said.split(" ")[0]
-        if word.isascii() and word.isalpha():
+        if word.isascii() and word.rstrip(",;:").isalpha():
             said = said[0].upper() + said[1:]
         if said and (said[-1].isalnum() or said[-1] in ")）"):
             said += self("stop")
@@ -99,11 +99,15 @@ def _sentences() -> tuple[tuple[re.Pattern[str], str], ...]:
 def _pattern(template: str) -> re.Pattern[str]:
     """A pattern that reads back what `str.format` put in the template; `n` and `m` are numbers.
 
+    What was put in holds no semicolon, which parts the clauses of a sentence.
+
     >>> _pattern("pad token {token} was set").fullmatch("pad token </s> was set").groupdict()
     {'token': '</s>'}
     """
     parts = [
-        re.escape(part) if index % 2 == 0 else f"(?P<{part}>{r'[0-9,]+' if part in 'nm' else '.+?'})"
+        re.escape(part)
+        if index % 2 == 0
+        else f"(?P<{part}>{r'[0-9,]+' if part in 'nm' else '(?:(?!; ).)+?'})"
         for index, part in enumerate(re.split(r"\{(\w+)\}", template))
     ]
     return re.compile("".join(parts), re.DOTALL)
