@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -15,7 +16,9 @@ import forkpoint as fp
 
 
 class Shifted(Model):
-    """Moves the logits of one token."""
+    """Moves the logits of one token; a causal language model by its own account."""
+
+    loss_type = "ForCausalLM"
 
     by: Tensor | None = None
 
@@ -76,7 +79,7 @@ def test_a_prediction_that_flips():
 def test_only_shared_tokens_count():
     tokens = ids(1, 4)
     longer = torch.cat([tokens, ids(1, 2, seed=5)], 1)
-    found = impact(Model(), {"input_ids": tokens}, {"input_ids": longer})
+    found = impact(Shifted(), {"input_ids": tokens}, {"input_ids": longer})
     assert found.tokens == 4
     assert found.loss_gap == pytest.approx(0, abs=1e-6)
 
@@ -114,11 +117,117 @@ def test_infinite_logits_of_both_runs_are_no_distance():
     assert (found.max_abs, found.max_kl) == (0, 0)
 
 
-def test_integers_alone_have_no_impact():
-    class Counts(Model):
-        def forward(self, input_ids: Tensor, **inputs: Any) -> dict[str, Any]:
-            return {"out": input_ids + 1}
+class Returns(Model):
+    """Returns its logits and whatever else a function makes of them."""
 
-    result = fp.compare(*pair(Counts(), batch(ids()), batch(ids())), probes=False)
-    assert result.impact is None
-    assert result.identical
+    loss_type: str | None = None
+
+    def __init__(self, more: Callable[[Tensor, dict[str, Any]], dict[str, Any]]) -> None:
+        super().__init__()
+        self.more = more
+
+    def forward(self, input_ids: Tensor, **inputs: Any) -> dict[str, Any]:
+        logits = super().forward(input_ids)["logits"]
+        return {"logits": logits, **self.more(logits, {"input_ids": input_ids, **inputs})}
+
+
+def cross_entropy(logits: Tensor, inputs: dict[str, Any]) -> Tensor:
+    return F.cross_entropy(logits[:, :-1].flatten(0, 1), inputs["labels"][:, 1:].flatten())
+
+
+def test_integers_enter_no_gap():
+    class Counts(Model):
+        by = 0
+
+        def forward(self, input_ids: Tensor, **inputs: Any) -> dict[str, Any]:
+            return {"out": input_ids + 1, "n": 1000 + self.by, "text": "even" if self.by % 2 == 0 else "odd"}
+
+    model = Counts()
+    other = twin(model)
+    same = impact(model, batch(ids()), batch(ids()), other)
+    assert (same.discrete_compared, same.discrete_differing, same.max_abs, same.result) == (10, 0, 0, "")
+    other.by = 77
+    result = fp.compare(*pair(model, batch(ids()), batch(ids()), other))
+    found = result.impact
+    assert found is not None
+    assert (found.discrete_compared, found.discrete_differing, found.max_abs) == (10, 2, 0)
+    assert result.verdict.kind is fp.VerdictKind.SEMANTIC
+    assert "in float64 2 of 10 integer results differ" in [e.text for e in result.verdict.evidence]
+
+
+def test_a_loss_that_is_returned_is_shown_as_it_is():
+    model = Returns(lambda logits, inputs: {"loss": 3 * cross_entropy(logits, inputs)})
+    tokens = ids()
+    inputs = {**batch(tokens), "labels": tokens}
+    found = impact(model, inputs, inputs)
+    expected = model(**inputs)["loss"].item()
+    assert (found.loss_a, found.loss_b, found.loss_gap, found.loss_source) == (
+        expected,
+        expected,
+        0,
+        "returned",
+    )
+    assert (found.losses_a, found.losses_b) == ((expected,), (expected,))
+
+
+def test_the_first_number_of_a_tuple_is_the_loss_if_labels_were_given():
+    tokens = ids()
+    inputs = {**batch(tokens), "labels": tokens}
+
+    def call(model: Model, given: dict[str, Any]) -> Any:
+        logits = model(**given)["logits"]
+        return cross_entropy(logits, inputs), logits
+
+    def of(given: dict[str, Any]) -> fp.Impact:
+        found = fp.compare(*pair(Model(), given, given, call=call), probes=False).impact
+        assert found is not None
+        return found
+
+    assert of(inputs).loss_a == pytest.approx(float(cross_entropy(logits(Model(), tokens), inputs)))
+    assert of(batch(tokens)).loss_a is None
+
+
+def test_a_returned_loss_counts_in_the_gap():
+    model = Returns(lambda logits, _: {"loss": logits.sum()})
+    other = Returns(lambda logits, _: {"loss": logits.sum() + 7})
+    found = impact(model, batch(ids()), batch(ids()), other)
+    assert (found.result, found.max_kl) == ("loss", 0)
+    assert found.max_abs == pytest.approx(7, rel=1e-5)
+    assert found.loss_gap == pytest.approx(7, rel=1e-5)
+
+
+def test_losses_of_several_calls_are_averaged_or_added_up():
+    tokens = ids(4, 5)
+    halves = [batch(tokens[:2]), batch(tokens[2:])]
+    layout = fp.Layout(
+        [
+            fp.Layout.from_mask(torch.ones(2, 5)).calls[0],
+            _shift(fp.Layout.from_mask(torch.ones(2, 5)).calls[0], 2),
+        ]
+    )
+    for loss in (lambda x, _: {"loss": x.exp().mean()}, lambda x, _: {"loss": x.exp().sum().item()}):
+        model = Returns(loss)
+        result = fp.compare(fp.Run(model, batch(tokens)), fp.Run(model, halves, layout=layout))
+        found = result.impact
+        assert found is not None
+        assert result.verdict.kind in (fp.VerdictKind.IDENTICAL, fp.VerdictKind.ROUNDING)
+        assert (len(found.losses_a), len(found.losses_b)) == (1, 2)
+        assert found.loss_a == pytest.approx(found.loss_b, rel=1e-5)
+
+
+def _shift(entry: Any, by: int) -> dict[str, fp.Coordinates]:
+    return {"input_ids": fp.Coordinates(entry["main"].sample + by, entry["main"].position)}
+
+
+def test_only_a_causal_model_has_its_loss_recomputed():
+    tokens = ids()
+    assert impact(Model(), batch(tokens), batch(tokens)).loss_a is None
+    found = impact(Shifted(), batch(tokens), batch(tokens))
+    assert found.loss_source == "recomputed from input_ids"
+    labels = tokens.clone()
+    labels[:, :3] = -100
+    inputs = {**batch(tokens), "labels": labels}
+    found = impact(Shifted(), inputs, inputs)
+    assert found.loss_source == "recomputed from labels"
+    expected = F.cross_entropy(logits(Shifted(), tokens)[:, -2], tokens[:, -1])
+    assert found.loss_a == pytest.approx(float(expected))

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from types import SimpleNamespace
-from typing import Any
 
 import pytest
 import torch
 from torch import nn
 
-from forkpoint import CaptureError, InputError, Layout, Run
-from forkpoint.run import RandomState, all_results, copy_inputs, results_of, token_ids
+from forkpoint import InputError, Layout, Run
+from forkpoint.run import RandomState, copy_inputs, token_ids
 
 
 class Cache:
@@ -140,41 +138,7 @@ def test_a_random_state_can_be_told_from_another_and_put_back():
     assert before != "another thing"
 
 
-# --- Results ---------------------------------------------------------------------------------------
-
-
-@dataclass
-class Output:
-    a: Any
-    b: Any = None
-
-
-class StaticCache:
-    def __init__(self) -> None:
-        self.keys = torch.zeros(1)
-
-
-def test_every_tensor_that_is_returned_has_a_name():
-    one = torch.zeros(1)
-    assert list(results_of(one)) == ["output"]
-    assert list(results_of((one, [one, None]))) == ["[0]", "[1][0]"]
-    assert list(results_of({"a": one, "b": {"c": one}, "d": "text"})) == ["a", "b.c"]
-    assert list(results_of(Output(one, (one,)))) == ["a", "b[0]"]
-    assert results_of(None) == {}
-
-
-def test_caches_are_no_results():
-    one = torch.zeros(1)
-    output = {"a": one, "past_key_values": (one,), "cache_params": one, "mems": [one], "other": StaticCache()}
-    assert list(results_of(output)) == ["a"]
-
-
-def test_a_model_that_returns_no_tensor_can_not_be_compared():
-    with pytest.raises(CaptureError) as raised:
-        all_results(["text", None])
-    assert str(raised.value) == (
-        "the model returned NoneType, str; expected at least one tensor (give call= a function that returns tensors)"
-    )
+# --- Token ids ---------------------------------------------------------------------------------------
 
 
 def test_token_ids_are_known_by_sample_and_position():

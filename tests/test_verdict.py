@@ -353,7 +353,7 @@ def test_results_of_other_names_are_undetermined():
     other.name = "two"
     found = verdict(*pair(model, batch(ids()), batch(ids()), other))
     assert found.kind is VerdictKind.UNDETERMINED
-    assert found.summary == "no result could be compared: only one run returns it"
+    assert found.summary == "no result could be compared: only run A returns it"
 
 
 def test_without_probes_a_difference_is_undetermined():

@@ -2,179 +2,142 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from forkpoint.align import Gap, gap, pair_elements, rows
-from forkpoint.finite import FinitePart, all_finite, finite_part
-from forkpoint.match import Shared
-from forkpoint.pairs import Pairs
+from forkpoint.align import rows
+from forkpoint.layout import DECODER, MAIN
+from forkpoint.modules import predicts_next
 from forkpoint.result import Impact, NearTie
-from forkpoint.run import token_ids
+from forkpoint.results import ResultComparison, ResultGap, finite_parts
+from forkpoint.run import Run, token_ids
 from forkpoint.session import Results, Session
 
-
-@dataclass(frozen=True)
-class ResultGap:
-    """One returned tensor of both runs, compared.
-
-    Attributes:
-        name: its name, with the call where there are several.
-        coordinates: how many token coordinates (or whole values) were compared.
-    """
-
-    name: str
-    a: Tensor
-    b: Tensor
-    pairs: Pairs
-    gap: Gap
-    coordinates: int
-
-    @property
-    def result(self) -> str:
-        """The name without the call."""
-        return self.name.split(" (call")[0]
-
-
-@dataclass(frozen=True)
-class ResultComparison:
-    """Every returned tensor of both runs, compared; and those that could not be."""
-
-    gaps: tuple[ResultGap, ...]
-    left_out: tuple[tuple[str, str], ...]
-    missing: str = ""
-    """Tokens of a result that both runs have but that could not be compared; empty where there are none."""
-
-    @property
-    def identical(self) -> bool:
-        """Every result that both runs have is the same, bit for bit, and there is one."""
-        return bool(self.gaps) and not self.missing and not self.differs
-
-    @property
-    def differs(self) -> bool:
-        """Whether anything that was compared does."""
-        return any(g.gap.differing for g in self.gaps)
-
-    @property
-    def max_abs(self) -> float:
-        return max((g.gap.max_abs for g in self.gaps), default=0.0)
-
-
-def compare_results(
-    session: Session, a: Results | None = None, b: Results | None = None, *, own: str | None = None
-) -> ResultComparison:
-    """Compare what the two runs returned, at shared coordinates where it has them, whole where not.
-
-    Calls meet one to one if the runs have as many; else every call meets every other, where they
-    share tokens (a full forward against prefill and decoding steps).
-
-    Args:
-        a, b: other results of the runs (in float64); by default those of the traced runs.
-        own: `a` or `b` if both results are of that one run.
-    """
-    shared = session.shared if own is None else session.shared.within(own)
-    results_a, results_b = a or session.a.results, b or session.b.results
-    missing = ""
-    names = [
-        n for n in dict.fromkeys(n for call in results_a for n in call) if any(n in c for c in results_b)
-    ]
-    gaps: list[ResultGap] = []
-    left_out: list[tuple[str, str]] = []
-    for name in names:
-        found = False
-        reason = ""
-        for index_a, call_a in enumerate(results_a):
-            for index_b, call_b in enumerate(results_b):
-                if name not in call_a or name not in call_b:
-                    continue
-                if len(results_a) == len(results_b) and index_a != index_b:
-                    continue
-                (value_a, label_a), (value_b, label_b) = call_a[name], call_b[name]
-                pairs = pair_elements(value_a, label_a, value_b, label_b, shared)
-                if not len(pairs):
-                    reason = pairs.reason
-                    continue
-                found = True
-                several = len(results_a) > 1 or len(results_b) > 1
-                title = f"{name} (call {index_a} and {index_b})" if several else name
-                count = len(pairs.distinct)
-                gaps.append(ResultGap(title, value_a, value_b, pairs, gap(value_a, value_b, pairs), count))
-        if not found:
-            left_out.append((name, reason))
-            continue
-        lost = _uncompared(shared, name, results_a, results_b, gaps)
-        if lost:
-            missing = f"{lost} tokens that both runs have could not be compared in {name}"
-            left_out.append((name, missing))
-    for name in {n for call in (*results_a, *results_b) for n in call} - set(names):
-        left_out.append((name, "only one run returns it"))
-    return ResultComparison(tuple(gaps), tuple(sorted(left_out)), missing)
-
-
-def _uncompared(shared: Shared, name: str, a: Results, b: Results, gaps: list[ResultGap]) -> int:
-    """How many tokens a result holds in both runs without having been compared."""
-
-    def tokens(results: Results, numbers: np.ndarray) -> set[int]:
-        found: set[int] = set()
-        for call in results:
-            label = call[name][1] if name in call else None
-            if label is not None:
-                found.update(int(n) for n in np.unique(numbers[label.q]) if n > 0)
-        return found
-
-    mine = [g for g in gaps if g.result == name]
-    if any(g.pairs.by_sample or (len(g.pairs) and not g.pairs.coordinates.any()) for g in mine):
-        return 0  # compared whole, or a vector for each sample
-    compared: set[int] = set()
-    for result in mine:
-        compared.update(result.pairs.distinct.tolist())
-    return len((tokens(a, shared.a) & tokens(b, shared.b)) - compared)
+RETURNED, FROM_LABELS, FROM_IDS = "returned", "recomputed from labels", "recomputed from input_ids"
+"""Where a loss comes from."""
+_IGNORED = -100
+"""A label that does not enter the loss."""
 
 
 def measure(session: Session, compared: ResultComparison) -> Impact | None:
-    """The impact of the gap; None where no floating-point result could be compared."""
-    found = _measured(session, compared)
-    part = finite_parts(compared)
-    if found is None or not (part.nonfinite_a or part.nonfinite_b):
-        return None if found is None else replace(found, elements=part.elements)
-    return replace(
-        found, max_abs=part.max_abs, max_rel=part.max_rel, elements=part.elements, nonfinite_a=part.nonfinite_a,
-        nonfinite_b=part.nonfinite_b, nonfinite_apart=part.apart,
-    )  # fmt: skip
-
-
-def finite_parts(compared: ResultComparison) -> FinitePart:
-    """The NaN and infinities of all floating-point results, and the gap of their other elements."""
-    parts = [
-        FinitePart(len(g.pairs), max_abs=g.gap.max_abs, max_rel=g.gap.max_rel)
-        if all_finite(g.a) and all_finite(g.b)
-        else finite_part(g.a, g.b, g.pairs)
-        for g in compared.gaps
-        if g.a.is_floating_point() and g.b.is_floating_point()
-    ]
-    return sum(parts, FinitePart())
-
-
-def _measured(session: Session, compared: ResultComparison) -> Impact | None:
-    floating = [g for g in compared.gaps if g.a.dtype.is_floating_point and g.b.dtype.is_floating_point]
-    if not floating:
+    """The impact of the gap; None where no result could be compared."""
+    if not compared.gaps:
         return None
-    worst = max(floating, key=lambda g: (g.gap.max_abs, g.name == "logits"))
-    logits = [g for g in floating if g.name.split(" ")[0] in ("logits", "output") and g.a.dim() >= 3]
+    floating = compared.floating
+    logits = [g for g in floating if g.result in ("logits", "output") and g.a.dim() >= 3]
     vocabulary = _vocabulary(session, logits)
-    if vocabulary is None:
-        losses = [g for g in floating if g.name.split(" ")[0] == "loss" and g.a.numel() == 1]
-        loss_a, loss_b = (float(losses[0].a), float(losses[0].b)) if losses else (None, None)
-        return Impact(
-            loss_a, loss_b, None if loss_a is None or loss_b is None else abs(loss_b - loss_a), worst.gap.max_abs,
-            worst.gap.max_rel, None, None, max(g.coordinates for g in floating), (), worst.name,
+    seen = _look_at_logits(session, logits, vocabulary) if vocabulary is not None else None
+    worst = _worst(floating, logits if seen is not None else [])
+    part = finite_parts(compared)
+    gaps = part if part.nonfinite_a or part.nonfinite_b or worst is None else worst.gap
+    found = Impact(
+        None, None, None, gaps.max_abs, gaps.max_rel, None, None,
+        max(g.coordinates for g in floating or compared.gaps), (), "" if worst is None else worst.name,
+        elements=part.elements, nonfinite_a=part.nonfinite_a, nonfinite_b=part.nonfinite_b,
+        nonfinite_apart=part.apart, discrete_compared=compared.discrete_compared,
+        discrete_differing=compared.discrete_differing,
+    )  # fmt: skip
+    if seen is not None:
+        found = replace(
+            found, max_kl=max(seen.kl, 0.0), top1_flips=len(seen.flips), tokens=seen.tokens, flips=tuple(seen.flips),
+            predictions=seen.predictions,
         )  # fmt: skip
-    worst = max(logits, key=lambda g: g.gap.max_abs)
-    return _of_logits(session, logits, vocabulary, worst)
+    return _with_loss(found, session, compared, seen)
+
+
+def _worst(floating: Sequence[ResultGap], logits: list[ResultGap]) -> ResultGap | None:
+    """The result with the largest gap: of the logits and single numbers, where there are logits and these differ."""
+    first = (
+        [g for g in floating if any(g is one for one in logits) or g.a.numel() == 1] if logits else floating
+    )
+    worst = max(first, key=lambda g: (g.gap.max_abs, g.name == "logits"), default=None)
+    if worst is None or worst.gap.max_abs:
+        return worst
+    return max(floating, key=lambda g: (g.gap.max_abs, g.name == "logits"))
+
+
+# ---------------------------------------------------------------------- loss
+
+
+def _with_loss(found: Impact, session: Session, compared: ResultComparison, seen: _Logits | None) -> Impact:
+    """The same with the losses that the models returned; with recomputed ones where causal models returned none."""
+    losses_a, losses_b = (_returned_losses(t.run, t.results) for t in (session.a, session.b))
+    if not losses_a and not losses_b:
+        if seen is None or seen.source is None or not seen.losses_a:
+            return found
+        a, b = float(np.mean(seen.losses_a)), float(np.mean(seen.losses_b))
+        return replace(found, loss_a=a, loss_b=b, loss_gap=abs(b - a), loss_source=seen.source)
+    met = next((g for g in compared.gaps if _is_loss(g.result)), None)
+    together = np.sum if met is not None and met.over_calls == "sum" else np.mean
+    a, b = (float(together(losses)) if losses else None for losses in (losses_a, losses_b))
+    gap = abs(b - a) if met is not None and a is not None and b is not None else None
+    return replace(
+        found, loss_a=a, loss_b=b, loss_gap=gap, loss_source=RETURNED, losses_a=losses_a, losses_b=losses_b
+    )
+
+
+def _returned_losses(run: Run, results: Results) -> tuple[float, ...]:
+    """The loss that each call returned: the number of that name, or the first of a tuple if the call was given labels."""
+    found: list[float] = []
+    for call, inputs in zip(results, run.calls, strict=True):
+        numbers = {n: v for n, (v, _) in call.items() if v.dim() == 0 and v.is_floating_point()}
+        name = next(filter(_is_loss, numbers), None)
+        if name is None and "labels" in inputs and next(iter(call), "") in ("[0]", "output"):
+            name = next((n for n in numbers if n in ("[0]", "output")), None)
+        if name is not None:
+            found.append(float(numbers[name]))
+    return tuple(found)
+
+
+def _is_loss(name: str) -> bool:
+    return name.rsplit(".", maxsplit=1)[-1] == "loss"
+
+
+def _targets(run: Run) -> tuple[dict[tuple[int, int], int], str | None]:
+    """The token that each (sample, position) should be predicted to be, and where that comes from.
+
+    Nothing where the model is no causal language model.
+    """
+    if not predicts_next(run.modules):
+        return {}, None
+    if not any(isinstance(call.get("labels"), Tensor) for call in run.calls):
+        return token_ids(run), FROM_IDS
+    found: dict[tuple[int, int], int] = {}
+    for entry, call in zip(run.layout.calls, run.calls, strict=True):
+        labels, coordinates = call.get("labels"), entry.get(DECODER, entry.get(MAIN))
+        if coordinates is None or not isinstance(labels, Tensor) or tuple(labels.shape) != coordinates.shape:
+            continue
+        at = coordinates.valid & (labels.cpu() != _IGNORED)
+        keys = zip(coordinates.sample[at].tolist(), coordinates.position[at].tolist(), strict=True)
+        found.update(zip(keys, labels.cpu()[at].tolist(), strict=True))
+    return found, FROM_LABELS
+
+
+# ---------------------------------------------------------------------- logits
+
+
+@dataclass
+class _Logits:
+    """What the logits of both runs show.
+
+    Attributes:
+        kl: largest divergence, in nats.
+        predictions: next-token distributions that exist in both runs: of logits without NaN or plus infinity.
+        losses_a, losses_b: cross-entropy of each next token that both runs have.
+        source: what the next tokens were taken from; None where the model does not predict them.
+    """
+
+    source: str | None
+    kl: float = 0.0
+    flips: list[NearTie] = field(default_factory=list[NearTie])
+    tokens: int = 0
+    predictions: int = 0
+    losses_a: list[float] = field(default_factory=list[float])
+    losses_b: list[float] = field(default_factory=list[float])
 
 
 def _vocabulary(session: Session, logits: list[ResultGap]) -> int | None:
@@ -186,51 +149,48 @@ def _vocabulary(session: Session, logits: list[ResultGap]) -> int | None:
     return size if ids and max(ids) < size and size > 2 else None
 
 
-def _of_logits(session: Session, logits: list[ResultGap], vocabulary: int, worst: ResultGap) -> Impact:
-    ids_a, ids_b = token_ids(session.a.run), token_ids(session.b.run)
+def _look_at_logits(session: Session, logits: list[ResultGap], vocabulary: int) -> _Logits:
+    (targets_a, source_a), (targets_b, source_b) = _targets(session.a.run), _targets(session.b.run)
+    found = _Logits(source_a if source_a == source_b else None)
     to_b = dict(session.pairing.pairs)
-    losses_a: list[float] = []
-    losses_b: list[float] = []
-    kl, flips, tokens, predictions = 0.0, [], 0, 0
     for result in logits:
-        pairs = result.pairs
         for start, rows_a, rows_b in _rows(result, vocabulary):
             log_a, log_b = torch.log_softmax(rows_a, -1), torch.log_softmax(rows_b, -1)
-            tokens += len(log_a)
+            found.tokens += len(log_a)
             known = ~(log_a.isnan().any(-1) | log_b.isnan().any(-1))
-            predictions += int(known.sum())
+            found.predictions += int(known.sum())
             if bool(known.any()):
-                kl = max(kl, float(_divergence(log_a[known], log_b[known]).max()))
-            top_a, top_b = rows_a.argmax(-1), rows_b.argmax(-1)
-            places = [session.shared.place(pairs, start + i * vocabulary) for i in range(len(log_a))]
-            for row in torch.nonzero((top_a != top_b) & known).reshape(-1).tolist():
-                sample, position = places[row]
-                x, y = int(top_a[row]), int(top_b[row])
-                name = None if sample is None else session.a.run.layout.name(sample)
-                flips.append(
-                    NearTie(
-                        name, position if position is not None else -1, x, y,
-                        float(rows_a[row, x] - rows_a[row, y]), float(rows_b[row, y] - rows_b[row, x]),
-                    )
-                )  # fmt: skip
-            targets: list[tuple[int, int, int]] = []
+                found.kl = max(found.kl, float(_divergence(log_a[known], log_b[known]).max()))
+            places = [session.shared.place(result.pairs, start + i * vocabulary) for i in range(len(log_a))]
+            found.flips += _flips(session, rows_a, rows_b, known, places)
+            next_tokens: list[tuple[int, int, int]] = []
             for row, (sample, position) in enumerate(places):
                 if sample is not None and position is not None:
-                    target_a = ids_a.get((sample, position + 1))
-                    target_b = ids_b.get((to_b.get(sample, -1), position + 1))
+                    target_a = targets_a.get((sample, position + 1))
+                    target_b = targets_b.get((to_b.get(sample, -1), position + 1))
                     if target_a is not None and target_b is not None:
-                        targets.append((row, target_a, target_b))
-            if targets:
-                at, of_a, of_b = torch.tensor(targets, device=log_a.device).unbind(1)
-                losses_a += (-log_a[at, of_a]).tolist()
-                losses_b += (-log_b[at, of_b]).tolist()
-    loss_a = float(np.mean(losses_a)) if losses_a else None
-    loss_b = float(np.mean(losses_b)) if losses_b else None
-    return Impact(
-        loss_a, loss_b, None if loss_a is None or loss_b is None else abs(loss_b - loss_a), worst.gap.max_abs,
-        worst.gap.max_rel, max(kl, 0.0), len(flips), tokens, tuple(flips), worst.name,
-        predictions=predictions,
-    )  # fmt: skip
+                        next_tokens.append((row, target_a, target_b))
+            if next_tokens:
+                at, of_a, of_b = torch.tensor(next_tokens, device=log_a.device).unbind(1)
+                found.losses_a += (-log_a[at, of_a]).tolist()
+                found.losses_b += (-log_b[at, of_b]).tolist()
+    return found
+
+
+def _flips(
+    session: Session, rows_a: Tensor, rows_b: Tensor, known: Tensor,
+    places: list[tuple[int | None, int | None]],
+) -> Iterator[NearTie]:  # fmt: skip
+    """The predictions that differ, of those that exist in both runs."""
+    top_a, top_b = rows_a.argmax(-1), rows_b.argmax(-1)
+    for row in torch.nonzero((top_a != top_b) & known).reshape(-1).tolist():
+        sample, position = places[row]
+        x, y = int(top_a[row]), int(top_b[row])
+        yield NearTie(
+            None if sample is None else session.a.run.layout.name(sample),
+            position if position is not None else -1, x, y,
+            float(rows_a[row, x] - rows_a[row, y]), float(rows_b[row, y] - rows_b[row, x]),
+        )  # fmt: skip
 
 
 def _rows(result: ResultGap, vocabulary: int) -> Iterator[tuple[int, Tensor, Tensor]]:

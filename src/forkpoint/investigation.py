@@ -16,7 +16,6 @@ from torch import Tensor, nn
 from forkpoint import drift, impact, scene
 from forkpoint.errors import SceneError
 from forkpoint.files import check_writable, is_file
-from forkpoint.impact import ResultComparison, compare_results
 from forkpoint.layout import Pairing
 from forkpoint.locate import Located, Tokens, locate
 from forkpoint.match import Join, Joined, Shared
@@ -25,6 +24,7 @@ from forkpoint.modules import wrappings
 from forkpoint.progress import Progress
 from forkpoint.replaced import replaced_modules
 from forkpoint.result import NotCompared, OpRow, Result, RunSummary
+from forkpoint.results import ResultComparison, compare_results
 from forkpoint.run import Run, token_ids
 from forkpoint.session import Session, Traced, trace_faithfully
 from forkpoint.untraced import Untraced
@@ -123,7 +123,7 @@ def _assemble(
         first_nonfinite_b=judged.unfinite.b if judged.unfinite is not None else None,
         impact=impact.measure(session, compared),
         ops=ops,
-        not_compared=_not_compared(rows, compared),
+        not_compared=_not_compared(session, rows, compared),
         drift=drift.measure(session, compared, layers) if not compared.identical else (),
         replaced_modules=replaced_modules(session.b.run.modules) or replaced_modules(session.a.run.modules),
         first_integer=_op_row(first_integer) if first_integer is not None else None,
@@ -176,13 +176,17 @@ def _op_row(row: Joined) -> OpRow:
     )  # fmt: skip
 
 
-def _not_compared(rows: list[Joined], compared: ResultComparison) -> tuple[NotCompared, ...]:
+def _not_compared(
+    session: Session, rows: list[Joined], compared: ResultComparison
+) -> tuple[NotCompared, ...]:
     found = [
         NotCompared(row.op.name, "" if row.op.is_boundary else row.op.site.short, row.reason, row.floating)
         for row in rows
         if (row.status == "not compared" or row.left_out) and row.reason
     ]
     found += [NotCompared(f"result {name}", "", reason, True) for name, reason in compared.left_out]
+    others = {**session.b.others, **session.a.others}
+    found += [NotCompared(f"result {name}", "", f"{kind}: no value", False) for name, kind in others.items()]
     return tuple(found)
 
 

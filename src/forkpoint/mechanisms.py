@@ -14,12 +14,12 @@ from functools import cached_property, partial
 import torch
 from torch import Tensor
 
-from forkpoint.impact import ResultComparison
 from forkpoint.probes.attention import sees_other_keys
 from forkpoint.probes.content import ContentProbe
 from forkpoint.probes.coupling import reads_others
 from forkpoint.probes.origin import Meeting, Origin
 from forkpoint.probes.watchers import Store
+from forkpoint.results import ResultComparison
 from forkpoint.session import Session
 from forkpoint.trace import Op
 

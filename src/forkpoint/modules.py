@@ -146,3 +146,12 @@ def owned(modules: list[tuple[str, nn.Module]]) -> dict[int, tuple[str, Tensor]]
                 if tensor is not None and id(tensor) not in found:
                     found[id(tensor)] = (f"{path}.{name}" if path else name, tensor)
     return found
+
+
+def predicts_next(model: nn.Module | None) -> bool:
+    """Whether the model shifts its labels by one: causal language models do."""
+    if model is None:
+        return False
+    kind = getattr(model, "loss_type", None)
+    name = type(innermost(model)[1]).__name__
+    return kind == "ForCausalLM" or name.endswith(("ForCausalLM", "LMHeadModel"))

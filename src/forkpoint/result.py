@@ -178,9 +178,10 @@ class Impact:
     """Does it matter: the gap of the model's results at shared coordinates."""
 
     loss_a: float | None
-    """Mean cross-entropy of the next token, in nats, over the pairs that both runs have."""
+    """The loss, as `loss_source` says; of several calls that return one, the mean (or the sum, if that is what agrees)."""
     loss_b: float | None
     loss_gap: float | None
+    """None where the losses are of other tokens."""
     max_abs: float
     """Largest absolute gap of elements that are finite in both runs."""
     max_rel: float
@@ -201,6 +202,15 @@ class Impact:
     """How many are NaN or infinite in one run and something else in the other."""
     predictions: int | None = None
     """Next-token distributions that exist in both runs: of logits without NaN or plus infinity."""
+    loss_source: str | None = None
+    """`returned` where the models returned it. `recomputed from labels` or `recomputed from input_ids`: the mean
+    cross-entropy of the next token, in nats, over the pairs that both runs have; of causal models that return none."""
+    losses_a: tuple[float, ...] = ()
+    """What each call returned."""
+    losses_b: tuple[float, ...] = ()
+    discrete_compared: int = 0
+    """Integers, bools and texts that were returned and compared: they are the same or not, and enter no gap."""
+    discrete_differing: int = 0
 
 
 @dataclass(frozen=True)

@@ -5,21 +5,19 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, is_dataclass
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
-from forkpoint.errors import CaptureError, InputError
+from forkpoint.errors import InputError
 from forkpoint.kept import kept_state
 from forkpoint.layout import MAIN, Layout, token_tensor
 from forkpoint.modules import Survey
+from forkpoint.returned import caches_in, results_of
 
 Inputs = Mapping[str, Any]
-
-_CACHES = ("past_key_values", "cache_params", "past_key_value", "mems", "state")
-_HANDED_ON = ("past_key_values", "cache_params")
 
 
 class Observer(Protocol):
@@ -123,7 +121,7 @@ class Run:
                     output = self._invoke(inputs)
                 if observer is not None:
                     observer.after_call(index, output)
-                handed = _caches_in(output)
+                handed = caches_in(output, self.model)
                 outputs.append(output)
         return outputs
 
@@ -235,16 +233,6 @@ def _copy_tensor(value: Tensor) -> Tensor:
     return copied.requires_grad_() if value.requires_grad and value.is_leaf else copied
 
 
-def _caches_in(output: Any) -> dict[str, Any]:
-    """The caches that a call returned, to hand to the next."""
-    caches: dict[str, Any] = {}
-    for name in _HANDED_ON:
-        value = output.get(name) if isinstance(output, Mapping) else getattr(output, name, None)
-        if value is not None:
-            caches[name] = value
-    return caches
-
-
 # ---------------------------------------------------------------------- random state
 
 
@@ -272,54 +260,6 @@ class RandomState:
         torch.set_rng_state(self.cpu)
         if self.cuda:
             torch.cuda.set_rng_state_all(list(self.cuda))
-
-
-# ---------------------------------------------------------------------- results
-
-
-def results_of(output: Any, prefix: str = "") -> dict[str, Tensor]:
-    """Every tensor that a model returned, by name; caches are not results.
-
-    >>> import torch
-    >>> sorted(results_of({"logits": torch.zeros(1), "hidden_states": (torch.zeros(1), torch.zeros(2))}))
-    ['hidden_states[0]', 'hidden_states[1]', 'logits']
-    """
-    if isinstance(output, Tensor):
-        return {prefix or "output": output}
-    if isinstance(output, Mapping):
-        items = [(f"{prefix}.{key}" if prefix else str(key), key, value) for key, value in output.items()]
-    elif is_dataclass(output) and not isinstance(output, type):
-        items = [(f"{prefix}.{k}" if prefix else k, k, v) for k, v in vars(output).items()]
-    elif isinstance(output, (list, tuple)):
-        items = [(f"{prefix}[{i}]", None, value) for i, value in enumerate(output)]
-    else:
-        return {}
-    found: dict[str, Tensor] = {}
-    for name, key, value in items:
-        if key in _CACHES or _is_cache(value):
-            continue
-        found.update(results_of(value, name))
-    return found
-
-
-def _is_cache(value: Any) -> bool:
-    name = type(value).__name__
-    return name.endswith("Cache") or name in ("MambaCache", "RwkvState")
-
-
-def all_results(outputs: Sequence[Any]) -> list[dict[str, Tensor]]:
-    """The results of each call.
-
-    Raises:
-        CaptureError: the model returned no tensor at all.
-    """
-    results = [results_of(output) for output in outputs]
-    if not any(results):
-        kinds = ", ".join(sorted({type(output).__name__ for output in outputs}))
-        raise CaptureError(
-            f"the model returned {kinds}", "at least one tensor", "give call= a function that returns tensors"
-        )
-    return results
 
 
 def token_ids(run: Run) -> dict[tuple[int, int], int]:

@@ -20,7 +20,8 @@ from forkpoint.memory import Memory
 from forkpoint.modules import survey
 from forkpoint.progress import SILENT, Progress
 from forkpoint.promotion import Promotion
-from forkpoint.run import Inputs, RandomState, Run, all_results
+from forkpoint.returned import all_results, others_of
+from forkpoint.run import Inputs, RandomState, Run
 from forkpoint.trace import Trace
 from forkpoint.untraced import Untraced, run_untraced
 
@@ -51,6 +52,8 @@ class Traced:
     """Whether the run drew random numbers."""
     remarks: tuple[str, ...] = ()
     """What a report should say of how it was traced."""
+    others: dict[str, str] = field(default_factory=dict[str, str])
+    """By name the class of what the model returned that has no value to compare."""
     progress: Progress = SILENT
 
     def again(
@@ -181,7 +184,8 @@ def trace_run(
         {name: (value, recorder.label_of_result(value, index)) for name, value in call.items()}
         for index, call in enumerate(all_results(outputs))
     ]
-    return Traced(run, trace, results, random, recorder, functions, progress=progress)
+    others = {name: kind for output in outputs for name, kind in others_of(output).items()}
+    return Traced(run, trace, results, random, recorder, functions, progress=progress, others=others)
 
 
 _FROZEN_AT_START = 1 << 10

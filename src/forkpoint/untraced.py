@@ -8,7 +8,8 @@ from torch import Tensor
 
 from forkpoint.capture.digest import prepare
 from forkpoint.progress import SILENT, Progress
-from forkpoint.run import RandomState, Run, all_results
+from forkpoint.returned import all_results
+from forkpoint.run import RandomState, Run
 
 
 @dataclass

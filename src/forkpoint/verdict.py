@@ -17,7 +17,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from forkpoint.impact import ResultComparison, finite_parts
 from forkpoint.locate import Located, Tokens, describe_values, fetch_op
 from forkpoint.mechanisms import ROUNDING_ADVICE, Case, Mechanism, recognise
 from forkpoint.probes.content import ContentProbe, content
@@ -32,6 +31,7 @@ from forkpoint.probes.repeat import repeat
 from forkpoint.probes.replay import Replay, replay
 from forkpoint.promotion import Promotion
 from forkpoint.result import Divergence, ProbeResult, Verdict, VerdictKind
+from forkpoint.results import ResultComparison, finite_parts
 from forkpoint.session import Session
 from forkpoint.trace import Event, Op
 
@@ -63,7 +63,7 @@ def without_probes(compared: ResultComparison) -> Verdict:
         summary = f"no result could be compared: {reason}"
         return Verdict(VerdictKind.UNDETERMINED, None, None, summary, advice=_LAYOUT_ADVICE)
     if compared.missing and not compared.differs:
-        return Verdict(VerdictKind.UNDETERMINED, None, None, compared.missing, advice=_LAYOUT_ADVICE)
+        return _not_all(compared, [])
     return Verdict(VerdictKind.UNDETERMINED, None, None, "the results differ")
 
 
@@ -118,6 +118,8 @@ def _judge(
     alone = replay(located) if located is not None else None
     if alone is not None:
         evidence.append(alone.result)
+    if compared.missing:
+        return Judgement(_not_all(compared, evidence))
     if exact.vanishes:
         return Judgement(_rounding(session, exact, alone, given, located, evidence))
     return _refused(session, exact, alone, given, located, evidence)
@@ -126,6 +128,12 @@ def _judge(
 def _decides_apart(session: Session, exact: Precision, compared: ResultComparison) -> bool:
     """Whether decisions may be why the runs differ: the gap does not fall in float64, or a token is decided otherwise."""
     return not exact.falls_from(compared) or decided_apart(session.join)
+
+
+def _not_all(compared: ResultComparison, evidence: list[ProbeResult]) -> Verdict:
+    """What was returned but not compared may hold any difference, whatever the rest shows."""
+    summary = f"not all that was returned could be compared: {compared.missing}"
+    return Verdict(VerdictKind.UNDETERMINED, None, None, summary, tuple(evidence), _LAYOUT_ADVICE)
 
 
 def _inputs_verdict(given: Inputs, evidence: list[ProbeResult]) -> Verdict:

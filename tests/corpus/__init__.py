@@ -19,6 +19,7 @@ from . import (  # noqa: F401  (each registers its cases)
     cases_packing,
     cases_padding,
     cases_precision,
+    cases_results,
     cases_rounding,
     cases_sound,
     cases_state,

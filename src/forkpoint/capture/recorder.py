@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, ClassVar, Protocol, runtime_checkable
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -695,7 +696,8 @@ class Recorder:
         """The label of something that the model returned in a call.
 
         Where a tap lost sight of some of the tokens, a result of the shape of the call's own input,
-        [rows, columns, ...], holds the call's tokens in their places.
+        [rows, columns, ...], holds the call's tokens in their places. What no tap saw being made (numbers that
+        the model took out of tensors) with an entry for each row belongs to the rows, else to the whole call.
         """
         known = self._find(value)
         label = known[1].label if known is not None else None
@@ -706,8 +708,28 @@ class Recorder:
             like_input = slots.ndim == 2 and value.dim() >= 2 and tuple(value.shape[:2]) == slots.shape
             if like_input and self._lost_some(label, call, stream, slots):
                 return self.labels.make(slots.reshape(slots.shape + (1,) * (value.dim() - 2)))
+            if known is None:
+                whole = np.full((1,) * value.dim(), self.table.union(slots), dtype=np.int32)
+                return self.label_by_size(value, call) or self.labels.make(whole)
             break
         return label
+
+    def label_by_size(self, value: Tensor, call: int) -> Label | None:
+        """The label of a value with an entry for each of a call's rows, or for each token of a lone row."""
+        slots = self.table.slots(call, DECODER)
+        slots = self.table.slots(call, MAIN) if slots is None else slots
+        size = value.shape[0] if value.dim() else 0
+        if slots is None or not size:
+            return None
+        if size == slots.shape[0]:
+            rows = self.labels.make(slots)
+            rows = self.labels.reduce(rows, range(1, slots.ndim), keepdim=False)
+            ids = None if rows is None else rows.q
+        else:
+            ids = slots[0] if slots.shape == (1, size) else None
+        if ids is None:
+            return None
+        return self.labels.make(ids.reshape(ids.shape + (1,) * (value.dim() - ids.ndim)))
 
     def _lost_some(self, label: Label | None, call: int, stream: str, slots: Ids) -> bool:
         """Whether a label of tokens, not of sets of them, lacks some of a call's."""

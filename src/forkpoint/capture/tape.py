@@ -44,6 +44,7 @@ from forkpoint.capture.mode import Reel, Tap, bytes_of, outputs_in, transforms, 
 from forkpoint.capture.pattern import Columns
 from forkpoint.capture.rules import tensors_in
 from forkpoint.capture.sites import NOWHERE, Place
+from forkpoint.returned import fields_of
 from forkpoint.trace import Op, Row
 
 if TYPE_CHECKING:
@@ -244,7 +245,8 @@ class Tape(Reel):
         if type(result) is Tensor:
             return (result,)
         if is_dataclass(result) and not isinstance(result, (type, dict)):
-            return tuple(tensors_in([getattr(result, field.name) for field in fields(result)], 2))
+            held = fields_of(result) or {}
+            return tuple(tensors_in([held.get(field.name) for field in fields(result)], 2))
         return tuple(tensors_in(result, 2))
 
     # ------------------------------------------------------------------ reading

@@ -6,13 +6,13 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from forkpoint.impact import ResultComparison, compare_results
 from forkpoint.probes.decisions import other_content
 from forkpoint.probes.held import HeldRuns
 from forkpoint.probes.precision import Precision
 from forkpoint.probes.watchers import OtherContent
 from forkpoint.promotion import Promotion
 from forkpoint.result import ProbeResult
+from forkpoint.results import ResultComparison, compare_results
 from forkpoint.session import Results, Session
 
 
@@ -50,7 +50,7 @@ def content(session: Session, exact: Precision, compared: ResultComparison) -> C
             if not watcher.replaced:
                 continue
             asked = True
-            if _against(session, compared, name, traced.results, results).identical:
+            if not _against(session, compared, name, traced.results, results).differs:
                 continue
         changed = True
         watcher = OtherContent(keep)
@@ -58,9 +58,7 @@ def content(session: Session, exact: Precision, compared: ResultComparison) -> C
             held = other_content(session, name, watcher)
             asked |= watcher.replaced > 0
             if held is not None and held.excess > 1:
-                return _leak(
-                    name, held.compared.max_abs, "decisions held in float64 but for those that it moves"
-                )
+                return _leak(name, held.compared, "decisions held in float64 but for those that it moves")
             continue
         moved = traced.again(watcher=watcher, promotion=Promotion())
         if not watcher.replaced:
@@ -69,7 +67,7 @@ def content(session: Session, exact: Precision, compared: ResultComparison) -> C
         asked = True
         in_float64 = _against(session, compared, name, exact.b if name == "b" else exact.a, moved)
         if exact.beyond_noise(in_float64) > 1:
-            return _leak(name, in_float64.max_abs, "in float64 too")
+            return _leak(name, in_float64, "in float64 too")
     if not asked:
         text = "both runs hold the same tokens: nothing to replace"
         return ContentProbe(False, False, "", ProbeResult("content", "nothing", None, text))
@@ -80,9 +78,12 @@ def content(session: Session, exact: Precision, compared: ResultComparison) -> C
     return ContentProbe(False, True, "", ProbeResult("content", "untouched", 0.0, text))
 
 
-def _leak(run: str, gap: float, how: str) -> ContentProbe:
-    text = f"other content where the other run has none changes the result of run {run.upper()} by {gap:.2g}, {how}"
-    return ContentProbe(True, True, run, ProbeResult("content", "changes", gap, text))
+def _leak(run: str, moved: ResultComparison, how: str) -> ContentProbe:
+    what = f"the result of run {run.upper()} by {moved.max_abs:.2g}"
+    if not moved.max_abs:
+        what = f"{moved.discrete_differing} of {moved.discrete_compared} integer results of run {run.upper()}"
+    text = f"other content where the other run has none changes {what}, {how}"
+    return ContentProbe(True, True, run, ProbeResult("content", "changes", moved.distance, text))
 
 
 def _against(

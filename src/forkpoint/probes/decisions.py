@@ -30,7 +30,6 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from forkpoint.align import gap, pair_elements
-from forkpoint.impact import ResultComparison, ResultGap, compare_results
 from forkpoint.match import Shared
 from forkpoint.memory import Shelf
 from forkpoint.probes.deciding import Decision, Forcing, Noting, TooLargeError
@@ -40,6 +39,7 @@ from forkpoint.probes.origin import Origin
 from forkpoint.probes.precision import NOISE_RUNS, Precision, Rounding, excess, largest_changes
 from forkpoint.probes.watchers import Kept, OtherContent, Patched, Store
 from forkpoint.result import ProbeResult
+from forkpoint.results import ResultComparison, ResultGap, compare_results
 from forkpoint.session import Results, Session, Traced
 
 MAX_NOTED = 1 << 31
@@ -86,7 +86,10 @@ def decisions(session: Session, weights: tuple[Weight, ...] = ()) -> Precision |
             return None
         vanishes = held.excess <= 1
         noise = max(held.rounding.after(len(held.rounding.found) or NOISE_RUNS).values(), default=0.0)
-    largest, relative = held.compared.max_abs, max((g.gap.max_rel for g in held.compared.gaps), default=0.0)
+    largest, relative = (
+        held.compared.max_abs,
+        max((g.gap.max_rel for g in held.compared.floating), default=0.0),
+    )
     text = _text(session, held, vanishes, largest, noise)
     return Precision(
         held.a, held.b, held.compared, held.rounding, tuple(dict.fromkeys(held.runs.refused)), vanishes, largest,

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from forkpoint.distance import spacing, unit_at
 from forkpoint.equality import same_bits
 from forkpoint.layout import DECODER, MAIN
-from forkpoint.modules import innermost, unwrapped, wrappings
+from forkpoint.modules import predicts_next, unwrapped, wrappings
 from forkpoint.result import ProbeResult
 from forkpoint.run import Run
 from forkpoint.session import Session
@@ -125,7 +125,7 @@ def _label_pairs(session: Session, run: Run, which: str) -> Counter[Any]:
     to_a = (
         {s: s for s, _ in session.pairing.pairs} if which == "a" else {b: a for a, b in session.pairing.pairs}
     )
-    shift = _predicts_next(run.modules)
+    shift = predicts_next(run.modules)
     for call, (entry, inputs_) in enumerate(zip(run.layout.calls, run.calls, strict=True)):
         labels = inputs_.get("labels")
         coordinates = entry.get(DECODER, entry.get(MAIN))
@@ -150,15 +150,6 @@ def _label_pairs(session: Session, run: Run, which: str) -> Counter[Any]:
                 place = (to_a.get(sample, ("mate", sample)), position)
             found[(place, int(rows[row, column]))] += 1
     return found
-
-
-def _predicts_next(model: nn.Module | None) -> bool:
-    """Whether the model shifts its labels by one: causal language models do."""
-    if model is None:
-        return False
-    kind = getattr(model, "loss_type", None)
-    name = type(innermost(model)[1]).__name__
-    return kind == "ForCausalLM" or name.endswith(("ForCausalLM", "LMHeadModel"))
 
 
 # ---------------------------------------------------------------------- weights

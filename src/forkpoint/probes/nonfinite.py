@@ -22,10 +22,10 @@ from forkpoint.capture.labels import Label
 from forkpoint.capture.recorder import Fetch, Recorder, Taken
 from forkpoint.capture.writes import INDEXED_WRITES
 from forkpoint.finite import FinitePart, all_finite
-from forkpoint.impact import ResultComparison, finite_parts
 from forkpoint.locate import Located, named_inputs
 from forkpoint.probes.replay import in_float64
 from forkpoint.result import NonFinite, ProbeResult
+from forkpoint.results import ResultComparison, finite_parts
 from forkpoint.session import Session, Traced
 from forkpoint.trace import Event, Op
 

@@ -17,12 +17,12 @@ import numpy as np
 
 from forkpoint.align import Gap, gap, pair_elements
 from forkpoint.drift import layer_paths
-from forkpoint.impact import compare_results
 from forkpoint.pairs import Pairs
 from forkpoint.probes.inputs import Weight, same_weights
 from forkpoint.probes.precision import Precision
 from forkpoint.probes.watchers import Kept, Store, Values
 from forkpoint.result import ProbeResult
+from forkpoint.results import compare_results
 from forkpoint.session import Session
 from forkpoint.trace import Op, Trace
 
@@ -162,7 +162,7 @@ def _numeric(meeting: Meeting) -> bool:
 def _threshold(exact: Precision) -> float:
     """What a value may differ by, relative to its largest element, and still be float64's rounding."""
     relative = 0.0
-    for result in exact.compared.gaps:
+    for result in exact.compared.floating:
         scale = result.gap.max_abs / result.gap.max_rel if result.gap.max_rel else 0.0
         if scale:
             relative = max(relative, exact.noise.get(result.result, 0.0) / scale)
@@ -329,10 +329,10 @@ def _try(session: Session, exact: Precision, values: Values) -> tuple[float, flo
         return 0.0, -1.0
     if patched is None:
         return 0.0, -1.0
-    before = exact.compared.max_abs
+    before = exact.compared.distance
     after = compare_results(session, exact.a, patched)
     moved = compare_results(session, exact.b, patched, own="b")
-    closes = 0.0 if before == 0 else max(0.0, 1 - after.max_abs / before)
+    closes = 0.0 if before == 0 else max(0.0, 1 - after.distance / before)
     if not np.isfinite(before):  # NaN or infinity in one run alone
         closes = float(np.isfinite(after.max_abs))
     return closes, exact.beyond_noise(moved)

@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from forkpoint.capture.recorder import Watcher
-from forkpoint.impact import ResultComparison, compare_results, finite_parts
 from forkpoint.probes.inputs import Weight, same_weights
 from forkpoint.probes.noise import Noise
 from forkpoint.probes.watchers import Patch, Patched, Values
 from forkpoint.promotion import Promotion
 from forkpoint.result import ProbeResult
+from forkpoint.results import ResultComparison, compare_results, finite_parts
 from forkpoint.session import Results, Session
 
 NOISE_RUNS = 2
@@ -30,7 +30,9 @@ _FLOOR = 64 * _EPS
 
 
 class Rounding:
-    """The largest absolute effect of float64's own rounding on the results of a run, by their names.
+    """The largest effect of float64's own rounding on the results of a run, by their names.
+
+    For floating-point results it is absolute; of integers and texts it is how many of them change.
 
     Args:
         measure: gives it for run number 0, 1, ...; each takes as long as a run in float64.
@@ -132,15 +134,18 @@ def precision(session: Session, weights: tuple[Weight, ...] = ()) -> Precision:
 
     rounding = Rounding(measure)
     gap = compared.max_abs
-    relative = max((g.gap.max_rel for g in compared.gaps), default=0.0)
+    relative = max((g.gap.max_rel for g in compared.floating), default=0.0)
     vanishes = excess(compared, rounding) <= 1
     part = finite_parts(compared)
     if part.apart:
         text = f"in float64 {part.apart:,} elements are NaN or infinite in one run alone"
         if part.max_abs:
             text += f"; the gap of the others is {part.max_abs:.2g}"
-    elif not gap:
+    elif not compared.differs:
         text = "in float64 the results are the same, bit for bit"
+    elif not gap:
+        flipped, among = compared.discrete_differing, compared.discrete_compared
+        text = f"in float64 {flipped} of {among} integer results differ"
     elif vanishes and not rounding.found:  # no more than the rounding of the results themselves
         text = f"in float64 the gap is {gap:.2g}, {relative / _EPS:.2g} units in the last place of the largest value"
     else:
@@ -156,21 +161,27 @@ def precision(session: Session, weights: tuple[Weight, ...] = ()) -> Precision:
 
 
 def measure_noise(session: Session, exact: Results, seed: int) -> dict[str, float]:
-    """For each result of run A, the largest change when every rounding is moved by one ULP of float64, up or down."""
+    """For each result of run A, the largest change when every rounding is moved by one ULP of float64, up or down.
+
+    For integers and texts it is how many of them change.
+    """
     promotion = Promotion()
     noisy = Noise(seed, promotion.value)
     return largest_changes(exact, session.a.in_float64(promotion, under=lambda: noisy))
 
 
 def largest_changes(exact: Results, moved: Results) -> dict[str, float]:
-    """For each result the largest absolute difference between two runs of one layout."""
+    """For each result the largest absolute difference between two runs of one layout; how many integers differ."""
     noise: dict[str, float] = {}
     for before, after in zip(exact, moved, strict=True):
         for name, (value, _) in before.items():
-            if name in after and value.dtype.is_floating_point and value.shape == after[name][0].shape:
-                change = (after[name][0].double() - value.double()).abs().nan_to_num(0.0, 0.0, 0.0)
-                if change.numel():
-                    noise[name] = max(noise.get(name, 0.0), float(change.max()))
+            if name not in after or value.shape != after[name][0].shape or not value.numel():
+                continue
+            if value.dtype.is_floating_point:
+                change = (after[name][0].double() - value.double()).abs().nan_to_num(0.0, 0.0, 0.0).max()
+            else:
+                change = (after[name][0] != value).sum()
+            noise[name] = max(noise.get(name, 0.0), float(change))
     return noise
 
 
@@ -180,7 +191,7 @@ def excess(compared: ResultComparison, rounding: Rounding) -> float:
     Noise is measured only beyond the results' own rounding, and no more often than until the gap is within it: what
     further runs find can only be larger.
     """
-    if not all(math.isfinite(result.gap.max_abs) for result in compared.gaps):
+    if not all(math.isfinite(result.gap.max_abs) for result in compared.floating):
         return math.inf
     found = _times(compared, {})
     for runs in range(1, NOISE_RUNS + 1):
@@ -194,6 +205,11 @@ def _times(compared: ResultComparison, noise: dict[str, float]) -> float:
     """The largest gap in multiples of the results' own rounding, and where it is larger of that and some noise."""
     worst = 0.0
     for result in compared.gaps:
+        if not result.floating:
+            allowed = NOISE_MARGIN * noise.get(result.result, 0.0)
+            if result.gap.differing:
+                worst = max(worst, result.gap.differing / allowed if allowed else math.inf)
+            continue
         if not result.gap.max_abs:
             continue
         scale = result.gap.max_abs / result.gap.max_rel if result.gap.max_rel else 0.0

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 
 from forkpoint.equality import same_results
 from forkpoint.result import ProbeResult
-from forkpoint.run import RandomState, all_results
+from forkpoint.returned import all_results
+from forkpoint.run import RandomState
 from forkpoint.session import Session, Traced, plain
 
 

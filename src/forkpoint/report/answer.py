@@ -91,8 +91,11 @@ def impact(result: Result, words: Words) -> Section:
         return Section("impact", title, (Paragraph(line(words("impact.none"))),))
     facts: list[Fact] = []
     if found.loss_a is not None and found.loss_b is not None:
-        facts.append(Fact(words("loss"), (_loss(found.loss_a, found.loss_b, found.loss_gap, words),)))
-    facts.append(Fact(words("gap"), (_gap(result, found, words),)))
+        facts.append(Fact(words("loss"), _losses(found, found.loss_a, found.loss_b, words)))
+    if found.result or not found.discrete_compared:
+        facts.append(Fact(words("gap"), (_gap(result, found, words),)))
+    if found.discrete_compared:
+        facts.append(Fact(words("discrete"), (_discrete(found, words),)))
     if found.nonfinite_a or found.nonfinite_b:
         facts.append(Fact(words("nonfinite"), (_nonfinite(found, words),)))
     if found.predictions == 0:
@@ -105,14 +108,36 @@ def impact(result: Result, words: Words) -> Section:
     return Section("impact", title, tuple(facts))
 
 
+def _losses(found: Impact, a: float, b: float, words: Words) -> tuple[Line, ...]:
+    """The losses, where they come from, and what each of several calls returned."""
+    source = ""
+    if found.loss_source == "returned":
+        source = words("loss.returned")
+    elif found.loss_source is not None:
+        source = words("loss.recomputed", labels=found.loss_source.split()[-1])
+    lines = [line(*_loss(a, b, found.loss_gap, words), muted(words("aside", text=source)) if source else "")]
+    for run, losses in (("A", found.losses_a), ("B", found.losses_b)):
+        if len(losses) > 1:
+            numbers = words("comma").join(pair(loss, loss)[0] for loss in losses)
+            lines.append(line(muted(words.many("loss.calls", len(losses), run=run, losses=numbers))))
+    return tuple(lines)
+
+
 def _loss(a: float, b: float, gap: float | None, words: Words) -> Line:
     if a == b:
         return line(words("loss.same", loss=pair(a, b)[0]))
     text_a, text_b = pair(a, b)
     if not (math.isfinite(a) and math.isfinite(b)):
         return line(f"A {text_a}   B {text_b}   ", words("aside", text=words("loss.nonfinite")).strip())
-    shown = short(abs(b - a) if gap is None else abs(gap))
-    return line(f"A {text_a}   B {text_b}   ", words("loss.gap", gap=shown))
+    shown = words("loss.other") if gap is None else words("loss.gap", gap=short(gap))
+    return line(f"A {text_a}   B {text_b}   ", shown)
+
+
+def _discrete(found: Impact, words: Words) -> Line:
+    whole = count(found.discrete_compared)
+    if not found.discrete_differing:
+        return line(words("discrete.same", whole=whole))
+    return line(strong(words("discrete.some", part=count(found.discrete_differing), whole=whole)))
 
 
 def _kl(found: Impact, value: float, words: Words) -> str:

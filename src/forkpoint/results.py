@@ -1,0 +1,258 @@
+"""What the two runs returned, compared: at shared coordinates where it has them, whole where it has none."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from forkpoint.align import Gap, gap, pair_elements
+from forkpoint.capture.coordinates import CoordinateTable
+from forkpoint.capture.labels import Label
+from forkpoint.finite import FinitePart, all_finite, finite_part
+from forkpoint.match import Shared
+from forkpoint.pairs import Pairs
+from forkpoint.session import Results, Session, Traced
+
+Labelled = tuple[Tensor, Label | None]
+
+_MIXED = "it is of tokens that one run alone has, too"
+
+
+@dataclass(frozen=True)
+class ResultGap:
+    """One returned tensor of both runs, compared.
+
+    Attributes:
+        name: its name, with the call where there are several.
+        coordinates: how many token coordinates (or whole values) were compared.
+        over_calls: `mean` or `sum` where it is one number for each call, and these were taken together.
+    """
+
+    name: str
+    a: Tensor
+    b: Tensor
+    pairs: Pairs
+    gap: Gap
+    coordinates: int
+    over_calls: str = ""
+
+    @property
+    def result(self) -> str:
+        """The name without the call."""
+        return self.name.split(" (call")[0]
+
+    @property
+    def floating(self) -> bool:
+        """Whether it is compared as numbers that may lie apart: integers, bools and texts are equal or not."""
+        return all(value.is_floating_point() or value.is_complex() for value in (self.a, self.b))
+
+
+@dataclass(frozen=True)
+class ResultComparison:
+    """Every returned tensor of both runs, compared; and those that could not be."""
+
+    gaps: tuple[ResultGap, ...]
+    left_out: tuple[tuple[str, str], ...]
+    missing: str = ""
+    """What was returned, and may be shared, but could not be compared; empty where there is nothing."""
+
+    @property
+    def identical(self) -> bool:
+        """Every result that both runs have is the same, bit for bit, and there is one."""
+        return bool(self.gaps) and not self.missing and not self.differs
+
+    @property
+    def differs(self) -> bool:
+        """Whether anything that was compared does."""
+        return any(g.gap.differing for g in self.gaps)
+
+    @property
+    def floating(self) -> tuple[ResultGap, ...]:
+        return tuple(g for g in self.gaps if g.floating)
+
+    @property
+    def max_abs(self) -> float:
+        """The largest gap of floating-point results."""
+        return max((g.gap.max_abs for g in self.floating), default=0.0)
+
+    @property
+    def distance(self) -> float:
+        """The largest gap; where no floating-point result differs, how many integers and texts do."""
+        return self.max_abs or float(self.discrete_differing)
+
+    @property
+    def discrete_differing(self) -> int:
+        """How many integers, bools and texts differ."""
+        return sum(g.gap.differing for g in self.gaps if not g.floating)
+
+    @property
+    def discrete_compared(self) -> int:
+        return sum(g.gap.compared for g in self.gaps if not g.floating)
+
+
+def compare_results(
+    session: Session, a: Results | None = None, b: Results | None = None, *, own: str | None = None
+) -> ResultComparison:
+    """Compare what the two runs returned, at shared coordinates where it has them, whole where not.
+
+    Calls meet one to one if the runs have as many; else every call meets every other, where they
+    share tokens (a full forward against prefill and decoding steps).
+
+    Args:
+        a, b: other results of the runs (in float64); by default those of the traced runs.
+        own: `a` or `b` if both results are of that one run.
+    """
+    shared = session.shared if own is None else session.shared.within(own)
+    traced = (session.a if own != "b" else session.b), (session.b if own != "a" else session.a)
+    sides = _Sides(shared, a or session.a.results, b or session.b.results, *traced)
+    gaps: list[ResultGap] = []
+    left_out: dict[str, str] = {}
+    missing: list[str] = []
+    for name in sides.names:
+        met, reason = sides.compare(name)
+        gaps += met
+        lost = sides.uncompared(name, met) if met else 0
+        if not lost and (met or not reason):
+            continue
+        if lost:
+            missing.append(f"{lost} tokens that both runs have could not be compared in {name}")
+        elif not sides.is_of_one_run(name):
+            reason = _MIXED if sides.mixes(name) else reason
+            missing.append(f"{name}: {reason}")
+        left_out[name] = missing[-1] if lost else reason
+    return ResultComparison(tuple(gaps), tuple(sorted(left_out.items())), "; ".join(missing))
+
+
+class _Sides:
+    """The results of two runs, and how their coordinates belong together."""
+
+    def __init__(self, shared: Shared, a: Results, b: Results, run_a: Traced, run_b: Traced) -> None:
+        self.shared, self.a, self.b = shared, a, b
+        self.tables = run_a.trace.table, run_b.trace.table
+        self.one_run = run_a is run_b
+        self.by_size = run_a.recorder.label_by_size, run_b.recorder.label_by_size
+        self.names = list(dict.fromkeys(name for call in (*a, *b) for name in call))
+        self.several = len(a) > 1 or len(b) > 1
+
+    def compare(self, name: str) -> tuple[list[ResultGap], str]:
+        """One result, call by call; and why it could not be compared, where it holds anything and was not."""
+        returned = self.calls(name)
+        for run, mine in zip("AB", returned, strict=True):
+            if not mine:
+                return [], f"only run {'B' if run == 'A' else 'A'} returns it"
+        together = self._over_calls(name, *returned)
+        if together is not None:
+            return [together], ""
+        met: list[ResultGap] = []
+        reason = "no call returns it in both runs"
+        for index_a, (value_a, label_a) in returned[0].items():
+            for index_b, (value_b, label_b) in returned[1].items():
+                if len(self.a) == len(self.b) and index_a != index_b:
+                    continue
+                pairs = pair_elements(value_a, label_a, value_b, label_b, self.shared)
+                if label_a is None and label_b is None and (self.one_run or not len(pairs)):
+                    rows_a, rows_b = self.by_size[0](value_a, index_a), self.by_size[1](value_b, index_b)
+                    pairs = pair_elements(value_a, rows_a, value_b, rows_b, self.shared)
+                if not len(pairs):
+                    empty = not value_a.numel() and not value_b.numel()
+                    reason = "" if empty else pairs.reason
+                    continue
+                title = f"{name} (call {index_a} and {index_b})" if self.several else name
+                count = len(pairs.distinct)
+                met.append(ResultGap(title, value_a, value_b, pairs, gap(value_a, value_b, pairs), count))
+        return met, reason
+
+    def calls(self, name: str) -> tuple[dict[int, Labelled], dict[int, Labelled]]:
+        """What each run returned under a name, by call."""
+        in_a, in_b = (
+            {i: call[name] for i, call in enumerate(run) if name in call} for run in (self.a, self.b)
+        )
+        return in_a, in_b
+
+    def _over_calls(self, name: str, a: dict[int, Labelled], b: dict[int, Labelled]) -> ResultGap | None:
+        """One number a call, of other tokens in each run's calls, taken together: micro-batches of one batch.
+
+        They add up, or are averaged as gradient accumulation does; whichever brings the runs nearer counts.
+        None where it is not that.
+        """
+        if len(a) == len(b):
+            return None
+        for calls, table in ((a, self.tables[0]), (b, self.tables[1])):
+            if not all(value.numel() == 1 and _is_whole(label, table) for value, label in calls.values()):
+                return None
+        numbers_a, numbers_b = ([value.reshape(()).cpu() for value, _ in run.values()] for run in (a, b))
+        pairs = Pairs.whole(1)
+        found: list[ResultGap] = []
+        for how in ("mean", "sum"):
+            one, other = _together(numbers_a, how), _together(numbers_b, how)
+            if one is not None and other is not None:
+                found.append(ResultGap(name, one, other, pairs, gap(one, other, pairs), 1, how))
+        return min(found, key=lambda g: (g.gap.differing, g.gap.max_rel))
+
+    def is_of_one_run(self, name: str) -> bool:
+        """Whether a result is only of tokens that one run alone has, so that there is nothing to compare it with."""
+        return not any(shared or not members for members, shared in self._members(name))
+
+    def mixes(self, name: str) -> bool:
+        """Whether a value in a result is of tokens that both runs have and of some that one alone has."""
+        return any(0 < shared < members for members, shared in self._members(name))
+
+    def _members(self, name: str) -> Iterator[tuple[int, int]]:
+        """For each value in a result how many tokens it is of, and how many of them both runs have; (0, 0) for none."""
+        known = zip(self.calls(name), self.tables, (self.shared.a, self.shared.b), strict=True)
+        for calls, table, numbers in known:
+            for _, label in calls.values():
+                if label is None:
+                    yield 0, 0
+                    continue
+                for item in np.unique(label.q[label.q >= 0]).tolist():
+                    tokens = list(table.members[item] or (item,))
+                    yield len(tokens), int((numbers[tokens] >= 0).sum())
+
+    def uncompared(self, name: str, met: list[ResultGap]) -> int:
+        """How many tokens a result holds in both runs without having been compared."""
+        if any(g.pairs.by_sample or (len(g.pairs) and not g.pairs.coordinates.any()) for g in met):
+            return 0  # compared whole, or a vector for each sample
+        compared = {int(n) for result in met for n in result.pairs.distinct}
+        in_a, in_b = self.calls(name)
+        tokens_a, tokens_b = _numbers(in_a, self.shared.a), _numbers(in_b, self.shared.b)
+        return len((tokens_a & tokens_b) - compared)
+
+
+def _is_whole(label: Label | None, table: CoordinateTable) -> bool:
+    """Whether a value of one element belongs to no one token."""
+    return label is None or all(table.tokens[i] is None for i in label.q.reshape(-1).tolist() if i >= 0)
+
+
+def _together(numbers: list[Tensor], how: str) -> Tensor | None:
+    """The numbers of all calls as one; integers have a mean if they are the same in every call."""
+    if not all(n.is_floating_point() for n in numbers):
+        if how == "sum":
+            return torch.stack(numbers).sum()
+        return numbers[0] if all(n == numbers[0] for n in numbers) else None
+    wide = torch.stack([n.double() for n in numbers])
+    return wide.sum() if how == "sum" else wide.mean()
+
+
+def _numbers(calls: dict[int, Labelled], numbers: np.ndarray) -> set[int]:
+    """Shared numbers of what a result holds in all calls."""
+    found: set[int] = set()
+    for _, label in calls.values():
+        if label is not None:
+            found.update(int(n) for n in np.unique(numbers[label.q]) if n > 0)
+    return found
+
+
+def finite_parts(compared: ResultComparison) -> FinitePart:
+    """The NaN and infinities of all floating-point results, and the gap of their other elements."""
+    parts = [
+        FinitePart(len(g.pairs), max_abs=g.gap.max_abs, max_rel=g.gap.max_rel)
+        if all_finite(g.a) and all_finite(g.b)
+        else finite_part(g.a, g.b, g.pairs)
+        for g in compared.floating
+    ]
+    return sum(parts, FinitePart())

@@ -1,0 +1,196 @@
+"""What a model returned: all in it that can be compared, by name; and the caches, which are no results."""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import is_dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import PackedSequence
+
+from forkpoint.errors import CaptureError
+
+_CACHES = ("past_key_values", "cache_params", "past_key_value", "mems", "state")
+"""Names under which models return caches; a bare tensor of such a name is a result like any other."""
+_HANDED_ON = ("past_key_values", "cache_params")
+_NUMBERS = (bool, int, float, complex, np.bool_, np.number)
+_NUMERIC = "biufc"
+"""Kinds of NumPy's dtypes that are numbers."""
+
+
+# ---------------------------------------------------------------------- results
+
+
+def results_of(output: Any) -> dict[str, Tensor]:
+    """Every value that a model returned, by name; caches are not results, and None is none.
+
+    Numbers of Python and NumPy, and lists of them, become tensors. Texts become the digest of their
+    characters, [] or [texts], int64, since all there is to compare is whether they are the same.
+
+    >>> import torch
+    >>> sorted(results_of({"logits": torch.zeros(1), "hidden_states": (torch.zeros(1), torch.zeros(2))}))
+    ['hidden_states[0]', 'hidden_states[1]', 'logits']
+    >>> results_of({"loss": 0.5, "lengths": [3, 5]})
+    {'loss': tensor(0.5000, dtype=torch.float64), 'lengths': tensor([3, 5])}
+    """
+    return {
+        name: value if isinstance(value, Tensor) else _as_tensor(value)
+        for name, value in _leaves(output, "")
+        if isinstance(value, Tensor) or _is_value(value)
+    }
+
+
+def others_of(output: Any) -> dict[str, str]:
+    """By name the class of every object in what a model returned that has no value to compare."""
+    return {
+        name: type(value).__name__
+        for name, value in _leaves(output, "")
+        if not isinstance(value, Tensor) and not _is_value(value)
+    }
+
+
+def all_results(outputs: Sequence[Any]) -> list[dict[str, Tensor]]:
+    """The results of each call.
+
+    Raises:
+        CaptureError: the model returned neither a tensor nor a number.
+    """
+    results = [results_of(output) for output in outputs]
+    leaves = [value for output in outputs for _, value in _leaves(output, "")]
+    if not any(isinstance(value, Tensor) or (_is_value(value) and not _is_text(value)) for value in leaves):
+        kinds = ", ".join(sorted({type(output).__name__ for output in outputs}))
+        raise CaptureError(
+            f"the model returned {kinds}", "at least one tensor", "give call= a function that returns tensors"
+        )
+    return results
+
+
+def _leaves(output: Any, name: str, key: Any = None) -> Iterator[tuple[str, Any]]:
+    """(name, value) of all that is no container: tensors, numbers or rectangular lists of them, texts, objects."""
+    if output is None or _is_cache(output, key):
+        return
+    if isinstance(output, PackedSequence):  # the rest of it says how the rows of the batch lie
+        yield f"{name}.data" if name else "data", output.data
+    elif isinstance(output, Tensor) or _is_value(output):
+        yield name or "output", output
+    elif (items := fields_of(output)) is not None:
+        for field, value in items.items():
+            yield from _leaves(value, f"{name}.{field}" if name else str(field), field)
+    elif isinstance(output, (list, tuple)):
+        for index, value in enumerate(output):
+            yield from _leaves(value, f"{name}[{index}]")
+    else:
+        yield name or "output", output
+
+
+def fields_of(output: Any) -> Mapping[Any, Any] | None:
+    """The entries of a mapping or a dataclass, as they are stored; None for anything else.
+
+    No attribute is asked for: one that is kept for old callers alone may warn, or be worked out.
+    """
+    if isinstance(output, dict):
+        return dict(dict.items(output))  # pyright: ignore[reportUnknownArgumentType]
+    if isinstance(output, Mapping):
+        return output  # pyright: ignore[reportUnknownVariableType]
+    if is_dataclass(output) and not isinstance(output, type):
+        slots = [
+            n
+            for n in output.__dataclass_fields__
+            if inspect.ismemberdescriptor(getattr(type(output), n, None))
+        ]
+        return {**{n: getattr(output, n, None) for n in slots}, **getattr(output, "__dict__", {})}
+    return None
+
+
+def _is_value(value: Any) -> bool:
+    """Whether it is a number or a text, or an array or rectangular list of either."""
+    if isinstance(value, np.ndarray):
+        return value.dtype.kind in _NUMERIC or (value.dtype.kind in "US" and value.size > 0)
+    if isinstance(value, (*_NUMBERS, str, bytes)):
+        return True
+    return isinstance(value, (list, tuple)) and bool(value) and _shape(value) is not None  # pyright: ignore[reportUnknownArgumentType]
+
+
+def _is_text(value: Any) -> bool:
+    if isinstance(value, np.ndarray):
+        return value.dtype.kind not in _NUMERIC
+    while isinstance(value, (list, tuple)):
+        value = value[0]
+    return isinstance(value, (str, bytes))
+
+
+def _shape(value: Any) -> tuple[tuple[int, ...], bool] | None:
+    """The shape of nested lists of numbers alone or of texts alone, and which of them; None for any others."""
+    if isinstance(value, (list, tuple)):
+        items = {_shape(item) for item in value}  # pyright: ignore[reportUnknownVariableType]
+        if len(items) != 1 or (only := items.pop()) is None:
+            return None
+        return (len(value), *only[0]), only[1]  # pyright: ignore[reportUnknownArgumentType]
+    if isinstance(value, (str, bytes)):
+        return (), True
+    return ((), False) if isinstance(value, _NUMBERS) else None
+
+
+def _as_tensor(value: Any) -> Tensor:
+    """Numbers as a tensor of their own precision; texts as digests; a float of Python is float64."""
+    if _is_text(value):
+        array = np.asarray(value, dtype=object)
+        digests = [_digest(text) for text in array.reshape(-1).tolist()]
+        return torch.tensor(digests, dtype=torch.int64).reshape(array.shape)
+    array = np.array(value)
+    if array.dtype.kind in _NUMERIC and array.dtype.itemsize <= np.dtype(np.complex128).itemsize:
+        if array.dtype == np.longdouble:
+            array = array.astype(np.float64)
+        return torch.from_numpy(array)
+    whole = np.asarray(value, dtype=object)  # integers of more than 64 bits
+    return torch.tensor([_digest(str(n)) for n in whole.reshape(-1).tolist()]).reshape(whole.shape)
+
+
+def _digest(text: str | bytes) -> int:
+    data = text.encode("utf-8", "surrogatepass") if isinstance(text, str) else text
+    return int.from_bytes(hashlib.blake2b(data, digest_size=8).digest(), "little", signed=True)
+
+
+# ---------------------------------------------------------------------- caches
+
+
+def _is_cache(value: Any, key: Any) -> bool:
+    if key in _CACHES and not (isinstance(value, Tensor) and key == "state"):
+        return True
+    name = type(value).__name__
+    return name.endswith("Cache") or name in ("MambaCache", "RwkvState")
+
+
+def caches_in(output: Any, model: Any) -> dict[str, Any]:
+    """The caches that a call returned, to hand to the next one, each under one name.
+
+    Where the output has a cache under two names, an old one and a new one, it is the name that the model takes.
+    """
+    fields = fields_of(output)
+    caches: dict[int, tuple[str, Any]] = {}
+    for name in _HANDED_ON:
+        value = _attribute(output, name) if fields is None else fields.get(name)
+        known = caches.get(id(value))
+        if value is not None and (known is None or (_takes(model, name) and not _takes(model, known[0]))):
+            caches[id(value)] = name, value
+    return dict(caches.values())
+
+
+def _attribute(output: Any, name: str) -> Any:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return getattr(output, name, None)
+
+
+def _takes(model: Any, name: str) -> bool:
+    """Whether a model's forward pass has a parameter of a name."""
+    try:
+        return name in inspect.signature(getattr(model, "forward", model)).parameters
+    except (TypeError, ValueError):
+        return False
