@@ -79,11 +79,28 @@ class Traced:
             watcher=watcher, read=promotion.value if promotion is not None else None,
             strangers=self.recorder.strangers,
         )  # fmt: skip
+        return self._watched(self.run, recorder, promotion, _around(promotion, under), calls)
+
+    def instead(self, run: Run, *, watcher: Watcher, promotion: Promotion) -> Results:
+        """Make another run in this one's place, from the same random state, in float64.
+
+        Args:
+            run: the run.
+            watcher: sees every value, and may change it.
+            promotion: computes the run in float64.
+        """
+        recorder = Recorder(run.layout, run.modules, digests=False, watcher=watcher, read=promotion.value)
+        return self._watched(run, recorder, promotion, _around(promotion, nullcontext))
+
+    def _watched(
+        self, run: Run, recorder: Recorder, promotion: Promotion | None,
+        around: Callable[[], AbstractContextManager[Any]], calls: Sequence[Inputs] | None = None,
+    ) -> Results:  # fmt: skip
         exact = promotion is not None
         observation = Observation(recorder, functions=self.functions or exact, inside=exact)
         self.progress.count(recorder.trace.rows.__len__, len(self.trace.rows))
         with self._random_as_before():
-            outputs = self.run.execute(observation, around=_around(promotion, under), calls=calls)
+            outputs = run.execute(observation, around=around, calls=calls)
         return [
             {
                 name: (

@@ -162,7 +162,9 @@ def _semantic(
         coupled = coupling_at(session, found)
         evidence += [] if coupled is None else [coupled]
     session.progress.begin("looking for a known cause")
-    mechanism = recognise(Case(session, exact.compared if not exact.vanishes else compared, other, found))
+    case = Case(session, exact.compared if not exact.vanishes else compared, other, found)
+    mechanism = recognise(case)
+    evidence += case.evidence
     summary = f"the runs differ in exact arithmetic: {mechanism.summary}"
     verdict = Verdict(
         VerdictKind.SEMANTIC, mechanism.slug, mechanism.by_design, summary, tuple(evidence), mechanism.advice

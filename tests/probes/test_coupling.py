@@ -10,7 +10,7 @@ from tests.joined import session
 from tests.plain import Model, batch, ids, pair, twin
 from torch import Tensor
 
-from forkpoint.probes.coupling import reads_others
+from forkpoint.probes.coupling import coupling
 from forkpoint.probes.origin import origin
 from forkpoint.probes.precision import precision
 
@@ -46,7 +46,7 @@ def asked(model: Own, a: Any, b: Any) -> bool:
     both = session(*pair(model, a, b, other))
     found = origin(both, precision(both))
     assert found is not None
-    return reads_others(both, found)
+    return bool(coupling(both, found))
 
 
 TOKENS = ids(3)

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from forkpoint.memory import Memory
 from forkpoint.pairs import Pairs
-from forkpoint.probes.coupling import Resampled
+from forkpoint.probes.resampled import Resampled
 from forkpoint.probes.watchers import OtherContent, Patch, Patched, Store, Watcher
 
 
@@ -121,7 +121,7 @@ def test_a_watcher_changes_nothing_else_when_it_is_asked_at_every_op():
         lambda: OtherContent(keep),
         lambda: Patch({kept.place: [(kept.value, swapped)]}),
         lambda: Patched(Patch({kept.place: [(kept.value, swapped)]}), Store(0)),
-        lambda: Resampled({kept.place}, keep),
+        lambda: Resampled({kept.place}, ~keep),
     ]
     for make in makers:
         plain, some, every = (

@@ -6,6 +6,8 @@ where one kernel does everything, from what it returns for the identity in place
 
 from __future__ import annotations
 
+from collections.abc import Set as AbstractSet
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -15,12 +17,18 @@ from forkpoint.capture.functions import parameter_names
 from forkpoint.capture.labels import Label, spread
 from forkpoint.capture.recorder import Taken
 from forkpoint.locate import fetch_op
-from forkpoint.probes.origin import Meeting, Origin
-from forkpoint.probes.watchers import Kept
+from forkpoint.probes.origin import Origin
+from forkpoint.probes.watchers import Kept, Store
+from forkpoint.promotion import Promotion
 from forkpoint.session import Session, Traced
 
 KERNELS = frozenset({"scaled_dot_product_attention", "flex_attention"})
 """Functions of (query, key, value) that weigh values by softmax and don't return the weights."""
+
+_PARAMETERS = {
+    "scaled_dot_product_attention": ("query", "key", "value", "attn_mask", "dropout_p", "is_causal", "scale")
+}
+"""Names of parameters that torch does not tell."""
 
 
 def sees_other_keys(session: Session, origin: Origin) -> bool | None:
@@ -28,22 +36,36 @@ def sees_other_keys(session: Session, origin: Origin) -> bool | None:
 
     None where no attention comes after the origin, or where its weights can't be read.
     """
+    unmet = [_unmet(store, at, met) for store, at, met in (
+        (origin.store_a, origin.root.event_a, set(origin.meetings)),
+        (origin.store_b, origin.root.event_b, {meeting.event_b for meeting in origin.meetings.values()}),
+    )]  # fmt: skip
+    if all(unmet):
+        return _differ(session, unmet[0][0], unmet[1][0])
     reached = origin.store_a.reached([origin.root.event_a, origin.seen.event_a])
     for event in sorted(reached):
         meeting = origin.meetings.get(event)
-        if meeting is not None and _attends(meeting):
-            return _differ(session, meeting)
+        if meeting is not None and _attends(meeting.a) and _attends(meeting.b):
+            return _differ(session, meeting.a, meeting.b)
     return None
 
 
-def _attends(meeting: Meeting) -> bool:
-    if meeting.a.op.function == "softmax":
-        return all(kept.label is not None and kept.label.k is not None for kept in (meeting.a, meeting.b))
-    return meeting.a.op.function in KERNELS
+def _unmet(store: Store, root: int, met: AbstractSet[int]) -> list[Kept]:
+    """Attention right behind the origin that is written elsewhere in the other run's code."""
+    behind = store.behind([root], lambda event: event not in met)
+    return [
+        store.kept[event] for event in sorted(behind) if event in store.kept and _attends(store.kept[event])
+    ]
 
 
-def _differ(session: Session, meeting: Meeting) -> bool | None:
-    heads_a, heads_b = _heads(session, "a", meeting.a), _heads(session, "b", meeting.b)
+def _attends(kept: Kept) -> bool:
+    if kept.op.function == "softmax":
+        return kept.label is not None and kept.label.k is not None
+    return kept.op.function in KERNELS
+
+
+def _differ(session: Session, a: Kept, b: Kept) -> bool | None:
+    heads_a, heads_b = _heads(session, "a", a), _heads(session, "b", b)
     if heads_a is None or heads_b is None:
         return None
     samples = session.shared.samples
@@ -92,13 +114,11 @@ def _weights(traced: Traced, kept: Kept) -> tuple[Tensor, Label] | None:
     """The attention weights of one call, in float64, and which query and key each belongs to."""
     if kept.op.function not in KERNELS:
         return None if kept.label is None else (kept.value, kept.label)
-    taken = fetch_op(traced, kept.op, kept.event)
+    taken = fetch_op(traced, kept.op, kept.event, promotion=Promotion())
     if taken is None:
         return None
-    given = {
-        **dict(zip(parameter_names(taken.op.function, len(taken.args)), taken.args, strict=True)),
-        **taken.kwargs,
-    }
+    known = _PARAMETERS.get(taken.op.function) or parameter_names(taken.op.function, len(taken.args))
+    given = {**dict(zip(known, taken.args, strict=False)), **taken.kwargs}
     query, key = given["query"], given["key"]
     label_query, label_key = taken.input_labels.get(id(query)), taken.input_labels.get(id(key))
     if label_query is None or label_key is None:

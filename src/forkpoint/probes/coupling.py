@@ -2,122 +2,128 @@
 
 Before the origin everything is equal where both runs have it. What only one of them has (padding,
 batch mates, later tokens) is given other values there, right before the origin: if a token that
-both have changes at the origin, it is coupled to the others at that very op.
+both have changes at the origin, it is coupled to the others at that very op. Then the others are
+asked one kind at a time, which tells what couples: other rows, or the token's own row.
 """
-# ruff: noqa: ARG002 - every watcher is asked with all that there is
 
 from __future__ import annotations
 
-from collections.abc import Set as AbstractSet
-from dataclasses import dataclass, field
-from typing import ClassVar
+from collections.abc import Iterator
+from dataclasses import dataclass
 
 import numpy as np
-import torch
-from torch import Tensor
+from numpy.typing import NDArray
 
-from forkpoint.align import gap, pair_elements
-from forkpoint.capture.labels import Label, spread
-from forkpoint.capture.recorder import Recorder
-from forkpoint.match import Ints, Shared
+from forkpoint.probes.bench import Bench, Moved, benches
 from forkpoint.probes.origin import Origin
-from forkpoint.probes.watchers import Kept, Key, Patched, Place, Store
-from forkpoint.promotion import Promotion
-from forkpoint.session import Session, Traced
+from forkpoint.probes.resampled import DRAWN, FAINT, NOTHING, ROTATED
+from forkpoint.result import ProbeResult
+from forkpoint.session import Session
 
-_UNCHANGED = 1e-9
-"""Change of a value, relative to its largest element, that is rounding: other experts, other sizes of products."""
+ROWS, PADDING, LATER, EARLIER = "other rows", "padding of its own row", "later tokens", "an earlier call"
+"""What couples a token at the origin."""
 
-
-def reads_others(session: Session, origin: Origin) -> bool:
-    """Whether a shared token's value at the root depends on values of coordinates that one run alone has."""
-    root, met = origin.root, origin.meetings
-    met_b = {meeting.event_b for meeting in met.values()}
-    return _reads(
-        session.b, origin.store_b, root.event_b, met_b, session.shared.b, session.shared.within("b")
-    ) or _reads(
-        session.a, origin.store_a, root.event_a, met.keys(), session.shared.a, session.shared.within("a")
-    )
+Mask = NDArray[np.bool_]
 
 
-def _reads(
-    traced: Traced, store: Store, root: int, met: AbstractSet[int], numbers: Ints, shared: Shared
-) -> bool:
-    content = store.reached([event for event, kept in store.kept.items() if _is_content(kept)])
-    before = {event for event in _before(store, root, met) & content if event in store.kept}
-    watcher = Resampled({store.kept[event].place for event in before}, numbers >= 0)
-    kept = store.kept[root]
-    again = Store(store.limit, lambda op: op.key == kept.op.key, store.shelf)
-    try:
-        traced.again(promotion=Promotion(), watcher=Patched(watcher, again))
-    except Exception:  # noqa: BLE001 - other values may steer the model's code anywhere
-        return False
-    if not watcher.replaced:
-        return False
-    return any(_changed(kept, k, shared) for k in again.kept.values() if k.place == kept.place)
-
-
-def _changed(before: Kept, after: Kept, shared: Shared) -> bool:
-    """Whether some token has another value at an op, or passes there in one of the two alone."""
-    pairs = pair_elements(before.value, before.label, after.value, after.label, shared)
-    if _tokens(before, shared) != _tokens(after, shared):
-        return True
-    found = gap(before.value, after.value, pairs)
-    return found.differing > 0 and (found.max_rel > _UNCHANGED or not before.dtype.is_floating_point)
-
-
-def _tokens(kept: Kept, shared: Shared) -> set[int]:
-    return set(shared.a[kept.label.q].reshape(-1).tolist()) - {-1} if kept.label is not None else set()
-
-
-def _is_content(kept: Kept) -> bool:
-    """Where content becomes numbers; what is made from sizes and masks alone is the layout's."""
-    given = kept.op.is_input and not kept.op.module and kept.dtype.is_floating_point
-    return kept.op.function == "embedding" or given
-
-
-def _before(store: Store, root: int, met: AbstractSet[int]) -> set[int]:
-    """The last events before the root that both runs have."""
-    alone = store.behind([root], lambda event: event not in met)
-    return {source for event in (root, *alone) for source in store.sources.get(event, ())} - alone
-
-
-@dataclass
-class Resampled:
-    """Gives coordinates that the other run lacks other values, drawn from the same tensor.
+@dataclass(frozen=True)
+class Coupling:
+    """What moves a value that both runs have, at the origin.
 
     Attributes:
-        places: the calls whose results are changed.
-        keep: for each id, whether the other run has it too.
-        replaced: how many rows were.
+        what: `ROWS`, `PADDING`, `LATER` and `EARLIER`, as far as each alone moves one; empty where nothing does.
+        by: how far the largest moved.
+        moved: shared numbers of what moved.
+        bench: the run in which it moved; None where nothing did.
+        others: the ids of that run that were given other values.
     """
 
-    places: set[Place]
-    keep: np.ndarray
-    replaced: int = 0
-    generator: torch.Generator = field(default_factory=lambda: torch.Generator().manual_seed(0))
-    entrances_only: ClassVar[bool] = False
+    what: tuple[str, ...]
+    by: float
+    moved: frozenset[int]
+    result: ProbeResult
+    bench: Bench | None = None
+    others: Mask | None = None
 
-    def __post_init__(self) -> None:
-        self._keys = {place[0] for place in self.places}
+    def __bool__(self) -> bool:
+        return bool(self.what)
 
-    def edits(self, key: Key) -> bool:
-        return key in self._keys
+    @property
+    def of_rows(self) -> bool:
+        """Whether it is other rows of the batch that couple, and nothing in the token's own."""
+        return self.what == (ROWS,)
 
-    def edit(
-        self, recorder: Recorder, key: Key, nth: int, output: int, value: Tensor, label: Label | None
-    ) -> Tensor | None:
-        if (key, nth, output, recorder.call) not in self.places or label is None or label.k is not None:
-            return None
-        other = ~self.keep[label.q] & recorder.table.is_slot(label.q)
-        if not other.any():
-            return None
-        self.replaced += int(other.sum())
-        mask = torch.from_numpy(spread(other, tuple(value.shape)).copy()).to(value.device)
-        drawn = torch.randint(value.numel(), tuple(value.shape), generator=self.generator).to(value.device)
-        return torch.where(mask, value.reshape(-1)[drawn], value)
+    def ordered(self) -> bool:
+        """Whether it matters which of the others holds what: not for a sum, a mean or a maximum over them."""
+        bench, others, moved = self.bench, self.others, self.moved
+        assert bench is not None and others is not None
+        groups = bench.columns if ROWS in self.what else bench.rows
+        if ROWS not in self.what:
+            first = bench.first_of(moved)
+            others = others & bench.row_mates(first)
+            if (
+                int(others.sum()) == 1 and not others[bench.mixed]
+            ):  # alone it has no other order: let it take a token's
+                moved, others = first, bench.row_mates(first) & ~bench.is_shared(first)
+        drawn, rotated = (bench.values(others, how, groups=groups) for how in (DRAWN, ROTATED))
+        if drawn is None or rotated is None:
+            return ROWS not in self.what  # a single mate has no other order
+        return bool(bench.compare(drawn, rotated).numbers & moved)
 
-    def saw(
-        self, recorder: Recorder, event: int, value: Tensor, label: Label | None, inputs: list[int]
-    ) -> None:
-        return None
+    def by_extremes(self) -> bool:
+        """Whether the others couple by their largest values alone: small ones have no part in it, whatever they are."""
+        assert self.bench is not None and self.others is not None
+        faint, nothing = (self.bench.values(self.others, how) for how in (FAINT, NOTHING))
+        if faint is None or nothing is None:
+            return False
+        return not self.bench.compare(faint, nothing).numbers
+
+
+def coupling(session: Session, origin: Origin) -> Coupling:
+    """Give what one run alone has other values right before the origin, and look whether a shared value moves."""
+    asked = False
+    for bench in benches(session, origin):
+        others = bench.lacking
+        moved = bench.move(others, DRAWN)
+        if moved is None:
+            continue
+        asked = True
+        if moved.numbers:
+            return _told(bench, others, moved)
+    text = (
+        "other content where the other run has none moves no shared value at the origin"
+        if asked
+        else "what comes right before the origin is the same in both runs: nothing to replace"
+    )
+    return Coupling((), 0.0, frozenset(), ProbeResult("coupling", "none" if asked else "nothing", 0.0, text))
+
+
+def _told(bench: Bench, others: Mask, moved: Moved) -> Coupling:
+    kinds = [(what, mask) for what, mask in _kinds(bench, moved.numbers) if (mask & others).any()]
+    what = (
+        tuple(what for what, mask in kinds if _moves(bench, mask & others, moved)) if len(kinds) > 1 else ()
+    )
+    what = what or tuple(what for what, _ in kinds)
+    text = (
+        f"other content in {' and in '.join(what)}, put in place right before the origin, "
+        f"moves a value there that both runs have by {moved.by:.2g}"
+    )
+    result = ProbeResult("coupling", "coupled", moved.by, text)
+    return Coupling(what, moved.by, moved.numbers, result, bench, others)
+
+
+def _moves(bench: Bench, others: Mask, before: Moved) -> bool:
+    """Whether these alone move a value of the first sample that moved."""
+    moved = bench.move(others, DRAWN)
+    first = bench.samples(bench.first_of(before.numbers))
+    return moved is not None and bool(bench.samples(moved.numbers) & first)
+
+
+def _kinds(bench: Bench, moved: frozenset[int]) -> Iterator[tuple[str, Mask]]:
+    """What the others are to the first sample that moved."""
+    mine = bench.row_mates(bench.first_of(moved))
+    earlier = bench.earlier
+    yield EARLIER, earlier
+    yield ROWS, ~mine & ~earlier
+    yield PADDING, mine & ~earlier & ~bench.is_token
+    yield LATER, mine & ~earlier & bench.is_token

@@ -1,0 +1,59 @@
+"""The catalogue of known causes: each is the answer of an experiment at the origin.
+
+What ops are called, and what form a run has, chooses which experiment is made; the answer is the
+experiment's. Where none fits, the two runs compute different functions, and that is all that is said.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from forkpoint.mechanisms.case import Case
+from forkpoint.mechanisms.couplings import expert_capacity, int8_outliers, leak, scale, statistics_or_leak
+from forkpoint.mechanisms.errors import (
+    attention_mask,
+    cache_state,
+    length_dependent_rope,
+    nan,
+    nan_in_one,
+    packing,
+    pooling,
+    position_ids,
+)
+from forkpoint.mechanisms.mechanism import ROUNDING_ADVICE, TWO_FUNCTIONS, Mechanism, known_slugs
+
+_TESTS: tuple[Callable[[Case], Mechanism | None], ...] = (
+    nan,
+    packing,
+    attention_mask,
+    length_dependent_rope,
+    position_ids,
+    pooling,
+    int8_outliers,
+    scale,
+    expert_capacity,
+    statistics_or_leak,
+    cache_state,
+    leak,
+)
+"""In the order in which they are asked: what takes no further run first."""
+
+
+def recognise(case: Case) -> Mechanism:
+    """The known cause that explains a semantic difference; `TWO_FUNCTIONS` if none does."""
+    for test in _TESTS:
+        found = test(case)
+        if found is not None:
+            return found
+    return TWO_FUNCTIONS
+
+
+__all__ = [
+    "ROUNDING_ADVICE",
+    "TWO_FUNCTIONS",
+    "Case",
+    "Mechanism",
+    "known_slugs",
+    "nan_in_one",
+    "recognise",
+]

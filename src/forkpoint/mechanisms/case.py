@@ -1,0 +1,219 @@
+"""What a semantic difference is asked about: its origin in both runs, and the experiments made there."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property, partial
+
+from torch import Tensor
+
+from forkpoint.impact import ResultComparison
+from forkpoint.probes.attention import sees_other_keys
+from forkpoint.probes.bench import Bench, benches
+from forkpoint.probes.content import ContentProbe
+from forkpoint.probes.coupling import Coupling, coupling
+from forkpoint.probes.origin import Meeting, Origin
+from forkpoint.probes.pooling import for_the_call
+from forkpoint.probes.swap import same_function
+from forkpoint.probes.watchers import Store
+from forkpoint.result import ProbeResult
+from forkpoint.session import Session
+from forkpoint.trace import Op
+
+_ATTENTION = frozenset({"scaled_dot_product_attention", "flex_attention", "multi_head_attention_forward"})
+_MASKING = frozenset({"masked_fill", "masked_fill_", "softmax", "where", "add", "mul"})
+
+
+@dataclass
+class Case:
+    """A semantic difference.
+
+    Attributes:
+        compared: the results, in float64 where they differ there.
+        content: what the content probe found, where it was asked.
+        origin: where the difference enters; None if it could not be located.
+        evidence: what the experiments showed so far.
+    """
+
+    session: Session
+    compared: ResultComparison
+    content: ContentProbe | None
+    origin: Origin | None
+    evidence: list[ProbeResult] = field(default_factory=list[ProbeResult])
+
+    @property
+    def root(self) -> Meeting | None:
+        return self.origin.root if self.origin is not None else None
+
+    @property
+    def origin_or_fail(self) -> Origin:
+        assert self.origin is not None
+        return self.origin
+
+    # ------------------------------------------------------------------ experiments
+
+    @cached_property
+    def benches(self) -> tuple[Bench, Bench]:
+        """Runs A and B at the origin."""
+        assert self.origin is not None
+        b, a = benches(self.session, self.origin)
+        return a, b
+
+    @cached_property
+    def of_layout(self) -> bool:
+        """Whether no token's content enters the origin, in either run."""
+        return self.origin is not None and all(bench.of_layout(bench.root) for bench in self.benches)
+
+    @cached_property
+    def coupling(self) -> Coupling | None:
+        """What couples tokens at the origin, by an op that both models have; None where nothing does."""
+        if self.origin is None:
+            return None
+        found = coupling(self.session, self.origin)
+        if not found or not self.same_function:
+            return None
+        self.evidence.append(found.result)
+        return found
+
+    @cached_property
+    def same_function(self) -> bool:
+        """Whether both models compute the same at the origin, given the same inputs."""
+        return self.origin is None or same_function(self.origin.root, *self.benches)
+
+    @cached_property
+    def sees_other_keys(self) -> bool:
+        """Whether a query sees other keys in one run than in the other, in an attention at the origin."""
+        if self.origin is None or not (self.attends or self.of_layout):
+            return False
+        return bool(sees_other_keys(self.session, self.origin))
+
+    # ------------------------------------------------------------------ what is at the origin
+
+    @property
+    def of_the_call(self) -> bool:
+        """Whether the origin's value is one of the whole call, and no value of a token is made from it."""
+        return self.root is not None and for_the_call(self.session, self.root, *self.benches)
+
+    @cached_property
+    def alone(self) -> tuple[tuple[Store, frozenset[int]], ...]:
+        """For each run, the events behind the root that tell nothing of its difference.
+
+        Those that no event of the other run meets, or at which the tokens that differ pass in one run alone.
+        """
+        origin = self.origin
+        if origin is None:
+            return ()
+        root, by_a, by_b = origin.root, origin.meetings, {m.event_b: m for m in origin.meetings.values()}
+
+        def silent(meetings: Mapping[int, Meeting], event: int) -> bool:
+            if event not in meetings:
+                return True
+            passing = meetings[event].equal | meetings[event].differing
+            return bool(passing & root.equal) and not passing & root.differing
+
+        return tuple(
+            (store, frozenset(store.behind([start], partial(silent, meetings))))
+            for store, start, meetings in (
+                (origin.store_a, root.event_a, by_a),
+                (origin.store_b, root.event_b, by_b),
+            )
+        )
+
+    @cached_property
+    def chain(self) -> tuple[Op, ...]:
+        """The root, what the difference is first seen in, and the ops behind them that one run alone has."""
+        if self.origin is None:
+            return ()
+        behind = (
+            store.ops[event][0] for store, events in self.alone for event in sorted(events, reverse=True)
+        )
+        return (self.origin.root.a.op, self.origin.seen.a.op, *behind)
+
+    @cached_property
+    def names(self) -> frozenset[str]:
+        """Functions of the chain, without the namespace of `torch.ops`."""
+        return frozenset(op.function.removeprefix("aten.") for op in self.chain)
+
+    def behind(self, steps: int = 12) -> frozenset[str]:
+        """Functions up to so many steps behind the root, in run B."""
+        origin = self.origin
+        if origin is None:
+            return frozenset()
+        return _walk(origin.store_b.sources, origin.store_b, [origin.root.event_b], steps)
+
+    def after(self, steps: int = 12) -> frozenset[str]:
+        """Functions up to so many steps after the root and what it is first seen in, in run B."""
+        origin = self.origin
+        if origin is None:
+            return frozenset()
+        start = [origin.root.event_b, origin.seen.event_b]
+        return _walk(origin.store_b.made_from, origin.store_b, start, steps)
+
+    @cached_property
+    def attends(self) -> bool:
+        """Whether the difference is first seen in attention: in its weights, or in a mask for them."""
+        origin = self.origin
+        if origin is None:
+            return False
+        label = origin.seen.a.label
+        if self.names & _ATTENTION or (label is not None and label.k is not None):
+            return True
+        follows = self.after(4)
+        return bool(
+            origin.seen.a.op.function in _MASKING and label is None and follows & (_ATTENTION | {"softmax"})
+        )
+
+    @cached_property
+    def decisions(self) -> frozenset[str]:
+        """Functions that made the choices (whole numbers, masks) by which the difference enters, in run B."""
+        origin = self.origin
+        if origin is None:
+            return frozenset()
+        store, root, seen = origin.store_b, origin.root.event_b, origin.seen.event_b
+        between = store.reached([root]) & (store.behind([seen]) | {seen})
+        start = {root, seen} | self.alone[1][1] | between
+
+        def decides(event: int) -> bool:
+            return event in store.kept and _is_whole(store.kept[event].value)
+
+        found = store.behind(start, decides) | {event for event in start if decides(event)}
+        return frozenset(store.ops[event][0].function.removeprefix("aten.") for event in found)
+
+    def given_a_mask(self, *, around: bool) -> bool:
+        """Whether the module of the origin is called with a mask.
+
+        Args:
+            around: or one around it.
+        """
+        if self.origin is None:
+            return False
+        module = self.session.a.trace.plain(self.origin.seen.a.op.module)
+        for op in self.session.b.trace.ops:
+            path = self.session.b.trace.plain(op.module)
+            outer = around and (not path or module.startswith(f"{path}."))
+            if op.is_input and "mask" in op.function and (module == path or outer):
+                return True
+        return False
+
+
+def _is_whole(value: Tensor) -> bool:
+    if value.is_floating_point():
+        return bool((value == value.round()).all())
+    return not value.is_complex()
+
+
+def _walk(edges: dict[int, list[int]], store: Store, start: list[int], steps: int) -> frozenset[str]:
+    found: set[str] = set()
+    frontier, seen = list(start), set(start)
+    for _ in range(steps):
+        following: list[int] = []
+        for event in frontier:
+            if event in store.ops:
+                found.add(store.ops[event][0].function.removeprefix("aten."))
+            for other in edges.get(event, ()):
+                if other not in seen:
+                    seen.add(other)
+                    following.append(other)
+        frontier = following
+    return frozenset(found)

@@ -1,0 +1,123 @@
+"""Causes that are errors of layout: positions, masks, caches, packing, pooling; and tables chosen by length."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from forkpoint.impact import ResultComparison
+from forkpoint.mechanisms.case import Case
+from forkpoint.mechanisms.mechanism import Mechanism
+from forkpoint.probes.cache import reads_cache
+from forkpoint.probes.length import changes_with_length
+from forkpoint.probes.packing import reads_packed
+from forkpoint.probes.pooling import for_each_sample, other_token, pools_padding
+from forkpoint.probes.positions import other_positions
+
+_CLOSES_NOTHING = 0.01
+"""Share of the gap below which putting a value right has closed nothing."""
+
+
+def nan(case: Case) -> Mechanism | None:
+    if not nan_in_one(case.compared):
+        return None
+    return Mechanism(
+        "nan", False, "NaN reaches a token of one run alone",
+        "Find the row that is masked entirely (a softmax over nothing gives NaN), or the overflow that makes "
+        "it; keep at least one key in every row, or mask with a finite minimum.",
+    )  # fmt: skip
+
+
+def nan_in_one(compared: ResultComparison) -> bool:
+    """Whether a result is NaN, at a shared coordinate, in one run alone."""
+    return any(result.gap.nan_in_one for result in compared.gaps)
+
+
+def packing(case: Case) -> Mechanism | None:
+    """One packed sample's content moves another's token at the origin."""
+    shown = None if case.origin is None else reads_packed(case.session, case.origin)
+    if shown is None or not case.same_function:
+        return None
+    case.evidence.append(shown)
+    return Mechanism(
+        "packing", False, "tokens of one packed sample reach another sample of the same row",
+        "Give the attention a block-diagonal mask (or cu_seqlens), and reset convolutions and states at each sample.",
+    )  # fmt: skip
+
+
+def attention_mask(case: Case) -> Mechanism | None:
+    """A query has a weight on other keys in the first attention that the difference reaches."""
+    if not case.sees_other_keys:
+        return None
+    return Mechanism(
+        "attention_mask", False, "a token attends to keys that it should not see, or misses keys that it should",
+        "Pass the attention mask that the tokenizer returned, and check its window and offset.",
+    )  # fmt: skip
+
+
+def length_dependent_rope(case: Case) -> Mechanism | None:
+    """A table of angles that no token's content enters changes with a longer row."""
+    root = case.root
+    if root is None or not case.of_layout or not {"cos", "sin"} & (case.after(20) | case.names):
+        return None
+    shown = changes_with_length(case.session, root, *case.benches, real=True)
+    if shown is None or other_positions(case.session, case.origin_or_fail, *case.benches) is not None:
+        return None
+    case.evidence.append(shown)
+    return Mechanism(
+        "length_dependent_rope", True, "the rotary table is chosen by the longest row (dynamic NTK, LongRoPE), so a "
+        "token's rotation depends on the others' length",
+        "Compare runs whose longest row is on the same side of the original context length, or fix the table "
+        "(rope_scaling of type linear or yarn).",
+        shown,
+    )  # fmt: skip
+
+
+def position_ids(case: Case) -> Mechanism | None:
+    """The same token has another position, or looks up another row, than in the other run."""
+    origin, leaks = case.origin, case.content is not None and case.content.leaks
+    if origin is None or (leaks and origin.closes <= _CLOSES_NOTHING):
+        return None  # they differ, but what others hold reaches the result besides
+    shown = other_positions(case.session, origin, *case.benches)
+    if shown is None:
+        return None
+    case.evidence.append(shown)
+    return Mechanism(
+        "position_ids", False, f"the same token is given another position in the two runs ({shown.text})",
+        "Pass position_ids made from the mask: (mask.cumsum(-1) - 1).clamp(min=0).",
+    )  # fmt: skip
+
+
+def pooling(case: Case) -> Mechanism | None:
+    """A sample's vector is taken from another token, or made from its padding too."""
+    root = case.root
+    if root is None:
+        return None
+    shown = other_token(case.session, *case.benches)
+    if shown is None and case.coupling is not None:
+        if pools_padding(case.session, root, case.coupling, *case.benches):
+            shown = case.coupling.result
+    elif shown is None and for_each_sample(case.session, root):
+        counted = changes_with_length(case.session, root, *case.benches, real=False)
+        shown = None if counted is None else replace(counted, name="pooling", outcome="counts padding")
+    if shown is None:
+        return None
+    if shown not in case.evidence:
+        case.evidence.append(shown)
+    return Mechanism(
+        "pooling", False, "the tokens of a sample are pooled together with its padding, or the wrong token is taken",
+        "Pool with the attention mask: sum(x * mask) / sum(mask), or take the last real token of each row.",
+    )  # fmt: skip
+
+
+def cache_state(case: Case) -> Mechanism | None:
+    """The origin reads what an earlier call left, which was right when it was made."""
+    shown = None if case.origin is None else reads_cache(*case.benches)
+    if shown is None:
+        return None
+    case.evidence.append(shown)
+    return Mechanism(
+        "cache_state", False, "an op that reads what was cached gives something else than a full forward, though what "
+        "was cached was right when it was made",
+        "Check that the cache is fresh for each sequence, that positions go on from its length, and that its mask "
+        "covers the cached tokens.",
+    )  # fmt: skip

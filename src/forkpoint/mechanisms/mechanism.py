@@ -1,0 +1,61 @@
+"""What a known cause is, and what may be said of it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from forkpoint.result import ProbeResult
+
+
+@dataclass(frozen=True)
+class Mechanism:
+    """A known cause.
+
+    Attributes:
+        slug: its name in verdicts.
+        by_design: True for a coupling that is meant, False for an error, None where nobody can know.
+        summary: what it is, in a clause that ends "the runs differ in exact arithmetic: …".
+        advice: what to do.
+        coupling: the experiment that showed a coupling; there is no `by_design=True` without one.
+
+    Raises:
+        ValueError: a coupling that is meant, and was not shown.
+    """
+
+    slug: str | None
+    by_design: bool | None
+    summary: str
+    advice: str
+    coupling: ProbeResult | None = None
+
+    def __post_init__(self) -> None:
+        shown = self.coupling is not None and (self.coupling.name, self.coupling.outcome) == (
+            "coupling",
+            "coupled",
+        )
+        if self.by_design and not shown:
+            raise ValueError(f"{self.slug}: meant, but no experiment shows a coupling")
+
+
+TWO_FUNCTIONS = Mechanism(
+    None, None, "the two runs compute different functions here",
+    "Look at the origin: what it is called with, and which code runs it, differs between the runs.",
+)  # fmt: skip
+
+ROUNDING_ADVICE = {
+    "reduction_order": "Nothing is wrong. To get the same bits, run rows in the same shapes, or with kernels whose sums "
+    "do not depend on the shape.",
+    "kernel_choice": "Nothing is wrong. To get the same bits, make both runs take the same kernel (the same attention "
+    "implementation, a mask in both or in neither).",
+    "low_precision": "Nothing is wrong; the gap is what the narrower dtype costs. Use the wider one where it matters.",
+}
+"""What to do about each kind of rounding."""
+
+
+def known_slugs() -> Iterable[str]:
+    """All slugs that a verdict can have."""
+    return (*ROUNDING_ADVICE, "nan", "int8_outliers", "dynamic_scale", "expert_capacity", "packing",
+            "length_dependent_rope", "position_ids", "pooling", "batch_statistics", "attention_mask", "cache_state",
+            "padding_leak", "labels", "token_ids", "parameters", "buffers", "quantization", "atomics",
+            "random_state")  # fmt: skip

@@ -1,0 +1,284 @@
+"""Where experiments on the origin are made: one run, made again with other values right before the origin."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from collections.abc import Set as AbstractSet
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from forkpoint.align import gap, pair_elements
+from forkpoint.layout import MAIN
+from forkpoint.match import Ints, Shared
+from forkpoint.pairs import Pairs
+from forkpoint.probes.origin import Meeting, Origin
+from forkpoint.probes.resampled import DRAWN, Resampled
+from forkpoint.probes.watchers import Kept, Patched, Place, Store
+from forkpoint.promotion import Promotion
+from forkpoint.session import Session, Traced
+
+_UNCHANGED = 1e-9
+"""Change of a value, relative to its largest element, that is rounding: other experts, other sizes of products."""
+
+Mask = NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class Moved:
+    """What other values right before the origin changed there.
+
+    Attributes:
+        numbers: shared numbers of the coordinates whose value moved, or that pass there in one of the two alone.
+        by: how far the largest moved.
+    """
+
+    numbers: frozenset[int]
+    by: float
+
+
+@dataclass
+class Bench:
+    """One run at the origin.
+
+    Attributes:
+        side: `a` or `b`.
+        store: what was kept of it.
+        root: its event of the origin.
+        met: its events that the other run has, too.
+        whole: whether the runs' values of the origin were compared whole, as those of no coordinate.
+    """
+
+    session: Session
+    side: str
+    traced: Traced
+    store: Store
+    root: int
+    met: frozenset[int]
+    whole: bool
+
+    # ------------------------------------------------------------------ ids
+
+    @cached_property
+    def numbers(self) -> Ints:
+        """For each id its shared number."""
+        return self.session.shared.a if self.side == "a" else self.session.shared.b
+
+    @cached_property
+    def shared(self) -> Shared:
+        return self.session.shared.within(self.side)
+
+    @cached_property
+    def slots(self) -> Mask:
+        """Ids of columns of the input, and of what several columns with padding among them were made into."""
+        found = np.zeros(len(self.numbers), dtype=bool)
+        found[np.unique(self.traced.trace.table.columns)] = True
+        found[self.mixed] = True
+        return found
+
+    @property
+    def mixed(self) -> int:
+        """The id of what padding has a part in, whichever."""
+        return self.traced.trace.table.mixed
+
+    @cached_property
+    def is_token(self) -> Mask:
+        tokens = [token is not None for token in self.traced.trace.table.tokens]
+        return np.asarray([*tokens, *[False] * (len(self.numbers) - len(tokens))])
+
+    @cached_property
+    def lacking(self) -> Mask:
+        """Ids of columns that the other run lacks."""
+        return self.slots & (self.numbers < 0)
+
+    @cached_property
+    def earlier(self) -> Mask:
+        """Ids of columns that went in before the call of the origin."""
+        homes = self.session.shared.home_a if self.side == "a" else self.session.shared.home_b
+        return self.slots & (homes < self.call)
+
+    @cached_property
+    def columns(self) -> Ints:
+        """For each id its column in the input; -1 where it has none."""
+        return self._places[:, 1]
+
+    @cached_property
+    def rows(self) -> Ints:
+        """For each id its row in the input; -1 where it has none."""
+        whole = all(c.sample.dim() == 1 for entry in self.traced.run.layout.calls for c in entry.values())
+        samples = self.traced.trace.table.layout.samples
+        if whole and len(samples) > 1:  # each row is a sample, in an input without columns
+            return self.columns
+        return self._places[:, 0]
+
+    @cached_property
+    def _places(self) -> Ints:
+        places = self.traced.trace.table.places
+        return np.asarray([*places, *[(-1, -1)] * (len(self.numbers) - len(places))], dtype=np.int64)
+
+    @property
+    def call(self) -> int:
+        """Index of the forward call of the origin."""
+        return self.store.ops[self.root][1].call
+
+    @property
+    def columns_so_far(self) -> int:
+        """Columns of a row up to and with the call of the origin."""
+        table = self.traced.trace.table
+        slots = [table.slots(call, MAIN) for call in range(self.call + 1)]
+        return sum(int(grid.shape[-1]) for grid in slots if grid is not None)
+
+    def is_shared(self, numbers: AbstractSet[int]) -> Mask:
+        """Ids of columns with these shared numbers."""
+        return self.slots & np.isin(self.numbers, list(numbers))
+
+    def first_of(self, numbers: AbstractSet[int]) -> frozenset[int]:
+        """The first of some shared numbers, as a set."""
+        return frozenset(sorted(numbers)[:1])
+
+    def samples(self, numbers: AbstractSet[int]) -> frozenset[int]:
+        """The samples that shared numbers belong to; -1 for a value of the whole call."""
+        of = self.session.shared.coordinate
+        return frozenset(-1 if (sample := of(number)[0]) is None else sample for number in numbers)
+
+    def tokens_of(self, samples: AbstractSet[int]) -> frozenset[int]:
+        """Shared numbers of the tokens of some samples."""
+        return frozenset(np.flatnonzero(np.isin(self.session.shared.samples, list(samples))).tolist())
+
+    def row_mates(self, numbers: AbstractSet[int]) -> Mask:
+        """Ids of the columns in the rows of the samples that shared numbers belong to."""
+        samples = self.samples(numbers) - {-1}
+        table = self.traced.trace.table
+        pairs = self.session.pairing.pairs
+        own = {a if self.side == "a" else b for a, b in pairs if a in samples}
+        mine = [item for item, token in enumerate(table.tokens) if token is not None and token[1] in own]
+        rows = self.rows[mine].tolist()
+        return self.slots & np.isin(self.rows, [*rows, -1])
+
+    # ------------------------------------------------------------------ experiments
+
+    @cached_property
+    def content(self) -> set[int]:
+        """Events that the content of tokens has entered; the others are the layout's."""
+        return self.store.reached([event for event, kept in self.store.kept.items() if _is_content(kept)])
+
+    def of_layout(self, event: int) -> bool:
+        """Whether no token's content enters a value: it is made from sizes, masks and positions."""
+        return event not in self.content
+
+    @cached_property
+    def before(self) -> set[int]:
+        """The last events before the origin whose tokens could get other values there.
+
+        Those that both runs have, but for scores (of a query and a key: other ones would undo a mask), and where content
+        comes in that one run alone has.
+        """
+        kept = self.store.kept
+
+        def passed(event: int) -> bool:
+            label = kept[event].label if event in kept else None
+            return event not in self.met or (label is not None and label.k is not None)
+
+        alone = self.store.behind([self.root], passed)
+        sources = {s for event in (self.root, *alone) for s in self.store.sources.get(event, ())}
+        return (sources - alone) | {event for event in alone if event in kept and _is_content(kept[event])}
+
+    def move(self, chosen: Mask, how: str = DRAWN, **more: Any) -> Moved | None:
+        """Give chosen columns other values right before the origin: what moves there; None if none could be given.
+
+        Args:
+            chosen: ids of columns.
+            how: which values.
+            more: as `values` takes them.
+        """
+        again = self.values(chosen, how, **more)
+        return None if again is None else self.compare(self.store.kept[self.root], again)
+
+    def values(
+        self, chosen: Mask, how: str, *, before: AbstractSet[int] | None = None, groups: Ints | None = None
+    ) -> Kept | None:
+        """The origin's value with other values of chosen columns right before it.
+
+        Args:
+            chosen: ids of columns.
+            how: which values.
+            before: the events that are changed; by default the last before the origin that both runs have.
+            groups: for each id a number; only those of one number change places with each other.
+        """
+        if not chosen.any() or self.root not in self.store.kept:
+            return None
+        events = (self.before if before is None else before) & self.content
+        places = {self.store.kept[event].place for event in events if event in self.store.kept}
+        watcher = Resampled(places, chosen, how, groups)
+        found = self.again(watcher)
+        return found if watcher.replaced else None
+
+    def again(self, watcher: Resampled) -> Kept | None:
+        """The origin's value with a watcher in the run."""
+        kept = self.store.kept[self.root]
+        found = Store(self.store.limit, lambda op: op.key == kept.op.key, self.store.shelf)
+        try:
+            self.traced.again(promotion=Promotion(), watcher=Patched(watcher, found))
+        except Exception:  # noqa: BLE001 - other values may steer the model's code anywhere
+            return None
+        return _at(found, kept.place)
+
+    def compare(self, before: Kept, after: Kept) -> Moved:
+        """Which of the coordinates that both runs have differ between two values of the origin."""
+        pairs = pair_elements(before.value, before.label, after.value, after.label, self.shared)
+        if not len(pairs) and self.whole and before.value.shape == after.value.shape:
+            pairs = Pairs.whole(before.value.numel())
+        alone = frozenset(self._passing(before) ^ self._passing(after))
+        if not len(pairs):
+            return Moved(alone, 0.0)
+        found = gap(before.value, after.value, pairs)
+        scale = found.max_abs / found.max_rel if found.max_rel else 0.0
+        least = _UNCHANGED * scale if before.numeric else 0.0
+        numbers = frozenset(pairs.coordinates[found.largest > least].tolist())
+        if pairs.by_sample:
+            numbers = self._of_samples(numbers)
+        return Moved(alone | numbers, found.max_abs)
+
+    def _passing(self, kept: Kept) -> set[int]:
+        return set(self.numbers_of(kept)) - {-1}
+
+    def numbers_of(self, kept: Kept) -> list[int]:
+        """Shared numbers of the coordinates that a value has elements of."""
+        if kept.label is None:
+            return []
+        return np.unique(self.shared.a[kept.label.q]).tolist()
+
+    def _of_samples(self, samples: AbstractSet[int]) -> frozenset[int]:
+        """A shared number for each sample: that of its first token."""
+        of = self.session.shared.samples
+        return frozenset(int(np.flatnonzero(of == sample)[0]) for sample in samples if (of == sample).any())
+
+
+def _at(store: Store, place: Place) -> Kept | None:
+    return next((kept for kept in store.kept.values() if kept.place == place), None)
+
+
+def _is_content(kept: Kept) -> bool:
+    """Where content becomes numbers; what is made from sizes and masks alone is the layout's."""
+    given = kept.op.is_input and not kept.op.module and kept.dtype.is_floating_point
+    return kept.op.function == "embedding" or given
+
+
+def benches(session: Session, origin: Origin, at: Meeting | None = None) -> Iterator[Bench]:
+    """Both runs at the origin (or at another meeting), run B first: it is the one with more in it, mostly."""
+    at = at or origin.root
+    whole = not at.pairs.by_sample and not at.pairs.coordinates.any()
+    met_b = frozenset(meeting.event_b for meeting in origin.meetings.values())
+    yield Bench(session, "b", session.b, origin.store_b, at.event_b, met_b, whole)
+    yield Bench(session, "a", session.a, origin.store_a, at.event_a, frozenset(origin.meetings), whole)
+
+
+def shown_in_content(session: Session, origin: Origin) -> Meeting | None:
+    """The first value, from the origin on, that differs and that the content of tokens has entered: what a mask does."""
+    b, a = benches(session, origin)
+    met = (origin.meetings.get(event) for event in sorted(origin.store_a.reached([origin.root.event_a])))
+    shown = (m for m in met if m is not None and m.differs and m.a.numeric and not m.a.op.is_boundary)
+    return next((m for m in shown if not (a.of_layout(m.event_a) or b.of_layout(m.event_b))), None)

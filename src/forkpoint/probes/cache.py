@@ -1,0 +1,108 @@
+"""The cache probe: does the origin read what an earlier call left, and is that right there?"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from forkpoint.probes.bench import Bench
+from forkpoint.probes.watchers import Store
+from forkpoint.promotion import Promotion
+from forkpoint.result import ProbeResult
+from forkpoint.run import copy_inputs
+
+_CACHES = ("past_key_values", "cache_params", "past_key_value", "mems", "state", "cache")
+
+
+def reads_cache(a: Bench, b: Bench) -> ProbeResult | None:
+    """Show that the origin reads values of an earlier call, or of a cache that was given; None where it does not."""
+    for bench in (b, a):
+        found = _earlier_call(bench)
+        if found is not None:
+            return found
+    return _given(a, b)
+
+
+def _earlier_call(bench: Bench) -> ProbeResult | None:
+    """Whether values that an earlier call left move the origin; none of them differs, else it were the origin."""
+    crossing = _crossing(bench.store, bench.root, bench.call)
+    if not crossing:
+        return None
+    moved = bench.move(bench.earlier, before=crossing)
+    if moved is None or not moved.numbers:
+        return None
+    text = (
+        f"the origin of run {bench.side.upper()}, in call {bench.call}, reads what an earlier call left: other values "
+        f"there move it by {moved.by:.2g}, and where both runs have them they were equal when they were made"
+    )
+    return ProbeResult("cache", "reads", moved.by, text)
+
+
+def _crossing(store: Store, root: int, call: int) -> set[int]:
+    """Events of earlier calls that the origin was made from, with nothing of their own call between."""
+    now = store.behind([root], lambda event: store.ops[event][1].call == call)
+    sources = {source for event in (root, *now) for source in store.sources.get(event, ())}
+    return {event for event in sources if event in store.ops and store.ops[event][1].call < call}
+
+
+def _given(a: Bench, b: Bench) -> ProbeResult | None:
+    """Whether the origin reads a cache that was given, which the other run was not given, or another one."""
+    caches = [[_cache(call) for call in bench.traced.run.calls[: bench.call + 1]] for bench in (a, b)]
+    tensors = [[t for cache in found for t in _tensors(cache)] for found in caches]
+    if not any(tensors) or _same(*tensors):
+        return None
+    for bench, own in ((b, tensors[1]), (a, tensors[0])):
+        by = _moves(bench) if own else 0.0
+        if by:
+            text = (
+                f"the origin reads the cache that run {bench.side.upper()} was given, which is not the other run's: "
+                f"other values in it move the origin by {by:.2g}"
+            )
+            return ProbeResult("cache", "reads", by, text)
+    return None
+
+
+def _cache(call: Mapping[str, Any]) -> list[Any]:
+    return [call[name] for name in _CACHES if call.get(name) is not None]
+
+
+def _tensors(value: Any, depth: int = 5) -> list[Tensor]:
+    if isinstance(value, Tensor):
+        return [value]
+    if not depth:
+        return []
+    if isinstance(value, Mapping):
+        items: Any = value.values()
+    elif isinstance(value, (list, tuple)):
+        items = value
+    else:
+        items = vars(value).values() if hasattr(value, "__dict__") else ()
+    return [t for item in items for t in _tensors(item, depth - 1)]
+
+
+def _same(a: list[Tensor], b: list[Tensor]) -> bool:
+    return len(a) == len(b) and all(
+        x.shape == y.shape and bool((x == y).all()) for x, y in zip(a, b, strict=True)
+    )
+
+
+def _moves(bench: Bench) -> float:
+    """How far other values in the given caches move the origin."""
+    calls = [copy_inputs(call) for call in bench.traced.run.calls]
+    generator = torch.Generator().manual_seed(0)
+    for call in calls:
+        for tensor in (t for cache in _cache(call) for t in _tensors(cache) if t.is_floating_point()):
+            order = torch.randperm(tensor.numel(), generator=generator).to(tensor.device)
+            tensor.copy_(tensor.reshape(-1)[order].reshape(tensor.shape) * 1.5)
+    kept = bench.store.kept[bench.root]
+    found = Store(bench.store.limit, lambda op: op.key == kept.op.key, bench.store.shelf)
+    try:
+        bench.traced.again(promotion=Promotion(), watcher=found, calls=calls)
+    except Exception:  # noqa: BLE001 - other values may steer the model's code anywhere
+        return 0.0
+    again = next((k for k in found.kept.values() if k.place == kept.place), None)
+    moved = None if again is None else bench.compare(kept, again)
+    return moved.by if moved is not None and moved.numbers else 0.0

@@ -1,0 +1,126 @@
+"""The pooling probe: is a sample's vector made from its tokens alone, and from the same ones in both runs?"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from forkpoint.probes.bench import Bench
+from forkpoint.probes.coupling import PADDING, Coupling
+from forkpoint.probes.origin import Meeting
+from forkpoint.result import ProbeResult
+from forkpoint.session import Session
+
+_ONE = 1e-9
+"""How far a sum of weights may be from 1."""
+
+
+def other_token(session: Session, a: Bench, b: Bench) -> ProbeResult | None:
+    """Show that the origin takes one token of a sample in run A, and another or padding in run B."""
+    taken_a, taken_b = _taken(a), _taken(b)
+    for sample in sorted(taken_a.keys() & taken_b.keys()):
+        one, other = taken_a[sample], taken_b[sample]
+        if one == other or (None not in (one, other) and not _both(session, sample, one, other)):
+            continue
+        text = f"of sample {sample} run A takes {_named(one)}, run B {_named(other)}"
+        return ProbeResult("pooling", "other token", None, text)
+    return None
+
+
+def _named(position: int | None) -> str:
+    return "padding" if position is None else f"token {position}"
+
+
+def _both(session: Session, sample: int, one: int | None, other: int | None) -> bool:
+    """Whether both runs have both tokens, so that each could have taken the other's."""
+    names = session.shared.names
+    return all(any(isinstance(n, tuple) and n[1:] == (sample, p) for n in names) for p in (one, other))
+
+
+def _taken(bench: Bench) -> dict[int, int | None]:
+    """For each sample of run A which of its tokens the origin takes out of several; None for padding."""
+    kept = bench.store.kept[bench.root]
+    table = bench.traced.trace.table
+    if kept.label is None or kept.label.k is not None:
+        return {}
+    ids = np.unique(kept.label.q)
+    rows = bench.session.shared.sample_rows_a if bench.side == "a" else bench.session.shared.sample_rows_b
+    among = [
+        np.unique(source.label.q)
+        for event in bench.store.sources.get(bench.root, ())
+        if (source := bench.store.kept.get(event)) is not None and source.label is not None and source.numeric
+    ]
+    found: dict[int, int | None] = {}
+    for sample in set(rows[ids].tolist()) - {-1}:
+        mine = ids[rows[ids] == sample]
+        several = any((rows[source] == sample).sum() > 1 and np.isin(mine, source).all() for source in among)
+        if len(mine) == 1 and several and bench.slots[mine[0]]:
+            token = table.tokens[int(mine[0])]
+            found[sample] = None if token is None else token[2]
+    return found
+
+
+def pools_padding(session: Session, root: Meeting, coupled: Coupling, a: Bench, b: Bench) -> bool:
+    """Whether the origin makes one value for each sample out of its tokens and its padding, in no order."""
+    if coupled.what != (PADDING,) or coupled.ordered():
+        return False
+    if for_each_sample(session, root):
+        return not any(returns_to_tokens(bench) for bench in (a, b))
+    return _weighs_padding(session, root)
+
+
+def for_the_call(session: Session, root: Meeting, a: Bench, b: Bench) -> bool:
+    """Whether the origin's value is one of the whole call, and no value of a token is made from it."""
+    of = [session.shared.coordinate(int(number)) for number in root.pairs.distinct]
+    if root.pairs.by_sample or any(sample is not None for sample, _ in of):
+        return False
+    return not any(returns_to_tokens(bench) for bench in (a, b))
+
+
+def for_each_sample(session: Session, root: Meeting) -> bool:
+    """Whether the origin's values belong to samples, each as a whole."""
+    if root.pairs.by_sample:
+        return True
+    of = [session.shared.coordinate(int(number)) for number in root.pairs.distinct]
+    return all(sample is not None and position is None for sample, position in of)
+
+
+def returns_to_tokens(bench: Bench) -> bool:
+    """Whether what the origin makes goes back into values of single tokens, as statistics do."""
+    shared = bench.lacking | (bench.slots & (bench.numbers >= 0))
+    for event in bench.store.reached([bench.root]) - {bench.root}:
+        kept = bench.store.kept.get(event)
+        if kept is None or kept.label is None or not kept.numeric:
+            continue
+        if kept.label.q.size > 1 and bool(shared[kept.label.q].all()) and _several_a_row(bench, kept.label.q):
+            return True
+    return False
+
+
+def _several_a_row(bench: Bench, ids: np.ndarray) -> bool:
+    rows = [bench.traced.trace.table.places[int(item)][0] for item in np.unique(ids)]
+    return len(rows) > len(set(rows))
+
+
+def _weighs_padding(session: Session, root: Meeting) -> bool:
+    """Whether the origin's values are weights that add up to 1 over a sample in run A, and with padding in run B."""
+    pairs = root.pairs
+    places = [session.shared.coordinate(int(number)) for number in pairs.coordinates]
+    if any(sample is None or position is None for sample, position in places):
+        return False
+    width = len(pairs.inner_a)
+    samples = np.asarray([sample for sample, _ in places])
+    one, other = (
+        kept.value.reshape(-1)[torch.from_numpy(flat)].double().reshape(-1, width)
+        for kept, flat in ((root.a, pairs.a), (root.b, pairs.b))
+    )
+    for sample in np.unique(samples):
+        mine = torch.from_numpy(samples == sample)
+        whole, part = one[mine].sum(0), other[mine].sum(0)
+        if (
+            bool((whole - 1).abs().max() > _ONE)
+            or bool((part > 1 + _ONE).any())
+            or bool((other[mine] < 0).any())
+        ):
+            return False
+    return True

@@ -1,0 +1,126 @@
+"""The positions probe: has the same token another position in the two runs?
+
+Asked at the origin, of what no token's content enters: whole numbers that tell the tokens of a sample
+apart, the rows that a lookup takes, or the rows of a table that the two runs take for the same token.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from forkpoint.pairs import Pairs
+from forkpoint.probes.bench import Bench
+from forkpoint.probes.origin import Origin, pair_values
+from forkpoint.probes.watchers import Kept
+from forkpoint.result import ProbeResult
+from forkpoint.session import Session
+
+_LOOKUPS = frozenset({"embedding", "getitem", "index_select", "gather", "take_along_dim", "index", "take"})
+_EQUAL = 1e-9
+"""Relative to the largest value: up to which two rows of a table are one."""
+
+
+def other_positions(session: Session, origin: Origin, a: Bench, b: Bench) -> ProbeResult | None:
+    """Show that a token has other positions at the origin; None where that is not so."""
+    for kept_a, kept_b, kind in _numbers(origin, a, b):
+        pairs = pair_values(session, kept_a, kept_b)
+        found = _first_other(kept_a.value, kept_b.value, pairs, session)
+        if found is not None:
+            place, one, other = found
+            text = f"{_token(place)} {kind} {one} in run A, {other} in run B"
+            return ProbeResult("positions", "differ", float(abs(other - one)), text)
+    return _other_rows(session, origin, a, b)
+
+
+def _numbers(origin: Origin, a: Bench, b: Bench) -> Iterator[tuple[Kept, Kept, str]]:
+    """Whole numbers at the origin that may be positions, of both runs."""
+    root = origin.root
+    if a.of_layout(a.root) and b.of_layout(b.root) and _whole(root.a.value) and _whole(root.b.value):
+        yield root.a, root.b, "stands at"
+    if root.a.op.function in _LOOKUPS:
+        for one, other in zip(_indices(a), _indices(b), strict=False):
+            yield one, other, "looks up row"
+
+
+def _indices(bench: Bench) -> list[Kept]:
+    """The whole numbers that went into the origin, and are the layout's."""
+    sources = [bench.store.kept.get(event) for event in bench.store.sources.get(bench.root, ())]
+    return [k for k in sources if k is not None and not k.numeric and k.dtype != torch.bool]
+
+
+def _whole(value: Tensor) -> bool:
+    if value.dtype == torch.bool or value.is_complex():
+        return False
+    return not value.is_floating_point() or bool((value == value.round()).all())
+
+
+def _first_other(
+    a: Tensor, b: Tensor, pairs: Pairs, session: Session
+) -> tuple[tuple[int | None, int | None], int, int] | None:
+    """Where the numbers of a token differ, and which they are; None unless they tell a sample's tokens apart."""
+    if not len(pairs) or pairs.by_sample:
+        return None
+    width = len(pairs.inner_a)
+    one, other = (
+        value.reshape(-1)[torch.from_numpy(flat).to(value.device)].cpu().double().reshape(-1, width)
+        for value, flat in ((a, pairs.a), (b, pairs.b))
+    )
+    differing = torch.nonzero((one != other).any(1)).reshape(-1).tolist()
+    places = [session.shared.coordinate(int(number)) for number in pairs.coordinates]
+    if not differing:
+        return None
+    if float(torch.maximum(one.abs(), other.abs()).max()) < 2:  # a mask, or nothing that can be told from one
+        return None
+    if not (_tells_apart(one, places) or _tells_apart(other, places)):
+        of_tokens = places[differing[0]][0] is not None or max(len(a.unique()), len(b.unique())) > 1
+        if not of_tokens or one.numel() > 1:
+            return None
+    cell = differing[0]
+    element = int(torch.nonzero(one[cell] != other[cell])[0])
+    return places[cell], int(one[cell, element]), int(other[cell, element])
+
+
+def _tells_apart(values: Tensor, places: list[tuple[int | None, int | None]]) -> bool:
+    """Whether some sample's tokens have other numbers each, as a length or a count of them all has not."""
+    of: dict[int | None, list[int]] = {}
+    for cell, (sample, _) in enumerate(places):
+        of.setdefault(sample, []).append(cell)
+    return any(len(values[cells].unique()) > 1 for cells in of.values())
+
+
+def _other_rows(session: Session, origin: Origin, a: Bench, b: Bench) -> ProbeResult | None:
+    """Whether the two runs take other rows of one table for the same tokens."""
+    root = origin.root
+    if not (a.of_layout(a.root) and b.of_layout(b.root) and root.a.numeric) or root.pairs.by_sample:
+        return None
+    pairs = root.pairs
+    width = len(pairs.inner_a)
+    if len(pairs.first_a) < 2 or width < 2:
+        return None
+    rows_a = root.a.value.reshape(-1)[torch.from_numpy(pairs.a)].reshape(-1, width)
+    rows_b = root.b.value.reshape(-1)[torch.from_numpy(pairs.b)].reshape(-1, width)
+    near = _EQUAL * float(rows_a.abs().max() or 1.0)
+    same = (rows_a[:, None] - rows_b[None]).abs().amax(-1) <= near
+    np_same = same.numpy()
+    matched = [
+        (int(np.flatnonzero(np_same[:, cell])[0]), cell)
+        for cell in range(np_same.shape[1])
+        if np_same[:, cell].any() and not np_same[cell, cell]
+    ]
+    if len(matched) < 2:
+        return None
+    taken, cell = matched[0]
+    mine, theirs = (session.shared.coordinate(int(pairs.coordinates[c])) for c in (cell, taken))
+    text = f"{_token(mine)} takes in run B the row of a table that run A takes for {_token(theirs)}"
+    return ProbeResult("positions", "differ", float(len(matched)), text)
+
+
+def _token(place: tuple[int | None, int | None]) -> str:
+    sample, position = place
+    if sample is None or position is None:
+        return "a token"
+    return f"token {position} of sample {sample}"

@@ -1,0 +1,117 @@
+"""Other values at chosen coordinates, put in place as a run passes by."""
+# ruff: noqa: ARG002 - every watcher is asked with all that there is
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from forkpoint.capture.labels import Label, spread
+from forkpoint.capture.recorder import Recorder
+from forkpoint.probes.watchers import Key, Place
+
+DRAWN, ROTATED, FAINT, NOTHING = "drawn", "rotated", "faint", "nothing"
+"""What chosen coordinates get: twice values drawn from the same tensor, the same each one place on, a thousandth, or zeros."""
+_FAINT, _LOUD = 1e-3, 2.0
+"""What chosen values are multiplied by: so that a largest value, too, is another one."""
+
+
+@dataclass
+class Resampled:
+    """Gives chosen coordinates other values.
+
+    Attributes:
+        places: the calls whose results are changed.
+        chosen: for each id, whether its values are.
+        how: `DRAWN`, `ROTATED`, `FAINT` or `NOTHING`.
+        groups: for each id a number; only those of one number change places with each other.
+        replaced: how many rows were changed.
+    """
+
+    places: set[Place]
+    chosen: NDArray[np.bool_]
+    how: str = DRAWN
+    groups: NDArray[np.int64] | None = None
+    replaced: int = 0
+    generator: torch.Generator = field(default_factory=lambda: torch.Generator().manual_seed(0))
+    entrances_only: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        self._keys = {place[0] for place in self.places}
+
+    def edits(self, key: Key) -> bool:
+        return key in self._keys
+
+    def edit(
+        self, recorder: Recorder, key: Key, nth: int, output: int, value: Tensor, label: Label | None
+    ) -> Tensor | None:
+        if (key, nth, output, recorder.call) not in self.places or label is None or label.k is not None:
+            return None
+        known = np.append(
+            self.chosen, np.zeros(max(len(recorder.table.kinds) + 2 - len(self.chosen), 0), bool)
+        )
+        other = known[label.q] & recorder.table.is_slot(label.q)
+        if not other.any():
+            return None
+        mask = torch.from_numpy(spread(other, tuple(value.shape)).copy()).to(value.device)
+        new = torch.where(mask, self._instead(value), value)
+        if self.how == ROTATED:
+            new = _rotated(new, label, other, self.groups)
+        self.replaced += 0 if new is None else int(other.sum())
+        return new
+
+    def _instead(self, value: Tensor) -> Tensor:
+        if self.how == NOTHING:
+            return torch.zeros_like(value)
+        if self.how == FAINT:
+            return (
+                value * _FAINT if value.is_floating_point() or value.is_complex() else torch.zeros_like(value)
+            )
+        drawn = torch.randint(value.numel(), tuple(value.shape), generator=self.generator).to(value.device)
+        return value.reshape(-1)[drawn] * (_LOUD if value.is_floating_point() else 1)
+
+    def saw(
+        self, recorder: Recorder, event: int, value: Tensor, label: Label | None, inputs: list[int]
+    ) -> None:
+        return None
+
+
+def _rotated(
+    value: Tensor, label: Label, other: NDArray[np.bool_], groups: NDArray[np.int64] | None
+) -> Tensor | None:
+    """The value with the chosen coordinates each one place on, the last first; None where none changes its place."""
+    cells = label.q.reshape(-1)
+    chosen = np.flatnonzero(other.reshape(-1))
+    ids, which = np.unique(cells[chosen], return_inverse=True)
+    group = np.zeros(len(chosen)) if groups is None else groups[cells[chosen]]
+    if (
+        len(ids) > 1
+    ):  # an id that comes again, for each head say, changes places with the same one of the others
+        group = np.stack([group, _occurrence(which)], axis=1)
+    order = np.arange(len(cells))
+    for one in np.unique(group, axis=0):
+        places = chosen[(group == one).reshape(len(chosen), -1).all(1)]
+        ascending = places[np.argsort(cells[places], kind="stable")]
+        order[ascending] = np.roll(ascending, 1)
+    if (order == np.arange(len(cells))).all():
+        return None
+    dims = [d for d, size in enumerate(label.q.shape) if size > 1]
+    rest = [d for d in range(value.dim()) if d not in dims]
+    moved = value.permute(*dims, *rest)
+    rows = moved.reshape(len(cells), -1)[torch.from_numpy(order).to(value.device)]
+    inverse = np.argsort([*dims, *rest]).tolist()
+    return rows.reshape(moved.shape).permute(*inverse).contiguous()
+
+
+def _occurrence(which: NDArray[np.int64]) -> NDArray[np.int64]:
+    """For each element, how many equal ones came before it."""
+    found = np.zeros(len(which), dtype=np.int64)
+    for one in np.unique(which):
+        mine = which == one
+        found[mine] = np.arange(mine.sum())
+    return found
