@@ -39,7 +39,21 @@ MECHANISMS = [
     "atomics",
     "random_state",
 ]
-PROBES = ["nan", "repeat", "inputs", "precision", "content", "length", "patch", "replay"]
+PROBES = [
+    "nan",
+    "repeat",
+    "inputs",
+    "precision",
+    "content",
+    "length",
+    "patch",
+    "replay",
+    "coupling",
+    "positions",
+    "pooling",
+    "packing",
+    "cache",
+]
 STATUSES = ["equal", "differs", "view", "not compared", "only in a", "only in b"]
 
 

@@ -14,8 +14,6 @@ from forkpoint.mechanisms.errors import (
     attention_mask,
     cache_state,
     length_dependent_rope,
-    nan,
-    nan_in_one,
     packing,
     pooling,
     position_ids,
@@ -23,7 +21,6 @@ from forkpoint.mechanisms.errors import (
 from forkpoint.mechanisms.mechanism import ROUNDING_ADVICE, TWO_FUNCTIONS, Mechanism, known_slugs
 
 _TESTS: tuple[Callable[[Case], Mechanism | None], ...] = (
-    nan,
     packing,
     attention_mask,
     length_dependent_rope,
@@ -54,6 +51,5 @@ __all__ = [
     "Case",
     "Mechanism",
     "known_slugs",
-    "nan_in_one",
     "recognise",
 ]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from forkpoint.impact import ResultComparison
 from forkpoint.mechanisms.case import Case
 from forkpoint.mechanisms.mechanism import Mechanism
 from forkpoint.probes.cache import reads_cache
@@ -15,21 +14,6 @@ from forkpoint.probes.positions import other_positions
 
 _CLOSES_NOTHING = 0.01
 """Share of the gap below which putting a value right has closed nothing."""
-
-
-def nan(case: Case) -> Mechanism | None:
-    if not nan_in_one(case.compared):
-        return None
-    return Mechanism(
-        "nan", False, "NaN reaches a token of one run alone",
-        "Find the row that is masked entirely (a softmax over nothing gives NaN), or the overflow that makes "
-        "it; keep at least one key in every row, or mask with a finite minimum.",
-    )  # fmt: skip
-
-
-def nan_in_one(compared: ResultComparison) -> bool:
-    """Whether a result is NaN, at a shared coordinate, in one run alone."""
-    return any(result.gap.nan_in_one for result in compared.gaps)
 
 
 def packing(case: Case) -> Mechanism | None:
