@@ -74,6 +74,20 @@ def test_what_mixes_all_tokens_belongs_to_all_of_them():
     assert int(queries.reshape(-1)[0]) not in grid(LAYOUT).numpy()
 
 
+@torch.library.custom_op("forkpoint_tests::scaled_product", mutates_args=())
+def scaled_product(x: Tensor, weight: Tensor) -> Tensor:
+    """[rows, columns, features] rounded by one scale for all, as [columns, rows, out]."""
+    scale = x.abs().amax() / 127
+    return (((x / scale).round() * scale) @ weight.t()).transpose(0, 1).contiguous()
+
+
+def test_rows_that_share_a_scale_are_rows_all_the_same():
+    traced = seen(scaled_product, WEIGHT)
+    queries, _ = traced.ids(traced.output)
+    expected = grid(LAYOUT).numpy().T[:, :, None]
+    assert np.array_equal(queries, np.broadcast_to(expected, queries.shape))
+
+
 def test_a_reason_is_one_short_phrase():
     traced = seen(refusing)
     assert traced.lost(traced.output) == "no rule says how forkpoint_tests.refusing moves tokens"

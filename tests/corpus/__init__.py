@@ -14,6 +14,7 @@ from . import (  # noqa: F401  (each registers its cases)
     cases_identical,
     cases_inputs,
     cases_masks,
+    cases_mechanisms,
     cases_nan,
     cases_not_finite,
     cases_packing,

@@ -20,6 +20,8 @@ from forkpoint.run import RandomState
 
 _FARTHEST = 1 << 24
 """Most elements of an input that is changed to see what becomes of it."""
+_EXCHANGED = -1
+"""In place of a row: the first and the last change places."""
 
 
 # ---------------------------------------------------------------------- bitsandbytes
@@ -131,10 +133,20 @@ class _Trial:
             fitting = {place for place in fitting if _only(changed, place, row)}
         if not changes:
             return None
-        return min(fitting, default=-1)
+        return min(fitting) if fitting else self._exchanged(index, before, source, d)
+
+    def _exchanged(self, index: int, before: Tensor, source: Tensor, d: int) -> int:
+        """The dimension whose rows change places as those of an input do, where all share a scale, say; -1 if none does."""
+        last = int(source.shape[d]) - 1
+        if not last:
+            return -1
+        after = self._outputs(source, d, _EXCHANGED)[index]
+        fitting = [place for place in range(before.dim()) if before.shape[place] == last + 1]
+        moved = [p for p in fitting if not torch.equal(before.select(p, 0), before.select(p, last))]
+        return next((p for p in moved if torch.equal(after, _with_exchanged_rows(before, p))), -1)
 
     def _outputs(self, changed: Tensor | None, d: int | None, row: int) -> list[Tensor]:
-        """What the operator gives, with one row of one of its inputs changed."""
+        """What the operator gives, with one row of one of its inputs changed, or its first and last exchanged."""
         call, random = self.call, RandomState.take()
         try:
             args, kwargs = self._given((call.args, call.kwargs), changed, d, row)
@@ -152,13 +164,18 @@ class _Trial:
     def _given(self, value: Any, changed: Tensor | None, d: int | None, row: int) -> Any:
         if isinstance(value, Tensor):
             if value is changed and d is not None:
-                return _with_other_row(value, d, row)
+                return _with_exchanged_rows(value, d) if row == _EXCHANGED else _with_other_row(value, d, row)
             return value.clone() if self.written or self.call.label(value) is not None else value
         if isinstance(value, (tuple, list)):
             return type(value)(self._given(item, changed, d, row) for item in value)
         if isinstance(value, dict):
             return {key: self._given(item, changed, d, row) for key, item in value.items()}
         return value
+
+
+def _with_exchanged_rows(value: Tensor, d: int) -> Tensor:
+    order = [value.shape[d] - 1, *range(1, value.shape[d] - 1), 0]
+    return value.index_select(d, torch.tensor(order, device=value.device))
 
 
 def _with_other_row(value: Tensor, d: int, row: int) -> Tensor:

@@ -280,5 +280,5 @@ def shown_in_content(session: Session, origin: Origin) -> Meeting | None:
     """The first value, from the origin on, that differs and that the content of tokens has entered: what a mask does."""
     b, a = benches(session, origin)
     met = (origin.meetings.get(event) for event in sorted(origin.store_a.reached([origin.root.event_a])))
-    shown = (m for m in met if m is not None and m.differs and m.a.numeric and not m.a.op.is_boundary)
+    shown = (m for m in met if m is not None and m.differs and m.a.numeric and not m.a.op.is_input)
     return next((m for m in shown if not (a.of_layout(m.event_a) or b.of_layout(m.event_b))), None)
