@@ -74,15 +74,15 @@ def test_what_mixes_all_tokens_belongs_to_all_of_them():
     assert int(queries.reshape(-1)[0]) not in grid(LAYOUT).numpy()
 
 
-@torch.library.custom_op("forkpoint_tests::scaled_product", mutates_args=())
-def scaled_product(x: Tensor, weight: Tensor) -> Tensor:
-    """[rows, columns, features] rounded by one scale for all, as [columns, rows, out]."""
+@torch.library.custom_op("forkpoint_tests::scaled", mutates_args=())
+def scaled(x: Tensor) -> Tensor:
+    """[rows, columns, features], the first four of them rounded by one scale for all, as [columns, rows, 4]."""
     scale = x.abs().amax() / 127
-    return (((x / scale).round() * scale) @ weight.t()).transpose(0, 1).contiguous()
+    return ((x[..., :4] / scale).round() * scale).transpose(0, 1).contiguous()
 
 
 def test_rows_that_share_a_scale_are_rows_all_the_same():
-    traced = seen(scaled_product, WEIGHT)
+    traced = seen(scaled)
     queries, _ = traced.ids(traced.output)
     expected = grid(LAYOUT).numpy().T[:, :, None]
     assert np.array_equal(queries, np.broadcast_to(expected, queries.shape))

@@ -45,8 +45,8 @@ def scale(case: Case) -> Mechanism | None:
     value = _scale_of(case)
     if value is None or value.numel() == 1:
         return Mechanism(
-            "dynamic_scale", True, "one scale for a whole tensor is taken from every row of the batch, so each row's "
-            "rounding depends on the others",
+            "dynamic_scale", True, f"one scale for a whole tensor is taken from all tokens, {' and '.join(case.coupling.what)} "
+            "among them, so that each token's rounding depends on the others",
             "Use a scale per token (or a static one) where rows must not depend on each other.",
             case.coupling.result,
         )  # fmt: skip
