@@ -21,7 +21,7 @@ from forkpoint.locate import Located, Tokens, describe_values, fetch_op
 from forkpoint.mechanisms import ROUNDING_ADVICE, Case, Mechanism, recognise
 from forkpoint.probes.content import ContentProbe, content
 from forkpoint.probes.deciding import decided_apart
-from forkpoint.probes.decisions import coupling_at, decisions
+from forkpoint.probes.decisions import decisions
 from forkpoint.probes.held import HeldRuns
 from forkpoint.probes.inputs import Inputs, inputs
 from forkpoint.probes.nonfinite import Unfinite, advice, unfinite
@@ -158,11 +158,8 @@ def _semantic(
     if found is not None:
         evidence.append(found.result)
     held = isinstance(exact.runs, HeldRuns)
-    if found is not None and held:
-        coupled = coupling_at(session, found)
-        evidence += [] if coupled is None else [coupled]
     session.progress.begin("looking for a known cause")
-    case = Case(session, exact.compared if not exact.vanishes else compared, other, found)
+    case = Case(session, exact.compared if not exact.vanishes else compared, other, found, held=held)
     mechanism = recognise(case)
     evidence += case.evidence
     summary = f"the runs differ in exact arithmetic: {mechanism.summary}"

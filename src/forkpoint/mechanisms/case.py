@@ -12,7 +12,8 @@ from forkpoint.impact import ResultComparison
 from forkpoint.probes.attention import sees_other_keys
 from forkpoint.probes.bench import Bench, benches
 from forkpoint.probes.content import ContentProbe
-from forkpoint.probes.coupling import Coupling, coupling
+from forkpoint.probes.coupling import OTHERS, Coupling, coupling
+from forkpoint.probes.decisions import coupling_at
 from forkpoint.probes.origin import Meeting, Origin
 from forkpoint.probes.pooling import for_the_call
 from forkpoint.probes.swap import same_function
@@ -33,6 +34,7 @@ class Case:
         compared: the results, in float64 where they differ there.
         content: what the content probe found, where it was asked.
         origin: where the difference enters; None if it could not be located.
+        held: whether the origin was found with decisions on rounded values held.
         evidence: what the experiments showed so far.
     """
 
@@ -40,6 +42,7 @@ class Case:
     compared: ResultComparison
     content: ContentProbe | None
     origin: Origin | None
+    held: bool = False
     evidence: list[ProbeResult] = field(default_factory=list[ProbeResult])
 
     @property
@@ -70,8 +73,12 @@ class Case:
         """What couples tokens at the origin, by an op that both models have; None where nothing does."""
         if self.origin is None:
             return None
-        found = coupling(self.session, self.origin)
-        if not found or not self.same_function:
+        if self.held:  # decided anew in float64 the origin would be another value
+            shown = coupling_at(self.session, self.origin)
+            found = None if shown is None else Coupling((OTHERS,), shown.figure or 0.0, frozenset(), shown)
+        else:
+            found = coupling(self.session, self.origin)
+        if found is None or not found or not self.same_function:
             return None
         self.evidence.append(found.result)
         return found

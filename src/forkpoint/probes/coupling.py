@@ -21,7 +21,8 @@ from forkpoint.result import ProbeResult
 from forkpoint.session import Session
 
 ROWS, PADDING, LATER, EARLIER = "other rows", "padding of its own row", "later tokens", "an earlier call"
-"""What couples a token at the origin."""
+OTHERS = "what the other run lacks"
+"""What couples a token at the origin; the last where nobody asked one kind at a time."""
 
 Mask = NDArray[np.bool_]
 
@@ -56,7 +57,8 @@ class Coupling:
     def ordered(self) -> bool:
         """Whether it matters which of the others holds what: not for a sum, a mean or a maximum over them."""
         bench, others, moved = self.bench, self.others, self.moved
-        assert bench is not None and others is not None
+        if bench is None or others is None:
+            return True
         groups = bench.columns if ROWS in self.what else bench.rows
         if ROWS not in self.what:
             first = bench.first_of(moved)
@@ -72,7 +74,8 @@ class Coupling:
 
     def by_extremes(self) -> bool:
         """Whether the others couple by their largest values alone: small ones have no part in it, whatever they are."""
-        assert self.bench is not None and self.others is not None
+        if self.bench is None or self.others is None:
+            return False
         faint, nothing = (self.bench.values(self.others, how) for how in (FAINT, NOTHING))
         if faint is None or nothing is None:
             return False
