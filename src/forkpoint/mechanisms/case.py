@@ -8,7 +8,6 @@ from functools import cached_property, partial
 
 from torch import Tensor
 
-from forkpoint.impact import ResultComparison
 from forkpoint.probes.attention import sees_other_keys
 from forkpoint.probes.bench import Bench, benches
 from forkpoint.probes.content import ContentProbe
@@ -19,6 +18,7 @@ from forkpoint.probes.pooling import for_the_call
 from forkpoint.probes.swap import same_function
 from forkpoint.probes.watchers import Store
 from forkpoint.result import ProbeResult
+from forkpoint.results import ResultComparison
 from forkpoint.session import Session
 from forkpoint.trace import Op
 
