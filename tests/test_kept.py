@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import OrderedDict
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -163,6 +164,35 @@ def test_an_attribute_that_goes_from_one_module_to_the_next_is_put_back():
         del first.note
     assert first.note is note
     assert not hasattr(second, "note")
+
+
+class Scaled(nn.Parameter):
+    """A weight with a scale, as quantised ones have."""
+
+    scale: Tensor | None
+
+
+class HandsOn(nn.Module):
+    """The first call takes the scale from the weight and keeps it elsewhere, as bitsandbytes does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = Scaled(torch.ones(2), requires_grad=False)
+        self.weight.scale = torch.full((2,), 3.0)
+        self.state = SimpleNamespace(scale=None)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.weight.scale is not None:
+            self.state.scale, self.weight.scale = self.weight.scale, None
+        return x if self.state.scale is None else x * self.weight * self.state.scale
+
+
+def test_what_a_parameter_holds_is_put_back():
+    model = HandsOn()
+    run = Run(model, {"x": torch.ones(1, 2)})
+    assert run.execute()[0].tolist() == [[3.0, 3.0]]
+    assert model.weight.scale is not None
+    assert run.execute()[0].tolist() == [[3.0, 3.0]]
 
 
 def test_keys_that_cannot_be_compared_are_no_obstacle():

@@ -87,8 +87,9 @@ class Kept:
             self._held.append(held)
             self.modules += more
             self.tensors += held.tensors
+            others = [*held.others, *self._on_parameters(more)]
             more = []
-            for hidden in self._look_into(held.others, known):
+            for hidden in self._look_into(others, known):
                 more += [module for module in survey(hidden).modules if id(module) not in known]
                 known.update(map(id, more))
 
@@ -102,6 +103,18 @@ class Kept:
             for entries, keys, values in held.changed():
                 entries.clear()
                 entries.update(zip(keys, values, strict=True))
+
+    def _on_parameters(self, modules: list[nn.Module]) -> list[Any]:
+        """Note what parameters hold as attributes: bitsandbytes' hand their scales on to an object of the module."""
+        held: list[Any] = []
+        for module in modules:
+            for parameter in module._parameters.values():
+                attributes = None if parameter is None else parameter.__dict__
+                if attributes:
+                    self._deeper.append((attributes, dict(attributes)))
+                    held += attributes.values()
+        nothing = _holding_nothing(held)
+        return [value for value in held if type(value) not in nothing]
 
     def _look_into(self, values: Iterable[Any], known: set[int]) -> list[nn.Module]:
         """Note what containers and objects hold, and those in them; returns modules that no module has as its own."""
