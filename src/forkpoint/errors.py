@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from forkpoint.printable import one_line
+
+_GIVEN, _REST = 1000, 400
+"""Most characters of what was given, and of what was expected and what to do."""
+
 
 class ForkpointError(Exception):
-    """What was given, what was expected and what to do, worded into one line.
+    """What was given, what was expected and what to do, worded into one line, whatever the given text holds.
 
     >>> str(ForkpointError("a prompt of 60 tokens for pad_to=50", "pad_to of 60 or more", "--pad-to 64"))
     'a prompt of 60 tokens for pad_to=50; expected pad_to of 60 or more (--pad-to 64)'
@@ -14,7 +19,8 @@ class ForkpointError(Exception):
         self.given = given
         self.expected = expected
         self.hint = hint
-        message = f"{given}; expected {expected}" if expected else given
+        message, expected, hint = one_line(given, _GIVEN), one_line(expected, _REST), one_line(hint, _REST)
+        message = f"{message}; expected {expected}" if expected else message
         super().__init__(f"{message} ({hint})" if hint else message)
 
     def __reduce__(self) -> tuple[type[ForkpointError], tuple[str, str, str]]:

@@ -6,6 +6,8 @@ from contextlib import contextmanager
 from functools import cache
 from typing import TYPE_CHECKING, Protocol
 
+from forkpoint.printable import printable
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterable
 
@@ -50,7 +52,9 @@ def error_console() -> Console:
 @contextmanager
 def status(text: str) -> Generator[None, None, None]:
     """A spinner with what is going on."""
-    with error_console().status(text):
+    from rich.text import Text
+
+    with error_console().status(Text(printable(text))):
         yield
 
 
@@ -64,7 +68,10 @@ def stages(text: str, total: int) -> Generator[Callable[[str], None], None, None
     """
     from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-    columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
+    text = printable(text)
+    columns = (
+        SpinnerColumn(), TextColumn("{task.description}", markup=False), BarColumn(), TimeElapsedColumn(),
+    )  # fmt: skip
     console = error_console()
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
         task = bar.add_task(text, total=total)
@@ -125,7 +132,7 @@ def watching() -> Generator[Progress, None, None]:
 
     columns = (
         SpinnerColumn(),
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
         TaskProgressColumn(),
         TimeElapsedColumn(),

@@ -366,8 +366,13 @@ class Result:
         return data
 
     def to_json(self, path: str | Path) -> None:
-        """Write the result as JSON; the file appears whole or not at all."""
-        write_atomically(Path(path), json.dumps(self.to_dict(), ensure_ascii=False, indent=1) + "\n")
+        """Write the result as JSON; the file appears whole or not at all.
+
+        Characters that can't be seen are escaped, so that it may be shown on a terminal.
+        """
+        text = json.dumps(self.to_dict(), ensure_ascii=False, indent=1)
+        lines = (line if line.isprintable() else _escaped(line) for line in text.split("\n"))
+        write_atomically(Path(path), "\n".join(lines) + "\n")
 
     def save_scene(self, directory: str | Path, *, confirm: Callable[[int], bool] | None = None) -> None:
         """Save all that is needed to replay the first divergent op alone (of the origin, if there is one).
@@ -401,6 +406,11 @@ class Result:
         from forkpoint.report.terminal import to_text
 
         return to_text(self)
+
+
+def _escaped(text: str) -> str:
+    """JSON with escapes for what can't be seen; it reads as the same."""
+    return "".join(c if c.isprintable() else json.dumps(c)[1:-1] for c in text)
 
 
 def _plain(value: Any) -> Any:

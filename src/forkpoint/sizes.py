@@ -23,12 +23,13 @@ def parse_size(given: int | str, name: str = "max_memory") -> int:
         name: what the size is for, as the user knows it.
 
     Raises:
-        InputError: it is no size, or less than a byte.
+        InputError: it is no size, less than a byte, or more than any machine has.
     """
     found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([a-z]*)", str(given).strip().lower())
     size = 0
     if found is not None and found[2] in _UNITS and not isinstance(given, bool):
-        size = int(float(found[1]) * _UNITS[found[2]])
+        number = float(found[1]) * _UNITS[found[2]]
+        size = int(number) if number < 1 << 63 else 0
     if size < 1:
         raise InputError(
             f"{name} {given!r}",

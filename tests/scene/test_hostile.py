@@ -4,17 +4,23 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
 from forkpoint import scene
+from forkpoint.cli import main
 from forkpoint.errors import SceneError
 from forkpoint.scene import folder as folder_module
-from forkpoint.scene.script import scene_script
+from forkpoint.scene import script as script_module
+from forkpoint.scene.expressions import expression
+from forkpoint.scene.script import Script, scene_script
+from forkpoint.scene.source import Writer
 
 from .pairs import other_weights
 from .sessions import save
@@ -252,7 +258,7 @@ def test_missing_files(folder, tmp_path):
 
 
 def test_arguments_that_the_function_refuses(folder):
-    change(folder, lambda m: m["runs"]["a"].update(args=[{"tensor": 0}, "x"]))
+    change(folder, lambda m: m["runs"]["a"]["args"].append("x"))
     with pytest.raises(SceneError, match=r"torch.nn.functional.linear refuses the arguments of run A on cpu"):
         scene.replay(scene.load(folder))
 
@@ -276,3 +282,114 @@ def test_text_in_a_scene_is_never_code_in_its_script(folder, tmp_path):
     script = scene_script(scene.load(folder), folder)
     assert not marker.exists()
     assert script.reproduced, script
+
+
+# --- what is shown -----------------------------------------------------------------------------------------
+
+SHOWN = "\x1b]8;;http://example.org\x07a\x1b[2J\u202e[link=http://example.org]b[/link][/]\x9b31m\nend\ud800"
+"""A link, a screen wiped, the direction of writing turned, rich's own markup, a line of its own."""
+
+
+def with_hostile_text(manifest: Any) -> None:
+    """Every text in a manifest that nothing but a report reads."""
+    manifest["place"].update(
+        dict.fromkeys(
+            ["op", "module", "function", "source", "code", "variable", "sample", "token", "note"], SHOWN
+        )
+    )
+    manifest["place"]["between"] = [SHOWN]
+    for side in manifest["runs"].values():
+        side.update(run=SHOWN, note=SHOWN, kernels=[SHOWN], kernels_unknown=SHOWN)
+    for pair in manifest["inputs"]:
+        pair.update(name=SHOWN, parameter=None if pair["parameter"] is None else SHOWN)
+    manifest["machine"].update(
+        name=SHOWN, capability=SHOWN, system=SHOWN, libraries={"torch": SHOWN, SHOWN: SHOWN}
+    )
+    manifest.update(notes=[SHOWN], versions={SHOWN: SHOWN})
+
+
+def assert_only_colours(shown: str) -> None:
+    """Whether all that can't be seen is newlines and colours, which are the report's own."""
+    assert "\x1b[" in shown
+    plain = re.sub(r"\x1b\[[0-9;]*m", "", shown)
+    assert [line for line in plain.split("\n") if not line.isprintable()] == []
+
+
+@pytest.fixture
+def terminal(monkeypatch):
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("COLUMNS", "200")
+
+
+@pytest.mark.usefixtures("terminal")
+def test_a_replay_shows_nothing_of_a_scene_as_it_is(folder, capsys):
+    change(folder, with_hostile_text)
+    with pytest.raises(SystemExit) as done:
+        main(["replay", str(folder)])
+    said = capsys.readouterr()
+    assert done.value.code == 0, said.err
+    assert_only_colours(said.out)
+    assert said.out.count("[link=http://example.org]b[/link][/]") >= 8
+
+
+def test_a_script_shows_nothing_of_a_scene_as_it_is(folder, capsys, monkeypatch):
+    change(folder, with_hostile_text)
+    error = Script("text", synthetic=False, reproduced=False, output="", note=f"it failed: {SHOWN}")
+    monkeypatch.setattr(script_module, "run_script", lambda *_, **__: error)
+    with pytest.raises(SystemExit):
+        main(["script", str(folder)])
+    said = capsys.readouterr()
+    assert said.out == "text"
+    assert all(line.isprintable() for line in said.err.split("\n"))
+    assert "[link=http://example.org]" in said.err
+    text = Writer(scene.load(folder)).text()
+    assert all(line.isprintable() for line in text.split("\n"))
+    compile(text, "script.py", "exec")
+
+
+def test_an_error_shows_nothing_of_a_scene_as_it_is(folder, capsys):
+    change(folder, lambda m: m["runs"]["a"].update(function=SHOWN))
+    with pytest.raises(SystemExit) as done:
+        main(["replay", str(folder)])
+    said = capsys.readouterr().err
+    assert done.value.code == 2
+    assert said.startswith("forkpoint: the function '\\x1b]8;;http://example.org\\x07a")
+    assert said.count("\n") == 1
+    assert said[:-1].isprintable()
+
+
+# --- odd arguments, found by damaging manifests at random --------------------------------------------------
+
+ODD = {
+    "a keyword of Python": (lambda m: m["runs"]["a"]["kwargs"].update({"lambda": 1}), "the keyword arguments"),
+    "an input that does not go in": (lambda m: m["inputs"][0].update(a=m["runs"]["a"]["outputs"][0]), "one that goes into"),
+    "a keyword that it lacks": (lambda m: m["runs"]["a"]["kwargs"].update(none=1), "refuses the arguments of run A"),
+    "no arguments": (lambda m: (m["runs"]["a"].update(args=[], kwargs={}), m.update(inputs=[])), "refuses the arguments"),
+    "the environment": (lambda m: m["runs"]["a"]["flags"].update(MKL_CBWR="a\0b"), "the setting MKL_CBWR"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ODD)
+def test_an_odd_scene_is_one_error(folder, name):
+    edit, complaint = ODD[name]
+    change(folder, edit)
+    for use in (scene.replay, lambda loaded: scene_script(loaded, folder)):
+        with pytest.raises(SceneError) as caught:
+            use(scene.load(folder))
+        assert complaint in str(caught.value)
+
+
+def test_numbers_that_are_no_numbers_are_calls_in_a_script():
+    """The words `nan` and `inf` would be names."""
+    for value in (float("nan"), -float("inf"), complex(float("inf"), float("nan")), complex(0.0, -1.5)):
+        found = eval(expression(value, str), {"__builtins__": {"float": float, "complex": complex}})
+        assert repr(found) == repr(value)
+
+
+@pytest.mark.parametrize("error", [MemoryError("out"), RecursionError("deep"), PermissionError(13, "denied")])
+def test_what_the_machine_refuses_is_one_error(folder, monkeypatch, error):
+    def fail(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr(folder_module, "from_manifest", fail)
+    assert "can't be read" in refused(folder)

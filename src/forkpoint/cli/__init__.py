@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 from forkpoint.cli.app import app
 from forkpoint.errors import ForkpointError
+from forkpoint.printable import printable
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -33,7 +34,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
 
 
 def _fail(message: str) -> NoReturn:
-    sys.stderr.write(f"forkpoint: {' '.join(message.split())}\n")
+    sys.stderr.write(f"forkpoint: {printable(' '.join(message.split()))}\n")
     sys.exit(UNUSABLE)
 
 

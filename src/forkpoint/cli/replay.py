@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from operator import attrgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from forkpoint.printable import printable
 from forkpoint.progress import status
 
 if TYPE_CHECKING:
@@ -54,40 +56,47 @@ def replay(
 def report(scene: Scene, replays: Sequence[Replay]) -> Iterator[RenderableType]:
     """The parts of the report, from the place of the op to the outcome."""
     from rich.padding import Padding
-    from rich.text import Text
 
     from forkpoint.scene.kernels import evidence
 
     place = scene.place
-    yield Text(f"{place.op}", style="bold")
-    yield Text(f"{place.source}  {_printable(place.code)}")
+    yield _text(place.op, "bold")
+    yield _text(f"{place.source}  {place.code}")
     for run, side in (("A", scene.a), ("B", scene.b)):
         layout = scene.layouts[side.outputs[scene.output]]
         dtype = str(scene.storages[layout.storage].dtype).removeprefix("torch.")
-        yield Text(f"run {run}: {_printable(side.run)}, {side.function}, output {list(layout.shape)} {dtype}")
+        yield _text(f"run {run}: {side.run}, {side.function}, output {list(layout.shape)} {dtype}")
     torch_version = scene.machine.libraries.get("torch", "?")
-    yield Text(
-        f"recorded on {scene.machine.device}: {_printable(scene.machine.text)}, torch {_printable(torch_version)}"
-    )
-    yield Text()
+    yield _text(f"recorded on {scene.machine.device}: {scene.machine.text}, torch {torch_version}")
+    yield _text("")
     yield table(replays)
-    lines = list(_inside(scene))
+    lines = scene.inside.lines if scene.inside is not None else ()
     if lines:
-        yield Text("\nInside the op, when the scene was saved", style="bold")
-        yield from (Padding(Text(line), (0, 0, 0, 2)) for line in lines)
+        yield _text("")
+        yield _text("Inside the op, when the scene was saved", "bold")
+        yield from (Padding(_text(line), (0, 0, 0, 2)) for line in lines)
     for one in replays:
-        yield Text(f"\n{one.device}: {_printable(evidence(one.kernels_a, one.kernels_b))}")
+        yield _text("")
+        yield _text(f"{one.device}: {evidence(one.kernels_a, one.kernels_b)}")
     remarks = [*scene.notes, *(remark for one in replays for remark in one.remarks)]
     if remarks:
-        yield Text()
-        yield from (Text(f"note: {_printable(remark)}", style="yellow") for remark in dict.fromkeys(remarks))
-    yield Text(f"\n{_outcome(scene, replays)}", style="bold")
+        yield _text("")
+        yield from (_text(f"note: {remark}", "yellow") for remark in dict.fromkeys(remarks))
+    yield _text("")
+    yield _text(_outcome(scene, replays), "bold")
 
 
-def _printable(text: str) -> str:
-    from forkpoint.report.safe import printable
+def _text(line: str, style: str = "") -> Text:
+    """A line of text, whoever it is from: the one way from here to the terminal."""
+    from rich.text import Text
 
-    return printable(text)
+    return Text(printable(line), style)
+
+
+def _lines(*lines: str) -> Text:
+    from rich.text import Text
+
+    return Text("\n").join(map(_text, lines))
 
 
 def table(replays: Sequence[Replay]) -> RenderableType:
@@ -100,12 +109,11 @@ def table(replays: Sequence[Replay]) -> RenderableType:
     found = Table(box=box.SIMPLE, show_edge=False, pad_edge=False)
     found.add_column("")
     for one in replays:
-        found.add_column(
-            f"{one.device}\n{one.machine.text}\ntorch {one.machine.libraries['torch']}", overflow="fold"
-        )
+        head = _lines(one.device, one.machine.text, f"torch {one.machine.libraries['torch']}")
+        found.add_column(head, overflow="fold")
 
-    def row(label: str, show: Callable[[Replay], Text | str]) -> None:
-        found.add_row(label, *(show(one) for one in replays))
+    def row(label: str, show: Callable[[Replay], Text]) -> None:
+        found.add_row(_text(label), *(show(one) for one in replays))
 
     for kind in ("weights", "inputs"):
         for index, check in enumerate(getattr(replays[0], kind)):
@@ -116,54 +124,49 @@ def table(replays: Sequence[Replay]) -> RenderableType:
     row("outputs equal to each other", lambda one: _check(one.outputs, neutral=True))
     row("first unequal element", _first)
     for index, (atol, _) in enumerate(replays[0].allclose):
-        row(f"allclose, atol {atol:.0e}", lambda one, index=index: _yes(one.allclose[index][1]))
+        row(
+            f"allclose, atol {atol:.0e}",
+            lambda one, index=index: _text("yes" if one.allclose[index][1] else "no"),
+        )
     row("error of A against float64", lambda one: _exactness(one.exact_a))
     row("error of B against float64", lambda one: _exactness(one.exact_b))
-    row("kernels of A", lambda one: "\n".join(map(short_name, one.kernels_a.names)) or one.kernels_a.reason)
-    row("kernels of B", lambda one: "\n".join(map(short_name, one.kernels_b.names)) or one.kernels_b.reason)
+    for run, of in (("A", attrgetter("kernels_a")), ("B", attrgetter("kernels_b"))):
+        row(
+            f"kernels of {run}",
+            lambda one, of=of: _lines(
+                *(map(short_name, of(one).names) if of(one).names else [of(one).reason])
+            ),
+        )
     return found
-
-
-def _yes(value: bool) -> Text:
-    from rich.text import Text
-
-    return Text("yes") if value else Text("no")
 
 
 def _check(check: Check, *, expected: bool = True, neutral: bool = False) -> Text:
     """How a comparison came out; in red only where it should have come out otherwise."""
-    from rich.text import Text
-
     if check.equal is None:
-        return Text(check.reason or "not compared", style="dim")
+        return _text(check.reason or "not compared", "dim")
     if check.equal:
-        return Text("yes", style="" if neutral else "green")
-    text = Text("no", style="red" if expected and not neutral else "")
+        return _text("yes", "" if neutral else "green")
+    text = "no"
     if check.compared and not check.reason:
-        text.append(f": {check.differing:,} of {check.compared:,} differ, by up to {check.max_abs:.3g}")
+        text += f": {check.differing:,} of {check.compared:,} differ, by up to {check.max_abs:.3g}"
     elif check.reason:
-        text.append(f": {check.reason}")
-    return text
+        text += f": {check.reason}"
+    return _text(text, "red" if expected and not neutral else "")
 
 
-def _first(one: Replay) -> str:
+def _first(one: Replay) -> Text:
     if one.first is None:
-        return "none"
+        return _text("none")
     first = one.first
-    apart = "" if first.ulps is None else f"\n{first.ulps:.3g} ULP apart"
-    return f"A{list(first.index_a)} {first.value_a!r}\nB{list(first.index_b)} {first.value_b!r}{apart}"
+    values = f"A{list(first.index_a)} {first.value_a!r}", f"B{list(first.index_b)} {first.value_b!r}"
+    return _lines(*values, *(() if first.ulps is None else (f"{first.ulps:.3g} ULP apart",)))
 
 
-def _exactness(found: Exactness) -> str:
+def _exactness(found: Exactness) -> Text:
     if found.median is None or found.largest is None:
-        return found.reason
+        return _text(found.reason)
     there = "" if found.first is None else f"{found.first:.3g} ULP there; "
-    return f"{there}median {found.median:.3g}, largest {found.largest:.3g}"
-
-
-def _inside(scene: Scene) -> Iterator[str]:
-    if scene.inside is not None:
-        yield from map(_printable, scene.inside.lines)
+    return _text(f"{there}median {found.median:.3g}, largest {found.largest:.3g}")
 
 
 def _outcome(scene: Scene, replays: Sequence[Replay]) -> str:
@@ -177,7 +180,7 @@ def _outcome(scene: Scene, replays: Sequence[Replay]) -> str:
         name for name, check in (("A", here[0].recorded_a), ("B", here[0].recorded_b)) if not check.equal
     )
     changed = [
-        f"{what} {_printable(then)} then, {now} now"
+        f"{what} {then} then, {now} now"
         for what, then, now in (
             ("torch", scene.machine.libraries.get("torch", "?"), here[0].machine.libraries["torch"]),
             ("device", scene.machine.text, here[0].machine.text),

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from forkpoint.cli.replay import Folder
+from forkpoint.printable import printable
 from forkpoint.progress import error_console, status
 
 
@@ -45,9 +46,8 @@ def script(
     how = "python script.py" if synthetic else f"python script.py {scene}"
     if done.reproduced:
         seen = "on random data the two runs differ, too" if synthetic else "it reproduced the recorded bits"
-        console.print(f"It was run here, alone: {seen}. ({how})", highlight=False)
+        said = f"{seen}. ({how})"
     else:
-        console.print(
-            f"It was run here, alone: it did not reproduce the recorded bits. {done.note}", highlight=False
-        )
+        said = f"it did not reproduce the recorded bits. {done.note}"
+    console.print(printable(f"It was run here, alone: {said}"), highlight=False, markup=False)
     raise typer.Exit(0 if done.reproduced else 1)

@@ -9,8 +9,7 @@ from __future__ import annotations
 import enum
 from dataclasses import dataclass
 
-NO_BREAK = "\u00a0"
-"""A space at which no line may end, as within `[1, 9, 15, 64]`; a renderer shows it as a space."""
+from forkpoint.printable import NO_BREAK
 
 
 class Role(enum.StrEnum):

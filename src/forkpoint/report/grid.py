@@ -11,8 +11,8 @@ from operator import gt
 from rich.cells import cell_len
 from rich.text import Text
 
-from forkpoint.report.document import NO_BREAK, Cell, Grid, Line, Meter, Role
-from forkpoint.report.safe import printable
+from forkpoint.printable import NO_BREAK, printable
+from forkpoint.report.document import Cell, Grid, Line, Meter, Role
 from forkpoint.report.wrap import breaks
 
 STYLES = {

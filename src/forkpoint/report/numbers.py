@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 
-from forkpoint.report.document import NO_BREAK
+from forkpoint.printable import NO_BREAK
 
 EPSILON = {
     "float64": 2.0**-52,

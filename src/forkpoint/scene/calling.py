@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -26,17 +27,12 @@ def run_side(scene: Scene, run: str, device: torch.device, remarks: list[str] | 
         SceneError: the function refuses its arguments.
     """
     side = scene.side(run)
-    call = call_of(scene, side, device)
     after = RandomState.take()
     try:
-        with torch.no_grad(), in_force(side.flags, device) as said:
+        with _one_error(side, run, device), torch.no_grad(), in_force(side.flags, device) as said:
+            call = call_of(scene, side, device)
             _restore_random(scene, side, device)
             found = call()
-    except (RuntimeError, TypeError, ValueError, IndexError, NotImplementedError, MemoryError) as error:
-        text = str(error).splitlines()[0][:300] if str(error) else type(error).__name__
-        raise SceneError(
-            f"{side.function} refuses the arguments of run {run.upper()} on {device.type}: {text}"
-        ) from error
     finally:
         after.restore()
     if remarks is not None:
@@ -47,10 +43,28 @@ def run_side(scene: Scene, run: str, device: torch.device, remarks: list[str] | 
 
 
 def run_result(scene: Scene, run: str, device: torch.device) -> Any:
-    """What one run's function returns, as it returns it."""
+    """What one run's function returns, as it returns it.
+
+    Raises:
+        SceneError: the function refuses its arguments.
+    """
     side = scene.side(run)
-    with torch.no_grad(), in_force(side.flags, device):
+    with _one_error(side, run, device), torch.no_grad(), in_force(side.flags, device):
         return _function_call(scene, side, device)[0]()
+
+
+@contextmanager
+def _one_error(side: Side, run: str, device: torch.device) -> Generator[None]:
+    """Whatever a function makes of arguments that may be anybody's, as one error."""
+    try:
+        yield
+    except SceneError:
+        raise
+    except Exception as error:
+        text = str(error).splitlines()[0][:300] if str(error) else type(error).__name__
+        raise SceneError(
+            f"{side.function} refuses the arguments of run {run.upper()} on {device.type}: {text}"
+        ) from error
 
 
 def call_of(scene: Scene, side: Side, device: torch.device) -> Callable[[], list[Tensor]]:

@@ -56,8 +56,10 @@ def expression(value: Any, name: Callable[[int], str]) -> str:
         return 't["device"]'
     if value is Ellipsis:
         return "..."
-    if isinstance(value, float) and not math.isfinite(value):
-        return f'float("{value}")'
+    if isinstance(value, float):
+        return repr(value) if math.isfinite(value) else f'float("{value}")'
+    if isinstance(value, complex):  # its `repr` loses the sign of zeros
+        return f"complex({expression(value.real, name)}, {expression(value.imag, name)})"
     if isinstance(value, slice):
         return f"slice({', '.join(expression(part, name) for part in (value.start, value.stop, value.step))})"
     return _container(value, name)

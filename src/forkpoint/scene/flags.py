@@ -136,13 +136,13 @@ TYPES: dict[str, tuple[type, ...]] = {
 }
 
 
-_ANY = re.compile(r"(?s).{0,200}")
+_ANY = re.compile(r"[^\0\ud800-\udfff]{0,200}")
 _VALUES = {
     "default_dtype": re.compile(r"float16|bfloat16|float32|float64"),
     "float32_matmul_precision": re.compile(r"highest|high|medium"),
     AUTOCAST: re.compile(r"None|(cpu|cuda) (float16|bfloat16|float32)"),
 }
-"""What a setting that is text may be: it is written into scripts."""
+"""What a setting that is text may be: it is written into scripts, and the environment of a process."""
 
 
 def read() -> Flags:

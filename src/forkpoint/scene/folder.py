@@ -194,11 +194,15 @@ def load(directory: str | Path, *, namespaces: Sequence[str] = ()) -> Scene:
         raise SceneError(
             f"{folder} is no folder", "the folder of a scene", "forkpoint padding MODEL -p PROMPT --scene DIR"
         )
-    manifest = _read_manifest(folder)
-    check_header(manifest)
-    storages = storages_from(manifest)
-    data, extra = _read_tensors(folder, storages)
-    return from_manifest(manifest, storages, data, extra, tuple(namespaces))
+    try:
+        manifest = _read_manifest(folder)
+        check_header(manifest)
+        storages = storages_from(manifest)
+        data, extra = _read_tensors(folder, storages)
+        return from_manifest(manifest, storages, data, extra, tuple(namespaces))
+    except (OSError, MemoryError, RecursionError) as error:
+        reason = getattr(error, "strerror", None) or f"{type(error).__name__} {error}"
+        raise SceneError(f"{folder} can't be read: {reason}", "the folder of a scene") from error
 
 
 def _read_manifest(folder: Path) -> Any:
@@ -206,8 +210,17 @@ def _read_manifest(folder: Path) -> Any:
     size = path.stat().st_size
     if size > MAX_MANIFEST:
         raise SceneError(f"{MANIFEST} of {size:,} bytes", f"at most {MAX_MANIFEST:,}")
+    return parsed(path.read_bytes(), path)
+
+
+def parsed(data: bytes, path: Path) -> Any:
+    """The JSON of a manifest.
+
+    Raises:
+        SceneError: it is none.
+    """
     try:
-        return json.loads(path.read_text(encoding="utf-8"), parse_constant=_no_constant)
+        return json.loads(data.decode(), parse_constant=_no_constant)
     except (UnicodeDecodeError, ValueError, RecursionError) as error:
         what = "it is nested too deep" if isinstance(error, RecursionError) else str(error)
         raise SceneError(f"{path} is not JSON: {what}", "the manifest of a scene") from None

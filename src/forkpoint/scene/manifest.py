@@ -6,6 +6,7 @@ Nothing that is read from a manifest is used before it has been checked; whateve
 
 from __future__ import annotations
 
+import keyword
 import math
 import re
 from collections.abc import Callable, Sequence
@@ -158,7 +159,7 @@ def from_manifest(
         output=output,
         sharing=sharing,
         inputs=tuple(
-            _input(_Fields(entry, "input"), index, layouts, extra)
+            _input(_Fields(entry, "input"), index, (a, b), layouts, extra)
             for index, entry in enumerate(_list(manifest, "inputs"))
         ),
         layouts=layouts,
@@ -288,7 +289,7 @@ def _read_side(fields: _Fields, tensors: int, trusted: tuple[str, ...], extra: d
     resolve_function(function, trusted)
     args = tuple(from_json(value) for value in fields.list("args"))
     kwargs = {name: from_json(value) for name, value in fields.object("kwargs").items()}
-    if not all(name.isidentifier() for name in kwargs):
+    if not all(name.isidentifier() and not keyword.iskeyword(name) for name in kwargs):
         raise SceneError(f"the keyword arguments {sorted(kwargs)}", "names of parameters")
     outputs = tuple(fields.numbers("outputs"))
     for number in (*refs_in((args, kwargs)), *outputs):
@@ -317,11 +318,17 @@ def _read_side(fields: _Fields, tensors: int, trusted: tuple[str, ...], extra: d
     )
 
 
-def _input(fields: _Fields, index: int, layouts: tuple[Layout, ...], extra: dict[str, Tensor]) -> InputPair:
+def _input(
+    fields: _Fields,
+    index: int,
+    sides: tuple[Side, Side],
+    layouts: tuple[Layout, ...],
+    extra: dict[str, Tensor],
+) -> InputPair:
     a, b = fields.number_or_none("a"), fields.number_or_none("b")
-    for number in (a, b):
-        if number is not None and number >= len(layouts):
-            raise SceneError(f"an input that is tensor {number}", f"one of the {len(layouts)} tensors")
+    for number, side in zip((a, b), sides, strict=True):
+        if number is not None and number not in side.tensors:
+            raise SceneError(f"an input that is tensor {number}", f"one that goes into {side.function}")
     name, reason = fields.text("name"), fields.text("reason")
     sharing = Sharing(torch.zeros((0, 3), dtype=torch.int64), reason)
     if a is not None and b is not None:

@@ -89,6 +89,13 @@ def replay(scene: Scene, device: str | None = None) -> Replay:
     Raises:
         SceneError: no such device here, or the op can't be called.
     """
+    try:
+        return _replay(scene, device)
+    except (RuntimeError, MemoryError, OverflowError) as error:  # no room for what the scene asks for, say
+        raise SceneError(f"the scene can't be replayed: {error}") from error
+
+
+def _replay(scene: Scene, device: str | None) -> Replay:
     on = device_of(device or scene.machine.device)
     remarks: list[str] = []
     outputs_a, outputs_b = (run_side(scene, run, on, remarks) for run in "ab")

@@ -57,7 +57,10 @@ def write_script(directory: str | Path, path: str | Path | None = None, *, synth
     if path is not None:
         check_writable(Path(path))
     scene = load(directory)
-    script = synthetic_script(scene) if synthetic else scene_script(scene, Path(directory))
+    try:
+        script = synthetic_script(scene) if synthetic else scene_script(scene, Path(directory))
+    except (RuntimeError, MemoryError, OverflowError) as error:  # no room for what the scene asks for, say
+        raise SceneError(f"no script can be written of the scene: {error}") from error
     if path is not None:
         write_atomically(Path(path), script.text)
     return script

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from forkpoint.errors import SceneError
 from forkpoint.scene import flags, template
-from forkpoint.scene.arguments import short
+from forkpoint.scene.arguments import Ref, short
 from forkpoint.scene.calling import run_result
 from forkpoint.scene.exactness import computes_in_float64
 from forkpoint.scene.expressions import call_source, mentions_device, plain_text, quoted
@@ -306,8 +306,14 @@ class Writer:
 
     def _path(self, run: str) -> str:
         """How to get at the output from what the function returns."""
+        side, output = self._scene.side(run), self._scene.output
         result = run_result(self._scene, run, torch.device("cpu"))
-        return _IN_PLACE if result is None else _paths(result)[self._scene.output]
+        if result is None and side.args and isinstance(side.args[0], Ref):
+            return _IN_PLACE
+        paths = _paths(result)
+        if output >= len(paths):
+            raise SceneError(f"{side.function} returned {len(paths)} tensors", f"at least {output + 1}")
+        return paths[output]
 
     # ------------------------------------------------------------------ the rest
 
