@@ -24,6 +24,7 @@ from forkpoint.probes.deciding import decided_apart
 from forkpoint.probes.decisions import decisions
 from forkpoint.probes.held import HeldRuns
 from forkpoint.probes.inputs import Inputs, inputs
+from forkpoint.probes.masks import missing_masks
 from forkpoint.probes.nonfinite import Unfinite, advice, unfinite
 from forkpoint.probes.origin import Meeting, Origin, origin
 from forkpoint.probes.precision import Precision, precision
@@ -38,7 +39,8 @@ from forkpoint.trace import Event, Op
 _ULPS_OF_ROUNDING = 64.0
 """Error of one op, in ULP of its largest value, up to which it is its own rounding: long sums in low precision."""
 
-
+_OF_MASKS = ("attention_mask", "padding_leak", "cache_state")
+"""Mechanisms that a mask which is not given brings about."""
 _LAYOUT_ADVICE = "Say by hand where the tokens are (`layout=` of fp.Run), and let both runs return the same values for them."
 
 
@@ -71,7 +73,8 @@ def judge(session: Session, compared: ResultComparison, located: Located | None,
     """Run the probes that are needed, and read the truth table."""
     made = unfinite(session, compared, located)
     judged = _judge(session, compared, located, tokens, made)
-    return replace(judged, verdict=_with_unfinite(judged.verdict, made), unfinite=made)
+    verdict = _with_masks(session, judged.verdict, judged.origin)
+    return replace(judged, verdict=_with_unfinite(verdict, made), unfinite=made)
 
 
 def _judge(
@@ -201,6 +204,14 @@ def _divergence_at(session: Session, op: Op, event: Event, tokens: Tokens) -> Di
         return None
     found = describe_values(session, op, 0 if op.is_boundary else op.output, a, b, tokens)
     return found if found is not None and (found.nonfinite_a or found.nonfinite_b) else None
+
+
+def _with_masks(session: Session, verdict: Verdict, shown: Divergence | None) -> Verdict:
+    """Where a mask may be the cause, the advice says which calls lack one."""
+    if verdict.mechanism not in _OF_MASKS:
+        return verdict
+    lacking = missing_masks(session, shown)
+    return replace(verdict, advice=f"{lacking}. {verdict.advice}") if lacking else verdict
 
 
 def _with_unfinite(verdict: Verdict, made: Unfinite) -> Verdict:

@@ -343,6 +343,12 @@ SENTENCES: dict[str, str] = {
     "Find why the op reads other rows: a reshape or a transpose that mixes rows with columns, or an attention that takes rows for "
     "tokens.": "请查明该算子为何读取其他行：reshape 或 transpose 混淆了行与列，或注意力把行当作词元。",
     "Leave padding out of the statistics: sum(x * mask) / sum(mask).": "统计量请不要计入填充：sum(x * mask) / sum(mask)。",
+    # 缺少 mask 的调用
+    "Run {run} calls {op} without a mask": "运行 {run} 调用 {op} 时没有传 mask",
+    "Run {run} gives no mask in call {n}": "运行 {run} 在第 {n} 次调用中没有传 mask",
+    "Run {run} gives no mask in calls {n} to {m}": "运行 {run} 在第 {n} 到 {m} 次调用中没有传 mask",
+    "Run {run} gives no mask in calls {calls}": "运行 {run} 在第 {calls} 次调用中没有传 mask",
+    "Run {run} gives no mask": "运行 {run} 没有传 mask",
     # 证据
     "each run, made again, gives the same bits": "两次运行各自重复一遍，结果逐位相同",
     "run {run}, made again from the same random state, gives other bits": "运行 {run} 从同样的随机状态重复一遍，结果不同",

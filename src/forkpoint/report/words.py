@@ -59,13 +59,13 @@ class Words:
         whole = _translated(text)
         if whole is not None:
             return whole
-        return self("semicolon").join(_translated(part) or part for part in text.split("; "))
+        return self("semicolon").join(_sentence_wise(part) or part for part in text.split("; "))
 
     def can_say(self, text: str) -> bool:
         """Whether `phrase` would leave nothing of the text in another language; an empty text says nothing."""
         if self.lang == "en":
             return bool(text)
-        return _translated(text) is not None or all(_translated(part) for part in text.split("; "))
+        return _translated(text) is not None or all(_sentence_wise(part) for part in text.split("; "))
 
     def sentence(self, text: str) -> str:
         """The same as a sentence: it begins with a capital, unless with a name, and ends with a stop.
@@ -91,23 +91,38 @@ def _translated(text: str) -> str | None:
     return None
 
 
+def _sentence_wise(text: str) -> str | None:
+    """The translation of a text, or of each of its sentences; None where one is not known."""
+    whole = _translated(text)
+    if whole is not None or ". " not in text:
+        return whole
+    *first, last = text.split(". ")
+    parts = [_stopped(_translated(part)) or _translated(f"{part}.") for part in first] + [_translated(last)]
+    return "".join(map(str, parts)) if all(parts) else None
+
+
+def _stopped(sentence: str | None) -> str | None:
+    return None if sentence is None else f"{sentence}{_PHRASES['zh']['stop']}"
+
+
 @cache
 def _sentences() -> tuple[tuple[re.Pattern[str], str], ...]:
     return tuple((_pattern(source), translation) for source, translation in chinese.SENTENCES.items())
 
 
+_NUMBER, _WORDS = r"[0-9,]+", r"(?:(?!; |\. ).)+?"
+
+
 def _pattern(template: str) -> re.Pattern[str]:
     """A pattern that reads back what `str.format` put in the template; `n` and `m` are numbers.
 
-    What was put in holds no semicolon, which parts the clauses of a sentence.
+    What was put in holds neither a semicolon nor a stop with a space behind it: those part clauses and sentences.
 
     >>> _pattern("pad token {token} was set").fullmatch("pad token </s> was set").groupdict()
     {'token': '</s>'}
     """
     parts = [
-        re.escape(part)
-        if index % 2 == 0
-        else f"(?P<{part}>{r'[0-9,]+' if part in 'nm' else '(?:(?!; ).)+?'})"
+        re.escape(part) if index % 2 == 0 else f"(?P<{part}>{_NUMBER if part in 'nm' else _WORDS})"
         for index, part in enumerate(re.split(r"\{(\w+)\}", template))
     ]
     return re.compile("".join(parts), re.DOTALL)
