@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from forkpoint import drift, impact, scene
+from forkpoint.arguments import compare_configurations
 from forkpoint.errors import SceneError
 from forkpoint.files import check_writable, is_file
 from forkpoint.layout import Pairing
@@ -119,6 +120,7 @@ def _assemble(
         first=located.divergence if located is not None else None,
         verdict=judged.verdict,
         origin=judged.origin,
+        configuration=compare_configurations(session.a.run.modules, session.b.run.modules),
         first_nonfinite_a=judged.unfinite.a if judged.unfinite is not None else None,
         first_nonfinite_b=judged.unfinite.b if judged.unfinite is not None else None,
         impact=impact.measure(session, compared),

@@ -12,6 +12,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from forkpoint.align import gap, index_of, pair_elements, scalar
+from forkpoint.arguments import compare_arguments
 from forkpoint.capture.functions import ALWAYS_VIEWS, parameter_names
 from forkpoint.capture.recorder import Fetch, Look, Taken
 from forkpoint.distance import ulps
@@ -198,6 +199,7 @@ def describe_values(
         differing=found.differing,
         compared=found.compared,
         inputs=compare_inputs(session, a, b),
+        arguments=compare_arguments(a, b),
         call=a.call,
         dtype_a=str(value_a.dtype).removeprefix("torch."),
         dtype_b=str(value_b.dtype).removeprefix("torch."),

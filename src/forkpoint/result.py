@@ -40,6 +40,17 @@ class InputComparison:
 
 
 @dataclass(frozen=True)
+class ArgumentComparison:
+    """Something that is no tensor, with which an op is called or a model is configured, and that differs."""
+
+    name: str
+    """Parameter of the torch function (`dim`, `eps`), or entry of the configuration (`rope_parameters.rope_theta`)."""
+    value_a: str
+    """Run A's value as Python writes it; empty where it is not given."""
+    value_b: str
+
+
+@dataclass(frozen=True)
 class Divergence:
     """An op whose values differ between the runs, with its first differing element."""
 
@@ -85,6 +96,8 @@ class Divergence:
     nonfinite_a: int = 0
     """Compared elements that are NaN or infinite in run A; the gaps leave them out."""
     nonfinite_b: int = 0
+    arguments: tuple[ArgumentComparison, ...] = ()
+    """Arguments besides tensors that differ: scales, epsilons, dimensions, limits."""
 
 
 @dataclass(frozen=True)
@@ -313,6 +326,8 @@ class Result:
     first_nonfinite_a: NonFinite | None = None
     """Where the NaN and infinities of run A's results come from; None where there are none, or without probes."""
     first_nonfinite_b: NonFinite | None = None
+    configuration: tuple[ArgumentComparison, ...] = ()
+    """Entries in which the configurations of two models differ."""
     first_integer: OpRow | None = None
     """First integer or bool value that differs (masks, `arange`, routing); listed apart."""
     notes: tuple[str, ...] = ()

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from forkpoint.result import Impact, NearTie, ProbeResult, Result, Verdict
 
 FLIPS_SHOWN = 3
+_SAID_ABOVE = "the runs differ in exact arithmetic: "
+"""What the meaning of a semantic difference says already."""
 
 _ROLES = {
     VerdictKind.IDENTICAL: Role.GOOD,
@@ -56,8 +58,9 @@ def verdict(result: Result, words: Words) -> Section:
 
 def _summary(found: Verdict, words: Words) -> str:
     """The summary; in Chinese only if it can be said, or says what nothing else does: what is missing."""
-    show = words.can_say(found.summary) or found.kind is VerdictKind.UNDETERMINED
-    return words.sentence(found.summary) if show else ""
+    text = found.summary.removeprefix(_SAID_ABOVE)
+    show = words.can_say(text) or found.kind is VerdictKind.UNDETERMINED
+    return words.sentence(text) if show else ""
 
 
 def _cause(mechanism: str, words: Words) -> Line:

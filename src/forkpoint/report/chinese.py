@@ -221,9 +221,12 @@ PHRASES: dict[str, str] = {
     "differing.infinite": "一次运行中有 NaN 或无穷",
     "differing.relative": "相对 {gap}",
     "inputs": "输入",
+    "arguments": "其他参数",
+    "arguments.default": "未传",
     "inputs.none": "没有张量",
     "inputs.equal": "输入相等而输出不等：两次运行就在这个算子里分道扬镳。",
     "inputs.arguments": "双方都有的输入相等，但一方多传了参数：该算子的调用方式不同。",
+    "inputs.scalars": "张量相等，而其他参数不等：该算子的调用方式不同。",
     "inputs.parameter": "有一个参数不同，所以输出不同。",
     "inputs.integer": "有一个整数输入不同，所以输出不同：请看它是怎么来的。",
     "inputs.differ": "有一个输入已经不同：在这个算子之前，有 forkpoint 看不到的东西改变了它。",
@@ -247,6 +250,8 @@ PHRASES: dict[str, str] = {
     "runs.attention": "注意力",
     "runs.calls": "调用",
     "runs.ops": "算子",
+    "runs.configuration": "配置 {name}",
+    "runs.configuration.more": "另有 {n} 项配置不同",
     # 被替换的模块
     "replaced": "与源码不符的模块",
     "replaced.for": "{actual}，源码中为 {expected}",
@@ -343,6 +348,9 @@ SENTENCES: dict[str, str] = {
     "Find why the op reads other rows: a reshape or a transpose that mixes rows with columns, or an attention that takes rows for "
     "tokens.": "请查明该算子为何读取其他行：reshape 或 transpose 混淆了行与列，或注意力把行当作词元。",
     "Leave padding out of the statistics: sum(x * mask) / sum(mask).": "统计量请不要计入填充：sum(x * mask) / sum(mask)。",
+    "the two runs compute different functions here": "两次运行在这里计算的函数不同",
+    "Look at the origin: what it is called with, and which code runs it, differs between the runs.": "请查看根源处的算子：两次运行调用它"
+    "的参数不同，或运行它的代码不同。",
     # 缺少 mask 的调用
     "Run {run} calls {op} without a mask": "运行 {run} 调用 {op} 时没有传 mask",
     "Run {run} gives no mask in call {n}": "运行 {run} 在第 {n} 次调用中没有传 mask",

@@ -89,6 +89,8 @@ def _blocks(found: Divergence, result: Result, words: Words) -> list[Fact | Para
     blocks.append(Fact(words("differing"), (_differing(found, words),)))
     if found.inputs or not found.between:
         blocks.append(Fact(words("inputs"), _inputs(found.inputs, words)))
+    if found.arguments:
+        blocks.append(Fact(words("arguments"), _arguments(found, words)))
     if found.between:
         blocks.append(Fact(words("between"), _between(found.between, words)))
     if found.note:
@@ -181,6 +183,16 @@ def _input(item: InputComparison, words: Words) -> tuple[Line, ...]:
     return line(code(item.name)), line(marked(item.status, words)), line(*spaced[:-1])
 
 
+def _arguments(found: Divergence, words: Words) -> Grid:
+    """What the op is called with besides tensors, where that differs."""
+    rows = [
+        (line(code(item.name)), line("A ", strong(item.value_a or words("arguments.default"))),
+         line("B ", strong(item.value_b or words("arguments.default"))))
+        for item in found.arguments
+    ]  # fmt: skip
+    return Grid(tuple(rows), flows=True)
+
+
 def _kind(item: InputComparison) -> str:
     """Shape and dtype, of both runs where they are not the same."""
     return f"{shapes(item.shape_a, item.shape_b)} {either(item.dtype_a, item.dtype_b)}".strip()
@@ -197,6 +209,8 @@ def _conclusion(found: Divergence) -> str | None:
         return _cause([item for item in found.inputs if item.status == "differs"])
     if "not compared" in statuses:
         return "inputs.unknown"
+    if found.arguments and statuses == {"equal"}:
+        return "inputs.scalars"
     return "inputs.equal" if statuses == {"equal"} else "inputs.arguments"
 
 

@@ -223,9 +223,12 @@ PHRASES: dict[str, str] = {
     "differing.infinite": "NaN or infinite in one run",
     "differing.relative": "relative {gap}",
     "inputs": "inputs",
+    "arguments": "arguments",
+    "arguments.default": "not given",
     "inputs.none": "no tensor",
     "inputs.equal": "Its inputs are equal, its output is not: the runs part in this op.",
     "inputs.arguments": "What both runs pass is equal, but one passes more: the op was called with other arguments.",
+    "inputs.scalars": "Its tensors are equal, other arguments are not: the op was called otherwise.",
     "inputs.parameter": "A parameter differs, and so the output.",
     "inputs.integer": "An integer input differs, and so the output: look at what made that input.",
     "inputs.differ": "An input differs already: something that forkpoint can't see changed it before this op.",
@@ -249,6 +252,9 @@ PHRASES: dict[str, str] = {
     "runs.attention": "attention",
     "runs.calls": "calls",
     "runs.ops": "ops",
+    "runs.configuration": "config.{name}",
+    "runs.configuration.more": "and {n} more entry of the configuration differs|and {n} more entries of the configuration "
+    "differ",
     # replaced modules
     "replaced": "Modules that are not what the source says",
     "replaced.for": "{actual} for {expected}",

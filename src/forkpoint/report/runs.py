@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 Shape = tuple[int, ...]
 
 PLACES_SHOWN = 6
+ENTRIES_SHOWN = 8
 
 
 def summary(result: Result, words: Words) -> Section:
@@ -46,6 +47,10 @@ def summary(result: Result, words: Words) -> Section:
         "runs.ops": (count(a.ops), count(b.ops)),
     }
     pairs += [(words(key), *texts) for key, texts in facts.items()]
+    pairs += [
+        (words("runs.configuration", name=item.name), item.value_a or "–", item.value_b or "–")
+        for item in result.configuration[:ENTRIES_SHOWN]
+    ]
     grid = Grid(
         tuple(_row(*pair) for pair in pairs), head=(line(), line(words("run.a")), line(words("run.b")))
     )
@@ -54,7 +59,9 @@ def summary(result: Result, words: Words) -> Section:
         for key, run in (("a", a), ("b", b))
         if run.notes
     )
-    return Section("runs", line(words("runs")), (grid, *remarks))
+    rest = len(result.configuration) - ENTRIES_SHOWN
+    more = (Paragraph(line(muted(words.many("runs.configuration.more", rest)))),) if rest > 0 else ()
+    return Section("runs", line(words("runs")), (grid, *more, *remarks))
 
 
 def _row(label: str, a: str, b: str) -> tuple[Line, ...]:

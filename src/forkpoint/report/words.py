@@ -77,7 +77,7 @@ class Words:
         word = said.split(" ")[0]
         if word.isascii() and word.rstrip(",;:").isalpha():
             said = said[0].upper() + said[1:]
-        if said and (said[-1].isalnum() or said[-1] in ")）"):
+        if said and (said[-1].isalnum() or said[-1] in ")）%"):
             said += self("stop")
         return said
 
