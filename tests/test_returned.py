@@ -190,3 +190,14 @@ def test_a_cache_that_is_an_attribute_is_handed_on_without_a_warning():
 
     assert caches_in(Plain(), Model()) == {"past_key_values": 3}
     assert caches_in(ONE, Model()) == {}
+
+
+def test_a_cache_goes_by_the_name_that_the_model_takes_whatever_the_output_calls_it() -> None:
+    """Transformers renamed it to `cache` in 5.24, and a model of a user's own goes on to take `past_key_values`."""
+    cache = (torch.ones(1), torch.ones(1))
+    assert caches_in({"logits": torch.ones(1), "cache": cache}, Model()) == {"past_key_values": cache}
+    assert caches_in({"logits": torch.ones(1), "cache": cache}, object()) == {"cache": cache}
+    assert "cache[0]" not in results_of({"logits": torch.ones(1), "cache": cache})
+    bare = {"logits": torch.ones(1), "cache": torch.ones(1)}
+    assert caches_in(bare, Model()) == {}
+    assert "cache" in results_of(bare)

@@ -16,9 +16,10 @@ from torch.nn.utils.rnn import PackedSequence
 
 from forkpoint.errors import CaptureError
 
-_CACHES = ("past_key_values", "cache_params", "past_key_value", "mems", "state")
+_CACHES = ("cache", "past_key_values", "cache_params", "past_key_value", "mems", "state")
 """Names under which models return caches; a bare tensor of such a name is a result like any other."""
-_HANDED_ON = ("past_key_values", "cache_params")
+_HANDED_ON = ("cache", "past_key_values", "cache_params")
+"""Names under which a cache is handed to the next call; the first is that of transformers from 5.24 on."""
 _NUMBERS = (bool, int, float, complex, np.bool_, np.number)
 _NUMERIC = "biufc"
 """Kinds of NumPy's dtypes that are numbers."""
@@ -161,7 +162,7 @@ def _digest(text: str | bytes) -> int:
 
 
 def _is_cache(value: Any, key: Any) -> bool:
-    if key in _CACHES and not (isinstance(value, Tensor) and key == "state"):
+    if key in _CACHES and not (isinstance(value, Tensor) and key in ("cache", "state")):
         return True
     name = type(value).__name__
     return name.endswith("Cache") or name in ("MambaCache", "RwkvState")
@@ -170,16 +171,34 @@ def _is_cache(value: Any, key: Any) -> bool:
 def caches_in(output: Any, model: Any) -> dict[str, Any]:
     """The caches that a call returned, to hand to the next one, each under one name.
 
-    Where the output has a cache under two names, an old one and a new one, it is the name that the model takes.
+    It is the name that the model takes, where the output has it under another or under several.
     """
     fields = fields_of(output)
+    taken = [name for name in _HANDED_ON if _takes(model, name)]
     caches: dict[int, tuple[str, Any]] = {}
-    for name in _HANDED_ON:
+    for name in sorted(_HANDED_ON, key=lambda name: name not in taken):
         value = _attribute(output, name) if fields is None else fields.get(name)
-        known = caches.get(id(value))
-        if value is not None and (known is None or (_takes(model, name) and not _takes(model, known[0]))):
-            caches[id(value)] = name, value
+        bare = name == "cache" and isinstance(value, Tensor)
+        if value is not None and not bare and id(value) not in caches:
+            caches[id(value)] = name if name in taken else _other_name(taken, fields, name), value
     return dict(caches.values())
+
+
+def _other_name(taken: list[str], fields: Any, name: str) -> str:
+    """What a model calls the cache of an output that has another name for it; the output's if it takes none."""
+    free = [other for other in taken if fields is None or fields.get(other) is None]
+    return free[0] if free else name
+
+
+def without_named(handed: dict[str, Any], given: Any) -> dict[str, Any]:
+    """Caches that are handed on, but for those that a call is given under any of their names.
+
+    >>> without_named({"cache": 1}, {"past_key_values": None}), without_named({"cache": 1}, {"input_ids": 2})
+    ({}, {'cache': 1})
+    """
+    if len(handed) == 1 and any(name in given for name in _HANDED_ON):
+        return {}
+    return handed
 
 
 def _attribute(output: Any, name: str) -> Any:

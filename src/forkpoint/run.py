@@ -15,7 +15,7 @@ from forkpoint.errors import InputError
 from forkpoint.kept import kept_state
 from forkpoint.layout import MAIN, Layout, token_tensor
 from forkpoint.modules import Survey
-from forkpoint.returned import caches_in, results_of
+from forkpoint.returned import caches_in, results_of, without_named
 
 Inputs = Mapping[str, Any]
 
@@ -39,7 +39,7 @@ class Run:
         model: any `torch.nn.Module` (or, with `call`, anything).
         inputs: keyword arguments of one forward call, or a list of them for several calls in order
             (prefill, then decoding steps). In a list the cache that one call returns
-            (`past_key_values`, `cache_params`) is handed to the next, unless that mapping names one.
+            (`cache`, `past_key_values`, `cache_params`) is handed to the next, unless that mapping names one.
         layout: where the tokens are; by default read from the inputs (`Layout.read`).
         call: how to call the model, `call(model, inputs)`; by default `model(**inputs)`.
         name: what reports call the run.
@@ -115,7 +115,7 @@ class Run:
             kept_state(self.modules, found=found, by=self, settle=settle, returned=returned),
         ):
             for index, given in enumerate(self.calls if calls is None else calls):
-                inputs = {**handed, **copy_inputs(given)}
+                inputs = {**without_named(handed, given), **copy_inputs(given)}
                 watch = observer.before_call(index, inputs) if observer is not None else nullcontext()
                 with around(), watch:
                     output = self._invoke(inputs)

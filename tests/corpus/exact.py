@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -80,7 +81,7 @@ def outputs(side: Side, *, exact: bool = False, seed: int | None = 0) -> list[An
             else:
                 output = _call(side, model, given)
             returned.append(copy.deepcopy(output))
-            cache = _cache(output)
+            cache = _cache(output, side.model)
     return returned
 
 
@@ -88,13 +89,13 @@ def _call(side: Side, model: Any, inputs: dict[str, Any]) -> Any:
     return side.call(model, inputs) if side.call is not None else model(**inputs)
 
 
-def _cache(output: Any) -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    for name in ("past_key_values", "cache_params"):
-        value = output.get(name) if isinstance(output, Mapping) else None
-        if value is not None:
-            found[name] = value
-    return found
+def _cache(output: Any, model: Any) -> dict[str, Any]:
+    """The cache that a call returned, under the name that the model takes; transformers has had several for it."""
+    names = ("cache", "past_key_values", "cache_params")
+    fields = dict(output.items()) if isinstance(output, Mapping) else {}
+    value = next((fields[name] for name in names if fields.get(name) is not None), None)
+    takes = inspect.signature(model.forward).parameters
+    return {} if value is None else {next((name for name in names if name in takes), names[0]): value}
 
 
 def _double(value: Any) -> Any:
