@@ -51,6 +51,10 @@ def ask(fault: Fault) -> Score:
     if verdict.kind != "semantic":
         complaints.append("kind")
     else:
+        if verdict.by_design and not any(
+            p.name == "coupling" and p.outcome == "coupled" for p in verdict.evidence
+        ):
+            complaints.append("coupling")
         if verdict.mechanism not in fault.mechanisms:
             complaints.append("mechanism")
         if not fault.origin_right(origin):

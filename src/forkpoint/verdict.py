@@ -27,6 +27,7 @@ from forkpoint.probes.inputs import Inputs, inputs
 from forkpoint.probes.masks import missing_masks
 from forkpoint.probes.nonfinite import Unfinite, advice, unfinite
 from forkpoint.probes.origin import Meeting, Origin, origin
+from forkpoint.probes.positions import shifted_positions
 from forkpoint.probes.precision import Precision, precision
 from forkpoint.probes.repeat import repeat
 from forkpoint.probes.replay import Replay, replay
@@ -260,6 +261,12 @@ def _rounding(
     slug = _rounding_slug(session, alone, given, located)
     level = f"{exact.gap:.2g}" if exact.gap else "nothing"
     summary = f"only rounding: done in float64, the gap falls to {level}"
+    shifted = None if located is None else shifted_positions(session, located, exact.gap)
+    if shifted is not None:
+        evidence.append(shifted)
+        summary += (
+            f"; positions are shifted by {shifted.figure:.0f}, which changes nothing in exact arithmetic"
+        )
     return Verdict(VerdictKind.ROUNDING, slug, None, summary, tuple(evidence), ROUNDING_ADVICE[slug])
 
 

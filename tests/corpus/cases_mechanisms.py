@@ -477,3 +477,26 @@ def _() -> Pair:
 
     model = seeded(Tagger, Added())
     return _packed(model, model)
+
+
+# ---------------------------------------------------------------------- positions that may be shifted
+
+
+def _says_shifted(pair: Pair) -> None:
+    """The verdict says that positions are shifted, and by how much."""
+    import forkpoint as fp
+
+    found = fp.compare(fp.Run(pair.a.model, pair.a.inputs), fp.Run(pair.b.model, pair.b.inputs)).verdict
+    shown = [probe for probe in found.evidence if probe.name == "positions"]
+    assert [(probe.outcome, probe.figure) for probe in shown] == [("shifted", 6.0)]
+    assert "positions are shifted by 6, which changes nothing" in found.summary
+
+
+@case(
+    "43-llama-left-shifted",
+    "Llama padded on the left by six without position ids: rotary positions are relative",
+    *SOUND,
+    check=_says_shifted,
+)
+def _() -> Pair:
+    return padded(models.llama("sdpa"), "left", extra=6)

@@ -80,6 +80,10 @@ def _judge(name: str) -> Outcome:
         complaint = f"said {kind} ({verdict.mechanism}, by design {verdict.by_design}), wanted {wanted}"
     elif kind == "identical" and same_bits(case) is False:
         complaint = "said identical, but bits differ"
+    elif verdict.by_design and not any(
+        p.name == "coupling" and p.outcome == "coupled" for p in verdict.evidence
+    ):
+        complaint = "said that it is meant, but showed no coupling"
     elif kind == "rounding" and case.truth == "bits":
         complaint = "said rounding, but not one bit differs"
     if complaint:

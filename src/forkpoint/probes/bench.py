@@ -150,9 +150,11 @@ class Bench:
 
     def row_mates(self, numbers: AbstractSet[int]) -> Mask:
         """Ids of the columns in the rows of the samples that shared numbers belong to."""
-        samples = self.samples(numbers) - {-1}
-        table = self.traced.trace.table
         pairs = self.session.pairing.pairs
+        samples = self.samples(numbers) - {-1} or {
+            a for a, _ in pairs[:1]
+        }  # of the call: as seen from its first
+        table = self.traced.trace.table
         own = {a if self.side == "a" else b for a, b in pairs if a in samples}
         mine = [item for item, token in enumerate(table.tokens) if token is not None and token[1] in own]
         rows = self.rows[mine].tolist()

@@ -12,9 +12,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from forkpoint.locate import Located
 from forkpoint.pairs import Pairs
 from forkpoint.probes.bench import Bench
-from forkpoint.probes.origin import Origin, pair_values
+from forkpoint.probes.origin import Meeting, Origin, pair_values
 from forkpoint.probes.watchers import Kept
 from forkpoint.result import ProbeResult
 from forkpoint.session import Session
@@ -34,6 +35,44 @@ def other_positions(session: Session, origin: Origin, a: Bench, b: Bench) -> Pro
             text = f"{_token(place)} {kind} {one} in run A, {other} in run B"
             return ProbeResult("positions", "differ", float(abs(other - one)), text)
     return _other_rows(session, origin, a, b)
+
+
+def shifted_positions(session: Session, located: Located, gap: float) -> ProbeResult | None:
+    """Show that the first divergence is one of positions, each sample's shifted as a whole; None where it is not.
+
+    Args:
+        gap: of the results in float64, which is no more than rounding.
+    """
+    op, (a, b) = located.row.op, (located.a, located.b)
+    events = located.row.first_a, located.row.first_b
+    if op.is_boundary or None in events or not all(op.output < len(t.outputs) for t in (a, b)):
+        return None
+    one, other = (
+        Kept(op, event, taken.outputs[op.output], taken.output_labels[op.output], [])
+        for event, taken in zip(events, (a, b), strict=True)
+        if event is not None
+    )
+    if not (_whole(one.value) and _whole(other.value)):
+        return None
+    pairs = pair_values(session, one, other)
+    if not len(pairs):
+        return None
+    values = [
+        v.value.reshape(-1).cpu()[torch.from_numpy(i)].double() for v, i in ((one, pairs.a), (other, pairs.b))
+    ]
+    shifts = (values[1] - values[0]).unique().tolist()
+    if (
+        len(values[0].unique()) < 2
+        or not 1 <= len(shifts) <= max(len(session.pairing.pairs), 1)
+        or shifts == [0]
+    ):
+        return None
+    by = max(shifts, key=abs)
+    text = (
+        f"positions are {abs(by):.0f} {'higher' if by > 0 else 'lower'} in run B, where the runs first part; in float64 the "
+        f"results agree to {gap:.2g} all the same, so that only distances between positions matter to this model"
+    )
+    return ProbeResult("positions", "shifted", float(abs(by)), text)
 
 
 def _numbers(origin: Origin, a: Bench, b: Bench) -> Iterator[tuple[Kept, Kept, str]]:
@@ -97,15 +136,12 @@ def _other_rows(session: Session, origin: Origin, a: Bench, b: Bench) -> ProbeRe
     root = origin.root
     if not (a.of_layout(a.root) and b.of_layout(b.root) and root.a.numeric) or root.pairs.by_sample:
         return None
-    pairs = root.pairs
-    width = len(pairs.inner_a)
-    if len(pairs.first_a) < 2 or width < 2:
+    rows = _rows(root)
+    if rows is None:
         return None
-    rows_a = root.a.value.reshape(-1)[torch.from_numpy(pairs.a)].reshape(-1, width)
-    rows_b = root.b.value.reshape(-1)[torch.from_numpy(pairs.b)].reshape(-1, width)
+    rows_a, rows_b, tokens = rows
     near = _EQUAL * float(rows_a.abs().max() or 1.0)
-    same = (rows_a[:, None] - rows_b[None]).abs().amax(-1) <= near
-    np_same = same.numpy()
+    np_same = ((rows_a[:, None] - rows_b[None]).abs().amax(-1) <= near).numpy()
     matched = [
         (int(np.flatnonzero(np_same[:, cell])[0]), cell)
         for cell in range(np_same.shape[1])
@@ -114,9 +150,38 @@ def _other_rows(session: Session, origin: Origin, a: Bench, b: Bench) -> ProbeRe
     if len(matched) < 2:
         return None
     taken, cell = matched[0]
-    mine, theirs = (session.shared.coordinate(int(pairs.coordinates[c])) for c in (cell, taken))
-    text = f"{_token(mine)} takes in run B the row of a table that run A takes for {_token(theirs)}"
+    mine, theirs = (_named(session, root, tokens, c) for c in (cell, taken))
+    text = f"{mine} takes in run B the row of a table that run A takes for {theirs}"
     return ProbeResult("positions", "differ", float(len(matched)), text)
+
+
+def _rows(root: Meeting) -> tuple[Tensor, Tensor, list[int]] | None:
+    """The rows of both runs' values for the same tokens, and which each is; None unless there are several."""
+    pairs = root.pairs
+    a, b = root.a.value, root.b.value
+    if len(pairs.inner_a) > 1:  # a cell for each token
+        tokens, width = list(range(len(pairs.first_a))), len(pairs.inner_a)
+        rows_a = a.reshape(-1)[torch.from_numpy(pairs.a)].reshape(-1, width)
+        rows_b = b.reshape(-1)[torch.from_numpy(pairs.b)].reshape(-1, width)
+    else:  # a dimension that follows the tokens, and is as long as the columns
+        along = [d for d in range(a.dim()) if a.dim() == b.dim() and a.shape[d] != b.shape[d]]
+        if len(along) != 1:
+            return None
+        d = along[0]
+        places_a, places_b = (
+            np.unravel_index(flat, tuple(value.shape))[d] for flat, value in ((pairs.a, a), (pairs.b, b))
+        )
+        taken = sorted(set(zip(places_a.tolist(), places_b.tolist(), strict=True)))
+        tokens = list(range(len(taken)))
+        rows_a = a.movedim(d, 0)[[one for one, _ in taken]].reshape(len(taken), -1)
+        rows_b = b.movedim(d, 0)[[other for _, other in taken]].reshape(len(taken), -1)
+    return (rows_a, rows_b, tokens) if len(tokens) > 1 and rows_a.shape[1] > 1 else None
+
+
+def _named(session: Session, root: Meeting, tokens: list[int], row: int) -> str:
+    if len(root.pairs.inner_a) > 1:
+        return _token(session.shared.coordinate(int(root.pairs.coordinates[row])))
+    return f"token {tokens[row]}"
 
 
 def _token(place: tuple[int | None, int | None]) -> str:

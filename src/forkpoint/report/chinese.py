@@ -394,6 +394,7 @@ SENTENCES: dict[str, str] = {
     "alone, on its own inputs, it is off the exact result by {a} and {b} ULP in runs A and B": "单独对各自的输入重放，运行 A 和 B 与"
     "精确结果分别相差 {a} 和 {b} ULP",
     # 结论
+    "positions are shifted by {n}, which changes nothing in exact arithmetic": "位置整体移动了 {n}，在精确运算中没有影响",
     "only rounding: done in float64, the gap falls to {gap}": "只有舍入：用 float64 计算，差距降到 {gap}",
     "nothing": "零",
     "float64 could not be used for {what}, and its gap could not be explained otherwise": "{what} 无法用 float64 计算，其差距也没有"
