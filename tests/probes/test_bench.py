@@ -85,6 +85,25 @@ def test_rows_of_a_table_that_are_another_token_s() -> None:
     assert "takes in run B the row of a table that run A takes for token 2" in shown.text
 
 
+class Chosen(Model):
+    """Looks up a table by what tokens hold, as experts are; run B's is another table."""
+
+    turned = False
+
+    def mix(self, hidden: Tensor, **inputs: Any) -> Tensor:
+        table = torch.arange(13)
+        chosen = (table.flip(0) if self.turned else table)[hidden.argmax(-1)]
+        return hidden + chosen[..., None]
+
+
+def test_rows_chosen_by_content_are_no_positions() -> None:
+    model = Chosen()
+    other = twin(model)
+    other.turned = True
+    both, found, a, b = asked(*pair(model, *RIGHT, other))
+    assert other_positions(both, found, a, b) is None
+
+
 # --- length --------------------------------------------------------------------------------------
 
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 
+import torch
 from torch import Tensor
 
 from forkpoint.probes.attention import sees_other_keys
@@ -23,7 +24,6 @@ from forkpoint.session import Session
 from forkpoint.trace import Op
 
 _ATTENTION = frozenset({"scaled_dot_product_attention", "flex_attention", "multi_head_attention_forward"})
-_MASKING = frozenset({"masked_fill", "masked_fill_", "softmax", "where", "add", "mul"})
 
 
 @dataclass
@@ -163,13 +163,13 @@ class Case:
         origin = self.origin
         if origin is None:
             return False
-        label = origin.seen.a.label
-        if self.names & _ATTENTION or (label is not None and label.k is not None):
+        seen = origin.seen.a, origin.seen.b
+        if self.names & _ATTENTION or all(
+            kept.label is not None and kept.label.k is not None for kept in seen
+        ):
             return True
-        follows = self.after(4)
-        return bool(
-            origin.seen.a.op.function in _MASKING and label is None and follows & (_ATTENTION | {"softmax"})
-        )
+        of_no_token = any(kept.label is None for kept in seen) or origin.root.a.dtype == torch.bool
+        return of_no_token and bool(self.after(4) & (_ATTENTION | {"softmax"}))
 
     @cached_property
     def decisions(self) -> frozenset[str]:

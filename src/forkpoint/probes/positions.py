@@ -80,15 +80,31 @@ def _numbers(origin: Origin, a: Bench, b: Bench) -> Iterator[tuple[Kept, Kept, s
     root = origin.root
     if a.of_layout(a.root) and b.of_layout(b.root) and _whole(root.a.value) and _whole(root.b.value):
         yield root.a, root.b, "stands at"
-    if root.a.op.function in _LOOKUPS:
-        for one, other in zip(_indices(a), _indices(b), strict=False):
-            yield one, other, "looks up row"
+    lookups = [_lookup(bench) for bench in (a, b)]
+    if None not in lookups:
+        yield from (
+            (one, other, "looks up row")
+            for one, other in zip(_indices(a, lookups[0]), _indices(b, lookups[1]), strict=False)
+        )
 
 
-def _indices(bench: Bench) -> list[Kept]:
-    """The whole numbers that went into the origin, and are the layout's."""
-    sources = [bench.store.kept.get(event) for event in bench.store.sources.get(bench.root, ())]
-    return [k for k in sources if k is not None and not k.numeric and k.dtype != torch.bool]
+def _lookup(bench: Bench) -> int | None:
+    """The event of the lookup that makes the origin's value: the origin itself, or what a module returns unchanged."""
+    event: int | None = bench.root
+    while event is not None and bench.store.ops[event][0].function == "output":
+        event = next(iter(bench.store.sources.get(event, ())), None)
+    return event if event is not None and bench.store.ops[event][0].function in _LOOKUPS else None
+
+
+def _indices(bench: Bench, lookup: int | None) -> list[Kept]:
+    """The whole numbers that went into a lookup, and are the layout's: what tokens hold chooses experts, not positions."""
+    if lookup is None:
+        return []
+    store, events = bench.store, bench.store.sources.get(lookup, [])
+    if lookup in store.kept and not store.kept[lookup].numeric and len(events) > 1:
+        events = events[1:]  # the first is the table, which holds whole numbers itself
+    kept = [store.kept[event] for event in events if event in store.kept and bench.of_layout(event)]
+    return [k for k in kept if not k.numeric and k.dtype != torch.bool]
 
 
 def _whole(value: Tensor) -> bool:
