@@ -385,3 +385,15 @@ def test_meaning_outweighs_rounding():
 @pytest.mark.parametrize("kind", list(VerdictKind))
 def test_every_kind_has_a_value_for_json(kind):
     assert kind.value == kind.name.lower()
+
+
+def test_advice_speaks_of_an_origin_only_where_there_is_one():
+    from tests.corpus import CASES
+
+    a, b, how, patches = CASES["41-integers-semantic"].build()
+    with patches:
+        result = fp.compare(a, b, **how)
+    assert result.origin is None
+    assert result.verdict.mechanism is None
+    assert "could not be located" in result.verdict.advice
+    assert result.verdict.summary.endswith("the two runs compute different functions")

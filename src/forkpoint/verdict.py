@@ -42,6 +42,7 @@ _ULPS_OF_ROUNDING = 64.0
 
 _OF_MASKS = ("attention_mask", "padding_leak", "cache_state")
 """Mechanisms that a mask which is not given brings about."""
+_NO_ORIGIN_ADVICE = "Where it enters could not be located: see what differs first, and compare the models' code and configuration there."
 _LAYOUT_ADVICE = "Say by hand where the tokens are (`layout=` of fp.Run), and let both runs return the same values for them."
 
 
@@ -74,7 +75,7 @@ def judge(session: Session, compared: ResultComparison, located: Located | None,
     """Run the probes that are needed, and read the truth table."""
     made = unfinite(session, compared, located)
     judged = _judge(session, compared, located, tokens, made)
-    verdict = _with_masks(session, judged.verdict, judged.origin)
+    verdict = _with_masks(session, _without_origin(judged), judged.origin)
     return replace(judged, verdict=_with_unfinite(verdict, made), unfinite=made)
 
 
@@ -205,6 +206,15 @@ def _divergence_at(session: Session, op: Op, event: Event, tokens: Tokens) -> Di
         return None
     found = describe_values(session, op, 0 if op.is_boundary else op.output, a, b, tokens)
     return found if found is not None and (found.nonfinite_a or found.nonfinite_b) else None
+
+
+def _without_origin(judged: Judgement) -> Verdict:
+    """Where neither a cause nor a place is known, nothing is said of a place."""
+    verdict = judged.verdict
+    if verdict.kind is not VerdictKind.SEMANTIC or verdict.mechanism is not None or judged.origin is not None:
+        return verdict
+    summary = verdict.summary.removesuffix(" here")
+    return replace(verdict, summary=summary, advice=_NO_ORIGIN_ADVICE)
 
 
 def _with_masks(session: Session, verdict: Verdict, shown: Divergence | None) -> Verdict:

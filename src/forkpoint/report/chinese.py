@@ -348,6 +348,12 @@ SENTENCES: dict[str, str] = {
     "Find why the op reads other rows: a reshape or a transpose that mixes rows with columns, or an attention that takes rows for "
     "tokens.": "请查明该算子为何读取其他行：reshape 或 transpose 混淆了行与列，或注意力把行当作词元。",
     "Leave padding out of the statistics: sum(x * mask) / sum(mask).": "统计量请不要计入填充：sum(x * mask) / sum(mask)。",
+    "Where it enters could not be located: see what differs first, and compare the models' code and configuration there.": "没能"
+    "找到差异由何处进入：请看最先不同的地方，并比较两个模型在那里的代码和配置。",
+    "in float64 {n} of {m} integer results differ": "在 float64 中 {m} 个整数结果里有 {n} 个不同",
+    "not all that was returned could be compared: {name}: {reason}": "返回的结果没有全部得到比较：{name}：{reason}",
+    "not all that was returned could be compared: {reason}": "返回的结果没有全部得到比较：{reason}",
+    "the two runs compute different functions": "两次运行计算的函数不同",
     "the two runs compute different functions here": "两次运行在这里计算的函数不同",
     "Look at the origin: what it is called with, and which code runs it, differs between the runs.": "请查看根源处的算子：两次运行调用它"
     "的参数不同，或运行它的代码不同。",
