@@ -61,6 +61,7 @@ class Shared:
             [-1 if (s := self.coordinate(n)[0]) is None else s for n in range(len(self.names))]
         )
         self._rows = (_rows(a, to_a), _rows(b, to_b))
+        self._is_token = np.asarray([*(name[0] in (MAIN, DECODER) for name in self.names), False])  # type: ignore[index]
 
     def _number(self, keys: list[Hashable | None]) -> Ints:
         # Two more entries, so that ids -1 (none) and -2 (whole) find themselves at the end.
@@ -112,6 +113,12 @@ class Shared:
         """For each shared number, the sample of run A that it belongs to, or -1."""
         self._refresh()
         return self._samples
+
+    @property
+    def is_token(self) -> NDArray[np.bool_]:
+        """For each shared number whether it is one token; False for -1, at the end."""
+        self._refresh()
+        return self._is_token
 
     @property
     def sample_rows_a(self) -> Ints:

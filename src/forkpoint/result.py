@@ -146,7 +146,7 @@ class ProbeResult:
     """One experiment: what was done, what it showed."""
 
     name: str
-    """`nan`, `repeat`, `inputs`, `precision`, `content`, `length`, `patch`, `replay`."""
+    """`nan`, `repeat`, `inputs`, `precision`, `content`, `length`, `order`, `terms`, `patch`, `replay`."""
     outcome: str
     """A slug: what the probe found."""
     figure: float | None

@@ -15,6 +15,7 @@ from forkpoint.capture.labels import Label
 from forkpoint.finite import FinitePart, all_finite, finite_part
 from forkpoint.match import Shared
 from forkpoint.pairs import Pairs
+from forkpoint.placement import Displaced, Side, displaced
 from forkpoint.session import Results, Session, Traced
 
 Labelled = tuple[Tensor, Label | None]
@@ -57,13 +58,15 @@ class ResultComparison:
 
     gaps: tuple[ResultGap, ...]
     left_out: tuple[tuple[str, str], ...]
+    displaced: tuple[Displaced, ...] = ()
+    """Results in which what both runs have lies elsewhere in one of them."""
     missing: str = ""
     """What was returned, and may be shared, but could not be compared; empty where there is nothing."""
 
     @property
     def identical(self) -> bool:
-        """Every result that both runs have is the same, bit for bit, and there is one."""
-        return bool(self.gaps) and not self.missing and not self.differs
+        """Every result that both runs have is the same, bit for bit and in the same place, and there is one."""
+        return bool(self.gaps) and not self.missing and not self.displaced and not self.differs
 
     @property
     def differs(self) -> bool:
@@ -110,11 +113,14 @@ def compare_results(
     traced = (session.a if own != "b" else session.b), (session.b if own != "a" else session.a)
     sides = _Sides(shared, a or session.a.results, b or session.b.results, *traced)
     gaps: list[ResultGap] = []
+    moved: list[Displaced] = []
     left_out: dict[str, str] = {}
     missing: list[str] = []
     for name in sides.names:
         met, reason = sides.compare(name)
         gaps += met
+        if met and (elsewhere := sides.displaced(name)) is not None:
+            moved.append(elsewhere)
         lost = sides.uncompared(name, met) if met else 0
         if not lost and (met or not reason):
             continue
@@ -124,7 +130,7 @@ def compare_results(
             reason = _MIXED if sides.mixes(name) else reason
             missing.append(f"{name}: {reason}")
         left_out[name] = missing[-1] if lost else reason
-    return ResultComparison(tuple(gaps), tuple(sorted(left_out.items())), "; ".join(missing))
+    return ResultComparison(tuple(gaps), tuple(sorted(left_out.items())), tuple(moved), "; ".join(missing))
 
 
 class _Sides:
@@ -134,6 +140,10 @@ class _Sides:
         self.shared, self.a, self.b = shared, a, b
         self.tables = run_a.trace.table, run_b.trace.table
         self.one_run = run_a is run_b
+        self.sides = (
+            Side(self.tables[0], shared.a, shared.sample_rows_a, run_a.run.layout.name),
+            Side(self.tables[1], shared.b, shared.sample_rows_b, run_b.run.layout.name),
+        )
         self.by_size = run_a.recorder.label_by_size, run_b.recorder.label_by_size
         self.names = list(dict.fromkeys(name for call in (*a, *b) for name in call))
         self.several = len(a) > 1 or len(b) > 1
@@ -165,6 +175,12 @@ class _Sides:
                 count = len(pairs.distinct)
                 met.append(ResultGap(title, value_a, value_b, pairs, gap(value_a, value_b, pairs), count))
         return met, reason
+
+    def displaced(self, name: str) -> Displaced | None:
+        """Whether what both runs have lies elsewhere in one of them, relative to their layouts."""
+        if self.one_run:
+            return None
+        return displaced(name, *self.calls(name), self.shared, *self.sides)
 
     def calls(self, name: str) -> tuple[dict[int, Labelled], dict[int, Labelled]]:
         """What each run returned under a name, by call."""

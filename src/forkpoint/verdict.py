@@ -8,6 +8,7 @@
 | is a result NaN or infinite in one run alone? | nan | `semantic` |
 | does the gap remain in float64, with the same decisions in both runs? | precision, decisions, then patch | `semantic` |
 | does other content where the other run has none change a shared token in float64? | content | `semantic` |
+| does what both have lie elsewhere in one run, relative to its layout? | order | `semantic` |
 | does the gap fall to float64 noise? | precision | `rounding` |
 | float64 was refused: is the op, alone, within rounding? | replay | `rounding` |
 | otherwise | | `undetermined`, with what is missing |
@@ -18,7 +19,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from forkpoint.locate import Located, Tokens, describe_values, fetch_op
-from forkpoint.mechanisms import ROUNDING_ADVICE, Case, Mechanism, recognise
+from forkpoint.mechanisms import LOSS_NORMALISATION, ROUNDING_ADVICE, Case, Mechanism, recognise
 from forkpoint.probes.content import ContentProbe, content
 from forkpoint.probes.deciding import decided_apart
 from forkpoint.probes.decisions import decisions
@@ -31,6 +32,7 @@ from forkpoint.probes.positions import shifted_positions
 from forkpoint.probes.precision import Precision, precision
 from forkpoint.probes.repeat import repeat
 from forkpoint.probes.replay import Replay, replay
+from forkpoint.probes.terms import loss_terms
 from forkpoint.promotion import Promotion
 from forkpoint.result import Divergence, ProbeResult, Verdict, VerdictKind
 from forkpoint.results import ResultComparison, finite_parts
@@ -104,8 +106,9 @@ def _judge(
     if given.differs:
         return Judgement(_inputs_verdict(given, evidence))
     session.progress.begin("probe: both runs in float64")
-    exact = precision(session, given.rounded)
+    exact = precision(session, given.rounded, watched=bool(compared.displaced))
     evidence.append(exact.result)
+    order = _order(compared, exact.compared)
     if made.alone:
         return _not_finite(session, exact, made, given, evidence, tokens)
     if exact.vanishes and _decides_apart(session, exact, compared):
@@ -117,8 +120,11 @@ def _judge(
     session.progress.begin("probe: other content in the padding")
     other = content(session, exact, compared)
     evidence.append(other.result)
+    evidence += [] if order is None else [order]
     if (not exact.vanishes and not exact.refused) or other.leaks:
         return _semantic(session, exact, other, given, compared, evidence, tokens)
+    if order is not None and order.outcome == "displaced":
+        return Judgement(_displaced(order, evidence))
     session.progress.begin("probe: the op alone")
     alone = replay(located) if located is not None else None
     if alone is not None:
@@ -133,6 +139,26 @@ def _judge(
 def _decides_apart(session: Session, exact: Precision, compared: ResultComparison) -> bool:
     """Whether decisions may be why the runs differ: the gap does not fall in float64, or a token is decided otherwise."""
     return not exact.falls_from(compared) or decided_apart(session.join)
+
+
+def _order(compared: ResultComparison, exact: ResultComparison) -> ProbeResult | None:
+    """Where results lie, if that is not the same relative to both layouts: in float64 too, or by rounding alone."""
+    if not compared.displaced:
+        return None
+    if not exact.displaced:
+        text = "results lie elsewhere in one run, but not in float64: rounding decides the order"
+        return ProbeResult("order", "rounding", 0.0, text)
+    count = sum(found.count for found in exact.displaced)
+    found = exact.displaced[0]
+    return ProbeResult("order", "displaced", float(count), f"{found.name}: {found.text}")
+
+
+def _displaced(order: ProbeResult, evidence: list[ProbeResult]) -> Verdict:
+    summary = f"what both runs have is not returned in the same place: {order.text}"
+    advice = (
+        "Put rows and tokens back where they went in before they are returned: a result is read by its place."
+    )
+    return Verdict(VerdictKind.SEMANTIC, "result_order", None, summary, tuple(evidence), advice)
 
 
 def _not_all(compared: ResultComparison, evidence: list[ProbeResult]) -> Verdict:
@@ -164,9 +190,14 @@ def _semantic(
         evidence.append(found.result)
     held = isinstance(exact.runs, HeldRuns)
     session.progress.begin("looking for a known cause")
-    case = Case(session, exact.compared if not exact.vanishes else compared, other, found, held=held)
-    mechanism = recognise(case)
-    evidence += case.evidence
+    terms = loss_terms(session, exact, given.rounded) if not exact.vanishes else None
+    if terms is not None:
+        evidence.append(terms)
+        mechanism = LOSS_NORMALISATION
+    else:
+        case = Case(session, exact.compared if not exact.vanishes else compared, other, found, held=held)
+        mechanism = recognise(case)
+        evidence += case.evidence
     summary = f"the runs differ in exact arithmetic: {mechanism.summary}"
     verdict = Verdict(
         VerdictKind.SEMANTIC, mechanism.slug, mechanism.by_design, summary, tuple(evidence), mechanism.advice

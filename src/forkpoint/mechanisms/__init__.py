@@ -18,7 +18,13 @@ from forkpoint.mechanisms.errors import (
     pooling,
     position_ids,
 )
-from forkpoint.mechanisms.mechanism import ROUNDING_ADVICE, TWO_FUNCTIONS, Mechanism, known_slugs
+from forkpoint.mechanisms.mechanism import (
+    LOSS_NORMALISATION,
+    ROUNDING_ADVICE,
+    TWO_FUNCTIONS,
+    Mechanism,
+    known_slugs,
+)
 
 _TESTS: tuple[Callable[[Case], Mechanism | None], ...] = (
     packing,
@@ -46,6 +52,7 @@ def recognise(case: Case) -> Mechanism:
 
 
 __all__ = [
+    "LOSS_NORMALISATION",
     "ROUNDING_ADVICE",
     "TWO_FUNCTIONS",
     "Case",

@@ -38,6 +38,13 @@ class Mechanism:
             raise ValueError(f"{self.slug}: meant, but no experiment shows a coupling")
 
 
+LOSS_NORMALISATION = Mechanism(
+    "loss_normalisation", None, "the same terms enter the loss at every token that both have, but they are divided by "
+    "other counts",
+    "Divide the sum over all labels that count by their number, once for the whole batch: neither for each micro-batch "
+    "nor over padding.",
+)  # fmt: skip
+
 TWO_FUNCTIONS = Mechanism(
     None, None, "the two runs compute different functions here",
     "Look at the origin: what it is called with, and which code runs it, differs between the runs.",
@@ -57,5 +64,5 @@ def known_slugs() -> Iterable[str]:
     """All slugs that a verdict can have."""
     return (*ROUNDING_ADVICE, "nan", "int8_outliers", "dynamic_scale", "expert_capacity", "packing",
             "length_dependent_rope", "position_ids", "pooling", "batch_statistics", "attention_mask", "cache_state",
-            "padding_leak", "labels", "token_ids", "parameters", "buffers", "quantization", "atomics",
+            "padding_leak", "loss_normalisation", "result_order", "labels", "token_ids", "parameters", "buffers", "quantization", "atomics",
             "random_state")  # fmt: skip

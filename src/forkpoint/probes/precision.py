@@ -117,14 +117,19 @@ class Precision:
         return excess(compared, self.rounding)
 
 
-def precision(session: Session, weights: tuple[Weight, ...] = ()) -> Precision:
-    """Compute both runs in float64, and measure what float64's own rounding does to them."""
+def precision(session: Session, weights: tuple[Weight, ...] = (), *, watched: bool = False) -> Precision:
+    """Compute both runs in float64, and measure what float64's own rounding does to them.
+
+    Args:
+        weights: what both runs should use.
+        watched: whether to see where each value of the results comes from: their order may be another in float64.
+    """
     refused: list[str] = []
     with same_weights(weights):
         results: list[Results] = []
         for traced in (session.a, session.b):
             promotion = Promotion()
-            results.append(traced.in_float64(promotion))
+            results.append(traced.again(promotion=promotion) if watched else traced.in_float64(promotion))
             refused += [str(r) for r in promotion.refused]
         compared = compare_results(session, *results)
 

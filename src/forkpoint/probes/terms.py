@@ -1,0 +1,230 @@
+"""The terms probe: do the same terms enter two losses that differ, and only what they are divided by is another?
+
+A loss is one number for a whole call, so it differs as soon as padding, or the size of a micro-batch, counts in what
+its terms are divided by, although every token is right. From the loss the probe goes back to the values that it was
+made from, as far as these belong to single tokens: where both runs have a token, they must be the same. And it must
+be a quotient: each loss is the sum of its terms over a count, or, where the terms are inside of an op (a cross-entropy),
+one function made both losses.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from forkpoint.align import gap, pair_elements
+from forkpoint.probes.inputs import Weight, same_weights
+from forkpoint.probes.precision import Precision
+from forkpoint.probes.watchers import Kept, Store
+from forkpoint.promotion import Promotion
+from forkpoint.result import ProbeResult
+from forkpoint.results import ResultComparison, ResultGap
+from forkpoint.returned import all_results
+from forkpoint.run import Inputs, Run
+from forkpoint.session import Results, Session, Traced
+
+MAX_STORED = 1 << 30
+"""Bytes of a run's values that are kept."""
+_SAME = 1e-9
+"""Relative difference of terms, and of losses of one function, that is float64's rounding."""
+
+
+@dataclass(frozen=True)
+class _Loss:
+    """One run's loss in float64 and what it was made from.
+
+    Attributes:
+        numbers: what each call returned.
+        terms: floating-point values of single tokens that enter it.
+        marks: integers and bools of single tokens that enter it: labels, masks.
+    """
+
+    numbers: tuple[float, ...]
+    terms: tuple[Kept, ...]
+    marks: tuple[Kept, ...]
+
+
+def loss_terms(session: Session, exact: Precision, weights: tuple[Weight, ...] = ()) -> ProbeResult | None:
+    """Whether two losses differ only in what the same terms are divided by; None where they don't, or more differs."""
+    number = _lone_number(exact)
+    if number is None:
+        return None
+    with same_weights(weights):
+        a, b = (_trace_back(traced, number.result) for traced in (session.a, session.b))
+        if a is None or b is None:
+            return None
+        count = _agreeing(session, a.terms, b.terms)
+        if not count or _agreeing(session, a.marks, b.marks) is None:
+            return None
+        if not _is_divided(session, number.result, a, b):
+            return None
+    losses = ["; ".join(f"{n:.6g}" for n in loss.numbers) for loss in (a, b)]
+    text = (
+        f"the terms that enter {number.result} are the same at all {count} places that both runs have, but it is "
+        f"{losses[0]} in run A and {losses[1]} in run B: they are divided by other counts"
+    )
+    return ProbeResult("terms", "agree", float(count), text)
+
+
+def _lone_number(exact: Precision) -> ResultGap | None:
+    """The one number of whole calls that differs in float64, where all that belongs to tokens is the same."""
+    numbers = [g for g in exact.compared.floating if g.gap.differing and g.a.numel() == 1 == g.b.numel()]
+    others = tuple(g for g in exact.compared.gaps if all(g is not number for number in numbers))
+    if not numbers or exact.beyond_noise(_of(exact.compared, others)) > 1:
+        return None
+    return max(numbers, key=lambda g: g.gap.max_abs)
+
+
+def _of(compared: ResultComparison, gaps: tuple[ResultGap, ...]) -> ResultComparison:
+    return replace(compared, gaps=gaps)
+
+
+# ---------------------------------------------------------------------- what a loss was made from
+
+
+def _trace_back(traced: Traced, name: str) -> _Loss | None:
+    """Make a run in float64 with its values kept, and go back from a result to the values of single tokens."""
+    store = Store(MAX_STORED)
+    results = traced.again(promotion=Promotion(), watcher=store)
+    terms: dict[int, Kept] = {}
+    marks: dict[int, Kept] = {}
+    numbers = _numbers(results, name)
+    for call, number in numbers.items():
+        event = _event_of(store, call, number)
+        if event is None:
+            return None
+        for source in _frontier(traced, store, event):
+            kept = store.kept[source]
+            (terms if kept.numeric else marks)[source] = kept
+    return _Loss(tuple(numbers.values()), tuple(terms.values()), tuple(marks.values())) if terms else None
+
+
+def _numbers(results: Results, name: str) -> dict[int, float]:
+    return {i: float(call[name][0]) for i, call in enumerate(results) if name in call}
+
+
+def _event_of(store: Store, call: int, number: float) -> int | None:
+    """The last event of a call whose value is the number that the call returned."""
+    for event in sorted(store.kept, reverse=True):
+        kept = store.kept[event]
+        if kept.event.call == call and kept.numeric and _size(kept) == 1 and float(kept.value) == number:
+            return event
+    return None
+
+
+def _size(kept: Kept) -> int:
+    return int(np.prod(kept.event.shape, dtype=np.int64))
+
+
+def _frontier(traced: Traced, store: Store, event: int) -> Iterator[int]:
+    """The values of single tokens behind an event, each the first on its way back."""
+    queue, seen = [event], {event}
+    while queue:
+        for source in store.sources.get(queue.pop(), ()):
+            if source in seen:
+                continue
+            seen.add(source)
+            kept = store.kept.get(source)
+            if kept is not None and _is_of_tokens(traced, kept):
+                yield source
+            else:
+                queue.append(source)
+
+
+def _is_of_tokens(traced: Traced, kept: Kept) -> bool:
+    """Whether a value's elements belong to single columns of the input, not to sets of them."""
+    return kept.label is not None and bool(traced.trace.table.is_slot(kept.label.q).any())
+
+
+# ---------------------------------------------------------------------- are they the same?
+
+
+def _agreeing(session: Session, a: tuple[Kept, ...], b: tuple[Kept, ...]) -> int | None:
+    """At how many coordinates the values of both runs are the same; None where some are not, or have no partner."""
+    shared: set[int] = set()
+    for one in a:
+        partners = [other for other in b if session.b.trace.key(other.op) == session.a.trace.key(one.op)]
+        same, met = _same_at(session, one, partners or [other for other in b if other.numeric == one.numeric])
+        if not same:
+            return None
+        shared |= met
+    return len(shared)
+
+
+def _same_at(session: Session, one: Kept, others: list[Kept]) -> tuple[bool, set[int]]:
+    """Whether a value is the same as one of others wherever they share tokens, and the coordinates where it is."""
+    met: set[int] = set()
+    value = one.value
+    for other in others:
+        pairs = pair_elements(value, one.label, other.value, other.label, session.shared)
+        if not len(pairs):
+            continue
+        found = gap(value, other.value, pairs)
+        if found.differing and (found.max_rel > _SAME or not one.numeric):
+            return False, met
+        met |= set(pairs.distinct.tolist())
+    return True, met
+
+
+# ---------------------------------------------------------------------- is it a quotient?
+
+
+def _is_divided(session: Session, name: str, a: _Loss, b: _Loss) -> bool:
+    """Whether both losses are quotients of their terms, by what they were divided by, or else by the function."""
+    counts = _divisors(a), _divisors(b)
+    if counts[0] is None or counts[1] is None:
+        return name.rsplit(".", maxsplit=1)[-1] == "loss" and _one_function(session, name, a)
+    return any(n != 1 for n in (*counts[0], *counts[1]))
+
+
+def _one_function(session: Session, name: str, loss: _Loss) -> bool:
+    """Whether run B's model, given run A's inputs, returns run A's loss."""
+    a, b = session.a.run, session.b.run
+    if not _plain_inputs_agree(a.calls, b.calls):
+        return False
+    if a.model is b.model and a.call is b.call:
+        return True
+    promotion = Promotion()
+    try:
+        outputs = Run(b.model, a.calls, layout=a.layout, call=b.call).execute(around=lambda: promotion)
+        returned = [promotion.value(call[name]) for call in all_results(outputs) if name in call]
+    except Exception:  # noqa: BLE001 - another model may not take these inputs
+        return False
+    found = tuple(float(value) for value in returned if value.numel() == 1)
+    return len(found) == len(loss.numbers) and bool(np.allclose(found, loss.numbers, rtol=_SAME, atol=0))
+
+
+def _plain_inputs_agree(a: tuple[Inputs, ...], b: tuple[Inputs, ...]) -> bool:
+    """Whether whatever is no tensor is the same in all calls."""
+    plain = [
+        {name: value for name, value in call.items() if not isinstance(value, Tensor)} for call in (*a, *b)
+    ]
+    try:
+        return all(bool(given == plain[0]) for given in plain)
+    except (RuntimeError, ValueError):  # arrays that don't compare
+        return False
+
+
+def _divisors(loss: _Loss) -> list[int] | None:
+    """For each call the count by which the sum of its terms was divided: of all, of tokens', of those that are not 0.
+
+    None where the number is no sum of one value's elements over a count.
+    """
+    found: list[int] = []
+    for call, number in enumerate(loss.numbers):
+        terms = [kept for kept in loss.terms if kept.event.call == call]
+        if len(terms) != 1 or not number:
+            return None
+        value = terms[0].value.double()
+        marks = [int(kept.value.sum()) for kept in loss.marks if kept.event.call == call]
+        counts = [value.numel(), *value.shape[:1], int(torch.count_nonzero(value)), *marks, 1]
+        divisor = float(value.sum()) / number
+        count = next((n for n in counts if n and abs(divisor - n) <= 1e-6 * abs(n)), None)
+        if count is None:
+            return None
+        found.append(count)
+    return found
