@@ -43,9 +43,12 @@ class FinitePart:
 
 def all_finite(value: Tensor) -> bool:
     """Whether no element is NaN or infinite; integers never are."""
-    if not (value.is_floating_point() or value.is_complex()):
-        return True
-    return bool(torch.isfinite(value.float() if value.dtype.itemsize == 1 else value).all())
+    return not (value.is_floating_point() or value.is_complex()) or bool(is_finite(value).all())
+
+
+def is_finite(value: Tensor) -> Tensor:
+    """Which elements are neither NaN nor infinite, of any dtype; torch knows no such function for float8."""
+    return torch.isfinite(value.float() if value.dtype.itemsize == 1 and value.is_floating_point() else value)
 
 
 def finite_part(a: Tensor, b: Tensor, pairs: Pairs) -> FinitePart:

@@ -11,7 +11,7 @@ from tests.corpus import CASES
 from torch import nn
 
 import forkpoint as fp
-from forkpoint.finite import all_finite, finite_part
+from forkpoint.finite import all_finite, finite_part, is_finite
 from forkpoint.pairs import Pairs
 from forkpoint.result import NonFinite, Result
 
@@ -126,3 +126,16 @@ def test_counts_of_pairs() -> None:
     assert (part.max_abs, part.max_rel) == (0.5, 0.5)
     assert not all_finite(a)
     assert all_finite(torch.tensor([1, 2]))
+
+
+@pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.float8_e5m2, torch.bfloat16, torch.float16])
+def test_narrow_dtypes_are_looked_at_as_any_other(dtype: torch.dtype) -> None:
+    wide = torch.tensor([1.0, math.nan, 2.5])
+    assert all_finite(wide[::2].to(dtype))
+    assert is_finite(wide.to(dtype)).tolist() == [True, False, True]
+    assert part_of(wide.to(dtype), wide) == (1, 1, 0)
+
+
+def part_of(a: torch.Tensor, b: torch.Tensor) -> tuple[int, int, int]:
+    part = finite_part(a, b, Pairs(np.arange(len(a)), np.arange(len(a)), np.zeros(len(a), dtype=np.int64)))
+    return part.nonfinite_a, part.nonfinite_b, part.apart

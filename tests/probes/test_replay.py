@@ -108,3 +108,17 @@ def test_an_op_that_writes_does_not_spoil_its_inputs(function):
     found = asked(model, other)
     assert found.error_a is None or found.error_a <= 0.5
     assert found.error_b is None or found.error_b <= 0.5
+
+
+@pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.float8_e5m2])
+def test_an_output_in_float8_is_measured_as_any_other(dtype: torch.dtype):
+    class Cast(Model):
+        to = torch.float16
+
+        def mix(self, hidden: Tensor, **inputs: Any) -> Tensor:
+            return hidden.to(self.to).float()
+
+    model = Cast()
+    other = twin(model)
+    other.to = dtype
+    assert asked(model, other).result.name == "replay"

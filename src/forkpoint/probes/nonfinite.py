@@ -21,7 +21,7 @@ from forkpoint.align import index_of
 from forkpoint.capture.labels import Label
 from forkpoint.capture.recorder import Fetch, Recorder, Taken
 from forkpoint.capture.writes import INDEXED_WRITES
-from forkpoint.finite import FinitePart, all_finite
+from forkpoint.finite import FinitePart, all_finite, is_finite
 from forkpoint.locate import Located, named_inputs
 from forkpoint.probes.replay import in_float64
 from forkpoint.result import NonFinite, ProbeResult
@@ -302,7 +302,7 @@ def _overflows(made: _Made) -> bool:
     if made.taken is None or made.output is None:
         return False
     exact = in_float64(made.taken, made.op.output)
-    return exact is not None and bool(torch.isfinite(exact)[~torch.isfinite(made.output)].all())
+    return exact is not None and bool(is_finite(exact)[~is_finite(made.output)].all())
 
 
 def _fully_masked(made: _Made) -> bool:
@@ -325,7 +325,7 @@ def _describe(run: str, made: _Made) -> NonFinite:
     flat = -1
     kind = "nan"
     if output is not None:
-        wrong = ~torch.isfinite(output.reshape(-1))
+        wrong = ~is_finite(output.reshape(-1))
         wrong = output.isnan().reshape(-1) if not made.leads_to and bool(output.isnan().any()) else wrong
         flat = int(wrong.to(torch.uint8).argmax())
         value = float(output.reshape(-1)[flat])

@@ -12,6 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from forkpoint.capture.recorder import Taken
 from forkpoint.distance import unit_at
+from forkpoint.finite import is_finite
 from forkpoint.locate import Located, named_inputs
 from forkpoint.promotion import Promotion
 from forkpoint.result import ProbeResult
@@ -91,7 +92,7 @@ def _error(taken: Taken, output: int) -> float | None:
     exact = in_float64(taken, output) if recorded.dtype.is_floating_point else None
     if exact is None:
         return None
-    if bool((recorded.isfinite() != exact.isfinite()).any()):
+    if bool((is_finite(recorded) != is_finite(exact)).any()):
         return math.inf  # an overflow
     if not exact.numel():
         return 0.0

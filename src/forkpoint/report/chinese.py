@@ -366,6 +366,9 @@ SENTENCES: dict[str, str] = {
     "the two runs compute different functions here": "两次运行在这里计算的函数不同",
     "Look at the origin: what it is called with, and which code runs it, differs between the runs.": "请查看根源处的算子：两次运行调用它"
     "的参数不同，或运行它的代码不同。",
+    "`forkpoint replay {folder}` repeats the op alone": "`forkpoint replay {folder}` 可以单独重放该算子",
+    "No scene was saved: no op differs.": "没有保存现场：没有算子不同。",
+    "No scene was saved: {reason}": "没有保存现场：{reason}",
     # 缺少 mask 的调用
     "Run {run} calls {op} without a mask": "运行 {run} 调用 {op} 时没有传 mask",
     "Run {run} gives no mask in call {n}": "运行 {run} 在第 {n} 次调用中没有传 mask",
