@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -99,7 +100,11 @@ def test_every_verdict_has_an_exit_status():
 def test_defaults(library):
     run("padding", "demo", "-p", "hello")
     assert library.load == (
-        "demo", {"dtype": None, "device": None, "attn": None, "load_in_8bit": False, "revision": None}
+        "demo",
+        {
+            "dtype": None, "device": None, "attn": None, "load_in_8bit": False, "revision": None,
+            "trust_remote_code": False,
+        },
     )  # fmt: skip
     assert library.padding == (
         ("model", "tokenizer", ["hello"], None, "right"),
@@ -121,13 +126,17 @@ def test_all_options(library, tmp_path):
     file.write_text("first of the file\n\n  second\n", encoding="utf-8")
     options = (
         "--prompt one -p two --pad-to 40 --side left --chat-template --position-ids none --revision main "
-        "--dtype bfloat16 --device cuda:1 --attn eager --load-in-8bit --ops --no-probes --max-memory 2GiB --lang zh"
+        "--dtype bfloat16 --device cuda:1 --attn eager --load-in-8bit --ops --no-probes --max-memory 2GiB --lang zh "
+        "--trust-remote-code"
     )
     run("padding", "some/model", *options.split(), "--prompts", str(file))
     assert library.load == (
         "some/model",
-        {"dtype": "bfloat16", "device": "cuda:1", "attn": "eager", "load_in_8bit": True, "revision": "main"},
-    )
+        {
+            "dtype": "bfloat16", "device": "cuda:1", "attn": "eager", "load_in_8bit": True, "revision": "main",
+            "trust_remote_code": True,
+        },
+    )  # fmt: skip
     assert library.padding == (
         ("model", "tokenizer", ["one", "two", "first of the file", "  second"], 40, "left"),
         {
@@ -148,6 +157,15 @@ def test_json(library, tmp_path):
     assert written["verdict"]["kind"] == "rounding"
     assert written["notes"] == ["a note of the model", "a note of the comparison"]
     assert os.listdir(tmp_path) == ["result.json"]
+
+
+def test_json_shows_nothing_of_others_as_it_is(tmp_path):
+    hostile = "\x1b[2J \x9b31m \u202e \U000e0041 \ud800 é"
+    replace(result_of(VerdictKind.ROUNDING), notes=(hostile,)).to_json(tmp_path / "result.json")
+    text = (tmp_path / "result.json").read_text(encoding="utf-8")
+    assert all(line.isprintable() for line in text.split("\n"))
+    assert "é" in text
+    assert json.loads(text)["notes"] == [hostile]
 
 
 def test_json_that_finds_no_room_is_no_reason_to_lose_the_report(library, capsys):
@@ -187,6 +205,7 @@ def test_unusable_arguments(library, capsys, arguments, message):
 def test_a_file_of_blank_lines_holds_no_prompt(library, capsys, tmp_path):
     (tmp_path / "blank").write_text("\n \n")
     assert refused(capsys, "padding", "demo", "--prompts", str(tmp_path / "blank")).startswith("no prompt; ")
+    assert "has more than 268,435,456 bytes" in refused(capsys, "padding", "demo", "--prompts", "/dev/zero")
     (tmp_path / "binary").write_bytes(b"\xff\xfe")
     assert "can't be read" in refused(capsys, "padding", "demo", "--prompts", str(tmp_path / "binary"))
 

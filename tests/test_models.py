@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 import threading
 import warnings
 
@@ -225,6 +226,114 @@ def test_a_class_that_transformers_does_not_have(llama):
     assert error_of(llama).startswith(
         "NewForCausalLM, the class of the checkpoint, is not part of transformers "
     )
+
+
+def edit_config(folder, name="config.json", **changes) -> None:
+    path = folder / name
+    path.write_text(json.dumps(json.loads(path.read_text(encoding="utf-8")) | changes), encoding="utf-8")
+
+
+CODE = """
+from pathlib import Path
+from transformers import {base}
+Path({marker!r}).touch()
+class Own({base}):
+    model_type = "own"
+"""
+
+
+@pytest.mark.parametrize("bringer", ["config", "model", "tokenizer"])
+def test_code_that_a_model_brings_is_not_run_and_nothing_is_asked(llama, tmp_path, monkeypatch, bringer):
+    """A `y` to a question of transformers would run it."""
+    marker = tmp_path / "ran"
+    base = {
+        "config": "PretrainedConfig",
+        "model": "LlamaForCausalLM",
+        "tokenizer": "PreTrainedTokenizerFast",
+    }[bringer]
+    (llama / "own.py").write_text(CODE.format(base=base, marker=str(marker)))
+    if bringer == "tokenizer":
+        edit_config(
+            llama,
+            "tokenizer_config.json",
+            tokenizer_class="Own",
+            auto_map={"AutoTokenizer": [None, "own.Own"]},
+        )
+    elif bringer == "config":
+        edit_config(llama, model_type="own", architectures=["Own"], auto_map={"AutoConfig": "own.Own"})
+    else:
+        edit_config(llama, architectures=["Own"], auto_map={"AutoModelForCausalLM": "own.Own"})
+
+    def asked(*_: object) -> str:
+        raise AssertionError("a question")
+
+    monkeypatch.setattr("builtins.input", asked)
+    with pytest.raises(fp.ModelError) as raised:
+        load(llama)
+    assert not marker.exists()
+    if bringer == "model":
+        assert "Own, the class of the checkpoint, is not part of transformers" in str(raised.value)
+    else:
+        assert str(raised.value).startswith(
+            f"{llama} brings code of its own, which is not run; expected a model of"
+        )
+        assert "(--trust-remote-code, in Python trust_remote_code=True, runs it" in str(raised.value)
+
+
+def test_code_that_a_model_brings_runs_where_it_is_asked_for(llama, tmp_path):
+    (llama / "own.py").write_text(CODE.format(base="LlamaForCausalLM", marker=str(tmp_path / "ran")))
+    edit_config(llama, architectures=["Own"], auto_map={"AutoModelForCausalLM": "own.Own"})
+    model, _ = load(llama, trust_remote_code=True)
+    assert type(model).__name__ == "Own"
+    assert (tmp_path / "ran").exists()
+
+
+def test_attention_by_code_from_the_hub_is_not_for_a_checkpoint_to_choose(llama):
+    edit_config(llama, attn_implementation="someone/kernels")
+    with pytest.raises(
+        fp.ModelError, match=r"asks for attention by code from the hub, someone/kernels; expected eager"
+    ):
+        load(llama)
+
+
+@pytest.mark.parametrize("file", ["../elsewhere.safetensors", "/etc/passwd", 7])
+def test_an_index_that_leads_elsewhere(llama, file):
+    (llama / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"lm_head.weight": file}}))
+    with pytest.raises(
+        fp.ModelError, match=r"index.json names the file .*; expected files of the same folder"
+    ):
+        load(llama)
+    (llama / "model.safetensors.index.json").write_text("[]")
+    with pytest.raises(fp.ModelError, match="expected the index of a checkpoint's files"):
+        load(llama)
+
+
+class Mark:
+    """Unpickled, it leaves a mark."""
+
+    def __init__(self, path) -> None:
+        self.path = path
+
+    def __reduce__(self):
+        return open, (str(self.path), "w")
+
+
+def test_weights_that_hold_code_are_not_run(llama, tmp_path):
+    (llama / "model.safetensors").unlink()
+    torch.save({"lm_head.weight": Mark(tmp_path / "ran")}, llama / "pytorch_model.bin")
+    with pytest.raises(fp.ModelError, match="can't load"):
+        load(llama)
+    assert not (tmp_path / "ran").exists()
+
+
+def test_a_folder_is_loaded_without_the_network(llama, monkeypatch):
+    def connected(*given: object) -> None:
+        raise AssertionError(f"a connection to {given}")
+
+    for name in ("connect", "connect_ex"):
+        monkeypatch.setattr(socket.socket, name, connected)
+    monkeypatch.setattr(socket, "getaddrinfo", connected)
+    fp.padding(*load(llama), "a b c", 8, probes=False)
 
 
 def test_unknown_options(llama):

@@ -69,10 +69,14 @@ def _convert(weights: Path, folder: Path) -> None:
         stages(f"converting {weights.stem} (once)", total=3) as begin,
     ):
         begin("weights")
-        model = AutoModelForCausalLM.from_pretrained(weights.parent, gguf_file=weights.name)
+        model = AutoModelForCausalLM.from_pretrained(
+            weights.parent, gguf_file=weights.name, trust_remote_code=False
+        )
         forget_gguf(model)
         begin("tokenizer")
-        tokenizer = AutoTokenizer.from_pretrained(weights.parent, gguf_file=weights.name)
+        tokenizer = AutoTokenizer.from_pretrained(
+            weights.parent, gguf_file=weights.name, trust_remote_code=False
+        )
         begin("saving")
         model.save_pretrained(unfinished)
         tokenizer.save_pretrained(unfinished)

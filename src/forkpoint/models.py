@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import os
 import tempfile
 import warnings
@@ -55,9 +56,11 @@ class _Source:
     location: str
     revision: str | None = None
     gguf: str | None = None
+    trusted: bool = False
+    """Whether Python code that comes with the model may be run."""
 
-    def arguments(self) -> dict[str, str]:
-        found = {"revision": self.revision, "gguf_file": self.gguf}
+    def arguments(self) -> dict[str, Any]:
+        found = {"revision": self.revision, "gguf_file": self.gguf, "trust_remote_code": self.trusted}
         return {name: value for name, value in found.items() if value is not None}
 
 
@@ -69,6 +72,7 @@ def load(
     attn: str | None = None,
     load_in_8bit: bool = False,
     revision: str | None = None,
+    trust_remote_code: bool = False,
 ) -> LoadedModel:
     """Load a model, in eval mode, and its tokenizer.
 
@@ -82,6 +86,7 @@ def load(
         attn: the attention implementation (`eager`, `sdpa`, …); by default the model's own choice.
         load_in_8bit: quantise the linear layers to int8 with bitsandbytes.
         revision: a branch, tag or commit on the hub.
+        trust_remote_code: run the Python code that a model brings along, which may do whatever you may do.
 
     Raises:
         ModelError: the model can't be found or loaded, or the machine lacks what an option needs.
@@ -97,7 +102,7 @@ def load(
         if os.fspath(name) == "demo":
             model, tokenizer, notes = _load_demo(options)
         else:
-            model, tokenizer, notes = _load_from(_find(os.fspath(name), revision), options)
+            model, tokenizer, notes = _load_from(_find(os.fspath(name), revision, trust_remote_code), options)
         if not load_in_8bit:
             model.to(chosen_device)
         model.eval()
@@ -158,17 +163,17 @@ def _choose_pad_token(tokenizer: Any) -> list[str]:
 # --- from a folder, a GGUF file or the hub -----------------------------------------------------------------
 
 
-def _find(name: str, revision: str | None) -> _Source:
+def _find(name: str, revision: str | None, trusted: bool) -> _Source:
     path = Path(name)
     if path.is_file():
         if path.suffix != ".gguf":
             raise ModelError(f"{name} is a file", "a folder, a GGUF file, a hub id or demo")
         _need_gguf(name)
-        return _Source(str(path.parent), gguf=path.name)
+        return _Source(str(path.parent), gguf=path.name, trusted=trusted)
     if not path.is_dir():
         if path.is_absolute() or name.startswith(("./", "../", "~")) or name.count("/") > 1:
             raise ModelError(f"no file or folder {name}", "a folder, a GGUF file, a hub id or demo")
-        return _Source(name, revision)
+        return _Source(name, revision, trusted=trusted)
     if not (path / "config.json").is_file():
         ggufs = sorted(path.glob("*.gguf"))
         adapter = (path / "adapter_config.json").is_file()
@@ -178,27 +183,71 @@ def _find(name: str, revision: str | None) -> _Source:
         raise ModelError(f"folder {name} has no weights", "*.safetensors or pytorch_model.bin in it")
     if not any(found for pattern in _TOKENIZER_FILES for found in path.glob(pattern)):
         raise ModelError(f"folder {name} has no tokenizer", "tokenizer.json or the files of a slow tokenizer")
-    return _Source(name)
+    _check_index(path)
+    return _Source(name, trusted=trusted)
+
+
+def _check_index(folder: Path) -> None:
+    """The weights of a folder must be files of that folder, whatever its index says.
+
+    Raises:
+        ModelError: the index names a file elsewhere, or is none.
+    """
+    for index in folder.glob("*.index.json"):
+        try:
+            files = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+            raise ModelError(
+                f"{index} can't be read: {error!r}", "the index of a checkpoint's files"
+            ) from error
+        for file in files:
+            if not isinstance(file, str) or Path(file).name != file:
+                raise ModelError(f"{index} names the file {file!r}", "files of the same folder")
 
 
 def _load_from(source: _Source, options: dict[str, Any]) -> tuple[Any, Any, list[str]]:
     from transformers import AutoConfig, AutoTokenizer
 
     config = AutoConfig.from_pretrained(source.location, **source.arguments())
+    if "attn_implementation" not in options:
+        _check_attention(config)
     tokenizer = AutoTokenizer.from_pretrained(source.location, **source.arguments())
     with demo.fixed_seed():  # of the weights that the checkpoint lacks
-        model, info = _model_class(config).from_pretrained(
-            source.location, **source.arguments(), **options, output_loading_info=True
+        model, info = _model_class(config, source.trusted).from_pretrained(
+            source.location, **source.arguments(), **options, weights_only=True, output_loading_info=True
         )
     if source.gguf is not None:
         demo.forget_gguf(model)
     return model, tokenizer, _missing_weights(info["missing_keys"])
 
 
-def _model_class(config: Any) -> Any:
-    """The class that the checkpoint declares, else the Auto class that fits its architecture."""
+def _check_attention(config: Any) -> None:
+    """A checkpoint may not choose code of the hub to compute its attention with; its user may (`--attn`).
+
+    Raises:
+        ModelError: it does.
+    """
+    chosen = getattr(config, "_attn_implementation", None)
+    if isinstance(chosen, str) and "/" in chosen:
+        raise ModelError(
+            f"the checkpoint asks for attention by code from the hub, {chosen}",
+            "eager, sdpa, …",
+            "--attn sdpa",
+        )
+
+
+def _model_class(config: Any, trusted: bool) -> Any:
+    """The class that the checkpoint declares, else the Auto class that fits its architecture.
+
+    Args:
+        config: the checkpoint's.
+        trusted: whether the class may be code that comes with the checkpoint.
+    """
     import transformers
 
+    for name in getattr(config, "auto_map", None) or () if trusted else ():
+        if name.startswith("AutoModel"):
+            return getattr(transformers, name)
     for name in getattr(config, "architectures", None) or ():
         declared = getattr(transformers, name, None)
         if declared is None:
@@ -279,6 +328,11 @@ def _one_line(name: str | os.PathLike[str]) -> Generator[None, None, None]:
     except ModelError:
         raise
     except Exception as error:
+        if "trust_remote_code" in str(error):
+            raise ModelError(
+                f"{name} brings code of its own, which is not run", "a model of an architecture that transformers has",
+                "--trust-remote-code, in Python trust_remote_code=True, runs it: only if you trust whoever wrote it",
+            ) from error  # fmt: skip
         known = os.fspath(name) == "demo" or Path(name).exists()
         what = f"can't load {name}" if known else f"no folder or file {name}, and the hub doesn't give it"
         raise ModelError(f"{what}: {_first_sentence(error)}") from error

@@ -32,6 +32,11 @@ have left over; unless they are what came next the last time."""
 SHORTEST_NEXT = 4
 MAX_STEPS = 1 << 14
 """Most steps of a history; what comes after them is worked out each time."""
+MAX_TIMES = 4
+"""How many times as many steps as the longest call has entries are kept for the next call. What lies between others
+and is too short for a passage is worked out and noted each time anew, so that a history grows with every run."""
+SPARE = 64
+"""Steps that are kept besides."""
 MAX_PASSAGES = 1 << 8
 MAX_TRIED = 4
 """How many earlier places are tried for a stretch that looks the same."""
@@ -74,10 +79,17 @@ class History:
         self.pause = 0
         self.broken = False
         """Whether the next step does not follow the last: something came in between that is no step."""
+        self.entries = self.most_entries = 0
+        """Of the call that runs, and of the longest call."""
 
     @property
     def full(self) -> bool:
         return len(self.steps) >= MAX_STEPS
+
+    @property
+    def overgrown(self) -> bool:
+        """Whether most of what it holds can't be of use: it is better to begin anew."""
+        return len(self.steps) > MAX_TIMES * self.most_entries + SPARE
 
     # ------------------------------------------------------------------ writing
 
@@ -124,6 +136,7 @@ class History:
             sketch: what it depended on.
             first: the first of its rows in the trace.
         """
+        self._count(1)
         if self.full:
             return
         step = None if sketch is None or not tape.lasting else self._step(tape, entry, sketch, first)
@@ -219,6 +232,7 @@ class History:
             if self._passage(start, length).follow(tape, columns, position):
                 self.expected = start + length
                 self.broken = True
+                self._count(length)
                 return length
             tried = True
         if tried:
@@ -227,8 +241,12 @@ class History:
 
     def begin(self) -> None:
         """A call of the model begins."""
-        self.expected = self.pause = 0
+        self.expected = self.pause = self.entries = 0
         self.broken = True
+
+    def _count(self, entries: int) -> None:
+        self.entries += entries
+        self.most_entries = max(self.most_entries, self.entries)
 
     def _candidates(self, columns: Columns, position: int) -> list[int]:
         """Steps that an entry may repeat."""

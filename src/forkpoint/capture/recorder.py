@@ -243,9 +243,9 @@ class Recorder:
         return history
 
     def end_call(self) -> None:
-        """A forward call has ended well: leave its history to the next of its kind."""
+        """A forward call has ended well: leave its history to the next of its kind, unless it has overgrown."""
         history, self.tape.history = self.tape.history, None
-        if history is not None:
+        if history is not None and not history.overgrown:
             histories = self.labels.histories
             histories[self._lengths, self.tape.digests] = history
             while len(histories) > MAX_HISTORIES:

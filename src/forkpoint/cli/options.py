@@ -9,6 +9,8 @@ from forkpoint.errors import InputError
 from forkpoint.factors.choices import PositionIds, Side
 from forkpoint.sizes import parse_size
 
+MAX_PROMPTS = 1 << 28
+"""Most bytes of a file of prompts."""
 _MODEL, _PROMPT, _RUN, _OUTPUT = "Model", "Prompt", "Run", "Output"
 
 Model = Annotated[
@@ -46,6 +48,15 @@ Int8 = Annotated[
     bool,
     typer.Option(
         "--load-in-8bit", help="Quantise the linear layers with bitsandbytes.", rich_help_panel=_MODEL
+    ),
+]
+
+TrustRemoteCode = Annotated[
+    bool,
+    typer.Option(
+        "--trust-remote-code",
+        help="Run the Python code that a model brings along: only if you trust whoever wrote it.",
+        rich_help_panel=_MODEL,
     ),
 ]
 
@@ -126,8 +137,12 @@ def read_prompts(given: list[str] | None, file: Path | None) -> list[str]:
     prompts = list(given or ())
     if file is not None:
         try:
-            lines = file.read_text(encoding="utf-8").splitlines()
-        except (OSError, UnicodeDecodeError) as error:
+            with file.open("rb") as opened:
+                data = opened.read(MAX_PROMPTS + 1)
+            if len(data) > MAX_PROMPTS:  # /dev/zero, for one, has no end
+                raise InputError(f"--prompts {file} has more than {MAX_PROMPTS:,} bytes", "prompts")
+            lines = data.decode().splitlines()
+        except (OSError, ValueError) as error:
             raise InputError(
                 f"--prompts {file} can't be read: {error}", "a UTF-8 file with one prompt a line"
             ) from None

@@ -32,6 +32,7 @@ def padding(
     device: options.Device = None,
     attn: options.Attention = None,
     load_in_8bit: options.Int8 = False,
+    trust_remote_code: options.TrustRemoteCode = False,
     max_memory: options.MaxMemory = None,
     ops: options.Ops = False,
     json: options.Json = None,
@@ -45,7 +46,10 @@ def padding(
     if json is not None:
         check_writable(json)
     scene.check(scene_folder)
-    loaded = load(model, dtype=dtype, device=device, attn=attn, load_in_8bit=load_in_8bit, revision=revision)
+    loaded = load(
+        model, dtype=dtype, device=device, attn=attn, load_in_8bit=load_in_8bit, revision=revision,
+        trust_remote_code=trust_remote_code,
+    )  # fmt: skip
     with watching() as progress:
         import forkpoint as fp
 
