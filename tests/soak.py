@@ -16,38 +16,28 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from tests.architectures import ARCHITECTURES, prompt
+from torch import nn
 
 import forkpoint as fp
 
 BAR = 0.01
 
 
-class Small(nn.Module):
-    """A few layers, and in each the mean over all tokens, which padding changes."""
-
-    def __init__(self, layers: int = 3) -> None:
-        super().__init__()
-        self.layers = nn.ModuleList(nn.Linear(8, 8) for _ in range(layers))
-
-    def forward(self, input: Tensor) -> Tensor:  # noqa: A002
-        for layer in self.layers:
-            input = torch.tanh(layer(input)) + input.mean(1, keepdim=True)  # noqa: A001
-        return input
+def small() -> nn.Module:
+    return ARCHITECTURES["llama"].build()
 
 
-def small() -> Small:
-    torch.manual_seed(0)
-    return Small()
-
-
-def compare(model: nn.Module) -> fp.Result:
-    """A comparison with probes: what is padded lies to the left."""
-    x = torch.linspace(-1, 1, 40).reshape(1, 5, 8)
-    padded = torch.cat([torch.ones(1, 3, 8), x], 1)
-    layout = fp.Layout.from_mask(torch.tensor([[0, 0, 0, 1, 1, 1, 1, 1]]))
-    a, b = fp.Run(model, {"input": x}), fp.Run(model, {"input": padded}, layout=layout)
-    return fp.compare(a, b)
+def compare(model: nn.Module, *, probes: bool = True) -> fp.Result:
+    """A prompt alone against the same padded to the left, where the mask lets all see the padding."""
+    llama, ids = ARCHITECTURES["llama"], prompt(9)
+    padded = llama.inputs([ids], pad_to=14)
+    padded["input_ids"] = torch.tensor([[0] * 5 + list(ids)])
+    padded["position_ids"] = torch.tensor([[0] * 5 + list(range(9))])
+    padded["attention_mask"] = torch.ones(1, 14, dtype=torch.int64)
+    layout = fp.Layout.from_mask(torch.tensor([[0] * 5 + [1] * 9]))
+    a, b = fp.Run(model, llama.inputs([ids])), fp.Run(model, padded, layout=layout)
+    return fp.compare(a, b, probes=probes)
 
 
 def resident() -> float:

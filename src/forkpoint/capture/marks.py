@@ -101,7 +101,7 @@ class Frame:
         names: of the arguments of its forward.
         visits: of the functions that it calls, by the place.
         inputs, outputs: visits of what goes into it, by name, and of what comes out, by number.
-        taken: rows of passages that begin with it, by passage and call, with all modules that they are of.
+        taken: rows of passages that begin with it, by the number of the passage and the call, with all modules that they are of.
     """
 
     def __init__(self, path: str, names: tuple[str, ...] = ()) -> None:

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from itertools import accumulate, compress
+from itertools import accumulate, compress, count
 from typing import TYPE_CHECKING, Any
 
 from forkpoint.capture.digest.batch import Lot, Planned
@@ -26,6 +26,7 @@ from forkpoint.trace import Op, Row
 if TYPE_CHECKING:
     from forkpoint.capture.tape import Tape
 
+_numbers = count()
 MAX_TAKEN = 1 << 6
 """For how many passages and calls the rows are kept with a module."""
 
@@ -66,6 +67,8 @@ class Passage:
         self, whats: list[Function | Entering | Leaving], places: list[Place], steps: list[Step]
     ) -> None:
         self.whats, self.places, self.length = whats, places, len(steps)
+        self.number = next(_numbers)
+        """By which frames keep its rows: they may live longer than the history that it is of."""
         self.first_home = steps[0].first_row
         self.like = Likeness()
         self.like.entering = [i for i, what in enumerate(whats) if isinstance(what, Entering)]
@@ -264,11 +267,11 @@ class Passage:
         before: list[int],
         frames: tuple[Frame, ...],
     ) -> None:
-        taken = frames[0].taken.get((self, tape.call))
+        taken = frames[0].taken.get((self.number, tape.call))
         if taken is None or taken[0] != frames:
             if len(frames[0].taken) >= MAX_TAKEN:
                 frames[0].taken.clear()
-            taken = frames[0].taken[self, tape.call] = frames, self._rows(tape.call, frames)
+            taken = frames[0].taken[self.number, tape.call] = frames, self._rows(tape.call, frames)
         rows = taken[1]
         base = len(tape.rows)
         tape.rows += rows
