@@ -20,6 +20,7 @@ from forkpoint.capture.labels import Label, spread
 from forkpoint.distance import compare, readable
 from forkpoint.match import Shared
 from forkpoint.pairs import Pairs
+from forkpoint.readable import why_unreadable
 
 Ints = NDArray[np.int64]
 Shape = tuple[int, ...]
@@ -28,7 +29,10 @@ Shape = tuple[int, ...]
 def pair_elements(
     a: Tensor, label_a: Label | None, b: Tensor, label_b: Label | None, shared: Shared
 ) -> Pairs:
-    """Pair the elements of two values by their labels; whole, where neither has one."""
+    """Pair the elements of two values by their labels; whole, where neither has one; none that can't be read."""
+    unreadable = why_unreadable(a) or why_unreadable(b)
+    if unreadable:
+        return Pairs.none(unreadable)
     if label_a is None or label_b is None:
         if a.shape != b.shape:
             return Pairs.none(

@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
+from forkpoint.readable import why_unreadable
+
 
 def same_bits(a: Tensor, b: Tensor) -> bool:
     """Whether two tensors are equal in shape, dtype and value, NaN equal to NaN.
@@ -15,6 +17,9 @@ def same_bits(a: Tensor, b: Tensor) -> bool:
     >>> same_bits(torch.tensor([1.0, float("nan")]), torch.tensor([1.0, float("nan")]))
     True
     """
+    gone = bool(why_unreadable(a)), bool(why_unreadable(b))
+    if any(gone):
+        return all(gone)  # there is nothing to compare
     if a.shape != b.shape or a.dtype != b.dtype:
         return False
     if a.dtype.is_complex:  # of two numbers with NaN in one part, the other parts may differ

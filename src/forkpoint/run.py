@@ -15,6 +15,7 @@ from forkpoint.errors import InputError
 from forkpoint.kept import kept_state
 from forkpoint.layout import MAIN, Layout, token_tensor
 from forkpoint.modules import Survey
+from forkpoint.readable import LET_GO, why_unreadable
 from forkpoint.returned import caches_in, results_of, without_named
 
 Inputs = Mapping[str, Any]
@@ -226,6 +227,10 @@ def _copy(value: Any, memo: dict[int, Any]) -> Any:
 
 def _copy_tensor(value: Tensor) -> Tensor:
     detached = value.detach()
+    if type(detached) is Tensor and why_unreadable(detached) == LET_GO:
+        raise InputError(
+            f"an input of shape {tuple(value.shape)} whose memory was let go of", "inputs with values"
+        )
     if value.is_contiguous() or value.layout != torch.strided:
         copied = detached.clone()
     else:

@@ -182,7 +182,8 @@ class Trace:
     @property
     def ops(self) -> list[Op]:
         """The ops of a finished trace, in the order in which they were first executed."""
-        assert self.events is not None
+        for index in range(len(self.rows)):
+            self._number(self.rows[index][0])
         return self._ops
 
     def complete(self) -> None:

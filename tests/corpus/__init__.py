@@ -22,6 +22,7 @@ from . import (  # noqa: F401  (each registers its cases)
     cases_precision,
     cases_results,
     cases_rounding,
+    cases_safety,
     cases_sound,
     cases_state,
 )

@@ -8,7 +8,7 @@ from unittest.mock import patch
 
 from forkpoint import kept, modules
 from forkpoint.capture import inventory, marks, mode, passages, pattern, tape, taps
-from forkpoint.capture.digest import batch
+from forkpoint.capture.digest import places
 
 
 @contextmanager
@@ -21,7 +21,7 @@ def in_python() -> Generator[None]:
             (pattern, "compiled", None),
             (passages, "Pattern", pattern.PythonPattern),
             (tape, "versions_of", marks.python_versions),
-            (batch, "addresses_of", batch.python_addresses),
+            (places, "_places", places.python_places),
             (kept, "Held", kept.PythonHeld),
             (kept, "survey", modules.python_survey),
             (inventory, "survey", modules.python_survey),

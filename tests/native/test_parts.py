@@ -10,15 +10,17 @@ from dataclasses import replace
 from typing import Any, ClassVar
 from weakref import ref
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.trust.wrapping import Wrapping
 from torch import Tensor, nn
 
 from forkpoint import native
 from forkpoint.capture import inventory, mode, pattern
-from forkpoint.capture.digest import batch
+from forkpoint.capture.digest import places
 from forkpoint.capture.functions import resolve
 from forkpoint.capture.marks import LEAVING, Frame, Mark, python_versions, version_of
 from forkpoint.capture.pattern import Likeness, PythonPattern
@@ -367,9 +369,18 @@ def test_versions_and_addresses():
     assert compiled.versions(tensors) == python_versions(tensors) == [*map(version_of, tensors)]
     assert compiled.versions(tensors)[:2] == [2, -1]
     tensors.append(torch.arange(8, dtype=torch.uint8)[3:])
-    given = tensors, torch.Tensor.data_ptr
-    assert compiled.addresses(*given) == batch.python_addresses(*given)
-    assert compiled.addresses(*given)[1] == [5]
+    tensors += [*without_memory(), torch.ones(8)[5:]]
+    given = tensors, places.PLAIN, places.FUNCTIONS, places.place_of
+    assert compiled.places(*given) == places.python_places(*given)
+    rooms = np.frombuffer(compiled.places(*given)[1], dtype=np.int64).tolist()
+    assert rooms == [12, 8, 4, 8, 12, 5, *[0] * 3, 12]
+
+
+def without_memory() -> list[Tensor]:
+    """A tensor whose storage was let go of, one that wraps another, and one that has none at all."""
+    freed = torch.ones(4)
+    freed.untyped_storage().resize_(0)
+    return [freed, Wrapping(torch.ones(4)), torch.ones(4).to_sparse()]
 
 
 @compiled_only

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ctypes
+import subprocess
+import sys
 import threading
 from collections import Counter
 from collections.abc import Callable, Generator
@@ -342,6 +344,29 @@ STACK = (
     torch._C._pop_torch_function_stack,
     torch._C._push_on_torch_function_stack,
 )
+
+
+def test_a_larger_torch_has_no_more_than_there_is_room_for():
+    """In a process of its own, as what is shortened stays so for good."""
+    program = """
+import gc, importlib.machinery, importlib.util, sys
+loader = importlib.machinery.ExtensionFileLoader("compiled", sys.argv[1])
+compiled = importlib.util.module_from_spec(importlib.util.spec_from_loader("compiled", loader))
+stack = gc.isenabled, gc.disable, len
+methods = [[].append for _ in range(600)]
+print(compiled.shorten(tuple(methods[:100]), *stack), compiled.shorten(tuple(methods), *stack))
+print(compiled.shorten(tuple(methods), *stack))
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program, compiled.__file__], capture_output=True, text=True, check=True
+    )
+    assert done.stdout.split() == ["100", "512", "512"]
+
+
+@pytest.mark.parametrize("error", [ValueError, TypeError, SystemError, AttributeError])
+def test_what_torch_has_instead_fails_no_comparison(error: type[Exception]):
+    with patch.object(shortcuts, "targets", side_effect=error):
+        assert not shortcuts._made.__wrapped__()
 
 
 def test_another_torch_has_none():

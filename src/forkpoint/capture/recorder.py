@@ -35,6 +35,7 @@ from forkpoint.capture.writes import INDEXED_WRITES, Window, Written, written_by
 from forkpoint.layout import DECODER, MAIN, Layout
 from forkpoint.memory import Shelf
 from forkpoint.modules import Survey
+from forkpoint.readable import why_unreadable
 from forkpoint.trace import Digests, Event, Form, Op, Row, Trace
 
 MAX_HISTORIES = 32
@@ -785,8 +786,10 @@ def _keep(recorder: Recorder, args: tuple[Any, ...], kwargs: dict[str, Any]) -> 
 
 
 def _clone(value: Tensor) -> Tensor:
-    """A copy with the same strides, where the tensor has its elements to itself."""
+    """A copy with the same strides, where the tensor has its elements to itself; without values if those are gone."""
     value = value.detach()
+    if value.layout is torch.strided and why_unreadable(value):
+        return torch.empty(value.shape, dtype=value.dtype, device="meta")
     if value.layout != torch.strided or value.is_contiguous():
         return value.clone()
     if any(stride == 0 for stride in value.stride()):

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from bisect import bisect_right
 from collections.abc import Callable, Iterable
 from dataclasses import fields, is_dataclass
 from time import monotonic
@@ -44,6 +45,7 @@ from forkpoint.capture.mode import Reel, Tap, bytes_of, outputs_in, transforms, 
 from forkpoint.capture.pattern import Columns
 from forkpoint.capture.rules import tensors_in
 from forkpoint.capture.sites import NOWHERE, Place
+from forkpoint.readable import why_unreadable
 from forkpoint.returned import fields_of
 from forkpoint.trace import Op, Row
 
@@ -542,9 +544,15 @@ class Tape(Reel):
             for row, now, before in zip(self.pending_rows, versions, self.pending_versions, strict=True):
                 if now != before:
                     self.skipped[row] = "overwritten before it could be read"
-        self.batch.flush()
+        unreadable = self.batch.flush()
+        if unreadable:
+            self._skip(unreadable)
         for row, tensor, treatment in self.odd:
-            self.computed.append((row, treatment, digests_of(tensor, treatment.cut)))
+            reason = why_unreadable(tensor)
+            if reason:
+                self.skipped[row] = reason
+            else:
+                self.computed.append((row, treatment, digests_of(tensor, treatment.cut)))
         self.odd.clear()
         self.pending.clear()
         self.pending_rows.clear()
@@ -552,6 +560,16 @@ class Tape(Reel):
         self.n_bytes -= self.pending_bytes
         self.pending_bytes = 0
         self.recorder.collect()
+
+    def _skip(self, unreadable: dict[int, str]) -> None:
+        """Note which rows hold no digest, as the memory of a value could not be read.
+
+        Args:
+            unreadable: slots, each with the reason.
+        """
+        ends = list(itertools.accumulate(row[4] for row in self.rows))
+        for slot, reason in unreadable.items():
+            self.skipped[bisect_right(ends, slot)] = reason
 
     # ------------------------------------------------------------------ modules
 

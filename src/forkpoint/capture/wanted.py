@@ -17,6 +17,7 @@ from torch import Tensor
 from forkpoint.capture.labels import Label
 from forkpoint.capture.marks import Frame, Known
 from forkpoint.capture.sites import NOWHERE
+from forkpoint.readable import why_unreadable
 
 if TYPE_CHECKING:
     from forkpoint.capture.recorder import Fetch
@@ -100,7 +101,7 @@ class Wanted:
         for index, value in enumerate(outputs):
             nth = self._counts[module, index]
             self._counts[module, index] += 1
-            for fetch in fetches:
+            for fetch in () if why_unreadable(value) else fetches:
                 if fetch.call in (None, call) and fetch.output in (None, index):
                     copied = value.detach().clone()
                     self.returned.append(Returned(fetch, frame, index, nth, value, copied))

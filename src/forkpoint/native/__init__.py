@@ -8,7 +8,7 @@ that they need no more than a compiler where the package is installed:
 | --- | --- |
 | `tap.c` | `capture.mode` (`Tap`, `Reel`), `capture.taps` (what stands in for a module's call: `Gate`) |
 | `passage.c` | `capture.pattern` (`Pattern`) |
-| `values.c` | `capture.marks` (`versions_of`), `capture.digest.batch` (`addresses_of`) |
+| `values.c` | `capture.marks` (`versions_of`), `capture.digest.places` (`places_of`) |
 | `held.c` | `modules` (`survey`), `kept` (`Held`), `capture.inventory` (`same_weights`) |
 
 Both do the same, and tests hold one against the other. `shortcut.c` alone has no Python: it tells a tap what torch tells it
@@ -24,7 +24,7 @@ import warnings
 from types import ModuleType
 from typing import TYPE_CHECKING
 
-FORM = 9
+FORM = 10
 """What the C has to be built from; increased here and in `module.c` when an earlier one no longer fits."""
 
 if TYPE_CHECKING:

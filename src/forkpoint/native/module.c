@@ -3,7 +3,7 @@
 #include "native.h"
 
 /* See `FORM` in `__init__.py`. */
-#define FORM 9
+#define FORM 10
 
 static struct PyModuleDef definition = {PyModuleDef_HEAD_INIT, "compiled", NULL, -1, NULL};
 

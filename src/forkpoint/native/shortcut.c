@@ -324,7 +324,8 @@ static int look_at(Shortcut *shortcut, PyObject *target)
     return 0;
 }
 
-/* Make shortcuts to some targets, and to nothing that can't have one; how many there are now. */
+/* Make shortcuts to some targets, to no more than there is room for and to nothing that can't have one; how many there are
+   now. Whatever is left goes torch's way. */
 static PyObject *shorten(PyObject *Py_UNUSED(module), PyObject *args)
 {
     PyObject *targets, *enabled, *pop, *push;
@@ -340,11 +341,9 @@ static PyObject *shorten(PyObject *Py_UNUSED(module), PyObject *args)
     Py_XSETREF(is_enabled, Py_NewRef(enabled));
     Py_XSETREF(pop_mode, Py_NewRef(pop));
     Py_XSETREF(push_mode, Py_NewRef(push));
-    for (Py_ssize_t i = 0; i < PyTuple_GET_SIZE(targets); i++) {
+    for (Py_ssize_t i = 0; i < PyTuple_GET_SIZE(targets) && n_shortcuts < MOST; i++) {
         PyObject *target = PyTuple_GET_ITEM(targets, i);
         Shortcut **slot = slot_of(target);
-        if (n_shortcuts == MOST)
-            return PyErr_Format(PyExc_ValueError, "more than %d shortcuts", MOST);
         if (*slot == NULL && look_at(&shortcuts[n_shortcuts], target)) {
             Py_INCREF(target);
             *slot = &shortcuts[n_shortcuts++];

@@ -68,43 +68,79 @@ static PyObject *versions(PyObject *Py_UNUSED(module), PyObject *tensors)
     return found;
 }
 
-/* Where tensors lie: see `python_addresses` in `capture/digest/batch`. */
-static PyObject *addresses(PyObject *Py_UNUSED(module), PyObject *args)
+/* What a function says of an object; -1 with an exception set if that fails, and else never. */
+static long long number_of(PyObject *function, PyObject *object)
 {
-    PyObject *tensors, *data_ptr, *found = NULL;
-    if (!PyArg_ParseTuple(args, "O!O", &PyList_Type, &tensors, &data_ptr))
+    PyObject *answer = PyObject_CallOneArg(function, object);
+    long long number = answer == NULL ? -1 : PyLong_AsLongLong(answer);
+    Py_XDECREF(answer);
+    if (number == -1 && !PyErr_Occurred())
+        PyErr_SetString(PyExc_ValueError, "an address or a size of -1");
+    return number;
+}
+
+/* Where a plain tensor lies, and how many bytes from there on belong to its storage; -1 with an exception set if that
+   can't be told. */
+static int look_up_place(PyObject *tensor, PyObject *functions, long long *address, long long *room)
+{
+    PyObject *storage = PyObject_CallOneArg(PyTuple_GET_ITEM(functions, 0), tensor);
+    long long begin = storage == NULL ? -1 : number_of(PyTuple_GET_ITEM(functions, 1), storage);
+    long long size = begin == -1 ? -1 : number_of(PyTuple_GET_ITEM(functions, 2), storage);
+    long long place = size == -1 ? -1 : number_of(PyTuple_GET_ITEM(functions, 3), tensor);
+    Py_XDECREF(storage);
+    if (place == -1)
+        return -1;
+    *address = begin ? place : 0;
+    *room = begin && begin + size > place ? begin + size - place : 0;
+    return 0;
+}
+
+/* Where tensors lie: see `python_places` in `capture/digest/places`. */
+static PyObject *places(PyObject *Py_UNUSED(module), PyObject *args)
+{
+    PyObject *tensors, *plain, *functions, *other, *found = NULL;
+    if (!PyArg_ParseTuple(args, "O!O!O!O", &PyList_Type, &tensors, &PyTuple_Type, &plain, &PyTuple_Type, &functions, &other))
         return NULL;
+    if (PyTuple_GET_SIZE(plain) != 2 || PyTuple_GET_SIZE(functions) != 4) {
+        PyErr_SetString(PyExc_TypeError, "places takes two classes and four functions");
+        return NULL;
+    }
     PyObject *all = PyList_AsTuple(tensors); /* which nobody else changes */
     Py_ssize_t n = all == NULL ? 0 : PyTuple_GET_SIZE(all);
-    PyObject *places = PyBytes_FromStringAndSize(NULL, n * (Py_ssize_t)sizeof(long long)), *odd = PyList_New(0);
-    if (all == NULL || places == NULL || odd == NULL)
+    PyObject *addresses = PyBytes_FromStringAndSize(NULL, n * (Py_ssize_t)sizeof(long long));
+    PyObject *rooms = PyBytes_FromStringAndSize(NULL, n * (Py_ssize_t)sizeof(long long));
+    if (all == NULL || addresses == NULL || rooms == NULL)
         goto done;
     for (Py_ssize_t i = 0; i < n; i++) {
-        PyObject *address = PyObject_CallOneArg(data_ptr, PyTuple_GET_ITEM(all, i));
-        long long place = address == NULL ? -1 : PyLong_AsLongLong(address);
-        Py_XDECREF(address);
-        if (place == -1 && PyErr_Occurred())
-            goto done;
-        ((long long *)PyBytes_AS_STRING(places))[i] = place;
-        if (place & 3) {
-            PyObject *entry = PyLong_FromSsize_t(i);
-            int failed = entry == NULL || PyList_Append(odd, entry) < 0;
-            Py_XDECREF(entry);
-            if (failed)
+        PyObject *tensor = PyTuple_GET_ITEM(all, i), *kind = (PyObject *)Py_TYPE(tensor);
+        long long *address = (long long *)PyBytes_AS_STRING(addresses) + i;
+        long long *room = (long long *)PyBytes_AS_STRING(rooms) + i;
+        if (kind == PyTuple_GET_ITEM(plain, 0) || kind == PyTuple_GET_ITEM(plain, 1)) {
+            if (look_up_place(tensor, functions, address, room) == 0)
+                continue;
+            if (!PyErr_ExceptionMatches(PyExc_RuntimeError)) /* else one without a storage */
+                goto done;
+            PyErr_Clear();
+            *address = *room = 0;
+        } else {
+            PyObject *place = PyObject_CallOneArg(other, tensor);
+            int told = place != NULL && PyArg_ParseTuple(place, "LL", address, room);
+            Py_XDECREF(place);
+            if (!told)
                 goto done;
         }
     }
-    found = PyTuple_Pack(2, places, odd);
+    found = PyTuple_Pack(2, addresses, rooms);
 done:
     Py_XDECREF(all);
-    Py_XDECREF(places);
-    Py_XDECREF(odd);
+    Py_XDECREF(addresses);
+    Py_XDECREF(rooms);
     return found;
 }
 
 static PyMethodDef functions[] = {
     {"versions", versions, METH_O, NULL},
-    {"addresses", addresses, METH_VARARGS, NULL},
+    {"places", places, METH_VARARGS, NULL},
     {NULL},
 };
 

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from forkpoint.capture.functions import resolve
+from forkpoint.readable import PLAIN
 
 _ROUNDED = frozenset({
     "linear", "matmul", "bmm", "mm", "addmm", "baddbmm", "embedding", "conv1d", "conv2d", "einsum", "mean", "sum",
@@ -45,8 +46,8 @@ class Noise(TorchFunctionMode):
             return result
         with torch._C.DisableTorchFunction():
             value = self._value(result)
-            if value.dtype != torch.float64:
-                return result
+            if value.dtype != torch.float64 or type(value) not in PLAIN:
+                return result  # a subclass has rules of its own for what may be multiplied with it
             moved = self._moved(value)
             if kwargs.get("out") is None:
                 return moved

@@ -16,6 +16,7 @@ from forkpoint.capture.labels import Label
 from forkpoint.capture.recorder import Recorder, Watcher
 from forkpoint.memory import Memory, Shelf, Shelved, load
 from forkpoint.pairs import Pairs
+from forkpoint.readable import why_unreadable
 from forkpoint.trace import Event, Op
 
 Key = tuple[str, str, str]
@@ -174,7 +175,9 @@ class Store:
         record, op = recorder.trace.event(event), recorder.trace.rows[event][0]
         self.sources[event] = inputs
         self.ops[event] = (op, record)
-        if self.select(op) and self.used + value.nbytes <= self.limit and value.layout == torch.strided:
+        if not self.select(op) or value.layout != torch.strided or why_unreadable(value):
+            return
+        if self.used + value.nbytes <= self.limit:
             self.used += value.nbytes
             self.kept[event] = Kept(op, record, self.shelf.keep(value.detach().clone()), label, inputs)
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from array import array
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cache, cached_property, lru_cache
 from itertools import islice
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,9 +16,10 @@ from torch import Tensor
 
 from forkpoint.capture.digest import torch_impl
 from forkpoint.capture.digest.backend import Ints, Lineup, Table, prepare, table_implementation
+from forkpoint.capture.digest.places import places_of
 from forkpoint.capture.digest.plan import Plan, find, packed
 from forkpoint.memory import Shelf, Shelved
-from forkpoint.native import compiled
+from forkpoint.readable import extent_of, why_unreadable
 
 
 class Digests:
@@ -155,66 +156,91 @@ class _Queue:
                 self.ends.append(len(part) + (self.ends[-1] if self.ends else 0))
         self.digests.clear()
 
-    def flush(self) -> None:
+    def flush(self) -> dict[int, str]:
+        """Digest what is queued; which of the tensors could not be read, and why: their digests are 0."""
         if not self.tensors:
-            return
+            return {}
+        places, rooms = (np.frombuffer(found, dtype=np.int64) for found in places_of(self.tensors))
+        unreadable = self._leave_out(rooms)
+        if unreadable:
+            places = np.frombuffer(places_of(self.tensors)[0], dtype=np.int64)
         found = table_implementation(self.device)
         if found is None:
             pairs = zip(self.tensors, self.plans, strict=True)
             self.digests += [torch_impl.rows(x, known.row_dims) for x, known in pairs]
         else:
-            self.digests.append(found.digest_table(self.table(), self.device))
+            self.digests.append(found.digest_table(self._table(places), self.device))
         self.tensors.clear()
         self.plans.clear()
         self.numbers.clear()
         self.negated.clear()
+        return unreadable
 
-    def table(self) -> Table:
+    def _leave_out(self, rooms: Ints) -> dict[int, str]:
+        """Put tensors without elements in place of those that reach beyond their memory, of which there are `rooms` bytes."""
+        _, indirect, extents = _lineup(bytes(self.numbers))
+        beyond = np.flatnonzero(extents > rooms).tolist()
+        beyond += [entry for entry in indirect if extent_of(self.tensors[entry]) > rooms[entry]]
+        reasons: dict[int, str] = {}
+        for entry in beyond:
+            reasons[entry] = why_unreadable(self.tensors[entry])
+            empty = torch.zeros(self.plans[entry].rows, 0, dtype=torch.int32, device=self.device)
+            self._replace(entry, empty, planned(empty, (0,)))
+        return reasons
+
+    def _table(self, places: Ints) -> Table:
         """See `backend.Table`. Copies what can't be read where it lies, and keeps the copies in place of the tensors."""
-        places, odd = addresses_of(self.tensors, _address)
-        addresses = np.frombuffer(places, dtype=np.int64)
-        lineup, indirect = _lineup(bytes(self.numbers))
-        copied = {*odd, *indirect, *self.negated}
+        lineup, indirect, _ = _lineup(bytes(self.numbers))
+        copied = {*np.flatnonzero(places & 3).tolist(), *indirect, *self.negated}
         if copied:
-            addresses = addresses.copy()
+            places = places.copy()
             for entry in copied:  # one at a time: a flush that fails can be tried again
-                addresses[entry] = self._copy(entry)
-            lineup, _ = _lineup(bytes(self.numbers))
-        return Table(addresses, None, lineup)
+                places[entry] = self._copy(entry)
+            lineup, *_ = _lineup(bytes(self.numbers))
+        return Table(places, None, lineup)
 
     def _copy(self, entry: int) -> int:
         """Put a copy that can be read where it lies in place of a tensor; returns where it lies."""
         known = self.plans[entry]
         words = torch_impl.pack_rows(self.tensors[entry], known.row_dims)
-        plan = Planned(packed(known.plan), self.device, (0,))
-        self.tensors[entry], self.plans[entry] = words, plan
-        self.numbers[8 * entry : 8 * entry + 8] = plan.number_bytes
-        self.negated.discard(entry)
+        self._replace(entry, words, Planned(packed(known.plan), self.device, (0,)))
         return words.data_ptr()
 
-
-_address: Callable[[Tensor], int] = torch.Tensor.data_ptr
-
-
-def python_addresses(tensors: list[Tensor], address: Callable[[Tensor], int]) -> tuple[bytes, list[int]]:
-    """Where tensors lie.
-
-    Returns:
-        Their addresses, int64[tensors]; and which of them can't be read there, as they do not begin with a whole word.
-    """
-    addresses = np.array(list(map(address, tensors)), dtype=np.int64)
-    return addresses.tobytes(), np.flatnonzero(addresses & 3 != 0).tolist()
-
-
-addresses_of = python_addresses if TYPE_CHECKING or compiled is None else compiled.addresses
+    def _replace(self, entry: int, x: Tensor, known: Planned) -> None:
+        self.tensors[entry], self.plans[entry] = x, known
+        self.numbers[8 * entry : 8 * entry + 8] = known.number_bytes
+        self.negated.discard(entry)
 
 
 @lru_cache(maxsize=64)
-def _lineup(numbers: bytes) -> tuple[Lineup, list[int]]:
-    """The lineup of tensors of these plans, and which of them have to be copied whatever their addresses."""
+def _lineup(numbers: bytes) -> tuple[Lineup, list[int], Ints]:
+    """The lineup of tensors of these plans.
+
+    Returns:
+        It; which of them have to be copied whatever their addresses; and how many bytes the others reach from their
+        first element on.
+    """
     direct, fields = _fields(len(_numbers))
     chosen = np.frombuffer(numbers, dtype=np.int64)
-    return Lineup.of(fields[chosen]), np.flatnonzero(~direct[chosen]).tolist()
+    lineup = Lineup.of(fields[chosen])
+    return (
+        lineup,
+        np.flatnonzero(~direct[chosen]).tolist(),
+        np.where(direct[chosen], _extents(lineup.fields), 0),
+    )
+
+
+def _extents(fields: Ints) -> Ints:
+    """How many bytes rows of whole words reach from the first word on; see `plan.Plan.fields`."""
+    rows, words, _, inner, outer_stride, inner_stride, a_size, b_size, a_stride, b_stride, run = fields.T
+    outer = rows // np.maximum(inner, 1)
+    reach = (
+        (outer - 1) * outer_stride
+        + (inner - 1) * inner_stride
+        + (a_size - 1) * a_stride
+        + (b_size - 1) * b_stride
+    )
+    return np.where((rows > 0) & (words > 0), 4 * (reach + run), 0)
 
 
 @lru_cache(maxsize=1)
@@ -292,13 +318,23 @@ class Batch:
             for x, known in zip(tensors, lot.plans, strict=True):
                 self.push(x, known)
 
-    def flush(self) -> None:
-        """Digests what is queued, without waiting for the device, and lets go of the tensors."""
-        for queue in self._queues.values():
-            queue.flush()
+    def flush(self) -> dict[int, str]:
+        """Digests what is queued, without waiting for the device, and lets go of the tensors.
+
+        Returns:
+            The slots of tensors whose memory could not be read, each with the reason. Their digests mean nothing.
+        """
+        unreadable: dict[int, str] = {}
+        for device, queue in self._queues.items():
+            count = len(queue.tensors)
+            left_out = queue.flush()
+            if left_out:
+                slots = np.flatnonzero(np.array(self._devices) == device)[-count:]
+                unreadable.update((int(slots[entry]), reason) for entry, reason in left_out.items())
             if self._shelf is not None and queue.device.type == "cpu":
                 queue.shelve(self._shelf)
         self.pending_bytes = 0
+        return unreadable
 
     def results(self) -> Digests | ShelvedDigests:
         """Flushes, and begins to copy the digests of all slots to the host, once per device."""
