@@ -20,10 +20,9 @@ WORKED_OUT = {
     node.name
     for path in SOURCES
     for node in ast.walk(ast.parse(path.read_text()))
-    if (isinstance(node, ast.FunctionDef) and "property" in map(ast.unparse, node.decorator_list))
-    or (isinstance(node, ast.FunctionDef) and "cached_property" in map(ast.unparse, node.decorator_list))
+    if isinstance(node, ast.FunctionDef) and "cached_property" in map(ast.unparse, node.decorator_list)
 }
-"""Attributes that are worked out when they are asked for."""
+"""Attributes that are worked out, and kept, when they are asked for."""
 
 
 def effects(tree: ast.AST) -> list[str]:
