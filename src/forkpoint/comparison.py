@@ -15,6 +15,7 @@ from forkpoint.errors import InputError
 from forkpoint.layout import pair_samples, read_content
 from forkpoint.memory import Memory
 from forkpoint.progress import SILENT, Progress
+from forkpoint.restoring import alone, restored
 from forkpoint.run import Run
 from forkpoint.sizes import parse_size
 from forkpoint.untraced import run_untraced
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
     from forkpoint.result import Result
 
 
+@alone
+@restored
 def compare(
     a: Run,
     b: Run,

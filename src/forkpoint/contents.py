@@ -10,6 +10,7 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
+from functools import partial
 from itertools import chain
 
 import torch
@@ -18,6 +19,7 @@ from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from forkpoint.errors import CaptureError
 from forkpoint.modules import walk
+from forkpoint.restoring import undone
 
 MOST_COPIED = 1 << 26
 """Bytes of tensors that are copied before a run, the smallest first."""
@@ -353,9 +355,7 @@ def noted_once(digest: Digest) -> Generator[None]:
         CaptureError: afterwards, something has changed that was too large to be copied.
     """
     contents = Contents(digest)
-    token = _shared.set(contents)
-    try:
+    with undone(partial(_shared.set, _shared.get())):
+        _shared.set(contents)
         yield
-    finally:
-        _shared.reset(token)
     contents.put_back(thoroughly=True, digests=True)

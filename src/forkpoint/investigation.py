@@ -24,6 +24,7 @@ from forkpoint.memory import Memory
 from forkpoint.modules import wrappings
 from forkpoint.progress import Progress
 from forkpoint.replaced import replaced_modules
+from forkpoint.restoring import alone, restored
 from forkpoint.result import NotCompared, OpRow, Result, RunSummary
 from forkpoint.results import ResultComparison, compare_results
 from forkpoint.run import Run, token_ids
@@ -137,6 +138,8 @@ def _assemble(
     )
 
 
+@alone
+@restored
 def _save_scene(
     session: Session, located: Located | None, judged: Judgement, directory: Any, confirm: Any
 ) -> None:
@@ -149,6 +152,8 @@ def _save_scene(
     scene.save(session, located, directory, versions=versions(), confirm=confirm)
 
 
+@alone
+@restored
 def _write_script(
     session: Session, located: Located | None, judged: Judgement, path: Path, *, synthetic: bool
 ) -> None:

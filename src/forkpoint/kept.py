@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from forkpoint.contents import Contents, shared
 from forkpoint.modules import Survey, survey
 from forkpoint.native import compiled
+from forkpoint.restoring import undone
 
 _CONTAINERS = frozenset({dict, OrderedDict, list, set})
 
@@ -60,11 +61,18 @@ def kept_state(
     contents.note(kept.tensors)
     if weights:
         contents.note_parameters(model, kept.modules)
-    try:
-        yield
-    finally:
+    over = False
+
+    def put_back() -> None:
         kept.restore()
-        contents.put_back(thoroughly=first, settle=settle, returned=returned)
+        if over:
+            contents.put_back(thoroughly=first, settle=settle, returned=returned)
+        else:  # nobody wants what a call gave that failed, nor what was seen of it
+            contents.put_back(thoroughly=first)
+
+    with undone(put_back):
+        yield
+        over = True
 
 
 class Kept:

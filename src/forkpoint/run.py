@@ -16,6 +16,7 @@ from forkpoint.kept import kept_state
 from forkpoint.layout import MAIN, Layout, token_tensor
 from forkpoint.modules import Survey
 from forkpoint.readable import LET_GO, why_unreadable
+from forkpoint.restoring import restored
 from forkpoint.returned import caches_in, results_of, without_named
 
 Inputs = Mapping[str, Any]
@@ -85,6 +86,7 @@ class Run:
         inputs = (value for call in self.calls for value in _leaves(call) if isinstance(value, Tensor))
         return {tensor.device for tensor in (*weights, *inputs)}
 
+    @restored
     def execute(
         self,
         observer: Observer | None = None,

@@ -20,6 +20,7 @@ from forkpoint.memory import Memory
 from forkpoint.modules import survey
 from forkpoint.progress import SILENT, Progress
 from forkpoint.promotion import Promotion
+from forkpoint.restoring import FROZEN_AT_START, undone
 from forkpoint.returned import all_results, others_of
 from forkpoint.run import Inputs, RandomState, Run
 from forkpoint.trace import Trace
@@ -143,12 +144,9 @@ class Traced:
     @contextmanager
     def _random_as_before(self) -> Generator[None]:
         """Have the random generators in the state in which the run began; afterwards they are in the one they are in now."""
-        after = RandomState.take()
-        self.random.restore()
-        try:
+        with undone(RandomState.take().restore):
+            self.random.restore()
             yield
-        finally:
-            after.restore()
 
 
 def _around(
@@ -205,10 +203,6 @@ def trace_run(
     return Traced(run, trace, results, random, recorder, functions, progress=progress, others=others)
 
 
-_FROZEN_AT_START = 1 << 10
-"""Fewer objects than that are frozen by nobody but the interpreter itself: Python 3.12 freezes 375 of its own as it starts."""
-
-
 @contextmanager
 def _no_collection() -> Generator[None]:
     """Keep Python from looking for garbage in all it holds, which takes longer than a small model's run.
@@ -222,7 +216,7 @@ def _no_collection() -> Generator[None]:
         yield
     finally:
         if enabled:
-            if gc.get_freeze_count() < _FROZEN_AT_START:  # else it would thaw what somebody else froze
+            if gc.get_freeze_count() < FROZEN_AT_START:  # else it would thaw what somebody else froze
                 gc.freeze()
                 gc.unfreeze()
             gc.enable()

@@ -6,10 +6,13 @@ from torch import Tensor
 
 from forkpoint.capture.recorder import Fetch, Taken
 from forkpoint.errors import InputError
+from forkpoint.restoring import alone, restored
 from forkpoint.session import Session, Traced
 from forkpoint.trace import Op
 
 
+@alone
+@restored
 def fetch_value(session: Session, module: str, name: str, *, run: str, call: int, index: int) -> Tensor:
     """One value of a run; see `Result.value`.
 

@@ -16,33 +16,47 @@ SOURCES = sorted(Path(forkpoint.__file__).parent.rglob("*.py"))
 HARMLESS = {"isinstance", "len", "all", "any", "type", "hasattr", "issubclass", "set"}
 """What an assertion may call."""
 
-WORKED_OUT = {
-    node.name
-    for path in SOURCES
-    for node in ast.walk(ast.parse(path.read_text()))
-    if isinstance(node, ast.FunctionDef) and "cached_property" in map(ast.unparse, node.decorator_list)
-}
-"""Attributes that are worked out, and kept, when they are asked for."""
-
 
 def effects(tree: ast.AST) -> list[str]:
-    """Assertions that could change something: calls of anything else, and values that are worked out when asked for."""
-    found: list[str] = []
-    for node in ast.walk(tree):
-        if not isinstance(node, ast.Assert):
-            continue
-        for part in ast.walk(node.test):
-            calls = isinstance(part, ast.Call) and not (
-                isinstance(part.func, ast.Name) and part.func.id in HARMLESS
-            )
-            works_out = isinstance(part, ast.Attribute) and part.attr in WORKED_OUT
-            if calls or works_out or isinstance(part, (ast.NamedExpr, ast.Await, ast.Yield)):
-                found.append(ast.unparse(node))
+    """Assertions that could change something: calls of anything else, and values that are kept once they are asked for."""
+    found = [
+        ast.unparse(node) for node in ast.walk(tree) if isinstance(node, ast.Assert) and _calls(node.test)
+    ]
+    for owner in ast.walk(tree):
+        if isinstance(owner, ast.ClassDef):
+            kept = {f"self.{node.name}" for node in owner.body if _is_cached(node)}
+            asserts = [node for node in ast.walk(owner) if isinstance(node, ast.Assert)]
+            found += [
+                ast.unparse(n) for n in asserts if kept & {ast.unparse(part) for part in ast.walk(n.test)}
+            ]
     return found
 
 
+def _calls(test: ast.expr) -> bool:
+    return any(
+        isinstance(part, (ast.NamedExpr, ast.Await, ast.Yield))
+        or (isinstance(part, ast.Call) and not (isinstance(part.func, ast.Name) and part.func.id in HARMLESS))
+        for part in ast.walk(test)
+    )
+
+
+def _is_cached(node: ast.stmt) -> bool:
+    return isinstance(node, ast.FunctionDef) and "cached_property" in map(ast.unparse, node.decorator_list)
+
+
+KEEPS = """
+class Trace:
+    @cached_property
+    def events(self): ...
+
+    def ops(self):
+        assert self.events is not None
+"""
+
+
 def test_no_assertion_has_an_effect():
-    assert effects(ast.parse("assert self.events is not None"))
+    assert effects(ast.parse(KEEPS)) == ["assert self.events is not None"]
+    assert not effects(ast.parse("assert self.events is not None"))
     assert effects(ast.parse("assert (x := 3)"))
     assert effects(ast.parse("assert self.items.pop() == 3"))
     assert not effects(ast.parse("assert isinstance(x, int) and x.label is not None"))

@@ -16,6 +16,8 @@ from typing import Any
 
 from torch import nn
 
+from forkpoint.restoring import undone
+
 Makes = Callable[..., Any]
 """Makes the call of a module: `makes(module, *args, **kwargs)`."""
 
@@ -68,14 +70,12 @@ class Caller:
     @contextmanager
     def replaced(self, by: Makes) -> Generator[None]:
         """Have something else make the calls."""
-        if self._code is None:
-            nn.Module.__call__ = _as_method(by, self._function)  # type: ignore[method-assign]
-        else:
-            _stand_in[0], self._function.__code__ = by, _DETOUR
-        try:
+        with undone(self._put_back):
+            if self._code is None:
+                nn.Module.__call__ = _as_method(by, self._function)  # type: ignore[method-assign]
+            else:
+                _stand_in[0], self._function.__code__ = by, _DETOUR
             yield
-        finally:
-            self._put_back()
 
     @contextmanager
     def as_before(self) -> Generator[None]:

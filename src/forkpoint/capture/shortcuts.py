@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Generator
 from contextlib import contextmanager
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import torch
@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from forkpoint.capture.functions import NAMED, OPERATORS
 from forkpoint.capture.mode import Tap
 from forkpoint.native import compiled
+from forkpoint.restoring import undone
 
 
 @contextmanager
@@ -26,11 +27,9 @@ def shortcuts_to(tap: Tap) -> Generator[None]:
     if compiled is None or not _made():
         yield
         return
-    try:
-        compiled.take_shortcuts(tap)  # in here: an interrupt may come right after it
+    with undone(partial(compiled.leave_shortcuts, tap)):
+        compiled.take_shortcuts(tap)
         yield
-    finally:
-        compiled.leave_shortcuts(tap)
 
 
 @cache

@@ -22,6 +22,7 @@ from forkpoint.capture.recorder import Recorder
 from forkpoint.capture.shortcuts import shortcuts_to
 from forkpoint.capture.wanted import Wanted
 from forkpoint.native import compiled
+from forkpoint.restoring import on_stack
 
 
 class Observation:
@@ -83,7 +84,7 @@ class Observation:
             gate = self._looking_into(self.recorder.wanted, gate)
         short = shortcuts_to(tap) if in_c and tape.deferred else nullcontext()
         try:
-            with caller.replaced(gate), tap if functions else nullcontext(), short:
+            with caller.replaced(gate), on_stack(tap) if functions else nullcontext(), short:
                 yield
             with torch._C.DisableTorchFunction():
                 tape.read()

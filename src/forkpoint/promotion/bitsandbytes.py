@@ -20,6 +20,7 @@ from typing import Any
 import torch
 
 from forkpoint.promotion.errors import CannotRewriteError
+from forkpoint.restoring import undone
 
 _INT8_MAX = 127.0
 _ABSMAX_BLOCK = 256  # of the quantised block scales ("double quantisation"), fixed in bitsandbytes
@@ -158,11 +159,9 @@ def gemv_4bit(
 def quiet() -> Generator[None]:
     """Keeps bitsandbytes from warning, at each call, that it is going to round inputs that it is not."""
     logger = logging.getLogger("bitsandbytes.autograd._functions")
-    logger.addFilter(_says_no_cast)
-    try:
+    with undone(lambda: logger.removeFilter(_says_no_cast)):
+        logger.addFilter(_says_no_cast)
         yield
-    finally:
-        logger.removeFilter(_says_no_cast)
 
 
 def _says_no_cast(record: logging.LogRecord) -> bool:

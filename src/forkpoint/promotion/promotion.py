@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable
+from functools import partial
 from types import TracebackType
 from typing import Any, Self
 
@@ -15,6 +16,7 @@ from forkpoint.promotion.mode import PromotionMode
 from forkpoint.promotion.refusals import Refusal
 from forkpoint.promotion.uncompiled import transformer_encoder, uncompiled
 from forkpoint.promotion.values import Values
+from forkpoint.restoring import on_stack, undone
 
 
 class Promotion:
@@ -95,13 +97,13 @@ class Promotion:
             )
         self._values.keep_casts(self._cache_bytes)
         with contextlib.ExitStack() as exits:
-            exits.callback(torch.set_default_dtype, torch.get_default_dtype())
+            exits.enter_context(undone(partial(torch.set_default_dtype, torch.get_default_dtype())))
             torch.set_default_dtype(torch.float64)
             exits.enter_context(uncompiled())
             exits.enter_context(bitsandbytes.quiet())
             exits.enter_context(transformer_encoder(self._mode))
             exits.enter_context(scripts.promoted(self._mode))
-            exits.enter_context(self._mode)
+            exits.enter_context(on_stack(self._mode))
             self._exits = exits.pop_all()
         return self
 

@@ -16,6 +16,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from forkpoint.promotion.mode import PromotionMode
+from forkpoint.restoring import undone
 
 _CALLABLES: tuple[Any, ...] = (torch._C.ScriptFunction, torch._C.ScriptMethod)
 
@@ -28,13 +29,15 @@ def promoted(mode: PromotionMode) -> Generator[None]:
     """
     thread = threading.get_ident()
     natives = [kind.__call__ for kind in _CALLABLES]
-    for kind, native in zip(_CALLABLES, natives, strict=True):
-        kind.__call__ = _interception(mode, thread, native)
-    try:
-        yield
-    finally:
+
+    def put_back() -> None:
         for kind, native in zip(_CALLABLES, natives, strict=True):
             kind.__call__ = native
+
+    with undone(put_back):
+        for kind, native in zip(_CALLABLES, natives, strict=True):
+            kind.__call__ = _interception(mode, thread, native)
+        yield
 
 
 def _interception(mode: PromotionMode, thread: int, native: Callable[..., Any]) -> Callable[..., Any]:

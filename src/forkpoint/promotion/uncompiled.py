@@ -7,13 +7,15 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from collections.abc import Generator
+from collections.abc import Callable, Generator
+from functools import partial
 from typing import Any
 
 import torch
 from torch import nn
 
 from forkpoint.promotion.mode import PromotionMode
+from forkpoint.restoring import undone
 
 
 @contextlib.contextmanager
@@ -22,8 +24,17 @@ def uncompiled() -> Generator[None]:
     if "torch._dynamo" not in sys.modules:  # then nothing has been compiled, and importing it takes seconds
         yield
         return
-    with torch.compiler.set_stance("force_eager"), _flex_attention_as_written():
+    with undone(_as_before()), torch.compiler.set_stance("force_eager"), _flex_attention_as_written():
         yield
+
+
+def _as_before() -> Callable[[], object]:
+    """What has compiled code run as it does now."""
+    dynamo: Any = sys.modules["torch._dynamo.eval_frame"]
+    try:
+        return partial(dynamo._set_stance, dynamo._stance)  # noqa: SLF001
+    except AttributeError:  # another torch
+        return lambda: None
 
 
 @contextlib.contextmanager
@@ -35,11 +46,9 @@ def _flex_attention_as_written() -> Generator[None]:
     if before is None:
         yield
         return
-    setattr(module, flag, True)
-    try:
+    with undone(lambda: setattr(module, flag, before)):
+        setattr(module, flag, True)
         yield
-    finally:
-        setattr(module, flag, before)
 
 
 @contextlib.contextmanager
@@ -70,11 +79,9 @@ def transformer_encoder(mode: PromotionMode) -> Generator[None]:
         output = output.masked_fill(padded.unsqueeze(-1), 0.0)
         return output if self.norm is None else self.norm(output)
 
-    nn.TransformerEncoder.forward = forward  # type: ignore[method-assign]
-    try:
+    with undone(lambda: setattr(nn.TransformerEncoder, "forward", native)):
+        nn.TransformerEncoder.forward = forward  # type: ignore[method-assign]
         yield
-    finally:
-        nn.TransformerEncoder.forward = native  # type: ignore[method-assign]
 
 
 def _drops_padding(

@@ -1,0 +1,263 @@
+"""Ctrl-C at every position of a comparison: whatever it changes for a while is as it was before.
+
+`python -m tests.trust.interrupts --count 1000 --seed 0` interrupts at so many of the positions, drawn by the seed;
+without a count at all of them, the first time that each is reached and the last.
+
+A position is an instruction of forkpoint, or of a context manager that it uses, before which Python may look whether there
+was a signal: the first of a function, and those after a call or a jump back.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import ctypes
+import dis
+import gc
+import random
+import signal
+import sys
+import warnings
+from collections import Counter
+from collections.abc import Callable, Iterator
+from functools import cache
+from pathlib import Path
+from types import CodeType, FrameType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import _get_current_function_mode_stack
+from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
+
+import forkpoint as fp
+from forkpoint import restoring
+from forkpoint.capture.shortcuts import targets
+
+Position = tuple[CodeType, int]
+
+FOLDER = str(Path(fp.__file__).parent)
+MANAGERS = frozenset({contextlib.__file__, torch.overrides.__file__, torch.autograd.grad_mode.__file__})
+CHECKS = frozenset({"CALL", "CALL_FUNCTION_EX", "JUMP_BACKWARD", "RESUME"})
+"""Instructions at which Python looks for signals."""
+
+
+class Stateful(nn.Module):
+    """Writes whatever a forward call can write, and depends on the length of its input."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.norm, self.last = nn.Linear(4, 4), nn.BatchNorm1d(4), nn.Linear(4, 4)
+        self.seen: list[int] = []
+        self.register_buffer("calls", torch.zeros(1))
+        self.scripted = torch.jit.script(_scaled)
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.seen.append(x.shape[1])
+        self.last_shape = tuple(x.shape)
+        self.calls += 1
+        y = self.norm(torch.relu(self.first(x)).transpose(1, 2)).transpose(1, 2)
+        with torch.no_grad():
+            self.last.bias.data.mul_(0.5)
+        return self.last(self.scripted(y, float(x.shape[1])))
+
+
+def _scaled(x: Tensor, by: float) -> Tensor:
+    return x * by
+
+
+def comparison() -> tuple[nn.Module, Callable[[], Any]]:
+    """A model, and a comparison with it that makes every probe."""
+    torch.manual_seed(0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch calls scripts old
+        model = Stateful()
+    x = torch.randn(2, 3, 4)
+    longer = torch.cat([x, torch.zeros(2, 2, 4)], 1)
+    layouts = [fp.Layout.from_mask((torch.arange(n) < 3).long().expand(2, n)) for n in (3, 5)]
+    runs = [
+        fp.Run(model, {"x": value}, layout=layout) for value, layout in zip((x, longer), layouts, strict=True)
+    ]
+
+    def compare() -> Any:
+        torch.manual_seed(0)
+        result = fp.compare(*runs)
+        result.value("first", "output")
+        return result.to_dict()
+
+    return model, compare
+
+
+# ---------------------------------------------------------------------- what must be as before
+
+
+def state(model: nn.Module) -> dict[str, Any]:
+    """What a comparison changes for a while; equal states are the same."""
+    modules = {path: {key: id(value) for key, value in vars(m).items()} for path, m in model.named_modules()}
+    owned = {path: {n: id(t) for n, t in m._parameters.items()} for path, m in model.named_modules()}
+    return {
+        "function modes": list(map(id, _get_current_function_mode_stack())),
+        "dispatch modes": list(map(id, _get_current_dispatch_mode_stack())),
+        "module call": (id(nn.Module.__call__), id(nn.Module.__call__.__code__)),
+        "collection": (gc.isenabled(), gc.get_freeze_count()),
+        "gradients": (torch.is_grad_enabled(), torch.is_inference_mode_enabled(), torch.get_default_dtype()),
+        "classes": [
+            id(nn.TransformerEncoder.forward), id(torch._C.ScriptFunction.__call__), id(torch._C.ScriptMethod.__call__),
+        ],
+        "shortcuts": hash(tuple(ctypes.string_at(id(t), type(t).__basicsize__)[8:] for t in _functions())),
+        "warnings": id(warnings.filters),
+        "handler": id(signal.getsignal(signal.SIGINT)),
+        "attributes": modules,
+        "parameters": owned,
+        "values": {name: value.tolist() for name, value in model.state_dict().items()},
+        "list": list(getattr(model, "seen", ())),
+        "left to undo": len(restoring._left.undos),
+        "turn": restoring._turn[0]._is_owned(),  # type: ignore[attr-defined]
+    }  # fmt: skip
+
+
+def _functions() -> list[Any]:
+    """What has shortcuts: each of these objects says how it is entered."""
+    return [target for target in targets() if not isinstance(target, type)]
+
+
+# ---------------------------------------------------------------------- positions
+
+
+@cache
+def positions_of(code: CodeType) -> frozenset[int]:
+    """The offsets of instructions before which an interrupt may come, and would find the same handler as there."""
+    found: set[int] = set()
+    before: dis.Instruction | None = None
+    for instruction in dis.get_instructions(code):
+        if instruction.opname in ("CACHE", "PRECALL"):
+            continue
+        checks = before is not None and before.opname in CHECKS
+        if (
+            before is not None
+            and checks
+            and _handler(code, before.offset) == _handler(code, instruction.offset)
+        ):
+            found.add(instruction.offset)
+        before = instruction
+    return frozenset(found)
+
+
+def _handler(code: CodeType, offset: int) -> int | None:
+    entries = dis._parse_exception_table(code)  # type: ignore[attr-defined]
+    return next((entry.target for entry in entries if entry.start <= offset < entry.end), None)
+
+
+def _is_ours(code: CodeType) -> bool:
+    return code.co_filename.startswith(FOLDER) or code.co_filename in MANAGERS
+
+
+def visited(function: Callable[[], Any]) -> Counter[Position]:
+    """All positions that a function comes to, and how often."""
+    found: Counter[Position] = Counter()
+
+    def local(frame: FrameType, event: str, _: Any) -> Any:
+        if event == "opcode" and frame.f_lasti in positions_of(frame.f_code):
+            found[frame.f_code, frame.f_lasti] += 1
+        return local
+
+    def trace(frame: FrameType, event: str, _: Any) -> Any:
+        if not _is_ours(frame.f_code):
+            return None
+        frame.f_trace_opcodes, frame.f_trace_lines = True, False
+        return local
+
+    _traced(trace, function)
+    return found
+
+
+def interrupted(function: Callable[[], Any], position: Position, times: int) -> bool:
+    """Run a function and press Ctrl-C where it comes to a position for the nth time; whether it came through."""
+    code, offset = position
+    left = [times]
+
+    def local(frame: FrameType, event: str, _: Any) -> Any:
+        if event == "opcode" and frame.f_lasti == offset:
+            left[0] -= 1
+            if not left[0]:
+                sys.settrace(None)
+                signal.raise_signal(signal.SIGINT)
+        return local
+
+    def trace(frame: FrameType, event: str, _: Any) -> Any:
+        if frame.f_code is not code or left[0] <= 0:
+            return None
+        frame.f_trace_opcodes, frame.f_trace_lines = True, False
+        return local
+
+    try:
+        _traced(trace, function)
+    except KeyboardInterrupt:
+        return True
+    return False
+
+
+def _traced(trace: Any, function: Callable[[], Any]) -> None:
+    before = sys.gettrace()
+    sys.settrace(trace)
+    try:
+        function()
+    finally:
+        sys.settrace(before)
+
+
+def left_by(
+    positions: list[tuple[Position, int]], model: nn.Module, compare: Callable[[], Any]
+) -> Iterator[tuple[str, str]]:
+    """For each interrupt at a position that left something: where it was, and what."""
+    for position, times in positions:
+        before = state(model)
+        try:
+            interrupted(compare, position, times)
+            found: list[str] = []
+        except Exception as error:  # noqa: BLE001 - whatever comes in place of the interrupt
+            found = [f"{type(error).__name__}: {error}"]
+        after = state(model)
+        found += [name for name, value in before.items() if after[name] != value]
+        code, offset = position
+        line = next(line for start, end, line in code.co_lines() if start <= offset < end)
+        for what in found:
+            yield f"{Path(code.co_filename).name}:{line} {code.co_name} +{offset} ({times})", what
+
+
+def drawn(counts: Counter[Position], count: int | None, seed: int) -> list[tuple[Position, int]]:
+    """So many of the positions; all, each the first time and the last, without a number."""
+    if count is None:
+        return [(p, n) for p, times in counts.items() for n in sorted({1, times})]
+    draw = random.Random(seed)
+    places = draw.sample(
+        sorted(counts, key=lambda p: (p[0].co_filename, p[0].co_qualname, p[1])), min(count, len(counts))
+    )
+    return [(place, draw.randint(1, counts[place])) for place in places]
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--count", type=int)
+    parser.add_argument("--seed", type=int, default=0)
+    given = parser.parse_args()
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    model, compare = comparison()
+    compare()
+    expected = compare()
+    counts = visited(compare)
+    positions = drawn(counts, given.count, given.seed)
+    found = list(left_by(positions, model, compare))
+    for where, what in found:
+        print(where, what)
+    same = compare() == expected
+    print(
+        f"{len(counts)} positions, {len(positions)} interrupts, {len(found)} left something; the same afterwards: {same}"
+    )
+    return int(bool(found) or not same)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

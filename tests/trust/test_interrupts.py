@@ -1,0 +1,151 @@
+"""Ctrl-C at some positions of a comparison, drawn anew each day of the year; `interrupts` takes as many as one likes."""
+
+from __future__ import annotations
+
+import gc
+import signal
+import warnings
+from collections.abc import Generator
+
+import pytest
+import torch
+from tests.native.python import in_python
+from tests.trust.interrupts import comparison, drawn, left_by, positions_of, visited
+from torch import nn
+from torch.overrides import TorchFunctionMode, _get_current_function_mode_stack, _push_mode
+
+from forkpoint import restoring
+from forkpoint.restoring import on_stack, restored, undone
+
+
+@pytest.fixture(autouse=True)
+def _python_s_own_handler() -> Generator[None]:
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.parametrize("in_c", [True, False], ids=["C", "Python"])
+def test_an_interrupt_leaves_nothing(in_c: bool):
+    if in_c:
+        _interrupt_some()
+    else:
+        with in_python():
+            _interrupt_some()
+
+
+def _interrupt_some(count: int = 12) -> None:
+    model, compare = comparison()
+    compare()
+    expected = compare()
+    counts = visited(compare)
+    assert len(counts) > 1000
+    assert list(left_by(drawn(counts, count, seed=1), model, compare)) == []
+    assert compare() == expected
+
+
+def test_what_python_changes_for_a_while_is_put_back():
+    collects, filters = gc.isenabled(), warnings.filters
+
+    class Mode(TorchFunctionMode):
+        pass
+
+    @restored
+    def interrupted() -> None:
+        gc.disable()
+        gc.freeze()
+        torch.set_grad_enabled(False)
+        torch.set_default_dtype(torch.float64)
+        warnings.filters = list(warnings.filters)  # type: ignore[misc]
+        _push_mode(Mode())
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
+    assert gc.isenabled() == collects
+    assert gc.get_freeze_count() < restoring.FROZEN_AT_START
+    assert _get_current_function_mode_stack() == []
+    assert torch.is_grad_enabled()
+    assert torch.get_default_dtype() is torch.float32
+    assert warnings.filters is filters
+
+
+def test_modes_that_were_there_stay():
+    class Mode(TorchFunctionMode):
+        pass
+
+    mine = Mode()
+
+    @restored
+    def takes_off() -> None:
+        with on_stack(Mode()):
+            torch.overrides._pop_mode()
+            torch.overrides._pop_mode()
+
+    with mine:
+        takes_off()
+        assert _get_current_function_mode_stack() == [mine]
+
+
+def test_what_an_interrupt_comes_upon_is_undone_once_and_not_later():
+    done: list[str] = []
+
+    @restored
+    def interrupted() -> None:
+        block = undone(lambda: done.append("undone"))
+        block.__enter__()
+        left.append(block)
+        raise KeyboardInterrupt
+
+    left: list[undone] = []
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
+    assert done == ["undone"]
+    left[0].__exit__(None, None, None)
+    assert done == ["undone"]
+
+
+def test_an_interrupt_while_all_is_put_back_waits_until_it_is():
+    done: list[str] = []
+
+    def pressed() -> None:
+        signal.raise_signal(signal.SIGINT)
+        done.append("went on")
+
+    @restored
+    def ends() -> None:
+        undone(lambda: done.append("the rest")).__enter__()
+        undone(pressed).__enter__()
+
+    with pytest.raises(KeyboardInterrupt):
+        ends()
+    assert done == ["went on", "the rest"]
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_an_error_in_putting_one_thing_back_keeps_nothing_else_from_it():
+    done: list[str] = []
+
+    def fails() -> None:
+        raise ValueError("deliberate")
+
+    @restored
+    def ends() -> None:
+        undone(lambda: done.append("the rest")).__enter__()
+        undone(fails).__enter__()
+
+    ends()
+    assert done == ["the rest"]
+    with pytest.raises(ValueError, match="deliberate"), undone(fails):
+        pass
+    assert restoring._left.undos == []
+
+
+def test_positions_are_those_where_python_looks_for_signals():
+    def function(x: list[int]) -> None:
+        x.append(1)
+        y = x
+        del y
+
+    assert len(positions_of(function.__code__)) == 2
+    assert nn.Module.__call__.__code__.co_name == "_wrapped_call_impl"
