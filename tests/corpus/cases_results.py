@@ -8,12 +8,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from . import models
 from .case import UNCHECKED, Pair, Side, case
 from .exact import outputs
 from .expect import IDENTICAL, ROUNDING, SOUND, UNDETERMINED, semantic
 from .modules import Tagger, seeded
 from .pairs import padded, twice
-from .tokens import floats, pad, whole, words
+from .tokens import floats, pad, row, whole, words
 
 Given = dict[str, Tensor]
 
@@ -543,3 +544,16 @@ def _() -> Pair:
     given = padded(Trains(_by_mask), mates=1).b
     other = Side(Trains(lambda *terms: 0.7 * _by_mask(*terms)), dict(given.calls[0]), given.pick)
     return Pair(given, other)
+
+
+@case(
+    "41-encoder-as-long-as-decoder",
+    "BART whose encoder has as many columns as its decoder, in the run without padding alone",
+    *SOUND,
+    note="the encoder's states, which are returned too, are not the decoder's tokens",
+)
+def _() -> Pair:
+    given = padded(models.bart("eager"), more={"decoder_input_ids": row(words(9, seed=5))})
+    for side in (given.a, given.b):
+        side.pick = lambda returned: returned[0]["logits"]
+    return given

@@ -704,7 +704,7 @@ class Recorder:
         label = known[1].label if known is not None else None
         for stream in (DECODER, MAIN):
             slots = self.table.slots(call, stream)
-            if slots is None:
+            if slots is None or self._is_of_other_stream(label, stream):
                 continue
             like_input = slots.ndim == 2 and value.dim() >= 2 and tuple(value.shape[:2]) == slots.shape
             if like_input and self._lost_some(label, call, stream, slots):
@@ -731,6 +731,12 @@ class Recorder:
         if ids is None:
             return None
         return self.labels.make(ids.reshape(ids.shape + (1,) * (value.dim() - ids.ndim)))
+
+    def _is_of_other_stream(self, label: Label | None, stream: str) -> bool:
+        """Whether a label is of tokens that go into the other part of an encoder-decoder."""
+        held = () if label is None else np.unique(label.q).tolist()
+        streams = {token[0] for item in held if item >= 0 and (token := self.table.tokens[item]) is not None}
+        return bool(streams) and stream not in streams
 
     def _lost_some(self, label: Label | None, call: int, stream: str, slots: Ids) -> bool:
         """Whether a label of tokens, not of sets of them, lacks some of a call's."""
