@@ -15,6 +15,7 @@ from . import (  # noqa: F401  (each registers its cases)
     cases_inputs,
     cases_masks,
     cases_mechanisms,
+    cases_mechanisms_known,
     cases_nan,
     cases_not_finite,
     cases_packing,
