@@ -163,7 +163,7 @@ def test_cumulative_lengths_may_hold_an_empty_sample():
 
 def test_a_bool_key_padding_mask_says_where_the_padding_is():
     mask = torch.tensor([[False, False, True]])
-    for name in ("src_key_padding_mask", "key_padding_mask", "padding_mask"):
+    for name in ("src_key_padding_mask", "key_padding_mask"):
         assert positions(Layout.read([{"src": torch.zeros(1, 3, 2), name: mask}])) == [[0, 1, -1]]
 
 

@@ -11,10 +11,13 @@ import torch
 import torch.nn.functional as F
 from tests.joined import session
 from tests.plain import Model, batch, ids, pair
-from torch import Tensor
+from torch import Tensor, nn
 
+from forkpoint.capture.recorder import Recorder
+from forkpoint.errors import CaptureError
 from forkpoint.promotion import Promotion
-from forkpoint.session import trace_run
+from forkpoint.run import Run
+from forkpoint.session import trace_faithfully, trace_run
 
 
 @pytest.fixture
@@ -117,3 +120,19 @@ def test_it_tells_how_far_it_is():
     ((done, total),) = counts
     assert total is not None
     assert total / 2 <= done() <= total
+
+
+def test_functions_that_cannot_be_looked_at_leave_the_modules(monkeypatch):
+    def fail(*_: Any, **__: Any) -> Any:
+        raise AttributeError("deliberate")
+
+    run = Run(nn.Sequential(nn.Linear(3, 3)), {"input": torch.ones(1, 2, 3)})
+    monkeypatch.setattr(Recorder, "treat", fail)
+    traced = trace_faithfully(run)
+    assert not traced.functions
+    assert traced.remarks == (
+        "single functions of this model could not be looked at; only its modules were watched",
+    )
+    monkeypatch.setattr(Recorder, "_boundary", fail)
+    with pytest.raises(CaptureError, match="could not be traced: AttributeError: deliberate"):
+        trace_faithfully(run)

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from forkpoint.errors import InputError, LayoutError
+from forkpoint.masks import CUMULATIVE_LENGTHS, find_mask, real_pixels, states_layout
 
 PADDING = -1
 """Sample and position of a column that holds no token."""
@@ -29,11 +30,8 @@ PADDING = -1
 MAIN, DECODER = "main", "decoder"
 """The two streams of coordinates: what goes into the model, and into the decoder of an encoder-decoder."""
 
-_MASKS = ("attention_mask", "encoder_attention_mask")
-_INVERTED_MASKS = ("src_key_padding_mask", "key_padding_mask", "padding_mask")
 _TOKENS = ("input_ids", "inputs_embeds", "input_values", "input_features", "pixel_values")
 _DECODER_TOKENS = ("decoder_input_ids", "decoder_inputs_embeds")
-_CUMULATIVE_LENGTHS = ("cu_seqlens", "cu_seq_lens_q", "cu_seqlens_q")
 
 
 @dataclass(frozen=True)
@@ -175,10 +173,10 @@ class Layout:
         """The layout that the inputs themselves state.
 
         Read, in this order: packed `position_ids` that restart, `cu_seqlens`, `attention_mask` (and
-        `decoder_attention_mask`, `src_key_padding_mask`); without any, every column is a token.
+        `decoder_attention_mask`), masks of padding, lengths; without any, every column is a token.
 
         Raises:
-            InputError: a mask whose shape does not fit its tokens, or without a single token.
+            InputError: a mask whose shape does not fit its tokens, without a single token, or that can be read both ways.
         """
         seen: dict[str, Tensor] = {}
         entries: list[dict[str, Coordinates]] = []
@@ -294,12 +292,12 @@ def token_tensor(inputs: Mapping[str, Any], stream: str) -> tuple[str, Tensor] |
     if encoded is not None:
         hidden = encoded if isinstance(encoded, Tensor) else encoded[0]
         return "encoder_outputs", hidden
-    skip = {*_MASKS, *_INVERTED_MASKS, *_CUMULATIVE_LENGTHS, "position_ids", "labels", "cache_position"}
     for name, value in inputs.items():
         if (
             isinstance(value, Tensor)
             and value.dim() > 0
-            and name not in skip
+            and name != "labels"
+            and not states_layout(name)
             and not name.startswith("decoder_")
         ):
             return name, value
@@ -316,24 +314,22 @@ def grid_shape(name: str, tokens: Tensor) -> tuple[int, ...] | None:
         return tuple(tokens.shape[:2])
     if name == "input_values" and tokens.dim() == 2:
         return tuple(tokens.shape)
+    if name == "input_values" and tokens.dim() == 3 and tokens.shape[1] <= 2 < tokens.shape[2]:
+        return (tokens.shape[0], tokens.shape[2])  # audio, [rows, channels, samples]
     if tokens.dim() == 3 and name not in ("pixel_values", "input_features"):
         return tuple(tokens.shape[:2])
     return None
 
 
-def _find_mask(inputs: Mapping[str, Any], stream: str) -> tuple[str, Tensor] | None:
-    if stream == DECODER:
-        mask = inputs.get("decoder_attention_mask")
-        return ("decoder_attention_mask", mask != 0) if isinstance(mask, Tensor) and mask.dim() == 2 else None
-    for name in _MASKS:
-        mask = inputs.get(name)
-        if isinstance(mask, Tensor) and mask.dim() <= 2:
-            return name, mask != 0
-    for name in _INVERTED_MASKS:
-        mask = inputs.get(name)
-        if isinstance(mask, Tensor) and mask.dim() == 2 and mask.dtype == torch.bool:
-            return name, ~mask
-    return None
+def has_columns_last(tokens: Tensor, shape: tuple[int, ...]) -> bool:
+    """Whether [rows, columns] of this shape are the first and the last dimension of [rows, features, columns].
+
+    >>> has_columns_last(torch.zeros(2, 80, 50), (2, 50)), has_columns_last(torch.zeros(2, 50, 80), (2, 50))
+    (True, False)
+    """
+    if tokens.dim() != 3 or len(shape) != 2 or tuple(tokens.shape[:2]) == shape:
+        return False
+    return (tokens.shape[0], tokens.shape[2]) == shape
 
 
 def _read_stream(
@@ -343,10 +339,12 @@ def _read_stream(
     if found is None:
         return None
     name, tokens = found
+    if tokens.is_nested:
+        return None  # its rows have lengths of their own
     shape = grid_shape(name, tokens)
-    masked = _find_mask(inputs, stream)
+    masked = find_mask(inputs, tokens, decoder=stream == DECODER)
     if stream == MAIN:
-        for key in _CUMULATIVE_LENGTHS:
+        for key in CUMULATIVE_LENGTHS:
             if isinstance(inputs.get(key), Tensor) and shape is not None:
                 return _from_lengths(inputs[key], shape)
     if masked is None:
@@ -359,7 +357,7 @@ def _read_stream(
     else:
         valid = _fit_mask(*masked, name, tokens, shape, call)
         if (
-            shape is not None and valid.shape != shape
+            shape is not None and valid.shape != shape and not has_columns_last(tokens, tuple(valid.shape))
         ):  # [columns, rows], as nn.TransformerEncoder without batch_first
             found = _from_mask(valid, seen)
             return Coordinates(found.sample.T, found.position.T)
@@ -381,6 +379,8 @@ def _fit_mask(
 ) -> Tensor:
     """The mask's columns that belong to this call's own tokens, in the shape of the tokens."""
     valid = valid.detach().cpu()
+    if has_columns_last(tokens, tuple(valid.shape)) and (shape is None or tuple(valid.shape) != shape):
+        return valid
     if shape is None:
         # Features with the time in the last dimension, [rows, features, frames].
         if tokens.dim() >= 2 and valid.dim() == 2 and valid.shape[0] == tokens.shape[0]:
@@ -427,8 +427,16 @@ def read_content(layout: Layout, calls: Sequence[Mapping[str, Any]]) -> Content:
             found = token_tensor(inputs, stream)
             if found is None:
                 continue
-            _, tokens = found
-            for sample, value in _values(tokens, coordinates):
+            name, tokens = found
+            images = real_pixels(name, tokens, inputs)
+            if images is not None and coordinates.shape == tokens.shape[:1]:
+                pairs = [
+                    (s, _hash(image.cpu()))
+                    for s, image in zip(coordinates.sample.tolist(), images, strict=True)
+                ]
+            else:
+                pairs = _values(tokens, coordinates) if not tokens.is_nested else []
+            for sample, value in pairs:
                 content[sample].append((stream, value))
     return {sample: tuple(values) for sample, values in content.items()}
 
@@ -437,10 +445,12 @@ def _values(tokens: Tensor, coordinates: Coordinates) -> list[tuple[int, Hashabl
     tokens = tokens.detach().cpu()
     shape = coordinates.shape
     if tuple(tokens.shape[: len(shape)]) != shape:
-        if tokens.dim() == 3 and tokens.shape[0] == shape[0]:
-            tokens = tokens.transpose(1, 2)[:, : shape[1]]  # frames last
+        if tokens.dim() == 3 and len(shape) == 2 and tokens.shape[0] == shape[0]:
+            tokens = tokens.transpose(1, 2)[:, : shape[1]]  # columns last
         else:
             return []
+    if tuple(tokens.shape[: len(shape)]) != shape:  # features of another length than what becomes of them
+        return []
     valid = coordinates.valid.nonzero()
     samples = coordinates.sample[coordinates.valid].tolist()
     if tokens.dim() == len(shape) and not tokens.is_floating_point():
@@ -450,7 +460,7 @@ def _values(tokens: Tensor, coordinates: Coordinates) -> list[tuple[int, Hashabl
 
 
 def _hash(values: Tensor) -> str:
-    raw = values.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
+    raw = values.reshape(-1).clone(memory_format=torch.contiguous_format).view(torch.uint8).numpy().tobytes()
     return hashlib.blake2b(raw, digest_size=8).hexdigest()
 
 

@@ -6,6 +6,7 @@ import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Protocol
 
 import torch
@@ -15,6 +16,7 @@ from forkpoint.errors import InputError
 from forkpoint.kept import kept_state
 from forkpoint.layout import MAIN, Layout, token_tensor
 from forkpoint.modules import Survey
+from forkpoint.reach import modules_behind
 from forkpoint.readable import LET_GO, why_unreadable
 from forkpoint.restoring import restored
 from forkpoint.returned import caches_in, results_of, without_named
@@ -74,15 +76,31 @@ class Run:
             _check_layout(layout, self.calls)
         self.layout = layout if layout is not None else Layout.read(self.calls)
 
-    @property
+    @cached_property
+    def roots(self) -> tuple[nn.Module, ...]:
+        """The model, and the modules that can be reached through it and through `call`; none where none was found."""
+        behind = modules_behind(self.model, self.call)
+        if not isinstance(self.model, nn.Module):
+            return behind
+        own = {id(module) for module in self.model.modules()}
+        return (self.model, *(module for module in behind if id(module) not in own))
+
+    @cached_property
     def modules(self) -> nn.Module | None:
-        """The model as a module, or None where `call` stands for something else."""
-        return self.model if isinstance(self.model, nn.Module) else None
+        """The model as a module: itself, what is behind a callable, or a list of what is; None where none was found."""
+        if isinstance(self.model, nn.Module) or len(self.roots) == 1:
+            return self.roots[0]
+        return nn.ModuleList(self.roots) if self.roots else None
+
+    @cached_property
+    def _all_modules(self) -> nn.Module | None:
+        """What the run may write to."""
+        return nn.ModuleList(self.roots) if len(self.roots) > 1 else self.modules
 
     @property
     def devices(self) -> set[torch.device]:
         """Where the model's weights and the inputs are."""
-        weights = [] if self.modules is None else self.modules.parameters()
+        weights = [] if self._all_modules is None else self._all_modules.parameters()
         inputs = (value for call in self.calls for value in _leaves(call) if isinstance(value, Tensor))
         return {tensor.device for tensor in (*weights, *inputs)}
 
@@ -113,9 +131,11 @@ class Run:
         def returned() -> list[Tensor]:
             return [value for output in outputs for value in results_of(output).values()]
 
+        whole = self._all_modules
+        known = found if whole is self.modules else None
         with (
             torch.no_grad(),
-            kept_state(self.modules, found=found, by=self, settle=settle, returned=returned),
+            kept_state(whole, found=known, by=self, settle=settle, returned=returned),
         ):
             for index, given in enumerate(self.calls if calls is None else calls):
                 inputs = {**without_named(handed, given), **copy_inputs(given)}

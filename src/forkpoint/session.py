@@ -8,12 +8,14 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from forkpoint.capture.labels import Label
 from forkpoint.capture.recorder import Fetch, Look, Recorder, Watcher
 from forkpoint.capture.taps import Observation
 from forkpoint.equality import same_results
+from forkpoint.errors import CaptureError, ForkpointError
 from forkpoint.layout import Pairing
 from forkpoint.match import Join, Shared
 from forkpoint.memory import Memory
@@ -253,8 +255,16 @@ def trace_faithfully(
     before = untraced.random
     before.restore()
     progress.begin(f"tracing run {name}")
-    traced = trace_run(run, memory=memory, progress=progress, like=like)
-    remarks = [
+    remarks: list[str] = []
+    try:
+        traced = trace_run(run, memory=memory, progress=progress, like=like)
+    except (ForkpointError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:  # noqa: BLE001 - the run goes well untraced, whatever it is that can't be looked at
+        before.restore()
+        traced = _trace_modules(run, error, memory, progress)
+        remarks.append("single functions of this model could not be looked at; only its modules were watched")
+    remarks += [
         f"not looked into, since that would change its bits: {path or '(model)'}"
         for path in traced.trace.opaque
     ]
@@ -279,6 +289,20 @@ def trace_faithfully(
     after.restore()
     traced.remarks = tuple(remarks)
     return traced
+
+
+def _trace_modules(run: Run, error: Exception, memory: Memory | None, progress: Progress) -> Traced:
+    """Trace the modules of a run alone, where looking at its functions ended in an error."""
+    try:
+        return trace_run(run, functions=False, memory=memory, progress=progress)
+    except (ForkpointError, torch.OutOfMemoryError):
+        raise
+    except Exception as again:
+        raise CaptureError(
+            f"the run could not be traced: {type(error).__name__}: {error}".splitlines()[0][:300],
+            "a model whose functions can be looked at while it runs",
+            "this is an error of forkpoint's own: please report it, with the model",
+        ) from again
 
 
 _ROUNDS = 2

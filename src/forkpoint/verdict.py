@@ -175,7 +175,7 @@ def _inputs_verdict(given: Inputs, evidence: list[ProbeResult]) -> Verdict:
         "parameters": "Load both models from one checkpoint, or find what changed the weights.",
         "buffers": "Load both models from one checkpoint, or find what changed the buffers.",
         "quantization": "Quantised weights are other weights: compare with the quantisation off to find other causes.",
-    }.get(given.mechanism or "", "Give both runs the same inputs.")
+    }.get(given.mechanism or "", f"Give both runs the same {', '.join(given.names)}.")
     by_design = False if given.mechanism == "labels" else None
     return Verdict(VerdictKind.INPUTS, given.mechanism, by_design, given.result.text, tuple(evidence), advice)
 

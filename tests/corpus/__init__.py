@@ -13,6 +13,7 @@ from . import (  # noqa: F401  (each registers its cases)
     cases_functions,
     cases_identical,
     cases_inputs,
+    cases_inputs_by_name,
     cases_masks,
     cases_mechanisms,
     cases_mechanisms_known,

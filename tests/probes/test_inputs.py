@@ -11,6 +11,7 @@ from tests.plain import Model, batch, ids, pair, twin
 from torch import nn
 
 from forkpoint.probes.inputs import Inputs, inputs, same_weights
+from forkpoint.run import Run
 
 
 def asked(model: nn.Module, a: Any, b: Any, other: nn.Module | None = None) -> Inputs:
@@ -41,7 +42,7 @@ def test_what_expresses_the_layout_is_no_input(name):
 def test_token_types_that_one_run_alone_is_given():
     tokens = ids(1)
     found = asked(Model(), batch(tokens), batch(tokens) | {"token_type_ids": torch.ones_like(tokens)})
-    assert (found.differs, found.mechanism) == (True, "token_ids")
+    assert (found.differs, found.mechanism, found.names) == (True, None, ("token_type_ids",))
     assert found.result.text == "what goes in differs at shared coordinates: token_type_ids"
     assert not asked(
         Model(), batch(tokens), batch(tokens) | {"token_type_ids": torch.zeros_like(tokens)}
@@ -139,7 +140,7 @@ def weights_only(change) -> Inputs:
     other = twin(model)
     change(other)
     both = session(*pair(model, batch(ids()), batch(ids())))
-    both.b.run.model = other
+    both.b.run = Run(other, batch(ids()))
     return inputs(both)
 
 
@@ -154,3 +155,24 @@ def test_weights_are_the_same_in_both_runs_for_a_while():
     with pytest.raises(RuntimeError, match="deliberate"), same_weights(found.rounded):
         raise RuntimeError("deliberate")
     assert other.head.weight is narrow
+
+
+@pytest.mark.parametrize(
+    ("narrowed", "mechanism"), [("one", "buffers"), ("both", None), ("with its model", None)]
+)
+def test_a_buffer_that_was_rounded_in_one_of_two_models_of_one_dtype(narrowed, mechanism):
+    model = Model()
+    model.register_buffer("table", torch.linspace(0, 1, 1000))
+    other = twin(model)
+    if narrowed == "with its model":
+        other.bfloat16()
+    for module in (other, model)[: 1 if narrowed != "both" else 2]:
+        module.table = module.table.bfloat16()
+    found = asked(model, batch(ids()), batch(ids()), other)
+    assert found.mechanism == mechanism
+    if mechanism:
+        count = len(torch.linspace(0, 1, 1000).bfloat16().unique())
+        assert found.result.text == (
+            "1 buffers differ, table first; table is rounded: float32 and bfloat16, with 1,000 distinct values in run A "
+            f"and {count} in run B"
+        )

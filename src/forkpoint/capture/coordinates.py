@@ -24,6 +24,24 @@ NONE = -1
 _TOKEN, _PADDING, _SET = 3, 2, 1
 
 
+def is_time_major(sample: NDArray[np.int64]) -> bool:
+    """Whether coordinates have one sample a column, not one a row: [columns, rows], as recurrent modules take them.
+
+    >>> is_time_major(np.array([[0, 1], [0, 1], [-1, 1]])), is_time_major(np.array([[0, 0], [1, 1]]))
+    (True, False)
+    """
+    if sample.ndim != 2 or len(sample) == 1:
+        return False
+    # Padding is no sample: -1 in between hides no change from one sample to another.
+    return _one_along(sample, 0) and not _one_along(sample, 1)
+
+
+def _one_along(sample: NDArray[np.int64], axis: int) -> bool:
+    """Whether all tokens along a dimension are of one sample."""
+    highest = sample.max(axis=axis, keepdims=True)
+    return bool(((sample == highest) | (sample < 0)).all())
+
+
 class CoordinateTable:
     """Ids of a run's coordinates, and what each of them stands for."""
 
@@ -63,10 +81,12 @@ class CoordinateTable:
 
     def _grid(self, call: int, stream: str, sample: NDArray[np.int64], position: NDArray[np.int64]) -> Ids:
         columns, nothing = sample.shape[-1], frozenset[int]()
+        across = is_time_major(sample)
         pairs = zip(sample.reshape(-1).tolist(), position.reshape(-1).tolist(), strict=True)
         ids: list[int] = []
         for index, (s, p) in enumerate(pairs):
-            place = (index // columns, (call << 32) + index % columns)
+            row, column = divmod(index, columns)[:: -1 if across else 1]
+            place = (row, (call << 32) + column)
             if s >= 0 and p >= 0:
                 token = (stream, s, p)
                 ids.append(self._add(token, _TOKEN, token, nothing, place))
@@ -128,10 +148,18 @@ class CoordinateTable:
         return False
 
     @property
+    def time_major(self) -> bool:
+        """Whether the first call's columns are the samples."""
+        first = next((c for entry in self.layout.calls for c in entry.values()), None)
+        return first is not None and is_time_major(first.sample.numpy())
+
+    @property
     def rows(self) -> int:
         """Rows of the first call's input."""
         grid = next((g for slots in self._slots for g in slots.values()), None)
-        return int(grid.shape[0]) if grid is not None and grid.ndim == 2 else 1
+        if grid is None or grid.ndim != 2:
+            return 1
+        return int(grid.shape[1 if self.time_major else 0])
 
     @property
     def mixed(self) -> int:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from forkpoint.capture.coordinates import CoordinateTable
 from forkpoint.capture.labels import Label, Labels
-from forkpoint.layout import DECODER, MAIN, grid_shape, stream_of, token_tensor
+from forkpoint.layout import DECODER, MAIN, has_columns_last, stream_of, token_tensor
 
 
 class Intake(NamedTuple):
@@ -34,7 +34,8 @@ def intake(labels: Labels, call: int, inputs: Mapping[str, Any]) -> Intake:
     others = [value for value in inputs.values() if not isinstance(value, Tensor)]
     key = None
     plain = all(value is None or type(value) in (bool, int, float, str) for value in others)
-    if plain and len(set(map(id, tensors.values()))) == len(tensors):
+    nested = any(value.is_nested for value in tensors.values())
+    if plain and not nested and len(set(map(id, tensors.values()))) == len(tensors):
         floats = [value.is_floating_point() or value.is_complex() for value in tensors.values()]
         shapes = [value.shape for value in tensors.values()]
         key = call, tuple(inputs), *zip(tensors, shapes, floats, strict=True)
@@ -56,7 +57,7 @@ def token_lengths(table: CoordinateTable, call: int, inputs: Mapping[str, Any]) 
         slots, so_far = table.slots(call, stream), table.slots_so_far(call, stream)
         for grid in (slots, so_far):
             if grid is not None and grid.ndim:
-                lengths.add(int(grid.shape[-1]))
+                lengths.add(int(grid.shape[0 if table.time_major and grid.ndim == 2 else -1]))
         if slots is None:  # a decoder's encoder, seen in an earlier call
             for earlier in range(call):
                 grid = table.slots(earlier, stream)
@@ -77,13 +78,13 @@ def input_label(
     if name in ("labels", "decoder_labels") and table.slots(call, DECODER) is not None:
         stream = DECODER
     slots = table.slots(call, stream)
-    shape = tuple(value.shape)
-    if slots is None:
+    if slots is None or value.is_nested:
         return None
+    shape = tuple(value.shape)
     found = token_tensor(inputs, stream)
-    own = found is not None and found[1] is value and grid_shape(*found) is None and slots.ndim == 2
-    if own and shape[: slots.ndim] != slots.shape and len(shape) == 3 and shape[2] == slots.shape[1]:
-        return labels.make(slots[:, None, :])  # frames last
+    own = found is not None and found[1] is value
+    if own and has_columns_last(value, slots.shape):
+        return labels.make(slots[:, None, :])
     for grid in (slots, table.slots_so_far(call, stream)):
         if (
             grid is not None

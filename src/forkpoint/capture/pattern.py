@@ -284,7 +284,7 @@ class PythonPattern:
 
 def is_odd(value: Tensor) -> bool:
     """Whether what is made of a tensor depends on more than its size, dtype and strides."""
-    return value.layout is not torch.strided or value.is_conj() or value.is_neg()
+    return value.layout is not torch.strided or value.is_nested or value.is_conj() or value.is_neg()
 
 
 def getter(positions: list[int]) -> Callable[[Sequence[Any]], tuple[Any, ...]]:

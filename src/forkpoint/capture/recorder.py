@@ -408,7 +408,8 @@ class Recorder:
     def _mark(self, value: Tensor, label: Label | None, lost: str = "") -> Mark:
         if label is not None:
             lost = ""
-        key = (label, value.shape, value.dtype, value.get_device(), lost)
+        size = _NO_SIZE if value.is_nested else value.shape
+        key = (label, size, value.dtype, value.get_device(), lost)
         mark = self.labels.marks.get(key)
         if mark is None:
             mark = self.labels.marks[key] = Mark(*key)
@@ -438,8 +439,9 @@ class Recorder:
         reason = "" if view else mark.lost
         if not view and function is not None and function.name in UNWRITTEN:
             status, reason = "skipped", "not written yet"
-        elif not view and (value.layout != torch.strided or value.is_meta):
-            what = f"a {value.layout} tensor on {value.device.type}".replace("torch.", "")
+        elif value.is_nested or (not view and (value.layout != torch.strided or value.is_meta)):
+            kind = "nested" if value.is_nested else value.layout
+            what = f"a {kind} tensor on {value.device.type}".replace("torch.", "")
             status, reason = "skipped", what
         return self._treatment_of(mark, status, reason, self._lengths)
 
@@ -557,6 +559,8 @@ class Recorder:
         return label
 
     def _guess(self, tensor: Tensor) -> Label | None:
+        if tensor.is_nested:
+            return None
         shape = tuple(tensor.shape)
         for label, seen in self.tape.last_outputs:
             if label is not None and seen == shape:
@@ -565,7 +569,7 @@ class Recorder:
 
     def _frame_inputs(self) -> list[tuple[Label | None, Shape]]:
         inputs = [(t, self._find(t)) for t in tensors_in(self.tape.arguments[-1])]
-        return [(known[1].label, tuple(t.shape)) for t, known in inputs if known is not None]
+        return [(known[1].label, tuple(known[1].size)) for _, known in inputs if known is not None]
 
     def _remember(self, tensor: Tensor, label: Label | None, event: int, lost: str = "") -> None:
         self._known[id(tensor)] = (weakref.ref(tensor), self._mark(tensor, label, lost), event, -1)
@@ -756,6 +760,10 @@ _unwatched = torch._C.DisableTorchFunction
 """What the recorder does with tensors is no op of the model, and no other mode may see it either."""
 _RULE_ERRORS = (IndexError, ValueError, TypeError, KeyError, AttributeError, RuntimeError, StopIteration)
 """What a rule raises that is wrong about its function."""
+
+
+_NO_SIZE = torch.Size([-1])
+"""Stands for the size of nested tensors, whose rows have lengths of their own."""
 
 
 def _is_number(mark: Mark) -> bool:

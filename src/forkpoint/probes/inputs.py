@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -13,17 +13,14 @@ from torch import Tensor, nn
 
 from forkpoint.distance import spacing, unit_at
 from forkpoint.equality import same_bits
-from forkpoint.layout import DECODER, MAIN
+from forkpoint.layout import DECODER, MAIN, read_content
+from forkpoint.masks import states_layout
 from forkpoint.modules import predicts_next, unwrapped, wrappings
 from forkpoint.result import ProbeResult
 from forkpoint.run import Run
 from forkpoint.session import Session
 
-_LAYOUT_INPUTS = (
-    "attention_mask", "position_ids", "cache_position", "decoder_attention_mask", "decoder_position_ids",
-    "src_key_padding_mask", "key_padding_mask", "padding_mask", "encoder_attention_mask", "cu_seqlens", "seq_idx",
-)  # fmt: skip
-"""Inputs that express the layout: where they have an effect it is the layout's, so semantic."""
+_TOKENS = ("input_ids", "decoder_input_ids")
 
 
 @dataclass(frozen=True)
@@ -32,15 +29,17 @@ class Inputs:
 
     Attributes:
         mechanism: `token_ids`, `labels`, `parameters`, `buffers`, `quantization`; None where nothing differs
-            or for float inputs, which have no slug.
+            or for other inputs, which have no slug.
         differs: whether anything does.
         rounded: parameters that are the other run's, rounded to a narrower dtype, or merged with adapters.
+        names: of inputs that have no slug and differ.
     """
 
     differs: bool
     mechanism: str | None
     result: ProbeResult
     rounded: tuple[Weight, ...] = ()
+    names: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,34 +55,43 @@ class Weight:
 
 @dataclass
 class _Found:
+    """What differs of the weights of two models.
+
+    Attributes:
+        rounded: by rounding alone.
+        different: otherwise, by mechanism.
+        narrowed: what to say of buffers that were rounded in one of two models of one dtype.
+        one_dtype: whether the parameters of both models have the same dtypes: then no rounding is to be expected.
+    """
+
     rounded: list[Weight] = field(default_factory=list[Weight])
     different: dict[str, list[str]] = field(default_factory=dict[str, list[str]])
+    narrowed: list[str] = field(default_factory=list[str])
+    one_dtype: bool = False
 
 
 def inputs(session: Session) -> Inputs:
     """Compare what went into both runs, at shared coordinates."""
     a, b = session.a.run, session.b.run
     names = _different_tensors(session)
-    tokens = [n for n in names if n in ("input_ids", "decoder_input_ids", "token_type_ids")]
-    floats = [n for n in names if n not in tokens]
+    tokens = [n for n in names if n in _TOKENS]
+    others = tuple(n for n in names if n not in tokens)
     pairs_a, pairs_b = _label_pairs(session, a, "a"), _label_pairs(session, b, "b")
-    found = _weights(a.modules, b.modules)
+    found = _Found()
+    for root_a, root_b in zip(a.roots, b.roots, strict=False):
+        _compare_weights(found, root_a, root_b)
     if tokens:
-        return _differs(
-            "token_ids",
-            float(len(tokens)),
-            f"what goes in differs at shared coordinates: {', '.join(tokens)}",
-        )
+        return _differs("token_ids", float(len(tokens)), _differing(tokens))
     if pairs_a != pairs_b:
         count = sum(((pairs_a - pairs_b) + (pairs_b - pairs_a)).values())
         text = f"the labels that enter the loss differ in {count} (predicting position, label) pairs"
         return _differs("labels", float(count), text)
-    if floats:
-        return _differs(
-            None, float(len(floats)), f"what goes in differs at shared coordinates: {', '.join(floats)}"
-        )
+    if others:
+        return replace(_differs(None, float(len(others)), _differing(others)), names=others)
     for mechanism, tensors in found.different.items():
         text = f"{len(tensors)} {mechanism if mechanism != 'quantization' else 'weights'} differ, {tensors[0]} first"
+        if mechanism == "buffers" and found.narrowed:
+            text += f"; {found.narrowed[0]}"
         return _differs(mechanism, float(len(tensors)), text)
     if found.rounded:
         text = f"{len(found.rounded)} weights of one run are the other's, rounded to a narrower dtype"
@@ -93,8 +101,21 @@ def inputs(session: Session) -> Inputs:
             ProbeResult("inputs", "rounded", float(len(found.rounded)), text),
             tuple(found.rounded),
         )
+    unseen = [name for name, run in (("A", a), ("B", b)) if not run.roots]
+    if unseen or len(a.roots) != len(b.roots):
+        why = (
+            f"no module was found behind run {unseen[0]}"
+            if unseen
+            else "the runs use different numbers of models"
+        )
+        text = f"token ids and labels are the same in both runs; whether parameters and buffers are is not known: {why}"
+        return Inputs(False, None, ProbeResult("inputs", "unknown", None, text))
     text = "token ids, labels, parameters and buffers are the same in both runs"
     return Inputs(False, None, ProbeResult("inputs", "same", 0.0, text))
+
+
+def _differing(names: Sequence[str]) -> str:
+    return f"what goes in differs at shared coordinates: {', '.join(names)}"
 
 
 def _differs(mechanism: str | None, figure: float, text: str) -> Inputs:
@@ -107,13 +128,23 @@ def _different_tensors(session: Session) -> list[str]:
     for row in session.join.rows:
         if row.op.is_input and session.a.trace.plain(row.op.module) == "" and row.differing:
             name = row.op.function.removeprefix("input:")
-            if name not in _LAYOUT_INPUTS and name not in ("labels", "decoder_labels"):
+            known = states_layout(name) or name in ("labels", "decoder_labels") or name in names
+            if not known and not (name == "pixel_values" and _same_pixels(session)):
                 names.append(name)
     for call_a, call_b in zip(session.a.run.calls, session.b.run.calls, strict=False):
         types = [c.get("token_type_ids") for c in (call_a, call_b)]
         if sum(t is None for t in types) == 1 and any(isinstance(t, Tensor) and bool(t.any()) for t in types):
             names.append("token_type_ids")
     return names
+
+
+def _same_pixels(session: Session) -> bool:
+    """Whether images that are padded to another size are the same where their masks say that they are."""
+    a, b = session.a.run, session.b.run
+    if not any("pixel_mask" in call for call in (*a.calls, *b.calls)):
+        return False
+    content_a, content_b = read_content(a.layout, a.calls), read_content(b.layout, b.calls)
+    return all(content_a[mine] == content_b[theirs] for mine, theirs in session.pairing.pairs)
 
 
 # ---------------------------------------------------------------------- labels
@@ -155,10 +186,11 @@ def _label_pairs(session: Session, run: Run, which: str) -> Counter[Any]:
 # ---------------------------------------------------------------------- weights
 
 
-def _weights(a: nn.Module | None, b: nn.Module | None) -> _Found:
-    found = _Found()
-    if a is None or b is None or a is b:
-        return found
+def _compare_weights(found: _Found, a: nn.Module, b: nn.Module) -> None:
+    if a is b:
+        return
+    dtypes = _dtypes_of(a)
+    found.one_dtype = bool(dtypes) and dtypes == _dtypes_of(b)
     modules_a, modules_b = map(_by_path, (a, b), wrappings(a, b))
     for path, mine in modules_a.items():
         theirs = modules_b.get(path)
@@ -167,7 +199,10 @@ def _weights(a: nn.Module | None, b: nn.Module | None) -> _Found:
         for table, slug in (("_parameters", "parameters"), ("_buffers", "buffers")):
             for name in _names(mine, table) & _names(theirs, table):
                 _compare_weight(found, path, name, table, slug, mine, theirs)
-    return found
+
+
+def _dtypes_of(model: nn.Module) -> set[torch.dtype]:
+    return {weight.dtype for weight in model.parameters() if weight.dtype.is_floating_point}
 
 
 def _by_path(model: nn.Module, wrapping: str) -> dict[str, nn.Module]:
@@ -211,6 +246,10 @@ def _compare_weight(
         found.rounded.append(Weight((_base(mine), _base(theirs)), name, wide.detach(), table))
         return
     if _is_rounded(x, y, exact_x, exact_y, delta_x, delta_y):
+        if table == "_buffers" and found.one_dtype:
+            found.different.setdefault(slug, []).append(title)
+            found.narrowed.append(_narrowing(title, x, y))
+            return
         wide = exact_x if delta_x is not None or (delta_y is None and _eps(x) <= _eps(y)) else exact_y
         if delta_x is None and delta_y is None and _eps(x) == _eps(y):
             wide = exact_x if not _representable(exact_x) else exact_y
@@ -276,6 +315,16 @@ def _is_rounded(
         ):
             return True
     return False
+
+
+def _narrowing(title: str, x: Tensor, y: Tensor) -> str:
+    """What to say of a buffer that was rounded in one model, x of run A and y of run B."""
+    counts = [len(value.detach().double().unique()) for value in (x, y)]
+    dtypes = " and ".join(str(value.dtype).removeprefix("torch.") for value in (x, y))
+    told = dtypes if x.dtype != y.dtype else f"{dtypes} in both, rounded in one"
+    return (
+        f"{title} is rounded: {told}, with {counts[0]:,} distinct values in run A and {counts[1]:,} in run B"
+    )
 
 
 def _representable(exact: Tensor) -> bool:

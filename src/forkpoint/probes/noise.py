@@ -46,7 +46,7 @@ class Noise(TorchFunctionMode):
             return result
         with torch._C.DisableTorchFunction():
             value = self._value(result)
-            if value.dtype != torch.float64 or type(value) not in PLAIN:
+            if value.dtype != torch.float64 or type(value) not in PLAIN or value.is_nested:
                 return result  # a subclass has rules of its own for what may be multiplied with it
             moved = self._moved(value)
             if kwargs.get("out") is None:

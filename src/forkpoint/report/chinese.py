@@ -158,6 +158,7 @@ PHRASES: dict[str, str] = {
     "outcome.repeat.same": "两次运行各自重复一遍，结果逐位相同。",
     "outcome.repeat.differs": "同一次运行重复一遍，结果就变了。",
     "outcome.inputs.same": "词元编号、标签、参数和缓冲区都相同。",
+    "outcome.inputs.unknown": "词元编号和标签相同；看不到参数和缓冲区，所以不知道它们是否相同。",
     "outcome.inputs.differs": "有输入不同。",
     "outcome.inputs.rounded": "一次运行的权重是另一次的权重舍入到较窄类型的结果。",
     "outcome.precision.vanishes": "在 float64 中差距为 {figure}，只是噪声。",
@@ -314,6 +315,8 @@ SENTENCES: dict[str, str] = {
     # 记录与配对
     "not looked into, since that would change its bits: {path}": "没有深入 {path}，因为那会改变它的数值",
     "the run does not repeat itself bit for bit, from the same random state": "随机状态相同，这次运行重复一遍却不逐位相同",
+    "single functions of this model could not be looked at; only its modules were watched": "无法观察这个模型的"
+    "单个函数；只观察了它的模块",
     "looking at single functions changes this model's bits; only its modules were watched": "逐个观察函数会改变这个"
     "模型的数值；只观察了它的模块",
     "and watching its modules changes them too: this trace is not exactly the model's run": "观察模块也会改变数值："

@@ -160,6 +160,7 @@ PHRASES: dict[str, str] = {
     "outcome.repeat.same": "Each run, made again, gives the same bits.",
     "outcome.repeat.differs": "A run, made again, gives other bits.",
     "outcome.inputs.same": "Token ids, labels, parameters and buffers are the same.",
+    "outcome.inputs.unknown": "Token ids and labels are the same; parameters and buffers could not be seen.",
     "outcome.inputs.differs": "Something that goes in differs.",
     "outcome.inputs.rounded": "Weights of one run are the other's, rounded to a narrower dtype.",
     "outcome.precision.vanishes": "In float64 the gap is {figure}, which is noise there.",
