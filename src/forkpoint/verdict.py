@@ -9,6 +9,7 @@
 | does the gap remain in float64, with the same decisions in both runs? | precision, decisions, then patch | `semantic` |
 | does other content where the other run has none change a shared token in float64? | content | `semantic` |
 | does what both have lie elsewhere in one run, relative to its layout? | order | `semantic` |
+| do whole numbers (positions) collapse in a narrow dtype, and does the result show it? | whole | `semantic` |
 | does the gap fall to float64 noise? | precision | `rounding` |
 | float64 was refused: is the op, alone, within rounding? | replay | `rounding` |
 | otherwise | | `undetermined`, with what is missing |
@@ -33,6 +34,7 @@ from forkpoint.probes.precision import Precision, precision
 from forkpoint.probes.repeat import repeat
 from forkpoint.probes.replay import Replay, replay
 from forkpoint.probes.terms import loss_terms
+from forkpoint.probes.whole import Whole, whole_numbers
 from forkpoint.promotion import Promotion
 from forkpoint.result import Divergence, ProbeResult, Verdict, VerdictKind
 from forkpoint.results import ResultComparison, finite_parts
@@ -125,6 +127,11 @@ def _judge(
         return _semantic(session, exact, other, given, compared, evidence, tokens)
     if order is not None and order.outcome == "displaced":
         return Judgement(_displaced(order, evidence))
+    whole = whole_numbers(session, exact, given.rounded) if exact.vanishes else None
+    if whole is not None:
+        evidence.append(whole.result)
+        if whole.moves:
+            return Judgement(_collapse(whole, evidence))
     session.progress.begin("probe: the op alone")
     alone = replay(located) if located is not None else None
     if alone is not None:
@@ -134,6 +141,13 @@ def _judge(
     if exact.vanishes:
         return Judgement(_rounding(session, exact, alone, given, located, evidence))
     return _refused(session, exact, alone, given, located, evidence)
+
+
+def _collapse(whole: Whole, evidence: list[ProbeResult]) -> Verdict:
+    return Verdict(
+        VerdictKind.SEMANTIC, None, None, f"the runs differ beyond rounding: {whole.text}", tuple(evidence),
+        "Compute positions as integers or in float32, and round what is made of them last.",
+    )  # fmt: skip
 
 
 def _decides_apart(session: Session, exact: Precision, compared: ResultComparison) -> bool:

@@ -319,3 +319,71 @@ def _() -> Pair:
 @case("42-rotary-table-narrowed-in-both", "The same in both runs", IDENTICAL, truth=BITS)
 def _() -> Pair:
     return _rotary((True, True))
+
+
+# ---------------------------------------------------------------------- positions that collapse
+
+
+class Rotating(nn.Module):
+    """Rotates embeddings by positions that pass through a dtype."""
+
+    def __init__(self, positions: torch.dtype) -> None:
+        super().__init__()
+        self.words, self.out = nn.Embedding(101, 16), nn.Linear(16, 16)
+        self.register_buffer("speeds", 1e4 ** (-torch.arange(8) / 8))
+        self.positions = positions
+
+    def forward(self, input_ids: Tensor) -> Tensor:
+        x = self.words(input_ids)
+        angles = torch.arange(input_ids.shape[1]).to(self.positions)[:, None].float() * self.speeds
+        angles = torch.cat([angles, angles], -1)
+        turned = torch.cat([-x[..., 8:], x[..., :8]], -1)
+        return self.out(x * angles.cos().to(x.dtype) + turned * angles.sin().to(x.dtype))
+
+
+def _rotating(length: int, a: torch.dtype, b: torch.dtype, *, mates: int = 0) -> Pair:
+    models_ = [models.cast(seeded(Rotating, dtype), torch.bfloat16) for dtype in (a, b)]
+    ids = torch.randint(1, 101, (1 + mates, length), generator=torch.Generator().manual_seed(5))
+    return Pair(
+        Side(models_[0], {"input_ids": ids[:1]}, whole()),
+        Side(models_[1], {"input_ids": ids}, lambda outputs: outputs[0][:1]),
+    )
+
+
+def _positions_alone(pair: Pair) -> None:
+    """In float64 but for the positions, the runs differ: the weights are the same, and nothing else is rounded."""
+    a, b = (copy.deepcopy(side.model).double() for side in (pair.a, pair.b))
+    ids = pair.a.calls[0]["input_ids"]
+    with torch.no_grad():
+        assert gap(a(ids), b(ids)) > 1e-2
+    positions = torch.arange(ids.shape[1])
+    assert len(positions.bfloat16().unique()) < len(positions)
+
+
+@case(
+    "42-positions-in-bfloat16",
+    "Positions pass through bfloat16 in one run, in which 300 of them are fewer",
+    semantic(None, by_design=None),
+    truth=UNCHECKED,
+    check=_positions_alone,
+    note="done in float64 they are all apart, so that the gap vanishes there",
+)
+def _() -> Pair:
+    return _rotating(300, torch.int64, torch.bfloat16)
+
+
+@case(
+    "42-positions-in-bfloat16-few", "A hundred positions, which bfloat16 tells apart", IDENTICAL, truth=BITS
+)
+def _() -> Pair:
+    return _rotating(100, torch.int64, torch.bfloat16)
+
+
+@case(
+    "42-positions-in-bfloat16-in-both",
+    "300 positions that collapse in both runs, one with a batch mate",
+    *SOUND,
+    truth=SAME,
+)
+def _() -> Pair:
+    return _rotating(300, torch.bfloat16, torch.bfloat16, mates=1)
