@@ -33,6 +33,8 @@ def pair_elements(
     unreadable = why_unreadable(a) or why_unreadable(b)
     if unreadable:
         return Pairs.none(unreadable)
+    if a.layout is not torch.strided or b.layout is not torch.strided:
+        return Pairs.none(f"{a.layout} in A, {b.layout} in B".replace("torch.", ""))
     if label_a is None or label_b is None:
         if a.shape != b.shape:
             return Pairs.none(

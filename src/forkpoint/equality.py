@@ -24,6 +24,8 @@ def same_bits(a: Tensor, b: Tensor) -> bool:
         return False
     if a.dtype.is_complex:  # of two numbers with NaN in one part, the other parts may differ
         a, b = (torch.view_as_real(value.resolve_conj().resolve_neg()) for value in (a, b))
+    if a.layout is not torch.strided or b.layout is not torch.strided:
+        return a.layout is b.layout and same_bits(a.to_dense(), b.to_dense())
     if a.dtype.is_floating_point:
         return bool(((a == b) | ((a != a) & (b != b))).all())
     return bool((a == b).all())

@@ -443,6 +443,8 @@ class Recorder:
             kind = "nested" if value.is_nested else value.layout
             what = f"a {kind} tensor on {value.device.type}".replace("torch.", "")
             status, reason = "skipped", what
+        elif not view and value.is_quantized:
+            status, reason = "skipped", "a quantized tensor has no plain values"
         return self._treatment_of(mark, status, reason, self._lengths)
 
     def _treatment_of(self, mark: Mark, status: str, reason: str, lengths: frozenset[int]) -> Treatment:
