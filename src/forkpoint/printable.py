@@ -21,10 +21,11 @@ def printable(text: str) -> str:
 def one_line(text: str, limit: int) -> str:
     r"""Text as one line that can be printed, cut after `limit` characters.
 
-    >>> one_line("no\n  such file\x07", 100), one_line("a long story", 6)
-    ('no such file\\x07', 'a long…')
+    >>> one_line("no\n  such '  '\x07", 100), one_line("a long story", 6)
+    ("no such '  '\\x07", 'a long…')
     """
-    line = printable(" ".join(text.split()))
+    lines = (line.strip() for line in text.splitlines())
+    line = printable(" ".join(filter(None, lines)))  # spaces within a line are what was given
     return line if len(line) <= limit else line[:limit] + "…"
 
 
