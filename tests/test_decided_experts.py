@@ -7,6 +7,7 @@ prints the board of twenty comparisons of each kind.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from itertools import islice
 
 import pytest
@@ -35,22 +36,22 @@ def check_moved(pair: Decided) -> None:
     assert result.origin.module.startswith("experts.")
 
 
-def board(pairs: object, count: int = EACH) -> list[Decided]:
-    return list(islice(pairs, count))  # type: ignore[call-overload]
+def board(pairs: Iterator[Decided], count: int = EACH) -> list[Decided]:
+    return list(islice(pairs, count))
 
 
 @pytest.mark.parametrize("pair", board(flipped_by_rounding(), 2), ids=str)
-def test_routing_that_rounding_flips(pair):
+def test_routing_that_rounding_flips(pair: Decided) -> None:
     check_flipped(pair)
 
 
 @pytest.mark.parametrize("pair", board(moved_by_padding(), 2), ids=str)
-def test_routing_that_padding_moves(pair):
+def test_routing_that_padding_moves(pair: Decided) -> None:
     check_moved(pair)
 
 
 @pytest.mark.slow
-def test_the_board():
+def test_the_board() -> None:
     for pair in board(flipped_by_rounding()):
         check_flipped(pair)
     for pair in board(moved_by_padding()):

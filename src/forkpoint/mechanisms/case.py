@@ -73,11 +73,11 @@ class Case:
         """What couples tokens at the origin, by an op that both models have; None where nothing does."""
         if self.origin is None:
             return None
-        if self.held:  # decided anew in float64 the origin would be another value
+        # decided anew in float64 the origin would be another value
+        found = None if self.held else coupling(self.session, self.origin)
+        if not found:  # what is drawn from others seldom crosses a threshold that content itself does
             shown = coupling_at(self.session, self.origin)
             found = None if shown is None else Coupling((OTHERS,), shown.figure or 0.0, frozenset(), shown)
-        else:
-            found = coupling(self.session, self.origin)
         if found is None or not found or not self.same_function:
             return None
         self.evidence.append(found.result)
@@ -142,12 +142,13 @@ class Case:
         """Functions of the chain, without the namespace of `torch.ops`."""
         return frozenset(op.function.removeprefix("aten.") for op in self.chain)
 
-    def behind(self, steps: int = 12) -> frozenset[str]:
-        """Functions up to so many steps behind the root, in run B."""
+    def behind(self, steps: int = 12, *, seen: bool = False) -> frozenset[str]:
+        """Functions up to so many steps behind the root, or what it is first seen in, in run B."""
         origin = self.origin
         if origin is None:
             return frozenset()
-        return _walk(origin.store_b.sources, origin.store_b, [origin.root.event_b], steps)
+        start = origin.seen.event_b if seen else origin.root.event_b
+        return _walk(origin.store_b.sources, origin.store_b, [start], steps)
 
     def after(self, steps: int = 12) -> frozenset[str]:
         """Functions up to so many steps after the root and what it is first seen in, in run B."""

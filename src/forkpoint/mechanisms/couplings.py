@@ -21,7 +21,7 @@ def int8_outliers(case: Case) -> Mechanism | None:
         case.root is not None
         and case.names & {"any", "nonzero"}
         and (case.names | case.behind(4)) & _COMPARISONS
-        and _QUANTISING & (case.after() | case.behind())
+        and _QUANTISING & (case.after() | case.behind() | case.behind(4, seen=True))
     )
     if not (library or emulated) or case.coupling is None:
         return None

@@ -19,7 +19,7 @@ What others may use:
 - `decisions` gives a `Precision` whose `runs` hold the decisions; every probe that takes a `Precision` works with it.
 - `other_content` asks, in one run's own layout, whether other content where the other run has nothing changes what both
   have, with decisions held but for those that the content moves.
-- `coupling_at` asks the same in native precision of the value at an origin, and is evidence of a coupling.
+- `coupling_at` asks the same of the value at an origin, and is evidence of a coupling.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
+from numpy.typing import NDArray
 
 from forkpoint.align import gap, pair_elements
 from forkpoint.match import Shared
@@ -46,6 +47,8 @@ MAX_NOTED = 1 << 31
 """Bytes of decisions, and of what they were taken on, that are kept of each run."""
 _TRIES = 3
 """How many other contents are tried at an origin."""
+_UNCHANGED = 1e-9
+"""Change of a value in float64, relative to its largest element, that is rounding."""
 
 
 @dataclass
@@ -152,49 +155,77 @@ def other_content(session: Session, name: str, watcher: OtherContent) -> Held | 
 
 
 def coupling_at(session: Session, origin: Origin) -> ProbeResult | None:
-    """Whether other content where the other run has nothing moves a shared token's value at the origin.
+    """Whether other content where the other run has nothing moves a shared token's value at the origin, by a decision.
 
-    Asked in the precision and the layout of the run that has more, of the first floating-point op that shows the
-    difference; what both runs have enters every decision on the way with the values that it had.
+    Asked in the layout of the run that has more, of the first floating-point op that shows the difference. Decisions are
+    taken in the run's own precision, on the values that they were taken on before wherever both runs have them; all else
+    is computed in float64, so that no other size of a product counts.
+
+    Returns:
+        None where nothing moves, where there is nothing to replace, or the run decides nothing.
     """
     for name, traced, numbers in (("b", session.b, session.shared.b), ("a", session.a, session.shared.a)):
         keep = np.asarray(numbers >= 0)
         if keep[traced.trace.table.columns].all():
             continue
         met = origin.seen.b if name == "b" else origin.seen.a
-        for seed in range(_TRIES):
-            moved = _moved(session, traced, name, met, OtherContent(keep, seed))
-            if moved:
-                text = (
-                    f"other content where the other run has none moves {met.op.name} by {moved:.2g} at tokens that both "
-                    f"runs have, in run {name.upper()}'s own layout and precision"
-                )
-                return ProbeResult("coupling", "coupled", moved, text)
+        try:
+            moved = _moved(session, traced, name, met, keep)
+        except TooLargeError:
+            continue
+        if moved:
+            text = (
+                f"other content where the other run has none moves {met.op.name} by {moved:.2g} at tokens that both runs "
+                f"have, in run {name.upper()}'s own layout and with decisions taken in its own precision"
+            )
+            return ProbeResult("coupling", "coupled", moved, text)
     return None
 
 
-def _moved(session: Session, traced: Traced, name: str, met: Kept, watcher: OtherContent) -> float:
-    """How far other content moves the value of an op at coordinates that both runs have."""
+def _moved(session: Session, traced: Traced, name: str, met: Kept, keep: NDArray[np.bool_]) -> float:
+    """How far other content moves the value of an op at coordinates that both runs have; 0 for rounding.
+
+    Raises:
+        TooLargeError: there are more decisions than there is room for.
+    """
     shared, shelf = session.shared.within(name), session.memory.shelf()
-    before, after = (Store(MAX_NOTED, lambda op: op.key == met.op.key, shelf) for _ in range(2))
+
+    def store() -> Store:
+        return Store(MAX_NOTED, lambda op: op.key == met.op.key, shelf)
+
+    before = store()
     noting = Noting(traced.trace, shelf, MAX_NOTED, before)
-    try:
-        traced.again(watcher=noting)
-        under = Patched(watcher, after)
-        traced.again(
-            watcher=Forcing(traced.trace, shelf, MAX_NOTED, under, others=tuple(noting.found), shared=shared)
+    traced.again(watcher=noting)
+    for seed in range(_TRIES if noting.found else 0):
+        after, other = store(), OtherContent(keep, seed)
+        forcing = Forcing(
+            traced.trace, shelf, MAX_NOTED, Patched(other, after), others=tuple(noting.found), shared=shared
         )
-    except TooLargeError:
-        return 0.0
-    pairs = [
-        (x, y) for x in before.kept.values() for y in after.kept.values() if x.place == y.place == met.place
-    ]
-    return max((_gap(x, y, shared) for x, y in pairs), default=0.0) if watcher.replaced else 0.0
+        traced.again(watcher=forcing)
+        if not other.replaced:
+            return 0.0
+        if not _gap(before, after, met, shared)[0]:
+            continue
+        runs = HeldRuns(Side(traced, noting.found), Side(traced, forcing.found), shared)
+        exact, changed = store(), store()
+        runs.run("a", exact)
+        runs.run("b", Patched(OtherContent(keep, seed), changed))
+        largest, relative = _gap(exact, changed, met, shared)
+        if relative > _UNCHANGED:
+            return largest
+    return 0.0
 
 
-def _gap(before: Kept, after: Kept, shared: Shared) -> float:
-    pairs = pair_elements(before.value, before.label, after.value, after.label, shared)
-    return gap(before.value, after.value, pairs).max_abs if len(pairs) else 0.0
+def _gap(before: Store, after: Store, met: Kept, shared: Shared) -> tuple[float, float]:
+    """The largest gap of an op in two passes of a run where both runs have it, and relative to the largest value."""
+    found = 0.0, 0.0
+    for x in before.kept.values():
+        for y in after.kept.values():
+            if x.place == y.place == met.place:
+                pairs = pair_elements(x.value, x.label, y.value, y.label, shared)
+                apart = gap(x.value, y.value, pairs)
+                found = max(found, (apart.max_abs, apart.max_rel))
+    return found
 
 
 def _decided(forced: Sequence[Decision], a: Inputs64, b: Inputs64) -> Iterator[ResultGap]:
