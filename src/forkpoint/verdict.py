@@ -10,14 +10,17 @@
 | does other content where the other run has none change a shared token in float64? | content | `semantic` |
 | does what both have lie elsewhere in one run, relative to its layout? | order | `semantic` |
 | do whole numbers (positions) collapse in a narrow dtype, and does the result show it? | whole | `semantic` |
-| does the gap fall to float64 noise? | precision | `rounding` |
+| does the gap fall to float64 noise, by orders of magnitude? | precision, decisions | `rounding` |
 | float64 was refused: is the op, alone, within rounding? | replay | `rounding` |
 | otherwise | | `undetermined`, with what is missing |
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
+
+import torch
 
 from forkpoint.locate import Located, Tokens, describe_values, fetch_op
 from forkpoint.mechanisms import LOSS_NORMALISATION, ROUNDING_ADVICE, Case, Mechanism, recognise
@@ -113,15 +116,7 @@ def _judge(
     order = _order(compared, exact.compared)
     if made.alone:
         return _not_finite(session, exact, made, given, evidence, tokens)
-    if exact.vanishes and _decides_apart(session, exact, compared):
-        session.progress.begin("probe: the same decisions in both runs")
-        held = decisions(session, given.rounded)
-        if held is not None:
-            exact = held
-            evidence.append(held.result)
-    session.progress.begin("probe: other content in the padding")
-    other = content(session, exact, compared)
-    evidence.append(other.result)
+    exact, other = _with_decisions(session, exact, given, compared, evidence)
     evidence += [] if order is None else [order]
     if (not exact.vanishes and not exact.refused) or other.leaks:
         return _semantic(session, exact, other, given, compared, evidence, tokens)
@@ -138,8 +133,10 @@ def _judge(
         evidence.append(alone.result)
     if compared.missing:
         return Judgement(_not_all(compared, evidence))
-    if exact.vanishes:
+    if exact.vanishes and exact.falls_from(compared):
         return Judgement(_rounding(session, exact, alone, given, located, evidence))
+    if exact.vanishes and not exact.refused:
+        return Judgement(_drowned(exact, evidence))
     return _refused(session, exact, alone, given, located, evidence)
 
 
@@ -150,9 +147,57 @@ def _collapse(whole: Whole, evidence: list[ProbeResult]) -> Verdict:
     )  # fmt: skip
 
 
-def _decides_apart(session: Session, exact: Precision, compared: ResultComparison) -> bool:
-    """Whether decisions may be why the runs differ: the gap does not fall in float64, or a token is decided otherwise."""
-    return not exact.falls_from(compared) or decided_apart(session.join)
+def _with_decisions(
+    session: Session, exact: Precision, given: Inputs, compared: ResultComparison, evidence: list[ProbeResult]
+) -> tuple[Precision, ContentProbe]:
+    """The runs in float64, and what other content does; with the same decisions where they may be why the runs differ.
+
+    That is where the gap does not fall in float64 or is larger in native precision than it should be, where a token is
+    decided otherwise in the two runs, and where other content changes bits in native precision alone: by the sizes of
+    products, or by what it decides there.
+    """
+    held: Precision | None = None
+
+    def hold() -> Precision | None:
+        session.progress.begin("probe: the same decisions in both runs")
+        found = decisions(session, given.rounded)
+        evidence.extend([] if found is None else [found.result])
+        return found
+
+    apart = (
+        not exact.falls_from(compared)
+        or decided_apart(session.join)
+        or _beyond_rounding(session, exact, compared)
+    )
+    if exact.vanishes and apart:
+        held = hold()
+    session.progress.begin("probe: other content in the padding")
+    other = content(session, held or exact, compared)
+    if exact.vanishes and not apart and other.result.outcome == "rounding":
+        held = hold()
+        if held is not None:
+            other = content(session, held, compared)
+    evidence.append(other.result)
+    return held or exact, other
+
+
+def _beyond_rounding(session: Session, exact: Precision, compared: ResultComparison) -> bool:
+    """Whether the native gap has many times the units in the last place that the one in float64 has there.
+
+    Something was decided by the precision, as by an overflow, if so: what rounding makes is as many units in any.
+    """
+    dtypes = {g.a.dtype for g in compared.gaps if g.a.dtype.is_floating_point}
+    dtypes |= _model_dtype(session.a) | _model_dtype(session.b)
+    unit = max((torch.finfo(dtype).eps for dtype in dtypes), default=math.inf)
+    native = max((g.gap.max_rel for g in compared.gaps), default=0.0) / unit
+    return native > _ULPS_OF_ROUNDING * max(exact.relative / torch.finfo(torch.float64).eps, 1.0)
+
+
+def _drowned(exact: Precision, evidence: list[ProbeResult]) -> Verdict:
+    """Noise as large as the gap proves nothing."""
+    summary = f"in float64 a gap of {exact.gap:.2g} is left, and float64's own rounding makes as much: that proves nothing"
+    advice = "Compare fewer layers, or a part of the model: what small changes grow to hides the cause."
+    return Verdict(VerdictKind.UNDETERMINED, None, None, summary, tuple(evidence), advice)
 
 
 def _order(compared: ResultComparison, exact: ResultComparison) -> ProbeResult | None:
@@ -339,7 +384,7 @@ def _rounding_slug(session: Session, alone: Replay | None, given: Inputs, locate
     return "reduction_order"
 
 
-def _model_dtype(traced: object) -> object:
+def _model_dtype(traced: object) -> frozenset[torch.dtype]:
     model = getattr(getattr(traced, "run", None), "modules", None)
     dtypes = (
         {p.dtype for p in model.parameters() if p.dtype.is_floating_point} if model is not None else set()

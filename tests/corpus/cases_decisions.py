@@ -16,7 +16,7 @@ from . import modules
 from .case import UNCHECKED, Pair, Side, case
 from .cases_coupling import _loud_tagger, _only_through_outliers
 from .exact import gap, picked
-from .expect import IDENTICAL, OUTLIERS, ROUNDING, SCALE, SOUND, semantic
+from .expect import IDENTICAL, OUTLIERS, ROUNDING, SCALE, SOUND, UNDETERMINED, semantic
 from .modules import Tagger, seeded
 from .pairs import padded, twice
 from .tokens import PAD, at
@@ -276,6 +276,41 @@ def _() -> Pair:
     return _ties(by=1e-3)
 
 
+class Chaos(nn.Module):
+    """Doubles what differs at each of many steps, until nothing is left of where it began."""
+
+    def __init__(self, backwards: bool = False) -> None:
+        super().__init__()
+        self.backwards = backwards
+
+    def forward(self, hidden: Tensor, mask: Tensor | None) -> Tensor:
+        parts = [hidden * (0.1 * n) for n in range(1, 9)]
+        total = torch.zeros_like(hidden)
+        for part in reversed(parts) if self.backwards else parts:
+            total = total + part
+        state = total.sigmoid()
+        for _ in range(80):
+            state = 4 * state * (1 - state)
+        return hidden + state
+
+
+def _hides_all(pair: Pair) -> None:
+    for exact in (False, True):
+        assert gap(picked(pair.a, exact=exact), picked(pair.b, exact=exact)) > 1e-2
+
+
+@case(
+    "40-chaos",
+    "Rounding that grows to all there is, in float64 too",
+    UNDETERMINED,
+    truth=UNCHECKED,
+    check=_hides_all,
+    note="noise as large as the gap proves nothing",
+)
+def _() -> Pair:
+    return twice(seeded(Tagger, Chaos()), seeded(Tagger, Chaos(backwards=True)))
+
+
 # ---------------------------------------------------------------------- experts
 
 
@@ -314,6 +349,57 @@ for _index, _name in enumerate(("capacity", "threshold", "choosing", "tied-capac
         check=_moved,
         origin=("experts.0",),
     )(lambda index=_index: _of(next(islice(moved_by_padding(), index, None))))
+
+
+# ---------------------------------------------------------------------- decided in one precision alone
+
+
+class Rescaled(nn.Module):
+    """Scales all tokens down if anything of the call is beyond float16, as T5's layers clamp them."""
+
+    def forward(self, hidden: Tensor, mask: Tensor | None) -> Tensor:
+        large = hidden * 4000
+        if bool(large.isinf().any()):
+            large = large.clamp(-6000, 6000)
+        return hidden + large / 8000
+
+
+def _overflowing(loud: float) -> Any:
+    model = seeded(Tagger, Rescaled(), modules.Feedforward())
+    with torch.no_grad():
+        model.embed.weight.clamp_(-3, 3)
+        model.embed.weight[7:] *= 8
+        model.embed.weight[7:].clamp_(-8, 8)
+        model.embed.weight[PAD, 3] = loud
+    return model.half()
+
+
+def _in_float16_alone(pair: Pair) -> None:
+    assert gap(picked(pair.a), picked(pair.b)) > 1e-2
+    assert gap(picked(pair.a, exact=True), picked(pair.b, exact=True)) < 1e-12
+
+
+@case(
+    "40-overflow-in-padding",
+    "All tokens are clamped as soon as one overflows float16, which padding does",
+    semantic(),
+    truth=UNCHECKED,
+    check=_in_float16_alone,
+    origin=("mixers.0",),
+)
+def _() -> Pair:
+    return padded(_overflowing(30.0), "right")
+
+
+@case(
+    "40-overflow-nowhere",
+    "The same, and nothing overflows",
+    *SOUND,
+    truth=UNCHECKED,
+    check=lambda pair: _small(pair, 1e-2),
+)
+def _() -> Pair:
+    return padded(_overflowing(1.0), "right", mates=0)
 
 
 # ---------------------------------------------------------------------- decisions that nobody sees

@@ -154,17 +154,17 @@ def test_a_model_that_decides_nothing_is_not_asked_further():
     assert decisions(session(*pair(model, batch(ids()), batch(ids(), right=2)))) is None
 
 
-class Shuffled(Model):
-    """Decides as often as a random number says, so that no run's decisions are another's."""
+class Longer(Model):
+    """Decides more often in float64, so that not all that it decides there was noted."""
 
     def mix(self, hidden: Tensor, **inputs: Any) -> Tensor:
-        for _ in range(int(torch.rand(()) * 4 + (hidden.dtype == torch.float64)) + 1):
+        for _ in range(5 if hidden.dtype == torch.float64 else 2):
             hidden = torch.where(hidden > 0, hidden, hidden * 0.5)
         return hidden
 
 
 def test_decisions_that_can_not_be_held_prove_nothing():
-    model = Shuffled()
+    model = Longer()
     assert decisions(session(*pair(model, batch(ids()), batch(ids())))) is None
 
 
@@ -194,6 +194,30 @@ def test_the_kth_pass_of_a_token_is_given_the_values_of_its_kth_pass():
     given = [decision.inputs[0].value.flatten().tolist() for decision in forcing.found]
     # in A row 0 passes with row 2, then row 1 with row 2; in B row 1 comes first, and row 2 with A's first value
     assert np.allclose(given, [[2.8, 2.4], [0.4, 4.8]])
+
+
+class Counting(Model):
+    """Counts its tokens in floating point, as experts are counted, and goes on with as many rows."""
+
+    def mix(self, hidden: Tensor, **inputs: Any) -> Tensor:
+        flat = hidden.flatten(0, 1)
+        count = torch.histc((flat[:, 0] > -9).float(), bins=1, min=0, max=2).to(torch.int32)
+        return flat[: int(count[0])].view_as(hidden) + (hidden > 0)
+
+
+def test_whole_numbers_are_not_decided_and_calls_of_other_lengths_not_mixed_up():
+    tokens = ids(1, 6)
+    model = Counting()
+    whole = fp.Run(model, batch(tokens))
+    parts = fp.Run(
+        model,
+        [batch(tokens[:, :5]), batch(tokens[:, 5:])],
+        layout=fp.Layout.steps([torch.ones(1, 5), torch.ones(1, 1)]),
+    )
+    for both in (session(whole, parts), session(parts, whole)):
+        held = decisions(both)
+        assert held is not None
+        assert held.vanishes
 
 
 def test_what_is_decided_apart_is_known_from_the_traces():

@@ -70,7 +70,17 @@ def is_decision(function: Function, inputs: list[Tensor], outputs: list[Tensor])
     """Whether a finished call made something discrete of numbers that are not."""
     if function.name in _NOT_OF_VALUES or not any(map(is_continuous, inputs)):
         return False
+    if function.name in _CASTS and is_whole(inputs[0]):
+        return False  # counts, as of a histogram: there is nothing to be rounded
     return function.name in STEPS or any(map(is_discrete, outputs))
+
+
+_CASTS = frozenset({"to", "type", "int", "long", "short", "char"})
+
+
+def is_whole(value: Tensor) -> bool:
+    """Whether a tensor holds whole numbers, of whatever dtype."""
+    return is_discrete(value) or bool((value == value.round()).all())
 
 
 def decided_apart(join: Join) -> bool:
@@ -241,10 +251,12 @@ class Forcing(Noting):
     Attributes:
         others: the other run's decisions.
         shared: numbers the coordinates of the other run (as A) and of this one (as B).
+        one_to_one: whether both runs make as many calls.
     """
 
     others: tuple[Decision, ...] = ()
     shared: Shared | None = None
+    one_to_one: bool = True
 
     def __post_init__(self) -> None:
         self._by_key: dict[Key, list[Decision]] = {}
@@ -288,7 +300,9 @@ class Forcing(Noting):
                 continue
             passes = self._passes.get((key, index))
             if passes is None:
-                passes = self._passes[key, index] = Passes.of(others, index, self.shared)
+                passes = self._passes[key, index] = Passes.of(
+                    others, index, self.shared, one_to_one=self.one_to_one
+                )
             for other, pairs in passes.meet(value, label, call, nth, self.shared):
                 source = other.inputs[index].value
                 taken = source.reshape(-1)[torch.from_numpy(pairs.a).to(source.device)]
@@ -306,24 +320,26 @@ class Passes:
 
     Attributes:
         index: which of the call's tensors.
+        one_to_one: whether each call of the one run is one of the other's.
         of_call: by (call, nth), the decision.
         by_number: for each shared coordinate the decisions that it passes in, in order.
         met: how often each coordinate has passed here in this run.
     """
 
     index: int
+    one_to_one: bool
     of_call: dict[tuple[int, int], Decision]
     by_number: dict[int, list[Decision]]
     met: Counter[int] = field(default_factory=Counter[int])
 
     @classmethod
-    def of(cls, others: list[Decision], index: int, shared: Shared) -> Passes:
+    def of(cls, others: list[Decision], index: int, shared: Shared, *, one_to_one: bool) -> Passes:
         having = [other for other in others if index in other.inputs]
         by_number: dict[int, list[Decision]] = {}
         for other in having:
             for number in _numbers(shared.a, other.inputs[index].label):
                 by_number.setdefault(number, []).append(other)
-        return cls(index, {(other.call, other.nth): other for other in having}, by_number)
+        return cls(index, one_to_one, {(other.call, other.nth): other for other in having}, by_number)
 
     def meet(
         self, value: Tensor, label: Label, call: int, nth: int, shared: Shared
@@ -336,7 +352,9 @@ class Passes:
             if at < len(passed):
                 wanted.setdefault(id(passed[at]), (passed[at], set()))[1].add(number)
         same = self.of_call.get((call, nth))
-        if not wanted and same is not None:  # a vector for each sample, which is no token's
+        if (
+            not wanted and same is not None and self.one_to_one
+        ):  # a vector for each sample, which is no token's
             wanted[id(same)] = (same, set())
         for other, numbers in wanted.values():
             given = other.inputs[self.index]

@@ -32,8 +32,7 @@ from numpy.typing import NDArray
 
 from forkpoint.align import gap, pair_elements
 from forkpoint.match import Shared
-from forkpoint.memory import Shelf
-from forkpoint.probes.deciding import Decision, Forcing, Noting, TooLargeError
+from forkpoint.probes.deciding import Decision, Forcing, Noting
 from forkpoint.probes.held import HeldRuns, Inputs64, Side
 from forkpoint.probes.inputs import Weight, same_weights
 from forkpoint.probes.origin import Origin
@@ -47,6 +46,8 @@ MAX_NOTED = 1 << 31
 """Bytes of decisions, and of what they were taken on, that are kept of each run."""
 _TRIES = 3
 """How many other contents are tried at an origin."""
+_AWAY = 8.0
+"""How many times the gap between the runs may grow where one decides on the other's values."""
 _UNCHANGED = 1e-9
 """Change of a value in float64, relative to its largest element, that is rounding."""
 
@@ -79,14 +80,10 @@ class Held:
 
 def decisions(session: Session, weights: tuple[Weight, ...] = ()) -> Precision | None:
     """Both runs in float64 with the same decisions; None where the model makes none, or none could be held."""
-    shelf = session.memory.shelf()
+    held = _hold(session, Side(session.a), Side(session.b), session.shared, None, weights)
+    if held is None:
+        return None
     with same_weights(weights):
-        try:
-            held = _hold(session, Side(session.a), Side(session.b), session.shared, shelf, None)
-        except TooLargeError:
-            return None
-        if held is None:
-            return None
         vanishes = held.excess <= 1
         noise = max(held.rounding.after(len(held.rounding.found) or NOISE_RUNS).values(), default=0.0)
     largest, relative = (
@@ -100,17 +97,50 @@ def decisions(session: Session, weights: tuple[Weight, ...] = ()) -> Precision |
     )  # fmt: skip
 
 
-def _hold(session: Session, a: Side, b: Side, shared: Shared, shelf: Shelf, own: str | None) -> Held | None:
+def _hold(
+    session: Session, a: Side, b: Side, shared: Shared, own: str | None, weights: tuple[Weight, ...] = ()
+) -> Held | None:
     """Note the decisions of one run, have the other take its own on the same values, and make both with them held.
 
-    None where there are none, or where they could not all be held.
+    None where there are none, where they could not all be held, or where taking them so leads farther away.
     """
+    try:
+        noted = _noted(session, a, b, shared)
+        if noted is None:
+            return None
+        noting, forcing, forced = noted
+        if own is None and _leads_away(session, forced):
+            return None
+        with same_weights(weights):
+            return _held(session, a, b, shared, own, noting, forcing)
+    except Exception:  # noqa: BLE001 - other values may steer the model's code anywhere
+        return None
+
+
+def _noted(session: Session, a: Side, b: Side, shared: Shared) -> tuple[Noting, Forcing, Results] | None:
+    """Both runs in their own precision, the second with its decisions taken on the first's values; what that returned."""
+    shelf = session.memory.shelf()
     noting = Noting(a.traced.trace, shelf, MAX_NOTED, a.other)
     a.traced.again(watcher=noting)
     if not noting.found:
         return None
-    forcing = Forcing(b.traced.trace, shelf, MAX_NOTED, b.other, others=tuple(noting.found), shared=shared)
-    b.traced.again(watcher=forcing)
+    one_to_one = len(a.traced.run.calls) == len(b.traced.run.calls)
+    forcing = Forcing(
+        b.traced.trace, shelf, MAX_NOTED, b.other, others=tuple(noting.found), shared=shared, one_to_one=one_to_one
+    )  # fmt: skip
+    return noting, forcing, b.traced.again(watcher=forcing)
+
+
+def _leads_away(session: Session, forced: Results) -> bool:
+    """Whether run B is much farther from run A with A's values in its decisions than without: they were not A's, then."""
+    before, after = compare_results(session), compare_results(session, None, forced)
+    return after.max_abs > _AWAY * before.max_abs
+
+
+def _held(
+    session: Session, a: Side, b: Side, shared: Shared, own: str | None, noting: Noting, forcing: Forcing
+) -> Held | None:  # fmt: skip
+    """Both runs in float64 with what was noted."""
     runs = HeldRuns(replace(a, decisions=noting.found), replace(b, decisions=forcing.found), shared)
     exact_a = runs.run("a")
     inputs_a, complete = runs.inputs, runs.complete
@@ -144,13 +174,7 @@ def other_content(session: Session, name: str, watcher: OtherContent) -> Held | 
         None where nothing was replaced, or the decisions could not be held.
     """
     traced = session.a if name == "a" else session.b
-    try:
-        held = _hold(
-            session, Side(traced), Side(traced, other=watcher), session.shared.within(name),
-            session.memory.shelf(), name,
-        )  # fmt: skip
-    except TooLargeError:
-        return None
+    held = _hold(session, Side(traced), Side(traced, other=watcher), session.shared.within(name), name)
     return held if watcher.replaced else None
 
 
@@ -171,7 +195,7 @@ def coupling_at(session: Session, origin: Origin) -> ProbeResult | None:
         met = origin.seen.b if name == "b" else origin.seen.a
         try:
             moved = _moved(session, traced, name, met, keep)
-        except TooLargeError:
+        except Exception:  # noqa: BLE001, S112 - other values may steer the model's code anywhere
             continue
         if moved:
             text = (
