@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -411,3 +412,55 @@ def test_not_a_number_equals_itself_and_minus_zero_zero():
     x = noise(1, 3, 5).abs()
     found = joined(odd, {"x": x, "sign": 1.0}, {"x": x, "sign": -1.0})
     assert row(found, "(model)/cat").status == "equal"
+
+
+# --- Loops and what is kept -----------------------------------------------------------------------------------
+
+
+def loop(x: Tensor, *, width: int = 17) -> Tensor:
+    """On whole numbers, so that nothing rounds."""
+    state = torch.zeros_like(x[:, 0, :width])
+    found: list[Tensor] = []
+    for t in range(x.shape[1]):
+        state = (x[:, t, :width] * 2) + state.sign()
+        found.append(state)
+    return torch.stack(found, 1)
+
+
+@pytest.mark.parametrize("width", [3, 17])
+def test_a_pass_of_a_loop_meets_the_one_of_its_column(width):
+    x = noise(2, 3, 17).mul(8).round()
+    b, layout = padded(x, left=2)
+    found = joined(
+        lambda x: loop(x, width=width), {"x": x}, {"x": b.round()}, Layout.from_mask(torch.ones(2, 3)), layout
+    )
+    assert [row(found, "(model)/mul").status, row(found, "(model)/mul").compared] == ["equal", 6]
+    add = row(found, "(model)/add")
+    assert (add.status, add.compared, add.left_out) == ("differs", 6, 0)
+    assert add.difference is not None
+    assert add.difference.position == 0
+
+
+KERNEL = noise(17, 1, 3).sign()
+
+
+def convolved(
+    x: Tensor, past_key_values: Any = None, *, forgets: bool = False, pads: bool = False
+) -> dict[str, Any]:
+    past = None if forgets or past_key_values is None else past_key_values[0]
+    joint = x.mT if past is None else torch.cat([past, x.mT], -1)
+    made = F.conv1d(F.pad(joint, (2, 0)) if pads else joint, KERNEL, padding=0 if pads else 2, groups=17)
+    return {"made": made[..., : joint.shape[-1]][..., -x.shape[1] :], "past_key_values": (joint[..., -2:],)}
+
+
+@pytest.mark.parametrize("steps", [(4, 2), (3, 1, 1, 1)])
+@pytest.mark.parametrize("forgets", [False, True])
+@pytest.mark.parametrize("pads", [False, True])
+def test_columns_kept_for_a_convolution_have_no_value_of_their_own(steps, forgets, pads):
+    x = noise(1, 6, 17).mul(8).round()
+    calls = [{"x": part} for part in x.split(steps, 1)]
+    layouts = Layout.from_mask(torch.ones(1, 6)), Layout.steps([torch.ones(1, size) for size in steps])
+    how = partial(convolved, forgets=forgets, pads=pads)
+    found = row(joined(how, {"x": x}, calls, *layouts), "(model)/conv1d")
+    assert found.compared == 6
+    assert found.status == ("differs" if forgets else "equal")

@@ -14,6 +14,7 @@ from forkpoint.capture.coordinates import CoordinateTable
 from forkpoint.capture.labels import Label
 from forkpoint.layout import DECODER, MAIN, Pairing
 from forkpoint.pairs import Pairs
+from forkpoint.passes import Passes, meet
 from forkpoint.progress import SILENT, Progress
 from forkpoint.trace import WHOLE, Cells, Event, Op, Trace
 
@@ -327,6 +328,11 @@ class Join:
             self._other_dtypes(a, b, count)
             return
         kinds = {h.cells.kind for _, _, h in (*a, *b) if h.cells is not None}
+        if kinds in ({"rows", "open"}, {"open"}):
+            a, b = self._compare_loop(a, b, count)
+            if not a or not b:
+                count.skip(len(a) + len(b), "a pass that the other run does not make")
+                return
         whole_a, whole_b = ({_is_whole(h) for _, _, h in side} for side in (a, b))
         if kinds == {"rows"} and whole_a != whole_b:
             self._compare_open(a, b, count)
@@ -430,32 +436,29 @@ class Join:
             self._passes(a, self.shared.a, self.shared.home_a),
             self._passes(b, self.shared.b, self.shared.home_b),
         )
-        _, rows_a, rows_b = np.intersect1d(
-            table_a.keys, table_b.keys, assume_unique=True, return_indices=True
-        )
-        pairs = [(rows_a, rows_b)]
-        for mine, theirs, rows, swap in ((table_a, table_b, rows_a, False), (table_b, table_a, rows_b, True)):
-            met = np.zeros(len(mine.keys), dtype=bool)
-            met[rows] = True
-            rest = np.flatnonzero(~met)
-            again = rest[mine.again[rest]]
-            place = np.searchsorted(theirs.first_keys, mine.numbers[again])
-            fits = (place < len(theirs.first_keys)) & (
-                theirs.first_keys[np.minimum(place, max(len(theirs.first_keys) - 1, 0))]
-                == mine.numbers[again]
-                if len(theirs.first_keys)
-                else np.zeros(len(again), dtype=bool)
-            )
-            partner = theirs.first_rows[place[fits]]
-            pairs.append((partner, again[fits]) if swap else (again[fits], partner))
-            count.skip(len(rest) - int(fits.sum()), "a pass that the other run does not make")
-        for left, right in pairs:
+        met, alone = meet(table_a, table_b)
+        count.skip(sum(map(len, alone)), "a pass that the other run does not make")
+        for left, right in met:
             self._compare_records(table_a, table_b, left, right, count)
 
-    def _passes(self, events: list[tuple[int, Event, Event]], numbers: Ints, homes: Ints) -> _Passes:
+    def _compare_loop(
+        self, a: list[tuple[int, Event, Event]], b: list[tuple[int, Event, Event]], count: _Count
+    ) -> tuple[list[tuple[int, Event, Event]], list[tuple[int, Event, Event]]]:
+        """Compare the passes of a loop over columns, each of which works on one; returns what else there is.
+
+        A pass belongs to its column, whichever size a dimension of the state happens to have.
+        """
+        (work_a, rest_a), (work_b, rest_b) = _at_columns(self.a, a), _at_columns(self.b, b)
+        if not work_a or not work_b or not any(event.nth for _, event, _ in (*work_a, *work_b)):
+            return a, b
+        self._compare_passes(work_a, work_b, count)
+        return rest_a, rest_b
+
+    def _passes(self, events: list[tuple[int, Event, Event]], numbers: Ints, homes: Ints) -> _Records:
         parts: list[tuple[Ints, Ints, Ints, Any, Any, Ints]] = []
         for index, event, held in events:
-            assert held.cells is not None and held.digests is not None
+            digests = held.digests if held.flat is None else held.flat
+            assert held.cells is not None and digests is not None
             ids = held.cells.ids
             number = numbers[ids]
             keep = np.flatnonzero(number >= 0)
@@ -465,16 +468,16 @@ class Join:
                     number[keep],
                     again,
                     np.full(len(keep), index),
-                    held.digests[keep],
+                    digests[keep],
                     held.cells.keys[keep]
                     if held.cells.keys is not None
                     else np.zeros((len(keep), 0), dtype=np.int64),
                     _widths(held)[keep],
                 )
             )
-        return _Passes(*(np.concatenate(column) for column in zip(*parts, strict=True)))
+        return _Records(*(np.concatenate(column) for column in zip(*parts, strict=True)))
 
-    def _compare_records(self, a: _Passes, b: _Passes, left: Ints, right: Ints, count: _Count) -> None:
+    def _compare_records(self, a: _Records, b: _Records, left: Ints, right: Ints, count: _Count) -> None:
         if not len(left):
             return
         same_width = a.widths[left] == b.widths[right]
@@ -884,31 +887,20 @@ class Join:
         return Pairs(index_a, index_b, np.zeros(len(index_a), dtype=np.int64))
 
 
-class _Passes:
-    """The passes of one op in one run, a row for each coordinate of each pass, and a key that no other row has."""
+class _Records(Passes):
+    """The passes of one op in one run, with what is compared of each.
+
+    Attributes:
+        digests: [rows, ...].
+        keys_seen: [rows, 4], for attention weights the keys that the query sees; else without columns.
+        widths: [rows], elements.
+    """
 
     def __init__(
         self, numbers: Ints, again: Any, events: Ints, digests: Any, keys_seen: Ints, widths: Ints
     ) -> None:
-        self.numbers, self.events, self.digests = numbers, events, digests
-        self.keys_seen, self.widths = keys_seen, widths
-        self.again = again.astype(bool)
-        group = numbers * 2 + self.again
-        order = np.argsort(group, kind="stable")
-        sorted_group = group[order]
-        starts = (
-            np.flatnonzero(np.r_[True, sorted_group[1:] != sorted_group[:-1]])
-            if len(group)
-            else np.zeros(0, int)
-        )
-        lengths = np.diff(np.r_[starts, len(group)])
-        nth = np.empty(len(group), dtype=np.int64)
-        nth[order] = np.arange(len(group)) - np.repeat(starts, lengths)
-        self.keys = group * (1 << 24) + nth
-        home = np.flatnonzero(~self.again & (nth == 0))
-        order = np.argsort(numbers[home], kind="stable")
-        self.first_rows = home[order]
-        self.first_keys = numbers[home][order]
+        super().__init__(numbers, again.astype(bool), events)
+        self.digests, self.keys_seen, self.widths = digests, keys_seen, widths
 
 
 def _grid(held: Event) -> tuple[tuple[int, ...], Ints]:
@@ -934,6 +926,17 @@ def _same_slices(a: Event, b: Event) -> bool:
         return False
     sizes = {int(width) for event in (a, b) for width in np.unique(_widths(event))}
     return len(sizes) == 1
+
+
+def _at_columns(
+    trace: Trace, entries: list[tuple[int, Event, Event]]
+) -> tuple[list[tuple[int, Event, Event]], list[tuple[int, Event, Event]]]:
+    """The events that work on one column of each row, of several; and the others."""
+    found: tuple[list[tuple[int, Event, Event]], ...] = ([], [])
+    for entry in entries:
+        cells = entry[2].cells
+        found[cells is None or not trace.table.one_of_many(cells.ids)].append(entry)
+    return found[0], found[1]
 
 
 def _is_whole(held: Event) -> bool:

@@ -13,7 +13,7 @@ from hypothesis.extra import numpy as npst
 
 from forkpoint import Layout
 from forkpoint.capture.coordinates import NONE, CoordinateTable
-from forkpoint.capture.labels import Labels, compress, reshape, spread
+from forkpoint.capture.labels import Label, Labels, compress, reshape, spread
 
 SHAPES = npst.array_shapes(min_dims=0, max_dims=4, min_side=1, max_side=4)
 
@@ -147,3 +147,50 @@ def test_a_reduction_over_tokens_belongs_to_their_set(labels):
     assert labels.table.members[pooled.q[1, 0]] == frozenset(ids[1].tolist())
     assert labels.reduce(label, [2], keepdim=True) is label
     assert labels.reduce(None, [0], keepdim=True) is None
+
+
+# --- Loops over columns -------------------------------------------------------------------------------
+
+
+def column(labels: Labels, t: int) -> Label:
+    found = labels.apply(labels.make(slots(labels)[:, :, None]), lambda ids: ids[:, t])
+    assert found is not None
+    return found
+
+
+def worked(labels: Labels, *operands: Label) -> Label:
+    found = labels.merge(operands, 2)
+    assert found is not None
+    return found
+
+
+@pytest.mark.parametrize("order", [range(3), reversed(range(3))])
+def test_a_pass_of_a_loop_belongs_to_the_column_that_it_takes_up(labels, order):
+    state = None
+    for t in order:
+        step = column(labels, t)
+        assert step.depth == 0
+        if state is None:
+            state = worked(labels, step)  # and a state without tokens
+            continue
+        decayed = worked(labels, state)
+        for operands in ([decayed, step], [step, decayed]):
+            state = worked(labels, *operands)
+            assert state.q[:, 0].tolist() == slots(labels)[:, t].tolist()
+            assert 0 < state.depth < decayed.depth
+
+
+def test_what_a_gate_is_computed_of_is_nearer_to_its_column_than_the_state(labels):
+    gate = worked(labels, worked(labels, column(labels, 0)))
+    state = worked(labels, worked(labels, gate, column(labels, 0)))
+    earlier = worked(labels, worked(labels, gate, column(labels, 2)))
+    assert worked(labels, gate, worked(labels, earlier)).q.tolist() == gate.q.tolist()
+    assert state.depth > gate.depth
+
+
+def test_only_one_column_of_several_has_a_depth(labels):
+    whole = labels.make(slots(labels)[:, :, None])
+    assert labels.merge([whole], 3) is whole
+    step = Labels(CoordinateTable(Layout.from_mask(torch.ones(2, 1))))
+    only = step.make(slots(step))
+    assert step.merge([only], 2) is only

@@ -54,8 +54,11 @@ class CoordinateTable:
         """(stream, sample, position) of a token; None for padding and sets."""
         self.members: list[frozenset[int]] = []
         """Ids of the tokens of a set."""
-        self.places: list[tuple[int, int]] = []
-        """For each column of the input its row and its place in the row, over all calls; (-1, -1) for sets."""
+        self.places: list[tuple[int, int, int]] = []
+        """For each column of the input its row, its place in the row over all calls, and how many columns its call has.
+
+        -1 for sets.
+        """
         self._arrays: dict[str, np.ndarray] = {}
         self._mixed = self._add(("padding", "mixed"), _PADDING, None, frozenset())
         self._slots = [
@@ -65,10 +68,13 @@ class CoordinateTable:
             }
             for call, entry in enumerate(layout.calls)
         ]
+        self._most_rows = max(
+            (grid[..., 0].size for slots in self._slots for grid in slots.values()), default=0
+        )
 
     def _add(
         self, key: Hashable, kind: int, token: tuple[str, int, int] | None, members: frozenset[int],
-        place: tuple[int, int] = (-1, -1),
+        place: tuple[int, int, int] = (-1, -1, -1),
     ) -> int:  # fmt: skip
         found = self._ids.get(key)
         if found is None:
@@ -82,11 +88,11 @@ class CoordinateTable:
     def _grid(self, call: int, stream: str, sample: NDArray[np.int64], position: NDArray[np.int64]) -> Ids:
         columns, nothing = sample.shape[-1], frozenset[int]()
         across = is_time_major(sample)
-        pairs = zip(sample.reshape(-1).tolist(), position.reshape(-1).tolist(), strict=True)
+        pairs = list(zip(sample.reshape(-1).tolist(), position.reshape(-1).tolist(), strict=True))
         ids: list[int] = []
         for index, (s, p) in enumerate(pairs):
             row, column = divmod(index, columns)[:: -1 if across else 1]
-            place = (row, (call << 32) + column)
+            place = (row, (call << 32) + column, len(pairs) // columns if across else columns)
             if s >= 0 and p >= 0:
                 token = (stream, s, p)
                 ids.append(self._add(token, _TOKEN, token, nothing, place))
@@ -98,7 +104,7 @@ class CoordinateTable:
         """A column of the table as an array, with an entry for `NONE` at its end."""
         known = self._arrays.get(name)
         if known is None or len(known) != len(self.kinds) + 1:
-            values: list[Any] = [*self.places, (-1, -1)] if name == "places" else [*self.kinds, 0]
+            values: list[Any] = [*self.places, (-1, -1, -1)] if name == "places" else [*self.kinds, 0]
             known = self._arrays[name] = np.asarray(values, dtype=np.int64)
         return known
 
@@ -135,6 +141,19 @@ class CoordinateTable:
         places = self._array("places")
         take_y = (places[x, 0] == places[y, 0]) & (places[y, 1] > places[x, 1])
         return np.where(take_y, y, x).astype(np.int32)
+
+    def one_of_many(self, ids: Ids) -> bool:
+        """Whether ids are one column of each of some rows, in a call that has more columns."""
+        if ids.size > self._most_rows:
+            return False
+        items = ids.reshape(-1).tolist()
+        rows = {self.places[item][0] for item in items if item != NONE and self.places[item][2] > 1}
+        return len(rows) == len(items)
+
+    def kept_of_earlier(self, ids: Ids) -> NDArray[np.bool_]:
+        """True where an id is a column of an earlier call than the latest among them."""
+        calls = np.where(ids >= 0, self._array("places")[ids, 1] >> 32, -1)
+        return (calls >= 0) & (calls < calls.max(initial=-1))
 
     def in_place(self, ids: Ids) -> bool:
         """Whether ids are those of a call's columns, each in its place."""

@@ -33,12 +33,18 @@ class Label:
         q: compressed ids of the coordinate that each element belongs to.
         k: compressed ids of the key that each element looks at, for attention weights; else None.
         uid: a number for this label in its run, from 1.
+        depth: for a value of one column that a loop over columns works on, by how many computations it lies behind what
+            was taken from that column; else 0.
     """
 
-    __slots__ = ("k", "q", "uid")
+    __slots__ = ("depth", "k", "q", "uid")
 
-    def __init__(self, q: Ids, k: Ids | None, uid: int) -> None:
-        self.q, self.k, self.uid = q, k, uid
+    def __init__(self, q: Ids, k: Ids | None, uid: int, depth: int = 0) -> None:
+        self.q, self.k, self.uid, self.depth = q, k, uid, depth
+
+
+MAX_DEPTH = 255
+"""Computations beyond which it is no longer counted how far a value lies behind its column."""
 
 
 MAX_LAYOUTS = 8
@@ -84,8 +90,11 @@ class Labels:
         kept = (self._known, self.answers, self.marks, self.treatments, self.intakes)
         return max(answers, *map(len, kept))
 
-    def make(self, q: Ids, k: Ids | None = None) -> Label | None:
-        """The label with these ids, compressed; None where no token has a part in it."""
+    def make(self, q: Ids, k: Ids | None = None, depth: int = 0) -> Label | None:
+        """The label with these ids, compressed; None where no token has a part in it.
+
+        A depth is only kept where the ids are one column of each row, of several.
+        """
         q = compress(q)
         k = None if k is None else compress(k)
         if k is not None and bool((k == NONE).all()):
@@ -94,17 +103,25 @@ class Labels:
             if k is None:
                 return None
             q, k = k, None
-        key = (q.shape, q.tobytes(), None if k is None else (k.shape, k.tobytes()))
+        if depth and (k is not None or not self.table.one_of_many(q)):
+            depth = 0
+        key = (q.shape, q.tobytes(), None if k is None else (k.shape, k.tobytes()), depth)
         found = self._known.get(key)
         if found is None:
-            found = self._known[key] = Label(q, k, len(self._known) + 1)
+            found = self._known[key] = Label(q, k, len(self._known) + 1, depth)
         return found
 
     def apply(self, label: Label | None, move: Callable[[Ids], Ids]) -> Label | None:
         """The label after a movement of elements, applied to both of its arrays."""
         if label is None:
             return None
-        return self.make(move(label.q), None if label.k is None else move(label.k))
+        return self.make(move(label.q), None if label.k is None else move(label.k), label.depth)
+
+    def deeper(self, label: Label | None) -> Label | None:
+        """The label of what is computed from values of a label: one computation further behind their column."""
+        if label is None or not self.table.one_of_many(label.q):
+            return label
+        return self.make(label.q, label.k, min(label.depth + 1, MAX_DEPTH))
 
     # ------------------------------------------------------------------ elementwise
 
@@ -117,12 +134,13 @@ class Labels:
             label = self.apply(label, lambda ids: ids.reshape((1,) * (ndim - ids.ndim) + ids.shape))
             assert label is not None
             merged = label if merged is None else self._merge_two(merged, label)
-        return merged
+        return self.deeper(merged)
 
     def _merge_two(self, x: Label, y: Label) -> Label:
         if x is y:
             return x
         if np.array_equal(x.q, y.q):
+            x, y = (x, y) if x.depth >= y.depth else (y, x)
             return x if x.k is not None or y.k is None else y
         if x.k is not None or y.k is not None:
             return x if x.k is not None else y
@@ -140,7 +158,8 @@ class Labels:
         clash = (rank_x == rank_y) & (qx != qy)
         if clash.any():
             q = np.where(clash, self._settle(x, y, qx, qy), q)
-        merged = self.make(q.astype(np.int32))
+        depth = max((label.depth for label in (x, y) if np.array_equal(label.q, q)), default=0)
+        merged = self.make(q.astype(np.int32), depth=depth)
         assert merged is not None
         return merged
 
@@ -148,7 +167,9 @@ class Labels:
         """Whose coordinate the elements have where two columns of the input meet.
 
         That of the operand that varies along more dimensions (one token against all), or whose columns are
-        where the input has them (against a shifted one); else the later column.
+        where the input has them (against a shifted one). In a loop over columns, forward or backward, it is the one
+        that a pass has just taken up: what was computed less far behind its column, against the state of earlier
+        passes. Else it is the later column.
         """
         vx = {d for d, size in enumerate(x.q.shape) if size > 1}
         vy = {d for d, size in enumerate(y.q.shape) if size > 1}
@@ -157,6 +178,8 @@ class Labels:
         in_place = self.table.in_place(x.q), self.table.in_place(y.q)
         if in_place[0] != in_place[1]:
             return qx if in_place[0] else qy
+        if x.depth != y.depth and all(self.table.one_of_many(label.q) for label in (x, y)):
+            return qx if x.depth < y.depth else qy
         return self.table.later(qx, qy)
 
     def _outer(self, x: Ids, y: Ids) -> bool:
@@ -184,7 +207,7 @@ class Labels:
         if not keepdim:
             q = np.squeeze(q, tuple(dims))
             k = None if k is None else np.squeeze(k, tuple(dims))
-        return self.make(q, k)
+        return self.make(q, k, min(label.depth + 1, MAX_DEPTH))
 
     def _unions(self, q: Ids, dims: Sequence[int]) -> Ids:
         kept = [d for d in range(q.ndim) if d not in dims]

@@ -135,6 +135,12 @@ def _default(call: Call) -> list[Label | None]:
     if call.name.endswith("_") and not call.name.endswith("__") and isinstance(call.arg(0), Tensor):
         held = call.label(call.arg(0))
         if held is not None and held.k is None and bool(call.labels.table.is_slot(held.q).all()):
+            if call.labels.table.one_of_many(
+                held.q
+            ):  # the state of a loop over columns, or one of its columns
+                others = [label for t in call.tensors() if (label := call.label(t)) is not None]
+                if all(call.labels.table.one_of_many(label.q) for label in others):
+                    return [call.labels.merge(others, call.outputs[0].dim())] * len(call.outputs)
             return [held] * len(call.outputs)  # what is added to a token's features stays that token's
     return [by_shape(call, output) for output in call.outputs]
 
@@ -314,7 +320,10 @@ def _replay(call: Call) -> Label | None | list[Label | None]:
     parts = [_replay_one(call, source, label.q)]
     if label.k is not None:
         parts.append(_replay_one(call, source, label.k))
-    return [call.labels.make(*(part[i] for part in parts)) for i in range(len(call.outputs))]
+    return [
+        call.labels.make(parts[0][i], parts[1][i] if len(parts) > 1 else None, label.depth)
+        for i in range(len(call.outputs))
+    ]
 
 
 def _resize_last(ids: Ids, ndim: int) -> Ids:
@@ -382,7 +391,7 @@ def _join(call: Call, parts: list[tuple[Label | None, Shape]], dim: int) -> Labe
         others = np.broadcast_shapes(*[(*p.shape[:dim], 1, *p.shape[dim + 1 :]) for p in pieces])
         grown = [np.broadcast_to(p, (*others[:dim], p.shape[dim], *others[dim + 1 :])) for p in pieces]
         arrays.append(np.concatenate(grown, axis=dim))
-    return call.labels.make(*arrays)
+    return call.labels.make(arrays[0], arrays[1])
 
 
 @rule("pad", "constant_pad_nd")
@@ -1009,6 +1018,9 @@ def _windows(
     on both sides, and else the last, as a causal layer has it. With a larger stride it is the first
     of the window, and a window that reaches into padding belongs to no token (its frame is not counted by
     the models' own length functions).
+
+    A column kept of an earlier call is there for the windows of later ones. Its own window, where it begins before
+    what was kept, is cut short: what comes of it is no value of its token.
     """
     source = call.arg(0, "input")
     label = call.label(source)
@@ -1027,7 +1039,8 @@ def _windows(
     def move(ids: Ids) -> Ids:
         for i in range(spatial):
             d = first + i
-            if ids.shape[d] == 1:
+            alone = int(source.shape[d]) == 1 and bool(call.labels.table.is_slot(ids).all())
+            if ids.shape[d] == 1 and not alone:
                 continue
             out, step, reach = int(call.outputs[0].shape[d]), int(strides[i]), int(kernels[i])
             spread_by = int(dilations[i])
@@ -1056,12 +1069,12 @@ def _padding_before(padding: Any, i: int, kernel: int, dilation: int) -> int:
 
 def _of_window(call: Call, held: np.ndarray[Any, Any], step: int) -> np.ndarray[Any, Any]:
     """The coordinate of each window, from the ids that it holds, [outputs, kernel, ...]."""
-    kernel = held.shape[1]
+    kernel, table = held.shape[1], call.labels.table
     if step == 1:
         counts = [len(np.unique(held[:, place][held[:, place] != NONE])) for place in range(kernel)]
         best = max(range(kernel), key=lambda place: (counts[place], place))
-        return held[:, best]
-    table = call.labels.table
+        cut = (held[:, :best] == NONE).any(axis=1) & table.kept_of_earlier(held[:, best])
+        return np.where(cut, table.mixed, held[:, best])
     padded = np.asarray([*map(table.is_padding, range(len(table.kinds))), False])[held].any(axis=1)
     chosen = held[:, 0]
     for place in range(1, kernel):
@@ -1083,6 +1096,15 @@ def _recurrent(call: Call) -> list[Label | None]:
         summed = call.labels.reduce(steps, [time], keepdim=False)
         state = call.labels.apply(summed, lambda ids: ids[None])
     return [steps, *[state] * (len(call.outputs) - 1)]
+
+
+@rule("lstm_cell", "gru_cell", "rnn_tanh_cell", "rnn_relu_cell")
+def _cell(call: Call) -> Label | None:
+    """One step of a recurrent network belongs to the column that goes in, not to those in its state."""
+    label = call.label(call.arg(0, "input"))
+    if label is None:
+        return _default(call)[0]
+    return call.labels.reduce(label, [call.arg(0, "input").dim() - 1], keepdim=True)
 
 
 @rule("_pack_padded_sequence")
