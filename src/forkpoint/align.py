@@ -170,14 +170,19 @@ _CHUNK = {"cpu": 1 << 18, "cuda": 1 << 24}
 """Elements that are compared at a time: as many as a processor's cache holds, or as a GPU has memory to spare."""
 
 
-def gap(a: Tensor, b: Tensor, pairs: Pairs) -> Gap:
-    """Compare paired elements by value: NaN equals NaN, and -0.0 equals 0.0."""
+def gap(a: Tensor, b: Tensor, pairs: Pairs, beyond: float = 0.0) -> Gap:
+    """Compare paired elements by value: NaN equals NaN, and -0.0 equals 0.0.
+
+    Args:
+        beyond: how far two elements may be apart and not count as different.
+    """
     largest = np.zeros(len(pairs.first_a))
     differing, nan, first = 0, False, _First(pairs)
     for start, left, right in rows(a, b, pairs):
         if _equal(left, right):
             continue
         same, apart, nan_in_one = compare(left, right)
+        same = same | (apart <= beyond) if beyond else same
         wrong = (~same).sum(1)
         differing += int(wrong.sum())
         nan = nan or bool(nan_in_one.any())
@@ -189,6 +194,16 @@ def gap(a: Tensor, b: Tensor, pairs: Pairs) -> Gap:
         scale = max(_scale(left) for _, left, _ in rows(a, b, pairs))
     relative = most / scale if scale > 0 else (0.0 if most == 0 else float("inf"))
     return Gap(differing, len(pairs), first.pair, most, relative, largest, nan)
+
+
+def largest_pair(a: Tensor, b: Tensor, pairs: Pairs, found: Gap) -> int:
+    """Index into the pairs of the first element that is as far apart as any, where some differ."""
+    cell = int(found.largest.argmax())
+    one = replace(
+        pairs, first_a=pairs.first_a[[cell]], first_b=pairs.first_b[[cell]], coordinates=pairs.coordinates[[cell]]
+    )  # fmt: skip
+    _, left, right = next(rows(a, b, one))
+    return cell * len(pairs.inner_a) + int(compare(left, right).apart.argmax())
 
 
 def rows(a: Tensor, b: Tensor, pairs: Pairs, together: int = 1) -> Iterator[tuple[int, Tensor, Tensor]]:

@@ -6,21 +6,25 @@ import inspect
 import linecache
 import os
 from collections.abc import Callable, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 from torch import Tensor, nn
 
-from forkpoint.align import gap, index_of, pair_elements, scalar
+from forkpoint.align import gap, index_of, largest_pair, pair_elements, scalar
 from forkpoint.arguments import compare_arguments
 from forkpoint.capture.functions import ALWAYS_VIEWS, parameter_names
+from forkpoint.capture.labels import spread
 from forkpoint.capture.recorder import Fetch, Look, Taken
 from forkpoint.distance import ulps
 from forkpoint.finite import FinitePart, all_finite, finite_part
 from forkpoint.match import Difference, Joined
 from forkpoint.modules import WRAPPER
+from forkpoint.pairs import Pairs
 from forkpoint.promotion import Promotion
-from forkpoint.result import Divergence, InputComparison
+from forkpoint.result import Divergence, Element, InputComparison
 from forkpoint.session import Session, Traced
 from forkpoint.trace import Event, Op
 
@@ -138,12 +142,27 @@ def fetch_op(
         promotion: computes the run in float64.
         look: what else is to be known of the call.
     """
-    found: list[Taken] = []
-    output = op.output if op.is_boundary else None
-    key = op.module, op.function, op.site.chain
-    wanted = Fetch(key, event.call, event.nth, found.append, output, look)
-    traced.again([wanted], promotion=promotion)
-    return found[0] if found else None
+    return fetch_ops(traced, [(op, event)], promotion=promotion, look=look)[0]
+
+
+def fetch_ops(
+    traced: Traced,
+    wanted: Sequence[tuple[Op, Event | Taken]],
+    *,
+    promotion: Promotion | None = None,
+    look: Look | None = None,
+) -> list[Taken | None]:
+    """The same for several calls, in one run."""
+    found: list[list[Taken]] = [[] for _ in wanted]
+    fetches = [
+        Fetch(
+            (op.module, op.function, op.site.chain), event.call, event.nth, taken.append,
+            op.output if op.is_boundary else None, look,
+        )
+        for (op, event), taken in zip(wanted, found, strict=True)
+    ]  # fmt: skip
+    traced.again(fetches, promotion=promotion)
+    return [taken[0] if taken else None for taken in found]
 
 
 def describe(session: Session, row: Joined, a: Taken, b: Taken, tokens: Tokens) -> Divergence | None:
@@ -155,9 +174,14 @@ def describe(session: Session, row: Joined, a: Taken, b: Taken, tokens: Tokens) 
 
 def describe_values(
     session: Session, op: Op, output: int, a: Taken, b: Taken, tokens: Tokens,
-    known: tuple[int | None, int | None] = (None, None),
+    known: tuple[int | None, int | None] = (None, None), beyond: float = 0.0,
 ) -> Divergence | None:  # fmt: skip
-    """The same for any op, where `known` is (sample, position) for values that have no label of their own."""
+    """The same for any op.
+
+    Args:
+        known: (sample, position) for values that have no label of their own.
+        beyond: how far two elements may be apart and not count as different.
+    """
     value_a, value_b = a.outputs[output], b.outputs[output]
     label_a, label_b = a.output_labels[output], b.output_labels[output]
     pairs = pair_elements(value_a, label_a, value_b, label_b, session.shared)
@@ -167,31 +191,21 @@ def describe_values(
         )
     if not len(pairs):
         return None
-    found = gap(value_a, value_b, pairs)
+    found = gap(value_a, value_b, pairs, beyond)
     if not found.differing:
         return None
-    at_a, at_b = pairs.at(found.first)
-    labelled = label_a is not None and label_b is not None
-    sample, position = session.shared.place(pairs, found.first) if labelled else known
-    shape = tuple(value_a.shape)
-    sample, position = session.join.token_at((a.op, a.call), label_a, shape, index_of(at_a, shape)) or (
-        sample,
-        position,
-    )
-    first_a, first_b = scalar(value_a, at_a), scalar(value_b, at_b)
+
+    def element(pair: int) -> Element:
+        return _element(session, a, b, output, pairs, pair, known, tokens)
+
+    first, most = element(found.first), largest_pair(value_a, value_b, pairs, found)
     part = FinitePart(max_abs=found.max_abs, max_rel=found.max_rel)
     if not (all_finite(value_a) and all_finite(value_b)):
         part = finite_part(value_a, value_b, pairs)
     return Divergence(
         **_place(session, op),
-        sample=None if sample is None else session.a.run.layout.name(sample),
-        position=position,
-        token=tokens(sample, position) if sample is not None and position is not None else None,
-        index_a=index_of(at_a, tuple(value_a.shape)),
-        index_b=index_of(at_b, tuple(value_b.shape)),
-        value_a=first_a,
-        value_b=first_b,
-        ulps=_ulps(first_a, first_b, value_a, value_b),
+        **vars(first),
+        ulps=_ulps(first.value_a, first.value_b, value_a, value_b),
         max_abs=part.max_abs,
         max_rel=part.max_rel,
         nonfinite_a=part.nonfinite_a,
@@ -205,7 +219,68 @@ def describe_values(
         dtype_b=str(value_b.dtype).removeprefix("torch."),
         shape_a=tuple(value_a.shape),
         shape_b=tuple(value_b.shape),
+        largest=element(most) if most != found.first else None,
     )
+
+
+def _element(
+    session: Session, a: Taken, b: Taken, output: int, pairs: Pairs, pair: int,
+    known: tuple[int | None, int | None], tokens: Tokens,
+) -> Element:  # fmt: skip
+    """One pair of elements of an op's value; see `describe_values`."""
+    value_a, value_b = a.outputs[output], b.outputs[output]
+    label_a, labelled = (
+        a.output_labels[output],
+        None not in (a.output_labels[output], b.output_labels[output]),
+    )
+    at_a, at_b = pairs.at(pair)
+    index_a, index_b = index_of(at_a, tuple(value_a.shape)), index_of(at_b, tuple(value_b.shape))
+    sample, position = session.shared.place(pairs, pair) if labelled else known
+    here = session.join.token_at((a.op, a.call), label_a, tuple(value_a.shape), index_a)
+    sample, position = here or (sample, position)
+    return Element(
+        sample=None if sample is None else session.a.run.layout.name(sample),
+        position=position,
+        token=tokens(sample, position) if sample is not None and position is not None else None,
+        index_a=index_a,
+        index_b=index_b,
+        value_a=scalar(value_a, at_a),
+        value_b=scalar(value_b, at_b),
+    )
+
+
+def describe_choice(
+    session: Session, op: Op, output: int, a: Taken, b: Taken, tokens: Tokens, absent: AbstractSet[int]
+) -> Divergence:
+    """The divergence of an op that chooses tokens: those that it chose in one run alone.
+
+    Args:
+        absent: their shared numbers.
+    """
+    number = min(absent)
+    sample, position = session.shared.coordinate(number)
+    at: list[tuple[tuple[int, ...], Any]] = []
+    for taken, numbers in ((a, session.shared.a), (b, session.shared.b)):
+        value, label = taken.outputs[output], taken.output_labels[output]
+        here = None if label is None else spread(numbers[label.q] == number, tuple(value.shape))
+        flat = np.flatnonzero(here) if here is not None else np.zeros(0, dtype=np.int64)
+        found = int(flat[0]) if len(flat) else None
+        at.append(
+            ((), None) if found is None else (index_of(found, tuple(value.shape)), scalar(value, found))
+        )
+    (index_a, first_a), (index_b, first_b) = at
+    value_a, value_b = a.outputs[output], b.outputs[output]
+    return Divergence(
+        **_place(session, op),
+        sample=None if sample is None else session.a.run.layout.name(sample),
+        position=position,
+        token=tokens(sample, position) if sample is not None and position is not None else None,
+        index_a=index_a, index_b=index_b, value_a=first_a, value_b=first_b, ulps=None, max_abs=None, max_rel=None,
+        differing=len(absent), compared=len(absent), inputs=compare_inputs(session, a, b), call=a.call,
+        dtype_a=str(value_a.dtype).removeprefix("torch."), dtype_b=str(value_b.dtype).removeprefix("torch."),
+        shape_a=tuple(value_a.shape), shape_b=tuple(value_b.shape),
+        note="this op chooses tokens, and one run chooses some that the other doesn't",
+    )  # fmt: skip
 
 
 def _ulps(a: Any, b: Any, value_a: Tensor, value_b: Tensor) -> float | None:
@@ -370,9 +445,13 @@ def _between(session: Session, located: Located) -> Located:
 
 
 def _unmatched_before(session: Session, row: Joined) -> list[tuple[str, Op]]:
-    """Ops of either run alone that lie between the last equal value and a first difference."""
+    """Ops of either run alone that lie between the last equal value and a first difference.
+
+    Where they are views throughout (further columns of a longer row), they made nothing.
+    """
     difference = _difference(row)
     found: list[tuple[str, Op]] = []
+    made = False
     for run, status, trace, stop in (
         ("a", "only in a", session.a.trace, difference.event_a),
         ("b", "only in b", session.b.trace, difference.event_b),
@@ -389,10 +468,11 @@ def _unmatched_before(session: Session, row: Joined) -> list[tuple[str, Op]]:
             key = trace.key(op)
             if key in alone and not op.is_boundary:
                 found.insert(0, (run, op))
+                made = made or event.status != "view"
             elif key in equal and event.status == "digest":
                 break
     unique: dict[tuple[str, Any], tuple[str, Op]] = {(run, op.key): (run, op) for run, op in found}
-    return list(unique.values())
+    return list(unique.values()) if made else []
 
 
 def _common_module(session: Session, ops: list[tuple[str, Op]]) -> str:

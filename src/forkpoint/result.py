@@ -51,6 +51,21 @@ class ArgumentComparison:
 
 
 @dataclass(frozen=True)
+class Element:
+    """One element of an op's value in both runs."""
+
+    sample: Hashable | None
+    position: int | None
+    token: str | None
+    """Text of the token, if a tokenizer is known."""
+    index_a: tuple[int, ...]
+    """Full index in run A's value."""
+    index_b: tuple[int, ...]
+    value_a: float | complex | int | bool | None
+    value_b: float | complex | int | bool | None
+
+
+@dataclass(frozen=True)
 class Divergence:
     """An op whose values differ between the runs, with its first differing element."""
 
@@ -98,6 +113,10 @@ class Divergence:
     nonfinite_b: int = 0
     arguments: tuple[ArgumentComparison, ...] = ()
     """Arguments besides tensors that differ: scales, epsilons, dimensions, limits."""
+    largest: Element | None = None
+    """The element that is farthest apart, where that is another than the first."""
+    closes: float | None = None
+    """For an origin, the share of the result's gap, 0 to 1, that closes as it is put right after those before it."""
 
 
 @dataclass(frozen=True)
@@ -323,6 +342,9 @@ class Result:
     drift: tuple[LayerDrift, ...]
     replaced_modules: tuple[ReplacedModule, ...]
     origin: Divergence | None = None
+    """The first of the origins."""
+    origins: tuple[Divergence, ...] = ()
+    """All ops at which something other than rounding enters independently, in the order of execution."""
     first_nonfinite_a: NonFinite | None = None
     """Where the NaN and infinities of run A's results come from; None where there are none, or without probes."""
     first_nonfinite_b: NonFinite | None = None

@@ -22,7 +22,8 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from forkpoint.locate import Located, Tokens, describe_values, fetch_op
+from forkpoint.capture.recorder import Taken
+from forkpoint.locate import Located, Tokens, describe_choice, describe_values, fetch_op, fetch_ops
 from forkpoint.mechanisms import LOSS_NORMALISATION, ROUNDING_ADVICE, Case, Mechanism, recognise
 from forkpoint.probes.content import ContentProbe, content
 from forkpoint.probes.deciding import decided_apart
@@ -30,8 +31,9 @@ from forkpoint.probes.decisions import decisions
 from forkpoint.probes.held import HeldRuns
 from forkpoint.probes.inputs import Inputs, inputs
 from forkpoint.probes.masks import missing_masks
+from forkpoint.probes.meetings import Meeting
 from forkpoint.probes.nonfinite import Unfinite, advice, unfinite
-from forkpoint.probes.origin import Meeting, Origin, origin
+from forkpoint.probes.origin import Origin, origin
 from forkpoint.probes.positions import shifted_positions
 from forkpoint.probes.precision import Precision, precision
 from forkpoint.probes.repeat import repeat
@@ -55,10 +57,10 @@ _LAYOUT_ADVICE = "Say by hand where the tokens are (`layout=` of fp.Run), and le
 
 @dataclass(frozen=True)
 class Judgement:
-    """A verdict, and the origin if the runs differ in exact arithmetic and it could be located."""
+    """A verdict, and the origins if the runs differ in exact arithmetic and they could be located."""
 
     verdict: Verdict
-    origin: Divergence | None = None
+    origins: tuple[Divergence, ...] = ()
     found: Origin | None = None
     unfinite: Unfinite | None = None
 
@@ -82,7 +84,7 @@ def judge(session: Session, compared: ResultComparison, located: Located | None,
     """Run the probes that are needed, and read the truth table."""
     made = unfinite(session, compared, located)
     judged = _judge(session, compared, located, tokens, made)
-    verdict = _with_masks(session, _without_origin(judged), judged.origin)
+    verdict = _with_masks(session, _without_origin(judged), next(iter(judged.origins), None))
     return replace(judged, verdict=_with_unfinite(verdict, made), unfinite=made)
 
 
@@ -261,7 +263,7 @@ def _semantic(
     verdict = Verdict(
         VerdictKind.SEMANTIC, mechanism.slug, mechanism.by_design, summary, tuple(evidence), mechanism.advice
     )
-    return Judgement(verdict, _origin_divergence(session, found, tokens, held=held), found)
+    return Judgement(verdict, _origins(session, found, tokens, held=held), found)
 
 
 def _not_finite(
@@ -283,9 +285,8 @@ def _not_finite(
     finite = not exactly.nonfinite_a and not exactly.nonfinite_b
     advised = advice(worst, finite_in_float64=finite)
     verdict = Verdict(VerdictKind.SEMANTIC, "nan", False, summary, tuple(evidence), advised)
-    shown = _divergence_at(session, *made.places[run], tokens) or _origin_divergence(
-        session, found, tokens, held=False
-    )
+    made_at = _divergence_at(session, *made.places[run], tokens)
+    shown = (made_at,) if made_at is not None else _origins(session, found, tokens, held=False)
     return Judgement(verdict, shown, found)
 
 
@@ -326,20 +327,42 @@ def _with_unfinite(verdict: Verdict, made: Unfinite) -> Verdict:
     return replace(verdict, summary=summary, advice=advice(made.worst[1], finite_in_float64=False))
 
 
-def _origin_divergence(
-    session: Session, found: Origin | None, tokens: Tokens, *, held: bool
-) -> Divergence | None:
-    """The values at the origin: in float64, or where decisions were held in the precision in which they were taken."""
+def _origins(session: Session, found: Origin | None, tokens: Tokens, *, held: bool) -> tuple[Divergence, ...]:
+    """The values at the origins: in float64, or where decisions were held in the precision in which they were taken."""
     if found is None:
-        return None
-    a, b = (
-        fetch_op(traced, kept.op, kept.event, promotion=None if held else Promotion())
-        for traced, kept in ((session.a, found.seen.a), (session.b, found.seen.b))
+        return ()
+    origins = (found, *found.others)
+    taken_a, taken_b = (
+        fetch_ops(
+            traced, [(kept.op, kept.event) for kept in all_kept], promotion=None if held else Promotion()
+        )
+        for traced, all_kept in (
+            (session.a, [origin.seen.a for origin in origins]),
+            (session.b, [origin.seen.b for origin in origins]),
+        )
     )
+    described = (
+        (origin, _described(session, origin.seen, a, b, tokens))
+        for origin, a, b in zip(origins, taken_a, taken_b, strict=True)
+    )
+    return tuple(
+        replace(shown, closes=None if math.isnan(origin.closes) else origin.closes)
+        for origin, shown in described
+        if shown is not None
+    )
+
+
+def _described(
+    session: Session, seen: Meeting, a: Taken | None, b: Taken | None, tokens: Tokens
+) -> Divergence | None:
     if a is None or b is None:
         return None
-    output = found.seen.a.op.output if not found.seen.a.op.is_boundary else 0
-    return describe_values(session, found.seen.a.op, output, a, b, tokens)
+    op = seen.a.op
+    output = 0 if op.is_boundary else op.output
+    if seen.absent:
+        return describe_choice(session, op, output, a, b, tokens, seen.absent)
+    beyond_noise = describe_values(session, op, output, a, b, tokens, beyond=seen.noise)
+    return beyond_noise or describe_values(session, op, output, a, b, tokens)
 
 
 def locate_meeting(session: Session, meeting: Meeting) -> Located | None:

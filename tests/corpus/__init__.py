@@ -20,6 +20,7 @@ from . import (  # noqa: F401  (each registers its cases)
     cases_mechanisms_known,
     cases_nan,
     cases_not_finite,
+    cases_origin,
     cases_packing,
     cases_padding,
     cases_precision,

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
 import torch
 import torch.nn.functional as F
 from tests.joined import session
 from tests.plain import Model, batch, ids, pair, twin
-from torch import Tensor
+from torch import Tensor, nn
 
 from forkpoint.probes.origin import Origin, origin
 from forkpoint.probes.precision import precision
@@ -68,3 +69,107 @@ def test_the_last_of_several_rounding_ops_is_not_taken_for_it():
 
 def test_runs_that_do_not_differ_have_no_origin():
     assert asked(Two(), batch(ids()), batch(ids())) is None
+
+
+# --- Several origins ----------------------------------------------------------------------------------------
+
+
+class Layers(Model):
+    """Steps of one form, each with a factor of its own; with or without a way past them."""
+
+    factors = (1.0, 1.0, 1.0)
+    past = True
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.steps = nn.ModuleList([Step() for _ in range(3)])
+
+    def mix(self, hidden: Tensor, **inputs: Any) -> Tensor:
+        for step, factor in zip(self.steps, self.factors, strict=True):
+            made = step(hidden, factor)
+            hidden = hidden + made if self.past else made
+        return hidden
+
+
+class Step(nn.Module):
+    def forward(self, hidden: Tensor, factor: float) -> Tensor:
+        return hidden.sin() * factor
+
+
+def of_factors(*factors: float, past: bool = True, left: int = 0) -> Origin:
+    model = Layers()
+    other = twin(model)
+    model.past = other.past = past
+    other.factors = factors
+    found = asked(model, batch(ids()), batch(ids(), left=left), other)
+    assert found is not None
+    return found
+
+
+@pytest.mark.parametrize("past", [False, True])
+@pytest.mark.parametrize("left", [0, 2])
+@pytest.mark.parametrize("factors", [(1.2, 1.2, 1.2), (1.0, 0.8, 1.3), (0.7, 1.0, 1.0), (1.0, 1.0, 1.1)])
+def test_every_origin_is_found_and_no_other(factors, past, left):
+    found = of_factors(*factors, past=past, left=left)
+    origins = (found, *found.others)
+    wanted = [f"steps.{i}/mul" for i, factor in enumerate(factors) if factor != 1]
+    assert [origin.root.a.op.name for origin in origins] == wanted
+    assert sum(origin.closes for origin in origins) >= 1 - 1e-9
+    assert (found.result.outcome, found.result.figure) == ("closes", 1)
+
+
+def test_what_origins_in_several_layers_are_said_to_be():
+    text = of_factors(1.2, 1.2, 1.2).result.text
+    assert text.startswith("with run A's values put in place at steps.0/mul (test_origin.py:")
+    assert ") and in 2 more layers, 100 % of the gap of " in text
+    assert text.endswith(" closes, and each of them is needed")
+
+
+def test_a_root_that_moves_the_result_is_no_origin_where_another_closes_the_gap():
+    class Doubled(Model):
+        """Run B makes of its own columns what run A makes of its tokens', and something else that it doesn't need."""
+
+        def mix(self, hidden: Tensor, **inputs: Any) -> Tensor:
+            columns = torch.arange(hidden.shape[1])
+            wave = (columns * 0.5).sin()[:, None]
+            return (hidden - 0.1 * wave) * (2 + wave)
+
+    found = asked(Doubled(), batch(ids()), batch(ids(), left=1))
+    assert found is not None
+    assert (found.root.a.op.function, found.others) == ("arange", ())
+
+
+@pytest.mark.parametrize("past", [False, True])
+def test_tokens_that_one_run_alone_chooses(past):
+    class Choosing(Model):
+        def mix(self, hidden: Tensor, **inputs: Any) -> Tensor:
+            flat = hidden.flatten(0, 1)
+            taken = flat[:, 0].topk(3).indices
+            made = torch.zeros_like(flat).index_copy(0, taken, flat[taken] * 2).view_as(hidden)
+            return hidden + made if past else made
+
+    tokens = ids(3)
+    found = asked(Choosing(), batch(tokens[:1]), batch(tokens))
+    assert found is not None
+    assert found.root.a.op.function == "topk"
+    assert found.seen.absent
+    behind = (
+        "put in place right behind (model)/topk" if past else "the runs choose other tokens at (model)/topk"
+    )
+    assert behind in found.result.text
+    assert found.closes == past
+    assert asked(Choosing(), batch(tokens), batch(tokens)) is None
+
+
+def test_a_place_that_other_tokens_take():
+    class Limited(Model):
+        def mix(self, hidden: Tensor, **inputs: Any) -> Tensor:
+            flat = hidden.flatten(0, 1)
+            taken = ((flat[:, 0] > -2).cumsum(0) <= 5).nonzero().squeeze(-1)
+            return hidden + torch.zeros_like(flat).index_copy(0, taken, flat[taken] * 2).view_as(hidden)
+
+    tokens = ids(3)
+    found = asked(Limited(), batch(tokens[2:]), batch(tokens))
+    assert found is not None
+    assert (found.root.a.op.function, found.seen.a.op.function) == ("cumsum", "le")
+    assert found.closes == 1

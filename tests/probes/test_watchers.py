@@ -83,7 +83,7 @@ def test_a_patch_puts_values_in_their_places():
     store_a, store_b = Store(1 << 20), Store(1 << 20)
     both.a.again(watcher=store_a)
     both.b.again(watcher=store_b)
-    from forkpoint.probes.origin import pair_values
+    from forkpoint.probes.meetings import pair_values
 
     kept_a = next(k for k in store_a.kept.values() if k.op.name == "(model)/add")
     kept_b = next(k for k in store_b.kept.values() if k.op.name == "(model)/add")

@@ -14,7 +14,8 @@ from forkpoint.probes.bench import Bench, benches
 from forkpoint.probes.content import ContentProbe
 from forkpoint.probes.coupling import OTHERS, Coupling, coupling
 from forkpoint.probes.decisions import coupling_at
-from forkpoint.probes.origin import Meeting, Origin
+from forkpoint.probes.meetings import Meeting
+from forkpoint.probes.origin import Origin
 from forkpoint.probes.pooling import for_the_call
 from forkpoint.probes.swap import same_function
 from forkpoint.probes.watchers import Store

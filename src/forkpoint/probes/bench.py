@@ -15,7 +15,8 @@ from forkpoint.align import gap, pair_elements
 from forkpoint.layout import MAIN
 from forkpoint.match import Ints, Shared
 from forkpoint.pairs import Pairs
-from forkpoint.probes.origin import Meeting, Origin
+from forkpoint.probes.meetings import Meeting
+from forkpoint.probes.origin import Origin
 from forkpoint.probes.resampled import DRAWN, Resampled
 from forkpoint.probes.watchers import Kept, Patched, Place, Store
 from forkpoint.promotion import Promotion

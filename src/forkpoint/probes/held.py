@@ -25,7 +25,7 @@ from forkpoint.match import Shared
 from forkpoint.memory import Shelved, load
 from forkpoint.probes.deciding import STEPS, Decision, is_decision, is_discrete, of_library
 from forkpoint.probes.noise import Noise
-from forkpoint.probes.watchers import Patch, Patched, Values
+from forkpoint.probes.watchers import Patch, Patched, Place, Values
 from forkpoint.promotion import Promotion
 from forkpoint.session import Results, Traced
 
@@ -188,8 +188,10 @@ class HeldRuns:
         """Run A with every rounding moved by one unit in the last place of float64."""
         return self._made(self.a, seed=seed)
 
-    def patched(self, values: Values, store: Watcher | None = None) -> Results | None:
-        """Run B with other values put in place at some ops; None if they could not be."""
+    def patched(
+        self, values: Values, store: Watcher | None = None, apart: dict[Place, float] | None = None
+    ) -> Results | None:
+        """Run B with other values put in place at some ops; None if they could not be. See `Runs`."""
         noted = {decision.place: decision for decision in self.b.decisions}
         plain = self.b.traced.trace.plain
         righted: dict[Any, list[Any]] = {}
@@ -201,7 +203,7 @@ class HeldRuns:
                 rest[place] = found
             else:
                 righted[decision.place] = self._right(decision)
-        patch = Patch(rest)
+        patch = Patch(rest, {} if apart is None else apart)
         watcher = Patched(patch, store) if store is not None else patch if rest else None
         results = self._made(self.b, watcher=watcher, righted=righted)
         return None if patch.applied < len(rest) or not self.complete else results

@@ -11,7 +11,7 @@ from torch import Tensor
 from forkpoint.align import gap
 from forkpoint.layout import MAIN, Coordinates, Layout
 from forkpoint.probes.bench import Bench
-from forkpoint.probes.origin import Meeting, pair_values
+from forkpoint.probes.meetings import Meeting, pair_values
 from forkpoint.probes.watchers import Kept, Store
 from forkpoint.promotion import Promotion
 from forkpoint.result import ProbeResult

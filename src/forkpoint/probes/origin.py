@@ -2,71 +2,49 @@
 
 Both runs are made in float64 with every value kept. A *root* is a value that differs though nothing
 that it was made from does: there a difference enters. Whether it matters is asked of the model: the
-other run's value is put in place at that root, and the rest runs on. If the result stays as it was,
-the difference cancels later (every `arange` over columns that left padding shifts) and is not the
-origin.
+other run's value is put in place at that root, and the rest runs on. Roots are put right until the
+result is run A's; then every one is left out that the result does not need (every `arange` over
+columns that left padding shifts cancels later). What remains are the *origins*: together they close
+the gap, and without any one of them it stays open.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
-from functools import cached_property
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from forkpoint.align import Gap, gap, pair_elements
 from forkpoint.drift import layer_paths
-from forkpoint.pairs import Pairs
 from forkpoint.probes.inputs import Weight, same_weights
+from forkpoint.probes.meetings import Meeting, first_seen, meet_values
 from forkpoint.probes.precision import Precision
-from forkpoint.probes.watchers import Kept, Store, Values
+from forkpoint.probes.trials import (
+    Part,
+    Round,
+    Trial,
+    Trials,
+    are_many_layers,
+    in_order,
+    one_by_one,
+    site,
+    values,
+)
+from forkpoint.probes.watchers import Place, Store
 from forkpoint.result import ProbeResult
-from forkpoint.results import compare_results
 from forkpoint.session import Session
 from forkpoint.trace import Op, Trace
 
 MAX_STORED = 1 << 31
 """Bytes of values kept of each run at once; beyond it only the first layer that differs is looked into."""
-MAX_PATCHES = 24
-"""Roots that are tried."""
+MAX_ROUNDS = 6
+"""Runs with values put right in which every value is kept, to find the roots behind them."""
 _CLOSES_MOST = 0.5
-"""Share of the gap that has to close for an integer root to be the origin at once."""
+"""Share of the gap from which an origin explains it."""
 _CLOSES_SOME = 0.01
-"""Share below which an integer root has closed nothing."""
+"""Share below which roots have closed nothing."""
 _RELATIVE_NOISE = 1e3
 """How many times a result's relative noise a single value may differ, relative to its largest element."""
-
-
-@dataclass
-class Meeting:
-    """One value of both runs, and how it differs.
-
-    Attributes:
-        noise: how far two elements may be apart and still be equal in exact arithmetic.
-    """
-
-    event_a: int
-    event_b: int
-    a: Kept
-    b: Kept
-    pairs: Pairs
-    gap: Gap
-    noise: float
-
-    @property
-    def differs(self) -> bool:
-        return self.gap.max_abs > self.noise
-
-    @cached_property
-    def differing(self) -> frozenset[int]:
-        """Shared numbers of the coordinates at which it differs."""
-        return frozenset(self.pairs.coordinates[self.gap.largest > self.noise].tolist())
-
-    @cached_property
-    def equal(self) -> frozenset[int]:
-        """Shared numbers of the coordinates at which it does not."""
-        return frozenset(self.pairs.coordinates.tolist()) - self.differing
 
 
 @dataclass
@@ -76,9 +54,11 @@ class Origin:
     Attributes:
         root: the first value that differs though its inputs don't, and whose difference reaches the result.
         seen: the first floating-point value that the difference shows in; often the same.
-        closes: how much of the result's gap goes away when the root is put right, 0 to 1.
+        closes: how much of the result's gap goes away when it is put right, 0 to 1; of several, when it is after those
+            before it. NaN where that was not tried.
         store_a, store_b: what was kept of both runs.
         meetings: the values that both have, by A's event.
+        others: the origins after the first, which close the gap together with it; in the order of execution.
     """
 
     root: Meeting
@@ -88,75 +68,18 @@ class Origin:
     store_a: Store
     store_b: Store
     meetings: dict[int, Meeting]
+    others: tuple[Origin, ...] = ()
 
 
 def origin(session: Session, exact: Precision, weights: tuple[Weight, ...] = ()) -> Origin | None:
-    """Find the op at which the runs begin to differ in exact arithmetic; None if it can't be located."""
+    """Find the ops at which the runs begin to differ in exact arithmetic; None if none can be located."""
     with same_weights(weights):
         store_a, store_b = (
             Store(MAX_STORED, select, session.memory.shelf()) for select in _selections(session)
         )
         exact.runs.run("a", store_a)
         exact.runs.run("b", store_b)
-        return _search(session, exact, store_a, store_b)
-
-
-def _search(session: Session, exact: Precision, store_a: Store, store_b: Store) -> Origin | None:
-    """Try root after root, an op's together (it may pass once for each call, or each expert).
-
-    A floating-point root that moves the result is the origin. An integer or bool root is if it closes
-    most of the gap: put right alone, in a table that several samples share, it can also make a mess.
-    What leaves the result as it was is harmless: it stays put right, which uncovers what lies behind.
-    """
-    limits = _threshold(exact)
-    gap_before = exact.compared.max_abs
-    meetings = _meet(session, store_a, store_b, limits)
-    candidates: list[Origin] = []
-    unpatched: Origin | None = None
-    ignored: set[int] = set()
-    right: Values = {}
-    tried = 0
-    while tried < MAX_PATCHES:
-        roots = _by_op(r for r in _roots(meetings, store_a, store_b, ignored) if r.event_a not in ignored)
-        if not roots:
-            break
-        put_right = len(right)
-        for passes in roots[: MAX_PATCHES - tried]:
-            tried += 1
-            ignored |= {root.event_a for root in passes}
-            shown = ((root, _first_seen(root, meetings, store_a)) for root in passes)
-            root, seen = next(((root, seen) for root, seen in shown if seen is not None), (passes[0], None))
-            if seen is None:
-                continue
-            values = _values(passes)
-            closes, moves = _try(session, exact, {**right, **values})
-            found = _describe(root, seen, closes, moves, store_a, store_b, meetings, gap_before)
-            if closes > _CLOSES_MOST or (moves > 1 and _numeric(root)):
-                return found
-            if moves < 0:
-                unpatched = unpatched or (None if root.a.op.is_boundary else found)
-            elif moves <= 1:
-                right |= values
-            else:
-                candidates.append(found)
-        if len(right) > put_right:
-            store_b = Store(MAX_STORED, store_b.select, session.memory.shelf())
-            exact.runs.patched(right, store_b)
-            meetings = _meet(session, store_a, store_b, limits)
-    best = max(candidates, key=lambda c: c.closes, default=None)
-    return best if best is not None and best.closes > _CLOSES_SOME else unpatched
-
-
-def _by_op(roots: Iterable[Meeting]) -> list[list[Meeting]]:
-    """The roots of each op together, those with floating-point values first: the others are many, and mostly harmless."""
-    found: dict[object, list[Meeting]] = {}
-    for root in roots:
-        found.setdefault(root.a.op.key, []).append(root)
-    return sorted(found.values(), key=lambda passes: not _numeric(passes[0]))
-
-
-def _numeric(meeting: Meeting) -> bool:
-    return meeting.a.numeric
+        return _Search(session, exact, store_a, store_b).run()
 
 
 def _threshold(exact: Precision) -> float:
@@ -193,167 +116,280 @@ def _selections(session: Session) -> tuple[Callable[[Op], bool], Callable[[Op], 
     return (lambda op: select(op, trace_a)), (lambda op: select(op, trace_b))
 
 
-# ---------------------------------------------------------------------- meetings
+# ---------------------------------------------------------------------- the search
 
 
-def _meet(session: Session, a: Store, b: Store, threshold: float) -> dict[int, Meeting]:
-    """The values that both runs have, by A's event, in the order of execution."""
-    by_key: dict[object, list[int]] = {}
-    for event, kept in b.kept.items():
-        by_key.setdefault(session.b.trace.key(kept.op), []).append(event)
-    calls_a = {kept.event.call for kept in a.kept.values()}
-    calls_b = {kept.event.call for kept in b.kept.values()}
-    found: dict[int, Meeting] = {}
-    session.progress.count(found.__len__, len(a.kept))
-    for event_a, kept_a in a.kept.items():
-        for event_b in _partners(
-            kept_a, by_key.get(session.a.trace.key(kept_a.op), []), b, len(calls_a) == len(calls_b)
-        ):
-            kept_b = b.kept[event_b]
-            meeting = _meeting(session, event_a, kept_a, event_b, kept_b, threshold)
-            if meeting is not None and (
-                event_a not in found or (meeting.differs and not found[event_a].differs)
-            ):
-                found[event_a] = meeting
-    return found
+@dataclass
+class _Search:
+    """Puts right root after root until the gap is closed, then leaves out what it doesn't need.
 
-
-def _partners(kept: Kept, events: list[int], b: Store, one_to_one: bool) -> Iterator[int]:
-    for event in events:
-        other = b.kept[event]
-        if one_to_one and (other.event.call, other.event.nth) != (kept.event.call, kept.event.nth):
-            continue
-        if not one_to_one and other.event.nth != kept.event.nth:
-            continue
-        yield event
-
-
-def _meeting(
-    session: Session, event_a: int, a: Kept, event_b: int, b: Kept, threshold: float
-) -> Meeting | None:
-    pairs = pair_values(session, a, b)
-    if not len(pairs):
-        return None
-    found = gap(a.value, b.value, pairs)
-    noise = threshold * _scale(found) if a.numeric else 0.0
-    return Meeting(event_a, event_b, a, b, pairs, found, noise)
-
-
-def _scale(found: Gap) -> float:
-    if not found.max_rel or not np.isfinite(found.max_rel):
-        return 0.0
-    return found.max_abs / found.max_rel
-
-
-def pair_values(session: Session, a: Kept, b: Kept) -> Pairs:
-    """Pair the elements of two values by their labels, or by where the tokens are along their dimensions."""
-    value_a, value_b = a.value, b.value
-    pairs = pair_elements(value_a, a.label, value_b, b.label, session.shared)
-    if not len(pairs) and (a.label is None or b.label is None):
-        places = (a.op, a.event.call), (b.op, b.event.call)
-        return session.join.pair_open(None, *places, tuple(value_a.shape), tuple(value_b.shape))
-    return pairs
-
-
-def _roots(meetings: dict[int, Meeting], a: Store, b: Store, harmless: set[int]) -> list[Meeting]:
-    """Values that differ though nothing does that they were made from, harmless roots apart."""
-    differing = {e: m.event_b for e, m in meetings.items() if m.differs and e not in harmless}
-    tainted_a = _tainted(a, set(differing), set(meetings))
-    tainted_b = _tainted(b, set(differing.values()), {m.event_b for m in meetings.values()})
-    roots: list[Meeting] = []
-    for event, meeting in sorted(meetings.items()):
-        if not meeting.differs:
-            continue
-        made_of_a = any(source in tainted_a for source in a.sources.get(event, ()))
-        made_of_b = any(source in tainted_b for source in b.sources.get(meeting.event_b, ()))
-        if not made_of_a and not made_of_b:
-            roots.append(meeting)
-    return roots
-
-
-def _tainted(store: Store, differing: set[int], met: set[int]) -> set[int]:
-    """Events that differ; those that no value of the other run meets, where something they are made of does."""
-    tainted: set[int] = set()
-    for event in sorted(store.sources):
-        if event in met:
-            if event in differing:
-                tainted.add(event)
-        elif any(source in tainted for source in store.sources[event]):
-            tainted.add(event)
-    return tainted
-
-
-def _first_seen(root: Meeting, meetings: dict[int, Meeting], a: Store) -> Meeting | None:
-    """The first floating-point op, from the root on, that carries its difference."""
-
-    def shows(meeting: Meeting) -> bool:
-        return meeting.a.numeric and meeting.differs and not meeting.a.op.is_boundary
-
-    if shows(root) and not _is_hidden_view(root, meetings, a):
-        return root
-    if root.a.op.function == "output" and _numeric(root) and root.differs:
-        return root  # made of ops that one run alone has: the module is where it happens
-    following = [
-        meetings[e] for e in sorted(a.reached([root.event_a])) if e in meetings and shows(meetings[e])
-    ]
-    if following:
-        return following[0]
-    later = [m for e, m in sorted(meetings.items()) if e > root.event_a and shows(m)]
-    return later[0] if later else None
-
-
-def _is_hidden_view(root: Meeting, meetings: dict[int, Meeting], a: Store) -> bool:
-    """A view of something that could not be compared says nothing by itself."""
-    return root.a.event.status == "view" and not any(s in meetings for s in a.sources.get(root.event_a, ()))
-
-
-# ---------------------------------------------------------------------- patching
-
-
-def _values(meetings: Iterable[Meeting]) -> Values:
-    """What puts run B right at some meetings."""
-    values: Values = {}
-    for meeting in meetings:
-        values.setdefault(meeting.b.place, []).append((meeting.a.value, meeting.pairs))
-    return values
-
-
-def _try(session: Session, exact: Precision, values: Values) -> tuple[float, float]:
-    """Put A's values in place in run B: what share of the gap closes, and by how many times noise the result moves.
-
-    A negative second figure says that a value could not be put in place.
+    Attributes:
+        right: what is put right, in the order in which it was found.
+        needed: what of it, from earlier rounds, was seen to matter.
+        chosen: choices of other tokens, which can only be put right behind them.
+        unpatched: the first value that could not be put in place.
+        known: events of A whose root was met.
     """
-    try:
-        patched = exact.runs.patched(values)
-    except Exception:  # noqa: BLE001 - a patched value may steer the model's code anywhere
-        return 0.0, -1.0
-    if patched is None:
-        return 0.0, -1.0
-    before = exact.compared.distance
-    after = compare_results(session, exact.a, patched)
-    moved = compare_results(session, exact.b, patched, own="b")
-    closes = 0.0 if before == 0 else max(0.0, 1 - after.distance / before)
-    if not np.isfinite(before):  # NaN or infinity in one run alone
-        closes = float(np.isfinite(after.max_abs))
-    return closes, exact.beyond_noise(moved)
 
+    session: Session
+    exact: Precision
+    store_a: Store
+    store_b: Store
+    right: list[Part] = field(default_factory=list[Part])
+    needed: list[Part] = field(default_factory=list[Part])
+    chosen: list[Part] = field(default_factory=list[Part])
+    unpatched: Part | None = None
+    known: set[int] = field(default_factory=set[int])
 
-def _describe(
-    root: Meeting, seen: Meeting, closes: float, moves: float, a: Store, b: Store,
-    meetings: dict[int, Meeting], before: float,
-) -> Origin:  # fmt: skip
-    op = seen.a.op
-    text = (
-        f"with run A's value put in place at {root.a.op.name} ({root.a.op.site.short}), "
-        f"{100 * closes:.0f} % of the gap of {before:.2g} closes"
-    )
-    if not np.isfinite(before):
-        text = f"with run A's value put in place at {root.a.op.name} ({root.a.op.site.short}), " + (
-            "the NaN and infinities are the same in both runs"
-            if closes > _CLOSES_MOST
-            else "some of the NaN remain"
+    def __post_init__(self) -> None:
+        self._limits = _threshold(self.exact)
+        self.trials = Trials(self.session, self.exact)
+
+    def run(self) -> Origin | None:
+        current = self._round(self.store_b)
+        for _ in range(MAX_ROUNDS):
+            found = self._parts(current)
+            new = self._put_right(found)
+            if self.trials.of(self.right).closed:
+                return self._described(self._minimal(new))
+            if not (found or self.chosen) or self.trials.spent:
+                break
+            current, alike = self._further(current, found)
+            self.needed += self._that_matter([*new, *alike])
+            if self.trials.of(self.right).closed:
+                return self._described(self._minimal([]))
+        return self._fallback()
+
+    def _round(self, store: Store) -> Round:
+        return Round(store, meet_values(self.session, self.store_a, store, self._limits))
+
+    def _parts(self, current: Round) -> list[Part]:
+        """The ops of roots not met before, in the order of execution."""
+        by_op: dict[object, list[Meeting]] = {}
+        for root in current.meetings.roots(self.store_a, current.store, self.known):
+            by_op.setdefault(root.a.op.key, []).append(root)
+        found: list[Part] = []
+        for passes in by_op.values():
+            self.known |= {root.event_a for root in passes}
+            part = self._part(passes, current)
+            if part is not None:
+                (self.chosen if part.root.absent else found).append(part)
+        return in_order(found)
+
+    def _part(self, passes: list[Meeting], current: Round) -> Part | None:
+        shown = ((root, first_seen(root, current.meetings.by_a, self.store_a)) for root in passes)
+        return next((Part(passes, root, seen, current) for root, seen in shown if seen is not None), None)
+
+    # ------------------------------------------------------------------ putting right
+
+    def _put_right(self, found: list[Part]) -> list[Part]:
+        """Put right the roots of a round, those with numbers first: the others are many, and mostly harmless."""
+        before = len(self.right)
+        for numeric in (True, False):
+            if not self.trials.of(self.right).closed:
+                self._add([part for part in found if part.numeric is numeric])
+        return self.right[before:]
+
+    def _add(self, more: list[Part]) -> None:
+        """Put more right: all of it, or as much as there is without what makes the result worse.
+
+        In a table that several samples share, a value put right for one of them can make a mess of the others.
+        """
+        if not more:
+            return
+        trial = self.trials.of([*self.right, *more])
+        fits = trial.moves >= 0 and all(part.of_tokens for part in more)
+        if fits or trial.no_worse(self.trials.of(self.right), self.trials.noise):
+            self.right += more
+        elif len(more) > 1:
+            half = len(more) // 2
+            self._add(more[:half])
+            self._add(more[half:])
+        elif trial.moves < 0 and not more[0].root.a.op.is_boundary:
+            self.unpatched = self.unpatched or more[0]
+
+    def _further(self, current: Round, found: list[Part]) -> tuple[Round, list[Part]]:
+        """Run B again with everything right so far, and keep its values: behind them are further roots.
+
+        Layers repeat themselves: the same op in other layers is put right along with a root. It is a root itself if
+        what it makes there, of inputs that are right, still is not run A's value.
+        """
+        alike = self._alike(current, [*self.right, *found])
+        apart: dict[Place, float] = {}
+        store = Store(MAX_STORED, self.store_b.select, self.session.memory.shelf())
+        try:
+            patched = self.exact.runs.patched(values([*self.right, *alike]), store, apart)
+        except Exception:  # noqa: BLE001 - as above
+            return current, []
+        behind = self._round(store)
+        wrong = behind.meetings.tainted(self.store_a, store)
+        roots = [part for part in alike if self._is_root(part, apart, wrong, store)]
+        self.known |= {meeting.event_a for part in roots for meeting in part.passes}
+        if len(roots) == len(alike) and patched is not None:
+            self.trials.note([*self.right, *roots], patched)
+        if roots and self.trials.of([*self.right, *roots]).moves < 0:
+            roots = []
+        self.right += roots
+        return behind, roots
+
+    def _alike(self, current: Round, roots: list[Part]) -> list[Part]:
+        """The op of each root with numbers as other layers have it, where it differs."""
+        sites = {part.site for part in roots if part.of_tokens}
+        by_op: dict[object, list[Meeting]] = {}
+        for meeting in current.meetings.every:
+            alike = site(meeting.a.op) in sites and not meeting.a.op.is_boundary
+            if alike and meeting.differs and meeting.event_a not in self.known:
+                by_op.setdefault(meeting.a.op.key, []).append(meeting)
+        return [part for passes in by_op.values() if (part := self._part(passes, current)) is not None]
+
+    def _is_root(
+        self, part: Part, apart: dict[Place, float], wrong: tuple[set[int], set[int]], store: Store
+    ) -> bool:
+        for meeting in part.passes:
+            made_of_a = self.store_a.sources.get(meeting.event_a, ())
+            made_of_b = store.sources.get(meeting.event_b, ())
+            if not wrong[0].isdisjoint(made_of_a) or not wrong[1].isdisjoint(made_of_b):
+                return False
+        return any(apart.get(m.b.place, 0.0) > m.noise for m in part.passes)
+
+    # ------------------------------------------------------------------ what is needed
+
+    def _that_matter(self, parts: list[Part]) -> list[Part]:
+        """Those of a round that change the result, put right one after the other in the order of execution.
+
+        Nothing behind them is right then: what is put right further on is run A's value whatever goes in there, and
+        would hide them. Where the result is again what it was some steps before, what lies between cancels.
+        """
+        behind = self._behind(parts)
+        beside = [part for part in self.right if part not in parts and part not in behind]
+        steps = one_by_one(parts)
+        after = [self.trials.of(beside)]
+        for number in range(1, len(steps) + 1):
+            after.append(self.trials.of([*beside, *(part for step in steps[:number] for part in step)]))
+        found: list[Part] = []
+        at = 0
+        while at < len(steps):
+            last = max(
+                n for n in range(at, len(after)) if n == at or after[n].same(after[at], self.trials.noise)
+            )
+            if last == at:
+                found += steps[at]
+            at = max(last, at + 1)
+        return found
+
+    def _behind(self, some: list[Part]) -> list[Part]:
+        """What is put right at ops that some parts go into."""
+        reached = self.store_a.reached([meeting.event_a for part in some for meeting in part.passes])
+        return [part for part in self.right if part not in some and part.root.event_a in reached]
+
+    def _minimal(self, new: list[Part]) -> list[Part]:
+        """Some of what is put right that close the gap together, and from which none can be left out.
+
+        Args:
+            new: what was put right in the last round; of what came before, only what matters is there.
+        """
+        kept = [*self.needed, *new]
+        if not self.trials.of(kept).closed:
+            kept = list(self.right)
+
+        def leave_out(some: list[Part]) -> None:
+            rest = [part for part in kept if part not in some]
+            if rest and self.trials.of(rest).closed and not self._hidden(some, rest):
+                kept[:] = rest
+            elif len(some) > 1 and not are_many_layers(some):
+                half = len(some) // 2
+                leave_out(some[half:])
+                leave_out([part for part in some[:half] if part in kept])
+
+        for numeric in (False, True):
+            if some := [part for part in kept if part.numeric is numeric]:
+                leave_out(some)
+        return in_order(kept)
+
+    def _hidden(self, some: list[Part], rest: list[Part]) -> bool:
+        """Whether some parts matter, though the rest, which lies behind them, closes the gap without them."""
+        if not any(part in rest for part in self._behind(some)):
+            return False
+        return any(part in self.needed for part in some) or bool(self._that_matter(some))
+
+    def _fallback(self) -> Origin | None:
+        """What closes some of the gap where nothing found closes all of it."""
+        if self.needed and self.trials.closes(self.trials.of(self.needed)) > _CLOSES_SOME:
+            return self._described(in_order(self.needed))
+        moving = next((p for p in self.right if p.numeric and self.trials.of([p]).moves > 1), self.unpatched)
+        moving = moving or next(iter(self.chosen), None)
+        return None if moving is None else self._described([moving])
+
+    # ------------------------------------------------------------------ in words
+
+    def _described(self, parts: list[Part]) -> Origin:
+        closed = [0.0, *self._shares(parts)]
+        shares: dict[Part, float] = {}
+        for part, before, after in zip(parts, closed, closed[1:], strict=False):
+            choice = self._choice(part)
+            share = float("nan") if np.isnan(after - before) else max(0.0, after - before)
+            shares[choice] = shares.get(choice, 0.0) + share
+        first, *others = [self._origin(part, shares[part]) for part in in_order(shares)]
+        trial = self.trials.of(parts)
+        closes = self.trials.closes(trial)
+        outcome = "closes" if closes > _CLOSES_MOST else "moves" if trial.moves > 1 else "nothing"
+        if parts[0] in self.chosen:
+            outcome = "chooses"
+        result = ProbeResult("patch", outcome, closes, self._text(parts))
+        return replace(first, result=result, others=tuple(others))
+
+    def _choice(self, part: Part) -> Part:
+        """The choice of other tokens that a difference comes from; the part itself where it comes from none."""
+        event = part.root.event_a
+        return next((c for c in self.chosen if event in self.store_a.reached([c.root.event_a])), part)
+
+    def _origin(self, part: Part, closes: float) -> Origin:
+        text = f"put right after those before it, it closes {100 * closes:.0f} % of the gap"
+        result = ProbeResult("patch", "closes", closes, text)
+        return Origin(
+            part.root, part.seen, closes, result, self.store_a, part.of.store, part.of.meetings.by_a
         )
-    outcome = "closes" if closes > 0.5 else "moves" if moves > 1 else "nothing"
-    if seen is not root:
-        text += f"; it shows first in {op.name}"
-    return Origin(root, seen, closes, ProbeResult("patch", outcome, closes, text), a, b, meetings)
+
+    def _shares(self, parts: Sequence[Part]) -> list[float]:
+        """How much of the gap is closed with the first, the first two, ... put right; NaN where it was not tried."""
+        shares: list[float] = []
+        for number in range(1, len(parts) + 1):
+            trial = self.trials.of(parts[:number])
+            untold = trial.moves < 0 and self.trials.spent
+            shares.append(float("nan") if untold else self.trials.closes(trial))
+        return shares
+
+    def _change(self, trial: Trial) -> str:
+        if np.isfinite(self.trials.before.gap):
+            return (
+                f"{100 * self.trials.closes(trial):.0f} % of the gap of {self.trials.before.gap:.2g} closes"
+            )
+        same = self.trials.closes(trial) > _CLOSES_MOST
+        return "the NaN and infinities are the same in both runs" if same else "some of the NaN remain"
+
+    def _text(self, parts: Sequence[Part]) -> str:
+        by_site: dict[tuple[bool, object], list[Part]] = {}
+        for part in parts:
+            choice = self._choice(part)
+            alike = by_site.setdefault((choice is part, choice.site), [])
+            if choice not in alike:
+                alike.append(choice)
+        places = [
+            ("" if itself else "right behind ")
+            + f"{alike[0].root.a.op.name} ({alike[0].root.a.op.site.short})"
+            + (f" and in {len(alike) - 1} more layer{'s' * (len(alike) > 2)}" if len(alike) > 1 else "")
+            for (itself, _), alike in by_site.items()
+        ]
+        if parts[0] in self.chosen:
+            return f"the runs choose other tokens at {places[0]}"
+        trial = self.trials.of(parts)
+        text = (
+            f"with run A's {'values' if parts[1:] else 'value'} put in place at {' and at '.join(places)}, "
+        )
+        text = text.replace("at right behind", "right behind") + self._change(trial)
+        if len(parts) > 1:
+            told = trial.closed and not any(map(are_many_layers, by_site.values()))
+            return f"{text}, and each of them is needed" if told else text
+        first = self._choice(parts[0])
+        root, seen = first.root, first.seen
+        return text if seen is root else f"{text}; it shows first in {seen.a.op.name}"

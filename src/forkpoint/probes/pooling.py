@@ -7,7 +7,7 @@ import torch
 
 from forkpoint.probes.bench import Bench
 from forkpoint.probes.coupling import PADDING, Coupling
-from forkpoint.probes.origin import Meeting
+from forkpoint.probes.meetings import Meeting
 from forkpoint.result import ProbeResult
 from forkpoint.session import Session
 

@@ -15,7 +15,8 @@ from torch import Tensor
 from forkpoint.locate import Located
 from forkpoint.pairs import Pairs
 from forkpoint.probes.bench import Bench
-from forkpoint.probes.origin import Meeting, Origin, pair_values
+from forkpoint.probes.meetings import Meeting, pair_values
+from forkpoint.probes.origin import Origin
 from forkpoint.probes.watchers import Kept
 from forkpoint.result import ProbeResult
 from forkpoint.session import Session

@@ -10,7 +10,7 @@ from typing import Protocol
 from forkpoint.capture.recorder import Watcher
 from forkpoint.probes.inputs import Weight, same_weights
 from forkpoint.probes.noise import Noise
-from forkpoint.probes.watchers import Patch, Patched, Values
+from forkpoint.probes.watchers import Patch, Patched, Place, Values
 from forkpoint.promotion import Promotion
 from forkpoint.result import ProbeResult
 from forkpoint.results import ResultComparison, compare_results, finite_parts
@@ -57,8 +57,16 @@ class Runs(Protocol):
         """Make run `a` or `b`, watched by somebody if anybody cares."""
         ...
 
-    def patched(self, values: Values, store: Watcher | None = None) -> Results | None:
-        """Run B with other values put in place at some ops; None if they could not be."""
+    def patched(
+        self, values: Values, store: Watcher | None = None, apart: dict[Place, float] | None = None
+    ) -> Results | None:
+        """Run B with other values put in place at some ops; None if they could not be.
+
+        Args:
+            values: what to put where.
+            store: keeps what passes by.
+            apart: is told, for each place, how far the value there was from what is put in.
+        """
         ...
 
 
@@ -72,8 +80,10 @@ class PlainRuns:
         traced = self.session.a if name == "a" else self.session.b
         return traced.again(promotion=Promotion(), watcher=watcher)
 
-    def patched(self, values: Values, store: Watcher | None = None) -> Results | None:
-        patch = Patch(values)
+    def patched(
+        self, values: Values, store: Watcher | None = None, apart: dict[Place, float] | None = None
+    ) -> Results | None:
+        patch = Patch(values, {} if apart is None else apart)
         results = self.run("b", patch if store is None else Patched(patch, store))
         return None if patch.applied < len(values) else results
 

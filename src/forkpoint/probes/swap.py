@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from forkpoint.probes.bench import Bench
-from forkpoint.probes.origin import Meeting
+from forkpoint.probes.meetings import Meeting
 from forkpoint.probes.watchers import Store
 from forkpoint.promotion import Promotion
 from forkpoint.run import Run

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from forkpoint.align import gap
 from forkpoint.capture.functions import LOOKUPS
 from forkpoint.capture.labels import Label
 from forkpoint.capture.recorder import Recorder, Watcher
@@ -79,10 +80,12 @@ class Patch:
 
     Attributes:
         values: what to put where.
+        apart: is told, for each place, how far the value there was from what was put in.
         applied: how many times it did.
     """
 
     values: Values
+    apart: dict[Place, float] = field(default_factory=dict[Place, float])
     applied: int = 0
     entrances_only: ClassVar[bool] = False
 
@@ -95,11 +98,13 @@ class Patch:
     def edit(
         self, recorder: Recorder, key: Key, nth: int, output: int, value: Tensor, label: Label | None
     ) -> Tensor | None:
-        found = self.values.get((key, nth, output, recorder.call))
+        place = key, nth, output, recorder.call
+        found = self.values.get(place)
         if found is None:
             return None
         new = value.detach().clone().contiguous()
         for source, pairs in found:
+            self.apart[place] = max(self.apart.get(place, 0.0), gap(source, value, pairs).max_abs)
             taken = source.reshape(-1)[torch.from_numpy(pairs.a)].to(value.device, value.dtype)
             new.view(-1)[torch.from_numpy(pairs.b).to(value.device)] = taken
         self.applied += 1

@@ -38,9 +38,11 @@ from forkpoint.report.status import marked
 
 if TYPE_CHECKING:
     from forkpoint.report.words import Words
-    from forkpoint.result import Divergence, InputComparison, Result
+    from forkpoint.result import Divergence, Element, InputComparison, Result
 
 MODULES_SHOWN = 6
+FAR = 10
+"""How many times the first gap the largest is when both are shown."""
 
 
 def first(result: Result, words: Words) -> Section:
@@ -61,6 +63,7 @@ def first(result: Result, words: Words) -> Section:
         blocks.append(Paragraph(line(words("first.harmless")), "→ "))
     if result.origin is not None and _same_place(found, result.origin):
         blocks.append(Paragraph(line(words("origin.same")), "→ "))
+        blocks += _origins(result, words)
     return Section("first", title, tuple(blocks))
 
 
@@ -69,7 +72,32 @@ def origin(result: Result, words: Words) -> Section | None:
     found = result.origin
     if found is None or (result.first is not None and _same_place(found, result.first)):
         return None
-    return Section("origin", line(words("origin")), tuple(_blocks(found, result, words)))
+    return Section(
+        "origin", line(words("origin")), (*_blocks(found, result, words), *_origins(result, words))
+    )
+
+
+def _origins(result: Result, words: Words) -> list[Fact | Paragraph]:
+    """All origins, where there are several, and in how many layers the first one is."""
+    origins = result.origins
+    if len(origins) < 2:
+        return []
+    alike = sum((o.function, o.source) == (origins[0].function, origins[0].source) for o in origins)
+    blocks: list[Fact | Paragraph] = []
+    if alike > 1:
+        blocks.append(Paragraph(line(words.many("origins.layers", alike)), "→ "))
+    shown = [_one_origin(found, words) for found in origins[:MODULES_SHOWN]]
+    if len(origins) > MODULES_SHOWN:
+        more = words.many("origins.more", len(origins) - MODULES_SHOWN)
+        shown.append((line(muted(more)), line(), line()))
+    return [*blocks, Fact(words("origins"), Grid(tuple(shown), flows=True))]
+
+
+def _one_origin(found: Divergence, words: Words) -> tuple[Line, ...]:
+    module = module_name(found.module, words)
+    name = module if found.function is None else f"{module}/{found.function}"
+    closes = "" if found.closes is None else words("origins.closes", share=f"{100 * found.closes:.3g}\u00a0%")
+    return line(name), line(muted(found.source)), line(closes)
 
 
 def _same_place(a: Divergence, b: Divergence) -> bool:
@@ -87,6 +115,10 @@ def _blocks(found: Divergence, result: Result, words: Words) -> list[Fact | Para
     blocks.append(Fact(words("values"), _values(found)))
     blocks.append(Fact(words("apart"), (_distance(found, words),)))
     blocks.append(Fact(words("differing"), (_differing(found, words),)))
+    if found.largest is not None and _far_beyond(found.largest, found):
+        most = found.largest
+        blocks.append(Fact(words("largest"), (line(where(most.sample, most.position, most.token, words)),)))
+        blocks.append(Fact(words("largest.values"), _values(most)))
     if found.inputs or not found.between:
         blocks.append(Fact(words("inputs"), _inputs(found.inputs, words)))
     if found.arguments:
@@ -120,7 +152,18 @@ def _where(found: Divergence, result: Result, words: Words) -> Line:
     return line(words("comma").join(parts))
 
 
-def _values(found: Divergence) -> Grid:
+def _far_beyond(most: Element, first: Divergence) -> bool:
+    """Whether the first element that differs says little of how far apart the values are."""
+    gaps: list[float] = []
+    for found in (most, first):
+        a, b = found.value_a, found.value_b
+        if a is None or b is None:
+            return False
+        gaps.append(abs(b - a))
+    return all(map(math.isfinite, gaps)) and gaps[0] >= FAR * gaps[1]
+
+
+def _values(found: Divergence | Element) -> Grid:
     """Both values, one above the other; the digits that differ stand out."""
     texts = exact(found.value_a), exact(found.value_b)
     shared = common_prefix(*texts)

@@ -1,0 +1,309 @@
+"""Meetings: which value kept of run A is which of run B's, how they differ, and where a difference begins."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Hashable, Iterable, Iterator
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+import numpy as np
+import torch
+
+from forkpoint.align import Gap, gap, pair_elements
+from forkpoint.match import Ints
+from forkpoint.pairs import Pairs
+from forkpoint.passes import Passes, meet
+from forkpoint.probes.watchers import Kept, Store
+from forkpoint.session import Session
+from forkpoint.trace import Trace
+
+
+@dataclass
+class Meeting:
+    """One value of both runs, and how it differs.
+
+    Attributes:
+        noise: how far two elements may be apart and still be equal in exact arithmetic.
+        absent: shared numbers of the tokens that an op chose by value in one of the runs alone.
+    """
+
+    event_a: int
+    event_b: int
+    a: Kept
+    b: Kept
+    pairs: Pairs
+    gap: Gap
+    noise: float
+    absent: frozenset[int] = frozenset()
+
+    @property
+    def differs(self) -> bool:
+        return self.gap.max_abs > self.noise or bool(self.absent)
+
+    @property
+    def numeric(self) -> bool:
+        return self.a.numeric
+
+    @cached_property
+    def differing(self) -> frozenset[int]:
+        """Shared numbers of the coordinates at which it differs."""
+        return frozenset(self.pairs.coordinates[self.gap.largest > self.noise].tolist()) | self.absent
+
+    @cached_property
+    def equal(self) -> frozenset[int]:
+        """Shared numbers of the coordinates at which it does not."""
+        return frozenset(self.pairs.coordinates.tolist()) - self.differing
+
+
+_CHOOSING = frozenset({
+    "nonzero", "argwhere", "where", "getitem", "index_select", "masked_select", "gather", "take_along_dim", "topk", "sort",
+    "argsort",
+})  # fmt: skip
+"""Functions that may choose tokens by value, in which case their output is no view."""
+
+
+class Meetings:
+    """The values that both runs have, in the order of execution of A.
+
+    Attributes:
+        every: all of them; one value of A may meet several of B's, a part in each call or pass.
+        by_a: one for each event of A, the first that differs if one does.
+        short: for each run the events at which tokens pass that do not pass there in the other.
+    """
+
+    def __init__(self, found: Iterable[Meeting], short: tuple[set[int], set[int]]) -> None:
+        self.short = short
+        self.every = sorted(found, key=lambda m: (m.event_a, m.event_b))
+        self.by_a: dict[int, Meeting] = {}
+        for meeting in self.every:
+            before = self.by_a.get(meeting.event_a)
+            if before is None or (meeting.differs and not before.differs):
+                self.by_a[meeting.event_a] = meeting
+
+    def roots(self, a: Store, b: Store, harmless: Collection[int] = ()) -> list[Meeting]:
+        """Values that differ though nothing does that they were made from, apart from some of A's events."""
+        tainted_a, tainted_b = self.tainted(a, b, harmless)
+        return [
+            m
+            for m in self.every
+            if m.differs
+            and m.event_a not in harmless
+            and tainted_a.isdisjoint(a.sources.get(m.event_a, ()))
+            and tainted_b.isdisjoint(b.sources.get(m.event_b, ()))
+        ]
+
+    def tainted(self, a: Store, b: Store, harmless: Collection[int] = ()) -> tuple[set[int], set[int]]:
+        """For each run the events that differ, or that are made of some that do and meet none of the other run in full."""
+        differing = [m for m in self.every if m.differs and m.event_a not in harmless]
+        return (
+            _tainted(a, {m.event_a for m in differing}, {m.event_a for m in self.every} - self.short[0]),
+            _tainted(b, {m.event_b for m in differing}, {m.event_b for m in self.every} - self.short[1]),
+        )
+
+
+def _tainted(store: Store, differing: set[int], told: set[int]) -> set[int]:
+    """Of one run; see `Meetings.tainted`.
+
+    Args:
+        told: events that meet one of the other run, so that they differ only if they are among the differing.
+    """
+    tainted: set[int] = set()
+    for event in sorted(store.sources):
+        made_of = event not in told and any(source in tainted for source in store.sources[event])
+        if made_of or event in differing:
+            tainted.add(event)
+    return tainted
+
+
+# ---------------------------------------------------------------------- which meets which
+
+
+def meet_values(session: Session, a: Store, b: Store, threshold: float) -> Meetings:
+    """The values that both runs have.
+
+    Args:
+        threshold: what a value may differ by, relative to its largest element, and still be the same in exact
+            arithmetic.
+    """
+    by_key_a, by_key_b = _by_key(a, session.a.trace), _by_key(b, session.b.trace)
+    found: list[Meeting] = []
+    short = set[int](), set[int]()
+    session.progress.count(found.__len__, len(a.kept))
+    for key, events_a in by_key_a.items():
+        for event_a, event_b, numbers, absent in _met(session, a, events_a, b, by_key_b.get(key, []), short):
+            kept_a, kept_b = a.kept[event_a], b.kept[event_b]
+            pairs = _pairs(session, kept_a, kept_b, numbers)
+            if len(pairs) or absent:
+                difference = gap(kept_a.value, kept_b.value, pairs)
+                noise = threshold * _scale(difference) if kept_a.numeric else 0.0
+                found.append(Meeting(event_a, event_b, kept_a, kept_b, pairs, difference, noise, absent))
+    return Meetings(found, short)
+
+
+def _by_key(store: Store, trace: Trace) -> dict[Hashable, list[int]]:
+    """The events of each op, in order; where its outputs are columns of one value (`unbind`), all of them together."""
+    found: dict[Hashable, list[int]] = {}
+    for event, kept in store.kept.items():
+        op = replace(kept.op, output=0) if _is_column(kept, trace) else kept.op
+        found.setdefault(trace.key(op), []).append(event)
+    return found
+
+
+def _is_column(kept: Kept, trace: Trace) -> bool:
+    return kept.label is not None and kept.label.k is None and trace.table.one_of_many(kept.label.q)
+
+
+def _met(
+    session: Session,
+    a: Store,
+    events_a: list[int],
+    b: Store,
+    events_b: list[int],
+    short: tuple[set[int], set[int]],
+) -> Iterator[tuple[int, int, Ints | None, frozenset[int]]]:
+    """The events of one op that meet, at which coordinates, and which tokens one of them alone chose.
+
+    The coordinates are None where they meet as a whole. Events that have more tokens than they meet are added to `short`.
+    """
+    tokens_a, tokens_b = (
+        [event for event in events if store.kept[event].label is not None]
+        for store, events in ((a, events_a), (b, events_b))
+    )
+    shared = session.shared
+    rows_a = _passes(a, tokens_a, shared.a, shared.home_a)
+    rows_b = _passes(b, tokens_b, shared.b, shared.home_b)
+    met, alone = meet(rows_a, rows_b)
+    left, right = (np.concatenate([part[side] for part in met]) for side in (0, 1))
+    for events, rows, lonely in zip(short, (rows_a, rows_b), alone, strict=True):
+        events.update(rows.events[lonely].tolist())
+    partners = {e: a.kept[e] for e in tokens_a}, {e: b.kept[e] for e in tokens_b}
+    absent = _absent(session, partners, (rows_a, rows_b), alone)
+    if len(left):
+        pairs = np.stack([rows_a.events[left], rows_b.events[right]], axis=1)
+        distinct, which = np.unique(pairs, axis=0, return_inverse=True)
+        for number, (event_a, event_b) in enumerate(distinct.tolist()):
+            numbers = rows_a.numbers[left[which.reshape(-1) == number]]
+            yield event_a, event_b, numbers, absent.pop((event_a, event_b), frozenset())
+    for (event_a, event_b), numbers in absent.items():
+        yield event_a, event_b, np.zeros(0, dtype=np.int64), numbers
+    by_sample = not len(left) and not any(len(events) > 1 for events in (tokens_a, tokens_b))
+    places: dict[int, list[int]] = {}
+    for event_b in events_b:
+        places.setdefault(b.kept[event_b].event.nth, []).append(event_b)
+    for event_a in events_a:
+        for event_b in _partners(session, a.kept[event_a], places, b):
+            if by_sample or a.kept[event_a].label is None or b.kept[event_b].label is None:
+                yield event_a, event_b, None, frozenset()
+
+
+def _absent(
+    session: Session,
+    events: tuple[dict[int, Kept], dict[int, Kept]],
+    rows: tuple[Passes, Passes],
+    alone: tuple[Ints, Ints],
+) -> dict[tuple[int, int], frozenset[int]]:
+    """For events of an op that chooses tokens by value, those that it chose in one run alone (again)."""
+    found: dict[tuple[int, int], frozenset[int]] = {}
+    for side, lonely in enumerate(alone):
+        mine = rows[side]
+        for event in np.unique(mine.events[lonely]).tolist():
+            kept = events[side][event]
+            if kept.op.function not in _CHOOSING or kept.event.status == "view":
+                continue
+            numbers = mine.numbers[lonely[mine.events[lonely] == event]].tolist()
+            tokens = frozenset(n for n in numbers if session.shared.coordinate(n)[1] is not None)
+            other = _same_place(kept, events[1 - side])
+            if tokens and other is not None:
+                pair = (event, other) if side == 0 else (other, event)
+                found[pair] = found.get(pair, frozenset()) | tokens
+    return found
+
+
+def _same_place(kept: Kept, others: dict[int, Kept]) -> int | None:
+    """The event of the other run at the same place, or else its first."""
+    at = kept.event.call, kept.event.nth
+    same = (event for event, other in others.items() if (other.event.call, other.event.nth) == at)
+    return next(same, next(iter(others), None))
+
+
+def _passes(store: Store, events: list[int], numbers: Ints, homes: Ints) -> Passes:
+    parts = [(np.zeros(0, dtype=np.int64),) * 3]
+    for event in events:
+        kept = store.kept[event]
+        assert kept.label is not None
+        ids = np.unique(kept.label.q)
+        ids = ids[(ids >= 0) & (numbers[ids] > 0)]
+        parts.append((numbers[ids], homes[ids] != kept.event.call, np.full(len(ids), event)))
+    rows, again, of = (np.concatenate(column) for column in zip(*parts, strict=True))
+    return Passes(rows, again.astype(bool), of)
+
+
+def _partners(session: Session, kept: Kept, places: dict[int, list[int]], b: Store) -> Iterator[int]:
+    """Values without a coordinate meet by their place in the call, and in the run if both make as many calls."""
+    one_to_one = len(session.a.run.calls) == len(session.b.run.calls)
+    for event in places.get(kept.event.nth, ()):
+        if not one_to_one or b.kept[event].event.call == kept.event.call:
+            yield event
+
+
+def _pairs(session: Session, a: Kept, b: Kept, numbers: Ints | None) -> Pairs:
+    """Pair the elements of two values, at some coordinates alone where they are given."""
+    pairs = pair_values(session, a, b)
+    if numbers is None:
+        return pairs
+    if pairs.by_sample:
+        return Pairs.none("they share no coordinate")
+    keep = np.isin(pairs.coordinates, numbers)
+    if keep.all():
+        return pairs
+    return replace(
+        pairs, first_a=pairs.first_a[keep], first_b=pairs.first_b[keep], coordinates=pairs.coordinates[keep]
+    )
+
+
+def _scale(found: Gap) -> float:
+    if not found.max_rel or not np.isfinite(found.max_rel):
+        return 0.0
+    return found.max_abs / found.max_rel
+
+
+def pair_values(session: Session, a: Kept, b: Kept) -> Pairs:
+    """Pair the elements of two values by their labels, or by where the tokens are along their dimensions."""
+    value_a, value_b = a.value, b.value
+    pairs = pair_elements(value_a, a.label, value_b, b.label, session.shared)
+    if not len(pairs) and (a.label is None or b.label is None):
+        places = (a.op, a.event.call), (b.op, b.event.call)
+        return session.join.pair_open(None, *places, tuple(value_a.shape), tuple(value_b.shape))
+    return pairs
+
+
+# ---------------------------------------------------------------------- where a difference shows
+
+
+def first_seen(root: Meeting, meetings: dict[int, Meeting], a: Store) -> Meeting | None:
+    """The first floating-point op, from the root on, that carries its difference; or the decision about tokens.
+
+    Where the difference makes other tokens pass, it is the comparison that does, or what chooses them.
+    """
+
+    def shows(meeting: Meeting) -> bool:
+        return bool(meeting.absent) or (meeting.numeric and meeting.differs and not meeting.a.op.is_boundary)
+
+    if shows(root) and not _is_hidden_view(root, meetings, a):
+        return root
+    if root.a.op.function == "output" and root.numeric and root.differs:
+        return root  # made of ops that one run alone has: the module is where it happens
+    reached = sorted(a.reached([root.event_a]))
+    first = next((meetings[e] for e in reached if e in meetings and shows(meetings[e])), None)
+    if first is None:
+        return next((m for e, m in sorted(meetings.items()) if e > root.event_a and shows(m)), None)
+    if first.absent:
+        behind = a.behind([first.event_a])
+        between = (meetings[e] for e in reached if e in behind and e in meetings)
+        return next((m for m in between if m.differs and m.a.dtype == torch.bool), first)
+    return first
+
+
+def _is_hidden_view(root: Meeting, meetings: dict[int, Meeting], a: Store) -> bool:
+    """A view of something that could not be compared says nothing by itself."""
+    return root.a.event.status == "view" and not any(s in meetings for s in a.sources.get(root.event_a, ()))
