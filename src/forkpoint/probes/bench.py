@@ -118,7 +118,7 @@ class Bench:
     @cached_property
     def _places(self) -> Ints:
         places = self.traced.trace.table.places
-        return np.asarray([*places, *[(-1, -1)] * (len(self.numbers) - len(places))], dtype=np.int64)
+        return np.asarray([*places, *[(-1, -1, -1)] * (len(self.numbers) - len(places))], dtype=np.int64)
 
     @property
     def call(self) -> int:
