@@ -127,6 +127,7 @@ class _Search:
         right: what is put right, in the order in which it was found.
         needed: what of it, from earlier rounds, was seen to matter.
         chosen: choices of other tokens, which can only be put right behind them.
+        worse: what made the result no better, or could not be put in place.
         unpatched: the first value that could not be put in place.
         known: events of A whose root was met.
     """
@@ -138,6 +139,7 @@ class _Search:
     right: list[Part] = field(default_factory=list[Part])
     needed: list[Part] = field(default_factory=list[Part])
     chosen: list[Part] = field(default_factory=list[Part])
+    worse: list[Part] = field(default_factory=list[Part])
     unpatched: Part | None = None
     known: set[int] = field(default_factory=set[int])
 
@@ -205,8 +207,10 @@ class _Search:
             half = len(more) // 2
             self._add(more[:half])
             self._add(more[half:])
-        elif trial.moves < 0 and not more[0].root.a.op.is_boundary:
-            self.unpatched = self.unpatched or more[0]
+        else:
+            self.worse += more
+            if trial.moves < 0 and not more[0].root.a.op.is_boundary:
+                self.unpatched = self.unpatched or more[0]
 
     def _further(self, current: Round, found: list[Part]) -> tuple[Round, list[Part]]:
         """Run B again with everything right so far, and keep its values: behind them are further roots.
@@ -314,7 +318,7 @@ class _Search:
 
     def _fallback(self) -> Origin | None:
         """What closes some of the gap where nothing found closes all of it."""
-        if self.needed and self.trials.closes(self.trials.of(self.needed)) > _CLOSES_SOME:
+        if self.needed and self.trials.nearer(self.trials.of(self.needed)) > _CLOSES_SOME:
             return self._described(in_order(self.needed))
         moving = next((p for p in self.right if p.numeric and self.trials.of([p]).moves > 1), self.unpatched)
         moving = moving or next(iter(self.chosen), None)
@@ -346,9 +350,19 @@ class _Search:
     def _origin(self, part: Part, closes: float) -> Origin:
         text = f"put right after those before it, it closes {100 * closes:.0f} % of the gap"
         result = ProbeResult("patch", "closes", closes, text)
-        return Origin(
-            part.root, part.seen, closes, result, self.store_a, part.of.store, part.of.meetings.by_a
-        )
+        root = self._entry(part).root
+        return Origin(root, part.seen, closes, result, self.store_a, part.of.store, part.of.meetings.by_a)
+
+    def _entry(self, part: Part) -> Part:
+        """Where the difference of a decision enters: maybe at a number that could not be put right by itself.
+
+        A count of tokens is held against a limit, say, and both depend on the batch.
+        """
+        if part.numeric or part.root.absent:
+            return part
+        event = part.root.event_a
+        before = (worse for worse in self.worse if not worse.numeric)
+        return next((one for one in before if event in self.store_a.reached([one.root.event_a])), part)
 
     def _shares(self, parts: Sequence[Part]) -> list[float]:
         """How much of the gap is closed with the first, the first two, ... put right; NaN where it was not tried."""

@@ -196,3 +196,10 @@ class Trials:
         if trial.closed or not np.isfinite(before):
             return float(trial.closed or np.isfinite(trial.gap))
         return max(0.0, 1 - trial.gap / before) if np.isfinite(trial.gap) else 0.0
+
+    def nearer(self, trial: Trial) -> float:
+        """The share by which the result comes nearer to run A's, over all coordinates; negative if it does not."""
+        before = float(self.before.gaps.sum())
+        if trial.moves < 0 or trial.gaps.shape != self.before.gaps.shape or not before:
+            return -1.0
+        return 1 - float(trial.gaps.sum()) / before
