@@ -302,7 +302,7 @@ def _divergence_at(session: Session, op: Op, event: Event, tokens: Tokens) -> Di
 def _without_origin(judged: Judgement) -> Verdict:
     """Where neither a cause nor a place is known, nothing is said of a place."""
     verdict = judged.verdict
-    if verdict.kind is not VerdictKind.SEMANTIC or verdict.mechanism is not None or judged.origin is not None:
+    if verdict.kind is not VerdictKind.SEMANTIC or verdict.mechanism is not None or judged.origins:
         return verdict
     summary = verdict.summary.removesuffix(" here")
     return replace(verdict, summary=summary, advice=_NO_ORIGIN_ADVICE)
