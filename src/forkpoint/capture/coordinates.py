@@ -47,6 +47,9 @@ class CoordinateTable:
 
     def __init__(self, layout: Layout) -> None:
         self.layout = layout
+        first = next((c for entry in layout.calls for c in entry.values()), None)
+        self.time_major = first is not None and is_time_major(first.sample.numpy())
+        """Whether the first call's columns are the samples. Looked up here, as a mode of the model's own sees tensors."""
         self._ids: dict[Hashable, int] = {}
         self.kinds: list[int] = []
         """How specific each id is: token, set of tokens, padding."""
@@ -165,12 +168,6 @@ class CoordinateTable:
                 if np.array_equal(squeezed, grid.reshape([n for n in grid.shape if n > 1])):
                     return True
         return False
-
-    @property
-    def time_major(self) -> bool:
-        """Whether the first call's columns are the samples."""
-        first = next((c for entry in self.layout.calls for c in entry.values()), None)
-        return first is not None and is_time_major(first.sample.numpy())
 
     @property
     def rows(self) -> int:
