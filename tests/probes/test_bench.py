@@ -55,7 +55,7 @@ class Looked(Model):
 
 def test_positions_that_columns_shift_are_shown() -> None:
     both, found, a, b = asked(*pair(Looked(), *LEFT))
-    shown = other_positions(both, found, a, b)
+    shown = other_positions(both, found.root, a, b)
     assert shown is not None
     assert (shown.name, shown.outcome) == ("positions", "differ")
     assert "0 in run A, 2 in run B" in shown.text
@@ -67,7 +67,7 @@ def test_equal_positions_and_another_factor_are_none() -> None:
     other.factor = 1.5
     for inputs in (RIGHT, (LEFT[0], LEFT[0])):
         both, found, a, b = asked(*pair(model, *inputs, other))
-        assert other_positions(both, found, a, b) is None
+        assert other_positions(both, found.root, a, b) is None
 
 
 class Sliced(Model):
@@ -80,7 +80,7 @@ class Sliced(Model):
 
 def test_rows_of_a_table_that_are_another_token_s() -> None:
     both, found, a, b = asked(*pair(Sliced(), *LEFT))
-    shown = other_positions(both, found, a, b)
+    shown = other_positions(both, found.root, a, b)
     assert shown is not None
     assert "takes in run B the row of a table that run A takes for token 2" in shown.text
 
@@ -101,7 +101,7 @@ def test_rows_chosen_by_content_are_no_positions() -> None:
     other = twin(model)
     other.turned = True
     both, found, a, b = asked(*pair(model, *RIGHT, other))
-    assert other_positions(both, found, a, b) is None
+    assert other_positions(both, found.root, a, b) is None
 
 
 # --- length --------------------------------------------------------------------------------------

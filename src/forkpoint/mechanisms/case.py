@@ -50,11 +50,6 @@ class Case:
     def root(self) -> Meeting | None:
         return self.origin.root if self.origin is not None else None
 
-    @property
-    def origin_or_fail(self) -> Origin:
-        assert self.origin is not None
-        return self.origin
-
     # ------------------------------------------------------------------ experiments
 
     @cached_property

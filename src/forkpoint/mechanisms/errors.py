@@ -10,15 +10,16 @@ from forkpoint.probes.cache import reads_cache
 from forkpoint.probes.length import changes_with_length
 from forkpoint.probes.packing import reads_packed
 from forkpoint.probes.pooling import for_each_sample, other_token, pools_padding
-from forkpoint.probes.positions import other_positions
+from forkpoint.probes.positions import other_positions, positions_at
 
 _CLOSES_NOTHING = 0.01
 """Share of the gap below which putting a value right has closed nothing."""
 
 
 def packing(case: Case) -> Mechanism | None:
-    """One packed sample's content moves another's token at the origin."""
-    shown = None if case.origin is None else reads_packed(case.session, case.origin)
+    """One packed sample's content moves another's token at an origin."""
+    parts = () if case.origin is None else (case.origin, *case.origin.others)
+    shown = next(filter(None, (reads_packed(case.session, part) for part in parts)), None)
     if shown is None or not case.same_function:
         return None
     case.evidence.append(shown)
@@ -44,7 +45,7 @@ def length_dependent_rope(case: Case) -> Mechanism | None:
     if root is None or not case.of_layout or not {"cos", "sin"} & (case.after(20) | case.names):
         return None
     shown = changes_with_length(case.session, root, *case.benches, real=True)
-    if shown is None or other_positions(case.session, case.origin_or_fail, *case.benches) is not None:
+    if shown is None or other_positions(case.session, root, *case.benches) is not None:
         return None
     case.evidence.append(shown)
     return Mechanism(
@@ -61,7 +62,7 @@ def position_ids(case: Case) -> Mechanism | None:
     origin, leaks = case.origin, case.content is not None and case.content.leaks
     if origin is None or (leaks and origin.closes <= _CLOSES_NOTHING):
         return None  # they differ, but what others hold reaches the result besides
-    shown = other_positions(case.session, origin, *case.benches)
+    shown = positions_at(case.session, origin)
     if shown is None:
         return None
     case.evidence.append(shown)

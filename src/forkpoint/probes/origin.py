@@ -356,13 +356,15 @@ class _Search:
     def _entry(self, part: Part) -> Part:
         """Where the difference of a decision enters: maybe at a number that could not be put right by itself.
 
-        A count of tokens is held against a limit, say, and both depend on the batch.
+        A count of tokens is held against a limit, say, and both depend on the batch. Numbers that reach the decision only
+        through what tokens hold, as their positions do, are not what it is made from.
         """
         if part.numeric or part.root.absent:
             return part
-        event = part.root.event_a
+        kept = self.store_a.kept
+        made_from = self.store_a.behind([part.root.event_a], lambda e: e in kept and not kept[e].numeric)
         before = (worse for worse in self.worse if not worse.numeric)
-        return next((one for one in before if event in self.store_a.reached([one.root.event_a])), part)
+        return next((one for one in before if one.root.event_a in made_from), part)
 
     def _shares(self, parts: Sequence[Part]) -> list[float]:
         """How much of the gap is closed with the first, the first two, ... put right; NaN where it was not tried."""

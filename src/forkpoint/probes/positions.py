@@ -14,7 +14,7 @@ from torch import Tensor
 
 from forkpoint.locate import Located
 from forkpoint.pairs import Pairs
-from forkpoint.probes.bench import Bench
+from forkpoint.probes.bench import Bench, benches
 from forkpoint.probes.meetings import Meeting, pair_values
 from forkpoint.probes.origin import Origin
 from forkpoint.probes.watchers import Kept
@@ -26,16 +26,33 @@ _EQUAL = 1e-9
 """Relative to the largest value: up to which two rows of a table are one."""
 
 
-def other_positions(session: Session, origin: Origin, a: Bench, b: Bench) -> ProbeResult | None:
-    """Show that a token has other positions at the origin; None where that is not so."""
-    for kept_a, kept_b, kind in _numbers(origin, a, b):
+def positions_at(session: Session, origin: Origin) -> ProbeResult | None:
+    """Show that a token has other positions at an origin, or looks up other rows where one is first seen."""
+    for part in (origin, *origin.others):
+        for at in dict.fromkeys((part.root.event_a, part.seen.event_a)):
+            meeting = part.root if at == part.root.event_a else part.seen
+            b, a = benches(session, part, meeting)
+            found = other_positions(session, meeting, a, b)
+            if found is not None:
+                return found
+    return None
+
+
+def other_positions(session: Session, at: Meeting, a: Bench, b: Bench) -> ProbeResult | None:
+    """Show that a token has other positions at a value of both runs; None where that is not so.
+
+    Args:
+        at: the value.
+        a, b: the runs, at it.
+    """
+    for kept_a, kept_b, kind in _numbers(at, a, b):
         pairs = pair_values(session, kept_a, kept_b)
         found = _first_other(kept_a.value, kept_b.value, pairs, session)
         if found is not None:
             place, one, other = found
             text = f"{_token(place)} {kind} {one} in run A, {other} in run B"
             return ProbeResult("positions", "differ", float(abs(other - one)), text)
-    return _other_rows(session, origin, a, b)
+    return _other_rows(session, at, a, b)
 
 
 def shifted_positions(session: Session, located: Located, gap: float) -> ProbeResult | None:
@@ -76,9 +93,8 @@ def shifted_positions(session: Session, located: Located, gap: float) -> ProbeRe
     return ProbeResult("positions", "shifted", float(abs(by)), text)
 
 
-def _numbers(origin: Origin, a: Bench, b: Bench) -> Iterator[tuple[Kept, Kept, str]]:
-    """Whole numbers at the origin that may be positions, of both runs."""
-    root = origin.root
+def _numbers(root: Meeting, a: Bench, b: Bench) -> Iterator[tuple[Kept, Kept, str]]:
+    """Whole numbers at a value that may be positions, of both runs."""
     if a.of_layout(a.root) and b.of_layout(b.root) and _whole(root.a.value) and _whole(root.b.value):
         yield root.a, root.b, "stands at"
     lookups = [_lookup(bench) for bench in (a, b)]
@@ -148,9 +164,8 @@ def _tells_apart(values: Tensor, places: list[tuple[int | None, int | None]]) ->
     return any(len(values[cells].unique()) > 1 for cells in of.values())
 
 
-def _other_rows(session: Session, origin: Origin, a: Bench, b: Bench) -> ProbeResult | None:
+def _other_rows(session: Session, root: Meeting, a: Bench, b: Bench) -> ProbeResult | None:
     """Whether the two runs take other rows of one table for the same tokens."""
-    root = origin.root
     if not (a.of_layout(a.root) and b.of_layout(b.root) and root.a.numeric) or root.pairs.by_sample:
         return None
     rows = _rows(root)
