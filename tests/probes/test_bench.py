@@ -70,6 +70,28 @@ def test_equal_positions_and_another_factor_are_none() -> None:
         assert other_positions(both, found.root, a, b) is None
 
 
+class Written(Looked):
+    """Its run B writes one of the positions before it looks them up."""
+
+    armed = False
+
+    def mix(self, hidden: Tensor, position_ids: Tensor | None = None, **inputs: Any) -> Tensor:
+        places = torch.arange(hidden.shape[1])[None].repeat(len(hidden), 1)
+        if self.armed:
+            places[:, 1] = 7
+        return hidden + self.place(places)
+
+
+def test_positions_written_in_place_are_read_as_the_lookup_reads_them() -> None:
+    model = Written()
+    other = twin(model)
+    other.armed = True
+    both, found, a, b = asked(*pair(model, *RIGHT, other))
+    shown = other_positions(both, found.root, a, b)
+    assert shown is not None
+    assert "1 in run A, 7 in run B" in shown.text
+
+
 class Sliced(Model):
     """Takes the rows of a table by a slice: no number says which."""
 

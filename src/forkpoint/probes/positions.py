@@ -12,7 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from forkpoint.locate import Located
+from forkpoint.capture.writes import INDEXED_WRITES
+from forkpoint.locate import Located, fetch_op, named_inputs
 from forkpoint.pairs import Pairs
 from forkpoint.probes.bench import Bench, benches
 from forkpoint.probes.meetings import Meeting, pair_values
@@ -120,8 +121,20 @@ def _indices(bench: Bench, lookup: int | None) -> list[Kept]:
     store, events = bench.store, bench.store.sources.get(lookup, [])
     if lookup in store.kept and not store.kept[lookup].numeric and len(events) > 1:
         events = events[1:]  # the first is the table, which holds whole numbers itself
-    kept = [store.kept[event] for event in events if event in store.kept and bench.of_layout(event)]
+    if any(store.ops[event][0].function in INDEXED_WRITES for event in events):
+        kept = _as_read(bench, lookup) if all(map(bench.of_layout, events)) else []
+    else:
+        kept = [store.kept[event] for event in events if event in store.kept and bench.of_layout(event)]
     return [k for k in kept if not k.numeric and k.dtype != torch.bool]
+
+
+def _as_read(bench: Bench, lookup: int) -> list[Kept]:
+    """The inputs of a lookup as it was called: an event that writes some elements holds no more than those."""
+    op, event = bench.store.ops[lookup]
+    taken = fetch_op(bench.traced, op, event)
+    if taken is None:
+        return []
+    return [Kept(op, event, t, taken.input_labels.get(id(t)), []) for t in named_inputs(taken).values()]
 
 
 def _whole(value: Tensor) -> bool:
