@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+import warnings
 from itertools import islice
 from typing import Any
 
@@ -420,7 +421,9 @@ def _dynamic() -> Any:
     model = seeded(Tagger, Packed(), modules.Feedforward())
     with torch.no_grad():
         model.embed.weight[PAD] *= 9
-    return torch.ao.quantization.quantize_dynamic(model, {"mixers.0.inner"}, dtype=torch.qint8)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # it is deprecated, and the quantisation that people have
+        return torch.ao.quantization.quantize_dynamic(model, {"mixers.0.inner"}, dtype=torch.qint8)
 
 
 def _only_through_padding(pair: Pair) -> None:

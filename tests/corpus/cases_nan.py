@@ -65,7 +65,11 @@ def _infinite_mask(config: Any, **given: Any) -> Any:
     NOT_A_NUMBER,
     truth=NAN,
     check=_sound_unpatched_native,
-    origin=("softmax", "self_attn"),
+    origin=(
+        "softmax",
+        "self_attn",
+        "model/getitem",
+    ),  # or the mask itself: what it leads to is NaN at padding alone
 )
 def _() -> Pair:
     from transformers.models.llama import modeling_llama

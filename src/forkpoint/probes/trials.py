@@ -15,7 +15,7 @@ from forkpoint.results import ResultComparison, compare_results
 from forkpoint.session import Results, Session
 from forkpoint.trace import Op
 
-MAX_TRIALS = 24
+MAX_TRIALS = 48
 """Runs with values put right."""
 MAX_LAYERS = 8
 """Layers with the same origin up to which each is left out by itself; beyond it only all of them together."""

@@ -408,6 +408,8 @@ SENTENCES: dict[str, str] = {
     "{n} operations were not done in float64": "有 {n} 个运算没有用 float64 完成",
     "in float64 the gap is {gap}": "在 float64 中差距为 {gap}",
     "float64's own rounding makes {noise}": "float64 自身的舍入为 {noise}",
+    "in float64 a gap of {gap} is left, and float64's own rounding makes as much: that proves nothing": "在 float64 中仍有 "
+    "{gap} 的差距，而 float64 自身的舍入同样大：这什么也证明不了",
     "both runs hold the same tokens: nothing to replace": "两次运行的词元相同：没有可以更换的内容",
     "other content in the padding or the batch changes not one bit of a shared token": "更换填充或同批各行的内容，共有词元一位也没有变",
     "other content in the padding or the batch changes bits, but not in float64": "更换填充或同批各行的内容，数值有变，但在 float64 "
