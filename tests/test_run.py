@@ -202,3 +202,19 @@ def test_what_can_not_be_run_is_refused(arguments, text):
 def test_a_layout_of_more_columns_than_the_input_has_is_refused():
     with pytest.raises(InputError, match="a layout of shape"):
         Run(nn.Identity(), {"x": x(1, 2, 3)}, layout=Layout.from_mask(torch.ones(1, 4)))
+
+
+class Box:
+    """A cache of somebody's own."""
+
+    def __init__(self, kept: torch.Tensor) -> None:
+        self.kept = kept
+
+
+def test_tensors_in_objects_are_copied_though_gradients_lead_back_from_them():
+    weight = torch.ones(3, requires_grad=True)
+    cache = Box(weight * 2)
+    copied = copy_inputs({"cache": cache})["cache"]
+    assert copied.kept is not cache.kept
+    copied.kept.zero_()
+    assert cache.kept.tolist() == [2, 2, 2]

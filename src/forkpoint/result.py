@@ -165,7 +165,8 @@ class ProbeResult:
     """One experiment: what was done, what it showed."""
 
     name: str
-    """`nan`, `repeat`, `inputs`, `precision`, `content`, `length`, `order`, `terms`, `patch`, `replay`."""
+    """`nan`, `repeat`, `inputs`, `precision`, `decisions`, `content`, `whole`, `order`, `terms`, `patch`, `coupling`,
+    `positions`, `pooling`, `packing`, `cache`, `replay`."""
     outcome: str
     """A slug: what the probe found."""
     figure: float | None

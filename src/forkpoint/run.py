@@ -244,7 +244,27 @@ def _copy(value: Any, memo: dict[int, Any]) -> Any:
     try:
         return copy.deepcopy(value, memo)
     except Exception:  # noqa: BLE001 - whatever an object says that can't be copied
+        for tensor in tensors_in(value):  # those that gradients lead back from refuse to be copied
+            _copy(tensor, memo)
+    try:
+        return copy.deepcopy(value, memo)
+    except Exception:  # noqa: BLE001 - as above
         return value
+
+
+def tensors_in(value: Any, depth: int = 5) -> list[Tensor]:
+    """The tensors in a container or a plain object, such as a cache."""
+    if isinstance(value, Tensor):
+        return [value]
+    if not depth:
+        return []
+    if isinstance(value, Mapping):
+        items: Any = value.values()
+    elif isinstance(value, (list, tuple)):
+        items = value
+    else:
+        items = vars(value).values() if hasattr(value, "__dict__") else ()
+    return [tensor for item in items for tensor in tensors_in(item, depth - 1)]
 
 
 def _copy_tensor(value: Tensor) -> Tensor:

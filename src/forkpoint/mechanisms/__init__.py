@@ -7,6 +7,7 @@ experiment's. Where none fits, the two runs compute different functions, and tha
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 from forkpoint.mechanisms.case import Case
 from forkpoint.mechanisms.couplings import expert_capacity, int8_outliers, leak, scale, statistics_or_leak
@@ -47,7 +48,10 @@ def recognise(case: Case) -> Mechanism:
     for test in _TESTS:
         found = test(case)
         if found is not None:
-            return found
+            unknown = (
+                found.by_design and case.same_function is None
+            )  # maybe it is no coupling but another function
+            return replace(found, by_design=None) if unknown else found
     return TWO_FUNCTIONS
 
 

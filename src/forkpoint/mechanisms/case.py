@@ -74,14 +74,14 @@ class Case:
         if not found:  # what is drawn from others seldom crosses a threshold that content itself does
             shown = coupling_at(self.session, self.origin)
             found = None if shown is None else Coupling((OTHERS,), shown.figure or 0.0, frozenset(), shown)
-        if found is None or not found or not self.same_function:
+        if found is None or not found or self.same_function is False:
             return None
         self.evidence.append(found.result)
         return found
 
     @cached_property
-    def same_function(self) -> bool:
-        """Whether both models compute the same at the origin, given the same inputs."""
+    def same_function(self) -> bool | None:
+        """Whether both models compute the same at the origin, given the same inputs; None where that is not known."""
         return self.origin is None or same_function(self.origin.root, *self.benches)
 
     @cached_property

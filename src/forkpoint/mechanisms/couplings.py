@@ -111,7 +111,7 @@ def statistics_or_leak(case: Case) -> Mechanism | None:
 def leak(case: Case) -> Mechanism | None:
     """The result moves with what one run alone has, whatever the op is by which it gets there."""
     leaks = case.content is not None and case.content.leaks
-    return _leak(case, None) if leaks and case.same_function else None
+    return _leak(case, None) if leaks and case.same_function is not False else None
 
 
 def _statistics(case: Case, coupled: Coupling) -> Mechanism:

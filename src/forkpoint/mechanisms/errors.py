@@ -20,7 +20,7 @@ def packing(case: Case) -> Mechanism | None:
     """One packed sample's content moves another's token at an origin."""
     parts = () if case.origin is None else (case.origin, *case.origin.others)
     shown = next(filter(None, (reads_packed(case.session, part) for part in parts)), None)
-    if shown is None or not case.same_function:
+    if shown is None or case.same_function is False:
         return None
     case.evidence.append(shown)
     return Mechanism(
@@ -42,7 +42,7 @@ def attention_mask(case: Case) -> Mechanism | None:
 def length_dependent_rope(case: Case) -> Mechanism | None:
     """A table of angles that no token's content enters changes with a longer row."""
     root = case.root
-    if root is None or not case.of_layout or not {"cos", "sin"} & (case.after(20) | case.names):
+    if root is None or not case.of_layout or not {"cos", "sin"} <= (case.after(20) | case.names):
         return None
     shown = changes_with_length(case.session, root, *case.benches, real=True)
     if shown is None or other_positions(case.session, root, *case.benches) is not None:
@@ -97,7 +97,7 @@ def pooling(case: Case) -> Mechanism | None:
 def cache_state(case: Case) -> Mechanism | None:
     """The origin reads what an earlier call left, which was right when it was made."""
     shown = None if case.origin is None else reads_cache(*case.benches)
-    if shown is None:
+    if shown is None or case.same_function is False:
         return None
     case.evidence.append(shown)
     return Mechanism(

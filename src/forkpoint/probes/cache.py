@@ -12,7 +12,7 @@ from forkpoint.probes.bench import Bench
 from forkpoint.probes.watchers import Store
 from forkpoint.promotion import Promotion
 from forkpoint.result import ProbeResult
-from forkpoint.run import copy_inputs
+from forkpoint.run import copy_inputs, tensors_in
 
 _CACHES = ("past_key_values", "cache_params", "past_key_value", "mems", "state", "cache")
 
@@ -51,7 +51,7 @@ def _crossing(store: Store, root: int, call: int) -> set[int]:
 def _given(a: Bench, b: Bench) -> ProbeResult | None:
     """Whether the origin reads a cache that was given, which the other run was not given, or another one."""
     caches = [[_cache(call) for call in bench.traced.run.calls[: bench.call + 1]] for bench in (a, b)]
-    tensors = [[t for cache in found for t in _tensors(cache)] for found in caches]
+    tensors = [[t for cache in found for t in tensors_in(cache)] for found in caches]
     if not any(tensors) or _same(*tensors):
         return None
     for bench, own in ((b, tensors[1]), (a, tensors[0])):
@@ -69,23 +69,10 @@ def _cache(call: Mapping[str, Any]) -> list[Any]:
     return [call[name] for name in _CACHES if call.get(name) is not None]
 
 
-def _tensors(value: Any, depth: int = 5) -> list[Tensor]:
-    if isinstance(value, Tensor):
-        return [value]
-    if not depth:
-        return []
-    if isinstance(value, Mapping):
-        items: Any = value.values()
-    elif isinstance(value, (list, tuple)):
-        items = value
-    else:
-        items = vars(value).values() if hasattr(value, "__dict__") else ()
-    return [t for item in items for t in _tensors(item, depth - 1)]
-
-
 def _same(a: list[Tensor], b: list[Tensor]) -> bool:
     return len(a) == len(b) and all(
-        x.shape == y.shape and bool((x == y).all()) for x, y in zip(a, b, strict=True)
+        x.shape == y.shape and x.device == y.device and bool((x == y).all())
+        for x, y in zip(a, b, strict=True)
     )
 
 
@@ -93,8 +80,13 @@ def _moves(bench: Bench) -> float:
     """How far other values in the given caches move the origin."""
     calls = [copy_inputs(call) for call in bench.traced.run.calls]
     generator = torch.Generator().manual_seed(0)
+    own = {
+        t.data_ptr() for call in bench.traced.run.calls for cache in _cache(call) for t in tensors_in(cache)
+    }
     for call in calls:
-        for tensor in (t for cache in _cache(call) for t in _tensors(cache) if t.is_floating_point()):
+        for tensor in (t for cache in _cache(call) for t in tensors_in(cache) if t.is_floating_point()):
+            if tensor.data_ptr() in own:
+                return 0.0  # a cache that could not be copied is its user's
             order = torch.randperm(tensor.numel(), generator=generator).to(tensor.device)
             tensor.copy_(tensor.reshape(-1)[order].reshape(tensor.shape) * 1.5)
     kept = bench.store.kept[bench.root]

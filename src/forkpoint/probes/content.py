@@ -52,7 +52,7 @@ def content(session: Session, exact: Precision, compared: ResultComparison) -> C
             asked = True
             if not _against(session, compared, name, traced.results, results).differs:
                 continue
-        changed = True
+        changed = changed or exact.vanishes  # else nobody looked at the run's own precision
         watcher = OtherContent(keep)
         if isinstance(exact.runs, HeldRuns):
             held = other_content(session, name, watcher)
@@ -62,7 +62,6 @@ def content(session: Session, exact: Precision, compared: ResultComparison) -> C
             continue
         moved = traced.again(watcher=watcher, promotion=Promotion())
         if not watcher.replaced:
-            changed = False
             continue
         asked = True
         in_float64 = _against(session, compared, name, exact.b if name == "b" else exact.a, moved)
@@ -74,6 +73,9 @@ def content(session: Session, exact: Precision, compared: ResultComparison) -> C
     if changed:
         text = "other content in the padding or the batch changes bits, but not in float64"
         return ContentProbe(False, True, "", ProbeResult("content", "rounding", None, text))
+    if not exact.vanishes:
+        text = "other content in the padding or the batch changes no shared token in float64"
+        return ContentProbe(False, True, "", ProbeResult("content", "unmoved", 0.0, text))
     text = "other content in the padding or the batch changes not one bit of a shared token"
     return ContentProbe(False, True, "", ProbeResult("content", "untouched", 0.0, text))
 

@@ -170,6 +170,7 @@ PHRASES: dict[str, str] = {
     "outcome.whole.alike": "整数在较窄的类型中合并，但两次运行一样：差距仍为 {figure}。",
     "outcome.coupling.coupled": "更换非共有坐标上的内容，根源处共有词元的数值变化了 {figure}。",
     "outcome.content.untouched": "更换另一次运行没有的内容，共有词元一位也没有变。",
+    "outcome.content.unmoved": "更换另一次运行没有的内容，共有词元在 float64 中没有变。",
     "outcome.content.rounding": "更换另一次运行没有的内容，数值有变，但在 float64 中没有变。",
     "outcome.content.changes": "更换另一次运行没有的内容，结果变化了 {figure}。",
     "outcome.content.nothing": "两次运行的词元相同：没有可以更换的内容。",
@@ -412,6 +413,7 @@ SENTENCES: dict[str, str] = {
     "{gap} 的差距，而 float64 自身的舍入同样大：这什么也证明不了",
     "both runs hold the same tokens: nothing to replace": "两次运行的词元相同：没有可以更换的内容",
     "other content in the padding or the batch changes not one bit of a shared token": "更换填充或同批各行的内容，共有词元一位也没有变",
+    "other content in the padding or the batch changes no shared token in float64": "更换填充或同批各行的内容，共有词元在 float64 中没有变",
     "other content in the padding or the batch changes bits, but not in float64": "更换填充或同批各行的内容，数值有变，但在 float64 "
     "中没有变",
     "other content where the other run has none changes the result of run {run} by {gap}, in float64 too": "更换另一次运行没有的"

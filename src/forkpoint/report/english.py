@@ -172,6 +172,7 @@ PHRASES: dict[str, str] = {
     "outcome.whole.alike": "Whole numbers collapse in a narrow dtype, alike in both runs: the gap stays at {figure}.",
     "outcome.coupling.coupled": "Other content at coordinates that are not shared moves the value at the origin by {figure}.",
     "outcome.content.untouched": "Other content where the other run has none changes not one bit of a shared token.",
+    "outcome.content.unmoved": "Other content where the other run has none changes no shared token in float64.",
     "outcome.content.rounding": "Other content where the other run has none changes bits, but nothing in float64.",
     "outcome.content.changes": "Other content where the other run has none changes the result by {figure}.",
     "outcome.content.nothing": "Both runs hold the same tokens: nothing to replace.",
