@@ -242,14 +242,22 @@ def _copy(value: Any, memo: dict[int, Any]) -> Any:
     if type(value) is dict:
         return {key: _copy(item, memo) for key, item in value.items()}
     try:
-        return copy.deepcopy(value, memo)
+        return _deep_copy(value, memo)
     except Exception:  # noqa: BLE001 - whatever an object says that can't be copied
         for tensor in tensors_in(value):  # those that gradients lead back from refuse to be copied
             _copy(tensor, memo)
     try:
-        return copy.deepcopy(value, memo)
+        return _deep_copy(value, memo)
     except Exception:  # noqa: BLE001 - as above
         return value
+
+
+def _deep_copy(value: Any, memo: dict[int, Any]) -> Any:
+    """A deep copy; one that fails half-way leaves nothing in the memo."""
+    made = dict(memo)
+    copied = copy.deepcopy(value, made)
+    memo.update(made)
+    return copied
 
 
 def tensors_in(value: Any, depth: int = 5) -> list[Tensor]:
