@@ -13,7 +13,7 @@ from tests.joined import joined, noise, padded
 
 from forkpoint import Layout
 from forkpoint.align import gap, index_of, pair_cells, pair_elements, pair_flat, rows, scalar
-from forkpoint.pairs import Pairs
+from forkpoint.match.pairs import Pairs
 
 
 def every(a: torch.Tensor) -> Pairs:

@@ -19,7 +19,7 @@ from torch import Tensor
 from forkpoint.capture.labels import Label, spread
 from forkpoint.distance import compare, readable
 from forkpoint.match import Shared
-from forkpoint.pairs import Pairs
+from forkpoint.match.pairs import Pairs
 from forkpoint.readable import why_unreadable
 
 Ints = NDArray[np.int64]

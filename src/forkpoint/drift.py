@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from forkpoint.align import gap, pair_elements
 from forkpoint.capture.labels import Label
 from forkpoint.capture.recorder import Fetch, Taken
+from forkpoint.match.pairs import Pairs
 from forkpoint.memory import Shelved, load
-from forkpoint.pairs import Pairs
 from forkpoint.result import LayerDrift
 from forkpoint.results import ResultComparison, ResultGap
 from forkpoint.session import Session

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from forkpoint.align import rows
-from forkpoint.pairs import Pairs
+from forkpoint.match.pairs import Pairs
 
 
 @dataclass(frozen=True)

@@ -21,8 +21,8 @@ from forkpoint.capture.recorder import Fetch, Look, Taken
 from forkpoint.distance import ulps
 from forkpoint.finite import FinitePart, all_finite, finite_part
 from forkpoint.match import Difference, Joined
+from forkpoint.match.pairs import Pairs
 from forkpoint.modules import WRAPPER
-from forkpoint.pairs import Pairs
 from forkpoint.promotion import Promotion
 from forkpoint.result import Divergence, Element, InputComparison
 from forkpoint.session import Session, Traced

@@ -14,7 +14,7 @@ from forkpoint.capture.coordinates import CoordinateTable
 from forkpoint.capture.labels import Label
 from forkpoint.finite import FinitePart, all_finite, finite_part
 from forkpoint.match import Shared
-from forkpoint.pairs import Pairs
+from forkpoint.match.pairs import Pairs
 from forkpoint.placement import Displaced, Side, displaced
 from forkpoint.session import Results, Session, Traced
 

@@ -12,7 +12,7 @@ from torch import nn
 
 import forkpoint as fp
 from forkpoint.finite import all_finite, finite_part, is_finite
-from forkpoint.pairs import Pairs
+from forkpoint.match.pairs import Pairs
 from forkpoint.result import NonFinite, Result
 
 

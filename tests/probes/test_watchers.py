@@ -12,8 +12,8 @@ from tests.joined import session
 from tests.plain import Model, batch, ids, pair
 from torch import Tensor
 
+from forkpoint.match.pairs import Pairs
 from forkpoint.memory import Memory
-from forkpoint.pairs import Pairs
 from forkpoint.probes.resampled import Resampled
 from forkpoint.probes.watchers import OtherContent, Patch, Patched, Store, Watcher
 

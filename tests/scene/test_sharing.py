@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from forkpoint.errors import SceneError
-from forkpoint.pairs import Pairs
+from forkpoint.match.pairs import Pairs
 from forkpoint.scene.sharing import Sharing, as_indexing, index_text, repeat_text
 
 

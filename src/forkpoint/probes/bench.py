@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from forkpoint.align import gap, pair_elements
 from forkpoint.layout import MAIN
 from forkpoint.match import Ints, Shared
-from forkpoint.pairs import Pairs
+from forkpoint.match.pairs import Pairs
 from forkpoint.probes.meetings import Meeting
 from forkpoint.probes.origin import Origin
 from forkpoint.probes.resampled import DRAWN, Resampled

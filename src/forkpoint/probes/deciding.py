@@ -30,8 +30,8 @@ from forkpoint.capture.recorder import Recorder, Watcher
 from forkpoint.capture.rules import tensors_in
 from forkpoint.capture.sites import Place
 from forkpoint.match import Join, Shared
+from forkpoint.match.pairs import Pairs
 from forkpoint.memory import Shelf, Shelved, load
-from forkpoint.pairs import Pairs
 from forkpoint.trace import Trace
 
 Key = tuple[str, str, str]

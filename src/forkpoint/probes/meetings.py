@@ -11,8 +11,8 @@ import torch
 
 from forkpoint.align import Gap, gap, pair_elements
 from forkpoint.match import Ints
-from forkpoint.pairs import Pairs
-from forkpoint.passes import Passes, meet
+from forkpoint.match.pairs import Pairs
+from forkpoint.match.passes import Passes, meet
 from forkpoint.probes.watchers import Kept, Store
 from forkpoint.session import Session
 from forkpoint.trace import Trace

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from forkpoint.capture.writes import INDEXED_WRITES
 from forkpoint.locate import Located, fetch_op, named_inputs
-from forkpoint.pairs import Pairs
+from forkpoint.match.pairs import Pairs
 from forkpoint.probes.bench import Bench, benches
 from forkpoint.probes.meetings import Meeting, pair_values
 from forkpoint.probes.origin import Origin

@@ -15,8 +15,8 @@ from forkpoint.align import gap
 from forkpoint.capture.functions import LOOKUPS
 from forkpoint.capture.labels import Label
 from forkpoint.capture.recorder import Recorder, Watcher
+from forkpoint.match.pairs import Pairs
 from forkpoint.memory import Memory, Shelf, Shelved, load
-from forkpoint.pairs import Pairs
 from forkpoint.readable import why_unreadable
 from forkpoint.trace import Event, Op
 

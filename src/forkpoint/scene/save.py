@@ -15,7 +15,7 @@ from forkpoint.capture.recorder import Taken
 from forkpoint.errors import SceneError
 from forkpoint.locate import Located, named_inputs
 from forkpoint.match import Joined
-from forkpoint.pairs import Pairs
+from forkpoint.match.pairs import Pairs
 from forkpoint.result import Divergence
 from forkpoint.scene import folder
 from forkpoint.scene.alignment import share_input, share_output

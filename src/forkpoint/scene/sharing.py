@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from forkpoint.errors import SceneError
-from forkpoint.pairs import Pairs
+from forkpoint.match.pairs import Pairs
 
 Ints = NDArray[np.int64]
 Shape = tuple[int, ...]

@@ -8,7 +8,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from forkpoint.passes import Passes, meet
+from forkpoint.match.passes import Passes, meet
 
 
 def passes(*rows: tuple[int, bool]) -> Passes:

@@ -1,0 +1,164 @@
+"""The join of two traces: op by op, which passes of A and B belong together, and where their digests differ."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable
+
+from forkpoint.capture.coordinates import CoordinateTable
+from forkpoint.capture.labels import Label
+from forkpoint.layout import Pairing
+from forkpoint.match.columns import Columns, Maker
+from forkpoint.match.coordinates import Alignment, compare_once, count_all
+from forkpoint.match.elements import pair_open
+from forkpoint.match.joined import Joined, Pass, Tally
+from forkpoint.match.numbering import Shared
+from forkpoint.match.pairs import Pairs
+from forkpoint.match.repeated import compare_loop, compare_passes
+from forkpoint.match.tables import Tables
+from forkpoint.progress import SILENT, Progress
+from forkpoint.trace import Op, Trace
+
+
+class Join:
+    """The joined traces of two runs, op by op: only one op's digests have to be in memory at a time.
+
+    >>> # Join(trace_a, trace_b, shared).rows is what a report lists
+    """
+
+    def __init__(self, a: Trace, b: Trace, shared: Shared, progress: Progress = SILENT) -> None:
+        self.a, self.b, self.shared = a, b, shared
+        self.same_layout = _same_layout(a.table, b.table, shared.pairing)
+        self._alignment = Alignment(shared)
+        self._columns_a, self._columns_b = Columns(a), Columns(b)
+        self._tables = Tables(self._columns_a, self._columns_b, self._alignment, same_layout=self.same_layout)
+        self._ops_a, self._ops_b = a.ops, b.ops  # asked once: a trace goes through its rows for them
+        by_op_a, by_op_b = _by_key(a, self._ops_a), _by_key(b, self._ops_b)
+        self.rows: list[Joined] = []
+        progress.count(self.rows.__len__, len(by_op_a.keys() | by_op_b.keys()))
+        for key, events in by_op_a.items():
+            if key in by_op_b:
+                self.rows.append(self._join(events, by_op_b[key]))
+            else:
+                self.rows.append(_alone(events, "only in a", a, self._ops_a))
+        for key, events in by_op_b.items():
+            if key not in by_op_a:
+                self.rows.append(_alone(events, "only in b", b, self._ops_b))
+
+    def _join(self, events_a: list[int], events_b: list[int]) -> Joined:
+        """Compare an op that both runs have, from the indices of its events in each."""
+        first_a, first_b = self.a.events[events_a[0]], self.b.events[events_b[0]]
+        row = Joined(self._ops_a[first_a.op], "equal", first_a, first_b, events_a[0], len(events_a))
+        passes_a = _with_digests(self.a, self._ops_a, events_a)
+        passes_b = _with_digests(self.b, self._ops_b, events_b)
+        if not passes_a or not passes_b:
+            row.reason = next((e.reason for e in (first_a, first_b) if e.status == "skipped"), "")
+            row.status = "not compared" if row.reason else "view"
+            return row
+        tally = Tally()
+        self._compare(passes_a, passes_b, tally)
+        row.compared, row.differing, row.left_out = tally.compared, tally.differing, tally.left_out
+        row.reason = "; ".join(tally.reasons)
+        row.difference = tally.earliest
+        if tally.differing:
+            row.status = "differs"
+        elif not tally.compared:
+            row.status = "not compared"
+            row.reason = row.reason or "the runs share no coordinate of it"
+        return row
+
+    def _compare(self, a: list[Pass], b: list[Pass], tally: Tally) -> None:
+        """Compare the passes of an op in whichever way their digests lie."""
+        lost = next((p.held.reason for p in (*a, *b) if p.held.reason), "")
+        if lost and not self.same_layout:
+            tally.skip(len(a), lost)
+            return
+        if {p.event.dtype for p in a} != {p.event.dtype for p in b}:
+            count_all(a, b, self._alignment, tally)
+            return
+        kinds = {p.cells.kind for p in (*a, *b)}
+        if kinds in ({"rows", "open"}, {"open"}):
+            a, b = compare_loop(a, b, self.a, self.b, self.shared, tally)
+            if not a or not b:
+                tally.skip(len(a) + len(b), "a pass that the other run does not make")
+                return
+        one_has_tokens = {p.is_whole for p in a} != {p.is_whole for p in b}
+        if kinds == {"rows"} and one_has_tokens:
+            self._tables.compare(a, b, tally)
+        elif kinds == {"rows"} and len(a) == len(b) == 1 and a[0].call == b[0].call:
+            compare_once(a[0], b[0], self._alignment, tally)
+        elif kinds in ({"rows"}, {"pair"}):
+            compare_passes(a, b, self.shared, tally)
+        elif "pair" not in kinds:
+            self._tables.compare(a, b, tally)
+        else:
+            tally.skip(len(a), "attention weights of another form in the other run")
+
+    # ------------------------------------------------------------------ elements
+
+    def token_at(
+        self, maker: Maker, label: Label | None, shape: tuple[int, ...], index: tuple[int, ...]
+    ) -> tuple[int, int] | None:
+        """The token (sample, position) of run A that an element of a table belongs to; see `Columns.token_at`."""
+        return self._columns_a.token_at(maker, label, shape, index)
+
+    def pair_open(
+        self,
+        sample: int | None,
+        maker_a: Maker,
+        maker_b: Maker,
+        shape_a: tuple[int, ...],
+        shape_b: tuple[int, ...],
+    ) -> Pairs:
+        """Pair the elements of two values whose token dimensions only the join could line up.
+
+        Args:
+            maker_a, maker_b: the op that made each value, and the call.
+            shape_a, shape_b: shapes of the values.
+            sample: the sample (of run A) by whose columns they are lined up; None for all, one after the other.
+        """
+        samples = [pair for pair in self.shared.pairing.pairs if sample is None or pair[0] == sample]
+        columns = (self._columns_a, self._columns_b)
+        return pair_open(samples, *columns, (maker_a, maker_b), (shape_a, shape_b))
+
+
+def _by_key(trace: Trace, ops: list[Op]) -> dict[Hashable, list[int]]:
+    """The indices of the events of each op, in the order of execution."""
+    by_key: dict[Hashable, list[int]] = {}
+    keys = [trace.key(op) for op in ops]
+    for index, event in enumerate(trace.events):
+        by_key.setdefault(keys[event.op], []).append(index)
+    return by_key
+
+
+def _alone(events: list[int], status: str, trace: Trace, ops: list[Op]) -> Joined:
+    event = trace.events[events[0]]
+    first_a, first_b = (event, None) if status == "only in a" else (None, event)
+    return Joined(ops[event.op], status, first_a, first_b, events[0], len(events))
+
+
+def _with_digests(trace: Trace, ops: list[Op], events: list[int]) -> list[Pass]:
+    """The passes of an op that have digests; without those that made no element, such as of idle experts."""
+    passes: list[Pass] = []
+    for index in events:
+        event, held = trace.events[index], trace.held(index)
+        if held.status == "digest" and held.digests is not None:
+            passes.append(Pass(index, ops[event.op], event, held))
+    return [one for one in passes if 0 not in one.event.shape] or passes
+
+
+def _same_layout(a: CoordinateTable, b: CoordinateTable, pairing: Pairing) -> bool:
+    """Whether both runs have the same tokens in the same places."""
+    if any(x != y for x, y in pairing.pairs) or pairing.only_a or pairing.only_b:
+        return False
+    if len(a.layout.calls) != len(b.layout.calls):
+        return False
+    for entry_a, entry_b in zip(a.layout.calls, b.layout.calls, strict=True):
+        if entry_a.keys() != entry_b.keys():
+            return False
+        for stream, mine in entry_a.items():
+            theirs = entry_b[stream]
+            if mine.shape != theirs.shape or not bool((mine.sample == theirs.sample).all()):
+                return False
+            if not bool((mine.position == theirs.position).all()):
+                return False
+    return True

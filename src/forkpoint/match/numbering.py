@@ -1,0 +1,187 @@
+"""One numbering of token coordinates, and of sets of them, for both runs."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Hashable, Mapping
+
+import numpy as np
+from numpy.typing import NDArray
+
+from forkpoint.capture.coordinates import CoordinateTable
+from forkpoint.layout import DECODER, MAIN, Pairing
+from forkpoint.match.pairs import Pairs
+
+Ints = NDArray[np.int64]
+
+WHOLE_NUMBER = 0
+"""Shared number of "the whole call"; tokens and sets count from 1, -1 is what one run alone has."""
+
+
+class Shared:
+    """One numbering of coordinates for both runs.
+
+    A later pass may meet sets of tokens that no earlier one made, so the tables can grow; numbers
+    once given stay.
+    """
+
+    def __init__(self, a: CoordinateTable, b: CoordinateTable, pairing: Pairing) -> None:
+        self.pairing = pairing
+        self.names: list[Hashable] = [("whole",)]
+        self._numbers: dict[Hashable, int] = {}
+        self._table_a, self._table_b = a, b
+        self._sizes = (-1, -1)
+        self._frozen = False
+        self._refresh()
+
+    def _refresh(self) -> None:
+        a, b = self._table_a, self._table_b
+        sizes = (len(a.kinds), len(b.kinds))
+        if sizes == self._sizes or self._frozen:
+            return
+        self._sizes = sizes
+        self._last_places: tuple[bytes, list[tuple[int | None, int | None]]] = (b"", [])
+        to_a = {sample: sample for sample, _ in self.pairing.pairs}
+        to_b = {sample_b: sample_a for sample_a, sample_b in self.pairing.pairs}
+        keys_a, keys_b = a.keys(to_a), b.keys(to_b)
+        common = {k for k in keys_a if k is not None} & {k for k in keys_b if k is not None}
+        for key in keys_a:
+            if key in common and key not in self._numbers:
+                self._numbers[key] = len(self.names)
+                self.names.append(key)
+        self._a, self._b = self._number(keys_a), self._number(keys_b)
+        self._homes = (_homes(a), _homes(b))
+        self._whole_samples = _samples_of_sets(a, self._a)
+        self._samples = np.asarray(
+            [-1 if (s := self.coordinate(n)[0]) is None else s for n in range(len(self.names))]
+        )
+        self._rows = (_rows(a, to_a), _rows(b, to_b))
+        self._is_token = np.asarray([*(name[0] in (MAIN, DECODER) for name in self.names), False])  # type: ignore[index]
+
+    def _number(self, keys: list[Hashable | None]) -> Ints:
+        # Two more entries, so that ids -1 (none) and -2 (whole) find themselves at the end.
+        numbers = self._numbers
+        return np.asarray(
+            [*(numbers.get(k, -1) if k is not None else -1 for k in keys), WHOLE_NUMBER, -1], dtype=np.int64
+        )
+
+    @property
+    def a(self) -> Ints:
+        """For each id of run A its shared number; -1 for what one run alone has."""
+        self._refresh()
+        return self._a
+
+    @property
+    def b(self) -> Ints:
+        """The same for run B."""
+        self._refresh()
+        return self._b
+
+    def within(self, run: str) -> Shared:
+        """The same numbering for two passes of one run, on the coordinates that both runs have."""
+        self._refresh()
+        same = copy.copy(self)
+        Shared._use_one(same, run)
+        return same
+
+    def _use_one(self, run: str) -> None:
+        side = 0 if run == "a" else 1
+        self._table_a = self._table_b = (self._table_a, self._table_b)[side]
+        self._a = self._b = (self._a, self._b)[side]
+        self._rows = (self._rows[side],) * 2
+        self._homes = (self._homes[side],) * 2
+        self._frozen = True
+
+    @property
+    def home_a(self) -> Ints:
+        """For each id of run A the call in which its token goes in."""
+        self._refresh()
+        return self._homes[0]
+
+    @property
+    def home_b(self) -> Ints:
+        self._refresh()
+        return self._homes[1]
+
+    @property
+    def samples(self) -> Ints:
+        """For each shared number, the sample of run A that it belongs to, or -1."""
+        self._refresh()
+        return self._samples
+
+    @property
+    def is_token(self) -> NDArray[np.bool_]:
+        """For each shared number whether it is one token; False for -1, at the end."""
+        self._refresh()
+        return self._is_token
+
+    @property
+    def sample_rows_a(self) -> Ints:
+        """For each id of run A, the sample in whose row it is, padding too; -1 where it has none."""
+        self._refresh()
+        return self._rows[0]
+
+    @property
+    def sample_rows_b(self) -> Ints:
+        self._refresh()
+        return self._rows[1]
+
+    def place(self, pairs: Pairs, index: int) -> tuple[int | None, int | None]:
+        """(sample of run A, position) of one pair of elements."""
+        number = pairs.coordinate_of(index)
+        return (number, None) if pairs.by_sample else self.coordinate(number)
+
+    def places(self, numbers: Ints, *, by_sample: bool = False) -> list[tuple[int | None, int | None]]:
+        """The same for many coordinates."""
+        if by_sample:
+            return [(number, None) for number in numbers.tolist()]
+        key = numbers.tobytes()
+        if self._last_places[0] != key:
+            self._last_places = key, [self.coordinate(number) for number in numbers.tolist()]
+        return self._last_places[1]
+
+    def coordinate(self, number: int) -> tuple[int | None, int | None]:
+        """(sample of run A, position) of a shared number; None where it has none."""
+        key = self.names[number]
+        if isinstance(key, tuple) and key[0] in (MAIN, DECODER):
+            return key[1], key[2]
+        return self._whole_samples.get(number), None
+
+
+def _homes(table: CoordinateTable) -> Ints:
+    """For each id, the call in which its token goes in (for a set, the last of them)."""
+    homes = np.zeros(len(table.kinds) + 2, dtype=np.int64)
+    for call in range(len(table.layout.calls) - 1, -1, -1):
+        for stream in (MAIN, DECODER):
+            slots = table.slots(call, stream)
+            if slots is not None:
+                homes[slots.reshape(-1)] = call
+    for item, members in enumerate(table.members):
+        if members:
+            homes[item] = max(homes[m] for m in members)
+    return homes
+
+
+def _rows(table: CoordinateTable, names: Mapping[int, int]) -> Ints:
+    """The sample in whose row each id is (under its shared name); padding belongs to its row's sample."""
+    rows = np.full(len(table.kinds) + 2, -1, dtype=np.int64)
+    for call in range(len(table.layout.calls)):
+        for stream in (MAIN, DECODER):
+            slots = table.slots(call, stream)
+            for row in slots if slots is not None and slots.ndim == 2 else ():
+                samples = {t[1] for item in row.tolist() if (t := table.tokens[item]) is not None}
+                if len(samples) == 1:
+                    rows[row] = names.get(samples.pop(), -1)
+    for item, members in enumerate(table.members):
+        sample = table.sample_of(item) if members else None
+        if sample is not None:
+            rows[item] = names.get(sample, -1)
+    return rows
+
+
+def _samples_of_sets(table: CoordinateTable, numbers: Ints) -> dict[int, int | None]:
+    return {
+        int(numbers[item]): table.sample_of(item)
+        for item, members in enumerate(table.members)
+        if members and numbers[item] >= 0
+    }
