@@ -144,6 +144,27 @@ def test_elements_are_paired_by_their_tokens():
     assert places == {(s, p) for s in range(2) for p in range(3)}
 
 
+def test_pairs_are_worked_out_once_for_the_same_labels_and_anew_for_other_shapes():
+    x = noise(2, 3, 7)
+    b, layout = padded(x, left=1)
+    a, label_a, b, label_b, shared = labelled(
+        lambda x, **_: x + 1, {"x": x}, {"x": b}, Layout.from_mask(torch.ones(2, 3)), layout
+    )
+    pairs = pair_elements(a, label_a, b, label_b, shared)
+    assert pair_elements(a * 2, label_a, b.neg(), label_b, shared) is pairs
+    narrow = pair_elements(a[..., :2], label_a, b[..., :2], label_b, shared)
+    assert (len(pairs), len(narrow)) == (2 * 3 * 7, 2 * 3 * 2)
+    assert narrow.b.tolist() == [8 * s + 2 * c + i for s in range(2) for c in range(1, 4) for i in range(2)]
+    within = pair_elements(b, label_b, b, label_b, shared.within("b"))
+    assert within.a.tolist() == within.b.tolist() == pairs.b.tolist()
+
+
+def test_pairs_of_very_many_cells_are_not_kept(monkeypatch):
+    monkeypatch.setattr("forkpoint.align.MAX_CELLS", 5)
+    values = labelled(lambda x, **_: x + 1, {"x": noise(1, 3, 7)}, {"x": noise(1, 3, 7)})
+    assert pair_elements(*values) is not pair_elements(*values)
+
+
 def test_elements_of_weights_are_paired_by_query_and_key():
     x = noise(1, 3, 7)
     b, layout = padded(x, left=2)

@@ -60,3 +60,20 @@ def test_it_is_completed_once_and_when_somebody_asks(trace):
     assert len(trace.events) == 5
     trace.complete()
     assert times == ["completed"]
+
+
+def test_each_row_is_numbered_once_however_often_the_ops_are_asked_for(trace, monkeypatch):
+    numbered: list[Op] = []
+    number = Trace._number
+    monkeypatch.setattr(Trace, "_number", lambda self, op: numbered.append(op) or number(self, op))
+    assert trace.ops == [ADD, MUL]
+    for _ in range(3):
+        assert trace.ops is trace.ops
+    assert len(numbered) == len(trace.rows)
+
+
+def test_ops_of_rows_that_are_added_later_come_too(trace):
+    assert trace.ops == [ADD, MUL]
+    later = Op("layer", "sub", NOWHERE.site)
+    trace.rows.append((later, 1, DIGEST, 0, 1))
+    assert trace.ops == [ADD, MUL, later]

@@ -26,6 +26,12 @@ Ints = NDArray[np.int64]
 Shape = tuple[int, ...]
 
 
+MAX_CELLS = 1 << 14
+"""Cells, and elements of a cell, up to which pairs are kept for the next values with the same labels."""
+MAX_WORKED_OUT = 1 << 10
+"""How many are kept."""
+
+
 def pair_elements(
     a: Tensor, label_a: Label | None, b: Tensor, label_b: Label | None, shared: Shared
 ) -> Pairs:
@@ -43,6 +49,18 @@ def pair_elements(
         return Pairs.whole(a.numel())
     if (label_a.k is None) != (label_b.k is None):
         return Pairs.none("attention weights of another form in the other run")
+    key = "pairs", label_a, a.shape, label_b, b.shape
+    known = shared.worked_out
+    pairs = known.get(key)
+    if pairs is None:
+        pairs = _pair_labelled(a, label_a, b, label_b, shared)
+        if len(pairs.first_a) + len(pairs.inner_a) <= MAX_CELLS and len(known) < MAX_WORKED_OUT:
+            known[key] = pairs
+    return pairs
+
+
+def _pair_labelled(a: Tensor, label_a: Label, b: Tensor, label_b: Label, shared: Shared) -> Pairs:
+    """Pair by the labels and the shapes alone, whatever the elements are."""
     a_of, b_of = _keys(label_a, shared, "a"), _keys(label_b, shared, "b")
     pairs = pair_cells(a_of, tuple(a.shape), b_of, tuple(b.shape), len(shared.names))
     if not len(pairs) and label_a.k is None:

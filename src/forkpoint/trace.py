@@ -170,6 +170,8 @@ class Trace:
     _times: dict[tuple[int, int], int] = field(default_factory=dict[tuple[int, int], int])
     """By id of an op and call: how often it ran, as far as that."""
     _ops: list[Op] = field(default_factory=list[Op])
+    _numbered: int = 0
+    """Rows whose ops are among those; in a comparison they are asked for once for every row."""
     _numbers: dict[int, int] = field(default_factory=dict[int, int])
     """By id of an op: recorders keep one object for each."""
 
@@ -182,8 +184,9 @@ class Trace:
     @property
     def ops(self) -> list[Op]:
         """The ops of a finished trace, in the order in which they were first executed."""
-        for index in range(len(self.rows)):
-            self._number(self.rows[index][0])
+        for row in itertools.islice(self.rows, self._numbered, None):
+            self._number(row[0])
+        self._numbered = len(self.rows)
         return self._ops
 
     def complete(self) -> None:

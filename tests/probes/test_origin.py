@@ -47,6 +47,28 @@ def test_what_cancels_is_not_the_origin():
     assert found.result.text.startswith("with run A's value put in place at (model)/mul (test_origin.py:")
 
 
+@pytest.mark.parametrize("left", [0, 2])
+def test_values_meet_as_they_do_where_nothing_is_kept_from_one_to_the_next(left, monkeypatch):
+    model = Two()
+    other = twin(model)
+    other.by = 0.25
+    told: list[Any] = []
+    for _ in range(2):
+        both = session(*pair(model, batch(ids()), batch(ids(), left=left), other))
+        found = origin(both, precision(both))
+        assert found is not None
+        told.append(
+            [
+                (m.event_a, m.event_b, m.gap.max_abs, m.gap.differing, m.pairs.a.tolist(), m.pairs.b.tolist())
+                for m in (found.meetings[event] for event in sorted(found.meetings))
+            ]
+        )
+        monkeypatch.setattr("forkpoint.align.MAX_WORKED_OUT", 0)
+        monkeypatch.setattr("forkpoint.probes.meetings.MAX_WORKED_OUT", 0)
+    assert told[0] == told[1]
+    assert len(told[0]) > 4
+
+
 def test_an_integer_that_does_not_cancel_is_the_root_and_shows_in_a_float():
     found = asked(Two(), batch(ids()), batch(ids(), left=2))
     assert found is not None

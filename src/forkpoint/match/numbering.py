@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Hashable, Mapping
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,6 +33,7 @@ class Shared:
         self._table_a, self._table_b = a, b
         self._sizes = (-1, -1)
         self._frozen = False
+        self._worked_out: dict[Hashable, Any] = {}
         self._refresh()
 
     def _refresh(self) -> None:
@@ -40,6 +42,7 @@ class Shared:
         if sizes == self._sizes or self._frozen:
             return
         self._sizes = sizes
+        self._worked_out = {}
         self._last_places: tuple[bytes, list[tuple[int | None, int | None]]] = (b"", [])
         to_a = {sample: sample for sample, _ in self.pairing.pairs}
         to_b = {sample_b: sample_a for sample_a, sample_b in self.pairing.pairs}
@@ -90,6 +93,7 @@ class Shared:
         self._a = self._b = (self._a, self._b)[side]
         self._rows = (self._rows[side],) * 2
         self._homes = (self._homes[side],) * 2
+        self._worked_out = {}
         self._frozen = True
 
     @property
@@ -102,6 +106,12 @@ class Shared:
     def home_b(self) -> Ints:
         self._refresh()
         return self._homes[1]
+
+    @property
+    def worked_out(self) -> dict[Hashable, Any]:
+        """What follows from labels and shapes alone, kept for the next values with the same until the tables grow."""
+        self._refresh()
+        return self._worked_out
 
     @property
     def samples(self) -> Ints:

@@ -9,8 +9,9 @@ from functools import cached_property
 import numpy as np
 import torch
 
-from forkpoint.align import Gap, gap, pair_elements
-from forkpoint.match import Ints
+from forkpoint.align import MAX_CELLS, MAX_WORKED_OUT, Gap, gap, pair_elements
+from forkpoint.capture.labels import Label
+from forkpoint.match import Ints, Shared
 from forkpoint.match.pairs import Pairs
 from forkpoint.match.passes import Passes, meet
 from forkpoint.probes.watchers import Kept, Store
@@ -169,24 +170,16 @@ def _met(
         [event for event in events if store.kept[event].label is not None]
         for store, events in ((a, events_a), (b, events_b))
     )
-    shared = session.shared
-    rows_a = _passes(a, tokens_a, shared.a, shared.home_a)
-    rows_b = _passes(b, tokens_b, shared.b, shared.home_b)
-    met, alone = meet(rows_a, rows_b)
-    left, right = (np.concatenate([part[side] for part in met]) for side in (0, 1))
-    for events, rows, lonely in zip(short, (rows_a, rows_b), alone, strict=True):
-        events.update(rows.events[lonely].tolist())
-    partners = {e: a.kept[e] for e in tokens_a}, {e: b.kept[e] for e in tokens_b}
-    absent = _absent(session, partners, (rows_a, rows_b), alone)
-    if len(left):
-        pairs = np.stack([rows_a.events[left], rows_b.events[right]], axis=1)
-        distinct, which = np.unique(pairs, axis=0, return_inverse=True)
-        for number, (event_a, event_b) in enumerate(distinct.tolist()):
-            numbers = rows_a.numbers[left[which.reshape(-1) == number]]
-            yield event_a, event_b, numbers, absent.pop((event_a, event_b), frozenset())
+    met = _meet_labels(session.shared, _labels(a, tokens_a), _labels(b, tokens_b))
+    for events, tokens, lonely in zip(short, (tokens_a, tokens_b), met.alone, strict=True):
+        events.update(tokens[at] for at in lonely)
+    absent = _absent(session, (a, b), (tokens_a, tokens_b), met.alone)
+    for at_a, at_b, numbers in met.together:
+        pair = tokens_a[at_a], tokens_b[at_b]
+        yield *pair, numbers, absent.pop(pair, frozenset())
     for (event_a, event_b), numbers in absent.items():
         yield event_a, event_b, np.zeros(0, dtype=np.int64), numbers
-    by_sample = not len(left) and not any(len(events) > 1 for events in (tokens_a, tokens_b))
+    by_sample = not met.together and not any(len(events) > 1 for events in (tokens_a, tokens_b))
     places: dict[int, list[int]] = {}
     for event_b in events_b:
         places.setdefault(b.kept[event_b].event.nth, []).append(event_b)
@@ -198,24 +191,24 @@ def _met(
 
 def _absent(
     session: Session,
-    events: tuple[dict[int, Kept], dict[int, Kept]],
-    rows: tuple[Passes, Passes],
-    alone: tuple[Ints, Ints],
+    stores: tuple[Store, Store],
+    tokens: tuple[list[int], list[int]],
+    alone: tuple[dict[int, Ints], dict[int, Ints]],
 ) -> dict[tuple[int, int], frozenset[int]]:
     """For events of an op that chooses tokens by value, those that it chose in one run alone (again)."""
     found: dict[tuple[int, int], frozenset[int]] = {}
     for side, lonely in enumerate(alone):
-        mine = rows[side]
-        for event in np.unique(mine.events[lonely]).tolist():
-            kept = events[side][event]
+        for at, rows in lonely.items():
+            event = tokens[side][at]
+            kept = stores[side].kept[event]
             if kept.op.function not in _CHOOSING or kept.event.status == "view":
                 continue
-            numbers = mine.numbers[lonely[mine.events[lonely] == event]].tolist()
-            tokens = frozenset(n for n in numbers if session.shared.coordinate(n)[1] is not None)
-            other = _same_place(kept, events[1 - side])
-            if tokens and other is not None:
+            numbers = frozenset(n for n in rows.tolist() if session.shared.coordinate(n)[1] is not None)
+            others = {e: stores[1 - side].kept[e] for e in tokens[1 - side]}
+            other = _same_place(kept, others)
+            if numbers and other is not None:
                 pair = (event, other) if side == 0 else (other, event)
-                found[pair] = found.get(pair, frozenset()) | tokens
+                found[pair] = found.get(pair, frozenset()) | numbers
     return found
 
 
@@ -226,14 +219,65 @@ def _same_place(kept: Kept, others: dict[int, Kept]) -> int | None:
     return next(same, next(iter(others), None))
 
 
-def _passes(store: Store, events: list[int], numbers: Ints, homes: Ints) -> Passes:
+Labelled = tuple[tuple[Label, int], ...]
+"""The label of each of some events of one run, and the call that the event lies in."""
+
+
+def _labels(store: Store, events: list[int]) -> Labelled:
+    kept = (store.kept[event] for event in events)
+    return tuple((one.label, one.event.call) for one in kept if one.label is not None)
+
+
+@dataclass(frozen=True)
+class _Met:
+    """Which events of one op meet, by their places among those with a label.
+
+    Attributes:
+        together: (place in A, place in B, shared numbers at which they meet).
+        alone: for each run, by place, the shared numbers that meet none of the other.
+    """
+
+    together: list[tuple[int, int, Ints]]
+    alone: tuple[dict[int, Ints], dict[int, Ints]]
+
+
+def _meet_labels(shared: Shared, labels_a: Labelled, labels_b: Labelled) -> _Met:
+    """Most ops of a model have the labels of many others, so that an answer is kept for the next."""
+    key = "met", labels_a, labels_b
+    known = shared.worked_out
+    met = known.get(key)
+    if met is None:
+        rows_a = _passes(labels_a, shared.a, shared.home_a)
+        rows_b = _passes(labels_b, shared.b, shared.home_b)
+        met = _told_apart(rows_a, rows_b)
+        if len(rows_a.numbers) + len(rows_b.numbers) <= MAX_CELLS and len(known) < MAX_WORKED_OUT:
+            known[key] = met
+    return met
+
+
+def _told_apart(rows_a: Passes, rows_b: Passes) -> _Met:
+    met, alone = meet(rows_a, rows_b)
+    left, right = (np.concatenate([part[side] for part in met]) for side in (0, 1))
+    together: list[tuple[int, int, Ints]] = []
+    if len(left):
+        pairs = np.stack([rows_a.events[left], rows_b.events[right]], axis=1)
+        distinct, which = np.unique(pairs, axis=0, return_inverse=True)
+        for number, (at_a, at_b) in enumerate(distinct.tolist()):
+            together.append((at_a, at_b, rows_a.numbers[left[which.reshape(-1) == number]]))
+    lonely = tuple(
+        {int(at): rows.numbers[some[rows.events[some] == at]] for at in np.unique(rows.events[some])}
+        for rows, some in zip((rows_a, rows_b), alone, strict=True)
+    )
+    return _Met(together, (lonely[0], lonely[1]))
+
+
+def _passes(labels: Labelled, numbers: Ints, homes: Ints) -> Passes:
+    """The passes at the coordinates of some events; `events` are their places among the labels."""
     parts = [(np.zeros(0, dtype=np.int64),) * 3]
-    for event in events:
-        kept = store.kept[event]
-        assert kept.label is not None
-        ids = np.unique(kept.label.q)
+    for at, (label, call) in enumerate(labels):
+        ids = np.unique(label.q)
         ids = ids[(ids >= 0) & (numbers[ids] > 0)]
-        parts.append((numbers[ids], homes[ids] != kept.event.call, np.full(len(ids), event)))
+        parts.append((numbers[ids], homes[ids] != call, np.full(len(ids), at)))
     rows, again, of = (np.concatenate(column) for column in zip(*parts, strict=True))
     return Passes(rows, again.astype(bool), of)
 
