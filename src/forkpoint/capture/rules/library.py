@@ -2,7 +2,7 @@
 
 A registered operator (`torch.library`) has a name and a schema, but nothing says which dimension of its output follows
 which of its inputs. Those of bitsandbytes are declared here. Any other that neither keeps the shape of its inputs nor
-answers for other sizes (`rules.ask`) is tried: one row of an input is changed, and the rows of the output that change
+answers for other sizes (`defaults`) is tried: one row of an input is changed, and the rows of the output that change
 with it are that row's.
 """
 
@@ -15,7 +15,9 @@ import torch
 from torch import Tensor
 
 from forkpoint.capture.labels import Label
-from forkpoint.capture.rules import Call, UnknownMovementError, by_shape, rule
+from forkpoint.capture.rules.call import Call, UnknownMovementError
+from forkpoint.capture.rules.defaults import by_shape
+from forkpoint.capture.rules.registry import LIBRARY, rule
 from forkpoint.run import RandomState
 
 _FARTHEST = 1 << 24
@@ -72,7 +74,7 @@ def _of_all(call: Call, label: Label | None, dims: int) -> Label | None:
 # ---------------------------------------------------------------------- any other
 
 
-@rule(".")
+@rule(LIBRARY)
 def by_trial(call: Call) -> list[Label | None]:
     """Rule of every operator of a library for which there is no other."""
     found: list[Label | None] = []
