@@ -60,6 +60,6 @@ def test_unknown_name():
 
 
 def test_a_submodule_of_the_same_name_does_not_hide_a_function():
-    import forkpoint.factors.padding
+    import forkpoint.questions.padding
 
     assert callable(forkpoint.padding)

@@ -18,9 +18,9 @@ from forkpoint.errors import CaptureError, ForkpointError, InputError, LayoutErr
 
 if TYPE_CHECKING:
     from forkpoint.comparison import compare
-    from forkpoint.factors.padding import padding
     from forkpoint.layout import Coordinates, Layout
     from forkpoint.models import load
+    from forkpoint.questions.padding import padding
     from forkpoint.result import Divergence, Impact, ProbeResult, Result, Verdict, VerdictKind
     from forkpoint.run import Run
 
@@ -60,7 +60,7 @@ _MODULES = {
     "VerdictKind": "forkpoint.result",
     "compare": "forkpoint.comparison",
     "load": "forkpoint.models",
-    "padding": "forkpoint.factors.padding",
+    "padding": "forkpoint.questions.padding",
 }
 """Where each public name that needs torch is defined."""
 

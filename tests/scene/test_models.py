@@ -22,7 +22,7 @@ PROMPT = "I've got a lovely bunch of coconuts do do do dooo"
 def smollm2(tmp_path_factory):
     """The scene of SmolLM2 in bfloat16 with sdpa, 15 tokens against the same padded to 50."""
     from forkpoint import models
-    from forkpoint.factors.prompts import pad_token_id, padded_run, tokenise
+    from forkpoint.questions.prompts import pad_token_id, padded_run, tokenise
 
     torch.set_num_threads(1)
     loaded = models.load("demo", dtype="bfloat16", attn="sdpa")

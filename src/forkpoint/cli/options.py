@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 import typer
 
 from forkpoint.errors import InputError
-from forkpoint.factors.choices import PositionIds, Side
+from forkpoint.questions.choices import PositionIds, Side
 from forkpoint.sizes import parse_size
 
 MAX_PROMPTS = 1 << 28

@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING, Any
 
 from forkpoint.comparison import compare
 from forkpoint.errors import InputError
-from forkpoint.factors.prompts import pad_token_id, padded_run, tokenise
 from forkpoint.progress import SILENT
+from forkpoint.questions.prompts import pad_token_id, padded_run, tokenise
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from forkpoint.factors.choices import PositionIds, Side
     from forkpoint.progress import Progress
+    from forkpoint.questions.choices import PositionIds, Side
     from forkpoint.result import Result
 
 USUAL_LENGTH = 50

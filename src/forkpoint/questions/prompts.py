@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from forkpoint.factors.choices import PositionIds, Side
+    from forkpoint.questions.choices import PositionIds, Side
 
 
 def tokenise(

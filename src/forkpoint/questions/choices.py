@@ -1,4 +1,4 @@
-"""What a factor lets one choose, by name. Free of torch, so that the command line can list it at once."""
+"""What a question lets one choose, by name. Free of torch, so that the command line can list it at once."""
 
 from __future__ import annotations
 

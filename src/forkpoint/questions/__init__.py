@@ -1,0 +1,1 @@
+"""Ways to build the second run: one question a file, each a function that returns a `Result`."""
