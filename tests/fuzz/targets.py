@@ -24,9 +24,9 @@ from forkpoint.cli.options import read_prompts
 from forkpoint.cli.replay import report
 from forkpoint.errors import ForkpointError, InputError, ModelError, SceneError
 from forkpoint.models import load
-from forkpoint.scene.folder import parsed
-from forkpoint.scene.manifest import check_header, from_manifest, storages_from
-from forkpoint.scene.source import Writer
+from forkpoint.scene.format.folder import parsed
+from forkpoint.scene.format.manifest import check_header, from_manifest, storages_from
+from forkpoint.scene.script.source import Writer
 from forkpoint.sizes import parse_size
 
 from . import damage

@@ -10,7 +10,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from forkpoint.errors import SceneError
-from forkpoint.scene.arguments import Ref, filled, from_json, refs_in, tensors_in_order, to_json, with_refs
+from forkpoint.scene.format.arguments import (
+    Ref,
+    filled,
+    from_json,
+    refs_in,
+    tensors_in_order,
+    to_json,
+    with_refs,
+)
 
 LEAVES = st.one_of(
     st.none(),

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from forkpoint.errors import SceneError
-from forkpoint.scene.functions import function_path, package_of, resolve_function
+from forkpoint.scene.format.functions import function_path, package_of, resolve_function
 
 NAMED = {
     "torch.nn.functional.linear": F.linear,

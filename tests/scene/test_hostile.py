@@ -16,11 +16,11 @@ from safetensors.torch import load_file, save_file
 from forkpoint import scene
 from forkpoint.cli import main
 from forkpoint.errors import SceneError
-from forkpoint.scene import folder as folder_module
-from forkpoint.scene import script as script_module
-from forkpoint.scene.expressions import expression
-from forkpoint.scene.script import Script, scene_script
-from forkpoint.scene.source import Writer
+from forkpoint.scene.format import folder as folder_module
+from forkpoint.scene.script import script as script_module
+from forkpoint.scene.script.expressions import expression
+from forkpoint.scene.script.script import Script, scene_script
+from forkpoint.scene.script.source import Writer
 
 from .pairs import other_weights
 from .sessions import save

@@ -9,9 +9,10 @@ from torch import nn
 
 from forkpoint import scene
 from forkpoint.run import Run
-from forkpoint.scene.kernels import Kernels, evidence, kernels
-from forkpoint.scene.parts import Part, inside_from_json
-from forkpoint.scene.spelt import spell
+from forkpoint.scene.format.kernels import Kernels, evidence
+from forkpoint.scene.format.parts import Part, inside_from_json
+from forkpoint.scene.replaying.profiling import kernels
+from forkpoint.scene.saving.spelt import spell
 
 from .pairs import Attention, other_weights
 from .sessions import save

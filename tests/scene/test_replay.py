@@ -12,9 +12,9 @@ import torch
 from forkpoint import scene
 from forkpoint.cli import main
 from forkpoint.errors import SceneError
-from forkpoint.scene import flags
-from forkpoint.scene.exactness import errors_in_ulps
-from forkpoint.scene.replay import TOLERANCES
+from forkpoint.scene.format import flags
+from forkpoint.scene.replaying.exactness import errors_in_ulps
+from forkpoint.scene.replaying.replay import TOLERANCES
 
 
 def run(*arguments: str) -> int:

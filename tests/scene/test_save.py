@@ -21,8 +21,8 @@ from forkpoint import scene
 from forkpoint.errors import SceneError
 from forkpoint.layout import Layout
 from forkpoint.run import Run
-from forkpoint.scene import folder
-from forkpoint.scene.arguments import refs_in
+from forkpoint.scene.format import folder
+from forkpoint.scene.format.arguments import refs_in
 
 from .pairs import OPS, Attention, One, other_weights
 from .sessions import here, join, save

@@ -15,11 +15,11 @@ from forkpoint import scene
 from forkpoint.cli import main
 from forkpoint.errors import SceneError
 from forkpoint.run import Run
-from forkpoint.scene import source, synthetic
-from forkpoint.scene.expressions import plain_text
-from forkpoint.scene.script import run_script
-from forkpoint.scene.source import Writer
-from forkpoint.scene.synthetic import Filling, _filling, plan
+from forkpoint.scene.script import source, synthetic
+from forkpoint.scene.script.expressions import plain_text
+from forkpoint.scene.script.script import run_script
+from forkpoint.scene.script.source import Writer
+from forkpoint.scene.script.synthetic import Filling, _filling, plan
 
 from .pairs import OPS, One, other_weights
 from .sessions import save

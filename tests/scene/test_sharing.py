@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from forkpoint.errors import SceneError
 from forkpoint.match.pairs import Pairs
-from forkpoint.scene.sharing import Sharing, as_indexing, index_text, repeat_text
+from forkpoint.scene.format.sharing import Sharing, as_indexing, index_text, repeat_text
 
 
 def pairs(a, b) -> Pairs:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from forkpoint.equality import same_bits
 from forkpoint.errors import SceneError
-from forkpoint.scene.tensors import (
+from forkpoint.scene.format.tensors import (
     Layout,
     Packer,
     Storage,

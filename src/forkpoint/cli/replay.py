@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from rich.text import Text
 
     from forkpoint.scene import Replay, Scene
-    from forkpoint.scene.exactness import Exactness
-    from forkpoint.scene.replay import Check
+    from forkpoint.scene.replaying.exactness import Exactness
+    from forkpoint.scene.replaying.replay import Check
 
 Folder = Annotated[Path, typer.Argument(metavar="SCENE", help="The folder of a scene.", show_default=False)]
 
@@ -40,7 +40,7 @@ def replay(
 
         from forkpoint.scene import load
         from forkpoint.scene import replay as run
-        from forkpoint.scene.machine import devices
+        from forkpoint.scene.format.machine import devices
 
         loaded = load(scene)
         replays = [run(loaded, one) for one in ([device] if device is not None else devices())]
@@ -57,7 +57,7 @@ def report(scene: Scene, replays: Sequence[Replay]) -> Iterator[RenderableType]:
     """The parts of the report, from the place of the op to the outcome."""
     from rich.padding import Padding
 
-    from forkpoint.scene.kernels import evidence
+    from forkpoint.scene.format.kernels import evidence
 
     place = scene.place
     yield _text(place.op, "bold")
@@ -104,7 +104,7 @@ def table(replays: Sequence[Replay]) -> RenderableType:
     from rich import box
     from rich.table import Table
 
-    from forkpoint.scene.kernels import short_name
+    from forkpoint.scene.format.kernels import short_name
 
     found = Table(box=box.SIMPLE, show_edge=False, pad_edge=False)
     found.add_column("")

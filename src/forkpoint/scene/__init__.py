@@ -6,12 +6,12 @@
 A scene is a folder of a JSON manifest and safetensors; docs/scene-format.md says what is in it.
 """
 
-from forkpoint.scene.folder import check_directory, load
-from forkpoint.scene.records import Scene
-from forkpoint.scene.replay import Replay, replay
-from forkpoint.scene.save import SIZE_LIMIT, build, save
-from forkpoint.scene.script import Script, write_script
-from forkpoint.scene.witness import look
+from forkpoint.scene.format.folder import check_directory, load
+from forkpoint.scene.format.records import Scene
+from forkpoint.scene.replaying.replay import Replay, replay
+from forkpoint.scene.saving.save import SIZE_LIMIT, build, save
+from forkpoint.scene.saving.witness import look
+from forkpoint.scene.script.script import Script, write_script
 
 __all__ = [
     "SIZE_LIMIT",

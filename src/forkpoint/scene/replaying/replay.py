@@ -10,12 +10,12 @@ from torch import Tensor
 from forkpoint.align import index_of
 from forkpoint.distance import compare, ulps
 from forkpoint.errors import SceneError
-from forkpoint.scene.arguments import short
-from forkpoint.scene.calling import run_side, side_kernels
-from forkpoint.scene.exactness import Exactness, exactness
-from forkpoint.scene.kernels import Kernels
-from forkpoint.scene.machine import Machine, device_of, machine
-from forkpoint.scene.records import Scene
+from forkpoint.scene.format.arguments import short
+from forkpoint.scene.format.kernels import Kernels
+from forkpoint.scene.format.machine import Machine, device_of, machine
+from forkpoint.scene.format.records import Scene
+from forkpoint.scene.replaying.calling import run_side, side_kernels
+from forkpoint.scene.replaying.exactness import Exactness, exactness
 
 TOLERANCES = tuple(10.0**-k for k in range(3, 9))
 """The `atol` of each `torch.allclose`; its `rtol` is torch's default, 1e-5."""

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from forkpoint.errors import SceneError
-from forkpoint.scene.arguments import short
+from forkpoint.scene.format.arguments import short
 
 ALIGNMENT = {"cpu": 64, "cuda": 256}
 """Bytes to which fresh memory is aligned, by device; the place within them is kept."""

@@ -17,11 +17,11 @@ import torch
 from torch import Tensor
 
 from forkpoint.errors import SceneError
-from forkpoint.scene.arguments import short
-from forkpoint.scene.calling import run_side
-from forkpoint.scene.records import Scene
-from forkpoint.scene.replay import equal_elements
-from forkpoint.scene.sharing import Index, Repeat, as_indexing, repeated
+from forkpoint.scene.format.arguments import short
+from forkpoint.scene.format.records import Scene
+from forkpoint.scene.format.sharing import Index, Repeat, as_indexing, repeated
+from forkpoint.scene.replaying.calling import run_side
+from forkpoint.scene.replaying.replay import equal_elements
 
 SEEDS = 8
 FEW_VALUES = 4

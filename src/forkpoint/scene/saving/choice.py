@@ -9,10 +9,10 @@ from forkpoint.capture.recorder import Taken
 from forkpoint.errors import SceneError
 from forkpoint.locate import Located, differing_rows, fetch, named_inputs
 from forkpoint.match import Difference, Joined
-from forkpoint.scene.alignment import share_input, share_output
-from forkpoint.scene.functions import function_path
-from forkpoint.scene.replay import equal_elements
-from forkpoint.scene.witness import look
+from forkpoint.scene.format.functions import function_path
+from forkpoint.scene.replaying.replay import equal_elements
+from forkpoint.scene.saving.alignment import share_input, share_output
+from forkpoint.scene.saving.witness import look
 from forkpoint.session import Session
 
 LOOKED_AT = 16

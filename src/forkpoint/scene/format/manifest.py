@@ -17,15 +17,15 @@ import torch
 from torch import Tensor
 
 from forkpoint.errors import SceneError
-from forkpoint.scene import flags
-from forkpoint.scene.arguments import dtype_named, from_json, refs_in, short, to_json
-from forkpoint.scene.functions import resolve_function
-from forkpoint.scene.kernels import Kernels
-from forkpoint.scene.machine import Machine
-from forkpoint.scene.parts import Inside, inside_from_json
-from forkpoint.scene.records import InputPair, Place, Scene, Side
-from forkpoint.scene.sharing import Sharing
-from forkpoint.scene.tensors import Layout, Storage, check_layout
+from forkpoint.scene.format import flags
+from forkpoint.scene.format.arguments import dtype_named, from_json, refs_in, short, to_json
+from forkpoint.scene.format.functions import resolve_function
+from forkpoint.scene.format.kernels import Kernels
+from forkpoint.scene.format.machine import Machine
+from forkpoint.scene.format.parts import Inside, inside_from_json
+from forkpoint.scene.format.records import InputPair, Place, Scene, Side
+from forkpoint.scene.format.sharing import Sharing
+from forkpoint.scene.format.tensors import Layout, Storage, check_layout
 
 FORMAT = "forkpoint scene"
 VERSION = 1

@@ -8,7 +8,7 @@ from forkpoint.align import pair_elements
 from forkpoint.capture.recorder import Taken
 from forkpoint.errors import SceneError
 from forkpoint.match import Joined
-from forkpoint.scene.sharing import Sharing
+from forkpoint.scene.format.sharing import Sharing
 from forkpoint.session import Session
 
 

@@ -19,10 +19,10 @@ from forkpoint.capture.labels import Label
 from forkpoint.capture.recorder import Taken
 from forkpoint.capture.rules import tensors_in
 from forkpoint.equality import same_bits
-from forkpoint.scene import spelt
-from forkpoint.scene.flags import Flags, in_force
-from forkpoint.scene.follow import Following, Labelling, Step, Steps
-from forkpoint.scene.parts import Inside, Part
+from forkpoint.scene.format.flags import Flags, in_force
+from forkpoint.scene.format.parts import Inside, Part
+from forkpoint.scene.saving import spelt
+from forkpoint.scene.saving.follow import Following, Labelling, Step, Steps
 from forkpoint.session import Session, Traced
 
 FUSED = frozenset(

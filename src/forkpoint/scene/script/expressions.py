@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from forkpoint.scene.arguments import Ref, short
+from forkpoint.scene.format.arguments import Ref, short
 
 
 def call_source(

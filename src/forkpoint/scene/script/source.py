@@ -9,18 +9,19 @@ import torch
 from torch import Tensor
 
 from forkpoint.errors import SceneError
-from forkpoint.scene import flags, template
-from forkpoint.scene.arguments import Ref, short
-from forkpoint.scene.calling import run_result
-from forkpoint.scene.exactness import computes_in_float64
-from forkpoint.scene.expressions import call_source, mentions_device, plain_text, quoted
-from forkpoint.scene.folder import TENSORS
-from forkpoint.scene.functions import package_of
-from forkpoint.scene.records import Scene, Side
-from forkpoint.scene.replay import compare_input
-from forkpoint.scene.sharing import Sharing, as_indexing, index_text, repeat_text
-from forkpoint.scene.synthetic import Copy, Recipe
-from forkpoint.scene.tensors import stored_dtype
+from forkpoint.scene.format import flags
+from forkpoint.scene.format.arguments import Ref, short
+from forkpoint.scene.format.folder import TENSORS
+from forkpoint.scene.format.functions import package_of
+from forkpoint.scene.format.records import Scene, Side
+from forkpoint.scene.format.sharing import Sharing, as_indexing, index_text, repeat_text
+from forkpoint.scene.format.tensors import stored_dtype
+from forkpoint.scene.replaying.calling import run_result
+from forkpoint.scene.replaying.exactness import computes_in_float64
+from forkpoint.scene.replaying.replay import compare_input
+from forkpoint.scene.script import template
+from forkpoint.scene.script.expressions import call_source, mentions_device, plain_text, quoted
+from forkpoint.scene.script.synthetic import Copy, Recipe
 
 WIDTH = 110
 MAX_RUNS = 64

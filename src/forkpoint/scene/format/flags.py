@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from forkpoint.scene.arguments import dtype_named, short
+from forkpoint.scene.format.arguments import dtype_named, short
 
 Value = bool | int | str | None
 Flags = dict[str, Value]

@@ -12,12 +12,13 @@ from torch import Tensor
 from forkpoint.capture.rules import tensors_in
 from forkpoint.errors import SceneError
 from forkpoint.run import RandomState
-from forkpoint.scene.arguments import filled
-from forkpoint.scene.flags import in_force
-from forkpoint.scene.functions import resolve_function
-from forkpoint.scene.kernels import Kernels, kernels
-from forkpoint.scene.records import Scene, Side
-from forkpoint.scene.tensors import materialise
+from forkpoint.scene.format.arguments import filled
+from forkpoint.scene.format.flags import in_force
+from forkpoint.scene.format.functions import resolve_function
+from forkpoint.scene.format.kernels import Kernels
+from forkpoint.scene.format.records import Scene, Side
+from forkpoint.scene.format.tensors import materialise
+from forkpoint.scene.replaying.profiling import kernels
 
 
 def run_side(scene: Scene, run: str, device: torch.device, remarks: list[str] | None = None) -> list[Tensor]:

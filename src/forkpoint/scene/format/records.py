@@ -7,13 +7,13 @@ from typing import Any
 
 from torch import Tensor
 
-from forkpoint.scene.arguments import refs_in
-from forkpoint.scene.flags import Flags
-from forkpoint.scene.kernels import Kernels, differ, evidence
-from forkpoint.scene.machine import Machine
-from forkpoint.scene.parts import Inside
-from forkpoint.scene.sharing import Sharing
-from forkpoint.scene.tensors import Layout, Storage
+from forkpoint.scene.format.arguments import refs_in
+from forkpoint.scene.format.flags import Flags
+from forkpoint.scene.format.kernels import Kernels, differ, evidence
+from forkpoint.scene.format.machine import Machine
+from forkpoint.scene.format.parts import Inside
+from forkpoint.scene.format.sharing import Sharing
+from forkpoint.scene.format.tensors import Layout, Storage
 
 
 @dataclass(frozen=True)

@@ -15,12 +15,12 @@ from pathlib import Path
 
 from forkpoint.errors import SceneError
 from forkpoint.files import check_writable, write_atomically
-from forkpoint.scene import flags
-from forkpoint.scene.folder import load
-from forkpoint.scene.records import Scene
-from forkpoint.scene.replay import compare_input
-from forkpoint.scene.source import Writer
-from forkpoint.scene.synthetic import SEEDS, find_seed, plan
+from forkpoint.scene.format import flags
+from forkpoint.scene.format.folder import load
+from forkpoint.scene.format.records import Scene
+from forkpoint.scene.replaying.replay import compare_input
+from forkpoint.scene.script.source import Writer
+from forkpoint.scene.script.synthetic import SEEDS, find_seed, plan
 
 TIME_LIMIT = 600
 """Seconds that the script may take before it is handed over."""

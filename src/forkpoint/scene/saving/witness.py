@@ -15,10 +15,10 @@ from forkpoint.capture.recorder import Taken
 from forkpoint.equality import same_bits
 from forkpoint.locate import fetch_op
 from forkpoint.run import RandomState
-from forkpoint.scene import flags
-from forkpoint.scene.arguments import tensors_in_order
-from forkpoint.scene.flags import Flags
-from forkpoint.scene.tensors import Placement, placement
+from forkpoint.scene.format import flags
+from forkpoint.scene.format.arguments import tensors_in_order
+from forkpoint.scene.format.flags import Flags
+from forkpoint.scene.format.tensors import Placement, placement
 from forkpoint.session import Traced
 
 

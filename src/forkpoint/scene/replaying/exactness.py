@@ -12,9 +12,9 @@ from torch import Tensor
 from forkpoint.distance import unit_at
 from forkpoint.errors import SceneError
 from forkpoint.promotion import Promotion
-from forkpoint.scene.calling import call_of, run_side
-from forkpoint.scene.flags import in_force
-from forkpoint.scene.records import Scene, Side
+from forkpoint.scene.format.flags import in_force
+from forkpoint.scene.format.records import Scene, Side
+from forkpoint.scene.replaying.calling import call_of, run_side
 
 
 @dataclass(frozen=True)

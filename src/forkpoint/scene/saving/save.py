@@ -17,20 +17,20 @@ from forkpoint.locate import Located, named_inputs
 from forkpoint.match import Joined
 from forkpoint.match.pairs import Pairs
 from forkpoint.result import Divergence
-from forkpoint.scene import folder
-from forkpoint.scene.alignment import share_input, share_output
-from forkpoint.scene.arguments import tensors_in_order, with_refs
-from forkpoint.scene.calling import run_side, side_kernels
-from forkpoint.scene.choice import choose
-from forkpoint.scene.functions import function_path
-from forkpoint.scene.inside import look_inside
-from forkpoint.scene.kernels import Kernels
-from forkpoint.scene.machine import machine
-from forkpoint.scene.records import InputPair, Place, Scene, Side
-from forkpoint.scene.replay import equal_elements
-from forkpoint.scene.sharing import Sharing
-from forkpoint.scene.tensors import Packer, Placement, placement
-from forkpoint.scene.witness import Witnessed, witness
+from forkpoint.scene.format import folder
+from forkpoint.scene.format.arguments import tensors_in_order, with_refs
+from forkpoint.scene.format.functions import function_path
+from forkpoint.scene.format.kernels import Kernels
+from forkpoint.scene.format.machine import machine
+from forkpoint.scene.format.records import InputPair, Place, Scene, Side
+from forkpoint.scene.format.sharing import Sharing
+from forkpoint.scene.format.tensors import Packer, Placement, placement
+from forkpoint.scene.replaying.calling import run_side, side_kernels
+from forkpoint.scene.replaying.replay import equal_elements
+from forkpoint.scene.saving.alignment import share_input, share_output
+from forkpoint.scene.saving.choice import choose
+from forkpoint.scene.saving.inside import look_inside
+from forkpoint.scene.saving.witness import Witnessed, witness
 from forkpoint.session import Session, Traced
 
 SIZE_LIMIT = 2 << 30

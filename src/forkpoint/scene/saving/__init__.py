@@ -1,0 +1,1 @@
+"""Saving the scene of a divergence: which op, what it was given, and what goes on inside it."""

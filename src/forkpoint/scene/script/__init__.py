@@ -1,0 +1,1 @@
+"""The script of a scene, which needs torch and safetensors alone."""
