@@ -166,7 +166,7 @@ class ProbeResult:
 
     name: str
     """`nan`, `repeat`, `inputs`, `precision`, `decisions`, `content`, `whole`, `order`, `terms`, `patch`, `coupling`,
-    `positions`, `pooling`, `packing`, `cache`, `replay`."""
+    `positions`, `attention`, `pooling`, `packing`, `cache`, `swap`, `replay`."""
     outcome: str
     """A slug: what the probe found."""
     figure: float | None

@@ -29,7 +29,7 @@ from forkpoint.probes.content import ContentProbe, content
 from forkpoint.probes.deciding import decided_apart
 from forkpoint.probes.decisions import decisions
 from forkpoint.probes.held import HeldRuns
-from forkpoint.probes.inputs import Inputs, inputs
+from forkpoint.probes.inputs import Inputs, inputs, same_weights
 from forkpoint.probes.masks import missing_masks
 from forkpoint.probes.meetings import Meeting
 from forkpoint.probes.nonfinite import Unfinite, advice, unfinite
@@ -257,7 +257,8 @@ def _semantic(
         mechanism = LOSS_NORMALISATION
     else:
         case = Case(session, exact.compared if not exact.vanishes else compared, other, found, held=held)
-        mechanism = recognise(case)
+        with same_weights(given.rounded):
+            mechanism = recognise(case)
         evidence += case.evidence
     summary = f"the runs differ in exact arithmetic: {mechanism.summary}"
     verdict = Verdict(

@@ -27,6 +27,7 @@ from . import (  # noqa: F401  (each registers its cases)
     cases_results,
     cases_rounding,
     cases_safety,
+    cases_same_function,
     cases_sound,
     cases_state,
 )

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from . import decoders, models
 from .case import Pair, Side, case
-from .expect import CACHE, LEAK_EITHER, MASK, POSITIONS, ROPE, SOUND, one_of, semantic
+from .expect import CACHE, FUNCTION, LEAK_EITHER, MASK, POSITIONS, ROPE, SOUND, one_of, semantic
 from .modules import seeded
 from .pairs import cached
 from .tokens import at, joined, pad, row, whole, words
@@ -234,12 +234,11 @@ def _() -> Pair:
 
 @case(
     "m-static-cache-empty-slots",
-    "A cache of fixed size whose empty slots are attended to",
-    MASK,
-    CACHE,
-    LEAK_EITHER,
+    "A decoder with a cache of fixed size whose empty slots are attended to, against one that grows its cache",
+    FUNCTION,
     floor=1e-3,
     origin=("scaled_dot_product_attention", "transpose"),
+    note="two models, and they differ as much where neither is given a cache",
 )
 def _() -> Pair:
     return cached(seeded(decoders.LeakyStaticDecoder), model_b=seeded(decoders.CachedDecoder))

@@ -14,6 +14,7 @@ from torch import Tensor
 from forkpoint.probes.attention import sees_other_keys
 from forkpoint.probes.origin import origin
 from forkpoint.probes.precision import precision
+from forkpoint.result import ProbeResult
 
 
 class Attending(Model):
@@ -59,7 +60,7 @@ def _shows(allowed: Tensor) -> Tensor:
     return allowed
 
 
-def asked(model: Attending, left: int = 0, **wrong: Any) -> bool | None:
+def asked(model: Attending, left: int = 0, **wrong: Any) -> ProbeResult | None:
     other = twin(model)
     for name, value in wrong.items():
         setattr(other, name, value)
@@ -72,18 +73,26 @@ def asked(model: Attending, left: int = 0, **wrong: Any) -> bool | None:
 @pytest.mark.parametrize("model", [Attending, Fused])
 @pytest.mark.parametrize("left", [0, 2])
 def test_a_key_is_hidden(model, left):
-    assert asked(model(), left, change=_hides) is True
+    shown = asked(model(), left, change=_hides)
+    assert shown is not None
+    assert (shown.name, shown.outcome) == ("attention", "other keys")
+    assert "in run A alone" in shown.text
 
 
 @pytest.mark.parametrize("model", [Attending, Fused])
 def test_padding_is_shown(model):
-    assert asked(model(), left=2, change=_shows) is True
+    shown = asked(model(), left=2, change=_shows)
+    assert shown is not None
+    assert shown.outcome == "other keys"
+    assert "a key that the other run lacks in run B alone" in shown.text
 
 
 @pytest.mark.parametrize("model", [Attending, Fused])
 @pytest.mark.parametrize("left", [0, 2])
 def test_the_same_keys_with_other_weights(model, left):
-    assert asked(model(), left, scale=1.5) is False
+    shown = asked(model(), left, scale=1.5)
+    assert shown is not None
+    assert shown.outcome == "same keys"
 
 
 def test_attention_without_weights_to_read():

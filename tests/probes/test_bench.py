@@ -20,7 +20,7 @@ from forkpoint.probes.packing import reads_packed
 from forkpoint.probes.pooling import other_token, pools_padding
 from forkpoint.probes.positions import other_positions
 from forkpoint.probes.precision import precision
-from forkpoint.probes.swap import same_function
+from forkpoint.probes.swap import Swap
 from forkpoint.session import Session
 
 LEFT = batch(ids()), batch(ids(), left=2)
@@ -289,8 +289,8 @@ def test_what_an_earlier_call_left_is_read_or_not() -> None:
 def test_two_models_are_told_by_one_s_inputs() -> None:
     model = Looked()
     other = twin(model)
-    _, found, a, b = asked(*pair(model, *LEFT, other))
-    assert same_function(found.root, a, b)
+    both, found, _, _ = asked(*pair(model, *LEFT, other))
+    assert Swap(both, (found.root,)).same(found.root)
     other.factor = 1.5
-    _, found, a, b = asked(*pair(model, *RIGHT, other))
-    assert not same_function(found.root, a, b)
+    both, found, _, _ = asked(*pair(model, *RIGHT, other))
+    assert Swap(both, (found.root,)).same(found.root) is False

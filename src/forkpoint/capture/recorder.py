@@ -200,6 +200,7 @@ class Recorder:
         self.tape.stack.append(root)
         self._lengths: frozenset[int] = frozenset()
         self._fetches: dict[Key, list[Fetch]] = {}
+        self._lent: list[tuple[Tensor, Tensor]] = []
         for fetch in fetches:
             self._fetches.setdefault(fetch.key, []).append(fetch)
 
@@ -621,9 +622,25 @@ class Recorder:
         if self.tape.holds(known):
             self._passed(frame, name, INPUT, value, known)
         else:
+            before = value.detach().clone() if known[2] < 0 and self._may_write(frame, name) else None
             event = self._boundary(frame, name, INPUT, value, label)
+            if before is not None:
+                self._lent.append((value, before))
             if known[2] < 0:
                 self._remember(value, label, event)
+
+    def _may_write(self, frame: Frame, name: str) -> bool:
+        """Whether the watcher may write to what goes into a module."""
+        if self.watcher is None or self.tape.passive:
+            return False
+        op = frame.visits_in(name).ops[0]
+        return self.watcher.edits((op.module, op.function, op.site.chain))
+
+    def give_back(self) -> None:
+        """Put back the values of tensors that the run did not make and that a watcher wrote to."""
+        for value, before in self._lent:
+            value.detach().copy_(before)
+        self._lent.clear()
 
     def came_out(self, frame: Frame, index: int, value: Tensor) -> None:
         """Record what comes out of a module, whatever it is."""

@@ -91,6 +91,8 @@ class Observation:
         finally:
             tape.forget()
             del tape.stack[depth:]
+            with torch._C.DisableTorchFunction():
+                self.recorder.give_back()
 
     def _looking_into(self, wanted: Wanted, gate: Makes) -> Makes:
         """Makes the calls of modules as before, and looks into those that it has to."""

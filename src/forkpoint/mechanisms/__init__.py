@@ -1,7 +1,7 @@
 """The catalogue of known causes: each is the answer of an experiment at the origin.
 
 What ops are called, and what form a run has, chooses which experiment is made; the answer is the
-experiment's. Where none fits, the two runs compute different functions, and that is all that is said.
+experiment's. Where none fits, nothing is said but whether the two runs compute different functions.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from forkpoint.mechanisms.errors import (
 )
 from forkpoint.mechanisms.mechanism import (
     LOSS_NORMALISATION,
+    NO_KNOWN_CAUSE,
     ROUNDING_ADVICE,
     TWO_FUNCTIONS,
     Mechanism,
@@ -44,7 +45,7 @@ _TESTS: tuple[Callable[[Case], Mechanism | None], ...] = (
 
 
 def recognise(case: Case) -> Mechanism:
-    """The known cause that explains a semantic difference; `TWO_FUNCTIONS` if none does."""
+    """The known cause that explains a semantic difference; `TWO_FUNCTIONS` or `NO_KNOWN_CAUSE` if none does."""
     for test in _TESTS:
         found = test(case)
         if found is not None:
@@ -52,7 +53,7 @@ def recognise(case: Case) -> Mechanism:
                 found.by_design and case.same_function is None
             )  # maybe it is no coupling but another function
             return replace(found, by_design=None) if unknown else found
-    return TWO_FUNCTIONS
+    return NO_KNOWN_CAUSE if case.swap.needed and case.same_function else TWO_FUNCTIONS
 
 
 __all__ = [

@@ -17,7 +17,7 @@ from forkpoint.probes.decisions import coupling_at
 from forkpoint.probes.meetings import Meeting
 from forkpoint.probes.origin import Origin
 from forkpoint.probes.pooling import for_the_call
-from forkpoint.probes.swap import same_function
+from forkpoint.probes.swap import Swap
 from forkpoint.probes.watchers import Store
 from forkpoint.result import ProbeResult
 from forkpoint.results import ResultComparison
@@ -81,15 +81,35 @@ class Case:
 
     @cached_property
     def same_function(self) -> bool | None:
-        """Whether both models compute the same at the origin, given the same inputs; None where that is not known."""
-        return self.origin is None or same_function(self.origin.root, *self.benches)
+        """Whether both runs compute the same at the origin, given the same inputs; None where that is not known."""
+        told = self.swap.told(self.root)
+        if told is not None:
+            self.evidence.append(told)
+        return self.swap.same(self.root)
+
+    def are_two_functions(self, part: Origin | None) -> bool:
+        """Whether the runs are known to compute something else at an origin, given the same inputs."""
+        if part is None or part is self.origin:
+            return self.same_function is False
+        return self.swap.same(part.root) is False
 
     @cached_property
-    def sees_other_keys(self) -> bool:
-        """Whether a query sees other keys in one run than in the other, in an attention at the origin."""
+    def swap(self) -> Swap:
+        """Run B's model with run A's inputs."""
+        return Swap(self.session, tuple(part.root for part in self.parts), held=self.held)
+
+    @property
+    def parts(self) -> tuple[Origin, ...]:
+        """All origins, in the order of execution."""
+        return () if self.origin is None else (self.origin, *self.origin.others)
+
+    @cached_property
+    def sees_other_keys(self) -> ProbeResult | None:
+        """That a query sees other keys in one run than in the other, in an attention at the origin; None where it does not."""
         if self.origin is None or not (self.attends or self.of_layout):
-            return False
-        return bool(sees_other_keys(self.session, self.origin))
+            return None
+        shown = sees_other_keys(self.session, self.origin)
+        return shown if shown is not None and shown.outcome == "other keys" else None
 
     # ------------------------------------------------------------------ what is at the origin
 

@@ -18,9 +18,9 @@ _CLOSES_NOTHING = 0.01
 
 def packing(case: Case) -> Mechanism | None:
     """One packed sample's content moves another's token at an origin."""
-    parts = () if case.origin is None else (case.origin, *case.origin.others)
-    shown = next(filter(None, (reads_packed(case.session, part) for part in parts)), None)
-    if shown is None or case.same_function is False:
+    found = ((part, reads_packed(case.session, part)) for part in case.parts)
+    part, shown = next((pair for pair in found if pair[1] is not None), (None, None))
+    if part is None or shown is None or case.are_two_functions(part):
         return None
     case.evidence.append(shown)
     return Mechanism(
@@ -31,8 +31,10 @@ def packing(case: Case) -> Mechanism | None:
 
 def attention_mask(case: Case) -> Mechanism | None:
     """A query has a weight on other keys in the first attention that the difference reaches."""
-    if not case.sees_other_keys:
+    shown = case.sees_other_keys
+    if shown is None or case.are_two_functions(case.origin):
         return None
+    case.evidence.append(shown)
     return Mechanism(
         "attention_mask", False, "a token attends to keys that it should not see, or misses keys that it should",
         "Pass the attention mask that the tokenizer returned, and check its window and offset.",
@@ -62,8 +64,9 @@ def position_ids(case: Case) -> Mechanism | None:
     origin, leaks = case.origin, case.content is not None and case.content.leaks
     if origin is None or (leaks and origin.closes <= _CLOSES_NOTHING):
         return None  # they differ, but what others hold reaches the result besides
-    shown = positions_at(case.session, origin)
-    if shown is None:
+    found = ((part, positions_at(case.session, part)) for part in case.parts)
+    part, shown = next((pair for pair in found if pair[1] is not None), (None, None))
+    if part is None or shown is None or case.are_two_functions(part):
         return None
     case.evidence.append(shown)
     return Mechanism(
@@ -84,8 +87,8 @@ def pooling(case: Case) -> Mechanism | None:
     elif shown is None and for_each_sample(case.session, root):
         counted = changes_with_length(case.session, root, *case.benches, real=False)
         shown = None if counted is None else replace(counted, name="pooling", outcome="counts padding")
-    if shown is None:
-        return None
+    if shown is None or not case.same_function:
+        return None  # whether two models take one token was to be known first
     if shown not in case.evidence:
         case.evidence.append(shown)
     return Mechanism(
@@ -97,7 +100,7 @@ def pooling(case: Case) -> Mechanism | None:
 def cache_state(case: Case) -> Mechanism | None:
     """The origin reads what an earlier call left, which was right when it was made."""
     shown = None if case.origin is None else reads_cache(*case.benches)
-    if shown is None or case.same_function is False:
+    if shown is None or case.are_two_functions(case.origin):
         return None
     case.evidence.append(shown)
     return Mechanism(

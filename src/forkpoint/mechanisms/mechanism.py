@@ -50,6 +50,12 @@ TWO_FUNCTIONS = Mechanism(
     "Look at the origin: what it is called with, and which code runs it, differs between the runs.",
 )  # fmt: skip
 
+NO_KNOWN_CAUSE = Mechanism(
+    None, None, "given the same inputs both runs compute the same, and no known cause explains what they do in their own "
+    "layouts",
+    "Look at the origin: what it is called with differs between the layouts.",
+)  # fmt: skip
+
 ROUNDING_ADVICE = {
     "reduction_order": "Nothing is wrong. To get the same bits, run rows in the same shapes, or with kernels whose sums "
     "do not depend on the shape.",

@@ -18,12 +18,17 @@ from forkpoint.capture.labels import Label, spread
 from forkpoint.capture.recorder import Taken
 from forkpoint.locate import fetch_op
 from forkpoint.probes.origin import Origin
+from forkpoint.probes.positions import named_token
 from forkpoint.probes.watchers import Kept, Store
 from forkpoint.promotion import Promotion
+from forkpoint.result import ProbeResult
 from forkpoint.session import Session, Traced
 
 KERNELS = frozenset({"scaled_dot_product_attention", "flex_attention"})
 """Functions of (query, key, value) that weigh values by softmax and don't return the weights."""
+
+Heads = dict[tuple[int, int], int]
+"""By the shared numbers of a query and a key, in how many heads the one sees the other."""
 
 _PARAMETERS = {
     "scaled_dot_product_attention": ("query", "key", "value", "attn_mask", "dropout_p", "is_causal", "scale")
@@ -31,10 +36,11 @@ _PARAMETERS = {
 """Names of parameters that torch does not tell."""
 
 
-def sees_other_keys(session: Session, origin: Origin) -> bool | None:
+def sees_other_keys(session: Session, origin: Origin) -> ProbeResult | None:
     """Whether some query sees other keys, in the first attention that the difference reaches.
 
-    None where no attention comes after the origin, or where its weights can't be read.
+    The outcome is `other keys`, with the first such query and key, or `same keys`. None where no attention comes after
+    the origin, or where its weights can't be read.
     """
     unmet = [_unmet(store, at, met) for store, at, met in (
         (origin.store_a, origin.root.event_a, set(origin.meetings)),
@@ -64,7 +70,7 @@ def _attends(kept: Kept) -> bool:
     return kept.op.function in KERNELS
 
 
-def _differ(session: Session, a: Kept, b: Kept) -> bool | None:
+def _differ(session: Session, a: Kept, b: Kept) -> ProbeResult | None:
     heads_a, heads_b = _heads(session, "a", a), _heads(session, "b", b)
     if heads_a is None or heads_b is None:
         return None
@@ -75,15 +81,41 @@ def _differ(session: Session, a: Kept, b: Kept) -> bool | None:
     for query, key in differing:
         own = key >= 0 and samples[query] == samples[key]
         if key == _CARRIED_OVER or (own and not ((query, key) in heads_a and (query, key) in heads_b)):
-            return False  # no key is hidden or shown: other keys were handed over
-    return bool(differing)
+            differing = []  # no key is hidden or shown: other keys were handed over
+            break
+    if not differing:
+        return ProbeResult("attention", "same keys", 0.0, "each query sees the same keys in both runs")
+    return ProbeResult(
+        "attention", "other keys", float(len(differing)), _told(session, differing, heads_a, heads_b)
+    )
 
 
+def _told(session: Session, differing: list[tuple[int, int]], a: Heads, b: Heads) -> str:
+    """The first query that sees other keys, which key that is, and in which run; how many such pairs there are."""
+    of = session.shared.coordinate
+
+    def order(pair: tuple[int, int]) -> tuple[int, ...]:
+        return tuple(
+            -1 if n is None else n for n in (*of(pair[0]), *(of(pair[1]) if pair[1] >= 0 else _LAST))
+        )
+
+    query, key = min(differing, key=order)
+    seen = a.get((query, key), 0), b.get((query, key), 0)
+    what = f"the key of {named_token(of(key))}" if key >= 0 else "a key that the other run lacks"
+    where = f"in run {'A' if seen[0] else 'B'} alone"
+    if all(seen):
+        where = f"{seen[0]} times in run A and {seen[1]} times in run B"
+    others = f", one of {len(differing)} such pairs" if len(differing) > 1 else ""
+    return f"the query of {named_token(of(query))} has a weight on {what} {where}{others}"
+
+
+_LAST = (1 << 62, 0)
+"""Where keys that one run alone has come in order."""
 _OTHERS, _CARRIED_OVER = -1, -2
 """Keys that one run alone has: of this call, or padding; of tokens of an earlier call."""
 
 
-def _heads(session: Session, run: str, kept: Kept) -> dict[tuple[int, int], int] | None:
+def _heads(session: Session, run: str, kept: Kept) -> Heads | None:
     """In how many heads each query that both runs have sees each key that is at hand."""
     traced, numbers, home = (
         (session.a, session.shared.a, session.shared.home_a)

@@ -28,14 +28,13 @@ _EQUAL = 1e-9
 
 
 def positions_at(session: Session, origin: Origin) -> ProbeResult | None:
-    """Show that a token has other positions at an origin, or looks up other rows where one is first seen."""
-    for part in (origin, *origin.others):
-        for at in dict.fromkeys((part.root.event_a, part.seen.event_a)):
-            meeting = part.root if at == part.root.event_a else part.seen
-            b, a = benches(session, part, meeting)
-            found = other_positions(session, meeting, a, b)
-            if found is not None:
-                return found
+    """Show that a token has other positions at an origin, or looks up other rows where it is first seen."""
+    for at in dict.fromkeys((origin.root.event_a, origin.seen.event_a)):
+        meeting = origin.root if at == origin.root.event_a else origin.seen
+        b, a = benches(session, origin, meeting)
+        found = other_positions(session, meeting, a, b)
+        if found is not None:
+            return found
     return None
 
 
@@ -51,7 +50,7 @@ def other_positions(session: Session, at: Meeting, a: Bench, b: Bench) -> ProbeR
         found = _first_other(kept_a.value, kept_b.value, pairs, session)
         if found is not None:
             place, one, other = found
-            text = f"{_token(place)} {kind} {one} in run A, {other} in run B"
+            text = f"{named_token(place)} {kind} {one} in run A, {other} in run B"
             return ProbeResult("positions", "differ", float(abs(other - one)), text)
     return _other_rows(session, at, a, b)
 
@@ -225,11 +224,12 @@ def _rows(root: Meeting) -> tuple[Tensor, Tensor, list[int]] | None:
 
 def _named(session: Session, root: Meeting, tokens: list[int], row: int) -> str:
     if len(root.pairs.inner_a) > 1:
-        return _token(session.shared.coordinate(int(root.pairs.coordinates[row])))
+        return named_token(session.shared.coordinate(int(root.pairs.coordinates[row])))
     return f"token {tokens[row]}"
 
 
-def _token(place: tuple[int | None, int | None]) -> str:
+def named_token(place: tuple[int | None, int | None]) -> str:
+    """What a report calls a token."""
     sample, position = place
     if sample is None or position is None:
         return "a token"
