@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from tests.joined import joined, noise, padded
 
 from forkpoint import Layout
-from forkpoint.align import gap, index_of, pair_cells, pair_elements, pair_flat, rows, scalar
+from forkpoint.match.align import gap, index_of, pair_cells, pair_elements, pair_flat, rows, scalar
 from forkpoint.match.pairs import Pairs
 
 
@@ -160,7 +160,7 @@ def test_pairs_are_worked_out_once_for_the_same_labels_and_anew_for_other_shapes
 
 
 def test_pairs_of_very_many_cells_are_not_kept(monkeypatch):
-    monkeypatch.setattr("forkpoint.align.MAX_CELLS", 5)
+    monkeypatch.setattr("forkpoint.match.align.MAX_CELLS", 5)
     values = labelled(lambda x, **_: x + 1, {"x": noise(1, 3, 7)}, {"x": noise(1, 3, 7)})
     assert pair_elements(*values) is not pair_elements(*values)
 
@@ -258,7 +258,7 @@ def test_the_gap_in_chunks_is_the_gap_of_every_pair(data, chunk):
     coordinates = np.array(data.draw(st.lists(st.integers(0, 2), min_size=cells, max_size=cells)))
     pairs = Pairs(first, first, coordinates, inner_a=inner, inner_b=inner)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("forkpoint.align._CHUNK", {"cpu": chunk})
+        patch.setattr("forkpoint.match.align._CHUNK", {"cpu": chunk})
         found = gap(a, b, pairs)
     x, y = a.numpy()[pairs.a], b.numpy()[pairs.b]
     same = (x == y) | (np.isnan(x) & np.isnan(y))
@@ -277,7 +277,7 @@ def test_the_gap_in_chunks_is_the_gap_of_every_pair(data, chunk):
 
 @pytest.mark.parametrize("width", [1, 4, 6, 12, 24])
 def test_no_chunk_breaks_up_what_belongs_together(width, monkeypatch):
-    monkeypatch.setattr("forkpoint.align._CHUNK", {"cpu": 7})
+    monkeypatch.setattr("forkpoint.match.align._CHUNK", {"cpu": 7})
     values = torch.arange(24.0)
     inner = np.arange(width)
     first = np.arange(24 // width) * width

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from forkpoint.background import at_work, importing
+from forkpoint.support.background import at_work, importing
 
 
 def test_threads_at_work_hand_over_sooner_until_the_last_is_done():

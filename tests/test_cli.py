@@ -18,8 +18,8 @@ from forkpoint import demo
 from forkpoint.cli import main
 from forkpoint.cli.outcome import EXIT_STATUS
 from forkpoint.models import LoadedModel
-from forkpoint.progress import SILENT
 from forkpoint.result import Result, RunSummary, Verdict, VerdictKind
+from forkpoint.support.progress import SILENT
 
 
 def result_of(kind: VerdictKind) -> Result:

@@ -14,7 +14,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from forkpoint.distance import compare, spacing, ulps, unit_at
+from forkpoint.match.distance import compare, spacing, ulps, unit_at
 
 # --- Units in the last place -------------------------------------------------------------------------------
 

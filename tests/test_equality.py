@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from forkpoint.equality import same_bits, same_results
+from forkpoint.support.equality import same_bits, same_results
 
 NAN = float("nan")
 

@@ -17,7 +17,7 @@ import pytest
 
 import forkpoint
 from forkpoint import InputError
-from forkpoint.files import check_writable, is_file, unfinished_folder, write_atomically
+from forkpoint.support.files import check_writable, is_file, unfinished_folder, write_atomically
 
 
 def test_a_file_is_written_whole_in_utf8(tmp_path):
@@ -59,7 +59,7 @@ def alone(
     code: str, *arguments: object, limit: int | None = None, **options
 ) -> subprocess.CompletedProcess[str]:
     """Run code in a process of its own, which may write files of at most `limit` bytes."""
-    given = "import sys\nfrom pathlib import Path\nfrom forkpoint.files import *\nfrom forkpoint import InputError\n"
+    given = "import sys\nfrom pathlib import Path\nfrom forkpoint.support.files import *\nfrom forkpoint import InputError\n"
 
     def limited() -> None:
         if limit is not None:

@@ -19,8 +19,9 @@ from tests.plain import Model, batch, ids, pair, twin
 from torch import Tensor
 
 import forkpoint as fp
-from forkpoint import comparison, memory
-from forkpoint.memory import Memory, Shelved, load, load_array
+from forkpoint import comparison
+from forkpoint.support import memory
+from forkpoint.support.memory import Memory, Shelved, load, load_array
 
 
 def same_bits(a: Tensor, b: Tensor) -> bool:

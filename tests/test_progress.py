@@ -5,7 +5,7 @@ import io
 import pytest
 from rich.console import Console
 
-from forkpoint import progress
+from forkpoint.support import progress
 
 
 @pytest.fixture

@@ -11,10 +11,10 @@ from tests.architectures import ARCHITECTURES, PAD, VOCABULARY, prompt
 from tokenizers import Tokenizer, models, pre_tokenizers
 
 import forkpoint as fp
-from forkpoint.progress import SILENT
 from forkpoint.questions import padding as padding_module
 from forkpoint.questions.padding import padding, usual_length
 from forkpoint.questions.prompts import pad_token_id, padded_run, tokenise
+from forkpoint.support.progress import SILENT
 
 GENERATING = ("llama", "gpt2", "opt", "falcon", "gpt_neox", "gptj", "bloom", "mamba", "mamba2")
 SOUND = (*GENERATING, "bert", "roberta", "electra", "distilbert", "t5")

@@ -3,7 +3,7 @@
 import pytest
 
 from forkpoint import InputError
-from forkpoint.sizes import parse_size
+from forkpoint.support.sizes import parse_size
 
 
 @pytest.mark.parametrize(

@@ -8,16 +8,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from forkpoint.background import importing
 from forkpoint.capture import digest
 from forkpoint.contents import noted_once
 from forkpoint.errors import InputError
 from forkpoint.layout import pair_samples, read_content
-from forkpoint.memory import Memory
-from forkpoint.progress import SILENT, Progress
-from forkpoint.restoring import alone, restored
 from forkpoint.run import Run
-from forkpoint.sizes import parse_size
+from forkpoint.support.background import importing
+from forkpoint.support.memory import Memory
+from forkpoint.support.progress import SILENT, Progress
+from forkpoint.support.restoring import alone, restored
+from forkpoint.support.sizes import parse_size
 from forkpoint.untraced import run_untraced
 
 if TYPE_CHECKING:

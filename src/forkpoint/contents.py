@@ -19,7 +19,7 @@ from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from forkpoint.errors import CaptureError
 from forkpoint.modules import walk
-from forkpoint.restoring import undone
+from forkpoint.support.restoring import undone
 
 MOST_COPIED = 1 << 26
 """Bytes of tensors that are copied before a run, the smallest first."""

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from forkpoint.errors import ModelError
-from forkpoint.files import unfinished_folder
-from forkpoint.progress import stages
+from forkpoint.support.files import unfinished_folder
+from forkpoint.support.progress import stages
 
 if TYPE_CHECKING:
     from collections.abc import Generator

@@ -9,14 +9,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from forkpoint.align import gap, pair_elements
 from forkpoint.capture.labels import Label
 from forkpoint.capture.recorder import Fetch, Taken
+from forkpoint.match.align import gap, pair_elements
 from forkpoint.match.pairs import Pairs
-from forkpoint.memory import Shelved, load
 from forkpoint.result import LayerDrift
 from forkpoint.results import ResultComparison, ResultGap
 from forkpoint.session import Session
+from forkpoint.support.memory import Shelved, load
 
 Output = tuple[Tensor | Shelved, Label | None]
 Outputs = dict[str, list[Output]]

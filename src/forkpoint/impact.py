@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from forkpoint.align import rows
 from forkpoint.layout import DECODER, MAIN
+from forkpoint.match.align import rows
 from forkpoint.modules import predicts_next
 from forkpoint.result import Impact, NearTie
 from forkpoint.results import ResultComparison, ResultGap, finite_parts

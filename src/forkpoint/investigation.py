@@ -16,19 +16,19 @@ from torch import Tensor, nn
 from forkpoint import drift, impact, scene
 from forkpoint.arguments import compare_configurations
 from forkpoint.errors import SceneError
-from forkpoint.files import check_writable, is_file
 from forkpoint.layout import Pairing
 from forkpoint.locate import Located, Tokens, locate
 from forkpoint.match import Join, Joined, Shared
-from forkpoint.memory import Memory
 from forkpoint.modules import wrappings
-from forkpoint.progress import Progress
 from forkpoint.replaced import replaced_modules
-from forkpoint.restoring import alone, restored
 from forkpoint.result import NotCompared, OpRow, Result, RunSummary
 from forkpoint.results import ResultComparison, compare_results
 from forkpoint.run import Run, token_ids
 from forkpoint.session import Session, Traced, trace_faithfully
+from forkpoint.support.files import check_writable, is_file
+from forkpoint.support.memory import Memory
+from forkpoint.support.progress import Progress
+from forkpoint.support.restoring import alone, restored
 from forkpoint.untraced import Untraced
 from forkpoint.values import fetch_value
 from forkpoint.verdict import Judgement, judge, locate_meeting, without_probes

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from forkpoint.contents import Contents, shared
 from forkpoint.modules import Survey, survey
 from forkpoint.native import compiled
-from forkpoint.restoring import undone
+from forkpoint.support.restoring import undone
 
 _CONTAINERS = frozenset({dict, OrderedDict, list, set})
 

@@ -13,14 +13,14 @@ from typing import Any
 import numpy as np
 from torch import Tensor, nn
 
-from forkpoint.align import gap, index_of, largest_pair, pair_elements, scalar
 from forkpoint.arguments import compare_arguments
 from forkpoint.capture.functions import ALWAYS_VIEWS, parameter_names
 from forkpoint.capture.labels import spread
 from forkpoint.capture.recorder import Fetch, Look, Taken
-from forkpoint.distance import ulps
-from forkpoint.finite import FinitePart, all_finite, finite_part
 from forkpoint.match import Difference, Joined
+from forkpoint.match.align import gap, index_of, largest_pair, pair_elements, scalar
+from forkpoint.match.distance import ulps
+from forkpoint.match.finite import FinitePart, all_finite, finite_part
 from forkpoint.match.pairs import Pairs
 from forkpoint.modules import WRAPPER
 from forkpoint.promotion import Promotion

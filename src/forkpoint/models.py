@@ -16,7 +16,7 @@ import torch
 
 from forkpoint import demo
 from forkpoint.errors import ModelError
-from forkpoint.progress import status
+from forkpoint.support.progress import status
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterator

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from forkpoint.errors import InputError, SceneError
-from forkpoint.files import write_atomically
+from forkpoint.support.files import write_atomically
 
 if TYPE_CHECKING:
     from torch import Tensor

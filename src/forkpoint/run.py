@@ -17,9 +17,9 @@ from forkpoint.kept import kept_state
 from forkpoint.layout import MAIN, Layout, token_tensor
 from forkpoint.modules import Survey
 from forkpoint.reach import modules_behind
-from forkpoint.readable import LET_GO, why_unreadable
-from forkpoint.restoring import restored
 from forkpoint.returned import caches_in, results_of, without_named
+from forkpoint.support.readable import LET_GO, why_unreadable
+from forkpoint.support.restoring import restored
 
 Inputs = Mapping[str, Any]
 

@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 
 from forkpoint.capture.coordinates import CoordinateTable
 from forkpoint.capture.sites import Site
-from forkpoint.memory import Shelf, Shelved, load_array
 from forkpoint.modules import unwrapped
+from forkpoint.support.memory import Shelf, Shelved, load_array
 
 WHOLE = -2
 """Id of the cell of a value that has no token coordinate at all."""

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from forkpoint.capture.digest import prepare
-from forkpoint.progress import SILENT, Progress
 from forkpoint.returned import all_results
 from forkpoint.run import RandomState, Run
+from forkpoint.support.progress import SILENT, Progress
 
 
 @dataclass

@@ -6,8 +6,8 @@ from torch import Tensor
 
 from forkpoint.capture.recorder import Fetch, Taken
 from forkpoint.errors import InputError
-from forkpoint.restoring import alone, restored
 from forkpoint.session import Session, Traced
+from forkpoint.support.restoring import alone, restored
 from forkpoint.trace import Op
 
 

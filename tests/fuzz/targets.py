@@ -27,7 +27,7 @@ from forkpoint.models import load
 from forkpoint.scene.format.folder import parsed
 from forkpoint.scene.format.manifest import check_header, from_manifest, storages_from
 from forkpoint.scene.script.source import Writer
-from forkpoint.sizes import parse_size
+from forkpoint.support.sizes import parse_size
 
 from . import damage
 

@@ -11,7 +11,7 @@ from tests.corpus import CASES
 from torch import nn
 
 import forkpoint as fp
-from forkpoint.finite import all_finite, finite_part, is_finite
+from forkpoint.match.finite import all_finite, finite_part, is_finite
 from forkpoint.match.pairs import Pairs
 from forkpoint.result import NonFinite, Result
 

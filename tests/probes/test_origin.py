@@ -63,7 +63,7 @@ def test_values_meet_as_they_do_where_nothing_is_kept_from_one_to_the_next(left,
                 for m in (found.meetings[event] for event in sorted(found.meetings))
             ]
         )
-        monkeypatch.setattr("forkpoint.align.MAX_WORKED_OUT", 0)
+        monkeypatch.setattr("forkpoint.match.align.MAX_WORKED_OUT", 0)
         monkeypatch.setattr("forkpoint.probes.meetings.MAX_WORKED_OUT", 0)
     assert told[0] == told[1]
     assert len(told[0]) > 4

@@ -13,9 +13,9 @@ from tests.plain import Model, batch, ids, pair
 from torch import Tensor
 
 from forkpoint.match.pairs import Pairs
-from forkpoint.memory import Memory
 from forkpoint.probes.resampled import Resampled
 from forkpoint.probes.watchers import OtherContent, Patch, Patched, Store, Watcher
+from forkpoint.support.memory import Memory
 
 
 class Plain(Model):

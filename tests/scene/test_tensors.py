@@ -8,7 +8,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from forkpoint.equality import same_bits
 from forkpoint.errors import SceneError
 from forkpoint.scene.format.tensors import (
     Layout,
@@ -21,6 +20,7 @@ from forkpoint.scene.format.tensors import (
     restored,
     storable,
 )
+from forkpoint.support.equality import same_bits
 
 CPU = torch.device("cpu")
 DTYPES = (

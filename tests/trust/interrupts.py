@@ -31,8 +31,8 @@ from torch.overrides import _get_current_function_mode_stack
 from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
 
 import forkpoint as fp
-from forkpoint import restoring
 from forkpoint.capture.shortcuts import targets
+from forkpoint.support import restoring
 
 Position = tuple[CodeType, int]
 

@@ -14,8 +14,8 @@ from tests.trust.interrupts import comparison, drawn, left_by, positions_of, vis
 from torch import nn
 from torch.overrides import TorchFunctionMode, _get_current_function_mode_stack, _push_mode
 
-from forkpoint import restoring
-from forkpoint.restoring import on_stack, restored, undone
+from forkpoint.support import restoring
+from forkpoint.support.restoring import on_stack, restored, undone
 
 
 @pytest.fixture(autouse=True)

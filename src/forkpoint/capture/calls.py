@@ -16,7 +16,7 @@ from typing import Any
 
 from torch import nn
 
-from forkpoint.restoring import undone
+from forkpoint.support.restoring import undone
 
 Makes = Callable[..., Any]
 """Makes the call of a module: `makes(module, *args, **kwargs)`."""

@@ -33,9 +33,9 @@ from forkpoint.capture.tape import INPUT, Tape
 from forkpoint.capture.wanted import Wanted
 from forkpoint.capture.writes import INDEXED_WRITES, Window, Written, written_by
 from forkpoint.layout import DECODER, MAIN, Layout
-from forkpoint.memory import Shelf
 from forkpoint.modules import Survey
-from forkpoint.readable import why_unreadable
+from forkpoint.support.memory import Shelf
+from forkpoint.support.readable import why_unreadable
 from forkpoint.trace import Digests, Event, Form, Op, Row, Trace
 
 MAX_HISTORIES = 32

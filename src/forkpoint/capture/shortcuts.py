@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from forkpoint.capture.functions import NAMED, OPERATORS
 from forkpoint.capture.mode import Tap
 from forkpoint.native import compiled
-from forkpoint.restoring import undone
+from forkpoint.support.restoring import undone
 
 
 @contextmanager

@@ -22,7 +22,7 @@ from forkpoint.capture.recorder import Recorder
 from forkpoint.capture.shortcuts import shortcuts_to
 from forkpoint.capture.wanted import Wanted
 from forkpoint.native import compiled
-from forkpoint.restoring import on_stack
+from forkpoint.support.restoring import on_stack
 
 
 class Observation:

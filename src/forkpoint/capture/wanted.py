@@ -17,7 +17,7 @@ from torch import Tensor
 from forkpoint.capture.labels import Label
 from forkpoint.capture.marks import Frame, Known
 from forkpoint.capture.sites import NOWHERE
-from forkpoint.readable import why_unreadable
+from forkpoint.support.readable import why_unreadable
 
 if TYPE_CHECKING:
     from forkpoint.capture.recorder import Fetch

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING, Any
 
-from forkpoint.progress import status
+from forkpoint.support.progress import status
 
 if TYPE_CHECKING:
     from forkpoint.models import LoadedModel

@@ -7,7 +7,7 @@ import typer
 
 from forkpoint.errors import InputError
 from forkpoint.questions.choices import PositionIds, Side
-from forkpoint.sizes import parse_size
+from forkpoint.support.sizes import parse_size
 
 MAX_PROMPTS = 1 << 28
 """Most bytes of a file of prompts."""

@@ -7,8 +7,8 @@ import typer
 from forkpoint.cli import options, scene
 from forkpoint.cli.loading import load
 from forkpoint.cli.outcome import finish
-from forkpoint.files import check_writable
-from forkpoint.progress import status, watching
+from forkpoint.support.files import check_writable
+from forkpoint.support.progress import status, watching
 
 
 def padding(

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from forkpoint.printable import printable
-from forkpoint.progress import status
+from forkpoint.support.progress import status
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence

@@ -9,7 +9,7 @@ import typer
 
 from forkpoint.cli.replay import Folder
 from forkpoint.printable import printable
-from forkpoint.progress import error_console, status
+from forkpoint.support.progress import error_console, status
 
 
 def script(
@@ -32,7 +32,7 @@ def script(
     The script takes the scene's folder as its one argument. Exit status: 0 if it reproduced here, 1 if it did not
     (it is written all the same), 2 if there is no script to write.
     """
-    from forkpoint.files import check_writable
+    from forkpoint.support.files import check_writable
 
     if output is not None:
         check_writable(output)

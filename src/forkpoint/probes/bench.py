@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from forkpoint.align import gap, pair_elements
 from forkpoint.layout import MAIN
 from forkpoint.match import Ints, Shared
+from forkpoint.match.align import gap, pair_elements
 from forkpoint.match.pairs import Pairs
 from forkpoint.probes.meetings import Meeting
 from forkpoint.probes.origin import Origin

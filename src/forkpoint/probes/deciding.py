@@ -22,7 +22,6 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from forkpoint.align import pair_elements
 from forkpoint.capture.functions import Function
 from forkpoint.capture.labels import Label
 from forkpoint.capture.mode import transforms, writes
@@ -30,8 +29,9 @@ from forkpoint.capture.recorder import Recorder, Watcher
 from forkpoint.capture.rules import tensors_in
 from forkpoint.capture.sites import Place
 from forkpoint.match import Join, Shared
+from forkpoint.match.align import pair_elements
 from forkpoint.match.pairs import Pairs
-from forkpoint.memory import Shelf, Shelved, load
+from forkpoint.support.memory import Shelf, Shelved, load
 from forkpoint.trace import Trace
 
 Key = tuple[str, str, str]

@@ -30,8 +30,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from forkpoint.align import gap, pair_elements
 from forkpoint.match import Shared
+from forkpoint.match.align import gap, pair_elements
 from forkpoint.probes.deciding import Decision, Forcing, Noting
 from forkpoint.probes.held import HeldRuns, Inputs64, Side
 from forkpoint.probes.inputs import Weight, same_weights

@@ -14,7 +14,6 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
-from forkpoint.align import pair_elements
 from forkpoint.capture.functions import Function, resolve
 from forkpoint.capture.labels import Label
 from forkpoint.capture.mode import transforms
@@ -22,12 +21,13 @@ from forkpoint.capture.recorder import Watcher
 from forkpoint.capture.rules import tensors_in
 from forkpoint.capture.sites import place_of
 from forkpoint.match import Shared
-from forkpoint.memory import Shelved, load
+from forkpoint.match.align import pair_elements
 from forkpoint.probes.deciding import STEPS, Decision, is_decision, is_discrete, of_library
 from forkpoint.probes.noise import Noise
 from forkpoint.probes.watchers import Patch, Patched, Place, Values
 from forkpoint.promotion import Promotion
 from forkpoint.session import Results, Traced
+from forkpoint.support.memory import Shelved, load
 
 Inputs64 = Mapping[Any, dict[int, Tensor]]
 """By a decision's place, what it would have been taken on in float64, by index among the call's tensors."""

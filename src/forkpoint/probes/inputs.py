@@ -11,14 +11,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from forkpoint.distance import spacing, unit_at
-from forkpoint.equality import same_bits
 from forkpoint.layout import DECODER, MAIN, read_content
 from forkpoint.masks import states_layout
+from forkpoint.match.distance import spacing, unit_at
 from forkpoint.modules import predicts_next, unwrapped, wrappings
 from forkpoint.result import ProbeResult
 from forkpoint.run import Run
 from forkpoint.session import Session
+from forkpoint.support.equality import same_bits
 
 _TOKENS = ("input_ids", "decoder_input_ids")
 

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from forkpoint.align import gap
 from forkpoint.layout import MAIN, Coordinates, Layout
+from forkpoint.match.align import gap
 from forkpoint.probes.bench import Bench
 from forkpoint.probes.meetings import Meeting, pair_values
 from forkpoint.probes.watchers import Kept, Store

@@ -9,9 +9,9 @@ from functools import cached_property
 import numpy as np
 import torch
 
-from forkpoint.align import MAX_CELLS, MAX_WORKED_OUT, Gap, gap, pair_elements
 from forkpoint.capture.labels import Label
 from forkpoint.match import Ints, Shared
+from forkpoint.match.align import MAX_CELLS, MAX_WORKED_OUT, Gap, gap, pair_elements
 from forkpoint.match.pairs import Pairs
 from forkpoint.match.passes import Passes, meet
 from forkpoint.probes.watchers import Kept, Store

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from forkpoint.capture.functions import resolve
-from forkpoint.readable import PLAIN
+from forkpoint.support.readable import PLAIN
 
 _ROUNDED = frozenset({
     "linear", "matmul", "bmm", "mm", "addmm", "baddbmm", "embedding", "conv1d", "conv2d", "einsum", "mean", "sum",

@@ -17,12 +17,12 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from forkpoint.align import index_of
 from forkpoint.capture.labels import Label
 from forkpoint.capture.recorder import Fetch, Recorder, Taken
 from forkpoint.capture.writes import INDEXED_WRITES
-from forkpoint.finite import FinitePart, all_finite, is_finite
 from forkpoint.locate import Located, named_inputs
+from forkpoint.match.align import index_of
+from forkpoint.match.finite import FinitePart, all_finite, is_finite
 from forkpoint.probes.replay import in_float64
 from forkpoint.result import NonFinite, ProbeResult
 from forkpoint.results import ResultComparison, finite_parts

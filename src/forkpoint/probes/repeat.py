@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from forkpoint.equality import same_results
 from forkpoint.result import ProbeResult
 from forkpoint.returned import all_results
 from forkpoint.run import RandomState
 from forkpoint.session import Session, Traced, plain
+from forkpoint.support.equality import same_results
 
 
 @dataclass(frozen=True)

@@ -11,9 +11,9 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from forkpoint.capture.recorder import Taken
-from forkpoint.distance import unit_at
-from forkpoint.finite import is_finite
 from forkpoint.locate import Located, named_inputs
+from forkpoint.match.distance import unit_at
+from forkpoint.match.finite import is_finite
 from forkpoint.promotion import Promotion
 from forkpoint.result import ProbeResult
 

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from forkpoint.align import gap, pair_elements
+from forkpoint.match.align import gap, pair_elements
 from forkpoint.probes.inputs import Weight, same_weights
 from forkpoint.probes.precision import Precision
 from forkpoint.probes.watchers import Kept, Store

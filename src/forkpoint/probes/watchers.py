@@ -11,13 +11,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from forkpoint.align import gap
 from forkpoint.capture.functions import LOOKUPS
 from forkpoint.capture.labels import Label
 from forkpoint.capture.recorder import Recorder, Watcher
+from forkpoint.match.align import gap
 from forkpoint.match.pairs import Pairs
-from forkpoint.memory import Memory, Shelf, Shelved, load
-from forkpoint.readable import why_unreadable
+from forkpoint.support.memory import Memory, Shelf, Shelved, load
+from forkpoint.support.readable import why_unreadable
 from forkpoint.trace import Event, Op
 
 Key = tuple[str, str, str]

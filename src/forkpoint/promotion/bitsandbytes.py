@@ -20,7 +20,7 @@ from typing import Any
 import torch
 
 from forkpoint.promotion.errors import CannotRewriteError
-from forkpoint.restoring import undone
+from forkpoint.support.restoring import undone
 
 _INT8_MAX = 127.0
 _ABSMAX_BLOCK = 256  # of the quantised block scales ("double quantisation"), fixed in bitsandbytes

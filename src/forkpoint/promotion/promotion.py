@@ -16,7 +16,7 @@ from forkpoint.promotion.mode import PromotionMode
 from forkpoint.promotion.refusals import Refusal
 from forkpoint.promotion.uncompiled import transformer_encoder, uncompiled
 from forkpoint.promotion.values import Values
-from forkpoint.restoring import on_stack, undone
+from forkpoint.support.restoring import on_stack, undone
 
 
 class Promotion:

@@ -16,7 +16,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from forkpoint.promotion.mode import PromotionMode
-from forkpoint.restoring import undone
+from forkpoint.support.restoring import undone
 
 _CALLABLES: tuple[Any, ...] = (torch._C.ScriptFunction, torch._C.ScriptMethod)
 

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from forkpoint.promotion.mode import PromotionMode
-from forkpoint.restoring import undone
+from forkpoint.support.restoring import undone
 
 
 @contextlib.contextmanager

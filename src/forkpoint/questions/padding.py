@@ -8,15 +8,15 @@ from typing import TYPE_CHECKING, Any
 
 from forkpoint.comparison import compare
 from forkpoint.errors import InputError
-from forkpoint.progress import SILENT
 from forkpoint.questions.prompts import pad_token_id, padded_run, tokenise
+from forkpoint.support.progress import SILENT
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from forkpoint.progress import Progress
     from forkpoint.questions.choices import PositionIds, Side
     from forkpoint.result import Result
+    from forkpoint.support.progress import Progress
 
 USUAL_LENGTH = 50
 """What prompts are padded to if nothing is said, as long as they are shorter."""

@@ -15,7 +15,7 @@ from tests.capture.digest.tensors import filled, rows_of, tensors_and_dims
 from forkpoint.capture import digest
 from forkpoint.capture.digest import batch as batch_module
 from forkpoint.capture.digest import definition, torch_impl
-from forkpoint.memory import Memory
+from forkpoint.support.memory import Memory
 
 
 @settings(max_examples=100)

@@ -19,8 +19,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from forkpoint.background import at_work
 from forkpoint.capture.digest import definition, torch_impl
+from forkpoint.support.background import at_work
 
 Ints = np.ndarray[Any, np.dtype[np.int64]]
 

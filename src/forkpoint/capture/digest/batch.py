@@ -18,8 +18,8 @@ from forkpoint.capture.digest import torch_impl
 from forkpoint.capture.digest.backend import Ints, Lineup, Table, prepare, table_implementation
 from forkpoint.capture.digest.places import places_of
 from forkpoint.capture.digest.plan import Plan, find, packed
-from forkpoint.memory import Shelf, Shelved
-from forkpoint.readable import extent_of, why_unreadable
+from forkpoint.support.memory import Shelf, Shelved
+from forkpoint.support.readable import extent_of, why_unreadable
 
 
 class Digests:

@@ -1,4 +1,4 @@
-"""Where the tensors of a batch lie in memory, and how much of it may be read; see `forkpoint.readable`."""
+"""Where the tensors of a batch lie in memory, and how much of it may be read; see `forkpoint.support.readable`."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 from torch import Tensor
 
 from forkpoint.native import compiled
-from forkpoint.readable import PLAIN, address_of, begin_of, place_of, size_of, storage_of
+from forkpoint.support.readable import PLAIN, address_of, begin_of, place_of, size_of, storage_of
 
 
 def python_places(

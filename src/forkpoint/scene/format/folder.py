@@ -25,11 +25,11 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from forkpoint.errors import SceneError
-from forkpoint.files import unfinished_folder
 from forkpoint.scene.format.arguments import short
 from forkpoint.scene.format.manifest import check_header, from_manifest, storages_from, to_manifest
 from forkpoint.scene.format.records import Scene
 from forkpoint.scene.format.tensors import Storage, content_hash, restored, storable, stored_dtype
+from forkpoint.support.files import unfinished_folder
 
 MANIFEST = "scene.json"
 TENSORS = "tensors.safetensors"

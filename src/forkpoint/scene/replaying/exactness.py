@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from forkpoint.distance import unit_at
 from forkpoint.errors import SceneError
+from forkpoint.match.distance import unit_at
 from forkpoint.promotion import Promotion
 from forkpoint.scene.format.flags import in_force
 from forkpoint.scene.format.records import Scene, Side

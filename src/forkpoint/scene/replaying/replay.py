@@ -7,9 +7,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from forkpoint.align import index_of
-from forkpoint.distance import compare, ulps
 from forkpoint.errors import SceneError
+from forkpoint.match.align import index_of
+from forkpoint.match.distance import compare, ulps
 from forkpoint.scene.format.arguments import short
 from forkpoint.scene.format.kernels import Kernels
 from forkpoint.scene.format.machine import Machine, device_of, machine

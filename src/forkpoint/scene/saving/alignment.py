@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from forkpoint.align import pair_elements
 from forkpoint.capture.recorder import Taken
 from forkpoint.errors import SceneError
 from forkpoint.match import Joined
+from forkpoint.match.align import pair_elements
 from forkpoint.scene.format.sharing import Sharing
 from forkpoint.session import Session
 

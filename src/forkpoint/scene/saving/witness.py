@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from forkpoint.capture.recorder import Taken
-from forkpoint.equality import same_bits
 from forkpoint.locate import fetch_op
 from forkpoint.run import RandomState
 from forkpoint.scene.format import flags
@@ -20,6 +19,7 @@ from forkpoint.scene.format.arguments import tensors_in_order
 from forkpoint.scene.format.flags import Flags
 from forkpoint.scene.format.tensors import Placement, placement
 from forkpoint.session import Traced
+from forkpoint.support.equality import same_bits
 
 
 @dataclass(frozen=True)

@@ -14,13 +14,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from forkpoint.errors import SceneError
-from forkpoint.files import check_writable, write_atomically
 from forkpoint.scene.format import flags
 from forkpoint.scene.format.folder import load
 from forkpoint.scene.format.records import Scene
 from forkpoint.scene.replaying.replay import compare_input
 from forkpoint.scene.script.source import Writer
 from forkpoint.scene.script.synthetic import SEEDS, find_seed, plan
+from forkpoint.support.files import check_writable, write_atomically
 
 TIME_LIMIT = 600
 """Seconds that the script may take before it is handed over."""

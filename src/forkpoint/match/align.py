@@ -17,10 +17,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from forkpoint.capture.labels import Label, spread
-from forkpoint.distance import compare, readable
-from forkpoint.match import Shared
+from forkpoint.match.distance import compare, readable
+from forkpoint.match.numbering import Shared
 from forkpoint.match.pairs import Pairs
-from forkpoint.readable import why_unreadable
+from forkpoint.support.readable import why_unreadable
 
 Ints = NDArray[np.int64]
 Shape = tuple[int, ...]

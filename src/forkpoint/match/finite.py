@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from forkpoint.align import rows
+from forkpoint.match.align import rows
 from forkpoint.match.pairs import Pairs
 
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from forkpoint.readable import why_unreadable
+from forkpoint.support.readable import why_unreadable
 
 
 def same_bits(a: Tensor, b: Tensor) -> bool:
