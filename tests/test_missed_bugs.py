@@ -13,6 +13,7 @@ import traceback
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 
 import pytest
 from tests.faults import ANATOMY, KINDS, Fault, draw, exact_gap
@@ -83,6 +84,14 @@ def scores(
 @pytest.mark.parametrize("kind", KINDS)
 def test_planted_faults_are_called_by_their_name(kind: str) -> None:
     check(scores(0, 7, [kind]))
+
+
+@pytest.mark.slow
+def test_an_origin_behind_many_steps_of_integers_is_found() -> None:
+    """A causal mask off by one, which six and more steps of columns lead to, each of them another in a padded row."""
+    fault = next(islice(draw(13, ["mask"], ["qwen2_moe"]), 9, None))
+    assert (fault.variant, fault.comparison.architecture) == ("mask causal", "qwen2_moe")
+    check(iter([ask(fault)]))
 
 
 @pytest.mark.slow

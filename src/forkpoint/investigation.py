@@ -145,9 +145,10 @@ def _save_scene(
     session: Session, located: Located | None, judged: Judgement, directory: Any, confirm: Any
 ) -> None:
     """The scene of the origin where the verdict is semantic, else of the first divergence."""
-    found = judged.found
-    if found is not None:
-        located = locate_meeting(session, found.seen) or located
+    if judged.located is not None:
+        located = judged.located
+    elif judged.found is not None:
+        located = locate_meeting(session, judged.found.seen) or located
     if located is None:
         raise SceneError("no op differs between the runs", "two runs that part ways somewhere")
     scene.save(session, located, directory, versions=versions(), confirm=confirm)

@@ -203,7 +203,7 @@ def describe_values(
     if not (all_finite(value_a) and all_finite(value_b)):
         part = finite_part(value_a, value_b, pairs)
     return Divergence(
-        **_place(session, op),
+        **place_of(session, op),
         **vars(first),
         ulps=_ulps(first.value_a, first.value_b, value_a, value_b),
         max_abs=part.max_abs,
@@ -271,7 +271,7 @@ def describe_choice(
     (index_a, first_a), (index_b, first_b) = at
     value_a, value_b = a.outputs[output], b.outputs[output]
     return Divergence(
-        **_place(session, op),
+        **place_of(session, op),
         sample=None if sample is None else session.a.run.layout.name(sample),
         position=position,
         token=tokens(sample, position) if sample is not None and position is not None else None,
@@ -289,7 +289,8 @@ def _ulps(a: Any, b: Any, value_a: Tensor, value_b: Tensor) -> float | None:
     return None
 
 
-def _place(session: Session, op: Op) -> dict[str, Any]:
+def place_of(session: Session, op: Op) -> dict[str, Any]:
+    """What names an op in a report: for a module's input or output, where the module is defined."""
     if op.is_boundary:
         file, line = _definition(session, op.module)
         return {
@@ -413,7 +414,7 @@ def _between(session: Session, located: Located) -> Located:
     divergence = located.divergence
     if divergence.function is None:
         hidden = _unmatched_before(session, located.row)
-        listed = tuple(f"{run}: {op.name} ({op.site.short})" for run, op in hidden)
+        listed = tuple(f"{run}: {op.place}" for run, op in hidden)
         return replace(located, divergence=replace(divergence, between=listed))
     moved = [i for i in divergence.inputs if i.status == "differs"]
     if not moved or any(i.parameter for i in moved):  # a weight is there before any op is
@@ -426,8 +427,8 @@ def _between(session: Session, located: Located) -> Located:
     hidden = _unmatched_before(session, located.row)
     if hidden:
         module = _common_module(session, hidden)
-        listed = tuple(f"{run}: {op.name} ({op.site.short})" for run, op in hidden)
-        place = _place(session, Op(module, "output", located.row.op.site))
+        listed = tuple(f"{run}: {op.place}" for run, op in hidden)
+        place = place_of(session, Op(module, "output", located.row.op.site))
         changed = replace(
             divergence, **place, between=listed,
             note="the runs part ways in ops that only one of them has, before this value",

@@ -97,7 +97,7 @@ class Divergence:
     differing: int
     """Elements that differ."""
     compared: int
-    """Elements compared."""
+    """Elements compared; 0 where the op makes NaN or infinity of what one run alone has, and only that run's value is shown."""
     inputs: tuple[InputComparison, ...] = ()
     call: int = 0
     """Index of the forward call in run A."""
@@ -116,7 +116,8 @@ class Divergence:
     largest: Element | None = None
     """The element that is farthest apart, where that is another than the first."""
     closes: float | None = None
-    """For an origin, the share of the result's gap, 0 to 1, that closes as it is put right after those before it."""
+    """For an origin, the share of the result's gap, 0 to 1, that closes as it is put right after those before it.
+    None where that was not tried, and where the gap is infinite."""
 
 
 @dataclass(frozen=True)

@@ -51,6 +51,11 @@ class Op:
         return f"{self.module or '(model)'}/{self.function}"
 
     @property
+    def place(self) -> str:
+        """`module/function (file.py:line)`; the name alone for what no line of source calls, as a module's output."""
+        return self.name if self.is_boundary or not self.site.line else f"{self.name} ({self.site.short})"
+
+    @property
     def is_input(self) -> bool:
         return self.function.startswith("input:")
 

@@ -30,6 +30,7 @@ from forkpoint.probes.deciding import decided_apart
 from forkpoint.probes.decisions import decisions
 from forkpoint.probes.held import HeldRuns
 from forkpoint.probes.inputs import Inputs, inputs, same_weights
+from forkpoint.probes.maker import maker
 from forkpoint.probes.masks import missing_masks
 from forkpoint.probes.meetings import Meeting
 from forkpoint.probes.nonfinite import Unfinite, advice, unfinite
@@ -44,7 +45,6 @@ from forkpoint.promotion import Promotion
 from forkpoint.result import Divergence, ProbeResult, Verdict, VerdictKind
 from forkpoint.results import ResultComparison, finite_parts
 from forkpoint.session import Session
-from forkpoint.trace import Event, Op
 
 _ULPS_OF_ROUNDING = 64.0
 """Error of one op, in ULP of its largest value, up to which it is its own rounding: long sums in low precision."""
@@ -57,12 +57,17 @@ _LAYOUT_ADVICE = "Say by hand where the tokens are (`layout=` of fp.Run), and le
 
 @dataclass(frozen=True)
 class Judgement:
-    """A verdict, and the origins if the runs differ in exact arithmetic and they could be located."""
+    """A verdict, and the origins if the runs differ in exact arithmetic and they could be located.
+
+    Attributes:
+        located: the first origin as it ran in both runs, where that is known without another pass.
+    """
 
     verdict: Verdict
     origins: tuple[Divergence, ...] = ()
     found: Origin | None = None
     unfinite: Unfinite | None = None
+    located: Located | None = None
 
 
 def without_probes(compared: ResultComparison) -> Verdict:
@@ -278,7 +283,7 @@ def _not_finite(
         evidence.append(found.result)
     part = made.part
     assert made.worst is not None
-    run, worst = made.worst
+    _, worst = made.worst
     summary = (
         f"{part.apart:,} of {part.elements:,} elements are NaN or infinite in one run alone; {worst.text}"
     )
@@ -286,18 +291,9 @@ def _not_finite(
     finite = not exactly.nonfinite_a and not exactly.nonfinite_b
     advised = advice(worst, finite_in_float64=finite)
     verdict = Verdict(VerdictKind.SEMANTIC, "nan", False, summary, tuple(evidence), advised)
-    made_at = _divergence_at(session, *made.places[run], tokens)
+    made_at, located = maker(session, made, tokens)
     shown = (made_at,) if made_at is not None else _origins(session, found, tokens, held=False)
-    return Judgement(verdict, shown, found)
-
-
-def _divergence_at(session: Session, op: Op, event: Event, tokens: Tokens) -> Divergence | None:
-    """How the runs differ at an op that makes NaN, in native precision; None where no shared coordinate has any."""
-    a, b = fetch_op(session.a, op, event), fetch_op(session.b, op, event)
-    if a is None or b is None:
-        return None
-    found = describe_values(session, op, 0 if op.is_boundary else op.output, a, b, tokens)
-    return found if found is not None and (found.nonfinite_a or found.nonfinite_b) else None
+    return Judgement(verdict, shown, found, located=located)
 
 
 def _without_origin(judged: Judgement) -> Verdict:

@@ -42,7 +42,7 @@ class _NanInPadding(nn.Module):
     "NaN in the states of padding, then sound attention: 0 times NaN is NaN",
     NOT_A_NUMBER,
     truth=NAN,
-    origin=("matmul", "mixers.1"),
+    origin="mixers.0/masked_fill",
 )
 def _() -> Pair:
     return padded(seeded(Tagger, _NanInPadding(), modules.CausalAttention()), "right", mates=1)
@@ -65,11 +65,8 @@ def _infinite_mask(config: Any, **given: Any) -> Any:
     NOT_A_NUMBER,
     truth=NAN,
     check=_sound_unpatched_native,
-    origin=(
-        "softmax",
-        "self_attn",
-        "model/getitem",
-    ),  # or the mask itself: what it leads to is NaN at padding alone
+    origin="self_attn/softmax",
+    note="it makes NaN of padding alone; what reads that in the next layer has none of its own",
 )
 def _() -> Pair:
     from transformers.models.llama import modeling_llama

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pytest
@@ -11,8 +12,12 @@ from tests.joined import session
 from tests.plain import Model, batch, ids, pair, twin
 from torch import Tensor, nn
 
+import forkpoint as fp
+from forkpoint import Layout, Run
+from forkpoint.capture.sites import Site
 from forkpoint.probes.origin import Origin, origin
 from forkpoint.probes.precision import precision
+from forkpoint.trace import Op
 
 
 def asked(model: Model, a: Any, b: Any, other: Model | None = None) -> Origin | None:
@@ -91,6 +96,58 @@ def test_the_last_of_several_rounding_ops_is_not_taken_for_it():
 
 def test_runs_that_do_not_differ_have_no_origin():
     assert asked(Two(), batch(ids()), batch(ids())) is None
+
+
+class Looked(Model):
+    """Attention whose mask is looked up by columns, after some steps of integers."""
+
+    def mix(self, hidden: Tensor, attention_mask: Tensor, **inputs: Any) -> Tensor:
+        keys = torch.arange(hidden.shape[1]) + 0
+        seen = attention_mask[torch.arange(hidden.shape[0])[:, None], keys[None]].bool()
+        causal = keys[None, :] <= torch.arange(hidden.shape[1])[:, None]
+        mask = torch.where(causal & seen[:, None], 0.0, -1e9)
+        for _ in range(2):
+            scores = hidden @ hidden.mT + mask
+            hidden = hidden + scores.softmax(-1) @ hidden
+        return hidden
+
+
+def test_a_number_of_columns_that_would_be_wrong_in_run_b_is_not_needed():
+    """The mask shows padding in run B: put right behind that, run A's columns do no harm, but are no cause."""
+    wrong = batch(ids(1, 6), left=4)
+    wrong["attention_mask"][0, 2] = 1
+    layouts = [Layout.from_mask(batch(ids(1, 6), left=left)["attention_mask"]) for left in (0, 4)]
+    model = Looked()
+    both = session(Run(model, batch(ids(1, 6)), layout=layouts[0]), Run(model, wrong, layout=layouts[1]))
+    found = origin(both, precision(both))
+    assert found is not None
+    integers = [one.root.a.op.function for one in (found, *found.others) if not one.seen.absent]
+    assert not {"arange", "add", "getitem"} & set(integers)
+    assert found.result.figure == 1
+
+
+def test_an_infinite_gap_has_no_shares():
+    class Rooted(Model):
+        least = 1.0
+
+        def mix(self, hidden: Tensor, **inputs: Any) -> Tensor:
+            return hidden + (hidden + self.least).sqrt()
+
+    model = Rooted()
+    other = twin(model)
+    other.least = -0.1
+    found = asked(model, batch(ids()), batch(ids()), other)
+    assert found is not None
+    assert math.isnan(found.closes)
+    assert (found.result.outcome, found.result.figure) == ("closes", None)
+    assert found.result.text.endswith("the NaN and infinities are the same in both runs")
+    result = fp.compare(*pair(model, batch(ids()), batch(ids()), other))
+    assert all(origin.closes is None for origin in result.origins)
+
+
+def test_a_modules_output_is_named_without_a_line():
+    op = Op("layers.0", "output", Site("?", 0, 0, "?"))
+    assert op.place == "layers.0/output"
 
 
 # --- Several origins ----------------------------------------------------------------------------------------

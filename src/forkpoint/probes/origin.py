@@ -22,11 +22,11 @@ from forkpoint.probes.precision import Precision
 from forkpoint.probes.trials import (
     Part,
     Round,
-    Trial,
     Trials,
     are_many_layers,
     in_order,
     one_by_one,
+    percent,
     site,
     values,
 )
@@ -39,8 +39,6 @@ MAX_STORED = 1 << 31
 """Bytes of values kept of each run at once; beyond it only the first layer that differs is looked into."""
 MAX_ROUNDS = 6
 """Runs with values put right in which every value is kept, to find the roots behind them."""
-_CLOSES_MOST = 0.5
-"""Share of the gap from which an origin explains it."""
 _CLOSES_SOME = 0.01
 """Share below which roots have closed nothing."""
 _RELATIVE_NOISE = 1e3
@@ -148,14 +146,17 @@ class _Search:
         self.trials = Trials(self.session, self.exact)
 
     def run(self) -> Origin | None:
-        current = self._round(self.store_b)
-        for _ in range(MAX_ROUNDS):
+        current, rounds = self._round(self.store_b), 0
+        while rounds < MAX_ROUNDS:
             found = self._parts(current)
             new = self._put_right(found)
             if self.trials.of(self.right).closed:
                 return self._described(self._minimal(new))
             if not (found or self.chosen) or self.trials.spent:
                 break
+            if found and not new and not any(part.of_tokens for part in found):
+                continue  # numbers of columns, all of them harmless: run B is as it was, and what they go into comes next
+            rounds += 1
             current, alike = self._further(current, found)
             self.needed += self._that_matter([*new, *alike])
             if self.trials.of(self.right).closed:
@@ -279,7 +280,18 @@ class _Search:
             if last == at:
                 found += steps[at]
             at = max(last, at + 1)
-        return found
+        return [part for part in found if self._may_be_right(part, beside)]
+
+    def _may_be_right(self, part: Part, beside: list[Part]) -> bool:
+        """Whether run A's value puts a part right: not if that, by itself, leads farther away at some coordinates.
+
+        A number of columns, say, means another token in a row with padding: run A's is wrong there, and what comes of
+        it is as far away as it happens to be.
+        """
+        if part.of_tokens:
+            return True
+        before, after = self.trials.of(beside), self.trials.of([*beside, part])
+        return min(before.moves, after.moves) < 0 or after.nearer_than(before, self.trials.noise)
 
     def _behind(self, some: list[Part]) -> list[Part]:
         """What is put right at ops that some parts go into."""
@@ -331,15 +343,12 @@ class _Search:
         shares: dict[Part, float] = {}
         for part, before, after in zip(parts, closed, closed[1:], strict=False):
             choice = self._choice(part)
-            share = float("nan") if np.isnan(after - before) else max(0.0, after - before)
-            shares[choice] = shares.get(choice, 0.0) + share
+            shares[choice] = shares.get(choice, 0.0) + after - before
         first, *others = [self._origin(part, shares[part]) for part in in_order(shares)]
         trial = self.trials.of(parts)
         closes = self.trials.closes(trial)
-        outcome = "closes" if closes > _CLOSES_MOST else "moves" if trial.moves > 1 else "nothing"
-        if parts[0] in self.chosen:
-            outcome = "chooses"
-        result = ProbeResult("patch", outcome, closes, self._text(parts))
+        outcome = "chooses" if parts[0] in self.chosen else self.trials.outcome(trial)
+        result = ProbeResult("patch", outcome, None if np.isnan(closes) else closes, self._text(parts))
         return replace(first, result=result, others=tuple(others))
 
     def _choice(self, part: Part) -> Part:
@@ -348,8 +357,11 @@ class _Search:
         return next((c for c in self.chosen if event in self.store_a.reached([c.root.event_a])), part)
 
     def _origin(self, part: Part, closes: float) -> Origin:
-        text = f"put right after those before it, it closes {100 * closes:.0f} % of the gap"
-        result = ProbeResult("patch", "closes", closes, text)
+        closes = min(max(closes, 0.0), 1.0) if not np.isnan(closes) else closes
+        share = percent(closes) if not np.isnan(closes) else ""
+        text = f"put right after those before it, it closes {share or 0} % of the gap"
+        figure = None if np.isnan(closes) else closes
+        result = ProbeResult("patch", "closes", figure, text)
         root = self._entry(part).root
         return Origin(root, part.seen, closes, result, self.store_a, part.of.store, part.of.meetings.by_a)
 
@@ -375,14 +387,6 @@ class _Search:
             shares.append(float("nan") if untold else self.trials.closes(trial))
         return shares
 
-    def _change(self, trial: Trial) -> str:
-        if np.isfinite(self.trials.before.gap):
-            return (
-                f"{100 * self.trials.closes(trial):.0f} % of the gap of {self.trials.before.gap:.2g} closes"
-            )
-        same = self.trials.closes(trial) > _CLOSES_MOST
-        return "the NaN and infinities are the same in both runs" if same else "some of the NaN remain"
-
     def _text(self, parts: Sequence[Part]) -> str:
         by_site: dict[tuple[bool, object], list[Part]] = {}
         for part in parts:
@@ -392,7 +396,7 @@ class _Search:
                 alike.append(choice)
         places = [
             ("" if itself else "right behind ")
-            + f"{alike[0].root.a.op.name} ({alike[0].root.a.op.site.short})"
+            + alike[0].root.a.op.place
             + (f" and in {len(alike) - 1} more layer{'s' * (len(alike) > 2)}" if len(alike) > 1 else "")
             for (itself, _), alike in by_site.items()
         ]
@@ -402,8 +406,8 @@ class _Search:
         text = (
             f"with run A's {'values' if parts[1:] else 'value'} put in place at {' and at '.join(places)}, "
         )
-        text = text.replace("at right behind", "right behind") + self._change(trial)
-        if len(parts) > 1:
+        text = text.replace("at right behind", "right behind") + self.trials.told(trial)
+        if sum(map(len, by_site.values())) > 1:
             told = trial.closed and not any(map(are_many_layers, by_site.values()))
             return f"{text}, and each of them is needed" if told else text
         first = self._choice(parts[0])

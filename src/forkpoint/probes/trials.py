@@ -19,8 +19,12 @@ MAX_TRIALS = 48
 """Runs with values put right."""
 MAX_LAYERS = 8
 """Layers with the same origin up to which each is left out by itself; beyond it only all of them together."""
+_CLOSES_MOST = 0.5
+"""Share of the gap from which an origin explains it."""
 _SAME = 1e-6
 """Share of the gap up to which two results are the same."""
+_NEARLY_EVERY = 0.9
+"""Share of the coordinates at which a cause that is put right leads nearer to run A; what does no good does by chance."""
 _HUGE = 1e30
 """Stands for a gap that is infinite."""
 
@@ -91,6 +95,13 @@ class Trial:
             return False
         return self.closed or float(self.gaps.sum()) <= float(than.gaps.sum()) + noise
 
+    def nearer_than(self, other: Trial, noise: float) -> bool:
+        """Whether the result is as near to run A's as in another trial in nearly every coordinate."""
+        if self.gaps.shape != other.gaps.shape:
+            return False
+        nearer = self.gaps <= other.gaps + noise
+        return self.closed or int(nearer.sum()) >= _NEARLY_EVERY * len(nearer)
+
     def same(self, other: Trial, noise: float) -> bool:
         """Whether the result is as far from run A's in every coordinate."""
         if min(self.moves, other.moves) < 0 or self.gaps.shape != other.gaps.shape:
@@ -133,6 +144,17 @@ def _gaps(compared: ResultComparison) -> NDArray[np.float64]:
     found = [result.gap.largest for result in compared.floating]
     found = found or [(result.gap.largest > 0).astype(np.float64) for result in compared.gaps]
     return np.nan_to_num(np.concatenate([np.zeros(0), *found]), nan=_HUGE, posinf=_HUGE)
+
+
+def percent(share: float) -> str:
+    """A share in whole percent, or with two digits where that is less than one; empty for none.
+
+    >>> percent(0.994), percent(0.0042), percent(1e-6)
+    ('99', '0.42', '')
+    """
+    if share < 1e-4:
+        return ""
+    return f"{100 * share:.0f}" if share >= 0.01 else f"{100 * share:.2g}"
 
 
 def in_order(parts: Iterable[Part]) -> list[Part]:
@@ -191,11 +213,38 @@ class Trials:
         return Trial(after.distance, _gaps(after), closed, self.exact.beyond_noise(moved))
 
     def closes(self, trial: Trial) -> float:
-        """The share of the gap that a trial closes."""
+        """The share of the gap that a trial closes; NaN where the gap is infinite, which has no shares."""
         before = self.before.gap
-        if trial.closed or not np.isfinite(before):
-            return float(trial.closed or np.isfinite(trial.gap))
+        if not np.isfinite(before):
+            return float("nan")
+        if trial.closed:
+            return 1.0
         return max(0.0, 1 - trial.gap / before) if np.isfinite(trial.gap) else 0.0
+
+    def outcome(self, trial: Trial) -> str:
+        """A slug: whether a trial closes most of the gap, or moves the result at all.
+
+        An infinite gap closes where the results are the same, NaN and infinities and all.
+        """
+        closes = self.closes(trial)
+        if trial.closed or closes > _CLOSES_MOST:
+            return "closes"
+        return "moves" if trial.moves > 1 else "nothing"
+
+    def told(self, trial: Trial) -> str:
+        """What becomes of the gap in a trial, in words that go on after a comma."""
+        before, closes = self.before.gap, self.closes(trial)
+        if not np.isfinite(before):
+            if trial.closed:
+                return "the NaN and infinities are the same in both runs"
+            if np.isfinite(trial.gap):
+                return (
+                    f"the NaN and infinities are the same in both runs and a gap of {trial.gap:.2g} is left"
+                )
+            return "some of the NaN remain"
+        if percent(closes):
+            return f"{percent(closes)} % of the gap of {before:.2g} closes"
+        return "the result moves and is no nearer" if trial.moves > 1 else "the result stays as it was"
 
     def nearer(self, trial: Trial) -> float:
         """The share by which the result comes nearer to run A's, over all coordinates; negative if it does not."""

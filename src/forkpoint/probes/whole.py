@@ -93,7 +93,7 @@ def whole_numbers(session: Session, exact: Precision, weights: tuple[Weight, ...
     moves = exact.beyond_noise(compared) > 1
     name, first = next((name, all_[0]) for name, all_ in found.items() if all_)
     dtype = str(first.taken.outputs[0].dtype).removeprefix("torch.")
-    where = f"{first.taken.op.name} ({first.taken.op.site.short})"
+    where = first.taken.op.place
     text = f"{first.before:,} whole numbers become {first.after:,} in {dtype} at {where} in run {name}"
     told = f"{text}; with that alone, in float64, the gap is {compared.max_abs:.2g}"
     outcome = "collapse" if moves else "alike"

@@ -223,6 +223,7 @@ PHRASES: dict[str, str] = {
     "origins": "全部根源",
     "origins.layers": "在 {n} 层中相同。",
     "origins.closes": "消除 {share} 的差距",
+    "origins.together": "单独不消除差距",
     "origins.more": "另有 {n} 处",
     "origin.same": "首个分歧就是根源。",
     "op": "算子",
@@ -234,6 +235,7 @@ PHRASES: dict[str, str] = {
     "where.token": "词元 {position}",
     "where.sample": "样本 {sample}",
     "where.whole": "属于整个调用，不属于某个词元",
+    "where.alone": "只有运行 {run} 才有的位置",
     "where.call": "调用 {call}",
     "values": "数值",
     "apart": "相差",
@@ -433,6 +435,13 @@ SENTENCES: dict[str, str] = {
     "with run A's value put in place at {op}, the NaN and infinities are the same in both runs": "在 {op} 处换上运行 A 的数值，两次"
     "运行的 NaN 和无穷就一样了",
     "with run A's value put in place at {op}, some of the NaN remain": "在 {op} 处换上运行 A 的数值，仍有一些 NaN",
+    "with run A's value put in place at {op}, the NaN and infinities are the same in both runs and a gap of {gap} is left": "在 "
+    "{op} 处换上运行 A 的数值，两次运行的 NaN 和无穷就一样了，但仍有 {gap} 的差距",
+    "with run A's value put in place at {op}, the result moves and is no nearer": "在 {op} 处换上运行 A 的数值，结果随之改变，但没有"
+    "更接近",
+    "with run A's value put in place at {op}, the result stays as it was": "在 {op} 处换上运行 A 的数值，结果没有变",
+    "it makes {kind} of what run {run} alone has: padding, another row or a later token": "它由只有运行 {run} 才有的内容（填充、另一行"
+    "或后面的词元）得到 {kind}",
     "it shows first in {op}": "最先显现于 {op}",
     "the runs part inside a module, so there is no single op to repeat": "分歧发生在模块内部，没有可以单独重放的算子",
     "the op has no float64 form to be measured against": "该算子没有可供对照的 float64 形式",

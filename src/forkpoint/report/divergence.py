@@ -41,6 +41,8 @@ if TYPE_CHECKING:
     from forkpoint.result import Divergence, Element, InputComparison, Result
 
 MODULES_SHOWN = 6
+NOTICED = 1e-4
+"""Share of the gap below which an origin closes nothing by itself."""
 FAR = 10
 """How many times the first gap the largest is when both are shown."""
 
@@ -96,7 +98,11 @@ def _origins(result: Result, words: Words) -> list[Fact | Paragraph]:
 def _one_origin(found: Divergence, words: Words) -> tuple[Line, ...]:
     module = module_name(found.module, words)
     name = module if found.function is None else f"{module}/{found.function}"
-    closes = "" if found.closes is None else words("origins.closes", share=f"{100 * found.closes:.3g}\u00a0%")
+    closes = ""
+    if found.closes is not None:
+        some = found.closes >= NOTICED
+        share = f"{100 * found.closes:.3g}\u00a0%"
+        closes = words("origins.closes", share=share) if some else words("origins.together")
     return line(name), line(muted(found.source)), line(closes)
 
 
@@ -112,9 +118,10 @@ def _blocks(found: Divergence, result: Result, words: Words) -> list[Fact | Para
     if found.variable:
         blocks.append(Fact(words("variable"), (line(code(found.variable)),)))
     blocks.append(Fact(words("where"), (_where(found, result, words),)))
-    blocks.append(Fact(words("values"), _values(found)))
-    blocks.append(Fact(words("apart"), (_distance(found, words),)))
-    blocks.append(Fact(words("differing"), (_differing(found, words),)))
+    blocks.append(Fact(words("values"), _values(found, alone=_is_alone(found))))
+    if not _is_alone(found):
+        blocks.append(Fact(words("apart"), (_distance(found, words),)))
+        blocks.append(Fact(words("differing"), (_differing(found, words),)))
     if found.largest is not None and _far_beyond(found.largest, found):
         most = found.largest
         blocks.append(Fact(words("largest"), (line(where(most.sample, most.position, most.token, words)),)))
@@ -147,9 +154,16 @@ def _source(found: Divergence) -> tuple[Line, ...]:
 
 def _where(found: Divergence, result: Result, words: Words) -> Line:
     parts = [where(found.sample, found.position, found.token, words)]
+    if _is_alone(found):
+        parts = [words("where.alone", run="A" if found.index_a else "B")]
     if len(result.a.calls) > 1 or len(result.b.calls) > 1:
         parts.append(words("where.call", call=found.call))
     return line(words("comma").join(parts))
+
+
+def _is_alone(found: Divergence) -> bool:
+    """Whether one run alone has what is shown."""
+    return not found.compared and bool(found.index_a or found.index_b)
 
 
 def _far_beyond(most: Element, first: Divergence) -> bool:
@@ -163,13 +177,14 @@ def _far_beyond(most: Element, first: Divergence) -> bool:
     return all(map(math.isfinite, gaps)) and gaps[0] >= FAR * gaps[1]
 
 
-def _values(found: Divergence | Element) -> Grid:
-    """Both values, one above the other; the digits that differ stand out."""
+def _values(found: Divergence | Element, *, alone: bool = False) -> Grid:
+    """Both values, one above the other; the digits that differ stand out. Where one run alone has one, that one."""
     texts = exact(found.value_a), exact(found.value_b)
     shared = common_prefix(*texts)
     rows = tuple(
         (line(run), line(muted(shape(index))), line(text[:shared], strong(text[shared:])))
         for run, index, text in zip("AB", (found.index_a, found.index_b), texts, strict=True)
+        if index or not alone
     )
     return Grid(rows)
 
@@ -243,6 +258,8 @@ def _kind(item: InputComparison) -> str:
 
 def _conclusion(found: Divergence) -> str | None:
     """What the inputs of the first divergent op say of it: the key of a phrase."""
+    if _is_alone(found):
+        return None  # nothing that both runs have differs there
     if found.between:
         return None if found.note else "between.why"
     statuses = {item.status for item in found.inputs}
