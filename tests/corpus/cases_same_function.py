@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from .case import Pair, Side, case
-from .expect import FUNCTION, MASK, POOLING, POSITIONS, SOUND
+from .expect import FUNCTION, LEAK_UNMASKED, MASK, POOLING, POSITIONS, SOUND, Expect, semantic
 from .modules import CausalAttention, SentenceEncoder, UnmaskedAttention, seeded
 from .pairs import padded, twice
 from .tokens import positions, row, whole, words
@@ -365,3 +365,106 @@ def _() -> Pair:
 @case("48-closures-left-sound", "The same with position ids made from the mask", *SOUND)
 def _() -> Pair:
     return _left(_encoder, position_ids=positions)
+
+
+# ---------------------------------------------------------------------- 48: what is a pooling
+
+
+class Over(nn.Module):
+    """What is made of embeddings, of weights over the columns of a row, and of the mask.
+
+    Args:
+        make: from embeddings [rows, columns, width], weights and mask [rows, columns, 1].
+        masked: whether padding has no weight.
+    """
+
+    def __init__(self, make: Callable[[Tensor, Tensor, Tensor], Tensor], *, masked: bool = False) -> None:
+        super().__init__()
+        self.word, self.make, self.masked = nn.Embedding(96, 32), make, masked
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        hidden, mask = self.word(input_ids), attention_mask[..., None]
+        scores = hidden.sum(-1, keepdim=True)
+        if self.masked:
+            scores = scores.masked_fill(mask == 0, torch.finfo(scores.dtype).min)
+        return self.make(hidden, scores.softmax(1), mask.to(hidden.dtype))
+
+
+COUPLED = semantic("batch_statistics", "padding_leak", by_design=False)
+Make = Callable[[Tensor, Tensor, Tensor], Tensor]
+MADE: dict[str, tuple[str, Make, bool, Expect]] = {
+    "returned": ("The weights of a softmax over all columns", lambda _, weights, __: weights, False, COUPLED),
+    "gate": (
+        "Each token times its weight by a softmax over all columns",
+        lambda hidden, weights, _: hidden * weights,
+        False,
+        COUPLED,
+    ),
+    "of-mask": (
+        "The weight that real tokens have together by a softmax over all columns",
+        lambda _, weights, mask: (weights * mask).sum(1),
+        True,
+        COUPLED,
+    ),
+    "back": (
+        "A mean by weights over all columns, added to each token",
+        lambda hidden, weights, _: hidden + (hidden * weights).sum(1, keepdim=True),
+        False,
+        COUPLED,
+    ),
+    "summed": (
+        "A mean of the tokens by weights over all columns",
+        lambda hidden, weights, _: (hidden * weights).sum(1),
+        True,
+        POOLING,
+    ),
+    "product": (
+        "The same as a product of matrices",
+        lambda hidden, weights, _: (weights.mT @ hidden)[:, 0],
+        True,
+        POOLING,
+    ),
+}
+
+for _name, (_title, _make, _vector, _expected) in MADE.items():
+    case(f"48-weights-{_name}", _title, _expected, floor=1e-3)(
+        lambda make=_make, vector=_vector: padded(seeded(Over, make), vector=vector)
+    )
+    case(f"48-weights-{_name}-sound", f"{_title}, but for padding", *SOUND)(
+        lambda make=_make, vector=_vector: padded(seeded(Over, make, masked=True), vector=vector)
+    )
+
+
+@case(
+    "48-first-added",
+    "The first column added to each, which is padding in one run",
+    LEAK_UNMASKED,
+    origin="getitem",
+)
+def _() -> Pair:
+    return padded(seeded(Over, lambda hidden, *_: hidden + hidden[:, :1]), "left")
+
+
+@case("48-first-added-sound", "The first column added to each, padded on the right", *SOUND)
+def _() -> Pair:
+    return padded(seeded(Over, lambda hidden, *_: hidden + hidden[:, :1]))
+
+
+def _mean(hidden: Tensor, mask: Tensor) -> Tensor:
+    return (hidden * mask).sum(1) / mask.sum(1)
+
+
+@case(
+    "48-padding-counted",
+    "The number of columns of padding, added to a mean by the mask",
+    semantic(None, by_design=None),
+    origin="sum",
+    note="it is a whole number of the layout, but no token's position, and nothing is pooled by it",
+)
+def _() -> Pair:
+    return padded(seeded(Over, lambda hidden, _, mask: _mean(hidden, mask) + (1 - mask).sum(1)), vector=True)
+
+
+@case("48-padding-counted-sound", "The number of real tokens, added to a mean by the mask", *SOUND)
+def _() -> Pair:
+    return padded(seeded(Over, lambda hidden, _, mask: _mean(hidden, mask) + mask.sum(1)), vector=True)

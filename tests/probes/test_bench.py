@@ -17,7 +17,7 @@ from forkpoint.probes.coupling import PADDING, ROWS, coupling
 from forkpoint.probes.length import changes_with_length
 from forkpoint.probes.origin import Origin, origin
 from forkpoint.probes.packing import reads_packed
-from forkpoint.probes.pooling import other_token, pools_padding
+from forkpoint.probes.pooling import other_token, pools_columns, pools_padding
 from forkpoint.probes.positions import other_positions
 from forkpoint.probes.precision import precision
 from forkpoint.probes.swap import Swap
@@ -234,11 +234,69 @@ def test_another_token_is_taken() -> None:
 
 def test_padding_in_a_mean_is_pooled_and_statistics_are_not() -> None:
     both, found, a, b = asked(*pair(Pooled(), *RIGHT))
-    assert pools_padding(both, found.root, coupling(both, found), a, b)
+    assert pools_padding(both, found, coupling(both, found), a, b)
     assert other_token(both, a, b) is None
     for model in (Mean(1), Shift()):
         both, found, a, b = asked(*pair(model, *RIGHT))
-        assert not pools_padding(both, found.root, coupling(both, found), a, b)
+        assert not pools_padding(both, found, coupling(both, found), a, b)
+
+
+class Weighed(Model):
+    """What becomes of weights over all columns of a row, from the embeddings and the mask."""
+
+    def __init__(self, how: Any) -> None:
+        super().__init__()
+        self.how = how
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor, **inputs: Any) -> dict[str, Any]:
+        hidden = self.embed(input_ids)
+        return {"made": self.how(hidden, hidden.sum(-1, keepdim=True).softmax(1), attention_mask[..., None])}
+
+
+@pytest.mark.parametrize(
+    ("how", "pooled"),
+    [
+        (lambda hidden, weights, mask: (hidden * weights).sum(1), True),
+        (lambda hidden, weights, mask: (weights.mT @ hidden)[:, 0], True),
+        (lambda hidden, weights, mask: weights, False),
+        (lambda hidden, weights, mask: hidden * weights, False),
+        (lambda hidden, weights, mask: (weights * mask).sum(1), False),
+        (lambda hidden, weights, mask: hidden + (hidden * weights).sum(1, keepdim=True), False),
+    ],
+    ids=["summed", "product", "alone", "gate", "of the mask", "back to tokens"],
+)
+def test_weights_are_a_pooling_if_tokens_are_summed_by_them(how: Any, pooled: bool) -> None:
+    both, found, a, b = asked(*pair(Weighed(how), *RIGHT))
+    assert found.root.a.op.function == "softmax"
+    assert pools_padding(both, found, coupling(both, found), a, b) is pooled
+
+
+def test_a_column_that_all_tokens_get_is_no_pooling() -> None:
+    class Added(Model):
+        def mix(self, hidden: Tensor, **inputs: Any) -> Tensor:
+            return hidden + hidden[:, -1:]
+
+    both, _, a, b = asked(*pair(Added(), *RIGHT))
+    assert other_token(both, a, b) is None
+
+
+def test_columns_that_pooled_tokens_are_divided_by_are_counted() -> None:
+    class Sum(Model):
+        def forward(self, input_ids: Tensor, attention_mask: Tensor, **inputs: Any) -> dict[str, Any]:
+            mask = attention_mask[..., None]
+            return {"pooled": (self.embed(input_ids) * mask).sum(1) / input_ids.shape[1]}
+
+    class Count(Sum):
+        def forward(self, input_ids: Tensor, attention_mask: Tensor, **inputs: Any) -> dict[str, Any]:
+            return {"count": (1.0 - attention_mask).sum(1, keepdim=True)}
+
+    both, found, a, b = asked(*pair(Sum(), *RIGHT))
+    shown = pools_columns(both, found.root, a, b)
+    assert shown is not None
+    assert (shown.name, shown.outcome) == ("pooling", "counts padding")
+    both, found, a, b = asked(*pair(Count(), *RIGHT))
+    assert pools_columns(both, found.root, a, b) is None
+    assert other_positions(both, found.root, a, b) is None
 
 
 # --- packing, cache, swap ------------------------------------------------------------------------

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from forkpoint.mechanisms.case import Case
 from forkpoint.mechanisms.mechanism import Mechanism
 from forkpoint.probes.cache import reads_cache
 from forkpoint.probes.length import changes_with_length
 from forkpoint.probes.packing import reads_packed
-from forkpoint.probes.pooling import for_each_sample, other_token, pools_padding
+from forkpoint.probes.pooling import other_token, pools_columns, pools_padding
 from forkpoint.probes.positions import other_positions, positions_at
 
 _CLOSES_NOTHING = 0.01
@@ -77,16 +75,15 @@ def position_ids(case: Case) -> Mechanism | None:
 
 def pooling(case: Case) -> Mechanism | None:
     """A sample's vector is taken from another token, or made from its padding too."""
-    root = case.root
-    if root is None:
+    origin = case.origin
+    if origin is None:
         return None
     shown = other_token(case.session, *case.benches)
     if shown is None and case.coupling is not None:
-        if pools_padding(case.session, root, case.coupling, *case.benches):
+        if pools_padding(case.session, origin, case.coupling, *case.benches):
             shown = case.coupling.result
-    elif shown is None and for_each_sample(case.session, root):
-        counted = changes_with_length(case.session, root, *case.benches, real=False)
-        shown = None if counted is None else replace(counted, name="pooling", outcome="counts padding")
+    elif shown is None:
+        shown = pools_columns(case.session, origin.root, *case.benches)
     if shown is None or not case.same_function:
         return None  # whether two models take one token was to be known first
     if shown not in case.evidence:

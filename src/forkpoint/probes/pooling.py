@@ -1,13 +1,21 @@
-"""The pooling probe: is a sample's vector made from its tokens alone, and from the same ones in both runs?"""
+"""The pooling probe: is a sample's vector made from its tokens alone, and from the same ones in both runs?
+
+A pooled value belongs to a sample as a whole, is made from what its tokens hold, and goes back to none of them: what
+does, as statistics or the first column added to all, is a coupling of tokens.
+"""
 
 from __future__ import annotations
+
+from dataclasses import replace
 
 import numpy as np
 import torch
 
 from forkpoint.probes.bench import Bench
 from forkpoint.probes.coupling import PADDING, Coupling
+from forkpoint.probes.length import changes_with_length
 from forkpoint.probes.meetings import Meeting
+from forkpoint.probes.origin import Origin
 from forkpoint.result import ProbeResult
 from forkpoint.session import Session
 
@@ -16,7 +24,9 @@ _ONE = 1e-9
 
 
 def other_token(session: Session, a: Bench, b: Bench) -> ProbeResult | None:
-    """Show that the origin takes one token of a sample in run A, and another or padding in run B."""
+    """Show that the origin takes one token of a sample in run A, and another or padding in run B, for the sample."""
+    if any(returns_to_tokens(bench) for bench in (a, b)):
+        return None
     taken_a, taken_b = _taken(a), _taken(b)
     for sample in sorted(taken_a.keys() & taken_b.keys()):
         one, other = taken_a[sample], taken_b[sample]
@@ -60,13 +70,27 @@ def _taken(bench: Bench) -> dict[int, int | None]:
     return found
 
 
-def pools_padding(session: Session, root: Meeting, coupled: Coupling, a: Bench, b: Bench) -> bool:
-    """Whether the origin makes one value for each sample out of its tokens and its padding, in no order."""
+def pools_padding(session: Session, origin: Origin, coupled: Coupling, a: Bench, b: Bench) -> bool:
+    """Whether the origin makes one value for each sample out of its tokens and its padding, in no order.
+
+    Or the weights of such a value: then tokens must be summed by them.
+    """
+    root = origin.root
     if coupled.what != (PADDING,) or coupled.ordered():
         return False
     if for_each_sample(session, root):
         return not any(returns_to_tokens(bench) for bench in (a, b))
-    return _weighs_padding(session, root)
+    return _weighs_padding(session, root) and _is_pooled(session, origin, a)
+
+
+def pools_columns(session: Session, root: Meeting, a: Bench, b: Bench) -> ProbeResult | None:
+    """Show that what the origin makes of a sample's tokens changes with the number of columns of padding."""
+    if not for_each_sample(session, root) or any(bench.of_layout(bench.root) for bench in (a, b)):
+        return None
+    if any(returns_to_tokens(bench) for bench in (a, b)):
+        return None
+    counted = changes_with_length(session, root, a, b, real=False)
+    return None if counted is None else replace(counted, name="pooling", outcome="counts padding")
 
 
 def for_the_call(session: Session, root: Meeting, a: Bench, b: Bench) -> bool:
@@ -85,10 +109,11 @@ def for_each_sample(session: Session, root: Meeting) -> bool:
     return all(sample is not None and position is None for sample, position in of)
 
 
-def returns_to_tokens(bench: Bench) -> bool:
-    """Whether what the origin makes goes back into values of single tokens, as statistics do."""
+def returns_to_tokens(bench: Bench, start: int | None = None) -> bool:
+    """Whether what an event (by default the origin) makes goes back into values of single tokens, as statistics do."""
+    start = bench.root if start is None else start
     shared = bench.lacking | (bench.slots & (bench.numbers >= 0))
-    for event in bench.store.reached([bench.root]) - {bench.root}:
+    for event in bench.store.reached([start]) - {start}:
         kept = bench.store.kept.get(event)
         if kept is None or kept.label is None or not kept.numeric:
             continue
@@ -100,6 +125,20 @@ def returns_to_tokens(bench: Bench) -> bool:
 def _several_a_row(bench: Bench, ids: np.ndarray) -> bool:
     rows = [bench.traced.trace.table.places[int(item)][0] for item in np.unique(ids)]
     return len(rows) > len(set(rows))
+
+
+def _is_pooled(session: Session, origin: Origin, bench: Bench) -> bool:
+    """Whether what the tokens of a sample hold is summed by the weights that the origin makes, to a value of the sample."""
+    store, root = bench.store, origin.root.event_a
+    weighed = store.reached([root])
+    for event in sorted(weighed - {root}):
+        meeting = origin.meetings.get(event)
+        if meeting is None or not meeting.numeric or not for_each_sample(session, meeting):
+            continue
+        beside = store.behind([event], lambda e: e != root) - weighed  # not by way of the weights
+        if beside & bench.content and not returns_to_tokens(bench, event):
+            return True
+    return False
 
 
 def _weighs_padding(session: Session, root: Meeting) -> bool:

@@ -160,7 +160,8 @@ def _first_other(
     if float(torch.maximum(one.abs(), other.abs()).max()) < 2:  # a mask, or nothing that can be told from one
         return None
     if not (_tells_apart(one, places) or _tells_apart(other, places)):
-        of_tokens = places[differing[0]][0] is not None or max(len(a.unique()), len(b.unique())) > 1
+        sample, position = places[differing[0]]
+        of_tokens = position is not None if sample is not None else max(len(a.unique()), len(b.unique())) > 1
         if not of_tokens or one.numel() > 1:
             return None
     cell = differing[0]
