@@ -344,6 +344,30 @@ def test_modes_of_the_user_stay() -> None:
         assert torch.overrides._get_current_function_mode_stack() == [mode]
 
 
+def test_modes_of_the_user_see_the_model_alone() -> None:
+    class Mode(torch.overrides.TorchFunctionMode):
+        def __init__(self) -> None:
+            super().__init__()
+            self.seen: list[str] = []
+
+        def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            self.seen.append(torch.overrides.resolve_name(func) or str(func))
+            return func(*args, **(kwargs or {}))
+
+    architecture = ARCHITECTURES["llama"]
+    model, inputs = architecture.build(), inputs_of(architecture)
+    with torch.no_grad(), Mode() as alone:
+        model(**inputs)
+    witness = Witness()
+    with Mode() as mode:
+        run = forkpoint.Run(model, inputs, call=witness)
+        assert mode.seen == []
+        result = forkpoint.compare(run, run, probes=False)
+    assert result.identical
+    assert len(witness.outputs) >= 4
+    assert mode.seen == alone.seen * len(witness.outputs)
+
+
 def test_hooks_of_the_user_run_once_and_stay() -> None:
     architecture = ARCHITECTURES["llama"]
     model = architecture.build()

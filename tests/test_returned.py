@@ -116,6 +116,41 @@ def test_packed_rows_are_their_values():
     assert list(results_of((packed, ONE))) == ["[0].data", "[1]"]
 
 
+DENSE = torch.tensor([[0.0, 1.5], [2.0, 0.0]])
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+@pytest.mark.parametrize("make", ["to_sparse", "to_sparse_csr", "to_sparse_csc", "to_mkldnn"])
+def test_sparse_tensors_are_compared_as_dense_ones(make: str):
+    assert torch.equal(results_of(getattr(DENSE, make)())["output"], DENSE)
+
+
+def test_a_sparse_tensor_too_large_for_that_is_its_parts():
+    value = torch.sparse_coo_tensor([[3, 1, 3]], [1.0, 2.0, 4.0], (1 << 40,), check_invariants=True)
+    found = results_of({"weights": value})
+    assert {name: part.tolist() for name, part in found.items()} == {
+        "weights.indices": [[1, 3]],
+        "weights.values": [2.0, 5.0],
+    }
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")
+def test_quantised_tensors_are_compared_by_their_values():
+    value = torch.quantize_per_tensor(DENSE, 0.5, 0, torch.qint8)
+    assert torch.equal(results_of((value,))["[0]"], DENSE)
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+@pytest.mark.parametrize("layout", [torch.strided, torch.jagged])
+def test_nested_tensors_are_what_they_consist_of(layout: torch.layout):
+    value = torch.nested.nested_tensor([DENSE, DENSE[:1] * 2], layout=layout)
+    found = results_of(value)
+    assert {name: part.tolist() for name, part in found.items()} == {
+        "output[0]": [[0.0, 1.5], [2.0, 0.0]],
+        "output[1]": [[0.0, 3.0]],
+    }
+
+
 @pytest.mark.parametrize("output", ["text", None, object(), ["a", "b"], {}])
 def test_a_model_that_returns_no_number_can_not_be_compared(output: Any):
     with pytest.raises(CaptureError, match=f"returned {type(output).__name__}; expected at least one tensor"):

@@ -16,7 +16,7 @@ from forkpoint.run import Run
 from forkpoint.support.background import importing
 from forkpoint.support.memory import Memory
 from forkpoint.support.progress import SILENT, Progress
-from forkpoint.support.restoring import alone, restored
+from forkpoint.support.restoring import alone, by_itself, restored
 from forkpoint.support.sizes import parse_size
 from forkpoint.untraced import run_untraced
 
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 @alone
 @restored
+@by_itself
 def compare(
     a: Run,
     b: Run,

@@ -28,7 +28,7 @@ from forkpoint.session import Session, Traced, trace_faithfully
 from forkpoint.support.files import check_writable, is_file
 from forkpoint.support.memory import Memory
 from forkpoint.support.progress import Progress
-from forkpoint.support.restoring import alone, restored
+from forkpoint.support.restoring import alone, by_itself, restored
 from forkpoint.untraced import Untraced
 from forkpoint.values import fetch_value
 from forkpoint.verdict import Judgement, judge, locate_meeting, without_probes
@@ -141,6 +141,7 @@ def _assemble(
 
 @alone
 @restored
+@by_itself
 def _save_scene(
     session: Session, located: Located | None, judged: Judgement, directory: Any, confirm: Any
 ) -> None:
@@ -156,6 +157,7 @@ def _save_scene(
 
 @alone
 @restored
+@by_itself
 def _write_script(
     session: Session, located: Located | None, judged: Judgement, path: Path, *, synthetic: bool
 ) -> None:

@@ -23,6 +23,7 @@ from torch import Tensor
 
 from forkpoint.errors import InputError, LayoutError
 from forkpoint.masks import CUMULATIVE_LENGTHS, find_mask, real_pixels, states_layout
+from forkpoint.support.restoring import by_itself
 
 PADDING = -1
 """Sample and position of a column that holds no token."""
@@ -115,6 +116,7 @@ class Layout:
     # ------------------------------------------------------------------ the usual layouts
 
     @classmethod
+    @by_itself
     def from_mask(cls, mask: Tensor, samples: Sequence[Hashable] | None = None) -> Layout:
         """A layout of one call from its attention mask.
 
@@ -130,6 +132,7 @@ class Layout:
         return cls([coordinates], dict(enumerate(samples or ())))
 
     @classmethod
+    @by_itself
     def packed(
         cls,
         position_ids: Tensor | None = None,
@@ -153,6 +156,7 @@ class Layout:
         return cls([_from_positions(position_ids.cpu(), valid)])
 
     @classmethod
+    @by_itself
     def steps(cls, masks: Sequence[Tensor], samples: Sequence[Hashable] | None = None) -> Layout:
         """A layout of several calls that share a cache: positions go on from call to call.
 
@@ -169,6 +173,7 @@ class Layout:
         return cls(calls, dict(enumerate(samples or ())))
 
     @classmethod
+    @by_itself
     def read(cls, calls: Sequence[Mapping[str, Any]]) -> Layout:
         """The layout that the inputs themselves state.
 

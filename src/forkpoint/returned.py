@@ -31,6 +31,7 @@ _NUMERIC = "biufc"
 def results_of(output: Any) -> dict[str, Tensor]:
     """Every value that a model returned, by name; caches are not results, and None is none.
 
+    Sparse and quantised tensors become plain ones of the same values, and nested ones those that they consist of.
     Numbers of Python and NumPy, and lists of them, become tensors. Texts become the digest of their
     characters, [] or [texts], int64, since all there is to compare is whether they are the same.
 
@@ -40,11 +41,13 @@ def results_of(output: Any) -> dict[str, Tensor]:
     >>> {name: value.tolist() for name, value in results_of({"loss": 0.5, "lengths": [3, 5]}).items()}
     {'loss': 0.5, 'lengths': [3, 5]}
     """
-    return {
-        name: value if isinstance(value, Tensor) else _as_tensor(value)
-        for name, value in _leaves(output, "")
-        if isinstance(value, Tensor) or _is_value(value)
-    }
+    found: dict[str, Tensor] = {}
+    for name, value in _leaves(output, ""):
+        if isinstance(value, Tensor):
+            found.update(_plain(name, value))
+        elif _is_value(value):
+            found[name] = _as_tensor(value)
+    return found
 
 
 def others_of(output: Any) -> dict[str, str]:
@@ -107,6 +110,28 @@ def fields_of(output: Any) -> Mapping[Any, Any] | None:
         ]
         return {**{n: getattr(output, n, None) for n in slots}, **getattr(output, "__dict__", {})}
     return None
+
+
+def _plain(name: str, value: Tensor) -> dict[str, Tensor]:
+    """A tensor in a form in which its elements can be paired with others: strided, and not quantised."""
+    with torch._C.DisableTorchFunction(), torch.no_grad():
+        if value.is_nested:
+            parts = value.unbind()
+            return {k: v for i, part in enumerate(parts) for k, v in _plain(f"{name}[{i}]", part).items()}
+        if value.is_quantized:
+            return {name: value.dequantize()}
+        if value.layout is torch.strided:
+            return {name: value}
+        if value.numel() * value.dtype.itemsize <= _DENSE_BYTES:
+            return {name: value.to_dense()}
+        if value.layout is torch.sparse_coo:
+            value = value.coalesce()
+            return {f"{name}.indices": value.indices(), f"{name}.values": value.values()}
+        return {name: value}
+
+
+_DENSE_BYTES = 1 << 28
+"""Largest size, with all its zeros, of a sparse result that is compared element by element."""
 
 
 def _is_value(value: Any) -> bool:

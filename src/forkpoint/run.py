@@ -19,7 +19,7 @@ from forkpoint.modules import Survey
 from forkpoint.reach import modules_behind
 from forkpoint.returned import caches_in, results_of, without_named
 from forkpoint.support.readable import LET_GO, why_unreadable
-from forkpoint.support.restoring import restored
+from forkpoint.support.restoring import as_called, by_itself, restored
 
 Inputs = Mapping[str, Any]
 
@@ -58,6 +58,7 @@ class Run:
     [(1, 3, 2)]
     """
 
+    @by_itself
     def __init__(
         self,
         model: Any,
@@ -140,7 +141,7 @@ class Run:
             for index, given in enumerate(self.calls if calls is None else calls):
                 inputs = {**without_named(handed, given), **copy_inputs(given)}
                 watch = observer.before_call(index, inputs) if observer is not None else nullcontext()
-                with around(), watch:
+                with as_called(), around(), watch:
                     output = self._invoke(inputs)
                 if observer is not None:
                     observer.after_call(index, output)

@@ -102,8 +102,11 @@ class Traced:
         exact = promotion is not None
         observation = Observation(recorder, functions=self.functions or exact, inside=exact)
         self.progress.count(recorder.trace.rows.__len__, len(self.trace.rows))
-        with self._random_as_before():
-            outputs = run.execute(observation, around=around, calls=calls)
+        try:
+            with self._random_as_before():
+                outputs = run.execute(observation, around=around, calls=calls)
+        finally:
+            recorder.hold_weights()
         return [
             {
                 name: (

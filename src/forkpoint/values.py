@@ -7,12 +7,13 @@ from torch import Tensor
 from forkpoint.capture.recorder import Fetch, Taken
 from forkpoint.errors import InputError
 from forkpoint.session import Session, Traced
-from forkpoint.support.restoring import alone, restored
+from forkpoint.support.restoring import alone, by_itself, restored
 from forkpoint.trace import Op
 
 
 @alone
 @restored
+@by_itself
 def fetch_value(session: Session, module: str, name: str, *, run: str, call: int, index: int) -> Tensor:
     """One value of a run; see `Result.value`.
 

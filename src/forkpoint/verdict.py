@@ -23,8 +23,10 @@ from dataclasses import dataclass, replace
 import torch
 
 from forkpoint.capture.recorder import Taken
+from forkpoint.errors import ForkpointError
 from forkpoint.locate import Located, Tokens, describe_choice, describe_values, fetch_op, fetch_ops
 from forkpoint.mechanisms import LOSS_NORMALISATION, ROUNDING_ADVICE, Case, Mechanism, recognise
+from forkpoint.printable import one_line
 from forkpoint.probes.content import ContentProbe, content
 from forkpoint.probes.deciding import decided_apart
 from forkpoint.probes.decisions import decisions
@@ -52,6 +54,8 @@ _ULPS_OF_ROUNDING = 64.0
 _OF_MASKS = ("attention_mask", "padding_leak", "cache_state")
 """Mechanisms that a mask which is not given brings about."""
 _NO_ORIGIN_ADVICE = "Where it enters could not be located: see what differs first, and compare the models' code and configuration there."
+_FAILED_ADVICE = "Compare without probes for the first divergence alone; if torch's own functions are all that the model calls, please report it."
+_MOST_OF_AN_ERROR = 200
 _LAYOUT_ADVICE = "Say by hand where the tokens are (`layout=` of fp.Run), and let both runs return the same values for them."
 
 
@@ -86,7 +90,23 @@ def without_probes(compared: ResultComparison) -> Verdict:
 
 
 def judge(session: Session, compared: ResultComparison, located: Located | None, tokens: Tokens) -> Judgement:
-    """Run the probes that are needed, and read the truth table."""
+    """Run the probes that are needed, and read the truth table.
+
+    A model may refuse what an experiment asks of it (function modes, float64, other content): nothing is proved then.
+    """
+    try:
+        return _judged(session, compared, located, tokens)
+    except (ForkpointError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:  # noqa: BLE001 - whatever a model says that works as it is
+        said = one_line(f"{type(error).__name__}: {error}", _MOST_OF_AN_ERROR)
+        summary = f"an experiment ended in an error, where the runs themselves end well: {said}"
+        return Judgement(Verdict(VerdictKind.UNDETERMINED, None, None, summary, (), _FAILED_ADVICE))
+
+
+def _judged(
+    session: Session, compared: ResultComparison, located: Located | None, tokens: Tokens
+) -> Judgement:
     made = unfinite(session, compared, located)
     judged = _judge(session, compared, located, tokens, made)
     verdict = _with_masks(session, _without_origin(judged), next(iter(judged.origins), None))
@@ -422,16 +442,17 @@ def _refused(
 ) -> Judgement:  # fmt: skip
     """Some operation has no float64 form: the op alone, in native precision, is the evidence.
 
-    It is none where the op was given different values: what made those differ was not looked at.
+    It is none where the op was given different values: what made those differ was not looked at. Nor where both results
+    are further from each other than from what is exact, as with another number among the arguments.
     """
-    errors = [e for e in (alone.error_a, alone.error_b) if e is not None] if alone is not None else []
+    error = None if alone is None else alone.error
     if located is not None and any(given.status == "differs" for given in located.divergence.inputs):
-        errors = []
-    if errors and max(errors) <= _ULPS_OF_ROUNDING and located is not None:
+        error = None
+    if error is not None and error <= _ULPS_OF_ROUNDING and located is not None:
         slug = _rounding_slug(session, alone, given, located)
         summary = (
             f"rounding, as far as can be told: {exact.refused[0].split(':')[0]} has no float64 form, but the first "
-            f"divergent op alone is within {max(errors):.2g} ULP of the exact result"
+            f"divergent op alone is within {error:.2g} ULP of the exact result"
         )
         return Judgement(
             Verdict(VerdictKind.ROUNDING, slug, None, summary, tuple(evidence), ROUNDING_ADVICE[slug])

@@ -136,7 +136,8 @@ def test_surveys(names):
 @pytest.mark.parametrize("change", ["nothing", "another tensor", "another dtype", "another shape", "a weight less", "one more"])  # fmt: skip
 def test_same_weights(change):
     weights: list[Any] = [nn.Parameter(torch.ones(2, 3)), None, torch.ones(4)]
-    before = [None if weight is None else ref(weight) for weight in weights]
+    before = [None if weight is None else id(weight) for weight in weights]
+    held = list(weights)  # so that their ids stay theirs
     forms = [None if weight is None else inventory._form(weight) for weight in weights]
     match change:
         case "another tensor":
@@ -152,6 +153,7 @@ def test_same_weights(change):
     given = weights, before, forms, pattern.size_of, pattern.device_of
     same = change == "nothing"
     assert compiled.same_weights(*given) == inventory.python_same_weights(*given) == same
+    assert len(held) == len(before)
 
 
 # ---------------------------------------------------------------------- patterns

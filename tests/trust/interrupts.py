@@ -99,6 +99,7 @@ def state(model: nn.Module) -> dict[str, Any]:
         "function modes": list(map(id, _get_current_function_mode_stack())),
         "dispatch modes": list(map(id, _get_current_dispatch_mode_stack())),
         "module call": (id(nn.Module.__call__), id(nn.Module.__call__.__code__)),
+        "swaps": id(torch.utils.swap_tensors.__code__),
         "collection": (gc.isenabled(), gc.get_freeze_count()),
         "gradients": (torch.is_grad_enabled(), torch.is_inference_mode_enabled(), torch.get_default_dtype()),
         "classes": [

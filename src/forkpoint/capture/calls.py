@@ -22,14 +22,14 @@ Makes = Callable[..., Any]
 """Makes the call of a module: `makes(module, *args, **kwargs)`."""
 
 
-class _StandIn(list[Makes]):
+class StandIn(list[Makes]):
     """A list with a hash, as code has one, and whoever keeps something for each code that runs asks for it."""
 
     def __hash__(self) -> int:  # type: ignore[override]
         return object.__hash__(self)
 
 
-_stand_in = _StandIn([nn.Module.__call__])
+_stand_in = StandIn([nn.Module.__call__])
 """What makes calls where the function of the class has the code of `_detour`."""
 
 
@@ -38,11 +38,21 @@ def _detour(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
     return stand_in[0](self, *args, **kwargs)
 
 
+def detour(template: FunctionType, stand_in: list[Makes]) -> CodeType:
+    """Code for a function that calls what is in a list in its place; one for good, as whoever keeps code keeps it, too.
+
+    Args:
+        template: a function of the same parameters that calls the first of a constant, "_stand_in".
+        stand_in: the list, with a hash.
+    """
+    code = template.__code__
+    return code.replace(
+        co_consts=tuple(stand_in if value == "_stand_in" else value for value in code.co_consts)  # pyright: ignore[reportArgumentType]
+    )
+
+
 _PARAMETERS = [(p.name, p.kind) for p in inspect.signature(_detour).parameters.values()]
-_DETOUR = _detour.__code__.replace(
-    co_consts=tuple(_stand_in if value == "_stand_in" else value for value in _detour.__code__.co_consts)  # pyright: ignore[reportArgumentType]
-)
-"""One for good: whoever keeps code by the frames that it sees keeps it, too."""
+_DETOUR = detour(_detour, _stand_in)
 _ASKS = frozenset({"_compiled_call_impl", "_call_impl"})
 """What torch's own code looks up to make a call."""
 
@@ -63,7 +73,7 @@ class Caller:
         self.is_torchs = False
         if _has_code_to_change(self._function):
             self._code = code = self._function.__code__
-            self.original = self._stood_in if code is _DETOUR else _copy(self._function)
+            self.original = self._stood_in if code is _DETOUR else copy_of(self._function)
             torchs = self._function is nn.Module.__dict__.get("_wrapped_call_impl")
             self.is_torchs = torchs and frozenset(code.co_names) == _ASKS
 
@@ -131,7 +141,7 @@ def _looks_the_same(function: FunctionType) -> bool:
     )
 
 
-def _copy(function: FunctionType) -> FunctionType:
+def copy_of(function: FunctionType) -> FunctionType:
     """The same function, which keeps its code."""
     copied = FunctionType(
         function.__code__,

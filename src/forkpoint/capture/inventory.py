@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
-from weakref import ReferenceType, WeakKeyDictionary, ref
+from weakref import WeakKeyDictionary, ref
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +22,10 @@ Form = tuple[torch.dtype, torch.Size, int]
 class Inventory:
     """The modules and weights of a model.
 
+    It outlives the runs, and holds no reference to a weight, not even a weak one: torch swaps no tensors that have any
+    (`torch.utils.swap_tensors`, by which a model may be cast). That a weight of the same form lies where another one lay
+    is as good as that it is the same.
+
     Attributes:
         frames: of its modules, by the id of the module.
         names: of its parameters and buffers, by the id of the tensor.
@@ -33,9 +37,9 @@ class Inventory:
         weights = owned(walked)
         self.frames = _frames_of(walked, {} if last is None else last.frames)
         self.names = {key: name for key, (name, _) in weights.items()}
-        self._weights = [None if tensor is None else ref(tensor) for tensor in found.weights]
+        self._weights = [None if tensor is None else id(tensor) for tensor in found.weights]
         self._forms = [None if tensor is None else _form(tensor) for tensor in found.weights]
-        self._known: WeakKeyDictionary[Labels, dict[int, Known]] = WeakKeyDictionary()
+        self._marks: WeakKeyDictionary[Labels, list[Mark]] = WeakKeyDictionary()
 
     def fits(self, found: Survey) -> bool:
         """Whether these are the very same modules, in the same places, with the same weights."""
@@ -45,20 +49,21 @@ class Inventory:
             and same_weights(found.weights, self._weights, self._forms, size_of, device_of)
         )
 
-    def known(self, labels: Labels, mark: Callable[[Tensor], Mark]) -> dict[int, Known]:
+    def known(
+        self, weights: list[Tensor | None], labels: Labels, mark: Callable[[Tensor], Mark]
+    ) -> dict[int, Known]:
         """What is known of the weights in a run, by their ids.
 
         Args:
+            weights: those that the inventory fits.
             labels: the run's.
             mark: gives the mark of a weight there.
         """
-        found = self._known.get(labels)
-        if found is None:
-            weights = [weight() for weight in self._weights if weight is not None]
-            tensors = [tensor for tensor in weights if tensor is not None]
-            found = {id(tensor): (ref(tensor), mark(tensor), -1, -1) for tensor in tensors}
-            self._known[labels] = found
-        return found
+        tensors = [tensor for tensor in weights if tensor is not None]
+        marks = self._marks.get(labels)
+        if marks is None:
+            marks = self._marks[labels] = [mark(tensor) for tensor in tensors]
+        return {id(tensor): (ref(tensor), its, -1, -1) for tensor, its in zip(tensors, marks, strict=True)}
 
 
 _inventories: WeakKeyDictionary[nn.Module, Inventory] = WeakKeyDictionary()
@@ -85,22 +90,20 @@ def _form(weight: Tensor) -> Form:
 
 def python_same_weights(
     weights: list[Tensor | None],
-    before: list[ReferenceType[Tensor] | None],
+    before: list[int | None],
     forms: list[Form | None],
     size: Callable[[Tensor], Any],
     device: Callable[[Tensor], int],
 ) -> bool:
-    """Whether weights are the very same as before, and of the same dtype, size and device.
+    """Whether weights lie where those of before lay, and are of the same dtype, size and device.
 
     It is asked for every run, so that it is also written in C (`native/held.c`).
     """
     return all(
-        reference is None
+        key is None
         if weight is None
-        else reference is not None
-        and reference() is weight
-        and (weight.dtype, size(weight), device(weight)) == form
-        for weight, reference, form in zip(weights, before, forms, strict=True)
+        else key == id(weight) and (weight.dtype, size(weight), device(weight)) == form
+        for weight, key, form in zip(weights, before, forms, strict=True)
     )
 
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Callable
 from functools import cache
 from typing import TYPE_CHECKING, Any
-from weakref import ReferenceType
 
 import torch
 from torch import Tensor, nn
@@ -165,8 +165,8 @@ def entering(kind: type[nn.Module]) -> Entering:
 LEAVING = Leaving()
 
 
-Known = tuple[ReferenceType[Tensor], Mark, int, int]
-"""A tensor that passed by: a reference, its mark, the row that holds its value, and the row of the history that this
+Known = tuple[Callable[[], Tensor | None], Mark, int, int]
+"""A tensor that passed by: a weak reference, its mark, the row that holds its value, and the row of the history that this
 one is or repeats; or -1."""
 
 

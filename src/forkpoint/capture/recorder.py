@@ -33,7 +33,7 @@ from forkpoint.capture.tape import INPUT, Tape
 from forkpoint.capture.wanted import Wanted
 from forkpoint.capture.writes import INDEXED_WRITES, Window, Written, written_by
 from forkpoint.layout import DECODER, MAIN, Layout
-from forkpoint.modules import Survey
+from forkpoint.modules import Survey, survey
 from forkpoint.support.memory import Shelf
 from forkpoint.support.readable import why_unreadable
 from forkpoint.trace import Digests, Event, Form, Op, Row, Trace
@@ -178,6 +178,7 @@ class Recorder:
         self.watcher = watcher
         self._maker = watcher if isinstance(watcher, Maker) else None
         self._read = read
+        found = survey(model) if found is None and model is not None else found
         inventory = None if model is None else inventory_of(model, found)
         self.wanted: Wanted | None = None
         """What has to be looked into, where the rest may be followed in passing."""
@@ -192,10 +193,11 @@ class Recorder:
         self._strangers: dict[tuple[str, type[nn.Module]], Frame] = {}
         self.owned: dict[int, str] = {}
         root = Frame("")
-        if inventory is not None:
+        if inventory is not None and found is not None:
             self.tape.frames = inventory.frames
             self.owned = inventory.names
-            self._known.update(inventory.known(self.labels, lambda weight: self._mark(weight, None)))
+            known = inventory.known(found.weights, self.labels, lambda weight: self._mark(weight, None))
+            self._known.update(known)
             root = inventory.frames[id(model)]
         self.tape.stack.append(root)
         self._lengths: frozenset[int] = frozenset()
@@ -494,6 +496,7 @@ class Recorder:
         """
         tape = self.tape
         tape.end()
+        self.hold_weights()
         digests = tape.batch.results()
         self.trace.digests = digests.__getitem__
         tape.batch = digest.Batch()
@@ -503,6 +506,14 @@ class Recorder:
             self._complete(digests)
             self.trace.completed = True
         return self.trace
+
+    def hold_weights(self) -> None:
+        """Keep no weak reference to the model's weights beyond the run: see `Inventory`. The model holds them anyway."""
+        for key in self.owned:
+            known = self._known.get(key)
+            weight = None if known is None else known[0]()
+            if known is not None and weight is not None:
+                self._known[key] = (partial(_itself, weight), *known[1:])
 
     def _complete(self, digests: digest.Digests | digest.ShelvedDigests) -> None:
         for row, treatment in self.tape.opened:
@@ -534,6 +545,23 @@ class Recorder:
         )
 
     # ------------------------------------------------------------------ tensors
+
+    def swapped(self, a: Tensor, b: Tensor, swap: Callable[[], object]) -> None:
+        """Have two tensors swapped, which no function mode sees.
+
+        Torch does not swap what has weak references; and what was recorded of each is the other's from then on.
+        """
+        self.tape.catch_up()
+        found = self._known.pop(id(a), None), self._known.pop(id(b), None)
+        mine = tuple(None if known is None else known[1:] for known in found)
+        found = None
+        try:
+            swap()
+            mine = mine[::-1]
+        finally:
+            for tensor, rest in zip((a, b), mine, strict=True):
+                if rest is not None:
+                    self._known[id(tensor)] = (weakref.ref(tensor), *rest)
 
     def _find(self, tensor: Tensor) -> Known | None:
         known = self._known.get(id(tensor))
@@ -791,6 +819,10 @@ def _is_number(mark: Mark) -> bool:
 
 
 Kept = tuple[tuple[Any, ...], dict[str, Any], dict[int, Any], dict[int, str]]
+
+
+def _itself(tensor: Tensor) -> Tensor:
+    return tensor
 
 
 def _keep(recorder: Recorder, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Kept:

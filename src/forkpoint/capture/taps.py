@@ -20,6 +20,7 @@ from forkpoint.capture.calls import Caller, Makes
 from forkpoint.capture.mode import Tap, transforms, transparent
 from forkpoint.capture.recorder import Recorder
 from forkpoint.capture.shortcuts import shortcuts_to
+from forkpoint.capture.swaps import swaps_told_to
 from forkpoint.capture.wanted import Wanted
 from forkpoint.native import compiled
 from forkpoint.support.restoring import on_stack
@@ -84,7 +85,12 @@ class Observation:
             gate = self._looking_into(self.recorder.wanted, gate)
         short = shortcuts_to(tap) if in_c and tape.deferred else nullcontext()
         try:
-            with caller.replaced(gate), on_stack(tap) if functions else nullcontext(), short:
+            with (
+                caller.replaced(gate),
+                swaps_told_to(self.recorder),
+                on_stack(tap) if functions else nullcontext(),
+                short,
+            ):
                 yield
             with torch._C.DisableTorchFunction():
                 tape.read()

@@ -1,6 +1,5 @@
 from collections.abc import Callable
 from typing import Any
-from weakref import ReferenceType
 
 from torch import Size, Tensor, dtype, layout, nn
 from torch.overrides import TorchFunctionMode
@@ -131,7 +130,7 @@ class Held:
 
 def same_weights(
     weights: list[Tensor | None],
-    before: list[ReferenceType[Tensor] | None],
+    before: list[int | None],
     forms: list[tuple[dtype, Size, int] | None],
     size: Callable[[Tensor], Any],
     device: Callable[[Tensor], int],

@@ -414,6 +414,15 @@ static int has_form(PyObject *weight, PyObject *form, PyObject *size_of, PyObjec
     return same > 0 ? says(device_of, weight, PyTuple_GET_ITEM(form, 2)) : same;
 }
 
+/* Whether a number is the id of an object; -1 for an error. */
+static int is_id_of(PyObject *key, PyObject *object)
+{
+    if (!PyLong_CheckExact(key))
+        return 0;
+    void *at = PyLong_AsVoidPtr(key);
+    return at == NULL && PyErr_Occurred() ? -1 : at == object;
+}
+
 /* See `python_same_weights` in `capture/inventory`. */
 static PyObject *same_weights(PyObject *Py_UNUSED(module), PyObject *args)
 {
@@ -427,15 +436,15 @@ static PyObject *same_weights(PyObject *Py_UNUSED(module), PyObject *args)
     }
     Py_ssize_t n = PyList_GET_SIZE(weights);
     if (PyList_GET_SIZE(before) != n || PyList_GET_SIZE(forms) != n) {
-        PyErr_SetString(PyExc_ValueError, "there is not one reference and one form for each weight");
+        PyErr_SetString(PyExc_ValueError, "there is not one id and one form for each weight");
         return NULL;
     }
     int same = 1;
     for (Py_ssize_t i = 0; same > 0 && i < n && i < PyList_GET_SIZE(weights); i++) {
-        PyObject *weight = Py_NewRef(PyList_GET_ITEM(weights, i)), *reference = PyList_GET_ITEM(before, i);
+        PyObject *weight = Py_NewRef(PyList_GET_ITEM(weights, i)), *key = PyList_GET_ITEM(before, i);
         if (weight == Py_None)
-            same = reference == Py_None;
-        else if ((same = is_reference_to(reference, weight)) > 0)
+            same = key == Py_None;
+        else if ((same = is_id_of(key, weight)) > 0)
             same = has_form(weight, PyList_GET_ITEM(forms, i), size_of, device_of);
         Py_DECREF(weight);
     }

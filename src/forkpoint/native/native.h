@@ -31,9 +31,6 @@ PyObject *property_of(PyObject *tensor, struct property *property);
 /* Whether what a function says of a tensor is what it should be; -1 for an error. */
 int says(PyObject *function, PyObject *tensor, PyObject *expected);
 
-/* Whether a weak reference is one to an object, which somebody holds; -1 for an error. */
-int is_reference_to(PyObject *reference, PyObject *object);
-
 /* How often a tensor was written to, new; -1 where torch keeps no count (inference mode). */
 PyObject *version_of(PyObject *tensor);
 

@@ -355,7 +355,8 @@ static int is_pool(Pattern *self, PyObject *pool)
     return PyList_CheckExact(pool) && PyList_GET_SIZE(pool) == self->total;
 }
 
-int is_reference_to(PyObject *reference, PyObject *object)
+/* Whether a weak reference is one to an object, which somebody holds; -1 for an error. */
+static int is_reference_to(PyObject *reference, PyObject *object)
 {
     PyObject *held;
     if (!PyWeakref_CheckRef(reference))

@@ -27,6 +27,7 @@ class Replay:
             where the op can't be repeated or has no float64.
         other_call: the op was called with other arguments in the two runs, shapes apart.
         kernels_a, kernels_b: what ran below it, innermost names; empty if not known.
+        apart: how far both runs' values are from each other, in the larger of their units.
     """
 
     error_a: float | None
@@ -35,10 +36,18 @@ class Replay:
     kernels_a: tuple[str, ...]
     kernels_b: tuple[str, ...]
     result: ProbeResult
+    apart: float = 0.0
 
     @property
     def other_kernel(self) -> bool:
         return self.kernels_a != self.kernels_b
+
+    @property
+    def error(self) -> float | None:
+        """The larger error; None where one is not known, or where both do not explain how far the values are apart."""
+        if self.error_a is None or self.error_b is None or self.apart > self.error_a + self.error_b + 1:
+            return None
+        return max(self.error_a, self.error_b)
 
 
 def replay(located: Located) -> Replay:
@@ -62,8 +71,19 @@ def replay(located: Located) -> Replay:
     if kernels[0] != kernels[1]:
         text += f"; it ran {_short(kernels[0])} in A, {_short(kernels[1])} in B"
     return Replay(
-        errors[0], errors[1], other_call, kernels[0], kernels[1], ProbeResult("replay", outcome, figure, text)
-    )
+        errors[0], errors[1], other_call, kernels[0], kernels[1], ProbeResult("replay", outcome, figure, text),
+        _apart(located, output),
+    )  # fmt: skip
+
+
+def _apart(located: Located, output: int) -> float:
+    """How far both runs' values are from each other, in units in the last place of the largest of them."""
+    values = [taken.outputs[output] for taken in (located.a, located.b)]
+    gap = located.divergence.max_abs
+    if gap is None or not all(value.numel() and value.dtype.is_floating_point for value in values):
+        return 0.0
+    units = [unit_at(v.double().abs().nan_to_num(0.0, 0.0, 0.0).max(), v.dtype) for v in values]
+    return gap / max(map(float, units))
 
 
 def _short(names: tuple[str, ...]) -> str:

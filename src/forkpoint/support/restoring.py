@@ -195,6 +195,60 @@ def _restack(
         push(mode)
 
 
+class _Aside(threading.local):
+    """The function modes of whoever called, while forkpoint works by itself."""
+
+    def __init__(self) -> None:
+        self.modes: list[Any] = []
+
+
+_aside = _Aside()
+
+
+def by_itself(function: Callable[_P, _R]) -> Callable[_P, _R]:
+    """Have what a function does seen by none of its caller's function modes, but for what it does `as_called`.
+
+    They may count calls, or change them: `torch.device` and `torch.set_default_device` are such modes, which say where
+    tensors are made, and that may be where tensors have no values.
+    """
+
+    @wraps(function)
+    def call(*args: _P.args, **kwargs: _P.kwargs) -> _R:
+        modes = _get_current_function_mode_stack()
+        if not modes:
+            return function(*args, **kwargs)
+        with _stack_of([], aside=modes):
+            return function(*args, **kwargs)
+
+    return call
+
+
+@contextmanager
+def as_called() -> Generator[None]:
+    """Within the block the function modes of forkpoint's caller see what is done, as if it were not there."""
+    modes = _aside.modes
+    if not modes:
+        yield
+        return
+    with _stack_of([*modes, *_get_current_function_mode_stack()], aside=[]):
+        yield
+
+
+@contextmanager
+def _stack_of(modes: list[Any], *, aside: list[Any]) -> Generator[None]:
+    """Have other function modes on torch's stack, and others beside it."""
+    before = _get_current_function_mode_stack(), _aside.modes
+
+    def put_back() -> None:
+        _restack(before[0], _get_current_function_mode_stack, _pop_mode, _push_mode)
+        _aside.modes = before[1]
+
+    with undone(put_back):
+        _aside.modes = aside
+        _restack(modes, _get_current_function_mode_stack, _pop_mode, _push_mode)
+        yield
+
+
 def restored(function: Callable[_P, _R]) -> Callable[_P, _R]:
     """Have nothing of what a function changes for a while left when it is over."""
 
