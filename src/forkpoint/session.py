@@ -199,7 +199,7 @@ def trace_run(
             progress.count(recorder.trace.rows.__len__, None if like is None else len(like.rows))
         outputs = run.execute(observation, around=around, found=found)
         trace = recorder.finish()
-    trace.opaque = observation.opaque
+    trace.opaque, trace.uncompiled = observation.opaque, observation.uncompiled
     results: Results = [
         {name: (value, recorder.label_of_result(value, index)) for name, value in call.items()}
         for index, call in enumerate(all_results(outputs))
@@ -289,6 +289,8 @@ def trace_faithfully(
         else:
             traced.repeats = False
             remarks.append("the run does not repeat itself bit for bit, from the same random state")
+    if traced.trace.uncompiled:
+        remarks.append("compiled functions were traced as the Python that they were made from")
     after.restore()
     traced.remarks = tuple(remarks)
     return traced

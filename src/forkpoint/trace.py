@@ -165,6 +165,8 @@ class Trace:
     notes: list[str] = field(default_factory=list[str])
     opaque: list[str] = field(default_factory=list[str])
     """Modules that were not looked into, since looking would have changed their bits."""
+    uncompiled: bool = False
+    """Whether functions that are compiled ran as the Python that they were made from."""
     fetched: list[Any] = field(default_factory=list[Any])
     wrapping: str = ""
     """Path of the model that the other run has without what wraps it here; see `modules.wrappings`."""

@@ -23,6 +23,7 @@ from forkpoint.capture.shortcuts import shortcuts_to
 from forkpoint.capture.swaps import swaps_told_to
 from forkpoint.capture.wanted import Wanted
 from forkpoint.native import compiled
+from forkpoint.promotion.uncompiled import Uncompiled
 from forkpoint.support.restoring import on_stack
 
 
@@ -40,6 +41,8 @@ class Observation:
         self.functions = functions
         self.inside = inside
         self.opaque: list[str] = []
+        self.uncompiled = False
+        """Whether compiled functions ran as the Python that they were made from, so that their calls were seen."""
 
     def before_call(self, index: int, inputs: Mapping[str, Any]) -> AbstractContextManager[Any]:
         with torch._C.DisableTorchFunction():
@@ -69,7 +72,7 @@ class Observation:
             tape.enter(module, args, kwargs, at_once)
             try:
                 if opaque:
-                    result = self._opaque(tap, caller, module, args, kwargs)
+                    result = self._opaque(tap, caller, eager, module, args, kwargs)
                 else:
                     result = original(module, *args, **kwargs)
             except BaseException:
@@ -78,6 +81,7 @@ class Observation:
             tape.leave(result, False, at_once)
             return result
 
+        eager = Uncompiled(cached=not functions)
         depth = len(tape.stack)
         in_c = compiled is not None and functions and not inside
         gate = compiled.Gate(tape, original, traced, is_opaque, caller.is_torchs) if in_c else traced
@@ -88,6 +92,7 @@ class Observation:
             with (
                 caller.replaced(gate),
                 swaps_told_to(self.recorder),
+                eager.block(),
                 on_stack(tap) if functions else nullcontext(),
                 short,
             ):
@@ -95,6 +100,7 @@ class Observation:
             with torch._C.DisableTorchFunction():
                 tape.read()
         finally:
+            self.uncompiled |= functions and eager.noticed
             tape.forget()
             del tape.stack[depth:]
             with torch._C.DisableTorchFunction():
@@ -125,6 +131,7 @@ class Observation:
         self,
         tap: Tap,
         caller: Caller,
+        eager: Uncompiled,
         module: nn.Module,
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
@@ -133,8 +140,12 @@ class Observation:
         path = self.recorder.tape.stack[-1].path
         if path not in self.opaque:
             self.opaque.append(path)
-        with caller.as_before(), _mode_off(tap):
-            return caller.original(module, *args, **kwargs)
+        active, eager.active = eager.active, False
+        try:
+            with caller.as_before(), _mode_off(tap):
+                return caller.original(module, *args, **kwargs)
+        finally:
+            eager.active = active
 
 
 @contextmanager

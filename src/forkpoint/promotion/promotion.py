@@ -14,7 +14,7 @@ from torch.utils import _pytree as pytree
 from forkpoint.promotion import bitsandbytes, scripts
 from forkpoint.promotion.mode import PromotionMode
 from forkpoint.promotion.refusals import Refusal
-from forkpoint.promotion.uncompiled import transformer_encoder, uncompiled
+from forkpoint.promotion.uncompiled import Uncompiled, transformer_encoder
 from forkpoint.promotion.values import Values
 from forkpoint.support.restoring import on_stack, undone
 
@@ -99,7 +99,7 @@ class Promotion:
         with contextlib.ExitStack() as exits:
             exits.enter_context(undone(partial(torch.set_default_dtype, torch.get_default_dtype())))
             torch.set_default_dtype(torch.float64)
-            exits.enter_context(uncompiled())
+            exits.enter_context(Uncompiled().block())
             exits.enter_context(bitsandbytes.quiet())
             exits.enter_context(transformer_encoder(self._mode))
             exits.enter_context(scripts.promoted(self._mode))

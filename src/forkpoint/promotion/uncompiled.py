@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import sys
+import threading
 from collections.abc import Callable, Generator
 from functools import partial
 from typing import Any
@@ -18,23 +19,73 @@ from forkpoint.promotion.mode import PromotionMode
 from forkpoint.support.restoring import undone
 
 
+class Uncompiled:
+    """What `torch.compile` has compiled runs, in this thread, as the Python that it was made from.
+
+    Dynamo would compile whatever looks at the calls, and take up what it made of that the next time.
+
+    Args:
+        cached: have what was compiled before run so, and compile nothing new.
+
+    Attributes:
+        active: False to have it run as ever for a while.
+        noticed: whether anything was run that would have been compiled.
+    """
+
+    def __init__(self, *, cached: bool = False) -> None:
+        self._instead = False if cached else None
+        self._thread = threading.get_ident()
+        self._as_ever: Callable[[Any], Any] = _same
+        self.active = True
+        self.noticed = False
+
+    @contextlib.contextmanager
+    def block(self) -> Generator[None]:
+        """The block in which it holds."""
+        dynamo: Any = sys.modules.get("torch._dynamo.eval_frame")
+        choose = getattr(dynamo, "_callback_from_stance", None)
+        if (
+            choose is None
+        ):  # nothing has been compiled, and importing Dynamo takes seconds; or it is another torch
+            with _by_stance(dynamo, cached=self._instead is False):
+                yield
+            return
+        self._as_ever = choose
+        with undone(partial(setattr, dynamo, "_callback_from_stance", choose)):
+            dynamo._callback_from_stance = self._choose  # noqa: SLF001
+            with contextlib.nullcontext() if self._instead is False else _flex_attention_as_written():
+                yield
+
+    def _choose(self, callback: Any) -> Any:
+        """What Dynamo asks for each frame that it may compile: None for nothing, False for what it has."""
+        if callback in (None, False) or not self.active or threading.get_ident() != self._thread:
+            return self._as_ever(callback)
+        self.noticed = True
+        if _expect_frames is not None:  # else `fullgraph=True` misses what it should have compiled
+            _expect_frames(-1)
+        return self._instead
+
+
+_in_c: Any = getattr(torch._C, "_dynamo", None)
+_expect_frames: Callable[[int], int] | None = getattr(
+    getattr(_in_c, "eval_frame", None), "set_fullgraph_compiled_frame_count", None
+)
+
+
+def _same(callback: Any) -> Any:
+    return callback
+
+
 @contextlib.contextmanager
-def uncompiled() -> Generator[None]:
-    """Runs what `torch.compile` has compiled as the Python that it was made from."""
-    if "torch._dynamo" not in sys.modules:  # then nothing has been compiled, and importing it takes seconds
+def _by_stance(dynamo: Any, *, cached: bool) -> Generator[None]:
+    """The same for all threads, if Dynamo is there."""
+    if dynamo is None:
         yield
         return
-    with undone(_as_before()), torch.compiler.set_stance("force_eager"), _flex_attention_as_written():
+    before: Any = getattr(dynamo, "_stance", None)
+    put_back = (lambda: None) if before is None else partial(dynamo._set_stance, before)  # noqa: SLF001
+    with undone(put_back), torch.compiler.set_stance("eager_on_recompile" if cached else "force_eager"):
         yield
-
-
-def _as_before() -> Callable[[], object]:
-    """What has compiled code run as it does now."""
-    dynamo: Any = sys.modules["torch._dynamo.eval_frame"]
-    try:
-        return partial(dynamo._set_stance, dynamo._stance)  # noqa: SLF001
-    except AttributeError:  # another torch
-        return lambda: None
 
 
 @contextlib.contextmanager

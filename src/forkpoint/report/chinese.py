@@ -333,13 +333,14 @@ SENTENCES: dict[str, str] = {
     "已随机生成：{names}。",
     "The length to pad to was not given: {n} was chosen.": "没有指定填充到的长度：选用 {n}。",
     # 记录与配对
+    "compiled functions were traced as the Python that they were made from": "已编译的函数按其原始 Python 代码运行并跟踪",
     "not looked into, since that would change its bits: {path}": "没有深入 {path}，因为那会改变它的数值",
     "the run does not repeat itself bit for bit, from the same random state": "随机状态相同，这次运行重复一遍却不逐位相同",
     "single functions of this model could not be looked at; only its modules were watched": "无法观察这个模型的"
     "单个函数；只观察了它的模块",
     "looking at single functions changes this model's bits; only its modules were watched": "逐个观察函数会改变这个"
     "模型的数值；只观察了它的模块",
-    "and watching its modules changes them too: this trace is not exactly the model's run": "观察模块也会改变数值："
+    "watching its modules changes them too: this trace is not exactly the model's own run": "观察模块也会改变数值："
     "这份记录与模型真正的运行不完全一样",
     "rows paired by their order, since they hold different things: {pairs}": "各行内容不同，按次序配对：{pairs}",
     "batch mates that only run {run} has: {names}": "只有运行 {run} 才有的同批样本：{names}",
