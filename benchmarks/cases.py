@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 import forkpoint as fp
-from forkpoint.trace import Trace
+from forkpoint.capture.trace import Trace
 
 PROMPT = "I've got a lovely bunch of coconuts do do do dooo"
 PROMPT_IDS = (

@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from cases import Pair
-from forkpoint.run import kept_state
+from forkpoint.runs.run import kept_state
 
 LOOP_TOKENS = 64
 """The longest prompt that is compared by Python loops over its elements."""

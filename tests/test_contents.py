@@ -16,9 +16,9 @@ from torch.ao.quantization import FusedMovingAvgObsFakeQuantize
 from torch.nn import functional as F
 
 import forkpoint as fp
-from forkpoint import contents
 from forkpoint.capture import digest
-from forkpoint.contents import Contents, noted_once, parts
+from forkpoint.runs import contents
+from forkpoint.runs.contents import Contents, noted_once, parts
 
 from .architectures import ARCHITECTURES
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from forkpoint import Run
-from forkpoint.kept import kept_state
+from forkpoint.runs.state import kept_state
 
 
 class Keeper(nn.Module):

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from forkpoint import Coordinates, InputError, Layout, LayoutError
-from forkpoint.layout import (
+from forkpoint.runs.layout import (
     DECODER,
     MAIN,
     Pairing,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from torch import nn
 
-from forkpoint.modules import WRAPPER, owned, unwrapped, walk, wrappings
+from forkpoint.runs.modules import WRAPPER, owned, unwrapped, walk, wrappings
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 import forkpoint as fp
-from forkpoint.reach import modules_behind
+from forkpoint.runs.reach import modules_behind
 
 GLOBAL = nn.Linear(2, 2)
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from forkpoint import CaptureError
-from forkpoint.returned import all_results, caches_in, others_of, results_of
+from forkpoint.runs.returned import all_results, caches_in, others_of, results_of
 
 
 @dataclass

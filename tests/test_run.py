@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from forkpoint import InputError, Layout, Run
-from forkpoint.run import RandomState, copy_inputs, token_ids
+from forkpoint.runs.run import RandomState, copy_inputs, token_ids
 
 
 class Cache:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from forkpoint.capture.recorder import Recorder
 from forkpoint.errors import CaptureError
 from forkpoint.promotion import Promotion
-from forkpoint.run import Run
+from forkpoint.runs.run import Run
 from forkpoint.session import trace_faithfully, trace_run
 
 

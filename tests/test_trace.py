@@ -8,7 +8,7 @@ from tests.capture.tracing import left_padded
 
 from forkpoint.capture.coordinates import CoordinateTable
 from forkpoint.capture.sites import NOWHERE
-from forkpoint.trace import Cells, Form, Op, Trace
+from forkpoint.capture.trace import Cells, Form, Op, Trace
 
 CELLS = Cells("rows", np.zeros(2, dtype=np.int32))
 DIGEST = Form("digest", (1, 2, 4), "float32", True, CELLS, 4, "")

@@ -18,11 +18,11 @@ from forkpoint.errors import CaptureError, ForkpointError, InputError, LayoutErr
 
 if TYPE_CHECKING:
     from forkpoint.comparison import compare
-    from forkpoint.layout import Coordinates, Layout
     from forkpoint.models import load
     from forkpoint.questions.padding import padding
     from forkpoint.result import Divergence, Impact, ProbeResult, Result, Verdict, VerdictKind
-    from forkpoint.run import Run
+    from forkpoint.runs.layout import Coordinates, Layout
+    from forkpoint.runs.run import Run
 
 __version__ = "0.1.0"
 
@@ -49,13 +49,13 @@ __all__ = [
 ]
 
 _MODULES = {
-    "Coordinates": "forkpoint.layout",
+    "Coordinates": "forkpoint.runs.layout",
     "Divergence": "forkpoint.result",
     "Impact": "forkpoint.result",
-    "Layout": "forkpoint.layout",
+    "Layout": "forkpoint.runs.layout",
     "ProbeResult": "forkpoint.result",
     "Result": "forkpoint.result",
-    "Run": "forkpoint.run",
+    "Run": "forkpoint.runs.run",
     "Verdict": "forkpoint.result",
     "VerdictKind": "forkpoint.result",
     "compare": "forkpoint.comparison",

@@ -34,7 +34,7 @@ _NAMES = ("_name_or_path", "transformers_version", "architectures", "dtype", "to
 def compare_arguments(a: Taken, b: Taken) -> tuple[ArgumentComparison, ...]:
     """The arguments of two calls of an op that are no tensors and differ; sizes, which follow from the layout, apart.
 
-    >>> from forkpoint.trace import Op
+    >>> from forkpoint.capture.trace import Op
     >>> called = lambda dim: Taken(Op("", "softmax", None), 0, 0, None, (torch.ones(2),), {"dim": dim}, (), {}, ())
     >>> compare_arguments(called(0), called(-1))
     (ArgumentComparison(name='dim', value_a='0', value_b='-1'),)

@@ -9,10 +9,10 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from forkpoint.capture import digest
-from forkpoint.contents import noted_once
 from forkpoint.errors import InputError
-from forkpoint.layout import pair_samples, read_content
-from forkpoint.run import Run
+from forkpoint.runs.contents import noted_once
+from forkpoint.runs.layout import pair_samples, read_content
+from forkpoint.runs.run import Run
 from forkpoint.support.background import importing
 from forkpoint.support.memory import Memory
 from forkpoint.support.progress import SILENT, Progress

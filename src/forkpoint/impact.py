@@ -9,12 +9,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from forkpoint.layout import DECODER, MAIN
 from forkpoint.match.align import rows
-from forkpoint.modules import predicts_next
 from forkpoint.result import Impact, NearTie
 from forkpoint.results import ResultComparison, ResultGap, finite_parts
-from forkpoint.run import Run, token_ids
+from forkpoint.runs.layout import DECODER, MAIN
+from forkpoint.runs.modules import predicts_next
+from forkpoint.runs.run import Run, token_ids
 from forkpoint.session import Results, Session
 
 RETURNED, FROM_LABELS, FROM_IDS = "returned", "recomputed from labels", "recomputed from input_ids"

@@ -16,14 +16,14 @@ from torch import Tensor, nn
 from forkpoint import drift, impact, scene
 from forkpoint.arguments import compare_configurations
 from forkpoint.errors import SceneError
-from forkpoint.layout import Pairing
 from forkpoint.locate import Located, Tokens, locate
 from forkpoint.match import Join, Joined, Shared
-from forkpoint.modules import wrappings
 from forkpoint.replaced import replaced_modules
 from forkpoint.result import NotCompared, OpRow, Result, RunSummary
 from forkpoint.results import ResultComparison, compare_results
-from forkpoint.run import Run, token_ids
+from forkpoint.runs.layout import Pairing
+from forkpoint.runs.modules import wrappings
+from forkpoint.runs.run import Run, token_ids
 from forkpoint.session import Session, Traced, trace_faithfully
 from forkpoint.support.files import check_writable, is_file
 from forkpoint.support.memory import Memory

@@ -17,16 +17,16 @@ from forkpoint.arguments import compare_arguments
 from forkpoint.capture.functions import ALWAYS_VIEWS, parameter_names
 from forkpoint.capture.labels import spread
 from forkpoint.capture.recorder import Fetch, Look, Taken
+from forkpoint.capture.trace import Event, Op
 from forkpoint.match import Difference, Joined
 from forkpoint.match.align import gap, index_of, largest_pair, pair_elements, scalar
 from forkpoint.match.distance import ulps
 from forkpoint.match.finite import FinitePart, all_finite, finite_part
 from forkpoint.match.pairs import Pairs
-from forkpoint.modules import WRAPPER
 from forkpoint.promotion import Promotion
 from forkpoint.result import Divergence, Element, InputComparison
+from forkpoint.runs.modules import WRAPPER
 from forkpoint.session import Session, Traced
-from forkpoint.trace import Event, Op
 
 Tokens = Callable[[int, int], str | None]
 """The text of the token at (sample of run A, position), if known."""

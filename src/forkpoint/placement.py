@@ -18,8 +18,8 @@ from torch import Tensor
 
 from forkpoint.capture.coordinates import CoordinateTable, Ids
 from forkpoint.capture.labels import Label
-from forkpoint.layout import DECODER, MAIN
 from forkpoint.match import Shared
+from forkpoint.runs.layout import DECODER, MAIN
 
 Ints = NDArray[np.int64]
 Shape = tuple[int, ...]

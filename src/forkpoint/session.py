@@ -14,18 +14,18 @@ from torch import Tensor
 from forkpoint.capture.labels import Label
 from forkpoint.capture.recorder import Fetch, Look, Recorder, Watcher
 from forkpoint.capture.taps import Observation
+from forkpoint.capture.trace import Trace
 from forkpoint.errors import CaptureError, ForkpointError
-from forkpoint.layout import Pairing
 from forkpoint.match import Join, Shared
-from forkpoint.modules import survey
 from forkpoint.promotion import Promotion
-from forkpoint.returned import all_results, others_of
-from forkpoint.run import Inputs, RandomState, Run
+from forkpoint.runs.layout import Pairing
+from forkpoint.runs.modules import survey
+from forkpoint.runs.returned import all_results, others_of
+from forkpoint.runs.run import Inputs, RandomState, Run
 from forkpoint.support.equality import same_results
 from forkpoint.support.memory import Memory
 from forkpoint.support.progress import SILENT, Progress
 from forkpoint.support.restoring import FROZEN_AT_START, undone
-from forkpoint.trace import Trace
 from forkpoint.untraced import Untraced, run_untraced
 
 Results = list[dict[str, tuple[Tensor, Label | None]]]

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from forkpoint.capture.digest import prepare
-from forkpoint.returned import all_results
-from forkpoint.run import RandomState, Run
+from forkpoint.runs.returned import all_results
+from forkpoint.runs.run import RandomState, Run
 from forkpoint.support.progress import SILENT, Progress
 
 

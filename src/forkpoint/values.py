@@ -5,10 +5,10 @@ from __future__ import annotations
 from torch import Tensor
 
 from forkpoint.capture.recorder import Fetch, Taken
+from forkpoint.capture.trace import Op
 from forkpoint.errors import InputError
 from forkpoint.session import Session, Traced
 from forkpoint.support.restoring import alone, by_itself, restored
-from forkpoint.trace import Op
 
 
 @alone

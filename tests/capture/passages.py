@@ -12,8 +12,8 @@ from forkpoint import Run
 from forkpoint.capture import labels
 from forkpoint.capture.history import History
 from forkpoint.capture.passages import Passage
+from forkpoint.capture.trace import Trace
 from forkpoint.session import Traced, trace_run
-from forkpoint.trace import Trace
 
 
 @contextmanager

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from forkpoint import Layout
 from forkpoint.capture import digest
-from forkpoint.trace import Event
+from forkpoint.capture.trace import Event
 
 PLAIN = Layout.from_mask(torch.ones(1, 3))
 

@@ -13,7 +13,7 @@ from forkpoint import Layout, Run
 from forkpoint.capture.labels import spread
 from forkpoint.capture.recorder import Recorder
 from forkpoint.capture.taps import Observation
-from forkpoint.trace import Event, Op
+from forkpoint.capture.trace import Event, Op
 
 
 class Traced:

@@ -6,9 +6,9 @@ from collections.abc import Generator
 from contextlib import ExitStack, contextmanager
 from unittest.mock import patch
 
-from forkpoint import kept, modules
 from forkpoint.capture import inventory, marks, mode, passages, pattern, tape, taps
 from forkpoint.capture.digest import places
+from forkpoint.runs import modules, state
 
 
 @contextmanager
@@ -22,8 +22,8 @@ def in_python() -> Generator[None]:
             (passages, "Pattern", pattern.PythonPattern),
             (tape, "versions_of", marks.python_versions),
             (places, "_places", places.python_places),
-            (kept, "Held", kept.PythonHeld),
-            (kept, "survey", modules.python_survey),
+            (state, "Held", state.PythonHeld),
+            (state, "survey", modules.python_survey),
             (inventory, "survey", modules.python_survey),
             (inventory, "same_weights", inventory.python_same_weights),
         ):

@@ -25,10 +25,10 @@ from forkpoint.capture.functions import resolve
 from forkpoint.capture.marks import LEAVING, Frame, Mark, python_versions, version_of
 from forkpoint.capture.pattern import Likeness, PythonPattern
 from forkpoint.capture.sites import NOWHERE
-from forkpoint.kept import PythonHeld
-from forkpoint.modules import c_survey, python_survey
+from forkpoint.capture.trace import Form
 from forkpoint.native import compiled
-from forkpoint.trace import Form
+from forkpoint.runs.modules import c_survey, python_survey
+from forkpoint.runs.state import PythonHeld
 
 compiled_only = pytest.mark.skipif(compiled is None, reason="not compiled")
 

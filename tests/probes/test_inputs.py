@@ -11,7 +11,7 @@ from tests.plain import Model, batch, ids, pair, twin
 from torch import nn
 
 from forkpoint.probes.inputs import Inputs, inputs, same_weights
-from forkpoint.run import Run
+from forkpoint.runs.run import Run
 
 
 def asked(model: nn.Module, a: Any, b: Any, other: nn.Module | None = None) -> Inputs:

@@ -15,9 +15,9 @@ from torch import Tensor, nn
 import forkpoint as fp
 from forkpoint import Layout, Run
 from forkpoint.capture.sites import Site
+from forkpoint.capture.trace import Op
 from forkpoint.probes.origin import Origin, origin
 from forkpoint.probes.precision import precision
-from forkpoint.trace import Op
 
 
 def asked(model: Model, a: Any, b: Any, other: Model | None = None) -> Origin | None:

@@ -8,7 +8,7 @@ import pytest
 import torch
 from tests.architectures import ARCHITECTURES, prompt
 
-from forkpoint.run import Run
+from forkpoint.runs.run import Run
 
 from .pairs import other_weights
 from .sessions import join, save

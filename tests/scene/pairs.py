@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from forkpoint.run import Run
+from forkpoint.runs.run import Run
 
 Op = Callable[[Tensor, Tensor], Any]
 

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import TypeVar
 
 from forkpoint import scene
-from forkpoint.layout import pair_samples, read_content
 from forkpoint.locate import Located, locate
 from forkpoint.match import Join, Shared
-from forkpoint.run import Run
+from forkpoint.runs.layout import pair_samples, read_content
+from forkpoint.runs.run import Run
 from forkpoint.session import Session, trace_faithfully
 
 T = TypeVar("T")

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from forkpoint import scene
-from forkpoint.run import Run
+from forkpoint.runs.run import Run
 from forkpoint.scene.format.kernels import Kernels, evidence
 from forkpoint.scene.format.parts import Part, inside_from_json
 from forkpoint.scene.replaying.profiling import kernels

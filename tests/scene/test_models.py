@@ -10,8 +10,8 @@ import torch
 from tests.corpus import CASES
 
 from forkpoint import scene
-from forkpoint.layout import Layout
-from forkpoint.run import Run
+from forkpoint.runs.layout import Layout
+from forkpoint.runs.run import Run
 
 from .sessions import join, save
 

@@ -19,8 +19,8 @@ from torch import nn
 
 from forkpoint import scene
 from forkpoint.errors import SceneError
-from forkpoint.layout import Layout
-from forkpoint.run import Run
+from forkpoint.runs.layout import Layout
+from forkpoint.runs.run import Run
 from forkpoint.scene.format import folder
 from forkpoint.scene.format.arguments import refs_in
 

@@ -14,7 +14,7 @@ from torch import nn
 from forkpoint import scene
 from forkpoint.cli import main
 from forkpoint.errors import SceneError
-from forkpoint.run import Run
+from forkpoint.runs.run import Run
 from forkpoint.scene.script import source, synthetic
 from forkpoint.scene.script.expressions import plain_text
 from forkpoint.scene.script.script import run_script

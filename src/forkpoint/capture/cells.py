@@ -14,8 +14,8 @@ from torch import Tensor
 from forkpoint.capture import digest
 from forkpoint.capture.coordinates import NONE, CoordinateTable, Ids
 from forkpoint.capture.labels import Label, Shape, split_blocks, spread
-from forkpoint.layout import MAIN
-from forkpoint.trace import WHOLE, Cells, Digests, Width
+from forkpoint.capture.trace import WHOLE, Cells, Digests, Width
+from forkpoint.runs.layout import MAIN
 
 MAX_OPEN_CELLS = {"without tokens": 1 << 22, "with tokens": 1 << 18}
 """Most cells of one value whose token dimensions are only suspected; a value that has a known one

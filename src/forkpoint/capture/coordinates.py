@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from forkpoint.layout import Layout
+from forkpoint.runs.layout import Layout
 
 Ids = NDArray[np.int32]
 

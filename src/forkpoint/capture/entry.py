@@ -10,7 +10,7 @@ from torch import Tensor
 
 from forkpoint.capture.coordinates import CoordinateTable
 from forkpoint.capture.labels import Label, Labels
-from forkpoint.layout import DECODER, MAIN, has_columns_last, stream_of, token_tensor
+from forkpoint.runs.layout import DECODER, MAIN, has_columns_last, stream_of, token_tensor
 
 
 class Intake(NamedTuple):

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from forkpoint.capture.labels import Labels
 from forkpoint.capture.marks import Frame, Known, Mark, entering
 from forkpoint.capture.pattern import device_of, size_of
-from forkpoint.modules import Survey, owned, survey, walk
 from forkpoint.native import compiled
+from forkpoint.runs.modules import Survey, owned, survey, walk
 
 Form = tuple[torch.dtype, torch.Size, int]
 """Dtype, size and device of a weight."""

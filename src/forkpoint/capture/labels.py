@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from forkpoint.capture.coordinates import NONE, CoordinateTable, Ids
-from forkpoint.layout import Layout
+from forkpoint.runs.layout import Layout
 
 Shape = tuple[int, ...]
 T = TypeVar("T", bound=np.generic)

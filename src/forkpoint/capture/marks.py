@@ -15,8 +15,8 @@ from forkpoint.capture.digest.batch import Planned
 from forkpoint.capture.functions import Function
 from forkpoint.capture.labels import Label, Shape
 from forkpoint.capture.sites import NOWHERE, Place
+from forkpoint.capture.trace import Form, Op, Row
 from forkpoint.native import compiled
-from forkpoint.trace import Form, Op, Row
 
 
 class Mark:

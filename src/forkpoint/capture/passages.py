@@ -21,7 +21,7 @@ from forkpoint.capture.mode import outputs_in
 from forkpoint.capture.pattern import Columns, Likeness, Pattern, getter
 from forkpoint.capture.sites import Place
 from forkpoint.capture.steps import Constant, Group, Step, StepRow, Used
-from forkpoint.trace import Op, Row
+from forkpoint.capture.trace import Op, Row
 
 if TYPE_CHECKING:
     from forkpoint.capture.tape import Tape

@@ -21,8 +21,8 @@ from forkpoint.capture.marks import Entering, Frame, Known, Leaving, Mark
 from forkpoint.capture.mode import Entry, outputs_in
 from forkpoint.capture.sites import Place
 from forkpoint.capture.steps import state_of
+from forkpoint.capture.trace import Form
 from forkpoint.native import compiled
-from forkpoint.trace import Form
 
 if TYPE_CHECKING:
     from forkpoint.capture.tape import Tape

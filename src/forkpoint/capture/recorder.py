@@ -30,13 +30,13 @@ from forkpoint.capture.mode import transforms, writes
 from forkpoint.capture.rules import Call, UnknownMovementError, propagate, tensors_in, through_module
 from forkpoint.capture.sites import Place
 from forkpoint.capture.tape import INPUT, Tape
+from forkpoint.capture.trace import Digests, Event, Form, Op, Row, Trace
 from forkpoint.capture.wanted import Wanted
 from forkpoint.capture.writes import INDEXED_WRITES, Window, Written, written_by
-from forkpoint.layout import DECODER, MAIN, Layout
-from forkpoint.modules import Survey, survey
+from forkpoint.runs.layout import DECODER, MAIN, Layout
+from forkpoint.runs.modules import Survey, survey
 from forkpoint.support.memory import Shelf
 from forkpoint.support.readable import why_unreadable
-from forkpoint.trace import Digests, Event, Form, Op, Row, Trace
 
 MAX_HISTORIES = 32
 """How many histories are kept of one layout, one for each length of a call."""

@@ -10,7 +10,7 @@ import torch
 from forkpoint.capture.digest.batch import Planned
 from forkpoint.capture.labels import Label, Shape
 from forkpoint.capture.marks import Known, Mark, Treatment
-from forkpoint.trace import Form
+from forkpoint.capture.trace import Form
 
 if TYPE_CHECKING:
     from forkpoint.capture.tape import Tape

@@ -45,9 +45,9 @@ from forkpoint.capture.mode import Reel, Tap, bytes_of, outputs_in, transforms, 
 from forkpoint.capture.pattern import Columns
 from forkpoint.capture.rules import tensors_in
 from forkpoint.capture.sites import NOWHERE, Place
-from forkpoint.returned import fields_of
+from forkpoint.capture.trace import Op, Row
+from forkpoint.runs.returned import fields_of
 from forkpoint.support.readable import why_unreadable
-from forkpoint.trace import Op, Row
 
 if TYPE_CHECKING:
     from forkpoint.capture.recorder import Recorder

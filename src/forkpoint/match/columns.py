@@ -7,9 +7,9 @@ from typing import NamedTuple
 import numpy as np
 
 from forkpoint.capture.labels import Label
-from forkpoint.layout import DECODER, MAIN
+from forkpoint.capture.trace import Op, Trace
 from forkpoint.match.numbering import Ints
-from forkpoint.trace import Op, Trace
+from forkpoint.runs.layout import DECODER, MAIN
 
 Maker = tuple[Op, int]
 """The op that made a value, and the forward call in which it did."""

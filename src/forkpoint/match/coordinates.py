@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
+from forkpoint.capture.trace import Cells
 from forkpoint.match.joined import Difference, Pass, Tally
 from forkpoint.match.numbering import Ints, Shared
-from forkpoint.trace import Cells
 
 
 class Alignment:

@@ -7,10 +7,10 @@ from typing import NamedTuple
 
 import numpy as np
 
+from forkpoint.capture.trace import WHOLE
 from forkpoint.match.columns import Columns, Line, along_both
 from forkpoint.match.joined import Difference, Pass, Tally
 from forkpoint.match.numbering import Ints
-from forkpoint.trace import WHOLE
 
 
 class Grid(NamedTuple):

@@ -6,7 +6,7 @@ from collections.abc import Hashable
 
 from forkpoint.capture.coordinates import CoordinateTable
 from forkpoint.capture.labels import Label
-from forkpoint.layout import Pairing
+from forkpoint.capture.trace import Op, Trace
 from forkpoint.match.columns import Columns, Maker
 from forkpoint.match.coordinates import Alignment, compare_once, count_all
 from forkpoint.match.elements import pair_open
@@ -15,8 +15,8 @@ from forkpoint.match.numbering import Shared
 from forkpoint.match.pairs import Pairs
 from forkpoint.match.repeated import compare_loop, compare_passes
 from forkpoint.match.tables import Tables
+from forkpoint.runs.layout import Pairing
 from forkpoint.support.progress import SILENT, Progress
-from forkpoint.trace import Op, Trace
 
 
 class Join:

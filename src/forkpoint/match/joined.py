@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from forkpoint.capture.trace import WHOLE, Cells, Digests, Event, Op
 from forkpoint.match.numbering import Ints
-from forkpoint.trace import WHOLE, Cells, Digests, Event, Op
 
 
 @dataclass(eq=False, slots=True)

@@ -10,8 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from forkpoint.capture.coordinates import CoordinateTable
-from forkpoint.layout import DECODER, MAIN, Pairing
 from forkpoint.match.pairs import Pairs
+from forkpoint.runs.layout import DECODER, MAIN, Pairing
 
 Ints = NDArray[np.int64]
 

@@ -7,10 +7,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from forkpoint.capture.trace import Trace
 from forkpoint.match.joined import Difference, Pass, Tally
 from forkpoint.match.numbering import WHOLE_NUMBER, Ints, Shared
 from forkpoint.match.passes import Passes, meet
-from forkpoint.trace import Trace
 
 
 def compare_passes(a: list[Pass], b: list[Pass], shared: Shared, tally: Tally) -> None:

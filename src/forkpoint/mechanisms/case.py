@@ -9,6 +9,7 @@ from functools import cached_property, partial
 import torch
 from torch import Tensor
 
+from forkpoint.capture.trace import Op
 from forkpoint.probes.attention import sees_other_keys
 from forkpoint.probes.bench import Bench, benches
 from forkpoint.probes.content import ContentProbe
@@ -22,7 +23,6 @@ from forkpoint.probes.watchers import Store
 from forkpoint.result import ProbeResult
 from forkpoint.results import ResultComparison
 from forkpoint.session import Session
-from forkpoint.trace import Op
 
 _ATTENTION = frozenset({"scaled_dot_product_attention", "flex_attention", "multi_head_attention_forward"})
 

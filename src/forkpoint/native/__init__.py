@@ -9,7 +9,7 @@ that they need no more than a compiler where the package is installed:
 | `tap.c` | `capture.mode` (`Tap`, `Reel`), `capture.taps` (what stands in for a module's call: `Gate`) |
 | `passage.c` | `capture.pattern` (`Pattern`) |
 | `values.c` | `capture.marks` (`versions_of`), `capture.digest.places` (`places_of`) |
-| `held.c` | `modules` (`survey`), `kept` (`Held`), `capture.inventory` (`same_weights`) |
+| `held.c` | `runs.modules` (`survey`), `runs.state` (`Held`), `capture.inventory` (`same_weights`) |
 
 Both do the same, and tests hold one against the other. `shortcut.c` alone has no Python: it tells a tap what torch tells it
 by itself, in less time (`capture.shortcuts`). `make` builds the C anew when a file of it has changed, as does

@@ -1,5 +1,5 @@
 /* What a model consists of, and what its modules hold, noted and compared: what `python_survey` in `modules` and
-   `PythonHeld` in `kept` say in Python. */
+   `PythonHeld` in `runs.state` say in Python. */
 
 #include "native.h"
 

@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from forkpoint.layout import MAIN
 from forkpoint.match import Ints, Shared
 from forkpoint.match.align import gap, pair_elements
 from forkpoint.match.pairs import Pairs
@@ -20,6 +19,7 @@ from forkpoint.probes.origin import Origin
 from forkpoint.probes.resampled import DRAWN, Resampled
 from forkpoint.probes.watchers import Kept, Patched, Place, Store
 from forkpoint.promotion import Promotion
+from forkpoint.runs.layout import MAIN
 from forkpoint.session import Session, Traced
 
 _UNCHANGED = 1e-9

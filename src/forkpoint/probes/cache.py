@@ -12,7 +12,7 @@ from forkpoint.probes.bench import Bench
 from forkpoint.probes.watchers import Store
 from forkpoint.promotion import Promotion
 from forkpoint.result import ProbeResult
-from forkpoint.run import copy_inputs, tensors_in
+from forkpoint.runs.run import copy_inputs, tensors_in
 
 _CACHES = ("past_key_values", "cache_params", "past_key_value", "mems", "state", "cache")
 

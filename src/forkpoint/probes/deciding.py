@@ -28,11 +28,11 @@ from forkpoint.capture.mode import transforms, writes
 from forkpoint.capture.recorder import Recorder, Watcher
 from forkpoint.capture.rules import tensors_in
 from forkpoint.capture.sites import Place
+from forkpoint.capture.trace import Trace
 from forkpoint.match import Join, Shared
 from forkpoint.match.align import pair_elements
 from forkpoint.match.pairs import Pairs
 from forkpoint.support.memory import Shelf, Shelved, load
-from forkpoint.trace import Trace
 
 Key = tuple[str, str, str]
 """What names an op in every run: module, function, chain."""

@@ -11,12 +11,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from forkpoint.layout import DECODER, MAIN, read_content
-from forkpoint.masks import states_layout
 from forkpoint.match.distance import spacing, unit_at
-from forkpoint.modules import predicts_next, unwrapped, wrappings
 from forkpoint.result import ProbeResult
-from forkpoint.run import Run
+from forkpoint.runs.layout import DECODER, MAIN, read_content
+from forkpoint.runs.masks import states_layout
+from forkpoint.runs.modules import predicts_next, unwrapped, wrappings
+from forkpoint.runs.run import Run
 from forkpoint.session import Session
 from forkpoint.support.equality import same_bits
 

@@ -8,14 +8,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from forkpoint.layout import MAIN, Coordinates, Layout
 from forkpoint.match.align import gap
 from forkpoint.probes.bench import Bench
 from forkpoint.probes.meetings import Meeting, pair_values
 from forkpoint.probes.watchers import Kept, Store
 from forkpoint.promotion import Promotion
 from forkpoint.result import ProbeResult
-from forkpoint.run import Run
+from forkpoint.runs.layout import MAIN, Coordinates, Layout
+from forkpoint.runs.run import Run
 from forkpoint.session import Session
 
 _UNCHANGED = 1e-9

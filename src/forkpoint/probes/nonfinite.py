@@ -19,6 +19,7 @@ from torch import Tensor
 
 from forkpoint.capture.labels import Label
 from forkpoint.capture.recorder import Fetch, Recorder, Taken
+from forkpoint.capture.trace import Event, Op
 from forkpoint.capture.writes import INDEXED_WRITES
 from forkpoint.locate import Located, named_inputs
 from forkpoint.match.align import index_of
@@ -27,7 +28,6 @@ from forkpoint.probes.replay import in_float64
 from forkpoint.result import NonFinite, ProbeResult
 from forkpoint.results import ResultComparison, finite_parts
 from forkpoint.session import Session, Traced
-from forkpoint.trace import Event, Op
 
 _FETCHED = 8
 """Infinities behind a NaN that are looked into, the earliest ones."""

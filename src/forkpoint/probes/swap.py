@@ -17,7 +17,7 @@ from forkpoint.probes.meetings import Meeting
 from forkpoint.probes.watchers import Kept, Store
 from forkpoint.promotion import Promotion
 from forkpoint.result import ProbeResult
-from forkpoint.run import Run
+from forkpoint.runs.run import Run
 from forkpoint.session import Results, Session
 
 _EQUAL = 1e-9

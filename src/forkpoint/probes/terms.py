@@ -23,8 +23,8 @@ from forkpoint.probes.watchers import Kept, Store
 from forkpoint.promotion import Promotion
 from forkpoint.result import ProbeResult
 from forkpoint.results import ResultComparison, ResultGap
-from forkpoint.returned import all_results
-from forkpoint.run import Inputs, Run
+from forkpoint.runs.returned import all_results
+from forkpoint.runs.run import Inputs, Run
 from forkpoint.session import Results, Session, Traced
 
 MAX_STORED = 1 << 30

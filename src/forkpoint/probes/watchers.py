@@ -14,11 +14,11 @@ from torch import Tensor
 from forkpoint.capture.functions import LOOKUPS
 from forkpoint.capture.labels import Label
 from forkpoint.capture.recorder import Recorder, Watcher
+from forkpoint.capture.trace import Event, Op
 from forkpoint.match.align import gap
 from forkpoint.match.pairs import Pairs
 from forkpoint.support.memory import Memory, Shelf, Shelved, load
 from forkpoint.support.readable import why_unreadable
-from forkpoint.trace import Event, Op
 
 Key = tuple[str, str, str]
 Place = tuple[Key, int, int, int]

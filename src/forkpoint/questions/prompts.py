@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from forkpoint.errors import InputError
-from forkpoint.kept import kept_state
-from forkpoint.layout import Layout
-from forkpoint.modules import innermost
-from forkpoint.run import Run
+from forkpoint.runs.layout import Layout
+from forkpoint.runs.modules import innermost
+from forkpoint.runs.run import Run
+from forkpoint.runs.state import kept_state
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -13,7 +13,7 @@ from typing import Any
 
 from forkpoint.capture.recorder import Taken
 from forkpoint.locate import fetch_op
-from forkpoint.run import RandomState
+from forkpoint.runs.run import RandomState
 from forkpoint.scene.format import flags
 from forkpoint.scene.format.arguments import tensors_in_order
 from forkpoint.scene.format.flags import Flags

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from forkpoint.errors import CaptureError
-from forkpoint.modules import walk
+from forkpoint.runs.modules import walk
 from forkpoint.support.restoring import undone
 
 MOST_COPIED = 1 << 26

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from forkpoint.capture.coordinates import CoordinateTable
 from forkpoint.capture.sites import Site
-from forkpoint.modules import unwrapped
+from forkpoint.runs.modules import unwrapped
 from forkpoint.support.memory import Shelf, Shelved, load_array
 
 WHOLE = -2

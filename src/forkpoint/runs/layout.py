@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from forkpoint.errors import InputError, LayoutError
-from forkpoint.masks import CUMULATIVE_LENGTHS, find_mask, real_pixels, states_layout
+from forkpoint.runs.masks import CUMULATIVE_LENGTHS, find_mask, real_pixels, states_layout
 from forkpoint.support.restoring import by_itself
 
 PADDING = -1

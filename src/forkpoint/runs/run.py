@@ -13,11 +13,11 @@ import torch
 from torch import Tensor, nn
 
 from forkpoint.errors import InputError
-from forkpoint.kept import kept_state
-from forkpoint.layout import MAIN, Layout, token_tensor
-from forkpoint.modules import Survey
-from forkpoint.reach import modules_behind
-from forkpoint.returned import caches_in, results_of, without_named
+from forkpoint.runs.layout import MAIN, Layout, token_tensor
+from forkpoint.runs.modules import Survey
+from forkpoint.runs.reach import modules_behind
+from forkpoint.runs.returned import caches_in, results_of, without_named
+from forkpoint.runs.state import kept_state
 from forkpoint.support.readable import LET_GO, why_unreadable
 from forkpoint.support.restoring import as_called, by_itself, restored
 

@@ -17,9 +17,9 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
-from forkpoint.contents import Contents, shared
-from forkpoint.modules import Survey, survey
 from forkpoint.native import compiled
+from forkpoint.runs.contents import Contents, shared
+from forkpoint.runs.modules import Survey, survey
 from forkpoint.support.restoring import undone
 
 _CONTAINERS = frozenset({dict, OrderedDict, list, set})
