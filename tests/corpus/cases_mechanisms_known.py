@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from . import mixers, models, modules
 from .case import Pair, case
 from .cases_mechanisms import packed
-from .expect import LEAK_UNMASKED, MASK, PACKING, POOLING, SCALE, SOUND, STATISTICS, semantic
+from .expect import FUNCTION, LEAK_UNMASKED, MASK, PACKING, POOLING, SCALE, SOUND, semantic
 from .modules import Tagger, seeded
 from .pairs import batched, padded
 from .tokens import VOCABULARY, words
@@ -108,7 +108,7 @@ def _() -> Pair:
 @case(
     "43-softmax-over-rows",
     "Hidden states normalised by a softmax over the rows",
-    STATISTICS,
+    FUNCTION,
     origin="softmax",
     floor=1e-3,
 )

@@ -15,6 +15,7 @@ from forkpoint.mechanisms.errors import (
     attention_mask,
     cache_state,
     length_dependent_rope,
+    of_length,
     packing,
     pooling,
     position_ids,
@@ -39,6 +40,7 @@ _TESTS: tuple[Callable[[Case], Mechanism | None], ...] = (
     expert_capacity,
     statistics_or_leak,
     cache_state,
+    of_length,
     leak,
 )
 """In the order in which they are asked: what takes no further run first."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 
 import torch
@@ -15,9 +15,12 @@ from forkpoint.probes.bench import Bench, benches
 from forkpoint.probes.content import ContentProbe
 from forkpoint.probes.coupling import OTHERS, Coupling, coupling
 from forkpoint.probes.decisions import coupling_at
+from forkpoint.probes.given import Masked, masked_module
+from forkpoint.probes.length import changes_with_length
 from forkpoint.probes.meetings import Meeting
 from forkpoint.probes.origin import Origin
 from forkpoint.probes.pooling import for_the_call
+from forkpoint.probes.statistics import normalises
 from forkpoint.probes.swap import Swap
 from forkpoint.probes.watchers import Store
 from forkpoint.result import ProbeResult
@@ -63,6 +66,13 @@ class Case:
     def of_layout(self) -> bool:
         """Whether no token's content enters the origin, in either run."""
         return self.origin is not None and all(bench.of_layout(bench.root) for bench in self.benches)
+
+    @cached_property
+    def by_length(self) -> ProbeResult | None:
+        """That the origin, which no token's content enters, changes with a longer row."""
+        if self.root is None or not self.of_layout:
+            return None
+        return changes_with_length(self.session, self.root, *self.benches, real=True)
 
     @cached_property
     def coupling(self) -> Coupling | None:
@@ -204,21 +214,39 @@ class Case:
         found = store.behind(start, decides) | {event for event in start if decides(event)}
         return frozenset(store.ops[event][0].function.removeprefix("aten.") for event in found)
 
-    def given_a_mask(self, *, around: bool) -> bool:
-        """Whether the module of the origin is called with a mask.
-
-        Args:
-            around: or one around it.
-        """
+    @cached_property
+    def masked(self) -> Masked | None:
+        """The module that is given a mask: that of the origin, the one whose code calls it, or one around them."""
         if self.origin is None:
+            return None
+        return masked_module(self.benches, self.module)
+
+    @property
+    def masked_itself(self) -> bool:
+        """Whether the module of the origin is given a mask in its own call."""
+        return self.masked is not None and self.masked.module == self.module
+
+    @property
+    def module(self) -> str:
+        """Path of the module of the origin."""
+        assert self.origin is not None
+        return self.origin.seen.a.op.module
+
+    @cached_property
+    def normalises(self) -> bool:
+        """Whether what couples tokens at the origin is a mean, or a mean and a variance, by which they are normalised."""
+        if self.coupling is None or not normalises(self.coupling):
             return False
-        module = self.session.a.trace.plain(self.origin.seen.a.op.module)
-        for op in self.session.b.trace.ops:
-            path = self.session.b.trace.plain(op.module)
-            outer = around and (not path or module.startswith(f"{path}."))
-            if op.is_input and "mask" in op.function and (module == path or outer):
-                return True
-        return False
+        self._tell("a constant added to all values there changes nothing, doubled values no more than the scale, and each of "
+                   "the others counts: a mean, or a mean and a variance, is taken away")  # fmt: skip
+        return True
+
+    def _tell(self, more: str) -> None:
+        """Add to the evidence of the coupling what was shown of it besides."""
+        assert self.coupling is not None
+        told = replace(self.coupling.result, text=f"{self.coupling.result.text}; {more}")
+        self.evidence[self.evidence.index(self.coupling.result)] = told
+        self.coupling = replace(self.coupling, result=told)
 
 
 def _is_whole(value: Tensor) -> bool:

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from forkpoint.mechanisms.case import Case
 from forkpoint.mechanisms.mechanism import Mechanism
-from forkpoint.probes.coupling import EARLIER, ROWS, Coupling
+from forkpoint.probes.coupling import EARLIER, PADDING, ROWS, Coupling
 
 _EXTREMES = frozenset({"amax", "amin", "max", "min", "aminmax", "norm", "vector_norm", "linalg_vector_norm"})
 _QUANTISING = frozenset({"round", "round_", "clamp", "clamp_", "clip", "floor", "trunc"})
@@ -97,7 +97,7 @@ def expert_capacity(case: Case) -> Mechanism | None:
 
 
 def statistics_or_leak(case: Case) -> Mechanism | None:
-    """Others move the origin: all alike, as a mean does, or each in its place, as a convolution does."""
+    """Others move the origin: by statistics of them all, or by what each of them holds."""
     coupled = case.coupling
     if coupled is None:
         return None
@@ -105,7 +105,11 @@ def statistics_or_leak(case: Case) -> Mechanism | None:
         return None  # what an earlier call left is the cache's
     if case.of_the_call:
         return None  # a number of the whole call, like a loss, is made of all tokens in any model
-    return _leak(case, coupled) if coupled.ordered() else _statistics(case, coupled)
+    if coupled.ordered():
+        return _leak(case, coupled)
+    if case.normalises:
+        return _statistics(case, case.coupling or coupled)
+    return _leak(case, coupled) if PADDING in coupled.what else _in_no_order(coupled)
 
 
 def leak(case: Case) -> Mechanism | None:
@@ -128,16 +132,27 @@ def _statistics(case: Case, coupled: Coupling) -> Mechanism:
         if ROWS in coupled.what
         else "over the columns of a row"
     )
-    masked = case.given_a_mask(around=False)
+    masked = case.masked_itself
     whole = case.root is not None and case.root.a.label is not None and _keeps_tokens(case)
     return Mechanism(
         "batch_statistics", False if masked else True if whole or ROWS in coupled.what else None,
         f"statistics are taken {what}, {' and '.join(coupled.what)} among them"
-        + (", though the module is given a mask" if masked else ""),
+        + (f", {case.masked}" if masked else ""),
         "Leave padding out of the statistics: sum(x * mask) / sum(mask)." if masked else
         "Run rows of one length, one at a time, or use a normalisation that sees one token (put the module in eval "
         "mode, if it is a batch norm).",
         coupled.result,
+    )  # fmt: skip
+
+
+def _in_no_order(coupled: Coupling) -> Mechanism:
+    """A softmax, a largest value, a length over other rows or tokens: a coupling, and no known one."""
+    of = "a row's values depend on other rows of the batch" if coupled.of_rows else (
+        f"a token's values depend on {' and '.join(coupled.what)}"
+    )  # fmt: skip
+    return Mechanism(
+        None, None, f"{of}, whichever of them holds what, and not by statistics that normalise them",
+        "Look at the dimension that the op at the origin works over: it takes others together with each.",
     )  # fmt: skip
 
 
@@ -155,10 +170,19 @@ def _leak(case: Case, coupled: Coupling | None) -> Mechanism:
             "Find why the op reads other rows: a reshape or a transpose that mixes rows with columns, or an attention "
             "that takes rows for tokens.",
         )  # fmt: skip
-    ignored = case.given_a_mask(around=True)
+    ignored = case.masked
     return Mechanism(
-        "padding_leak", False if ignored else None,
-        "what sits in the padding (or in another row) reaches a real token"
-        + (", though the module is given a mask" if ignored else ""),
+        "padding_leak", None if ignored is None else False,
+        f"{_where(coupled)} reaches a real token" + ("" if ignored is None else f", {ignored}"),
         "Set padded positions to zero before the layer that mixes positions, or run rows without padding.",
     )  # fmt: skip
+
+
+def _where(coupled: Coupling | None) -> str:
+    """Where what reaches a token sits, as far as the experiment told."""
+    known = () if coupled is None else coupled.what
+    if known == (PADDING,):
+        return "what sits in the padding of its own row"
+    if ROWS in known and PADDING in known:
+        return "what sits in the padding of its own row and in other rows"
+    return "what sits in the padding (or in another row)"

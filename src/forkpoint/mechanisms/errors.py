@@ -9,6 +9,7 @@ from forkpoint.probes.length import changes_with_length
 from forkpoint.probes.packing import reads_packed
 from forkpoint.probes.pooling import other_token, pools_columns, pools_padding
 from forkpoint.probes.positions import other_positions, positions_at
+from forkpoint.probes.rotation import rotary_by_length
 
 _CLOSES_NOTHING = 0.01
 """Share of the gap below which putting a value right has closed nothing."""
@@ -40,20 +41,33 @@ def attention_mask(case: Case) -> Mechanism | None:
 
 
 def length_dependent_rope(case: Case) -> Mechanism | None:
-    """A table of angles that no token's content enters changes with a longer row."""
-    root = case.root
-    if root is None or not case.of_layout or not {"cos", "sin"} <= (case.after(20) | case.names):
+    """A table of angles by position, which turns queries and keys, changes with a longer row."""
+    shown, root = case.by_length, case.root
+    if shown is None or root is None or other_positions(case.session, root, *case.benches) is not None:
         return None
-    shown = changes_with_length(case.session, root, *case.benches, real=True)
-    if shown is None or other_positions(case.session, root, *case.benches) is not None:
+    rotary = rotary_by_length(*case.benches, shown)
+    if rotary is None:
         return None
-    case.evidence.append(shown)
+    case.evidence.append(rotary)
     return Mechanism(
         "length_dependent_rope", True, "the rotary table is chosen by the longest row (dynamic NTK, LongRoPE), so a "
         "token's rotation depends on the others' length",
         "Compare runs whose longest row is on the same side of the original context length, or fix the table "
         "(rope_scaling of type linear or yarn).",
-        shown,
+        rotary,
+    )  # fmt: skip
+
+
+def of_length(case: Case) -> Mechanism | None:
+    """A value that no token's content enters changes with a longer row, whatever it is."""
+    shown = case.by_length
+    if shown is None or case.are_two_functions(case.origin):
+        return None
+    case.evidence.append(shown)
+    return Mechanism(
+        None, None, "what is made from positions or sizes alone changes with the number of columns of a row",
+        "Look at the origin: a length that enters there has to be that of the token's own row without padding, or one "
+        "number for all rows.",
     )  # fmt: skip
 
 

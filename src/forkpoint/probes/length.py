@@ -33,12 +33,12 @@ def changes_with_length(
     lengths = a.columns_so_far, b.columns_so_far
     if lengths[0] == lengths[1]:
         return None
-    short = a if lengths[0] < lengths[1] else b
+    short = shorter(a, b)
     before = short.store.kept[short.root]
-    after = _with_columns(short, max(lengths), real=real)
+    after = with_columns(short, max(lengths), real=real)
     if after is None:
         return None
-    by = _change(before.value, after.value)
+    by = changed(before.value, after.value)
     if not by:
         return None
     if a.traced.run.model is not b.traced.run.model and not _explains(session, root, short, after):
@@ -47,7 +47,12 @@ def changes_with_length(
         f"with rows of {max(lengths)} columns in place of {min(lengths)}, the value at the origin of run "
         f"{short.side.upper()} changes by {by:.2g}"
     )
-    return ProbeResult("coupling", "coupled", by, text)
+    return ProbeResult("length", "changes", by, text)
+
+
+def shorter(a: Bench, b: Bench) -> Bench:
+    """The run whose rows have fewer columns, up to the call of the origin."""
+    return a if a.columns_so_far < b.columns_so_far else b
 
 
 def _explains(session: Session, root: Meeting, short: Bench, after: Kept) -> bool:
@@ -61,7 +66,7 @@ def _explains(session: Session, root: Meeting, short: Bench, after: Kept) -> boo
     return gap(one.value, other.value, pairs).max_abs <= max(root.noise, _UNCHANGED * root.gap.max_abs)
 
 
-def _change(before: Tensor, after: Tensor) -> float:
+def changed(before: Tensor, after: Tensor) -> float:
     """How far two values are apart where both have elements, or 0 where that is rounding."""
     if before.dim() != after.dim():
         return 0.0
@@ -74,7 +79,7 @@ def _change(before: Tensor, after: Tensor) -> float:
     return by if by > _UNCHANGED * float(before.double().abs().max()) else 0.0
 
 
-def _with_columns(bench: Bench, columns: int, *, real: bool) -> Kept | None:
+def with_columns(bench: Bench, columns: int, *, real: bool) -> Kept | None:
     """The origin's value where the rows of its call have so many columns."""
     run, call = bench.traced.run, bench.call
     coordinates = run.layout.calls[call].get(MAIN)

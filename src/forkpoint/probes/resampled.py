@@ -52,14 +52,10 @@ class Resampled:
     ) -> Tensor | None:
         if (key, nth, output, recorder.call) not in self.places or label is None or label.k is not None:
             return None
-        known = np.append(
-            self.chosen, np.zeros(max(len(recorder.table.kinds) + 2 - len(self.chosen), 0), bool)
-        )
-        other = known[label.q] & recorder.table.is_slot(label.q)
+        other = _of(self.chosen, recorder, label)
         if not other.any():
             return None
-        mask = torch.from_numpy(spread(other, tuple(value.shape)).copy()).to(value.device)
-        new = torch.where(mask, self._instead(value), value)
+        new = torch.where(_spread(other, value), self._instead(value), value)
         if self.how == ROTATED:
             new = _rotated(new, label, other, self.groups)
         self.replaced += 0 if new is None else int(other.sum())
@@ -79,6 +75,60 @@ class Resampled:
         self, recorder: Recorder, event: int, value: Tensor, label: Label | None, inputs: list[int]
     ) -> None:
         return None
+
+
+@dataclass
+class Rescaled:
+    """Adds to values, and multiplies them.
+
+    Attributes:
+        places: the calls whose results are changed, as a whole.
+        factor: what they are multiplied by.
+        shift: what is added to them before.
+        nudged: for each id, whether its values get something more; None where none do.
+        nudge: which is this.
+        replaced: how many values were changed.
+    """
+
+    places: set[Place]
+    factor: float
+    shift: float = 0.0
+    nudged: NDArray[np.bool_] | None = None
+    nudge: float = 0.0
+    replaced: int = 0
+    entrances_only: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        self._keys = {place[0] for place in self.places}
+
+    def edits(self, key: Key) -> bool:
+        return key in self._keys
+
+    def edit(
+        self, recorder: Recorder, key: Key, nth: int, output: int, value: Tensor, label: Label | None
+    ) -> Tensor | None:
+        if (key, nth, output, recorder.call) not in self.places or not value.is_floating_point():
+            return None
+        self.replaced += 1
+        added = torch.full_like(value, self.shift)
+        if self.nudged is not None and label is not None:
+            added += _spread(_of(self.nudged, recorder, label), value) * self.nudge
+        return (value + added) * self.factor
+
+    def saw(
+        self, recorder: Recorder, event: int, value: Tensor, label: Label | None, inputs: list[int]
+    ) -> None:
+        return None
+
+
+def _of(chosen: NDArray[np.bool_], recorder: Recorder, label: Label) -> NDArray[np.bool_]:
+    """Which columns among the ids of a label are chosen."""
+    known = np.append(chosen, np.zeros(max(len(recorder.table.kinds) + 2 - len(chosen), 0), bool))
+    return known[label.q] & recorder.table.is_slot(label.q)
+
+
+def _spread(ids: NDArray[np.bool_], value: Tensor) -> Tensor:
+    return torch.from_numpy(spread(ids, tuple(value.shape)).copy()).to(value.device)
 
 
 def _rotated(

@@ -1,0 +1,117 @@
+"""Which module around the origin is given a mask: one that tells the padding of its rows from their tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from forkpoint.capture.labels import spread
+from forkpoint.layout import MAIN
+from forkpoint.probes.bench import Bench
+from forkpoint.probes.watchers import Kept
+from forkpoint.run import Run
+
+
+@dataclass(frozen=True)
+class Masked:
+    """A module that is given a mask.
+
+    Attributes:
+        module: its path; empty for the model itself.
+        own: whether it is the module at the origin, or the one whose code calls it; else it lies around that.
+    """
+
+    module: str
+    own: bool
+
+    def __str__(self) -> str:
+        """What can be said of it, as in "…, though the module is given a mask"."""
+        name = self.module or "the model"
+        return f"though {name} is given a mask" if self.own else f"though {name}, around it, is given a mask"
+
+
+def masked_module(benches: tuple[Bench, Bench], module: str) -> Masked | None:
+    """The module that is given a mask in each run that has padding; None where none is.
+
+    It is the one whose code makes the call at the origin: torch's own modules (a convolution, a norm) leave masks to
+    those that call them. Else it is one around that, below the model itself: a mask that the model is given, and keeps to
+    itself, is none that its modules have.
+
+    Args:
+        benches: the runs at the origin.
+        module: the path of the module at the origin, in run A.
+    """
+    padded = [bench for bench in benches if (bench.slots & ~bench.is_token & (bench.columns >= 0)).any()]
+    for path, own in _around(benches[0].traced.run, module):
+        if padded and all(is_given_mask(bench, path) for bench in padded):
+            return Masked(path, own)
+    return None
+
+
+def is_given_mask(bench: Bench, module: str) -> bool:
+    """Whether the recorded arguments of a module's own calls hold a mask that tells padding from tokens."""
+    plain = bench.traced.trace.plain
+    given = (kept for kept in bench.store.kept.values() if kept.op.is_input)
+    return any(plain(kept.op.module) == plain(module) and _tells_padding(bench, kept) for kept in given)
+
+
+def _around(run: Run, module: str) -> Iterator[tuple[str, bool]]:
+    """The module, those around it, and whether each is its own or the caller of what is torch's."""
+    path, own = module, True
+    while True:
+        if own or path:
+            yield path, own
+        if not path:
+            return
+        own = own and _is_of_torch(run.modules, path)
+        path = path.rpartition(".")[0]
+
+
+def _is_of_torch(model: nn.Module | None, path: str) -> bool:
+    try:
+        found = None if model is None else model.get_submodule(path)
+    except AttributeError:  # a module that is made for the call
+        return False
+    return found is not None and type(found).__module__.partition(".")[0] == "torch"
+
+
+def _tells_padding(bench: Bench, kept: Kept) -> bool:
+    """Whether padding has one value, which tokens have not: all of them where no name says that it is a mask."""
+    ids = _ids(bench, kept)
+    if ids is None:
+        return False
+    places, seen = ids
+    column = bench.slots & (bench.columns >= 0)
+    padding, tokens = (seen & known[places] for known in (column & ~bench.is_token, bench.is_token))
+    if not (padding.any() and tokens.any()):
+        return False
+    of_padding, of_tokens = (
+        torch.unique(_numbers(kept.value)[torch.from_numpy(which)]) for which in (padding, tokens)
+    )
+    called = "mask" in kept.op.function
+    if len(of_padding) != 1 or (len(of_tokens) != 1 and not called):
+        return False
+    return bool((of_tokens != of_padding).any() if called else (of_tokens != of_padding).all())
+
+
+def _numbers(value: Tensor) -> Tensor:
+    return value.detach().cpu().to(torch.uint8) if value.dtype == torch.bool else value.detach().cpu()
+
+
+def _ids(bench: Bench, kept: Kept) -> tuple[np.ndarray, np.ndarray] | None:
+    """For each element whose column (or key) it stands for, and whether it is a token's view of it."""
+    shape = tuple(kept.value.shape)
+    if kept.label is not None:
+        q = spread(kept.label.q, shape)
+        if kept.label.k is None:
+            return q, np.ones(shape, dtype=bool)
+        return spread(kept.label.k, shape), bench.is_token[q]
+    grid = bench.traced.trace.table.slots(kept.event.call, MAIN)
+    if grid is None or len(shape) < 2 or (shape[0], shape[-1]) != tuple(grid.shape):
+        return None
+    places = grid.reshape(shape[0], *[1] * (len(shape) - 2), shape[-1])
+    return np.broadcast_to(places, shape), np.ones(shape, dtype=bool)

@@ -1,0 +1,104 @@
+"""The statistics probe: is what couples tokens at the origin a normalisation by a mean, or a mean and a variance?
+
+A softmax, a maximum or a length of vectors is taken over the others as well, in no order. What tells a
+normalisation from them: a constant added to all values changes nothing, all values doubled change
+nothing (or double it, where only a mean is taken away), and each of the others counts, however little
+it is changed.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from forkpoint.match.align import pair_elements
+from forkpoint.probes.bench import Bench, Mask
+from forkpoint.probes.coupling import Coupling
+from forkpoint.probes.resampled import Rescaled
+from forkpoint.probes.watchers import Kept
+
+_FAR = 1e4
+"""What all values are multiplied by, so that an epsilon under a root has no part in them."""
+_SHIFT, _NUDGE = 0.7, 1e-2
+"""What is added to all values, or to those of one of the others, before they are multiplied."""
+_EQUAL, _MOVED = 1e-6, 1e-12
+"""Relative to the largest value: up to which two values are one, and from which one has moved."""
+_EACH = 0.9
+"""Share of the elements that has to move with one of the others; a largest value moves with few."""
+
+
+def normalises(coupled: Coupling) -> bool:
+    """Whether the first value of tokens, from the origin on, is made by taking statistics of others away."""
+    bench = coupled.bench
+    at = None if bench is None else _of_tokens(bench)
+    if bench is None or coupled.others is None or at is None:
+        return False
+    here = replace(bench, root=at)
+    mine = bench.samples(bench.first_of(coupled.moved))
+    before = [bench.store.kept[event] for event in bench.before & bench.content if event in bench.store.kept]
+    one = _one_of(bench, coupled.others, before, rows=coupled.of_rows)
+
+    def values(factor: float, shift: float = 0.0, nudged: Mask | None = None) -> Tensor | None:
+        watcher = Rescaled({kept.place for kept in before}, factor, shift, nudged, _NUDGE)
+        found = here.again(watcher)
+        return _at_tokens(here, found, mine) if found is not None and watcher.replaced else None
+
+    plain = values(_FAR)
+    if one is None or plain is None or not plain.numel() or not bool(plain.abs().max()):
+        return False
+    doubled, shifted = values(2 * _FAR), values(_FAR, _SHIFT)
+    if not (_equal(plain, shifted) and (_equal(plain, doubled) or _equal(2 * plain, doubled))):
+        return False
+    nudged = values(_FAR, nudged=one)
+    if nudged is None or nudged.shape != plain.shape:
+        return False
+    moved = (nudged - plain).abs() > _MOVED * plain.abs().max()
+    return float(moved.double().mean()) > _EACH
+
+
+def _of_tokens(bench: Bench) -> int | None:
+    """The origin, or the first value that is made from it and has one for each of several tokens."""
+    for event in sorted(bench.store.reached([bench.root])):
+        kept = bench.store.kept.get(event)
+        if kept is None or kept.label is None or kept.label.k is not None or not kept.numeric:
+            continue
+        columns = bool((bench.slots & (bench.columns >= 0))[np.unique(kept.label.q)].all())
+        if event in bench.content and (columns or _has_tokens(bench, kept)):
+            return event
+    return None
+
+
+def _has_tokens(bench: Bench, kept: Kept) -> bool:
+    of = bench.session.shared.coordinate
+    return any(of(number)[1] is not None for number in bench.numbers_of(kept) if number >= 0)
+
+
+def _one_of(bench: Bench, others: Mask, before: list[Kept], *, rows: bool) -> Mask | None:
+    """One of the others that come in before the origin: a row, or else a column (or all that padding was made into)."""
+    there = np.zeros(len(others), dtype=bool)
+    for kept in before:
+        if kept.label is not None:
+            there[np.unique(kept.label.q)] = True
+    ids = np.flatnonzero(others & there)
+    if not len(ids):
+        return None
+    return others & (bench.rows == bench.rows[ids[-1]]) if rows else np.arange(len(others)) == ids[-1]
+
+
+def _at_tokens(bench: Bench, kept: Kept, samples: frozenset[int]) -> Tensor | None:
+    """The elements of a value at the tokens of some samples that both runs have."""
+    pairs = pair_elements(kept.value, kept.label, kept.value, kept.label, bench.shared)
+    if not len(pairs) or pairs.by_sample:
+        return None
+    of = {number: bench.samples({number}) <= samples for number in pairs.distinct.tolist()}
+    keep = np.repeat([of[number] for number in pairs.coordinates.tolist()], len(pairs.inner_a))
+    return kept.value.reshape(-1)[torch.from_numpy(pairs.a[keep])].double()
+
+
+def _equal(one: Tensor, other: Tensor | None) -> bool:
+    if other is None or other.shape != one.shape:
+        return False
+    return bool((one - other).abs().max() <= _EQUAL * one.abs().max())
