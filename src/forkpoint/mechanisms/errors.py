@@ -5,7 +5,6 @@ from __future__ import annotations
 from forkpoint.mechanisms.case import Case
 from forkpoint.mechanisms.mechanism import Mechanism
 from forkpoint.probes.cache import reads_cache
-from forkpoint.probes.length import changes_with_length
 from forkpoint.probes.packing import reads_packed
 from forkpoint.probes.pooling import other_token, pools_columns, pools_padding
 from forkpoint.probes.positions import other_positions, positions_at
