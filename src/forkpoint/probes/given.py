@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from forkpoint.capture.labels import spread
-from forkpoint.layout import MAIN
 from forkpoint.probes.bench import Bench
 from forkpoint.probes.watchers import Kept
-from forkpoint.run import Run
+from forkpoint.runs.layout import MAIN
+from forkpoint.runs.run import Run
 
 
 @dataclass(frozen=True)
