@@ -96,7 +96,7 @@ def mode(pair: Pair) -> object:
 
 @_way("forkpoint", "forkpoint", peer=False)
 def forkpoint(pair: Pair) -> object:
-    from forkpoint.session import trace_run
+    from forkpoint.explain.session import trace_run
 
     traced = [trace_run(run) for run in pair]
     for one in traced:

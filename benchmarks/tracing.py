@@ -120,7 +120,7 @@ def _once(pair: cases.Pair, name: str, measure: Callable[..., float]) -> float:
 
 
 def _digests(pair: cases.Pair) -> Json:
-    from forkpoint.session import trace_run
+    from forkpoint.explain.session import trace_run
 
     counts = [cases.digested(trace_run(run).trace) for run in pair]
     return {"digested_bytes": sum(b for b, _ in counts), "digested_values": sum(n for _, n in counts)}

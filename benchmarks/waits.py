@@ -19,7 +19,7 @@ import torch
 
 import forkpoint as fp
 from cases import PAD_TO, PROMPT, PROMPT_IDS, Pair, Subject, pair, pair_of
-from forkpoint.session import Traced
+from forkpoint.explain.session import Traced
 from measure import seconds_of, synchronise
 from results import Json
 

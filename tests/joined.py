@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from forkpoint import Layout, Run
+from forkpoint.explain.session import Session, trace_run
 from forkpoint.match import Join, Joined, Shared
 from forkpoint.runs.layout import pair_samples, read_content
-from forkpoint.session import Session, trace_run
 
 Inputs = Mapping[str, Any] | Sequence[Mapping[str, Any]]
 

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import forkpoint as fp
-from forkpoint.arguments import compare_configurations
+from forkpoint.explain.arguments import compare_configurations
 from forkpoint.report import to_text
 
 

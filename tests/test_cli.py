@@ -14,10 +14,9 @@ import pytest
 
 import forkpoint
 import forkpoint.report.terminal
-from forkpoint import demo
 from forkpoint.cli import main
 from forkpoint.cli.outcome import EXIT_STATUS
-from forkpoint.models import LoadedModel
+from forkpoint.models import LoadedModel, demo
 from forkpoint.result import Result, RunSummary, Verdict, VerdictKind
 from forkpoint.support.progress import SILENT
 

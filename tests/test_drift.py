@@ -9,7 +9,7 @@ from tests.plain import Model, batch, ids, pair, twin
 from torch import Tensor, nn
 
 import forkpoint as fp
-from forkpoint.drift import layer_paths
+from forkpoint.explain.drift import layer_paths
 
 
 def test_layers_are_the_entries_of_the_outermost_lists_of_like_modules():

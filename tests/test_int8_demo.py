@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 import forkpoint as fp
-from forkpoint import demo
+from forkpoint.models import demo
 
 PROMPT = "I've got a lovely bunch of coconuts do do do dooo"
 pytestmark = [

@@ -24,8 +24,7 @@ from transformers import (
 from transformers.utils import logging
 
 import forkpoint as fp
-from forkpoint import demo
-from forkpoint.models import load
+from forkpoint.models import demo, load
 
 WORDS = {word: index for index, word in enumerate(["<unk>", "</s>", "<pad>", "a", "b", "c"])}
 LLAMA = {

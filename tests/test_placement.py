@@ -12,8 +12,8 @@ from tests.plain import Model, batch, ids, pair
 from torch import Tensor
 
 import forkpoint as fp
-from forkpoint.placement import Displaced
-from forkpoint.results import compare_results
+from forkpoint.explain.placement import Displaced
+from forkpoint.explain.results import compare_results
 
 Move = Callable[[Tensor, Tensor], Any]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from forkpoint.replaced import replaced_modules
+from forkpoint.explain.replaced import replaced_modules
 from forkpoint.result import ReplacedModule
 
 

@@ -15,7 +15,7 @@ from tests.plain import Model, batch, ids, pair, twin
 from torch import Tensor
 
 import forkpoint as fp
-from forkpoint.results import ResultComparison, compare_results
+from forkpoint.explain.results import ResultComparison, compare_results
 
 
 class Returns(Model):

@@ -15,9 +15,9 @@ from torch import Tensor, nn
 
 from forkpoint.capture.recorder import Recorder
 from forkpoint.errors import CaptureError
+from forkpoint.explain.session import trace_faithfully, trace_run
 from forkpoint.promotion import Promotion
 from forkpoint.runs.run import Run
-from forkpoint.session import trace_faithfully, trace_run
 
 
 @pytest.fixture

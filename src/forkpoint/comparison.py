@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from forkpoint.capture import digest
 from forkpoint.errors import InputError
+from forkpoint.explain.untraced import run_untraced
 from forkpoint.runs.contents import noted_once
 from forkpoint.runs.layout import pair_samples, read_content
 from forkpoint.runs.run import Run
@@ -18,7 +19,6 @@ from forkpoint.support.memory import Memory
 from forkpoint.support.progress import SILENT, Progress
 from forkpoint.support.restoring import alone, by_itself, restored
 from forkpoint.support.sizes import parse_size
-from forkpoint.untraced import run_untraced
 
 if TYPE_CHECKING:
     from forkpoint.result import Result

@@ -13,24 +13,25 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from forkpoint import drift, impact, scene
-from forkpoint.arguments import compare_configurations
+from forkpoint import scene
 from forkpoint.errors import SceneError
-from forkpoint.locate import Located, Tokens, locate
+from forkpoint.explain import drift, impact
+from forkpoint.explain.arguments import compare_configurations
+from forkpoint.explain.locate import Located, Tokens, locate
+from forkpoint.explain.replaced import replaced_modules
+from forkpoint.explain.results import ResultComparison, compare_results
+from forkpoint.explain.session import Session, Traced, trace_faithfully
+from forkpoint.explain.untraced import Untraced
+from forkpoint.explain.values import fetch_value
 from forkpoint.match import Join, Joined, Shared
-from forkpoint.replaced import replaced_modules
 from forkpoint.result import NotCompared, OpRow, Result, RunSummary
-from forkpoint.results import ResultComparison, compare_results
 from forkpoint.runs.layout import Pairing
 from forkpoint.runs.modules import wrappings
 from forkpoint.runs.run import Run, token_ids
-from forkpoint.session import Session, Traced, trace_faithfully
 from forkpoint.support.files import check_writable, is_file
 from forkpoint.support.memory import Memory
 from forkpoint.support.progress import Progress
 from forkpoint.support.restoring import alone, by_itself, restored
-from forkpoint.untraced import Untraced
-from forkpoint.values import fetch_value
 from forkpoint.verdict import Judgement, judge, locate_meeting, without_probes
 
 

@@ -24,7 +24,9 @@ import torch
 
 from forkpoint.capture.recorder import Taken
 from forkpoint.errors import ForkpointError
-from forkpoint.locate import Located, Tokens, describe_choice, describe_values, fetch_op, fetch_ops
+from forkpoint.explain.locate import Located, Tokens, describe_choice, describe_values, fetch_op, fetch_ops
+from forkpoint.explain.results import ResultComparison, finite_parts
+from forkpoint.explain.session import Session
 from forkpoint.mechanisms import LOSS_NORMALISATION, ROUNDING_ADVICE, Case, Mechanism, recognise
 from forkpoint.printable import one_line
 from forkpoint.probes.content import ContentProbe, content
@@ -45,8 +47,6 @@ from forkpoint.probes.terms import loss_terms
 from forkpoint.probes.whole import Whole, whole_numbers
 from forkpoint.promotion import Promotion
 from forkpoint.result import Divergence, ProbeResult, Verdict, VerdictKind
-from forkpoint.results import ResultComparison, finite_parts
-from forkpoint.session import Session
 
 _ULPS_OF_ROUNDING = 64.0
 """Error of one op, in ULP of its largest value, up to which it is its own rounding: long sums in low precision."""

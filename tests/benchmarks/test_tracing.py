@@ -16,7 +16,7 @@ import peers
 import table
 import tracing
 import waits
-from forkpoint.session import trace_run
+from forkpoint.explain.session import trace_run
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ from forkpoint.capture import labels
 from forkpoint.capture.history import History
 from forkpoint.capture.passages import Passage
 from forkpoint.capture.trace import Trace
-from forkpoint.session import Traced, trace_run
+from forkpoint.explain.session import Traced, trace_run
 
 
 @contextmanager

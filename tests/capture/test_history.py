@@ -11,7 +11,7 @@ from forkpoint.capture import history
 from forkpoint.capture.labels import Labels
 from forkpoint.capture.recorder import Recorder
 from forkpoint.capture.taps import Observation
-from forkpoint.session import trace_run
+from forkpoint.explain.session import trace_run
 
 
 def histories(run: Run) -> list[history.History]:

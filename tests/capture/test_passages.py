@@ -18,7 +18,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from forkpoint import Run
 from forkpoint.capture import history, tape
 from forkpoint.capture.marks import Frame
-from forkpoint.session import trace_run
+from forkpoint.explain.session import trace_run
 
 IDS = torch.tensor([[5, 9, 11, 7, 23, 4, 8], [0, 0, 6, 3, 31, 12, 9]])
 MASK = torch.tensor([[1] * 7, [0, 0, 1, 1, 1, 1, 1]])

@@ -17,8 +17,8 @@ from forkpoint.capture.functions import UNWRITTEN
 from forkpoint.capture.recorder import Fetch, Taken
 from forkpoint.capture.sites import NOWHERE
 from forkpoint.capture.wanted import Wanted
+from forkpoint.explain.session import Traced, trace_run
 from forkpoint.probes.watchers import Store
-from forkpoint.session import Traced, trace_run
 from forkpoint.support.equality import same_bits
 
 NO_PLACE = NOWHERE.site.chain

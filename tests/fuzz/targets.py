@@ -19,11 +19,11 @@ from tests.scene.pairs import other_weights
 from tests.scene.sessions import save
 from torch import Tensor
 
-from forkpoint import demo, scene
+from forkpoint import scene
 from forkpoint.cli.options import read_prompts
 from forkpoint.cli.replay import report
 from forkpoint.errors import ForkpointError, InputError, ModelError, SceneError
-from forkpoint.models import load
+from forkpoint.models import demo, load
 from forkpoint.scene.format.folder import parsed
 from forkpoint.scene.format.manifest import check_header, from_manifest, storages_from
 from forkpoint.scene.script.source import Writer

@@ -25,8 +25,8 @@ from forkpoint import Run
 from forkpoint.capture import shortcuts, taps
 from forkpoint.capture.mode import Tap
 from forkpoint.capture.shortcuts import targets
+from forkpoint.explain.session import Traced, trace_run
 from forkpoint.native import compiled
-from forkpoint.session import Traced, trace_run
 
 pytestmark = pytest.mark.skipif(compiled is None, reason="not compiled")
 

@@ -22,8 +22,8 @@ from forkpoint import Run
 from forkpoint.capture import sites, taps
 from forkpoint.capture.marks import LEAVING
 from forkpoint.capture.sites import NOWHERE
+from forkpoint.explain.session import trace_run
 from forkpoint.native import compiled
-from forkpoint.session import trace_run
 
 pytestmark = pytest.mark.skipif(compiled is None, reason="not compiled")
 

@@ -11,6 +11,7 @@ from tests.plain import Model, batch, ids, pair, twin
 from torch import Tensor, nn
 
 from forkpoint import Run
+from forkpoint.explain.session import Session
 from forkpoint.probes.bench import Bench, benches
 from forkpoint.probes.cache import reads_cache
 from forkpoint.probes.coupling import PADDING, ROWS, coupling
@@ -21,7 +22,6 @@ from forkpoint.probes.pooling import other_token, pools_columns, pools_padding
 from forkpoint.probes.positions import other_positions
 from forkpoint.probes.precision import precision
 from forkpoint.probes.swap import Swap
-from forkpoint.session import Session
 
 LEFT = batch(ids()), batch(ids(), left=2)
 RIGHT = batch(ids()), batch(ids(), right=2)

@@ -12,9 +12,9 @@ from tests.plain import Model, batch, ids, pair
 from torch import Tensor, nn
 from transformers import ViTConfig, ViTModel
 
+from forkpoint.explain.results import compare_results
 from forkpoint.probes.content import ContentProbe, content
 from forkpoint.probes.precision import precision
-from forkpoint.results import compare_results
 
 
 def asked(model: nn.Module, a: Any, b: Any) -> ContentProbe:

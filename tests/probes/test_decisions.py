@@ -13,13 +13,13 @@ from tests.plain import Model, batch, ids, pair, twin
 from torch import Tensor, nn
 
 import forkpoint as fp
+from forkpoint.explain.results import compare_results
+from forkpoint.explain.session import Session
 from forkpoint.probes.content import content
 from forkpoint.probes.deciding import Forcing, Noting, decided_apart
 from forkpoint.probes.decisions import coupling_at, decisions
 from forkpoint.probes.origin import origin
 from forkpoint.probes.precision import precision
-from forkpoint.results import compare_results
-from forkpoint.session import Session
 from forkpoint.support.memory import Memory
 
 

@@ -9,8 +9,8 @@ import torch.nn.functional as F
 from tests.plain import Model, batch, ids, pair
 from torch import Tensor
 
+from forkpoint.explain.session import trace_faithfully
 from forkpoint.probes.repeat import Repeat, repeat
-from forkpoint.session import trace_faithfully
 
 
 def asked(model: Model, state: bool = True) -> tuple[Repeat, bool]:

@@ -11,7 +11,7 @@ from tests.joined import session
 from tests.plain import Model, batch, ids, pair, twin
 from torch import Tensor
 
-from forkpoint.locate import locate
+from forkpoint.explain.locate import locate
 from forkpoint.probes.replay import Replay, replay
 
 

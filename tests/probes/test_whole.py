@@ -11,9 +11,9 @@ from tests.joined import session
 from torch import Tensor, nn
 
 from forkpoint import Run
+from forkpoint.explain.session import Traced
 from forkpoint.probes.precision import precision
 from forkpoint.probes.whole import Whole, whole_numbers
-from forkpoint.session import Traced
 
 
 class Positioned(nn.Module):

@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import TypeVar
 
 from forkpoint import scene
-from forkpoint.locate import Located, locate
+from forkpoint.explain.locate import Located, locate
+from forkpoint.explain.session import Session, trace_faithfully
 from forkpoint.match import Join, Shared
 from forkpoint.runs.layout import pair_samples, read_content
 from forkpoint.runs.run import Run
-from forkpoint.session import Session, trace_faithfully
 
 T = TypeVar("T")
 

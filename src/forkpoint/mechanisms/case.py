@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 
 from forkpoint.capture.trace import Op
+from forkpoint.explain.results import ResultComparison
+from forkpoint.explain.session import Session
 from forkpoint.probes.attention import sees_other_keys
 from forkpoint.probes.bench import Bench, benches
 from forkpoint.probes.content import ContentProbe
@@ -24,8 +26,6 @@ from forkpoint.probes.statistics import normalises
 from forkpoint.probes.swap import Swap
 from forkpoint.probes.watchers import Store
 from forkpoint.result import ProbeResult
-from forkpoint.results import ResultComparison
-from forkpoint.session import Session
 
 _ATTENTION = frozenset({"scaled_dot_product_attention", "flex_attention", "multi_head_attention_forward"})
 

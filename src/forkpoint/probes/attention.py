@@ -16,13 +16,13 @@ from torch import Tensor
 from forkpoint.capture.functions import parameter_names
 from forkpoint.capture.labels import Label, spread
 from forkpoint.capture.recorder import Taken
-from forkpoint.locate import fetch_op
+from forkpoint.explain.locate import fetch_op
+from forkpoint.explain.session import Session, Traced
 from forkpoint.probes.origin import Origin
 from forkpoint.probes.positions import named_token
 from forkpoint.probes.watchers import Kept, Store
 from forkpoint.promotion import Promotion
 from forkpoint.result import ProbeResult
-from forkpoint.session import Session, Traced
 
 KERNELS = frozenset({"scaled_dot_product_attention", "flex_attention"})
 """Functions of (query, key, value) that weigh values by softmax and don't return the weights."""

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from forkpoint.explain.session import Session, Traced
 from forkpoint.match import Ints, Shared
 from forkpoint.match.align import gap, pair_elements
 from forkpoint.match.pairs import Pairs
@@ -20,7 +21,6 @@ from forkpoint.probes.resampled import DRAWN, Resampled
 from forkpoint.probes.watchers import Kept, Patched, Place, Store
 from forkpoint.promotion import Promotion
 from forkpoint.runs.layout import MAIN
-from forkpoint.session import Session, Traced
 
 _UNCHANGED = 1e-9
 """Change of a value, relative to its largest element, that is rounding: other experts, other sizes of products."""

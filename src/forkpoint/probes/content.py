@@ -6,14 +6,14 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from forkpoint.explain.results import ResultComparison, compare_results
+from forkpoint.explain.session import Results, Session
 from forkpoint.probes.decisions import other_content
 from forkpoint.probes.held import HeldRuns
 from forkpoint.probes.precision import Precision
 from forkpoint.probes.watchers import OtherContent
 from forkpoint.promotion import Promotion
 from forkpoint.result import ProbeResult
-from forkpoint.results import ResultComparison, compare_results
-from forkpoint.session import Results, Session
 
 
 @dataclass(frozen=True)

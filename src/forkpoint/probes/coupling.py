@@ -14,11 +14,11 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from forkpoint.explain.session import Session
 from forkpoint.probes.bench import Bench, Moved, benches
 from forkpoint.probes.origin import Origin
 from forkpoint.probes.resampled import DRAWN, FAINT, NOTHING, ROTATED
 from forkpoint.result import ProbeResult
-from forkpoint.session import Session
 
 ROWS, PADDING, LATER, EARLIER = "other rows", "padding of its own row", "later tokens", "an earlier call"
 OTHERS = "what the other run lacks"

@@ -30,6 +30,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
+from forkpoint.explain.results import ResultComparison, ResultGap, compare_results
+from forkpoint.explain.session import Results, Session, Traced
 from forkpoint.match import Shared
 from forkpoint.match.align import gap, pair_elements
 from forkpoint.probes.deciding import Decision, Forcing, Noting
@@ -39,8 +41,6 @@ from forkpoint.probes.origin import Origin
 from forkpoint.probes.precision import NOISE_RUNS, Precision, Rounding, excess, largest_changes
 from forkpoint.probes.watchers import Kept, OtherContent, Patched, Store
 from forkpoint.result import ProbeResult
-from forkpoint.results import ResultComparison, ResultGap, compare_results
-from forkpoint.session import Results, Session, Traced
 
 MAX_NOTED = 1 << 31
 """Bytes of decisions, and of what they were taken on, that are kept of each run."""

@@ -20,13 +20,13 @@ from forkpoint.capture.mode import transforms
 from forkpoint.capture.recorder import Watcher
 from forkpoint.capture.rules import tensors_in
 from forkpoint.capture.sites import place_of
+from forkpoint.explain.session import Results, Traced
 from forkpoint.match import Shared
 from forkpoint.match.align import pair_elements
 from forkpoint.probes.deciding import STEPS, Decision, is_decision, is_discrete, of_library
 from forkpoint.probes.noise import Noise
 from forkpoint.probes.watchers import Patch, Patched, Place, Values
 from forkpoint.promotion import Promotion
-from forkpoint.session import Results, Traced
 from forkpoint.support.memory import Shelved, load
 
 Inputs64 = Mapping[Any, dict[int, Tensor]]

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from forkpoint.explain.session import Session
 from forkpoint.match.align import gap
 from forkpoint.probes.bench import Bench
 from forkpoint.probes.meetings import Meeting, pair_values
@@ -16,7 +17,6 @@ from forkpoint.promotion import Promotion
 from forkpoint.result import ProbeResult
 from forkpoint.runs.layout import MAIN, Coordinates, Layout
 from forkpoint.runs.run import Run
-from forkpoint.session import Session
 
 _UNCHANGED = 1e-9
 """Relative to the largest value: change that is rounding."""

@@ -11,12 +11,12 @@ from typing import Any
 
 from forkpoint.capture.recorder import Taken
 from forkpoint.capture.trace import Op
-from forkpoint.locate import Located, Tokens, compare_inputs, describe_values, fetch_op, place_of
+from forkpoint.explain.locate import Located, Tokens, compare_inputs, describe_values, fetch_op, place_of
+from forkpoint.explain.session import Session
 from forkpoint.match.align import index_of, scalar
 from forkpoint.match.finite import is_finite
 from forkpoint.probes.nonfinite import Unfinite
 from forkpoint.result import Divergence
-from forkpoint.session import Session
 
 
 def maker(session: Session, made: Unfinite, tokens: Tokens) -> tuple[Divergence | None, Located | None]:

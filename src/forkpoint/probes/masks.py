@@ -6,8 +6,8 @@ import inspect
 
 from torch import Tensor
 
+from forkpoint.explain.session import Session, Traced
 from forkpoint.result import Divergence
-from forkpoint.session import Session, Traced
 
 _ATTENTION = ("scaled_dot_product_attention", "multi_head_attention_forward")
 

@@ -11,12 +11,12 @@ import torch
 
 from forkpoint.capture.labels import Label
 from forkpoint.capture.trace import Trace
+from forkpoint.explain.session import Session
 from forkpoint.match import Ints, Shared
 from forkpoint.match.align import MAX_CELLS, MAX_WORKED_OUT, Gap, gap, pair_elements
 from forkpoint.match.pairs import Pairs
 from forkpoint.match.passes import Passes, meet
 from forkpoint.probes.watchers import Kept, Store
-from forkpoint.session import Session
 
 
 @dataclass

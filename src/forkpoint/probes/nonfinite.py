@@ -21,13 +21,13 @@ from forkpoint.capture.labels import Label
 from forkpoint.capture.recorder import Fetch, Recorder, Taken
 from forkpoint.capture.trace import Event, Op
 from forkpoint.capture.writes import INDEXED_WRITES
-from forkpoint.locate import Located, named_inputs
+from forkpoint.explain.locate import Located, named_inputs
+from forkpoint.explain.results import ResultComparison, finite_parts
+from forkpoint.explain.session import Session, Traced
 from forkpoint.match.align import index_of
 from forkpoint.match.finite import FinitePart, all_finite, is_finite
 from forkpoint.probes.replay import in_float64
 from forkpoint.result import NonFinite, ProbeResult
-from forkpoint.results import ResultComparison, finite_parts
-from forkpoint.session import Session, Traced
 
 _FETCHED = 8
 """Infinities behind a NaN that are looked into, the earliest ones."""

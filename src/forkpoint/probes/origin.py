@@ -16,7 +16,8 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from forkpoint.capture.trace import Op, Trace
-from forkpoint.drift import layer_paths
+from forkpoint.explain.drift import layer_paths
+from forkpoint.explain.session import Session
 from forkpoint.probes.inputs import Weight, same_weights
 from forkpoint.probes.meetings import Meeting, first_seen, meet_values
 from forkpoint.probes.precision import Precision
@@ -33,7 +34,6 @@ from forkpoint.probes.trials import (
 )
 from forkpoint.probes.watchers import Place, Store
 from forkpoint.result import ProbeResult
-from forkpoint.session import Session
 
 MAX_STORED = 1 << 31
 """Bytes of values kept of each run at once; beyond it only the first layer that differs is looked into."""

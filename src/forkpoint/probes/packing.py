@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 
+from forkpoint.explain.session import Session
 from forkpoint.probes.bench import Bench, benches, shown_in_content
 from forkpoint.probes.origin import Origin
 from forkpoint.result import ProbeResult
-from forkpoint.session import Session
 
 
 def reads_packed(session: Session, origin: Origin) -> ProbeResult | None:

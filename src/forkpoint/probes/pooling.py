@@ -11,13 +11,13 @@ from dataclasses import replace
 import numpy as np
 import torch
 
+from forkpoint.explain.session import Session
 from forkpoint.probes.bench import Bench
 from forkpoint.probes.coupling import PADDING, Coupling
 from forkpoint.probes.length import changes_with_length
 from forkpoint.probes.meetings import Meeting
 from forkpoint.probes.origin import Origin
 from forkpoint.result import ProbeResult
-from forkpoint.session import Session
 
 _ONE = 1e-9
 """How far a sum of weights may be from 1."""

@@ -13,14 +13,14 @@ import torch
 from torch import Tensor
 
 from forkpoint.capture.writes import INDEXED_WRITES
-from forkpoint.locate import Located, fetch_op, named_inputs
+from forkpoint.explain.locate import Located, fetch_op, named_inputs
+from forkpoint.explain.session import Session
 from forkpoint.match.pairs import Pairs
 from forkpoint.probes.bench import Bench, benches
 from forkpoint.probes.meetings import Meeting, pair_values
 from forkpoint.probes.origin import Origin
 from forkpoint.probes.watchers import Kept
 from forkpoint.result import ProbeResult
-from forkpoint.session import Session
 
 _LOOKUPS = frozenset({"embedding", "getitem", "index_select", "gather", "take_along_dim", "index", "take"})
 _EQUAL = 1e-9

@@ -8,13 +8,13 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from forkpoint.capture.recorder import Watcher
+from forkpoint.explain.results import ResultComparison, compare_results, finite_parts
+from forkpoint.explain.session import Results, Session
 from forkpoint.probes.inputs import Weight, same_weights
 from forkpoint.probes.noise import Noise
 from forkpoint.probes.watchers import Patch, Patched, Place, Values
 from forkpoint.promotion import Promotion
 from forkpoint.result import ProbeResult
-from forkpoint.results import ResultComparison, compare_results, finite_parts
-from forkpoint.session import Results, Session
 
 NOISE_RUNS = 2
 """Runs with every rounding moved by an ULP, from which float64 noise is measured."""

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from forkpoint.explain.session import Session, Traced, plain
 from forkpoint.result import ProbeResult
 from forkpoint.runs.returned import all_results
 from forkpoint.runs.run import RandomState
-from forkpoint.session import Session, Traced, plain
 from forkpoint.support.equality import same_results
 
 

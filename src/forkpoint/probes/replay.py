@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from forkpoint.capture.recorder import Taken
-from forkpoint.locate import Located, named_inputs
+from forkpoint.explain.locate import Located, named_inputs
 from forkpoint.match.distance import unit_at
 from forkpoint.match.finite import is_finite
 from forkpoint.promotion import Promotion

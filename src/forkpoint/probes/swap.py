@@ -12,13 +12,13 @@ from functools import cached_property
 import torch
 from torch import Tensor, nn
 
+from forkpoint.explain.session import Results, Session
 from forkpoint.probes.handed import Handed
 from forkpoint.probes.meetings import Meeting
 from forkpoint.probes.watchers import Kept, Store
 from forkpoint.promotion import Promotion
 from forkpoint.result import ProbeResult
 from forkpoint.runs.run import Run
-from forkpoint.session import Results, Session
 
 _EQUAL = 1e-9
 """Relative to the largest value: what is rounding."""

@@ -16,16 +16,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from forkpoint.explain.results import ResultComparison, ResultGap
+from forkpoint.explain.session import Results, Session, Traced
 from forkpoint.match.align import gap, pair_elements
 from forkpoint.probes.inputs import Weight, same_weights
 from forkpoint.probes.precision import Precision
 from forkpoint.probes.watchers import Kept, Store
 from forkpoint.promotion import Promotion
 from forkpoint.result import ProbeResult
-from forkpoint.results import ResultComparison, ResultGap
 from forkpoint.runs.returned import all_results
 from forkpoint.runs.run import Inputs, Run
-from forkpoint.session import Results, Session, Traced
 
 MAX_STORED = 1 << 30
 """Bytes of a run's values that are kept."""

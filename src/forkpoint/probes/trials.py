@@ -9,11 +9,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from forkpoint.capture.trace import Op
+from forkpoint.explain.results import ResultComparison, compare_results
+from forkpoint.explain.session import Results, Session
 from forkpoint.probes.meetings import Meeting, Meetings
 from forkpoint.probes.precision import Precision
 from forkpoint.probes.watchers import Store, Values
-from forkpoint.results import ResultComparison, compare_results
-from forkpoint.session import Results, Session
 
 MAX_TRIALS = 48
 """Runs with values put right."""

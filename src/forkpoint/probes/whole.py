@@ -15,13 +15,13 @@ from torch import Tensor
 
 from forkpoint.capture.labels import Label
 from forkpoint.capture.recorder import Fetch, Recorder, Taken
+from forkpoint.explain.results import compare_results
+from forkpoint.explain.session import Results, Session, Traced
 from forkpoint.probes.inputs import Weight, same_weights
 from forkpoint.probes.precision import Precision
 from forkpoint.probes.watchers import Key
 from forkpoint.promotion import Promotion
 from forkpoint.result import ProbeResult
-from forkpoint.results import compare_results
-from forkpoint.session import Results, Session, Traced
 
 _TOLD_APART = {"bfloat16": 1 << 8, "float16": 1 << 11, "float32": 1 << 24}
 """Up to which number each dtype has every whole one."""

@@ -6,10 +6,10 @@ from torch import Tensor
 
 from forkpoint.capture.recorder import Taken
 from forkpoint.errors import SceneError
+from forkpoint.explain.session import Session
 from forkpoint.match import Joined
 from forkpoint.match.align import pair_elements
 from forkpoint.scene.format.sharing import Sharing
-from forkpoint.session import Session
 
 
 def share_output(session: Session, row: Joined, a: Taken, b: Taken, output: int) -> Sharing:

@@ -7,13 +7,13 @@ from dataclasses import dataclass, replace
 
 from forkpoint.capture.recorder import Taken
 from forkpoint.errors import SceneError
-from forkpoint.locate import Located, differing_rows, fetch, named_inputs
+from forkpoint.explain.locate import Located, differing_rows, fetch, named_inputs
+from forkpoint.explain.session import Session
 from forkpoint.match import Difference, Joined
 from forkpoint.scene.format.functions import function_path
 from forkpoint.scene.replaying.replay import equal_elements
 from forkpoint.scene.saving.alignment import share_input, share_output
 from forkpoint.scene.saving.witness import look
-from forkpoint.session import Session
 
 LOOKED_AT = 16
 """Most ops that are tried where the divergence itself can't be replayed."""

@@ -17,12 +17,12 @@ from forkpoint.capture.functions import ALWAYS_VIEWS
 from forkpoint.capture.labels import Label
 from forkpoint.capture.recorder import Taken
 from forkpoint.capture.rules import tensors_in
+from forkpoint.explain.session import Session, Traced
 from forkpoint.match.align import gap, pair_elements
 from forkpoint.scene.format.flags import Flags, in_force
 from forkpoint.scene.format.parts import Inside, Part
 from forkpoint.scene.saving import spelt
 from forkpoint.scene.saving.follow import Following, Labelling, Step, Steps
-from forkpoint.session import Session, Traced
 from forkpoint.support.equality import same_bits
 
 FUSED = frozenset(

@@ -13,7 +13,8 @@ from torch import Tensor
 
 from forkpoint.capture.recorder import Taken
 from forkpoint.errors import SceneError
-from forkpoint.locate import Located, named_inputs
+from forkpoint.explain.locate import Located, named_inputs
+from forkpoint.explain.session import Session, Traced
 from forkpoint.match import Joined
 from forkpoint.match.pairs import Pairs
 from forkpoint.result import Divergence
@@ -31,7 +32,6 @@ from forkpoint.scene.saving.alignment import share_input, share_output
 from forkpoint.scene.saving.choice import choose
 from forkpoint.scene.saving.inside import look_inside
 from forkpoint.scene.saving.witness import Witnessed, witness
-from forkpoint.session import Session, Traced
 
 SIZE_LIMIT = 2 << 30
 """Bytes beyond which a scene is written only if that is confirmed."""

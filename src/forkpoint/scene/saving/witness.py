@@ -12,13 +12,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from forkpoint.capture.recorder import Taken
-from forkpoint.locate import fetch_op
+from forkpoint.explain.locate import fetch_op
+from forkpoint.explain.session import Traced
 from forkpoint.runs.run import RandomState
 from forkpoint.scene.format import flags
 from forkpoint.scene.format.arguments import tensors_in_order
 from forkpoint.scene.format.flags import Flags
 from forkpoint.scene.format.tensors import Placement, placement
-from forkpoint.session import Traced
 from forkpoint.support.equality import same_bits
 
 

@@ -16,6 +16,7 @@ from forkpoint.capture.recorder import Fetch, Look, Recorder, Watcher
 from forkpoint.capture.taps import Observation
 from forkpoint.capture.trace import Trace
 from forkpoint.errors import CaptureError, ForkpointError
+from forkpoint.explain.untraced import Untraced, run_untraced
 from forkpoint.match import Join, Shared
 from forkpoint.promotion import Promotion
 from forkpoint.runs.layout import Pairing
@@ -26,7 +27,6 @@ from forkpoint.support.equality import same_results
 from forkpoint.support.memory import Memory
 from forkpoint.support.progress import SILENT, Progress
 from forkpoint.support.restoring import FROZEN_AT_START, undone
-from forkpoint.untraced import Untraced, run_untraced
 
 Results = list[dict[str, tuple[Tensor, Label | None]]]
 """For each call, the tensors that the model returned and their labels."""

@@ -13,11 +13,12 @@ from typing import Any
 import numpy as np
 from torch import Tensor, nn
 
-from forkpoint.arguments import compare_arguments
 from forkpoint.capture.functions import ALWAYS_VIEWS, parameter_names
 from forkpoint.capture.labels import spread
 from forkpoint.capture.recorder import Fetch, Look, Taken
 from forkpoint.capture.trace import Event, Op
+from forkpoint.explain.arguments import compare_arguments
+from forkpoint.explain.session import Session, Traced
 from forkpoint.match import Difference, Joined
 from forkpoint.match.align import gap, index_of, largest_pair, pair_elements, scalar
 from forkpoint.match.distance import ulps
@@ -26,7 +27,6 @@ from forkpoint.match.pairs import Pairs
 from forkpoint.promotion import Promotion
 from forkpoint.result import Divergence, Element, InputComparison
 from forkpoint.runs.modules import WRAPPER
-from forkpoint.session import Session, Traced
 
 Tokens = Callable[[int, int], str | None]
 """The text of the token at (sample of run A, position), if known."""

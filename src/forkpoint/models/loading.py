@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from forkpoint import demo
 from forkpoint.errors import ModelError
+from forkpoint.models import demo
 from forkpoint.support.progress import status
 
 if TYPE_CHECKING:

@@ -7,7 +7,7 @@ from torch import Tensor
 from forkpoint.capture.recorder import Fetch, Taken
 from forkpoint.capture.trace import Op
 from forkpoint.errors import InputError
-from forkpoint.session import Session, Traced
+from forkpoint.explain.session import Session, Traced
 from forkpoint.support.restoring import alone, by_itself, restored
 
 

@@ -9,13 +9,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from forkpoint.explain.results import ResultComparison, ResultGap, finite_parts
+from forkpoint.explain.session import Results, Session
 from forkpoint.match.align import rows
 from forkpoint.result import Impact, NearTie
-from forkpoint.results import ResultComparison, ResultGap, finite_parts
 from forkpoint.runs.layout import DECODER, MAIN
 from forkpoint.runs.modules import predicts_next
 from forkpoint.runs.run import Run, token_ids
-from forkpoint.session import Results, Session
 
 RETURNED, FROM_LABELS, FROM_IDS = "returned", "recomputed from labels", "recomputed from input_ids"
 """Where a loss comes from."""

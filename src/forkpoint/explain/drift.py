@@ -11,11 +11,11 @@ from torch import Tensor, nn
 
 from forkpoint.capture.labels import Label
 from forkpoint.capture.recorder import Fetch, Taken
+from forkpoint.explain.results import ResultComparison, ResultGap
+from forkpoint.explain.session import Session
 from forkpoint.match.align import gap, pair_elements
 from forkpoint.match.pairs import Pairs
 from forkpoint.result import LayerDrift
-from forkpoint.results import ResultComparison, ResultGap
-from forkpoint.session import Session
 from forkpoint.support.memory import Shelved, load
 
 Output = tuple[Tensor | Shelved, Label | None]

@@ -11,12 +11,12 @@ from torch import Tensor
 
 from forkpoint.capture.coordinates import CoordinateTable
 from forkpoint.capture.labels import Label
+from forkpoint.explain.placement import Displaced, Side, displaced
+from forkpoint.explain.session import Results, Session, Traced
 from forkpoint.match import Shared
 from forkpoint.match.align import Gap, gap, pair_elements
 from forkpoint.match.finite import FinitePart, all_finite, finite_part
 from forkpoint.match.pairs import Pairs
-from forkpoint.placement import Displaced, Side, displaced
-from forkpoint.session import Results, Session, Traced
 
 Labelled = tuple[Tensor, Label | None]
 
