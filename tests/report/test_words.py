@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import re
 import string
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -45,7 +46,6 @@ PROBES = [
     "inputs",
     "precision",
     "content",
-    "length",
     "patch",
     "replay",
     "coupling",
@@ -107,12 +107,25 @@ def test_every_slug_has_words(lang: str) -> None:
         assert words.find(f"status.{status}")
 
 
+@cache
+def texts_in_the_source() -> frozenset[str]:
+    """Every text that the package writes, but for the catalogues; of one with placeholders the parts between them."""
+    found: set[str] = set()
+    for path in Path(forkpoint.__file__).parent.rglob("*.py"):
+        if path not in (Path(english.__file__), Path(chinese.__file__)):
+            nodes = ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+            found |= {n.value for n in nodes if isinstance(n, ast.Constant) and isinstance(n.value, str)}
+    return frozenset(found)
+
+
+@cache
+def written() -> str:
+    return "\n".join(texts_in_the_source())
+
+
 def test_every_phrase_is_used() -> None:
-    """A key stands in the source whole, or its group is looked up by slug."""
-    folder = Path(english.__file__).parent
-    source = "\n".join(
-        p.read_text(encoding="utf-8") for p in folder.glob("*.py") if "PHRASES: dict" not in p.read_text()
-    )
+    """A key stands in the source whole, or its group is looked up by a slug that does."""
+    texts = texts_in_the_source()
     by_slug = (
         "kind",
         "meaning",
@@ -125,8 +138,31 @@ def test_every_phrase_is_used() -> None:
         "ops",
         "unfinite",
     )
-    unused = [key for key in english.PHRASES if f'"{key}"' not in source and key.split(".")[0] not in by_slug]
+    unused: list[str] = []
+    for key in english.PHRASES:
+        group, _, slug = key.partition(".")
+        slugs = {slug.partition(".")[2]} if group == "outcome" else {slug, slug.removeprefix("kind.")}
+        if key not in texts and not (group in by_slug and slugs & texts):
+            unused.append(key)
     assert unused == []
+
+
+def test_every_probe_that_has_words_gives_evidence() -> None:
+    """A word like `length` stands in the source anyway: what counts is that evidence is called so."""
+    source = "\n".join(
+        path.read_text(encoding="utf-8") for path in Path(forkpoint.__file__).parent.rglob("*.py")
+    )
+    named = re.findall(r'ProbeResult\(\s*"(\w+)"|replace\(\w+, name="(\w+)"', source)
+    groups = {key.split(".")[1] for key in english.PHRASES if key.startswith(("probe.", "outcome."))}
+    assert groups <= {name for pair in named for name in pair}
+
+
+@pytest.mark.parametrize("sentence", chinese.SENTENCES)
+def test_a_sentence_that_is_translated_is_written_somewhere(sentence: str) -> None:
+    """Four words of it in a row, or all that there are between two placeholders."""
+    parts = [part.split() for part in re.split(r"\{\w+\}", sentence)]
+    runs = [" ".join(words[i : i + 4]) for words in parts if words for i in range(max(1, len(words) - 3))]
+    assert any(run.strip(" ,;:.()`") in written() for run in runs)
 
 
 def test_singular_and_plural() -> None:
@@ -139,12 +175,12 @@ def test_reasons_that_are_joined_are_translated_apart() -> None:
     text = "not written yet; the moon is full"
     assert Words("zh").phrase(text) == "尚未写入；the moon is full"
     assert not Words("zh").can_say(text)
-    assert Words("zh").can_say("not written yet; only one run returns it")
+    assert Words("zh").can_say("not written yet; the runs share no coordinate of it")
 
 
 def test_a_reason_within_a_sentence_is_translated_too() -> None:
-    text = "no result could be compared: only one run returns it"
-    assert Words("zh").sentence(text) == "没有结果可以比较：只有一次运行返回它。"
+    text = "no result could be compared: the runs share no coordinate of it"
+    assert Words("zh").sentence(text) == "没有结果可以比较：两次运行没有它的共有坐标。"
 
 
 @pytest.mark.parametrize(

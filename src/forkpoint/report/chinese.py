@@ -176,8 +176,7 @@ PHRASES: dict[str, str] = {
     "outcome.content.rounding": "更换另一次运行没有的内容，数值有变，但在 float64 中没有变。",
     "outcome.content.changes": "更换另一次运行没有的内容，结果变化了 {figure}。",
     "outcome.content.nothing": "两次运行的词元相同：没有可以更换的内容。",
-    "outcome.length.unchanged": "改变填充或同批各行的长度，除舍入外没有变化。",
-    "outcome.length.changed": "改变填充或同批各行的长度，结果变化了 {figure}。",
+    "outcome.length.changes": "改变填充或同批各行的长度，数值变化了 {figure}。",
     "outcome.order.displaced": "{figure} 个词元或行在其中一次运行中不在布局中的位置上。",
     "outcome.order.rounding": "其中一次运行的结果换了位置，但在 float64 中没有：次序由舍入决定。",
     "outcome.terms.agree": "两次运行共有的 {figure} 处损失项相同，但所除的个数不同。",
@@ -459,8 +458,6 @@ SENTENCES: dict[str, str] = {
     "this op only moves elements, and its input differs already: something no tap saw made it": "这个算子只是移动元素，而它的输入已经"
     "不同：那是由 forkpoint 看不到的东西产生的",
     "every result is the same, bit for bit": "所有结果逐位相同",
-    "the result is the same, bit for bit, at every shared coordinate": "在每个共有坐标上，结果逐位相同",
-    "all {n} results are the same, bit for bit, at every shared coordinate": "在每个共有坐标上，{n} 个结果全都逐位相同",
     "no result could be compared: {reason}": "没有结果可以比较：{reason}",
     "the results differ": "结果不同",
     "Say by hand where the tokens are (`layout=` of fp.Run), and let both runs return the same values for them.": "请手工"
@@ -480,7 +477,7 @@ SENTENCES: dict[str, str] = {
     "shape {a} in A, {b} in B": "形状：A 中 {a}，B 中 {b}",
     "no token dimension known": "不知哪一维对应词元",
     "dimension {n} follows the tokens in one run alone": "第 {n} 维只在一次运行中随词元变化",
-    "only one run returns it": "只有一次运行返回它",
+    "only run {run} returns it": "只有运行 {run} 返回它",
     "not written yet": "尚未写入",
     "overwritten before it could be read": "读取之前就被覆盖",
     "no rule says how {function} moves tokens ({error})": "没有规则说明 {function} 如何移动词元（{error}）",
