@@ -12,34 +12,11 @@ import pytest
 
 import forkpoint
 from forkpoint.errors import InputError
+from forkpoint.mechanisms import known_slugs
 from forkpoint.report import chinese, english
 from forkpoint.report.words import LANGUAGES, Words
 from forkpoint.result import VerdictKind
 
-MECHANISMS = [
-    "reduction_order",
-    "kernel_choice",
-    "low_precision",
-    "position_ids",
-    "attention_mask",
-    "padding_leak",
-    "length_dependent_rope",
-    "cache_state",
-    "packing",
-    "pooling",
-    "int8_outliers",
-    "dynamic_scale",
-    "expert_capacity",
-    "batch_statistics",
-    "quantization",
-    "labels",
-    "token_ids",
-    "parameters",
-    "buffers",
-    "nan",
-    "atomics",
-    "random_state",
-]
 PROBES = [
     "nan",
     "repeat",
@@ -97,7 +74,7 @@ def test_every_slug_has_words(lang: str) -> None:
     for kind in VerdictKind:
         assert words.find(f"kind.{kind.value}")
         assert words.find(f"meaning.{kind.value}")
-    for mechanism in MECHANISMS:
+    for mechanism in known_slugs():
         assert words.find(f"mechanism.{mechanism}")
         assert words.find(f"advice.{mechanism}")
     for probe in PROBES:

@@ -1,0 +1,83 @@
+"""How the source is laid out: no file needs itself through others, and few stand outside a package."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import forkpoint
+
+ROOT = Path(forkpoint.__file__).parent
+
+NOT_YET_SPLIT = {
+    f"forkpoint.capture.{name}"
+    for name in ["history", "inventory", "mode", "passages", "pattern", "recorder", "steps", "tape", "wanted"]
+}
+"""Files of the one circle that there still is: the tape and the recorder own each other."""
+FOR_STR = ("forkpoint.result", "forkpoint.report.terminal")
+"""A result asks for its renderer when it is printed."""
+
+
+def modules() -> dict[str, Path]:
+    """Every module by its name."""
+    found: dict[str, Path] = {}
+    for path in ROOT.rglob("*.py"):
+        parts = ("forkpoint", *path.relative_to(ROOT).with_suffix("").parts)
+        found[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
+    return found
+
+
+def imported(name: str, path: Path, known: dict[str, Path]) -> Iterator[str]:
+    """What a module imports of forkpoint, anywhere in it: in functions and for types alone, too."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names if alias.name in known)
+        elif isinstance(node, ast.ImportFrom):
+            package = name.split(".") if path.name == "__init__.py" else name.split(".")[:-1]
+            above = package[: len(package) - node.level + 1] if node.level else []
+            base = ".".join([*above, *([node.module] if node.module else [])])
+            for alias in node.names:
+                whole = f"{base}.{alias.name}"
+                if whole in known or base in known:
+                    yield whole if whole in known else base
+
+
+def circles(graph: dict[str, set[str]]) -> list[set[str]]:
+    """The sets of modules each of which imports, through others of the set, every other."""
+    reached = {name: _reached(name, graph) for name in graph}
+    found: list[set[str]] = []
+    for name in graph:
+        circle = {other for other in reached[name] if name in reached[other]}
+        if circle and circle not in found:
+            found.append(circle)
+    return found
+
+
+def _reached(name: str, graph: dict[str, set[str]]) -> set[str]:
+    seen: set[str] = set()
+    waiting = list(graph[name])
+    while waiting:
+        other = waiting.pop()
+        if other not in seen:
+            seen.add(other)
+            waiting += graph[other]
+    return seen
+
+
+def test_circles_are_found():
+    graph = {"a": {"b"}, "b": {"c"}, "c": {"b", "d"}, "d": set(), "e": {"a", "f"}, "f": {"e"}}
+    assert circles(graph) == [{"b", "c"}, {"e", "f"}]
+
+
+def test_no_file_imports_itself_through_others():
+    known = modules()
+    graph = {name: set(imported(name, path, known)) - {name} for name, path in known.items()}
+    assert len(graph) > 150
+    assert FOR_STR[1] in graph[FOR_STR[0]]
+    graph[FOR_STR[0]].remove(FOR_STR[1])
+    assert set().union(*circles(graph)) == NOT_YET_SPLIT
+
+
+def test_eight_files_at_most_stand_beside_the_packages():
+    assert len(list(ROOT.glob("*.py"))) <= 8
