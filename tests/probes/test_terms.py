@@ -12,6 +12,7 @@ from tests.joined import session
 from tests.plain import Model, batch, ids, pair
 from torch import Tensor
 
+from forkpoint.probes.divisors import are_others
 from forkpoint.probes.precision import precision
 from forkpoint.probes.terms import loss_terms
 from forkpoint.result import ProbeResult
@@ -77,6 +78,52 @@ def test_a_factor_is_no_count():
 def test_an_argument_of_one_run_alone_may_be_any_function():
     model = Trains(lambda logits, tokens, mask, scale=1.0: scale * in_one_op(logits, tokens, mask))
     assert asked(model, model, scale=0.7) is None
+
+
+def sum_in_op(logits: Tensor, tokens: Tensor) -> Tensor:
+    return F.cross_entropy(logits.flatten(0, 1), tokens.flatten(), reduction="sum")
+
+
+@pytest.mark.parametrize(
+    "loss",
+    [
+        lambda logits, tokens, mask: terms(logits, tokens).sum() / mask.sum(),
+        lambda logits, tokens, mask: sum_in_op(logits, tokens) / mask.sum(),
+        lambda logits, tokens, mask: (
+            by_mask(logits, tokens, mask) + (logits.logsumexp(-1) * (1 - mask)).sum()
+        ),
+    ],
+)
+def test_what_padding_adds_is_no_divisor(loss: Callable[..., Tensor]):
+    model = Trains(loss)
+    assert asked(model, model) is None
+
+
+@pytest.mark.parametrize(
+    "loss",
+    [
+        lambda logits, tokens, mask: sum_in_op(logits, tokens.masked_fill(mask == 0, -100)) / mask.numel(),
+        lambda logits, tokens, mask: by_mask(logits, tokens, mask) + logits.logsumexp(-1).mean(),
+    ],
+)
+def test_terms_inside_of_an_op_that_other_counts_divide(loss: Callable[..., Tensor]):
+    model = Trains(loss)
+    assert asked(model, model) is not None
+
+
+def test_other_weights_are_no_divisor():
+    def of_rows(logits: Tensor, tokens: Tensor, mask: Tensor) -> Tensor:
+        some = mask.clone()
+        some[0, :2] = 0
+        return ((terms(logits, tokens) * some).sum(1) / some.sum(1)).mean()
+
+    assert asked(Trains(by_mask), Trains(of_rows)) is None
+
+
+@pytest.mark.parametrize("over", ["mean", "sum", ""])
+def test_divisors_are_the_same_taken_together(over: str):
+    assert not are_others([6.0], {"mean": [3.0, 3.0], "sum": [6.0, 6.0], "": [6.0]}[over], over)
+    assert are_others([6.0], {"mean": [2.0, 4.0], "sum": [3.0, 3.0], "": [5.0]}[over], over)
 
 
 def test_a_sum_is_divided_by_nothing():

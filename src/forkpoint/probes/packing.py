@@ -13,7 +13,10 @@ from forkpoint.result import ProbeResult
 def reads_packed(session: Session, origin: Origin) -> ProbeResult | None:
     """Show that a sample's value at the origin moves with the content of another in its row; None where it does not."""
     at = shown_in_content(session, origin)
-    differing = frozenset[int]() if at is None else at.differing - {0}
+    of = session.shared.coordinate
+    differing = frozenset(
+        n for n in (() if at is None else at.differing) if None not in of(n)
+    )  # a loss has all samples
     if at is None or not differing or at.pairs.by_sample:
         return None
     for bench in benches(session, origin, at):

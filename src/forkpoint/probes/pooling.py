@@ -96,13 +96,16 @@ def pools_columns(session: Session, root: Meeting, a: Bench, b: Bench) -> ProbeR
 def for_the_call(session: Session, root: Meeting, a: Bench, b: Bench) -> bool:
     """Whether the origin's value is one of the whole call, and no value of a token is made from it."""
     of = [session.shared.coordinate(int(number)) for number in root.pairs.distinct]
-    if root.pairs.by_sample or any(sample is not None for sample, _ in of):
+    of_samples = root.pairs.by_sample or any(sample is not None for sample, _ in of)
+    if of_samples and (root.a.value.dim() or any(position is not None for _, position in of)):
         return False
     return not any(returns_to_tokens(bench) for bench in (a, b))
 
 
 def for_each_sample(session: Session, root: Meeting) -> bool:
-    """Whether the origin's values belong to samples, each as a whole."""
+    """Whether the origin's values belong to samples, each as a whole: one number is the call's, as a loss is."""
+    if not root.a.value.dim():
+        return False
     if root.pairs.by_sample:
         return True
     of = [session.shared.coordinate(int(number)) for number in root.pairs.distinct]

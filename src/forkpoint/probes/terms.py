@@ -3,22 +3,23 @@
 A loss is one number for a whole call, so it differs as soon as padding, or the size of a micro-batch, counts in what
 its terms are divided by, although every token is right. From the loss the probe goes back to the values that it was
 made from, as far as these belong to single tokens: where both runs have a token, they must be the same. And it must
-be a quotient: each loss is the sum of its terms over a count, or, where the terms are inside of an op (a cross-entropy),
-one function made both losses.
+be a quotient with another divisor: each loss is the sum of its terms over a count, and the counts differ; or, where the
+terms are inside of an op (a cross-entropy), one function made both losses, and the same changes of the same terms move
+them by other amounts, in one ratio. Terms of padding that are added to the sum alone are no matter of divisors.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from forkpoint.explain.results import ResultComparison, ResultGap
-from forkpoint.explain.session import Results, Session, Traced
+from forkpoint.explain.session import Session, Traced
 from forkpoint.match.align import gap, pair_elements
+from forkpoint.probes.divisors import Loss, are_others, counts, divide_otherwise, numbers_of
 from forkpoint.probes.inputs import Weight, same_weights
 from forkpoint.probes.precision import Precision
 from forkpoint.probes.watchers import Kept, Store
@@ -33,21 +34,6 @@ _SAME = 1e-9
 """Relative difference of terms, and of losses of one function, that is float64's rounding."""
 
 
-@dataclass(frozen=True)
-class _Loss:
-    """One run's loss in float64 and what it was made from.
-
-    Attributes:
-        numbers: what each call returned.
-        terms: floating-point values of single tokens that enter it.
-        marks: integers and bools of single tokens that enter it: labels, masks.
-    """
-
-    numbers: tuple[float, ...]
-    terms: tuple[Kept, ...]
-    marks: tuple[Kept, ...]
-
-
 def loss_terms(session: Session, exact: Precision, weights: tuple[Weight, ...] = ()) -> ProbeResult | None:
     """Whether two losses differ only in what the same terms are divided by; None where they don't, or more differs."""
     number = _lone_number(exact)
@@ -60,7 +46,7 @@ def loss_terms(session: Session, exact: Precision, weights: tuple[Weight, ...] =
         count = _agreeing(session, a.terms, b.terms)
         if not count or _agreeing(session, a.marks, b.marks) is None:
             return None
-        if not _is_divided(session, number.result, a, b):
+        if not _divide_otherwise(session, number, a, b):
             return None
     losses = ["; ".join(f"{n:.6g}" for n in loss.numbers) for loss in (a, b)]
     text = (
@@ -86,13 +72,13 @@ def _of(compared: ResultComparison, gaps: tuple[ResultGap, ...]) -> ResultCompar
 # ---------------------------------------------------------------------- what a loss was made from
 
 
-def _trace_back(traced: Traced, name: str) -> _Loss | None:
+def _trace_back(traced: Traced, name: str) -> Loss | None:
     """Make a run in float64 with its values kept, and go back from a result to the values of single tokens."""
     store = Store(MAX_STORED)
     results = traced.again(promotion=Promotion(), watcher=store)
     terms: dict[int, Kept] = {}
     marks: dict[int, Kept] = {}
-    numbers = _numbers(results, name)
+    numbers = numbers_of(results, name)
     for call, number in numbers.items():
         event = _event_of(store, call, number)
         if event is None:
@@ -100,11 +86,7 @@ def _trace_back(traced: Traced, name: str) -> _Loss | None:
         for source in _frontier(traced, store, event):
             kept = store.kept[source]
             (terms if kept.numeric else marks)[source] = kept
-    return _Loss(tuple(numbers.values()), tuple(terms.values()), tuple(marks.values())) if terms else None
-
-
-def _numbers(results: Results, name: str) -> dict[int, float]:
-    return {i: float(call[name][0]) for i, call in enumerate(results) if name in call}
+    return Loss(tuple(numbers.values()), tuple(terms.values()), tuple(marks.values())) if terms else None
 
 
 def _event_of(store: Store, call: int, number: float) -> int | None:
@@ -173,15 +155,17 @@ def _same_at(session: Session, one: Kept, others: list[Kept]) -> tuple[bool, set
 # ---------------------------------------------------------------------- is it a quotient?
 
 
-def _is_divided(session: Session, name: str, a: _Loss, b: _Loss) -> bool:
-    """Whether both losses are quotients of their terms, by what they were divided by, or else by the function."""
-    counts = _divisors(a), _divisors(b)
-    if counts[0] is None or counts[1] is None:
-        return name.rsplit(".", maxsplit=1)[-1] == "loss" and _one_function(session, name, a)
-    return any(n != 1 for n in (*counts[0], *counts[1]))
+def _divide_otherwise(session: Session, number: ResultGap, a: Loss, b: Loss) -> bool:
+    """Whether what the terms are divided by differs: as read off, or by moving them where one function made both losses."""
+    known, name = (counts(a), counts(b)), number.result
+    if known[0] is not None and known[1] is not None:
+        return are_others(known[0], known[1], number.over_calls)
+    if name.rsplit(".", maxsplit=1)[-1] != "loss" or not _one_function(session, name, a):
+        return False
+    return divide_otherwise(session, name, a, b, number.over_calls)
 
 
-def _one_function(session: Session, name: str, loss: _Loss) -> bool:
+def _one_function(session: Session, name: str, loss: Loss) -> bool:
     """Whether run B's model, given run A's inputs, returns run A's loss."""
     a, b = session.a.run, session.b.run
     if not _plain_inputs_agree(a.calls, b.calls):
@@ -207,24 +191,3 @@ def _plain_inputs_agree(a: tuple[Inputs, ...], b: tuple[Inputs, ...]) -> bool:
         return all(bool(given == plain[0]) for given in plain)
     except (RuntimeError, ValueError):  # arrays that don't compare
         return False
-
-
-def _divisors(loss: _Loss) -> list[int] | None:
-    """For each call the count by which the sum of its terms was divided: of all, of tokens', of those that are not 0.
-
-    None where the number is no sum of one value's elements over a count.
-    """
-    found: list[int] = []
-    for call, number in enumerate(loss.numbers):
-        terms = [kept for kept in loss.terms if kept.event.call == call]
-        if len(terms) != 1 or not number:
-            return None
-        value = terms[0].value.double()
-        marks = [int(kept.value.sum()) for kept in loss.marks if kept.event.call == call]
-        counts = [value.numel(), *value.shape[:1], int(torch.count_nonzero(value)), *marks, 1]
-        divisor = float(value.sum()) / number
-        count = next((n for n in counts if n and abs(divisor - n) <= 1e-6 * abs(n)), None)
-        if count is None:
-            return None
-        found.append(count)
-    return found

@@ -1,0 +1,203 @@
+"""What the terms of a loss are divided by: read off where the loss is their sum, else shown by moving the terms.
+
+The same change of the same terms moves two losses alike if these differ in something that is added to the sum, as a
+padding's terms are. Where the divisors differ, it moves them by other amounts, whichever terms are changed: the ratio
+is that of the divisors.
+"""
+# ruff: noqa: ARG002 - every watcher is asked with all that there is
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from forkpoint.capture.labels import Label, spread
+from forkpoint.capture.recorder import Recorder
+from forkpoint.explain.session import Results, Session, Traced
+from forkpoint.probes.watchers import Kept, Key, Place
+from forkpoint.promotion import Promotion
+
+MAX_CALLS = 8
+"""Micro-batches whose divisors are told apart."""
+_BY = 0.1
+"""Share by which a term is moved at most."""
+_EQUAL = 1e-7
+"""Relative difference up to which two divisors, or what a loss moves by, are the same."""
+
+Changes = NDArray[np.float64]
+"""[draws, calls], what the loss of each call moves by."""
+
+
+@dataclass(frozen=True)
+class Loss:
+    """One run's loss in float64 and what it was made from.
+
+    Attributes:
+        numbers: what each call returned.
+        terms: floating-point values of single tokens that enter it.
+        marks: integers and bools of single tokens that enter it: labels, masks.
+    """
+
+    numbers: tuple[float, ...]
+    terms: tuple[Kept, ...]
+    marks: tuple[Kept, ...]
+
+
+def numbers_of(results: Results, name: str) -> dict[int, float]:
+    """The one number that each call returned under a name."""
+    return {i: float(call[name][0]) for i, call in enumerate(results) if name in call}
+
+
+def counts(loss: Loss) -> list[int] | None:
+    """For each call the count by which the sum of its terms was divided: of all, of tokens', of those that are not 0.
+
+    None where the number is no sum of one value's elements over a count.
+    """
+    found: list[int] = []
+    for call, number in enumerate(loss.numbers):
+        terms = [kept for kept in loss.terms if kept.event.call == call]
+        if len(terms) != 1 or not number:
+            return None
+        value = terms[0].value.double()
+        marks = [int(kept.value.sum()) for kept in loss.marks if kept.event.call == call]
+        known = [value.numel(), *value.shape[:1], int(torch.count_nonzero(value)), *marks, 1]
+        divisor = float(value.sum()) / number
+        count = next((n for n in known if n and abs(divisor - n) <= 1e-6 * abs(n)), None)
+        if count is None:
+            return None
+        found.append(count)
+    return found
+
+
+def are_others(a: Iterable[float], b: Iterable[float], over_calls: str) -> bool:
+    """Whether what the terms are divided by is not the same in both runs.
+
+    Args:
+        a, b: for each call of a run what its terms are divided by.
+        over_calls: `mean` or `sum`, as the numbers of a run's calls are taken together; empty where calls meet one to one.
+    """
+    one, other = list(a), list(b)
+    if not over_calls:
+        return not np.allclose(one, other, rtol=_EQUAL, atol=0)
+    times = (len(one), len(other)) if over_calls == "mean" else (1, 1)
+    effective = [n * times[0] for n in one] + [n * times[1] for n in other]
+    return not np.allclose(effective, effective[0], rtol=_EQUAL, atol=0)
+
+
+# ---------------------------------------------------------------------- by moving the terms
+
+
+def divide_otherwise(session: Session, name: str, a: Loss, b: Loss, over_calls: str) -> bool:
+    """Whether the same changes of the same terms move two losses by amounts whose ratio is another than 1, and always the same.
+
+    Args:
+        name: of the result.
+        a, b: the losses.
+        over_calls: as `are_others` takes it.
+    """
+    places = [_places(traced, loss) for traced, loss in ((session.a, a), (session.b, b))]
+    calls = len(a.numbers), len(b.numbers)
+    if places[0].keys() != places[1].keys() or max(calls) > MAX_CALLS:
+        return False
+    if bool(over_calls) is (calls[0] == calls[1]) or (over_calls and min(calls) > 1):
+        return False
+    found = False
+    for key in places[0]:
+        moved = [
+            np.asarray([_moves(session, side, name, loss, at[key], draw) for draw in range(max(calls) + 1)])
+            for side, loss, at in (("a", a, places[0]), ("b", b, places[1]))
+        ]
+        divisors = _divisors(*moved, over_calls) if all(m.dtype == np.float64 for m in moved) else None
+        if divisors is None:
+            return False
+        found = found or are_others(*divisors, over_calls)
+    return found
+
+
+def _places(traced: Traced, loss: Loss) -> dict[object, set[Place]]:
+    """Where the terms pass, by the op that makes them."""
+    found: dict[object, set[Place]] = {}
+    for kept in loss.terms:
+        found.setdefault(traced.trace.key(kept.op), set()).add(kept.place)
+    return found
+
+
+def _moves(session: Session, side: str, name: str, loss: Loss, places: set[Place], draw: int) -> list[float]:
+    """What the loss of each call moves by where a run's terms of shared tokens are other ones."""
+    traced, numbers = (session.a, session.shared.a) if side == "a" else (session.b, session.shared.b)
+    by = np.random.default_rng(draw).uniform(-_BY, _BY, len(session.shared.names))
+    factors = 1 + np.where(numbers >= 0, (by * _followed(session))[numbers], 0.0)
+    results = traced.again(promotion=Promotion(), watcher=_Scaled(places, factors))
+    after = numbers_of(results, name)
+    return [after[call] - number for call, number in enumerate(loss.numbers)]
+
+
+def _divisors(a: Changes, b: Changes, over_calls: str) -> tuple[list[float], list[float]] | None:
+    """What each call of both runs divides by, but for a common factor; None where no divisor explains what moved."""
+    if not over_calls:
+        ratios = [_ratio(a[:, call], b[:, call]) for call in range(a.shape[1])]
+        return None if None in ratios else ([1.0] * len(ratios), [float(r) for r in ratios if r is not None])
+    coarse, fine = (a, b) if a.shape[1] == 1 else (b, a)
+    solved = np.linalg.lstsq(fine, coarse[:, 0], rcond=None)[0]
+    scale = float(np.abs(coarse).max())
+    if not scale or (solved <= 0).any() or np.abs(fine @ solved - coarse[:, 0]).max() > _EQUAL * scale:
+        return None
+    parts = [float(part) for part in solved]
+    return ([1.0], parts) if fine is b else (parts, [1.0])
+
+
+def _ratio(a: Changes, b: Changes) -> float | None:
+    """By how much less run B's loss moves than run A's, if that is the same in each draw."""
+    if not np.abs(a).max() or not np.abs(b).max():
+        return None
+    ratio = float(a @ b / (b @ b))
+    return ratio if ratio > 0 and np.abs(b * ratio - a).max() <= _EQUAL * np.abs(a).max() else None
+
+
+def _followed(session: Session) -> NDArray[np.bool_]:
+    """For each shared number whether it is a token with another behind it: what the last one predicts may be padding."""
+    places = [session.shared.coordinate(number) for number in range(len(session.shared.names))]
+    last: dict[int | None, int] = {}
+    for sample, position in places:
+        last[sample] = max(last.get(sample, -1), -1 if position is None else position)
+    return np.asarray([position is not None and position < last[sample] for sample, position in places])
+
+
+@dataclass
+class _Scaled:
+    """Multiplies values at chosen ops, each token's by a factor of its own.
+
+    Attributes:
+        places: the calls whose results are changed.
+        factors: for each id.
+    """
+
+    places: set[Place]
+    factors: NDArray[np.float64]
+    entrances_only: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        self._keys = {place[0] for place in self.places}
+
+    def edits(self, key: Key) -> bool:
+        return key in self._keys
+
+    def edit(
+        self, recorder: Recorder, key: Key, nth: int, output: int, value: Tensor, label: Label | None
+    ) -> Tensor | None:
+        if (key, nth, output, recorder.call) not in self.places or label is None or label.k is not None:
+            return None
+        known = np.append(self.factors, np.ones(max(len(recorder.table.kinds) + 2 - len(self.factors), 0)))
+        factors = torch.from_numpy(spread(known[label.q], tuple(value.shape)).copy())
+        return value * factors.to(value.device, value.dtype)
+
+    def saw(
+        self, recorder: Recorder, event: int, value: Tensor, label: Label | None, inputs: list[int]
+    ) -> None:
+        return None
