@@ -162,12 +162,10 @@ class Trace:
     shelf: Shelf | None = None
     lengths: list[frozenset[int]] = field(default_factory=list[frozenset[int]])
     """For each call, the sizes that a dimension over its tokens (or over all so far) can have."""
-    notes: list[str] = field(default_factory=list[str])
     opaque: list[str] = field(default_factory=list[str])
     """Modules that were not looked into, since looking would have changed their bits."""
     uncompiled: bool = False
     """Whether functions that are compiled ran as the Python that they were made from."""
-    fetched: list[Any] = field(default_factory=list[Any])
     wrapping: str = ""
     """Path of the model that the other run has without what wraps it here; see `modules.wrappings`."""
     completed: bool = False

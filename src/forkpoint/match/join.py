@@ -31,7 +31,7 @@ class Join:
         self._alignment = Alignment(shared)
         self._columns_a, self._columns_b = Columns(a), Columns(b)
         self._tables = Tables(self._columns_a, self._columns_b, self._alignment, same_layout=self.same_layout)
-        self._ops_a, self._ops_b = a.ops, b.ops  # asked once: a trace goes through its rows for them
+        self._ops_a, self._ops_b = a.ops, b.ops
         by_op_a, by_op_b = _by_key(a, self._ops_a), _by_key(b, self._ops_b)
         self.rows: list[Joined] = []
         progress.count(self.rows.__len__, len(by_op_a.keys() | by_op_b.keys()))

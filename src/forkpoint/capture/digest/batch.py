@@ -256,7 +256,7 @@ class Batch:
     """Queues tensors and digests their rows later: many on one device in one go, without waiting for it.
 
     A queued tensor is kept alive, and read when `flush` comes, on the then current stream: flush before
-    anything writes to it in place, and whenever ``pending_bytes`` passes what may be kept.
+    anything writes to it in place, and whenever more waits than may be kept.
 
     >>> batch = Batch()
     >>> slots = [batch.add(torch.ones(1, n, 4), (0, 1)) for n in (2, 3)]
@@ -270,8 +270,6 @@ class Batch:
     """
 
     def __init__(self, shelf: Shelf | None = None) -> None:
-        self.pending_bytes = 0
-        """Bytes of the queued slices."""
         self._shelf = shelf
         self._queues: dict[int, _Queue] = {}
         self._rows = array("q")
@@ -299,7 +297,6 @@ class Batch:
         queue.tensors.append(x)
         queue.plans.append(known)
         queue.numbers += known.number_bytes
-        self.pending_bytes += known.n_bytes
         self._rows.append(known.rows)
         self._devices.append(known.device)
         return len(self._rows) - 1
@@ -311,7 +308,6 @@ class Batch:
             queue.tensors += tensors
             queue.plans += lot.plans
             queue.numbers += lot.numbers
-            self.pending_bytes += lot.n_bytes
             self._rows += lot.rows
             self._devices += lot.devices
         else:
@@ -333,7 +329,6 @@ class Batch:
                 unreadable.update((int(slots[entry]), reason) for entry, reason in left_out.items())
             if self._shelf is not None and queue.device.type == "cpu":
                 queue.shelve(self._shelf)
-        self.pending_bytes = 0
         return unreadable
 
     def results(self) -> Digests | ShelvedDigests:
