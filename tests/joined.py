@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from forkpoint import Layout, Run
 from forkpoint.explain.session import Session, trace_run
 from forkpoint.match import Join, Joined, Shared
-from forkpoint.runs.layout import pair_samples, read_content
+from forkpoint.runs.pairing import pair_samples, read_content
 
 Inputs = Mapping[str, Any] | Sequence[Mapping[str, Any]]
 

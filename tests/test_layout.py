@@ -8,16 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from forkpoint import Coordinates, InputError, Layout, LayoutError
-from forkpoint.runs.layout import (
-    DECODER,
-    MAIN,
-    Pairing,
-    grid_shape,
-    pair_samples,
-    read_content,
-    stream_of,
-    token_tensor,
-)
+from forkpoint.runs.layout import DECODER, MAIN, grid_shape, stream_of, token_tensor
+from forkpoint.runs.pairing import Pairing, pair_samples, read_content
 
 
 def positions(layout: Layout, call: int = 0, stream: str = MAIN) -> list:

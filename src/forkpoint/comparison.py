@@ -12,7 +12,7 @@ from forkpoint.capture import digest
 from forkpoint.errors import InputError
 from forkpoint.explain.untraced import run_untraced
 from forkpoint.runs.contents import noted_once
-from forkpoint.runs.layout import pair_samples, read_content
+from forkpoint.runs.pairing import pair_samples, read_content
 from forkpoint.runs.run import Run
 from forkpoint.support.background import importing
 from forkpoint.support.memory import Memory

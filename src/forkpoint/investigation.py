@@ -25,8 +25,8 @@ from forkpoint.explain.untraced import Untraced
 from forkpoint.explain.values import fetch_value
 from forkpoint.match import Join, Joined, Shared
 from forkpoint.result import NotCompared, OpRow, Result, RunSummary
-from forkpoint.runs.layout import Pairing
 from forkpoint.runs.modules import wrappings
+from forkpoint.runs.pairing import Pairing
 from forkpoint.runs.run import Run, token_ids
 from forkpoint.support.files import check_writable, is_file
 from forkpoint.support.memory import Memory

@@ -11,7 +11,7 @@ from forkpoint import scene
 from forkpoint.explain.locate import Located, locate
 from forkpoint.explain.session import Session, trace_faithfully
 from forkpoint.match import Join, Shared
-from forkpoint.runs.layout import pair_samples, read_content
+from forkpoint.runs.pairing import pair_samples, read_content
 from forkpoint.runs.run import Run
 
 T = TypeVar("T")

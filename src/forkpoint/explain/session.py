@@ -19,8 +19,8 @@ from forkpoint.errors import CaptureError, ForkpointError
 from forkpoint.explain.untraced import Untraced, run_untraced
 from forkpoint.match import Join, Shared
 from forkpoint.promotion import Promotion
-from forkpoint.runs.layout import Pairing
 from forkpoint.runs.modules import survey
+from forkpoint.runs.pairing import Pairing
 from forkpoint.runs.returned import all_results, others_of
 from forkpoint.runs.run import Inputs, RandomState, Run
 from forkpoint.support.equality import same_results

@@ -15,7 +15,7 @@ from forkpoint.match.numbering import Shared
 from forkpoint.match.pairs import Pairs
 from forkpoint.match.repeated import compare_loop, compare_passes
 from forkpoint.match.tables import Tables
-from forkpoint.runs.layout import Pairing
+from forkpoint.runs.pairing import Pairing
 from forkpoint.support.progress import SILENT, Progress
 
 

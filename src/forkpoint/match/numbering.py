@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 
 from forkpoint.capture.coordinates import CoordinateTable
 from forkpoint.match.pairs import Pairs
-from forkpoint.runs.layout import DECODER, MAIN, Pairing
+from forkpoint.runs.layout import DECODER, MAIN
+from forkpoint.runs.pairing import Pairing
 
 Ints = NDArray[np.int64]
 

@@ -14,9 +14,10 @@ from torch import Tensor, nn
 from forkpoint.explain.session import Session
 from forkpoint.match.distance import spacing, unit_at
 from forkpoint.result import ProbeResult
-from forkpoint.runs.layout import DECODER, MAIN, read_content
+from forkpoint.runs.layout import DECODER, MAIN
 from forkpoint.runs.masks import states_layout
 from forkpoint.runs.modules import predicts_next, unwrapped, wrappings
+from forkpoint.runs.pairing import read_content
 from forkpoint.runs.run import Run
 from forkpoint.support.equality import same_bits
 

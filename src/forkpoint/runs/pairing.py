@@ -1,0 +1,145 @@
+"""Pairing samples: which row of run B is which row of run A, by what they hold."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import deque
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from forkpoint.errors import LayoutError
+from forkpoint.runs.layout import Coordinates, Layout, token_tensor
+from forkpoint.runs.masks import real_pixels
+
+
+@dataclass(frozen=True)
+class Pairing:
+    """Which sample of run B is which sample of run A.
+
+    Attributes:
+        pairs: (sample of A, sample of B).
+        only_a, only_b: samples that one run alone has: batch mates.
+        by_order: the pairs that were made by order, not by content.
+    """
+
+    pairs: tuple[tuple[int, int], ...]
+    only_a: tuple[int, ...]
+    only_b: tuple[int, ...]
+    by_order: tuple[tuple[int, int], ...] = ()
+
+
+Content = dict[int, tuple[Hashable, ...]]
+"""What each sample holds: its valid token ids, or a hash for each float column."""
+
+
+def read_content(layout: Layout, calls: Sequence[Mapping[str, Any]]) -> Content:
+    """What each sample holds, in the order of its positions, over all calls and streams."""
+    content: dict[int, list[Hashable]] = {sample: [] for sample in layout.samples}
+    for entry, inputs in zip(layout.calls, calls, strict=False):
+        for stream, coordinates in entry.items():
+            found = token_tensor(inputs, stream)
+            if found is None:
+                continue
+            name, tokens = found
+            images = real_pixels(name, tokens, inputs)
+            if images is not None and coordinates.shape == tokens.shape[:1]:
+                pairs = [
+                    (s, _hash(image.cpu()))
+                    for s, image in zip(coordinates.sample.tolist(), images, strict=True)
+                ]
+            else:
+                pairs = _values(tokens, coordinates) if not tokens.is_nested else []
+            for sample, value in pairs:
+                content[sample].append((stream, value))
+    return {sample: tuple(values) for sample, values in content.items()}
+
+
+def _values(tokens: Tensor, coordinates: Coordinates) -> list[tuple[int, Hashable]]:
+    tokens = tokens.detach().cpu()
+    shape = coordinates.shape
+    if tuple(tokens.shape[: len(shape)]) != shape:
+        if tokens.dim() == 3 and len(shape) == 2 and tokens.shape[0] == shape[0]:
+            tokens = tokens.transpose(1, 2)[:, : shape[1]]  # columns last
+        else:
+            return []
+    if tuple(tokens.shape[: len(shape)]) != shape:  # features of another length than what becomes of them
+        return []
+    valid = coordinates.valid.nonzero()
+    samples = coordinates.sample[coordinates.valid].tolist()
+    if tokens.dim() == len(shape) and not tokens.is_floating_point():
+        return list(zip(samples, tokens[coordinates.valid].tolist(), strict=True))
+    columns = (tokens[tuple(index)] for index in valid.tolist())
+    return [(s, _hash(column)) for s, column in zip(samples, columns, strict=True)]
+
+
+def _hash(values: Tensor) -> str:
+    raw = values.reshape(-1).clone(memory_format=torch.contiguous_format).view(torch.uint8).numpy().tobytes()
+    return hashlib.blake2b(raw, digest_size=8).hexdigest()
+
+
+def pair_samples(a: Layout, b: Layout, content_a: Content, content_b: Content) -> Pairing:
+    """Pair the samples of two runs: by the names given to them, by what they hold, then by order.
+
+    Equal rows are paired in order. A row that begins as the other goes on (fewer decoding steps,
+    more columns) comes next. If both runs have as many rows, what is left is paired in order.
+
+    Raises:
+        LayoutError: nothing pairs.
+    """
+    free_a, free_b = a.samples, b.samples
+    as_many = len(free_a) == len(free_b)
+    pairs: list[tuple[int, int]] = []
+
+    def take(same: Any) -> list[tuple[int, int]]:
+        taken: list[tuple[int, int]] = []
+        for sample_a in list(free_a):
+            for sample_b in list(free_b):
+                if same(sample_a, sample_b):
+                    taken.append((sample_a, sample_b))
+                    free_a.remove(sample_a)
+                    free_b.remove(sample_b)
+                    break
+        return taken
+
+    def named(x: int, y: int) -> bool:
+        return x in a.names and y in b.names and a.names[x] == b.names[y]
+
+    def begins(x: int, y: int) -> bool:
+        shared = min(len(content_a[x]), len(content_b[y]))
+        return shared > 0 and content_a[x][:shared] == content_b[y][:shared]
+
+    def take_equal() -> list[tuple[int, int]]:
+        by_content: dict[Any, deque[int]] = {}
+        for sample_b in free_b:
+            by_content.setdefault(content_b[sample_b], deque()).append(sample_b)
+        taken: list[tuple[int, int]] = []
+        for sample_a in free_a:
+            same = by_content.get(content_a[sample_a]) if content_a[sample_a] else None
+            if same:
+                taken.append((sample_a, same.popleft()))
+        for sample_a, sample_b in taken:
+            free_a.remove(sample_a)
+            free_b.remove(sample_b)
+        return taken
+
+    if a.names and b.names:
+        pairs += take(named)
+    else:
+        pairs += take_equal()
+        pairs += take(begins)
+    by_order: list[tuple[int, int]] = []
+    if as_many and not (a.names and b.names):
+        by_order = list(zip(free_a, free_b, strict=True))
+        free_a, free_b = [], []
+    pairs += by_order
+    if not pairs and (a.samples or b.samples):
+        raise LayoutError(
+            f"no row of the first run ({len(a.samples)}) is a row of the second ({len(b.samples)})",
+            "runs that share at least one sample",
+            "name the samples by hand: fp.Layout.from_mask(mask, samples=[...])",
+        )
+    return Pairing(tuple(sorted(pairs)), tuple(free_a), tuple(free_b), tuple(by_order))
