@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -15,9 +17,10 @@ import pytest
 import forkpoint
 import forkpoint.report.terminal
 from forkpoint.cli import main
-from forkpoint.cli.outcome import EXIT_STATUS
+from forkpoint.cli.outcome import EXIT_STATUS, severity
+from forkpoint.cli.questions import COMMANDS
 from forkpoint.models import LoadedModel, demo
-from forkpoint.result import Result, RunSummary, Verdict, VerdictKind
+from forkpoint.result import Impact, Result, RunSummary, Verdict, VerdictKind
 from forkpoint.support.progress import SILENT
 
 
@@ -35,7 +38,7 @@ def result_of(kind: VerdictKind) -> Result:
 @pytest.fixture
 def library(monkeypatch):
     """The library replaced by what notes its arguments and answers at once."""
-    seen = SimpleNamespace(kind=VerdictKind.ROUNDING, load=None, padding=None, rendered=None)
+    seen = SimpleNamespace(kind=VerdictKind.ROUNDING, load=None, padding=None, rendered=None, asked=[])
 
     def load(name, **options):
         seen.load = (name, options)
@@ -43,6 +46,7 @@ def library(monkeypatch):
 
     def padding(*arguments, **options):
         seen.padding = (arguments, options)
+        seen.asked.append(arguments[2])
         if isinstance(seen.kind, Exception):
             raise seen.kind
         return result_of(seen.kind)
@@ -137,7 +141,7 @@ def test_all_options(library, tmp_path):
         },
     )  # fmt: skip
     assert library.padding == (
-        ("model", "tokenizer", ["one", "two", "first of the file", "  second"], 40, "left"),
+        ("model", "tokenizer", ["  second"], 40, "left"),
         {
             "position_ids": "none",
             "probes": False,
@@ -146,8 +150,66 @@ def test_all_options(library, tmp_path):
             "progress": SILENT,
         },
     )
+    assert library.asked == [["one"], ["two"], ["first of the file"], ["  second"]]
     assert library.ops is True
     assert library.lang == "zh"
+
+
+def test_several_prompts_are_a_line_each_and_the_worst_in_full(library, monkeypatch, capsys, tmp_path):
+    kinds = {"one": "rounding", "two\x1b[2J": "semantic", "three": "undetermined"}
+
+    def padding(model, tokenizer, texts, *rest, **options):
+        return result_of(VerdictKind(kinds[texts[0]]))
+
+    monkeypatch.setattr(forkpoint, "padding", padding)
+    prompts = [word for text in kinds for word in ("-p", text)]
+    assert run("padding", "demo", *prompts, "--json", str(tmp_path / "all.json")) == 1
+    out = capsys.readouterr().out
+    lines = out.splitlines()
+    assert " ".join(lines[:2]).startswith(
+        "3 prompts; the worst of them in full below (1 rounding, 1 semantic difference, 1"
+    )
+    assert "▸ two\\x1b[2J" in lines[4]
+    assert [line.split()[-1] for line in lines[3:6:2]] == ["Rounding", "Undetermined"]
+    assert lines[-1] == "the report"
+    assert library.rendered.verdict.kind is VerdictKind.SEMANTIC
+    written = json.loads((tmp_path / "all.json").read_text(encoding="utf-8"))
+    assert [(one["prompt"], one["result"]["verdict"]["kind"]) for one in written["prompts"]] == list(
+        kinds.items()
+    )
+
+
+def test_of_results_of_one_kind_the_larger_gap_is_worse():
+    def of(kind, gap):
+        return replace(
+            result_of(VerdictKind(kind)),
+            impact=Impact(None, None, None, max_abs=gap, max_rel=gap, max_kl=None, top1_flips=None, tokens=1),
+        )
+
+    ascending = [
+        of("identical", 0.0), of("rounding", 1e-7), of("rounding", 1e-3), of("undetermined", 1e-9),
+        of("semantic", 1e-8), of("inputs", 1.0),
+    ]  # fmt: skip
+    shuffled = [ascending[index] for index in (3, 0, 5, 2, 4, 1)]
+    assert sorted(shuffled, key=severity) == ascending
+    assert severity(of("rounding", float("nan"))) == severity(of("rounding", 0.0))
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_each_question_has_help_with_an_example_that_can_be_read(name, capsys):
+    assert run(name, "--help") == 0
+    out = " ".join(capsys.readouterr().out.replace("│", " ").split())
+    example = COMMANDS[name][1]
+    assert f"Example: {example}" in out
+    _, *arguments = shlex.split(example)
+    assert arguments[0] == name
+
+
+def test_questions_take_the_options_of_all_and_their_own():
+    for command, _ in COMMANDS.values():
+        names = list(inspect.signature(command).parameters)
+        assert names[0] == "model"
+        assert {"prompt", "prompts", "dtype", "device", "attn", "json", "scene_folder", "lang"} <= set(names)
 
 
 def test_json(library, tmp_path):

@@ -19,7 +19,17 @@ from forkpoint.errors import CaptureError, ForkpointError, InputError, LayoutErr
 if TYPE_CHECKING:
     from forkpoint.comparison import compare
     from forkpoint.models import load
+    from forkpoint.questions.attention import attention
+    from forkpoint.questions.batch import batch
+    from forkpoint.questions.cache import cache
+    from forkpoint.questions.checkpoints import checkpoints
+    from forkpoint.questions.compiled import compiled
+    from forkpoint.questions.device import device
+    from forkpoint.questions.dtype import autocast, dtype
+    from forkpoint.questions.packed import packed
     from forkpoint.questions.padding import padding
+    from forkpoint.questions.quantize import quantize
+    from forkpoint.questions.repeat import repeat
     from forkpoint.result import Divergence, Impact, ProbeResult, Result, Verdict, VerdictKind
     from forkpoint.runs.layout import Coordinates, Layout
     from forkpoint.runs.run import Run
@@ -43,9 +53,20 @@ __all__ = [
     "Verdict",
     "VerdictKind",
     "__version__",
+    "attention",
+    "autocast",
+    "batch",
+    "cache",
+    "checkpoints",
     "compare",
+    "compiled",
+    "device",
+    "dtype",
     "load",
+    "packed",
     "padding",
+    "quantize",
+    "repeat",
 ]
 
 _MODULES = {
@@ -58,9 +79,20 @@ _MODULES = {
     "Run": "forkpoint.runs.run",
     "Verdict": "forkpoint.result",
     "VerdictKind": "forkpoint.result",
+    "attention": "forkpoint.questions.attention",
+    "autocast": "forkpoint.questions.dtype",
+    "batch": "forkpoint.questions.batch",
+    "cache": "forkpoint.questions.cache",
+    "checkpoints": "forkpoint.questions.checkpoints",
     "compare": "forkpoint.comparison",
+    "compiled": "forkpoint.questions.compiled",
+    "device": "forkpoint.questions.device",
+    "dtype": "forkpoint.questions.dtype",
     "load": "forkpoint.models",
+    "packed": "forkpoint.questions.packed",
     "padding": "forkpoint.questions.padding",
+    "quantize": "forkpoint.questions.quantize",
+    "repeat": "forkpoint.questions.repeat",
 }
 """Where each public name that needs torch is defined."""
 

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import enum
-import json
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from forkpoint.errors import InputError, SceneError
-from forkpoint.support.files import write_atomically
+from forkpoint.support.files import write_json
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -409,9 +408,7 @@ class Result:
 
         Characters that can't be seen are escaped, so that it may be shown on a terminal.
         """
-        text = json.dumps(self.to_dict(), ensure_ascii=False, indent=1)
-        lines = (line if line.isprintable() else _escaped(line) for line in text.split("\n"))
-        write_atomically(Path(path), "\n".join(lines) + "\n")
+        write_json(Path(path), self.to_dict())
 
     def save_scene(self, directory: str | Path, *, confirm: Callable[[int], bool] | None = None) -> None:
         """Save all that is needed to replay the first divergent op alone (of the origin, if there is one).
@@ -445,11 +442,6 @@ class Result:
         from forkpoint.report.terminal import to_text
 
         return to_text(self)
-
-
-def _escaped(text: str) -> str:
-    """JSON with escapes for what can't be seen; it reads as the same."""
-    return "".join(c if c.isprintable() else json.dumps(c)[1:-1] for c in text)
 
 
 def _plain(value: Any) -> Any:

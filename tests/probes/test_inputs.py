@@ -176,3 +176,28 @@ def test_a_buffer_that_was_rounded_in_one_of_two_models_of_one_dtype(narrowed, m
             "1 buffers differ, table first; table is rounded: float32 and bfloat16, with 1,000 distinct values in run A "
             f"and {count} in run B"
         )
+
+
+def test_a_parameter_of_one_model_alone_is_not_called_the_same():
+    model = Model()
+    other = twin(model)
+    other.extra = nn.Linear(2, 2)
+    for a, b in ((model, other), (other, model)):
+        found = asked(a, batch(ids()), batch(ids()), b)
+        assert (found.differs, found.result.outcome, found.result.figure) == (False, "some", 2.0)
+        assert found.result.text == (
+            "token ids and labels are the same in both runs, as are the parameters and buffers that both models have; "
+            "2 parameters of one model alone were not compared, extra.bias first"
+        )
+
+
+@pytest.mark.filterwarnings(
+    "ignore:.*quantized tensor creation.*", "ignore:torch.ao.quantization is deprecated"
+)
+def test_weights_that_a_quantised_module_keeps_packed_are_quantised():
+    model = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 4))
+    other = torch.ao.quantization.quantize_dynamic(model, {nn.Linear}, dtype=torch.qint8)
+    x = {"input": torch.randn(1, 3, 4)}
+    found = inputs(session(Run(model, x), Run(other, x)))
+    assert (found.differs, found.mechanism) == (True, "quantization")
+    assert found.result.text == "2 weights differ, 0.weight first"

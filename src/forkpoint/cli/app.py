@@ -5,7 +5,7 @@ from typing import Annotated
 import typer
 
 from forkpoint import __version__
-from forkpoint.cli.padding import padding
+from forkpoint.cli.questions import COMMANDS
 from forkpoint.cli.replay import replay
 from forkpoint.cli.script import script
 from forkpoint.errors import InputError
@@ -18,7 +18,8 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-app.command()(padding)
+for _name, (_command, _example) in COMMANDS.items():
+    app.command(_name, epilog=f"Example: {_example}")(_command)
 app.command()(replay)
 app.command()(script)
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from forkpoint.support.progress import status
 
 if TYPE_CHECKING:
-    from forkpoint.models import LoadedModel
+    from forkpoint.models.loading import LoadedModel
 
 
 def load(name: str, **options: Any) -> LoadedModel:

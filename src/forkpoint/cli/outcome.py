@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from math import isnan
 from typing import TYPE_CHECKING, NoReturn
 
 import typer
 
 from forkpoint.errors import ForkpointError
 from forkpoint.result import VerdictKind
+from forkpoint.support.files import write_json
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
     from pathlib import Path
 
     from forkpoint.result import Result
@@ -27,39 +29,69 @@ EXIT_STATUS = {
 
 
 def finish(
-    result: Result,
+    answers: Sequence[tuple[str, Result]],
     *,
-    notes: Sequence[str] = (),
+    notes: tuple[str, ...] = (),
     ops: bool = False,
     json: Path | None = None,
     lang: str = "en",
     probes: bool = True,
+    save: Callable[[Result], tuple[str, ...]] = lambda _: (),
 ) -> NoReturn:
     """Write the JSON file, print the report, and exit.
 
+    Of several prompts the report is a line for each, and then that of the worst in full.
+
     Args:
-        result: what the command found.
+        answers: each prompt, and what the command found for it.
         notes: what the report should say besides, such as how the model was loaded.
         ops: list the captured values too.
         json: the file to write.
         lang: language of the report, `en` or `zh`.
         probes: whether probes were asked for; without them the exit status doesn't depend on the verdict.
+        save: saves the scene of the result that is shown, if one is wanted, and says so.
 
     Raises:
         InputError: the file can't be written; the report has been printed.
     """
     from rich.console import Console
 
-    from forkpoint.report.terminal import render
+    from forkpoint.report.terminal import render, render_summary
 
-    result = replace(result, notes=(*notes, *result.notes))
+    answers = [(text, replace(result, notes=(*notes, *result.notes))) for text, result in answers]
+    index = max(range(len(answers)), key=lambda index: severity(answers[index][1]))
+    text, worst = answers[index]
+    worst = replace(worst, notes=(*notes, *save(worst), *worst.notes[len(notes) :]))
+    answers[index] = text, worst
     unwritten: ForkpointError | None = None
     if json is not None:
         try:
-            result.to_json(json)
+            _write(json, answers)
         except ForkpointError as error:
             unwritten = error  # which is no reason to lose the report
-    render(result, Console(), ops=ops, lang=lang)
+    if len(answers) > 1:
+        render_summary(answers, index, Console(), lang=lang)
+    render(worst, Console(), ops=ops, lang=lang)
     if unwritten is not None:
         raise unwritten
-    raise typer.Exit(EXIT_STATUS[result.verdict.kind] if probes else 0)
+    raise typer.Exit(EXIT_STATUS[worst.verdict.kind] if probes else 0)
+
+
+def severity(result: Result) -> tuple[int, int, float]:
+    """Of several results the greatest is the worst: one that fails before one that is not told, then the larger gap."""
+    gap = result.impact.max_rel if result.impact is not None else 0.0
+    kind = result.verdict.kind
+    return _SEVERITY[EXIT_STATUS[kind]], int(kind is VerdictKind.ROUNDING), 0.0 if isnan(gap) else gap
+
+
+_SEVERITY = {0: 0, 3: 1, 1: 2}
+"""By exit status."""
+
+
+def _write(path: Path, answers: Sequence[tuple[str, Result]]) -> None:
+    if len(answers) == 1:
+        answers[0][1].to_json(path)
+    else:
+        write_json(
+            path, {"prompts": [{"prompt": text, "result": result.to_dict()} for text, result in answers]}
+        )

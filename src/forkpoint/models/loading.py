@@ -92,13 +92,13 @@ def load(
         ModelError: the model can't be found or loaded, or the machine lacks what an option needs.
     """
     chosen_dtype = _parse_dtype(dtype)
-    chosen_device = _parse_device(device)
+    chosen_device = parse_device(device)
     options: dict[str, Any] = {"dtype": "auto" if chosen_dtype is None else chosen_dtype}
     if attn is not None:
         options["attn_implementation"] = attn
     if load_in_8bit:
         options |= _int8_options(chosen_device)
-    with _quiet(), status(f"loading {name}"), _one_line(name):
+    with quiet(), status(f"loading {name}"), _one_line(name):
         if os.fspath(name) == "demo":
             model, tokenizer, notes = _load_demo(options)
         else:
@@ -124,7 +124,7 @@ def _parse_dtype(dtype: str | torch.dtype | None) -> torch.dtype | None:
     return found
 
 
-def _parse_device(device: str | torch.device | None) -> torch.device:
+def parse_device(device: str | torch.device | None) -> torch.device:
     try:
         chosen = torch.device("cpu" if device is None else device)
     except RuntimeError:
@@ -296,7 +296,7 @@ def _need_gguf(name: str) -> None:
 
 
 @contextmanager
-def _quiet() -> Generator[None, None, None]:
+def quiet() -> Generator[None, None, None]:
     """Silence transformers' progress bars and warnings; what matters of them is said in the notes."""
     from huggingface_hub.utils import logging as hub_logging
     from transformers import modeling_gguf_pytorch_utils as gguf_reader

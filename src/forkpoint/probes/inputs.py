@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections import Counter
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
@@ -62,12 +63,14 @@ class _Found:
         rounded: by rounding alone.
         different: otherwise, by mechanism.
         narrowed: what to say of buffers that were rounded in one of two models of one dtype.
+        alone: parameters that one of the models has and the other has not, at least not as such.
         one_dtype: whether the parameters of both models have the same dtypes: then no rounding is to be expected.
     """
 
     rounded: list[Weight] = field(default_factory=list[Weight])
     different: dict[str, list[str]] = field(default_factory=dict[str, list[str]])
     narrowed: list[str] = field(default_factory=list[str])
+    alone: list[str] = field(default_factory=list[str])
     one_dtype: bool = False
 
 
@@ -111,6 +114,12 @@ def inputs(session: Session) -> Inputs:
         )
         text = f"token ids and labels are the same in both runs; whether parameters and buffers are is not known: {why}"
         return Inputs(False, None, ProbeResult("inputs", "unknown", None, text))
+    if found.alone:
+        text = (
+            "token ids and labels are the same in both runs, as are the parameters and buffers that both models have; "
+            f"{len(found.alone)} parameters of one model alone were not compared, {found.alone[0]} first"
+        )
+        return Inputs(False, None, ProbeResult("inputs", "some", float(len(found.alone)), text))
     text = "token ids, labels, parameters and buffers are the same in both runs"
     return Inputs(False, None, ProbeResult("inputs", "same", 0.0, text))
 
@@ -200,6 +209,36 @@ def _compare_weights(found: _Found, a: nn.Module, b: nn.Module) -> None:
         for table, slug in (("_parameters", "parameters"), ("_buffers", "buffers")):
             for name in _names(mine, table) & _names(theirs, table):
                 _compare_weight(found, path, name, table, slug, mine, theirs)
+    _compare_alone(found, modules_a, modules_b)
+
+
+def _compare_alone(found: _Found, a: dict[str, nn.Module], b: dict[str, nn.Module]) -> None:
+    """Parameters of one model that the other keeps otherwise, as quantised modules do, or has not at all."""
+    for mine, theirs in ((a, b), (b, a)):
+        for path, module in mine.items():
+            other = theirs.get(path)
+            for name in sorted(_names(module, "_parameters")):
+                if other is not None and name in _names(other, "_parameters"):
+                    continue
+                title = f"{path}.{name}" if path else name
+                if other is not None and _kept_quantized(other, name):
+                    found.different.setdefault("quantization", []).append(title)
+                else:
+                    found.alone.append(title)
+
+
+def _kept_quantized(module: nn.Module, name: str) -> bool:
+    """Whether a module keeps a parameter in quantised form and gives it when asked, as those of `torch.ao` do."""
+    ask = getattr(module, name, None)
+    if isinstance(ask, Tensor) or not callable(ask):
+        return False
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            value = ask()
+    except Exception:  # noqa: BLE001 - a method of that name that does something else
+        return False
+    return isinstance(value, Tensor) and value.is_quantized
 
 
 def _dtypes_of(model: nn.Module) -> set[torch.dtype]:

@@ -9,3 +9,12 @@ Side = Literal["left", "right"]
 
 PositionIds = Literal["mask", "none"]
 """Made from the mask as the architecture does in `generate`, or left to the model."""
+
+CacheKind = Literal["dynamic", "static", "offloaded", "quantized"]
+"""How the keys and values of earlier calls are kept."""
+
+Quantization = Literal["int8", "nf4", "int8-dynamic", "torchao-int8"]
+"""int8 and nf4 of bitsandbytes, PyTorch's own dynamic int8, and torchao's int8 weights."""
+
+Backend = Literal["eager", "aot_eager", "inductor"]
+"""What `torch.compile` hands the captured graph to."""

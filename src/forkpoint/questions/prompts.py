@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import inspect
 import sys
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from forkpoint.errors import InputError
-from forkpoint.runs.layout import Layout
+from forkpoint.runs.layout import Coordinates, Layout
 from forkpoint.runs.modules import innermost
 from forkpoint.runs.run import Run
 from forkpoint.runs.state import kept_state
@@ -66,6 +67,25 @@ def pad_token_id(model: Any, tokenizer: Any) -> int:
     return int(found)
 
 
+CACHES = ("past_key_values", "cache_params", "cache")
+"""Arguments by which a model takes what an earlier call left."""
+
+
+@dataclass(frozen=True)
+class Padded:
+    """The inputs of one forward call, and what they don't tell of their layout.
+
+    Attributes:
+        inputs: keyword arguments of the model's forward.
+        mask: int64 `[rows, length]`, 1 at every real token.
+        layout: where the tokens are, if the inputs don't tell; else None.
+    """
+
+    inputs: dict[str, Tensor]
+    mask: Tensor
+    layout: Layout | None
+
+
 def padded_run(
     model: Any,
     rows: Sequence[Sequence[int]],
@@ -76,9 +96,23 @@ def padded_run(
     position_ids: PositionIds = "mask",
     name: str | None = None,
 ) -> Run:
-    """One forward call on rows of token ids padded to a common length.
+    """One forward call on rows of token ids padded to a common length."""
+    made = padded(model, rows, length, pad=pad, side=side, position_ids=position_ids)
+    return Run(model, made.inputs, layout=made.layout, name=name)
 
-    Its inputs are `input_ids` and, where the model's forward takes them, `attention_mask` and with
+
+def padded(
+    model: Any,
+    rows: Sequence[Sequence[int]],
+    length: int,
+    *,
+    pad: int,
+    side: Side = "right",
+    position_ids: PositionIds = "mask",
+) -> Padded:
+    """Rows of token ids padded to a common length, on the model's device.
+
+    The inputs are `input_ids` and, where the model's forward takes them, `attention_mask` and with
     `position_ids="mask"` also `position_ids`, each int64 `[rows, length]`; for an encoder-decoder also
     `decoder_input_ids`, one start token a row.
     """
@@ -103,8 +137,45 @@ def padded_run(
         positions = _positions(plain, ids, mask)
         if positions is not None:
             inputs["position_ids"] = positions
-    device = _device(plain)
-    return Run(model, {key: tensor.to(device) for key, tensor in inputs.items()}, layout=layout, name=name)
+    device = device_of(plain)
+    return Padded({key: tensor.to(device) for key, tensor in inputs.items()}, mask, layout)
+
+
+def alone_run(
+    model: Any, rows: Sequence[Sequence[int]], *, position_ids: PositionIds = "mask", name: str | None = None
+) -> Run:
+    """Each row of token ids by itself: one forward call a row, `[1, tokens]`, without padding or a common cache."""
+    made = [padded(model, [row], len(row), pad=0, position_ids=position_ids) for row in rows]
+    if len(made) == 1:
+        return Run(model, made[0].inputs, layout=made[0].layout, name=name)
+    caches = [key for key in CACHES if key in inspect.signature(innermost(model)[1].forward).parameters]
+    calls = [{**dict.fromkeys(caches), **one.inputs} for one in made]  # named, so that none is handed on
+    layout = Layout([_of_sample(sample, one) for sample, one in enumerate(made)])
+    return Run(model, calls, layout=layout, name=name)
+
+
+def _of_sample(sample: int, made: Padded) -> dict[str, Coordinates]:
+    """The coordinates of the one sample that a call holds."""
+    found: dict[str, Coordinates] = {}
+    for stream in ("input_ids", "decoder_input_ids"):
+        if stream in made.inputs:
+            columns = made.inputs[stream].shape[1]
+            found[stream] = Coordinates(torch.full((1, columns), sample), torch.arange(columns)[None])
+    return found
+
+
+def together(
+    model: Any,
+    tokenizer: Any,
+    rows: Sequence[Sequence[int]],
+    *,
+    position_ids: PositionIds = "mask",
+    name: str | None = None,
+) -> Run:
+    """All rows in one forward call, `[rows, longest]`, padded on the right where they are not of one length."""
+    longest = max(map(len, rows))
+    pad = 0 if all(len(row) == longest for row in rows) else pad_token_id(model, tokenizer)
+    return padded_run(model, rows, longest, pad=pad, position_ids=position_ids, name=name)
 
 
 def _token_ids(tokenizer: Any, text: str, *, chat_template: bool) -> list[int]:
@@ -161,7 +232,8 @@ def _decoder_start(config: Any) -> int:
     return 0
 
 
-def _device(model: Any) -> torch.device:
+def device_of(model: Any) -> torch.device:
+    """Where a model takes its inputs."""
     embeddings = model.get_input_embeddings() if hasattr(model, "get_input_embeddings") else model
     weight = next(embeddings.parameters(), None)
     return torch.device("cpu") if weight is None else weight.device

@@ -91,6 +91,14 @@ PHRASES: dict[str, str] = {
     "advice.nan": "请查看产生它的算子：后面的算子只是把它传下去。",
     "advice.atomics": "请调用 torch.use_deterministic_algorithms(True)（它会指出这样的核函数），再作比较。",
     "advice.random_state": "请调用 model.eval()，或固定随机种子，再作比较。",
+    # several prompts
+    "summary": "{n} 条提示；其中最严重的一条详见下文",
+    "summary.prompt": "提示",
+    "summary.verdict": "结论",
+    "summary.cause": "原因",
+    "summary.first": "首个分歧",
+    "summary.gap": "最大差距",
+    "summary.flips": "翻转",
     # 要不要紧
     "impact": "要不要紧",
     "impact.none": "两次运行没有返回可以比较的结果。",
@@ -161,6 +169,7 @@ PHRASES: dict[str, str] = {
     "outcome.repeat.same": "两次运行各自重复一遍，结果逐位相同。",
     "outcome.repeat.differs": "同一次运行重复一遍，结果就变了。",
     "outcome.inputs.same": "词元编号、标签、参数和缓冲区都相同。",
+    "outcome.inputs.some": "词元编号和标签相同；有些参数只在一个模型里。",
     "outcome.inputs.unknown": "词元编号和标签相同；看不到参数和缓冲区，所以不知道它们是否相同。",
     "outcome.inputs.differs": "有输入不同。",
     "outcome.inputs.rounded": "一次运行的权重是另一次的权重舍入到较窄类型的结果。",
@@ -406,6 +415,9 @@ SENTENCES: dict[str, str] = {
     "run {run}, made again from the same random state, gives other bits": "运行 {run} 从同样的随机状态重复一遍，结果不同",
     "run {run}, made again, gives other bits; from the same random state it repeats itself": "运行 {run} 重复一遍，结果不同；"
     "随机状态相同时则逐位相同",
+    "token ids and labels are the same in both runs, as are the parameters and buffers that both models have": "两次运行的"
+    "词元编号和标签相同，两个模型都有的参数和缓冲区也相同",
+    "{n} parameters of one model alone were not compared, {name} first": "只在一个模型里的 {n} 个参数没有比较，第一个是 {name}",
     "token ids, labels, parameters and buffers are the same in both runs": "两次运行的词元编号、标签、参数和缓冲区都相同",
     "what goes in differs at shared coordinates: {names}": "输入在共有坐标上不同：{names}",
     "the labels that enter the loss differ in {n} (predicting position, label) pairs": "参与损失计算的（预测位置，标签）对中有 {n} "

@@ -93,6 +93,14 @@ PHRASES: dict[str, str] = {
     "advice.nan": "Look at the op that makes it: what comes after only passes it on.",
     "advice.atomics": "Use torch.use_deterministic_algorithms(True), which names such kernels, then compare again.",
     "advice.random_state": "Call model.eval(), or fix the seed, then compare again.",
+    # several prompts
+    "summary": "{n} prompt|{n} prompts; the worst of them in full below",
+    "summary.prompt": "prompt",
+    "summary.verdict": "verdict",
+    "summary.cause": "cause",
+    "summary.first": "first divergence",
+    "summary.gap": "largest gap",
+    "summary.flips": "flips",
     # does it matter
     "impact": "Does it matter",
     "impact.none": "The runs return nothing that could be compared.",
@@ -163,6 +171,7 @@ PHRASES: dict[str, str] = {
     "outcome.repeat.same": "Each run, made again, gives the same bits.",
     "outcome.repeat.differs": "A run, made again, gives other bits.",
     "outcome.inputs.same": "Token ids, labels, parameters and buffers are the same.",
+    "outcome.inputs.some": "Token ids and labels are the same; some parameters are in one model alone.",
     "outcome.inputs.unknown": "Token ids and labels are the same; parameters and buffers could not be seen.",
     "outcome.inputs.differs": "Something that goes in differs.",
     "outcome.inputs.rounded": "Weights of one run are the other's, rounded to a narrower dtype.",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from rich.cells import cell_len
@@ -12,6 +12,8 @@ from rich.text import Text
 from forkpoint.report.build import document
 from forkpoint.report.document import Block, Document, Fact, Grid, Line, Paragraph, Section, line, muted
 from forkpoint.report.grid import GAP, Page, finished, indented, rows, wrapped
+from forkpoint.report.summary import summary
+from forkpoint.report.words import Words
 
 if TYPE_CHECKING:
     from forkpoint.result import Result
@@ -36,6 +38,22 @@ def render(result: Result, console: Console, *, ops: bool = False, lang: str = "
     page = Page(console.width, console.encoding)
     whole = Text("\n").join(lines(document(result, every_op=ops, lang=lang), page))
     console.print(whole, no_wrap=True, overflow="ignore", crop=False, highlight=False)
+
+
+def render_summary(
+    answers: Sequence[tuple[str, Result]], worst: int, console: Console, *, lang: str = "en"
+) -> None:
+    """Print a line for each of several prompts.
+
+    Args:
+        answers: each prompt and its result.
+        worst: index of the one whose report follows.
+        console, lang: as for `render`.
+    """
+    page = Page(console.width, console.encoding)
+    whole = Text("\n").join(lines(Document((summary(answers, worst, Words(lang)),)), page))
+    console.print(whole, no_wrap=True, overflow="ignore", crop=False, highlight=False)
+    console.print()
 
 
 def to_text(result: Result, *, lang: str = "en", width: int = 100) -> str:

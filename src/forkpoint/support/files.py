@@ -7,6 +7,7 @@ that writes to the folder removes it.
 
 from __future__ import annotations
 
+import json
 import os
 import secrets
 import shutil
@@ -15,7 +16,7 @@ import sys
 import time
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from forkpoint.errors import InputError
 
@@ -54,6 +55,24 @@ def write_atomically(path: Path, text: str) -> None:
             _write_into(path, data)
         else:
             _replace(target, data)
+
+
+def write_json(path: Path, data: Any) -> None:
+    """Write plain JSON types to a file that appears whole or not at all.
+
+    Characters that can't be seen are escaped, so that it may be shown on a terminal.
+
+    Raises:
+        InputError: as `write_atomically`.
+    """
+    text = json.dumps(data, ensure_ascii=False, indent=1)
+    lines = (line if line.isprintable() else _escaped(line) for line in text.split("\n"))
+    write_atomically(path, "\n".join(lines) + "\n")
+
+
+def _escaped(text: str) -> str:
+    """JSON with escapes for what can't be seen; it reads as the same."""
+    return "".join(c if c.isprintable() else json.dumps(c)[1:-1] for c in text)
 
 
 def is_file(path: Path) -> bool:

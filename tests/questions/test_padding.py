@@ -8,7 +8,7 @@ import pytest
 import torch
 import transformers as tf
 from tests.architectures import ARCHITECTURES, PAD, VOCABULARY, prompt
-from tokenizers import Tokenizer, models, pre_tokenizers
+from tests.questions.words import word_tokenizer
 
 import forkpoint as fp
 from forkpoint.questions import padding as padding_module
@@ -19,15 +19,6 @@ from forkpoint.support.progress import SILENT
 GENERATING = ("llama", "gpt2", "opt", "falcon", "gpt_neox", "gptj", "bloom", "mamba", "mamba2")
 SOUND = (*GENERATING, "bert", "roberta", "electra", "distilbert", "t5")
 """Architectures whose real tokens don't see padding, if their positions are right."""
-
-
-def word_tokenizer(**special: str) -> tf.PreTrainedTokenizerFast:
-    words = {"<pad>": 0, "<s>": 1, "</s>": 2} | {f"w{index}": index for index in range(3, VOCABULARY)}
-    tokenizer = Tokenizer(models.WordLevel(words, unk_token="</s>"))
-    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    return tf.PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, **(special or {"pad_token": "<pad>", "eos_token": "</s>"})
-    )
 
 
 @pytest.fixture

@@ -1,0 +1,139 @@
+"""One forward pass, or step by step with a cache."""
+
+from __future__ import annotations
+
+import inspect
+from typing import TYPE_CHECKING, Any, get_args
+
+from forkpoint.errors import InputError
+from forkpoint.questions.asking import Options, Question, one_of, positions_of, rows_of
+from forkpoint.questions.choices import CacheKind
+from forkpoint.questions.prompts import CACHES, pad_token_id, padded
+from forkpoint.runs.modules import innermost
+from forkpoint.runs.run import Run
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from typing import Unpack
+
+    from forkpoint.questions.prompts import Padded
+    from forkpoint.result import Result
+
+
+def cache(
+    model: Any,
+    tokenizer: Any,
+    prompts: str | Sequence[str],
+    split: int | None = None,
+    *,
+    chunk: int = 1,
+    kind: CacheKind = "dynamic",
+    **options: Unpack[Options],
+) -> Result:
+    """Compare one forward pass with the same tokens given step by step, earlier ones being read from a cache.
+
+        fp.cache(model, tokenizer, "I've got a lovely bunch of coconuts", split=8, kind="static")
+
+    Run A has one forward call, `[prompts, tokens]`. Run B begins with the first `split` tokens and goes on with `chunk`
+    at a time, each call being given the cache of those before. Several prompts of other lengths are padded on the left,
+    as `generate` does, in both runs.
+
+    Args:
+        model: a decoder of transformers.
+        tokenizer: its tokenizer.
+        prompts: one text or several.
+        split: tokens of the first call; by default three quarters of them.
+        chunk: tokens of each call after that: 1 decodes, more is a chunked prefill.
+        kind: how the cache is kept: `dynamic`, `static` (as long as the prompt), `offloaded` or `quantized`.
+        options: see `Options`.
+
+    Raises:
+        InputError: an encoder or encoder-decoder, a prompt of one token, a split or chunk that does not fit, or a kind of
+            cache that can't be made here.
+    """
+    rows = rows_of(model, tokenizer, prompts, options)
+    longest = max(map(len, rows))
+    plain = innermost(model)[1]
+    _check_caches(plain)
+    if longest < 2:
+        raise InputError("a prompt of 1 token", "2 or more, to be given in steps")
+    notes: tuple[str, ...] = ()
+    if split is None:
+        split = max(1, longest * 3 // 4)
+        notes = (f"The split was not given: {split} of {longest} tokens were chosen.",)
+    if not 1 <= split < longest:
+        raise InputError(f"a split after {split} of {longest} tokens", f"1 to {longest - 1}")
+    if chunk < 1:
+        raise InputError(f"chunks of {chunk} tokens", "1 or more")
+    even = all(len(row) == longest for row in rows)
+    pad = 0 if even else pad_token_id(model, tokenizer)
+    made = padded(model, rows, longest, pad=pad, side="left", position_ids=positions_of(options))
+    a = Run(model, made.inputs, layout=made.layout, name="one forward pass")
+    b = Run(
+        model,
+        _steps(plain, made, split, chunk, kind),
+        name=f"{split} tokens, then {_counted(chunk)} at a time",
+    )
+    return Question(a, b, notes).answer(tokenizer, options)
+
+
+def _check_caches(model: Any) -> None:
+    if getattr(getattr(model, "config", None), "is_encoder_decoder", False):
+        raise InputError(
+            f"a {type(model).__name__}, an encoder-decoder", "a decoder", "compare runs of it by fp.compare"
+        )
+    takes = inspect.signature(model.forward).parameters
+    if not any(name in takes for name in CACHES):
+        raise InputError(f"a {type(model).__name__}, which takes no cache", "a model that decodes")
+    causal = {module.is_causal for module in model.modules() if hasattr(module, "is_causal")}
+    if causal == {False}:
+        raise InputError(
+            f"a {type(model).__name__}, whose tokens see those after them", "a model that decodes"
+        )
+
+
+def _steps(model: Any, made: Padded, split: int, chunk: int, kind: CacheKind) -> list[dict[str, Any]]:
+    """The inputs of each call: its tokens and positions, and the mask of all so far, or of its own where no keys are kept."""
+    length = made.mask.shape[1]
+    ends = [split, *range(split + chunk, length, chunk), length]
+    takes = inspect.signature(model.forward).parameters
+    keys = "past_key_values" in takes
+    calls: list[dict[str, Any]] = []
+    for start, end in zip([0, *ends], ends, strict=False):
+        call: dict[str, Any] = {
+            name: value[:, :end] if name == "attention_mask" and keys else value[:, start:end]
+            for name, value in made.inputs.items()
+        }
+        if "use_cache" in takes:
+            call["use_cache"] = True
+        calls.append(call)
+    first = _made(model, one_of("cache", kind, get_args(CacheKind)), length)
+    if first is not None:
+        calls[0]["past_key_values"] = first
+    return calls
+
+
+def _made(model: Any, kind: str, length: int) -> Any:
+    """An empty cache of a kind; None for the one that the model makes itself."""
+    if kind == "dynamic":
+        return None
+    from transformers import DynamicCache, QuantizedCache, StaticCache
+
+    if "past_key_values" not in inspect.signature(model.forward).parameters:
+        raise InputError(
+            f"a {kind} cache for a {type(model).__name__}, which keeps its own", "the cache dynamic"
+        )
+    config = model.config.get_text_config(decoder=True)
+    try:
+        if kind == "static":
+            return StaticCache(config=config, max_cache_len=length)
+        if kind == "offloaded":
+            return DynamicCache(config=config, offloading=True)
+        return QuantizedCache(backend="quanto", config=config)
+    except Exception as error:
+        reason = str(error).split("\n")[0] or type(error).__name__
+        raise InputError(f"a {kind} cache can't be made here: {reason}", "dynamic or static") from error
+
+
+def _counted(chunk: int) -> str:
+    return "one" if chunk == 1 else str(chunk)

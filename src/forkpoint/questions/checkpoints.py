@@ -1,0 +1,105 @@
+"""Two checkpoints: another revision, a fine-tuned child, a merge."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from forkpoint.errors import InputError
+from forkpoint.questions.asking import Options, rows_of, two_models
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from typing import Unpack
+
+    from forkpoint.result import Result
+
+SHOWN = 3
+"""Parameters that are named."""
+
+
+def checkpoints(
+    model: Any,
+    tokenizer: Any,
+    other: Any,
+    other_tokenizer: Any,
+    prompts: str | Sequence[str],
+    *,
+    names: tuple[str, str] = ("first model", "second model"),
+    **options: Unpack[Options],
+) -> Result:
+    """Compare two models that should be, or began as, the same.
+
+    Both runs are one forward call, `[prompts, longest]`, on the token ids of the first model's tokenizer. What is not
+    the same before they run is said first: the class, the tokenizer, the vocabulary, the weights.
+
+    Args:
+        model, other: two models of transformers.
+        tokenizer, other_tokenizer: their tokenizers.
+        prompts: one text or several.
+        names: what reports call the models.
+        options: see `Options`.
+
+    Raises:
+        InputError: an empty prompt, or token ids that the second model does not know.
+    """
+    rows = rows_of(model, tokenizer, prompts, options)
+    notes: list[str] = []
+    if type(model) is not type(other):
+        notes.append(f"The models are of two classes: {type(model).__name__} and {type(other).__name__}.")
+    try:
+        theirs = rows_of(other, other_tokenizer, prompts, options)
+    except InputError:
+        theirs = []
+    if theirs != rows:
+        notes.append(
+            "The second model's tokenizer makes other token ids of the prompts; the first one's were used."
+        )
+    rows_known(other, rows)
+    notes += weights(model, other)
+    return two_models(model, other, tokenizer, prompts, names, options, tuple(notes))
+
+
+def rows_known(model: Any, rows: list[list[int]]) -> None:
+    """Check that a model has embeddings for token ids.
+
+    Raises:
+        InputError: it has not.
+    """
+    embeddings = model.get_input_embeddings() if hasattr(model, "get_input_embeddings") else None
+    known = getattr(embeddings, "num_embeddings", None)
+    largest = max(map(max, rows))
+    if known is not None and largest >= known:
+        raise InputError(
+            f"token id {largest}, for a second model with embeddings for {known} tokens",
+            "two models of one vocabulary",
+        )
+
+
+def weights(model: Any, other: Any) -> list[str]:
+    """How the parameters of two models differ, in a sentence or two."""
+    mine, theirs = dict(model.named_parameters()), dict(other.named_parameters())
+    common = [name for name in mine if name in theirs and mine[name].shape == theirs[name].shape]
+    said: list[str] = []
+    if len(common) < max(len(mine), len(theirs)):
+        said.append(
+            f"{len(common)} parameters have one name and shape in both models, of {len(mine)} and {len(theirs)}."
+        )
+    changes = {name: _change(mine[name], theirs[name]) for name in common}
+    changed = sorted((name for name in changes if changes[name] > 0), key=lambda name: -changes[name])
+    if changed:
+        most = ", ".join(f"{name} ({100 * changes[name]:.2g} %)" for name in changed[:SHOWN])
+        said.append(
+            f"{len(changed)} of {len(common)} parameters differ, relative to their size most: {most}."
+        )
+    return said
+
+
+def _change(a: Tensor, b: Tensor) -> float:
+    """The norm of the difference over the norm of the first."""
+    if a.dtype == b.dtype and torch.equal(a.detach().cpu(), b.detach().cpu()):
+        return 0.0
+    wide, other = a.detach().cpu().double(), b.detach().cpu().double()
+    return float((wide - other).norm() / wide.norm().clamp_min(torch.finfo(torch.float64).tiny))

@@ -1,0 +1,100 @@
+"""A model as it is, or compiled."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, get_args
+
+import torch
+from torch import Tensor
+
+from forkpoint.errors import InputError
+from forkpoint.explain.drift import layer_paths
+from forkpoint.questions.asking import Options, copied, one_of, positions_of, rows_of, two_models
+from forkpoint.questions.choices import Backend
+from forkpoint.questions.prompts import together
+from forkpoint.runs.returned import results_of
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from typing import Unpack
+
+    from forkpoint.result import Result
+
+
+def compiled(
+    model: Any,
+    tokenizer: Any,
+    prompts: str | Sequence[str],
+    backend: Backend = "inductor",
+    **options: Unpack[Options],
+) -> Result:
+    """Compare a model with itself, its layers compiled.
+
+        fp.compiled(model, tokenizer, "I've got a lovely bunch of coconuts", backend="aot_eager")
+
+    Both runs are one forward call, `[prompts, longest]`. Run B's model is a copy, of which each layer is compiled by
+    itself (the whole model where it has no layers). Nothing can be seen inside a compiled module: its inputs and
+    outputs are compared, and the report says so. A note tells which of the backends up to the one that was asked for is
+    the first to change a bit.
+
+    Args:
+        model: a model of transformers.
+        tokenizer: its tokenizer.
+        prompts: one text or several.
+        backend: `eager` (Dynamo's capture alone), `aot_eager` (its functionalised graph), or `inductor`.
+        options: see `Options`.
+
+    Raises:
+        InputError: another backend, or one that can't compile here.
+    """
+    one_of("backend", backend, get_args(Backend))
+    rows = rows_of(model, tokenizer, prompts, options)
+    inputs = dict(together(model, tokenizer, rows, position_ids=positions_of(options)).calls[0])
+    plain = _outputs(model, inputs)
+    said: list[str] = []
+    other = model
+    for name in get_args(Backend)[: get_args(Backend).index(backend) + 1]:
+        other, count = _compile(model, name)
+        try:
+            apart = _apart(plain, _outputs(other, inputs))
+        except Exception as error:
+            reason = str(error).strip().split("\n")[0] or type(error).__name__
+            raise InputError(
+                f"backend {name} can't compile here: {reason}", "another backend, or what it needs"
+            ) from error
+        said.append(f"{name} changes no bit" if apart == 0 else f"{name} changes results by {apart:.2g}")
+    notes = (
+        f"{count} module{'s' * (count > 1)} compiled each by itself, and compared by inputs and outputs; "
+        + ", ".join(said)
+        + ".",
+    )
+    return two_models(
+        model, other, tokenizer, prompts, ("as it is", f"compiled by {backend}"), options, notes
+    )
+
+
+def _compile(model: Any, backend: str) -> tuple[Any, int]:
+    """A copy whose layers are compiled by a backend, and how many there are."""
+    other = copied(model, "a compiled model")
+    torch.compiler.reset()  # what one backend made for this code is not to be taken for the next
+    modules = [other.get_submodule(path) for path in layer_paths(other)] or [other]
+    for module in modules:
+        module.compile(backend=backend)
+    return other, len(modules)
+
+
+def _outputs(model: Any, inputs: dict[str, Any]) -> list[Tensor]:
+    with torch.no_grad():
+        return list(results_of(model(**inputs)).values())
+
+
+def _apart(plain: list[Tensor], other: list[Tensor]) -> float:
+    """The largest difference of two lists of results; 0 only if every bit is the same."""
+    largest = 0.0
+    for a, b in zip(plain, other, strict=True):
+        if a.shape != b.shape or a.dtype != b.dtype:
+            return float("inf")
+        if not torch.equal(a, b):
+            apart = float((a.double() - b.double()).abs().nan_to_num(nan=float("inf")).max())
+            largest = max(largest, apart)
+    return largest

@@ -1,0 +1,56 @@
+"""Other rows for a batch: texts of many lengths, the same each time."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from forkpoint.errors import InputError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+TEXTS = (
+    "The harbour was quiet.",
+    "Rain again.",
+    "Nobody had told the gardener that the roses were to be moved, so he left them and went on with the hedge.",
+    "A train that stops at every village takes twice as long, and shows you twice as much.",
+    (
+        "She counted the coins once more, wrote the sum into the book, closed it, and looked out of the window at the "
+        "boats, which were coming in one after the other with their lamps already lit although the sun had not gone "
+        "down, and thought of the letter that she would have to answer before the post left in the morning."
+    ),
+    "Water boils at a lower temperature on a mountain than by the sea.",
+    "Two and two are four, and four and four are eight; the rest can be worked out from there.",
+)
+"""What stands beside a prompt where nobody says otherwise."""
+
+
+def mates(
+    rows: Sequence[Sequence[int]], others: Sequence[Sequence[int]], size: int, *, same_length: bool
+) -> list[list[int]]:
+    """Rows of token ids to fill a batch with.
+
+    Args:
+        rows: the rows that are there already.
+        others: rows to take, in turn.
+        size: rows of the whole batch.
+        same_length: make each as long as the longest row, cut off or begun anew, so that nothing is padded on their account.
+
+    Raises:
+        InputError: the batch is smaller than the rows that it must hold.
+    """
+    if size < len(rows) or size < 2:
+        raise InputError(
+            f"a batch of {size} for {len(rows)} prompt{'s' * (len(rows) > 1)}", f"{max(2, len(rows))} or more"
+        )
+    found: list[list[int]] = []
+    for number in range(size - len(rows)):
+        row = list(others[number % len(others)])
+        if number >= len(others):  # again: begun at another token, so that no two rows are the same
+            turn = number // len(others) % len(row)
+            row = row[turn:] + row[:turn]
+        if same_length:
+            length = max(map(len, rows))
+            row = (row * (length // len(row) + 1))[:length]
+        found.append(row)
+    return found
