@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
+from tests.corpus import CASES
+from tests.corpus.cases_remaining import ARGUMENTS
 from torch import Tensor, nn
 
 import forkpoint as fp
-from forkpoint.explain.arguments import compare_configurations
+from forkpoint.capture.recorder import Taken
+from forkpoint.capture.trace import Op
+from forkpoint.explain.arguments import compare_arguments, compare_configurations
 from forkpoint.report import to_text
 
 
@@ -37,7 +43,7 @@ def compared(function: Any, one: Any, other: Any) -> fp.Result:
     [
         (lambda x, v: F.layer_norm(x, (4,), eps=v), 1e-5, 1e-2, "eps"),
         (lambda x, v: x * v, 2.0, 3.0, "other"),
-        (lambda x, v: x.softmax(v), -1, 1, "dim"),
+        (lambda x, v: x.softmax(v), 2, 1, "dim"),
         (lambda x, v: F.gelu(x, approximate=v), "none", "tanh", "approximate"),
         (lambda x, v: x.clamp(max=v), 0.5, 0.25, "max"),
         (lambda x, v: F.scaled_dot_product_attention(x, x, x, scale=v), 0.7, None, "scale"),
@@ -56,6 +62,71 @@ def test_an_argument_that_differs_is_shown_with_both_values(
     assert f"arguments     {name}  A {one!r}  B {other!r}" in text
     assert "Its tensors are equal, other arguments are not" in text
     assert "其他参数" in to_text(result, lang="zh")
+
+
+@pytest.mark.parametrize("name", ARGUMENTS)
+def test_an_origin_shows_the_argument_that_differs(name: str) -> None:
+    a, b, how, patches = CASES[f"49-argument-{name}"].build()
+    with patches:
+        result = fp.compare(a, b, **how)
+    _, one, other, _, argument, _ = ARGUMENTS[name]
+    assert result.origin is not None
+    if name == "dim":
+        one = 2
+    assert [(a.name, a.value_a, a.value_b) for a in result.origin.arguments] == [
+        (argument, repr(one), repr(other))
+    ]
+    assert f"{argument}  A {one!r}  B {other!r}" in str(result)
+
+
+def test_a_dimension_counted_from_behind_is_no_other() -> None:
+    ids = torch.tensor([[1, 2, 3]])
+    steps = (Step(lambda x, d=d, by=by: (x * by).softmax(d)) for d, by in ((-1, 1.0), (2, 2.0)))
+    result = fp.compare(*(fp.Run(step, {"input_ids": ids}) for step in steps))
+    assert result.first is not None
+    assert [a.name for a in result.first.arguments] == ["other"]
+    called = (
+        Taken(Op("", "sum", None), 0, 0, None, (torch.ones(2, 3),), {"dim": d}, (), {}, ())
+        for d in ([-1], (1,))
+    )
+    assert compare_arguments(*called) == ()
+
+
+def test_a_padded_runs_origin_shows_the_scale_too() -> None:
+    a, b, how, patches = CASES["49-argument-padded"].build()
+    with patches:
+        result = fp.compare(a, b, **how)
+    assert result.origin is not None
+    assert [(a.name, a.value_a, a.value_b) for a in result.origin.arguments] == [("scale", "0.2", "0.3")]
+
+
+@dataclass
+class Rope:
+    base: float
+    table: Any = None
+
+
+@dataclass
+class Settings:
+    rope: Rope
+    width: int = 4
+
+
+@pytest.mark.parametrize(
+    "of",
+    [
+        lambda base: {"width": 4, "rope": {"base": base}},
+        lambda base: Settings(Rope(base, torch.ones(3))),
+        lambda base: SimpleNamespace(width=4, rope=SimpleNamespace(base=base)),
+    ],
+)
+def test_configurations_of_any_form_are_compared(of: Any) -> None:
+    models = [Step(torch.sin), Step(torch.sin)]
+    for model, base in zip(models, (1e4, 1e6), strict=True):
+        model.config = of(base)
+    assert [(c.name, c.value_a, c.value_b) for c in compare_configurations(*models)] == [
+        ("rope.base", "10000.0", "1000000.0")
+    ]
 
 
 def test_sizes_are_no_arguments_that_differ() -> None:

@@ -26,6 +26,7 @@ from . import (  # noqa: F401  (each registers its cases)
     cases_packing,
     cases_padding,
     cases_precision,
+    cases_remaining,
     cases_results,
     cases_rounding,
     cases_safety,

@@ -39,6 +39,12 @@ WAYS: dict[str, Callable[[Tensor], Tensor]] = {
     "type_as": lambda x: torch.arange(x.shape[1]).type_as(x),
     "of floats": lambda x: torch.arange(x.shape[1]).float().to(torch.bfloat16),
     "arange": lambda x: torch.arange(x.shape[1], dtype=x.dtype),
+    "times": lambda x: torch.arange(x.shape[1]) * torch.ones(1, dtype=x.dtype),
+    "times, from the left": lambda x: torch.ones(1, dtype=x.dtype) * torch.arange(x.shape[1]),
+    "plus": lambda x: torch.zeros(1, dtype=x.dtype) + torch.arange(x.shape[1]),
+    "minus": lambda x: torch.arange(x.shape[1]) - torch.zeros(1, dtype=x.dtype),
+    "by": lambda x: torch.arange(x.shape[1]) / torch.ones(1, dtype=x.dtype),
+    "outer": lambda x: torch.outer(torch.arange(x.shape[1]), torch.ones(1, dtype=x.dtype))[:, 0],
     "half": lambda x: (16 * torch.arange(x.shape[1])).half(),
 }
 
@@ -60,6 +66,30 @@ def test_positions_that_collapse_in_one_run(name):
     assert (found.moves, found.result.outcome) == (True, "collapse")
     assert found.text.startswith("300 whole numbers become 279 in bfloat16 at (model)/")
     assert found.text.endswith("in run B")
+
+
+@pytest.mark.parametrize("columns", [256, 300])
+def test_what_a_mixed_product_makes_of_the_integers_alone_is_asked(columns: int):
+    """In both runs the product is rounded to bfloat16; the integers collapse in one, and from 257 of them on."""
+    speeds = torch.tensor([0.37], dtype=torch.bfloat16)
+    found = asked(
+        lambda x: (torch.arange(x.shape[1]).float() * speeds.float()).to(x.dtype),
+        lambda x: torch.arange(x.shape[1]) * speeds,
+        columns,
+    )
+    if columns == 256:
+        assert found is None
+    else:
+        assert found is not None
+        assert found.moves
+        assert "300 whole numbers become 279 in bfloat16 at (model)/mul" in found.text
+        assert found.result.figure < 3, "an angle moves by 0.37 at most"
+
+
+def test_bools_and_integers_that_are_no_range_do_not_collapse():
+    chosen = torch.randint(0, 10_000, (300,), generator=torch.Generator().manual_seed(0))
+    assert asked(lambda _: chosen.float(), lambda x: chosen * torch.ones(1, dtype=x.dtype)) is None
+    assert asked(exact, lambda x: torch.arange(x.shape[1]) + (chosen > 0) * torch.zeros(1).double()) is None
 
 
 def test_numbers_that_float16_tells_apart_do_not_collapse():

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import is_dataclass
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -25,6 +27,8 @@ _OF_SIZES = ALWAYS_VIEWS | {
     "roll",
 }
 """Functions whose numbers follow from the layout: they differ wherever the two runs have other lengths."""
+_DIMENSIONS = ("dim", "dim0", "dim1", "dims", "axis", "start_dim", "end_dim", "dimension")
+"""Arguments that count dimensions, from the first on or, if negative, from behind the last."""
 _NOTHING = (None, False, 0.0)
 """Values that say as much as an argument that is not given."""
 _NAMES = ("_name_or_path", "transformers_version", "architectures", "dtype", "torch_dtype")
@@ -37,7 +41,9 @@ def compare_arguments(a: Taken, b: Taken) -> tuple[ArgumentComparison, ...]:
     >>> from forkpoint.capture.trace import Op
     >>> called = lambda dim: Taken(Op("", "softmax", None), 0, 0, None, (torch.ones(2),), {"dim": dim}, (), {}, ())
     >>> compare_arguments(called(0), called(-1))
-    (ArgumentComparison(name='dim', value_a='0', value_b='-1'),)
+    ()
+    >>> compare_arguments(called(None), called(-1))
+    (ArgumentComparison(name='dim', value_a='None', value_b='0'),)
     """
     if a.op.function in _OF_SIZES:
         return ()
@@ -55,17 +61,29 @@ def compare_arguments(a: Taken, b: Taken) -> tuple[ArgumentComparison, ...]:
 def _scalars(taken: Taken) -> dict[str, Any]:
     names = parameter_names(taken.op.function, len(taken.args))
     given = {**dict(zip(names, taken.args, strict=True)), **taken.kwargs}
-    plain = (bool, int, float, str, torch.dtype, type(None))
+    rank = next((value.dim() for value in given.values() if isinstance(value, torch.Tensor)), 0)
     return {
-        name: value
+        name: _counted(value, rank) if name in _DIMENSIONS else value
         for name, value in given.items()
-        if isinstance(value, plain)
-        or (isinstance(value, (tuple, list)) and all(isinstance(v, plain) for v in value))
+        if _is_plain(value)
     }
 
 
+def _is_plain(value: Any) -> bool:
+    if isinstance(value, (tuple, list)):
+        return all(map(_is_plain, value))  # pyright: ignore[reportUnknownArgumentType]
+    return isinstance(value, (bool, int, float, str, torch.dtype, type(None)))
+
+
+def _counted(value: Any, rank: int) -> Any:
+    """Dimensions counted from the first: the last of three is 2, also where it is called -1."""
+    if isinstance(value, (tuple, list)):
+        return tuple(_counted(one, rank) for one in value)  # pyright: ignore[reportUnknownVariableType]
+    return value + rank if type(value) is int and value < 0 else value
+
+
 def compare_configurations(a: nn.Module | None, b: nn.Module | None) -> tuple[ArgumentComparison, ...]:
-    """The entries in which the configurations of two models of transformers differ, nested ones by their path."""
+    """The entries in which the configurations of two models (of transformers, mappings, dataclasses) differ, nested ones by their path."""
     if a is b:
         return ()
     mine, theirs = (dict(_entries(getattr(model, "config", None))) for model in (a, b))
@@ -81,12 +99,20 @@ def compare_configurations(a: nn.Module | None, b: nn.Module | None) -> tuple[Ar
 def _entries(config: Any, path: str = "") -> Iterator[tuple[str, Any]]:
     to_dict = getattr(config, "to_dict", None)
     entries: Any = to_dict() if callable(to_dict) else config
+    if isinstance(entries, SimpleNamespace) or is_dataclass(entries):
+        entries = {
+            name: value for name, value in vars(entries).items() if _is_plain(value) or _is_nested(value)
+        }
     if not isinstance(entries, Mapping):
         return
     for name, value in entries.items():  # pyright: ignore[reportUnknownVariableType]
         if name in _NAMES:
             continue
-        if isinstance(value, Mapping) and value:
+        if _is_nested(value) and value:
             yield from _entries(value, f"{path}{name}.")
         else:
             yield f"{path}{name}", value
+
+
+def _is_nested(value: Any) -> bool:
+    return isinstance(value, (Mapping, SimpleNamespace)) or is_dataclass(value)

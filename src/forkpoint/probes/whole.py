@@ -1,7 +1,8 @@
 """The whole-numbers probe: do positions collapse where the code asks for a narrow dtype, and does the result show it?
 
 Float64 tells them all apart, so that the precision probe can't see it: 300 positions are 279 in bfloat16. Only casts
-and ranges are looked at that hold whole numbers at equal distances, more of them than the dtype can tell apart.
+and ranges are looked at that hold whole numbers at equal distances, more of them than the dtype can tell apart; and
+arithmetic of such integers with a tensor of a narrow dtype, in which torch casts the integers to that dtype first.
 """
 # ruff: noqa: ARG002 - every watcher is asked with all that there is
 
@@ -11,6 +12,7 @@ import math
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor
 
 from forkpoint.capture.labels import Label
@@ -30,6 +32,10 @@ _MAKING = frozenset(
     | {"aten._to_copy", "aten.to", "aten.arange"}
 )
 """Functions whose results are other numbers only in that they have another dtype, and those that make ranges."""
+_MIXING = frozenset(
+    {"mul", "mul_", "multiply", "div", "div_", "true_divide", "add", "add_", "sub", "sub_", "outer"}
+)
+"""Arithmetic that casts integers to the dtype of the other tensor, before anything is computed."""
 _FEWEST = 8
 """Numbers from which on they are a range."""
 
@@ -50,7 +56,15 @@ class Whole:
 
 @dataclass(frozen=True)
 class _Collapse:
+    """A call at which whole numbers collapse.
+
+    Attributes:
+        numbers: those that go in, where the call does more than cast them.
+        before, after: how many different ones there are.
+    """
+
     taken: Taken
+    numbers: Tensor | None
     before: int
     after: int
 
@@ -59,22 +73,44 @@ class _Collapse:
         op = self.taken.op
         return (op.module, op.function, op.site.chain), self.taken.nth, self.taken.call
 
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.taken.outputs[0].dtype
+
+    def applied(self, value: Tensor) -> Tensor | None:
+        """What the call makes of the numbers that the dtype leaves, given what it makes of all of them in float64."""
+        made = self.taken.outputs[0]
+        if made.shape != value.shape:
+            return None
+        if self.numbers is None:
+            return made.to(value.device, value.dtype)
+        whole = self.numbers.to(value.device, value.dtype)
+        left = self.numbers.to(self.dtype).to(value.device, value.dtype)
+        function, second = self.taken.op.function.removesuffix("_"), self.numbers is not self.taken.args[0]
+        if function == "outer":
+            whole, left = (n[None, :] if second else n[:, None] for n in (whole, left))
+        if function in ("add", "sub"):
+            by = (left - whole) * (self.taken.kwargs.get("alpha", 1) if second else 1)
+            return value - by if function == "sub" and second else value + by
+        share = torch.where(whole == 0, 1.0, left / whole)
+        return value / share if second and function in ("div", "true_divide") else value * share
+
 
 @dataclass
 class _AsCast:
     """Goes on with the numbers that a dtype left, at some calls."""
 
-    values: dict[tuple[Key, int, int], Tensor]
+    found: dict[tuple[Key, int, int], _Collapse]
     entrances_only: ClassVar[bool] = False
 
     def edits(self, key: Key) -> bool:
-        return any(place[0] == key for place in self.values)
+        return any(place[0] == key for place in self.found)
 
     def edit(
         self, recorder: Recorder, key: Key, nth: int, output: int, value: Tensor, label: Label | None
     ) -> Tensor | None:
-        found = None if output else self.values.get((key, nth, recorder.call))
-        return None if found is None or found.shape != value.shape else found.to(value.device, value.dtype)
+        found = None if output else self.found.get((key, nth, recorder.call))
+        return None if found is None else found.applied(value)
 
     def saw(
         self, recorder: Recorder, event: int, value: Tensor, label: Label | None, inputs: list[int]
@@ -92,7 +128,7 @@ def whole_numbers(session: Session, exact: Precision, weights: tuple[Weight, ...
         compared = compare_results(session, *results)
     moves = exact.beyond_noise(compared) > 1
     name, first = next((name, all_[0]) for name, all_ in found.items() if all_)
-    dtype = str(first.taken.outputs[0].dtype).removeprefix("torch.")
+    dtype = str(first.dtype).removeprefix("torch.")
     where = first.taken.op.place
     text = f"{first.before:,} whole numbers become {first.after:,} in {dtype} at {where} in run {name}"
     told = f"{text}; with that alone, in float64, the gap is {compared.max_abs:.2g}"
@@ -101,8 +137,7 @@ def whole_numbers(session: Session, exact: Precision, weights: tuple[Weight, ...
 
 
 def _made(traced: Traced, found: list[_Collapse]) -> Results:
-    values = {one.place: one.taken.outputs[0] for one in found}
-    return traced.again(promotion=Promotion(), watcher=_AsCast(values))
+    return traced.again(promotion=Promotion(), watcher=_AsCast({one.place: one for one in found}))
 
 
 def _collapsing(traced: Traced) -> list[_Collapse]:
@@ -110,40 +145,64 @@ def _collapsing(traced: Traced) -> list[_Collapse]:
     taken: list[Taken] = []
     fetches: list[Fetch] = []
     trace = traced.trace
-    for index, (op, *_) in enumerate(trace.rows):
-        if op.function in _MAKING and not op.is_boundary:
-            event = trace.event(index)
-            if _may_collapse(event.dtype, event.shape, traced):
-                key = op.module, op.function, op.site.chain
-                fetches.append(Fetch(key, event.call, event.nth, taken.append))
+    integers: dict[str, set[tuple[int, ...]]] = {}
+    for index, (op, call, form, *_) in enumerate(trace.rows):
+        if not form.floating and _has_many(form.shape, traced):
+            integers.setdefault(op.module, set()).add(form.shape)
+        limit = _TOLD_APART.get(form.dtype)
+        if limit is None or op.is_boundary:
+            continue
+        casts = op.function in _MAKING and _has_many(form.shape, traced, limit)
+        mixes = op.function in _MIXING and any(
+            max(shape) > limit and (_fits(shape, form.shape) or op.function == "outer")
+            for shape in integers.get(op.module, ())
+        )
+        if casts or mixes:
+            key = op.module, op.function, op.site.chain
+            fetches.append(Fetch(key, call, trace.nth(index), taken.append))
     if fetches:
         traced.again(fetches)
     return [found for one in taken if (found := _collapse_of(one)) is not None]
 
 
-def _may_collapse(dtype: str, shape: tuple[int, ...], traced: Traced) -> bool:
-    """Whether a value has room for more whole numbers than its dtype tells apart, and no more than one for each column."""
-    limit = _TOLD_APART.get(dtype)
-    if limit is None or not shape or max(shape) <= limit:
+def _fits(shape: tuple[int, ...], result: tuple[int, ...]) -> bool:
+    """Whether a value of one shape may have gone into arithmetic whose result has another.
+
+    >>> _fits((300,), (1, 300, 4)), _fits((300, 1), (1, 300, 4))
+    (False, True)
+    """
+    pairs = zip(reversed(shape), reversed(result), strict=False)
+    return len(shape) <= len(result) and all(size in (1, other) for size, other in pairs)
+
+
+def _has_many(shape: tuple[int, ...], traced: Traced, limit: int = min(_TOLD_APART.values())) -> bool:
+    """Whether a value has room for more whole numbers than a dtype tells apart, and no more than one for each column."""
+    if not shape or max(shape) <= limit:
         return False
     rows = max((len(c.sample) for entry in traced.run.layout.calls for c in entry.values()), default=1)
     return math.prod(shape) <= rows * max(shape)
 
 
 def _collapse_of(taken: Taken) -> _Collapse | None:
-    value = taken.outputs[0].detach().double().reshape(-1)
+    if taken.op.function in _MIXING:
+        integers = (a for a in taken.args if isinstance(a, Tensor) and not a.dtype.is_floating_point)
+        numbers = next(integers, None)
+        return None if numbers is None or numbers.dtype == torch.bool else _counted(taken, numbers, numbers)
     source: Any = next((arg for arg in taken.args if isinstance(arg, Tensor)), None)
-    if source is None:
-        if not taken.op.function.endswith("arange"):
-            return None
-        before = len(value)
-    else:
-        numbers = source.detach().double().reshape(-1)
-        if numbers.numel() != value.numel() or not _is_range(numbers.unique()):
-            return None
-        before = len(numbers.unique())
-    after = len(value.unique())
-    return _Collapse(taken, before, after) if after < before else None
+    if source is not None:
+        return None if source.numel() != taken.outputs[0].numel() else _counted(taken, source, None)
+    if not taken.op.function.endswith("arange"):
+        return None
+    before, after = taken.outputs[0].numel(), len(taken.outputs[0].double().unique())
+    return _Collapse(taken, None, before, after) if after < before else None
+
+
+def _counted(taken: Taken, source: Tensor, numbers: Tensor | None) -> _Collapse | None:
+    """How many whole numbers at equal distances the dtype of the result leaves; None where it leaves all."""
+    whole = source.detach().double().unique()
+    left = source.detach().to(taken.outputs[0].dtype) if numbers is not None else taken.outputs[0].detach()
+    after = len(left.double().unique())
+    return _Collapse(taken, numbers, len(whole), after) if _is_range(whole) and after < len(whole) else None
 
 
 def _is_range(numbers: Tensor) -> bool:
