@@ -7,7 +7,7 @@ READY := $(VENV)/.ready
 THREADS := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false
 WORKERS ?= 2
 # Tests of what is also written in C, which are repeated without it.
-ALSO_IN_C := $(wildcard tests/capture/test_*.py) tests/test_kept.py tests/test_no_observer_effect.py
+ALSO_IN_C := $(wildcard tests/capture/test_*.py) tests/runs/test_state.py tests/test_no_observer_effect.py
 
 .PHONY: demo test check corpus benchmark clean
 .DELETE_ON_ERROR:

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from tests.architectures import ARCHITECTURES
 from torch import Tensor, nn
 from torch.ao.quantization import FusedMovingAvgObsFakeQuantize
 from torch.nn import functional as F
@@ -19,8 +20,6 @@ import forkpoint as fp
 from forkpoint.capture import digest
 from forkpoint.runs import contents
 from forkpoint.runs.contents import Contents, noted_once, parts
-
-from .architectures import ARCHITECTURES
 
 
 def state_of(model: nn.Module) -> dict[str, Any]:
