@@ -187,8 +187,8 @@ def _with_decisions(
 
     def hold() -> Precision | None:
         session.progress.begin("probe: the same decisions in both runs")
-        found = decisions(session, given.rounded)
-        evidence.extend([] if found is None else [found.result])
+        found, result = decisions(session, given.rounded)
+        evidence.extend([] if result is None else [result])
         return found
 
     apart = (

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -13,6 +15,7 @@ from tests.plain import Model, batch, ids, pair, twin
 from torch import Tensor, nn
 
 import forkpoint as fp
+import forkpoint.probes.decisions as module
 from forkpoint.explain.results import compare_results
 from forkpoint.explain.session import Session
 from forkpoint.probes.content import content
@@ -92,18 +95,25 @@ def test_what_rounding_decides_vanishes_with_the_same_decisions():
     native = compare_results(both)
     assert native.max_abs > 0.1  # some token takes the other way
     assert not precision(both).falls_from(native)  # and in float64 as well
-    held = decisions(both)
+    held, _ = decisions(both)
     assert held is not None
     assert held.vanishes
     assert held.gap < 1e-12
     assert "each by the rounding of what it was taken on" in held.result.text
+    said = re.search(
+        r"at \(model\)/(\w+) \(test_decisions.py:\d+\) (\d+) of 36 lie within rounding", held.result.text
+    )
+    assert said is not None
+    apart = float(held.result.text.rpartition("by at most ")[2])
+    assert 0 < apart < 1e-5, "what float32 rounds away"
+    assert "otherwise" not in held.result.text
 
 
 def test_another_function_behind_a_decision_remains():
     model = Tied()
     other = twin(model)
     other.reverse, other.by = True, 1e-9
-    held = decisions(session(*pair(model, batch(ids(4, 9)), batch(ids(4, 9)), other)))
+    held, _ = decisions(session(*pair(model, batch(ids(4, 9)), batch(ids(4, 9)), other)))
     assert held is not None
     assert not held.vanishes
     assert held.gap == pytest.approx(1e-9, rel=1)
@@ -114,7 +124,7 @@ def test_another_function_before_a_decision_remains_though_nothing_else_goes_on(
     other = twin(model)
     other.by = 1e-9
     both = session(*pair(model, batch(ids()), batch(ids()), other))
-    held = decisions(both)
+    held, _ = decisions(both)
     assert held is not None
     assert held.gap == 0  # the same steps in both runs
     assert not held.vanishes  # of values that differ
@@ -123,10 +133,13 @@ def test_another_function_before_a_decision_remains_though_nothing_else_goes_on(
 def test_a_decision_that_padding_moves_remains_and_is_the_origin():
     model = Outliers()
     both = session(run(model, 4), run(model, 4, right=3))
-    held = decisions(both)
+    held, _ = decisions(both)
     assert held is not None
     assert not held.vanishes
     assert held.result.outcome == "remains"
+    assert (
+        "taken on the same values in both runs, none still does" in held.result.text
+    )  # but what is made of them
     assert content(both, held, compare_results(both)).leaks
     found = origin(both, held)
     assert found is not None
@@ -139,11 +152,59 @@ def test_a_decision_that_padding_moves_remains_and_is_the_origin():
     assert coupled.figure > 1e-4
 
 
+class Above(Model):
+    """A step for whatever lies above the mean of all columns, padding included; or above the largest of the call."""
+
+    largest = False
+
+    def mix(self, hidden: Tensor, **inputs: Any) -> Tensor:
+        if self.largest:
+            return hidden + hidden.flatten(0, 1).argmax(0) * 0.01
+        return hidden + (hidden > hidden.mean(1, keepdim=True)) * 0.5
+
+
+@pytest.mark.parametrize("largest", [False, True])
+def test_a_decision_that_padding_moves_is_told_from_one_within_rounding(largest: bool):
+    model = Above()
+    model.largest = largest
+    held, _ = decisions(session(*pair(model, batch(ids()), batch(ids(), right=3))))
+    assert held is not None
+    assert not held.vanishes
+    assert "within rounding of" not in held.result.text
+    if not largest:
+        said = re.search(
+            r"; at \(model\)/gt \(test_decisions.py:\d+\) (\d+) of 8 are taken on other values, (\S+) apart in float64, too",
+            held.result.text,
+        )
+        assert said is not None
+        assert float(said.group(2)) > 0.1
+
+
+def test_a_decision_by_another_rule_comes_out_otherwise_on_the_same_values():
+    class Stepped(Model):
+        above = 0.0
+
+        def mix(self, hidden: Tensor, **inputs: Any) -> Tensor:
+            return hidden + (hidden > self.above) * 0.5
+
+    model = Stepped()
+    other = twin(model)
+    other.above = 0.2
+    held, _ = decisions(session(*pair(model, batch(ids()), batch(ids()), other)))
+    assert held is not None
+    said = re.search(
+        r"; at \(model\)/gt \(test_decisions.py:\d+\) (\d+) of 8 come out otherwise on the same values$",
+        held.result.text,
+    )
+    assert said is not None
+    assert f"in both runs, {said.group(1)} still do" in held.result.text
+
+
 def test_without_outliers_padding_moves_nothing():
     model = Outliers()
     model.threshold = 0.0
     both = session(run(model, 4), run(model, 4, right=3))
-    held = decisions(both)
+    held, _ = decisions(both)
     assert held is not None
     assert held.vanishes
     assert not content(both, held, compare_results(both)).leaks
@@ -151,7 +212,7 @@ def test_without_outliers_padding_moves_nothing():
 
 def test_a_model_that_decides_nothing_is_not_asked_further():
     model = Model()
-    assert decisions(session(*pair(model, batch(ids()), batch(ids(), right=2)))) is None
+    assert decisions(session(*pair(model, batch(ids()), batch(ids(), right=2)))) == (None, None)
 
 
 class Longer(Model):
@@ -165,7 +226,33 @@ class Longer(Model):
 
 def test_decisions_that_can_not_be_held_prove_nothing():
     model = Longer()
-    assert decisions(session(*pair(model, batch(ids()), batch(ids())))) is None
+    held, told = decisions(session(*pair(model, batch(ids()), batch(ids()))))
+    assert held is None
+    assert told is not None
+    assert told.outcome == "unheld"
+    assert told.text.endswith("could not be held: in float64 the runs decide more often, or less often")
+
+
+def test_decisions_that_are_too_large_prove_nothing(monkeypatch):
+    monkeypatch.setattr(module, "MAX_NOTED", 100)
+    held, told = decisions(tied())
+    assert held is None
+    assert told is not None
+    assert "could not be held: they take more than" in told.text
+
+
+def test_content_says_that_decisions_could_not_be_held():
+    model = Outliers()
+    both = session(run(model, 4), run(model, 4, right=3))
+    held, _ = decisions(both)
+    assert held is not None
+    held = replace(held, vanishes=True)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "MAX_NOTED", 100)
+        found = content(both, held, compare_results(both))
+    assert not found.leaks
+    assert (found.result.outcome, found.result.figure) == ("unheld", None)
+    assert "could not be held: they take more than" in found.result.text
 
 
 class Passing(nn.Module):
@@ -215,7 +302,7 @@ def test_whole_numbers_are_not_decided_and_calls_of_other_lengths_not_mixed_up()
         layout=fp.Layout.steps([torch.ones(1, 5), torch.ones(1, 1)]),
     )
     for both in (session(whole, parts), session(parts, whole)):
-        held = decisions(both)
+        held, _ = decisions(both)
         assert held is not None
         assert held.vanishes
 
@@ -228,9 +315,9 @@ def test_what_is_decided_apart_is_known_from_the_traces():
 
 def test_values_are_kept_within_a_limit_of_memory():
     both = tied()
-    expected = decisions(both)
+    expected, _ = decisions(both)
     both.memory = Memory(limit=1)
-    held = decisions(both)
+    held, _ = decisions(both)
     assert held is not None
     assert expected is not None
     assert held.result == expected.result

@@ -8,6 +8,7 @@ import numpy as np
 
 from forkpoint.explain.results import ResultComparison, compare_results
 from forkpoint.explain.session import Results, Session
+from forkpoint.probes.deciding import UnheldError
 from forkpoint.probes.decisions import other_content
 from forkpoint.probes.held import HeldRuns
 from forkpoint.probes.precision import Precision
@@ -38,8 +39,8 @@ def content(session: Session, exact: Precision, compared: ResultComparison) -> C
     A changed bit alone is not a leak where content steers the size of a matrix product (routing to
     experts): it must remain in float64.
     """
-    changed = False
-    asked = False
+    changed = asked = False
+    unheld = ""
     for name, traced, numbers in (("b", session.b, session.shared.b), ("a", session.a, session.shared.a)):
         keep = np.asarray(numbers >= 0)
         if keep[traced.trace.table.columns].all():
@@ -55,7 +56,10 @@ def content(session: Session, exact: Precision, compared: ResultComparison) -> C
         changed = changed or exact.vanishes  # else nobody looked at the run's own precision
         watcher = OtherContent(keep)
         if isinstance(exact.runs, HeldRuns):
-            held = other_content(session, name, watcher)
+            try:
+                held = other_content(session, name, watcher)
+            except UnheldError as error:
+                held, unheld, asked = None, str(error), True
             asked |= watcher.replaced > 0
             if held is not None and held.excess > 1:
                 return _leak(name, held.compared, "decisions held in float64 but for those that it moves")
@@ -70,6 +74,9 @@ def content(session: Session, exact: Precision, compared: ResultComparison) -> C
     if not asked:
         text = "both runs hold the same tokens: nothing to replace"
         return ContentProbe(False, False, "", ProbeResult("content", "nothing", None, text))
+    if unheld:
+        text = f"whether other content changes more than decisions can't be told, as they could not be held: {unheld}"
+        return ContentProbe(False, True, "", ProbeResult("content", "unheld", None, text))
     if changed:
         text = "other content in the padding or the batch changes bits, but not in float64"
         return ContentProbe(False, True, "", ProbeResult("content", "rounding", None, text))

@@ -111,11 +111,16 @@ class Input:
 
 @dataclass(frozen=True)
 class Link:
-    """An input of a decision of this run, and the same of the other run's that it was given the values of."""
+    """An input of a decision of this run, and the same of the other run's that it was given the values of.
+
+    Attributes:
+        apart: how far these were from its own, at most.
+    """
 
     index: int
     other: Decision
     pairs: Pairs
+    apart: float = 0.0
 
 
 @dataclass(eq=False)
@@ -151,6 +156,10 @@ class Decision:
 
 class TooLargeError(Exception):
     """More decisions than there is room for."""
+
+
+class UnheldError(Exception):
+    """Decisions could not be held; the message says why."""
 
 
 @dataclass
@@ -306,10 +315,10 @@ class Forcing(Noting):
             for other, pairs in passes.meet(value, label, call, nth, self.shared):
                 source = other.inputs[index].value
                 taken = source.reshape(-1)[torch.from_numpy(pairs.a).to(source.device)]
-                value.view(-1)[torch.from_numpy(pairs.b).to(value.device)] = taken.to(
-                    value.device, value.dtype
-                )
-                yield Link(index, other, pairs)
+                at, taken = torch.from_numpy(pairs.b).to(value.device), taken.to(value.device, value.dtype)
+                apart = (value.view(-1)[at].double() - taken.double()).abs().nan_to_num(0.0, 0.0, 0.0)
+                value.view(-1)[at] = taken
+                yield Link(index, other, pairs, float(apart.max()) if len(apart) else 0.0)
 
 
 @dataclass

@@ -34,9 +34,10 @@ from forkpoint.explain.results import ResultComparison, ResultGap, compare_resul
 from forkpoint.explain.session import Results, Session, Traced
 from forkpoint.match import Shared
 from forkpoint.match.align import gap, pair_elements
-from forkpoint.probes.deciding import Decision, Forcing, Noting
+from forkpoint.probes.deciding import Decision, Forcing, Key, Noting, TooLargeError, UnheldError
 from forkpoint.probes.held import HeldRuns, Inputs64, Side
 from forkpoint.probes.inputs import Weight, same_weights
+from forkpoint.probes.moved import told
 from forkpoint.probes.origin import Origin
 from forkpoint.probes.precision import NOISE_RUNS, Precision, Rounding, excess, largest_changes
 from forkpoint.probes.watchers import Kept, OtherContent, Patched, Store
@@ -72,17 +73,41 @@ class Held:
     rounding: Rounding
 
     @property
+    def beyond(self) -> dict[Key, float]:
+        """By op, how far apart what it would have decided on is, where that is more than noise."""
+        keys = {
+            _name(link.other, link.index): decision.key
+            for decision in self.runs.b.decisions
+            for link in decision.links
+        }
+        found: dict[Key, float] = {}
+        for one in self.decided:
+            if excess(replace(self.compared, gaps=(one,)), self.rounding) > 1:
+                key = keys[one.result]
+                found[key] = max(found.get(key, 0.0), one.gap.max_abs)
+        return found
+
+    @property
     def excess(self) -> float:
         """The largest gap in multiples of what noise can be."""
         both = replace(self.compared, gaps=(*self.compared.gaps, *self.decided))
         return excess(both, self.rounding)
 
 
-def decisions(session: Session, weights: tuple[Weight, ...] = ()) -> Precision | None:
-    """Both runs in float64 with the same decisions; None where the model makes none, or none could be held."""
-    held = _hold(session, Side(session.a), Side(session.b), session.shared, None, weights)
+def decisions(
+    session: Session, weights: tuple[Weight, ...] = ()
+) -> tuple[Precision | None, ProbeResult | None]:
+    """Both runs in float64 with the same decisions, and what that shows.
+
+    Neither where the model makes none; evidence alone, with the reason, where they could not be held.
+    """
+    try:
+        held = _hold(session, Side(session.a), Side(session.b), session.shared, None, weights)
+    except UnheldError as error:
+        text = f"decisions (quantised values, routing, thresholds) could not be held: {error}"
+        return None, ProbeResult("decisions", "unheld", None, text)
     if held is None:
-        return None
+        return None, None
     with same_weights(weights):
         vanishes = held.excess <= 1
         noise = max(held.rounding.after(len(held.rounding.found) or NOISE_RUNS).values(), default=0.0)
@@ -91,10 +116,12 @@ def decisions(session: Session, weights: tuple[Weight, ...] = ()) -> Precision |
         max((g.gap.max_rel for g in held.compared.floating), default=0.0),
     )
     text = _text(session, held, vanishes, largest, noise)
-    return Precision(
+    result = ProbeResult("decisions", "vanishes" if vanishes else "remains", largest, text)
+    exact = Precision(
         held.a, held.b, held.compared, held.rounding, tuple(dict.fromkeys(held.runs.refused)), vanishes, largest,
-        relative, ProbeResult("decisions", "vanishes" if vanishes else "remains", largest, text), held.runs,
+        relative, result, held.runs,
     )  # fmt: skip
+    return exact, result
 
 
 def _hold(
@@ -102,19 +129,26 @@ def _hold(
 ) -> Held | None:
     """Note the decisions of one run, have the other take its own on the same values, and make both with them held.
 
-    None where there are none, where they could not all be held, or where taking them so leads farther away.
+    None where there are none.
+
+    Raises:
+        UnheldError: they could not all be held, or taking them so leads farther away.
     """
     try:
         noted = _noted(session, a, b, shared)
         if noted is None:
             return None
         noting, forcing, forced = noted
-        if own is None and _leads_away(session, forced):
-            return None
+        if own is None:
+            _check_nearer(session, forced)
         with same_weights(weights):
             return _held(session, a, b, shared, own, noting, forcing)
-    except Exception:  # noqa: BLE001 - other values may steer the model's code anywhere
-        return None
+    except UnheldError:
+        raise
+    except TooLargeError:
+        raise UnheldError(f"they take more than {MAX_NOTED >> 30} GiB") from None
+    except Exception as error:  # other values may steer the model's code anywhere
+        raise UnheldError(f"with them the model's code fails ({type(error).__name__})") from error
 
 
 def _noted(session: Session, a: Side, b: Side, shared: Shared) -> tuple[Noting, Forcing, Results] | None:
@@ -131,22 +165,30 @@ def _noted(session: Session, a: Side, b: Side, shared: Shared) -> tuple[Noting, 
     return noting, forcing, b.traced.again(watcher=forcing)
 
 
-def _leads_away(session: Session, forced: Results) -> bool:
-    """Whether run B is much farther from run A with A's values in its decisions than without: they were not A's, then."""
+def _check_nearer(session: Session, forced: Results) -> None:
+    """Raise `UnheldError` where run B is much farther from run A with A's values in its decisions than without.
+
+    They were not A's, then.
+    """
     before, after = compare_results(session), compare_results(session, None, forced)
-    return after.max_abs > _AWAY * before.max_abs
+    if after.max_abs > _AWAY * before.max_abs:
+        raise UnheldError("taken on run A's values, they lead run B farther away")
 
 
 def _held(
     session: Session, a: Side, b: Side, shared: Shared, own: str | None, noting: Noting, forcing: Forcing
-) -> Held | None:  # fmt: skip
-    """Both runs in float64 with what was noted."""
+) -> Held:  # fmt: skip
+    """Both runs in float64 with what was noted.
+
+    Raises:
+        UnheldError: the runs decide more often there, or less often.
+    """
     runs = HeldRuns(replace(a, decisions=noting.found), replace(b, decisions=forcing.found), shared)
     exact_a = runs.run("a")
     inputs_a, complete = runs.inputs, runs.complete
     exact_b = runs.run("b")
     if not complete or not runs.complete:
-        return None
+        raise UnheldError("in float64 the runs decide more often, or less often")
     compared = compare_results(session, exact_a, exact_b, own=own)
     decided = tuple(_decided(forcing.found, inputs_a, runs.inputs))
 
@@ -171,7 +213,10 @@ def other_content(session: Session, name: str, watcher: OtherContent) -> Held | 
         watcher: puts the other content in place.
 
     Returns:
-        None where nothing was replaced, or the decisions could not be held.
+        None where nothing was replaced, or nothing is decided.
+
+    Raises:
+        UnheldError: the decisions could not be held.
     """
     traced = session.a if name == "a" else session.b
     held = _hold(session, Side(traced), Side(traced, other=watcher), session.shared.within(name), name)
@@ -281,10 +326,13 @@ def _text(session: Session, held: Held, vanishes: bool, largest: float, noise: f
     ]
     differing, compared = sum(r.differing for r in rows), sum(r.compared for r in rows)
     text = f"{differing:,} of {compared:,} decisions on tokens that both runs have differ"
+    moved, each = told(session, held.runs.b.decisions, held.beyond)
+    each = f"; {each}" if each else ""
     if vanishes:
         how = ", each by the rounding of what it was taken on" if differing else ""
-        return f"{text}{how}; with the same decisions in both runs the float64 gap is {largest:.2g}"
+        return f"{text}{how}; with the same decisions in both runs the float64 gap is {largest:.2g}{each}"
     return (
-        f"{text}; taken on the same values in both runs, some still do, and with all of them held the float64 gap is "
-        f"{largest:.2g}, where rounding makes {noise:.2g}"
+        f"{text}; taken on the same values in both runs, {moved or 'none'} still do{'es' * (moved <= 1)}, and with all of "
+        "them held the float64 gap is "
+        f"{largest:.2g}, where rounding makes {noise:.2g}{each}"
     )
