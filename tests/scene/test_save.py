@@ -307,6 +307,45 @@ def test_an_operator_of_ones_own(tmp_path):
     assert scene.replay(scene.load(tmp_path / "scene", namespaces=["forkpoint_tests"])).reproduces
 
 
+# --- what the model writes of itself -----------------------------------------------------------------------
+
+
+def test_a_model_is_what_it_was_after_its_scene_is_saved(tmp_path):
+    """What lies below an op is looked at by calling it again: `batch_norm` writes to what it is given."""
+    x = torch.randn(2, 5, 8)
+    models = [
+        nn.Sequential(nn.BatchNorm1d(5, momentum=momentum), nn.Linear(8, 8)).train()
+        for momentum in (0.1, 0.1)
+    ]
+    models[1][0].weight.data.mul_(2)
+    before = [{name: value.clone() for name, value in model.state_dict().items()} for model in models]
+    saved = save(*(Run(model, {"input": x}) for model in models), tmp_path / "scene")
+    assert saved.a.function == "torch.nn.functional.batch_norm"
+    assert saved.inside is not None
+    for model, held in zip(models, before, strict=True):
+        assert all(torch.equal(value, held[name]) for name, value in model.state_dict().items())
+
+
+def test_a_buffer_is_saved_as_the_op_found_it(tmp_path):
+    """It is put back after the run, by value: what the model holds then is not what the op was given."""
+
+    class Counting(nn.Module):
+        def __init__(self, weight: float) -> None:
+            super().__init__()
+            self.register_buffer("calls", torch.ones(8))
+            self.weight = nn.Parameter(torch.full((8,), weight))
+
+        def forward(self, input):
+            self.calls += 1
+            return torch.addcmul(self.calls, input, self.weight)
+
+    x = torch.randn(1, 5, 8)
+    saved = save(*(Run(Counting(weight), {"input": x}) for weight in (1.5, 2.5)), tmp_path / "scene")
+    assert saved.a.function == "torch.addcmul"
+    assert (saved.a.reproduced, saved.b.reproduced) == (True, True)
+    assert [pair.parameter for pair in saved.inputs] == ["calls", None, "weight"]
+
+
 # --- the folder --------------------------------------------------------------------------------------------
 
 

@@ -33,6 +33,7 @@ from forkpoint.capture.tape import INPUT, Tape
 from forkpoint.capture.trace import Digests, Event, Form, Op, Row, Trace
 from forkpoint.capture.wanted import Wanted
 from forkpoint.capture.writes import INDEXED_WRITES, Window, Written, written_by
+from forkpoint.runs.contents import MOST_COPIED
 from forkpoint.runs.layout import DECODER, MAIN, Layout
 from forkpoint.runs.modules import Survey, survey
 from forkpoint.support.memory import Shelf
@@ -819,6 +820,7 @@ def _is_number(mark: Mark) -> bool:
 
 
 Kept = tuple[tuple[Any, ...], dict[str, Any], dict[int, Any], dict[int, str]]
+_PLAIN = (Tensor, nn.Parameter)
 
 
 def _itself(tensor: Tensor) -> Tensor:
@@ -826,7 +828,10 @@ def _itself(tensor: Tensor) -> Tensor:
 
 
 def _keep(recorder: Recorder, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Kept:
-    """Copies of what goes into a call, before it can change it; the model's weights by reference."""
+    """Copies of what goes into a call, before it can change it.
+
+    Weights too large to be put back after a run by value are there by reference: a run that writes to one ends in an error.
+    """
     labels: dict[int, Any] = {}
     owned: dict[int, str] = {}
     copies: dict[int, Tensor] = {}
@@ -835,7 +840,9 @@ def _keep(recorder: Recorder, args: tuple[Any, ...], kwargs: dict[str, Any]) -> 
         if isinstance(value, Tensor):
             if id(value) not in copies:
                 name = recorder.owned.get(id(value))
-                copied = value.detach() if name is not None else _clone(value)
+                plain = type(value) in _PLAIN  # others' weights may hold more than their values
+                stays = name is not None and (value.nbytes > MOST_COPIED or not plain)
+                copied = value.detach() if stays else _clone(value)
                 copies[id(value)] = copied
                 labels[id(copied)] = recorder.label_of(value)
                 if name is not None:

@@ -17,6 +17,7 @@ from forkpoint.capture.functions import ALWAYS_VIEWS
 from forkpoint.capture.labels import Label
 from forkpoint.capture.recorder import Taken
 from forkpoint.capture.rules import tensors_in
+from forkpoint.errors import reraise_out_of_memory
 from forkpoint.explain.session import Session, Traced
 from forkpoint.match.align import gap, pair_elements
 from forkpoint.scene.format.flags import Flags, in_force
@@ -91,7 +92,8 @@ def _below(traced: Traced, taken: Taken, flags: Flags) -> tuple[list[Step], bool
     try:
         with torch.no_grad(), in_force(flags, _device(taken)), steps:
             result = taken.func(*args, **kwargs)
-    except (RuntimeError, NotImplementedError, TypeError):
+    except (RuntimeError, NotImplementedError, TypeError) as error:
+        reraise_out_of_memory(error)
         return [], False
     outputs = tensors_in((result,)) or [args[0]]
     same = len(outputs) == len(taken.outputs) and all(map(same_bits, outputs, taken.outputs))
@@ -99,12 +101,12 @@ def _below(traced: Traced, taken: Taken, flags: Flags) -> tuple[list[Step], bool
 
 
 def _copies(taken: Taken) -> tuple[tuple[Any, ...], dict[str, Any], dict[int, Label | None]]:
-    """The arguments once more, since an op may write to them, and the labels of the copies."""
+    """The arguments once more, since an op may write to them, to the model's own running statistics too; and their labels."""
     labels: dict[int, Label | None] = {}
 
     def copy(value: Any) -> Any:
         if isinstance(value, Tensor):
-            copied = value.clone() if taken.owned.get(id(value)) is None else value
+            copied = value.clone()
             labels[id(copied)] = taken.input_labels.get(id(value))
             return copied
         if isinstance(value, tuple) and not isinstance(value, torch.Size):
@@ -171,7 +173,8 @@ def _spelt(traced: Traced, taken: Taken, flags: Flags) -> dict[str, tuple[str, T
         with torch.no_grad(), in_force(flags, _device(taken)), Following(labelling):
             for name, formula, value in spelt.spell(taken.op.function, args, kwargs):
                 found[name] = (formula, value, labelling.of(value))
-    except (RuntimeError, NotImplementedError, TypeError, IndexError):
+    except (RuntimeError, NotImplementedError, TypeError, IndexError) as error:
+        reraise_out_of_memory(error)
         return found
     return found
 
