@@ -7,12 +7,14 @@ import json
 import os
 import random
 import shutil
+import traceback
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from rich.console import Console
 from safetensors.torch import load_file
 from tests.scene.pairs import other_weights
@@ -22,8 +24,9 @@ from torch import Tensor
 from forkpoint import scene
 from forkpoint.cli.options import read_prompts
 from forkpoint.cli.replay import report
-from forkpoint.errors import ForkpointError, InputError, ModelError, SceneError
+from forkpoint.errors import ForkpointError, InputError, SceneError
 from forkpoint.models import demo, load
+from forkpoint.questions.padding import padding
 from forkpoint.scene.format.folder import parsed
 from forkpoint.scene.format.manifest import check_header, from_manifest, storages_from
 from forkpoint.scene.script.source import Writer
@@ -243,42 +246,122 @@ def sizes(_: Path) -> Callable[[random.Random], Input]:
 
 
 def models(folder: Path) -> Callable[[random.Random], Input]:
-    """A model's folder with a JSON file changed, or the bytes of a file."""
-    demo.save_random_llama(str(folder / "sound"))
-    files = [path.name for path in (folder / "sound").iterdir()]
+    """A model's folder with a file damaged, or a GGUF file; what is read is padded and compared."""
+    torch.manual_seed(0)
+    sound = folder / "sound"
+    demo.save_random_llama(str(sound))
+    pickled = folder / "pickled"  # the same with PyTorch's own file
+    shutil.copytree(sound, pickled)
+    torch.save(load_file(pickled / "model.safetensors"), pickled / "pytorch_model.bin")
+    (pickled / "model.safetensors").unlink()
+    marker = folder / "ran"
+    for path in (sound, pickled):
+        (path / "evil.py").write_text(f"open({str(marker)!r}, 'w').close()\n")
+    ggufs = _gguf(folder)
+    files = [
+        path for where in (sound, pickled) for path in sorted(where.iterdir()) if path.suffix != ".py"
+    ] + ggufs
 
     def draw(rng: random.Random) -> Input:
-        name = rng.choice(files)
-        data = (folder / "sound" / name).read_bytes()
-        if name.endswith(".json") and rng.random() < 0.7:
-            text = data.decode()
-            words = [
-                "LlamaForCausalLM",
-                "GPT2LMHeadModel",
-                "llama",
-                "t5",
-                "evil.Model",
-                {"AutoConfig": "evil.Config"},
-            ]
-            changed = damage.damaged_json(text, damage.places(json.loads(text)), words, rng)
-        else:
-            changed = rng.choice((damage.damaged_bytes, damage.damaged_number))(data, rng)
+        file = rng.choice(files)
+        changed = _damaged_model_file(file, rng)
+        thorough = rng.random() < 0.3
 
         def read() -> bool:
             with suppress(FileNotFoundError):
                 shutil.rmtree(folder / "damaged")
-            shutil.copytree(folder / "sound", folder / "damaged")
-            (folder / "damaged" / name).write_bytes(changed)
+            shutil.copytree(file.parent, folder / "damaged")
+            (folder / "damaged" / file.name).write_bytes(changed)
+            name = folder / "damaged" / file.name if file in ggufs else folder / "damaged"
             try:
-                load(folder / "damaged")
-            except ModelError as error:
+                model, tokenizer = load(name)
+                if thorough:
+                    _padded(model, tokenizer)
+            except ForkpointError as error:
                 expect_one_line(error)
                 return False
+            finally:
+                assert not marker.exists(), "code of the model's was run"
             return True
 
         return read
 
     return draw
+
+
+def _damaged_model_file(file: Path, rng: random.Random) -> bytes:
+    data = file.read_bytes()
+    if file.suffix == ".json" and rng.random() < 0.8:
+        text = data.decode()
+        words = [
+            "LlamaForCausalLM", "GPT2LMHeadModel", "llama", "t5", "evil.Model", "evil", {"AutoConfig": "evil.Config"},
+            {"AutoModelForCausalLM": "evil.Model", "AutoTokenizer": ["evil.Tokenizer", None]}, "evil.py", "../evil.py",
+            "kernels-community/evil", "torch.load", "{{ x.__class__ }}", "float32", "bfloat16", "bitsandbytes", "gelu", "relu",
+        ]  # fmt: skip
+        if rng.random() < 0.1:  # where code is named
+            tree = json.loads(text)
+            tree[
+                rng.choice(
+                    ("auto_map", "architectures", "custom_pipelines", "attn_implementation", "model_type")
+                )
+            ] = rng.choice(words)
+            text = json.dumps(tree)
+        return damage.damaged_json(text, damage.places(json.loads(text)), words, rng)
+    return rng.choice((damage.damaged_bytes, damage.damaged_number))(data, rng)
+
+
+def _padded(model: Any, tokenizer: Any) -> None:
+    """Compare a prompt with the same one padded; what the model or its tokenizer raises is its own matter."""
+    try:
+        padding(model, tokenizer, "Hello", pad_to=8, probes=False)
+    except ForkpointError:
+        raise
+    except Exception as error:
+        where = traceback.extract_tb(error.__traceback__)[-1].filename
+        if Path(where).is_relative_to(Path(demo.__file__).parent):
+            raise
+
+
+def _gguf(folder: Path) -> list[Path]:
+    """A GGUF file in a folder of its own: a Llama of one layer."""
+    import gguf
+    import numpy as np
+
+    (folder / "gguf").mkdir()
+    path = folder / "gguf" / "small.gguf"
+    writer = gguf.GGUFWriter(path, "llama")
+    writer.add_context_length(64)
+    writer.add_embedding_length(16)
+    writer.add_block_count(1)
+    writer.add_feed_forward_length(32)
+    writer.add_head_count(2)
+    writer.add_head_count_kv(2)
+    writer.add_layer_norm_rms_eps(1e-5)
+    writer.add_rope_dimension_count(8)
+    words = ["<unk>", "<s>", "</s>", *map(chr, range(97, 123))]
+    writer.add_tokenizer_model("llama")
+    writer.add_token_list(words)
+    writer.add_token_scores([0.0] * len(words))
+    writer.add_token_types([2, 3, 3] + [1] * 26)
+    writer.add_bos_token_id(1)
+    writer.add_eos_token_id(2)
+    sizes = {"token_embd": (len(words), 16), "output_norm": (16,), "output": (len(words), 16)}
+    layer = {
+        "attn_norm": (16,),
+        "ffn_norm": (16,),
+        "ffn_gate": (32, 16),
+        "ffn_up": (32, 16),
+        "ffn_down": (16, 32),
+    }
+    layer |= dict.fromkeys(("attn_q", "attn_k", "attn_v", "attn_output"), (16, 16))
+    sizes |= {f"blk.0.{name}": size for name, size in layer.items()}
+    for name, size in sizes.items():
+        writer.add_tensor(f"{name}.weight", np.ones(size, dtype=np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return [path]
 
 
 TARGETS = (

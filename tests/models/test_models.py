@@ -213,6 +213,14 @@ def test_broken_weights(llama):
     assert error_of(llama).startswith(f"can't load {llama}: ")
 
 
+@pytest.mark.parametrize("kind", ["GPT2LMHeadModel", "LlamaConfig", "AutoModel"])
+def test_a_tokenizer_that_is_none(llama, kind):
+    """`tokenizer_class` may name any class of transformers."""
+    path = llama / "tokenizer_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"tokenizer_class": kind}))
+    assert "\n" not in error_of(llama)
+
+
 @pytest.mark.parametrize("content", [b"", b"GGUF", b"GGUF\3\0\0\0broken", b"something else"])
 def test_a_broken_gguf_file(tmp_path, content):
     (tmp_path / "broken.gguf").write_bytes(content)

@@ -106,9 +106,10 @@ def load(
         if not load_in_8bit:
             model.to(chosen_device)
         model.eval()
+        notes += _choose_pad_token(tokenizer)
     if load_in_8bit and model.dtype != torch.float16:
         notes.append("The int8 layers of bitsandbytes cast their inputs to float16.")
-    return LoadedModel(model, tokenizer, notes + _choose_pad_token(tokenizer))
+    return LoadedModel(model, tokenizer, notes)
 
 
 # --- what the options mean ---------------------------------------------------------------------------------
@@ -150,6 +151,8 @@ def _int8_options(device: torch.device) -> dict[str, Any]:
 
 
 def _choose_pad_token(tokenizer: Any) -> list[str]:
+    if not all(hasattr(tokenizer, name) for name in ("pad_token_id", "eos_token_id", "decode")):
+        raise ModelError(f"the checkpoint's tokenizer is a {type(tokenizer).__name__}", "a tokenizer")
     if tokenizer.pad_token_id is None:
         if tokenizer.eos_token_id is None:
             return ["The tokenizer has neither a pad nor an eos token."]
