@@ -9,7 +9,7 @@ WORKERS ?= 2
 # Tests of what is also written in C, which are repeated without it.
 ALSO_IN_C := $(wildcard tests/capture/test_*.py) tests/runs/test_state.py tests/test_no_observer_effect.py
 
-.PHONY: demo test check corpus benchmark clean
+.PHONY: demo test check corpus benchmark faults clean
 .DELETE_ON_ERROR:
 
 demo: $(READY)
@@ -27,6 +27,14 @@ check: $(READY)
 
 corpus: $(READY)
 	$(THREADS) $(BIN)/python -m tests.corpus $(ARGS)
+
+# An interrupt, an error, a full disk, a full memory at every place: hours. ARGS="--count 100" takes a sample of each.
+faults: $(READY)
+	$(THREADS) $(BIN)/python -m tests.trust.failures $(ARGS)
+	$(THREADS) $(BIN)/python -m tests.trust.interrupts $(ARGS)
+	$(THREADS) $(BIN)/python -m tests.trust.interrupts --raise MemoryError $(ARGS)
+	$(THREADS) $(BIN)/python -m tests.trust.interrupts --saving $(ARGS)
+	$(THREADS) $(BIN)/python -m tests.trust.interrupts --saving --raise OSError $(ARGS)
 
 # Every processor, and nothing else at work: figures are worth what the machine's quiet is.
 benchmark: $(READY)

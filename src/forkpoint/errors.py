@@ -47,5 +47,29 @@ class CaptureError(ForkpointError):
     """A run that could not be traced."""
 
 
+class ShelfError(CaptureError):
+    """What was kept out of memory can't be written to the temporary file, or not be read back."""
+
+
 class SceneError(ForkpointError):
     """A scene that can't be saved, loaded or replayed."""
+
+
+_SHORT = ("out of memory", "can't allocate memory", "not enough memory")
+"""What torch says, of GPUs with a class of its own, of the CPU without."""
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that memory is short, or that the file is full which stands for it.
+
+    >>> is_out_of_memory(MemoryError()), is_out_of_memory(RuntimeError("DefaultCPUAllocator: can't allocate memory"))
+    (True, True)
+    """
+    told = isinstance(error, RuntimeError) and any(words in str(error) for words in _SHORT)
+    return told or isinstance(error, (MemoryError, ShelfError))
+
+
+def reraise_out_of_memory(error: BaseException) -> None:
+    """Raise an error again if memory is short: that is no answer to what was tried."""
+    if is_out_of_memory(error):
+        raise error

@@ -271,6 +271,6 @@ def versions() -> dict[str, str]:
     for package in ("transformers", "forkpoint"):
         try:
             found[package] = version(package)
-        except PackageNotFoundError:
+        except (PackageNotFoundError, OSError):  # OSError: what says so can't be read
             continue
     return found

@@ -23,7 +23,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from forkpoint.capture.recorder import Taken
-from forkpoint.errors import ForkpointError
+from forkpoint.errors import ForkpointError, reraise_out_of_memory
 from forkpoint.explain.locate import Located, Tokens, describe_choice, describe_values, fetch_op, fetch_ops
 from forkpoint.explain.results import ResultComparison, finite_parts
 from forkpoint.explain.session import Session
@@ -96,9 +96,10 @@ def judge(session: Session, compared: ResultComparison, located: Located | None,
     """
     try:
         return _judged(session, compared, located, tokens)
-    except (ForkpointError, torch.OutOfMemoryError):
+    except ForkpointError:
         raise
     except Exception as error:  # noqa: BLE001 - whatever a model says that works as it is
+        reraise_out_of_memory(error)
         said = one_line(f"{type(error).__name__}: {error}", _MOST_OF_AN_ERROR)
         summary = f"an experiment ended in an error, where the runs themselves end well: {said}"
         return Judgement(Verdict(VerdictKind.UNDETERMINED, None, None, summary, (), _FAILED_ADVICE))

@@ -1,7 +1,9 @@
-"""Ctrl-C at every position of a comparison: whatever it changes for a while is as it was before.
+"""Ctrl-C, or an error, at every position of a comparison: whatever it changes for a while is as it was before.
 
 `python -m tests.trust.interrupts --count 1000 --seed 0` interrupts at so many of the positions, drawn by the seed;
-without a count at all of them, the first time that each is reached and the last.
+without a count at all of them, the first time that each is reached and the last. `--raise MemoryError` raises an error
+there instead: it comes through, or the result is what it would have been. `--saving` does so while a scene, its script and
+a result are saved: each is there as a whole or not at all.
 
 A position is an instruction of forkpoint, or of a context manager that it uses, before which Python may look whether there
 was a signal: the first of a function, and those after a call or a jump back.
@@ -17,10 +19,11 @@ import gc
 import random
 import signal
 import sys
+import tempfile
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from types import CodeType, FrameType
 from typing import Any
@@ -40,6 +43,9 @@ FOLDER = str(Path(fp.__file__).parent)
 MANAGERS = frozenset({contextlib.__file__, torch.overrides.__file__, torch.autograd.grad_mode.__file__})
 CHECKS = frozenset({"CALL", "CALL_FUNCTION_EX", "JUMP_BACKWARD", "RESUME"})
 """Instructions at which Python looks for signals."""
+ERRORS: dict[str, type[Exception]] = {
+    error.__name__: error for error in (MemoryError, torch.OutOfMemoryError, OSError, ValueError)
+}
 
 
 class Stateful(nn.Module):
@@ -66,8 +72,8 @@ def _scaled(x: Tensor, by: float) -> Tensor:
     return x * by
 
 
-def comparison() -> tuple[nn.Module, Callable[[], Any]]:
-    """A model, and a comparison with it that makes every probe."""
+def two_runs() -> tuple[nn.Module, list[fp.Run]]:
+    """A model, and two runs of it that differ, so that comparing them makes every probe."""
     torch.manual_seed(0)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch calls scripts old
@@ -78,6 +84,12 @@ def comparison() -> tuple[nn.Module, Callable[[], Any]]:
     runs = [
         fp.Run(model, {"x": value}, layout=layout) for value, layout in zip((x, longer), layouts, strict=True)
     ]
+    return model, runs
+
+
+def comparison() -> tuple[nn.Module, Callable[[], Any]]:
+    """A model, and a comparison with it that makes every probe."""
+    model, runs = two_runs()
 
     def compare() -> Any:
         torch.manual_seed(0)
@@ -172,8 +184,14 @@ def visited(function: Callable[[], Any]) -> Counter[Position]:
     return found
 
 
-def interrupted(function: Callable[[], Any], position: Position, times: int) -> bool:
-    """Run a function and press Ctrl-C where it comes to a position for the nth time; whether it came through."""
+def interrupted(
+    function: Callable[[], Any], position: Position, times: int, error: type[Exception] | None = None
+) -> Any:
+    """Run a function and press Ctrl-C, or raise an error, where it comes to a position for the nth time.
+
+    Returns:
+        What it returned all the same; None if what happened came through.
+    """
     code, offset = position
     left = [times]
 
@@ -182,6 +200,8 @@ def interrupted(function: Callable[[], Any], position: Position, times: int) -> 
             left[0] -= 1
             if not left[0]:
                 sys.settrace(None)
+                if error is not None:
+                    raise error("deliberate")
                 signal.raise_signal(signal.SIGINT)
         return local
 
@@ -192,32 +212,46 @@ def interrupted(function: Callable[[], Any], position: Position, times: int) -> 
         return local
 
     try:
-        _traced(trace, function)
+        return _traced(trace, function)
     except KeyboardInterrupt:
-        return True
-    return False
+        return None
+    except Exception as raised:
+        if error is None or not (type(raised) is error or isinstance(raised, fp.ForkpointError)):
+            raise
+        return None
 
 
-def _traced(trace: Any, function: Callable[[], Any]) -> None:
+def _traced(trace: Any, function: Callable[[], Any]) -> Any:
     before = sys.gettrace()
     sys.settrace(trace)
     try:
-        function()
+        return function()
     finally:
         sys.settrace(before)
 
 
 def left_by(
-    positions: list[tuple[Position, int]], model: nn.Module, compare: Callable[[], Any]
+    positions: list[tuple[Position, int]],
+    model: nn.Module,
+    act: Callable[[], Any],
+    error: type[Exception] | None = None,
+    wrong: Callable[[Any], list[str]] = lambda returned: [],
 ) -> Iterator[tuple[str, str]]:
-    """For each interrupt at a position that left something: where it was, and what."""
+    """For each interrupt at a position that left something: where it was, and what.
+
+    Args:
+        positions: where, and the how manyeth time.
+        model: whose state has to be what it was.
+        act: what is interrupted.
+        error: raised in place of the interrupt.
+        wrong: what is not as it should be besides, given what `act` returned, None if it was interrupted.
+    """
     for position, times in positions:
         before = state(model)
         try:
-            interrupted(compare, position, times)
-            found: list[str] = []
-        except Exception as error:  # noqa: BLE001 - whatever comes in place of the interrupt
-            found = [f"{type(error).__name__}: {error}"]
+            found: list[str] = wrong(interrupted(act, position, times, error))
+        except Exception as other:  # noqa: BLE001 - whatever comes in place of the interrupt
+            found = [f"{type(other).__name__}: {other}"]
         after = state(model)
         found += [name for name, value in before.items() if after[name] != value]
         code, offset = position
@@ -243,21 +277,40 @@ def main() -> int:
     )
     parser.add_argument("--count", type=int)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--raise", choices=list(ERRORS), dest="error", help="in place of an interrupt")
+    parser.add_argument(
+        "--saving", action="store_true", help="what is saved of a comparison, not the comparison"
+    )
     given = parser.parse_args()
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    model, compare = comparison()
-    compare()
-    expected = compare()
-    counts = visited(compare)
-    positions = drawn(counts, given.count, given.seed)
-    found = list(left_by(positions, model, compare))
-    for where, what in found:
-        print(where, what)
-    same = compare() == expected
+    with tempfile.TemporaryDirectory(prefix="forkpoint-test-") as room:
+        if given.saving:
+            from tests.trust.saving import Everything
+
+            everything = Everything(Path(room))
+            model, act, wrong = everything.model, everything.act, everything.wrong
+        else:
+            model, act = comparison()
+            act()
+            expected = act()
+            wrong = partial(other_result, expected)
+        act()
+        counts = visited(act)
+        positions = drawn(counts, given.count, given.seed)
+        found = list(left_by(positions, model, act, ERRORS.get(given.error), wrong))
+        for where, what in found:
+            print(where, what)
+        same = wrong(act()) == []
     print(
-        f"{len(counts)} positions, {len(positions)} interrupts, {len(found)} left something; the same afterwards: {same}"
+        f"{len(counts)} positions, {len(positions)} of them interrupted, {len(found)} left something; "
+        f"the same afterwards: {same}"
     )
     return int(bool(found) or not same)
+
+
+def other_result(expected: Any, returned: Any) -> list[str]:
+    """What is wrong with what a comparison came to that was disturbed; None where it came to nothing."""
+    return [] if returned in (None, expected) else ["another result"]
 
 
 if __name__ == "__main__":

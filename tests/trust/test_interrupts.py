@@ -6,11 +6,13 @@ import gc
 import signal
 import warnings
 from collections.abc import Generator
+from functools import partial
 
 import pytest
 import torch
 from tests.native.python import in_python
-from tests.trust.interrupts import comparison, drawn, left_by, positions_of, visited
+from tests.trust.interrupts import comparison, drawn, left_by, other_result, positions_of, visited
+from tests.trust.saving import Everything
 from torch import nn
 from torch.overrides import TorchFunctionMode, _get_current_function_mode_stack, _push_mode
 
@@ -42,6 +44,30 @@ def _interrupt_some(count: int = 12) -> None:
     assert len(counts) > 1000
     assert list(left_by(drawn(counts, count, seed=1), model, compare)) == []
     assert compare() == expected
+    wrong = partial(other_result, expected)
+    assert list(left_by(drawn(counts, count // 2, seed=2), model, compare, MemoryError, wrong)) == []
+
+
+@pytest.mark.parametrize("error", [None, OSError], ids=["interrupt", "OSError"])
+def test_an_interrupt_leaves_what_is_saved_whole(error, tmp_path):
+    saving = Everything(tmp_path)
+    saving.act()
+    counts = visited(saving.act)
+    assert len(counts) > 1000
+    assert list(left_by(drawn(counts, 6, seed=3), saving.model, saving.act, error, saving.wrong)) == []
+
+
+def test_what_an_interrupt_leaves_is_found():
+    """Otherwise the tests above would say nothing."""
+    model = nn.BatchNorm1d(2)
+
+    def careless() -> bool:
+        on_stack(model)  # any call of forkpoint's own
+        model.running_mean.add_(1)
+        raise ValueError("x")
+
+    found = list(left_by([((careless.__code__, 0), 1)], model, careless, MemoryError, lambda _: ["half"]))
+    assert [what for _, what in found] == ["ValueError: x", "values"]
 
 
 def test_what_python_changes_for_a_while_is_put_back():

@@ -8,7 +8,7 @@ import traceback
 from typing import TYPE_CHECKING, NoReturn
 
 from forkpoint.cli.app import app
-from forkpoint.errors import ForkpointError
+from forkpoint.errors import ForkpointError, is_out_of_memory
 from forkpoint.printable import printable
 
 if TYPE_CHECKING:
@@ -41,4 +41,7 @@ def _fail(message: str) -> NoReturn:
 def _worded(error: Exception) -> str:
     if hasattr(error, "format_message"):  # a usage error; typer and click have classes of their own for it
         return f"{error.format_message()} (forkpoint --help)"  # pyright: ignore[reportAttributeAccessIssue]
+    if is_out_of_memory(error):
+        said = str(error) or type(error).__name__
+        return f"not enough memory: {said} (a shorter prompt or a narrower --dtype needs less, and --max-memory limits records)"
     return f"{type(error).__name__}: {error} (FORKPOINT_DEBUG=1 shows where)"

@@ -8,14 +8,13 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from forkpoint.capture.labels import Label
 from forkpoint.capture.recorder import Fetch, Look, Recorder, Watcher
 from forkpoint.capture.taps import Observation
 from forkpoint.capture.trace import Trace
-from forkpoint.errors import CaptureError, ForkpointError
+from forkpoint.errors import CaptureError, ForkpointError, reraise_out_of_memory
 from forkpoint.explain.untraced import Untraced, run_untraced
 from forkpoint.match import Join, Shared
 from forkpoint.promotion import Promotion
@@ -261,9 +260,10 @@ def trace_faithfully(
     remarks: list[str] = []
     try:
         traced = trace_run(run, memory=memory, progress=progress, like=like)
-    except (ForkpointError, torch.OutOfMemoryError):
+    except ForkpointError:
         raise
     except Exception as error:  # noqa: BLE001 - the run goes well untraced, whatever it is that can't be looked at
+        reraise_out_of_memory(error)
         before.restore()
         traced = _trace_modules(run, error, memory, progress)
         remarks.append("single functions of this model could not be looked at; only its modules were watched")
@@ -300,9 +300,10 @@ def _trace_modules(run: Run, error: Exception, memory: Memory | None, progress: 
     """Trace the modules of a run alone, where looking at its functions ended in an error."""
     try:
         return trace_run(run, functions=False, memory=memory, progress=progress)
-    except (ForkpointError, torch.OutOfMemoryError):
+    except ForkpointError:
         raise
     except Exception as again:
+        reraise_out_of_memory(again)
         raise CaptureError(
             f"the run could not be traced: {type(error).__name__}: {error}".splitlines()[0][:300],
             "a model whose functions can be looked at while it runs",

@@ -16,6 +16,7 @@ from torch import Tensor
 from forkpoint.capture.functions import parameter_names
 from forkpoint.capture.labels import Label, spread
 from forkpoint.capture.recorder import Taken
+from forkpoint.errors import reraise_out_of_memory
 from forkpoint.explain.locate import fetch_op
 from forkpoint.explain.session import Session, Traced
 from forkpoint.probes.origin import Origin
@@ -173,6 +174,7 @@ def _for_identity(taken: Taken, given: dict[str, object]) -> Tensor | None:
     try:
         with torch.no_grad():
             result = taken.func(**exact)
-    except (RuntimeError, TypeError, ValueError, NotImplementedError):
+    except (RuntimeError, TypeError, ValueError, NotImplementedError) as error:
+        reraise_out_of_memory(error)
         return None
     return result if isinstance(result, Tensor) else None

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from forkpoint.errors import reraise_out_of_memory
 from forkpoint.explain.session import Session, Traced
 from forkpoint.match import Ints, Shared
 from forkpoint.match.align import gap, pair_elements
@@ -225,7 +226,8 @@ class Bench:
         found = Store(self.store.limit, lambda op: op.key == kept.op.key, self.store.shelf)
         try:
             self.traced.again(promotion=Promotion(), watcher=Patched(watcher, found))
-        except Exception:  # noqa: BLE001 - other values may steer the model's code anywhere
+        except Exception as error:  # noqa: BLE001 - other values may steer the model's code anywhere
+            reraise_out_of_memory(error)
             return None
         return _at(found, kept.place)
 

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from forkpoint.errors import reraise_out_of_memory
 from forkpoint.probes.bench import Bench
 from forkpoint.probes.watchers import Store
 from forkpoint.promotion import Promotion
@@ -93,7 +94,8 @@ def _moves(bench: Bench) -> float:
     found = Store(bench.store.limit, lambda op: op.key == kept.op.key, bench.store.shelf)
     try:
         bench.traced.again(promotion=Promotion(), watcher=found, calls=calls)
-    except Exception:  # noqa: BLE001 - other values may steer the model's code anywhere
+    except Exception as error:  # noqa: BLE001 - other values may steer the model's code anywhere
+        reraise_out_of_memory(error)
         return 0.0
     again = next((k for k in found.kept.values() if k.place == kept.place), None)
     moved = None if again is None else bench.compare(kept, again)

@@ -30,6 +30,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
+from forkpoint.errors import reraise_out_of_memory
 from forkpoint.explain.results import ResultComparison, ResultGap, compare_results
 from forkpoint.explain.session import Results, Session, Traced
 from forkpoint.match import Shared
@@ -148,6 +149,7 @@ def _hold(
     except TooLargeError:
         raise UnheldError(f"they take more than {MAX_NOTED >> 30} GiB") from None
     except Exception as error:  # other values may steer the model's code anywhere
+        reraise_out_of_memory(error)
         raise UnheldError(f"with them the model's code fails ({type(error).__name__})") from error
 
 
@@ -240,7 +242,8 @@ def coupling_at(session: Session, origin: Origin) -> ProbeResult | None:
         met = origin.seen.b if name == "b" else origin.seen.a
         try:
             moved = _moved(session, traced, name, met, keep)
-        except Exception:  # noqa: BLE001, S112 - other values may steer the model's code anywhere
+        except Exception as error:  # noqa: BLE001 - other values may steer the model's code anywhere
+            reraise_out_of_memory(error)
             continue
         if moved:
             text = (

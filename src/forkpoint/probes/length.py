@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from forkpoint.errors import reraise_out_of_memory
 from forkpoint.explain.session import Session
 from forkpoint.match.align import gap
 from forkpoint.probes.bench import Bench
@@ -101,7 +102,8 @@ def with_columns(bench: Bench, columns: int, *, real: bool) -> Kept | None:
     store = Store(bench.store.limit, lambda op: op.key == kept.op.key, bench.store.shelf)
     try:
         bench.traced.instead(other, promotion=Promotion(), watcher=store)
-    except Exception:  # noqa: BLE001 - a model may refuse rows of this length
+    except Exception as error:  # noqa: BLE001 - a model may refuse rows of this length
+        reraise_out_of_memory(error)
         return None
     return next((k for k in store.kept.values() if k.place == kept.place), None)
 

@@ -21,6 +21,7 @@ from forkpoint.capture.labels import Label
 from forkpoint.capture.recorder import Fetch, Recorder, Taken
 from forkpoint.capture.trace import Event, Op
 from forkpoint.capture.writes import INDEXED_WRITES
+from forkpoint.errors import reraise_out_of_memory
 from forkpoint.explain.locate import Located, named_inputs
 from forkpoint.explain.results import ResultComparison, finite_parts
 from forkpoint.explain.session import Session, Traced
@@ -369,7 +370,8 @@ def _made_of(made: _Made, flat: int) -> tuple[float, ...]:
         if isinstance(value, Tensor) and not value.is_complex():
             try:
                 found.append(float(torch.broadcast_to(value, output.shape).reshape(-1)[flat]))
-            except RuntimeError:
+            except RuntimeError as error:
+                reraise_out_of_memory(error)
                 return ()
         elif isinstance(value, (int, float)) and not isinstance(value, bool):
             found.append(float(value))

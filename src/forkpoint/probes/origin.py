@@ -16,6 +16,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from forkpoint.capture.trace import Op, Trace
+from forkpoint.errors import reraise_out_of_memory
 from forkpoint.explain.drift import layer_paths
 from forkpoint.explain.session import Session
 from forkpoint.probes.inputs import Weight, same_weights
@@ -224,7 +225,8 @@ class _Search:
         store = Store(MAX_STORED, self.store_b.select, self.session.memory.shelf())
         try:
             patched = self.exact.runs.patched(values([*self.right, *alike]), store, apart)
-        except Exception:  # noqa: BLE001 - as above
+        except Exception as error:  # noqa: BLE001 - as above
+            reraise_out_of_memory(error)
             return current, []
         behind = self._round(store)
         wrong = behind.meetings.tainted(self.store_a, store)

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from forkpoint.capture.recorder import Taken
+from forkpoint.errors import reraise_out_of_memory
 from forkpoint.explain.locate import Located, named_inputs
 from forkpoint.match.distance import unit_at
 from forkpoint.match.finite import is_finite
@@ -132,7 +133,8 @@ def in_float64(taken: Taken, output: int) -> Tensor | None:
         if not promotion.exact:
             return None
         exact = _output(promotion.values(result), output)
-    except (RuntimeError, TypeError, ValueError, NotImplementedError):
+    except (RuntimeError, TypeError, ValueError, NotImplementedError) as error:
+        reraise_out_of_memory(error)
         return None
     return exact if exact is not None and exact.shape == taken.outputs[output].shape else None
 
@@ -185,7 +187,8 @@ def kernels_of(taken: Taken) -> tuple[str, ...]:
         with _Below() as below:
             _call(taken)
         return tuple(dict.fromkeys(below.names))
-    except (RuntimeError, NotImplementedError):
+    except (RuntimeError, NotImplementedError) as error:
+        reraise_out_of_memory(error)
         return ()
 
 

@@ -15,6 +15,7 @@ from itertools import combinations, islice
 import torch
 from torch import Tensor
 
+from forkpoint.errors import reraise_out_of_memory
 from forkpoint.probes.bench import Bench
 from forkpoint.probes.length import changed, shorter, with_columns
 from forkpoint.probes.watchers import Kept
@@ -128,7 +129,8 @@ def _by_position(content: Kept, table: Tensor) -> bool:
 def _same(product: Tensor, content: Tensor, table: Tensor) -> bool:
     try:
         expected = content * table
-    except RuntimeError:  # sizes that do not broadcast: no product of the two
+    except RuntimeError as error:  # sizes that do not broadcast: no product of the two
+        reraise_out_of_memory(error)
         return False
     return product.shape == expected.shape and bool(
         torch.isclose(product, expected, rtol=_EQUAL, atol=0.0).all()

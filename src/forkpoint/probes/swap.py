@@ -12,6 +12,7 @@ from functools import cached_property
 import torch
 from torch import Tensor, nn
 
+from forkpoint.errors import reraise_out_of_memory
 from forkpoint.explain.session import Results, Session
 from forkpoint.probes.handed import Handed
 from forkpoint.probes.meetings import Meeting
@@ -93,7 +94,8 @@ class Swap:
         """The swapped run; None where run B's model does not take run A's inputs."""
         try:
             return self._swapped()
-        except Exception:  # noqa: BLE001 - another model may not take these inputs
+        except Exception as error:  # noqa: BLE001 - another model may not take these inputs
+            reraise_out_of_memory(error)
             return None
 
     @cached_property
@@ -123,7 +125,8 @@ class Swap:
                 mine = a.in_float64(promotion)
             with handed.given_to(b.run.roots):
                 found, theirs = self._swapped()
-        except Exception:  # noqa: BLE001 - another model may not take what this one does
+        except Exception as error:  # noqa: BLE001 - another model may not take what this one does
+            reraise_out_of_memory(error)
             return False
         if at.b.op.is_input:  # seen before the other tensors take its place
             return _return_the_same(mine, theirs)

@@ -16,6 +16,7 @@ from dataclasses import replace
 import numpy as np
 from torch import Tensor
 
+from forkpoint.errors import reraise_out_of_memory
 from forkpoint.explain.results import ResultComparison, ResultGap
 from forkpoint.explain.session import Session, Traced
 from forkpoint.match.align import gap, pair_elements
@@ -176,7 +177,8 @@ def _one_function(session: Session, name: str, loss: Loss) -> bool:
     try:
         outputs = Run(b.model, a.calls, layout=a.layout, call=b.call).execute(around=lambda: promotion)
         returned = [promotion.value(call[name]) for call in all_results(outputs) if name in call]
-    except Exception:  # noqa: BLE001 - another model may not take these inputs
+    except Exception as error:  # noqa: BLE001 - another model may not take these inputs
+        reraise_out_of_memory(error)
         return False
     found = tuple(float(value) for value in returned if value.numel() == 1)
     return len(found) == len(loss.numbers) and bool(np.allclose(found, loss.numbers, rtol=_SAME, atol=0))

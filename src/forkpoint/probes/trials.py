@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from forkpoint.capture.trace import Op
+from forkpoint.errors import reraise_out_of_memory
 from forkpoint.explain.results import ResultComparison, compare_results
 from forkpoint.explain.session import Results, Session
 from forkpoint.probes.meetings import Meeting, Meetings
@@ -202,7 +203,8 @@ class Trials:
     def _try(self, values: Values) -> Trial:
         try:
             patched = self.exact.runs.patched(values)
-        except Exception:  # noqa: BLE001 - a value put in place may steer the model's code anywhere
+        except Exception as error:  # noqa: BLE001 - a value put in place may steer the model's code anywhere
+            reraise_out_of_memory(error)
             return _FAILED
         return _FAILED if patched is None else self.look(patched)
 

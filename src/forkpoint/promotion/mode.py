@@ -11,6 +11,7 @@ import torch
 from torch._ops import _compute_keyset
 from torch.overrides import TorchFunctionMode, _get_current_function_mode_stack
 
+from forkpoint.errors import reraise_out_of_memory
 from forkpoint.promotion import casts, kinds, operators, rewrites
 from forkpoint.promotion.arguments import Args, Arguments, Kwargs, hidden, widened
 from forkpoint.promotion.dtypes import READABLE, WIDE
@@ -162,9 +163,8 @@ class PromotionMode(TorchFunctionMode):
         try:
             with _unwarned() if func in _RECURRENT else nullcontext():
                 result = func(*wide_args, **wide_kwargs)
-        except torch.OutOfMemoryError:
-            raise
         except Exception as error:  # noqa: BLE001 - any operator may refuse in any way
+            reraise_out_of_memory(error)
             return self._otherwise(func, args, kwargs, error)
         if casts_made and self._adopted(result, casts_made):
             return self.compute(func, args, kwargs)
@@ -328,9 +328,8 @@ class PromotionMode(TorchFunctionMode):
                 # Straight to the kernel, so that a kernel written in Python runs under this mode.
                 with self:
                     result = overload.redispatch(keys, *wide_args, **wide_kwargs)
-        except torch.OutOfMemoryError:
-            raise
         except Exception as error:  # noqa: BLE001 - any operator may refuse in any way
+            reraise_out_of_memory(error)
             return self._natively(func, args, kwargs, error, written)
         narrow = operators.first_narrow(result)
         if narrow is not None:
@@ -344,7 +343,8 @@ class PromotionMode(TorchFunctionMode):
                 wide_args, wide_kwargs = self._arguments.wide(args), self._arguments.wide(kwargs)
                 try:
                     return rewritten(*wide_args, **wide_kwargs)
-                except RuntimeError:  # then it is not the dtype that is at fault
+                except RuntimeError as other:  # then it is not the dtype that is at fault
+                    reraise_out_of_memory(other)
                     raise error from None
         return self._natively(func, args, kwargs, error)
 
@@ -370,9 +370,8 @@ class PromotionMode(TorchFunctionMode):
                 )
             try:
                 result = func(*narrow_args, **narrow_kwargs)
-            except torch.OutOfMemoryError:
-                raise
-            except Exception:  # noqa: BLE001, S112 - the next dtype may do, and the first error is kept
+            except Exception as other:  # noqa: BLE001 - the next dtype may do, and the first error is kept
+                reraise_out_of_memory(other)
                 continue
             self._refuse(func, error, dtype)
             with hidden(), torch.no_grad():

@@ -155,33 +155,48 @@ class Contents:
             CaptureError: something has changed that was too large to be copied.
         """
         with _aside():
-            state = self._state.values()
-            rest = (*self._parameters.values(), *(form for form in state if not form.memory.each_run))
-            suspects = [
-                form
-                for form in rest
-                if digests or (thoroughly and form.memory.copy is not None) or not form.seems_kept()
-            ]
-            forms = [form for form in (*state, *suspects) if not form.is_kept()]
-            written = self._written(suspects)
-            if forms or written:
-                if settle is not None:
-                    settle()
-                self._set_apart(returned(), written)
-            for memory in written:
-                if memory.storage.nbytes() != memory.n_bytes:
-                    memory.storage.resize_(memory.n_bytes)
-            for form in forms:
-                if not form.tensor.is_quantized:
-                    form.put_back()
-            for memory in written:
-                if memory.copy is not None:
-                    memory.now.copy_(memory.copy)
-                    memory.each_run = True  # it may be written again, without anybody counting
-            _put_back_versions([*state, *suspects])
-        lost = [memory for memory in written if memory.copy is None]
+            try:
+                lost = self._put_back(thoroughly, digests, settle, returned)
+            except BaseException:
+                self._overwrite()
+                raise
         if lost:
             raise self._lost(lost)
+
+    def _put_back(
+        self,
+        thoroughly: bool,
+        digests: bool,
+        settle: Callable[[], object] | None,
+        returned: Callable[[], Sequence[Tensor]],
+    ) -> list[Memory]:
+        """Put back what was written; returns what there was no copy of."""
+        state = self._state.values()
+        rest = (*self._parameters.values(), *(form for form in state if not form.memory.each_run))
+        suspects = [
+            form
+            for form in rest
+            if digests or (thoroughly and form.memory.copy is not None) or not form.seems_kept()
+        ]
+        forms = [form for form in (*state, *suspects) if not form.is_kept()]
+        written = self._written(suspects)
+        if forms or written:
+            if settle is not None:
+                settle()
+            self._set_apart(returned(), written)
+        _refill(written, forms)
+        for memory in written:
+            if memory.copy is not None:
+                memory.each_run = True  # it may be written again, without anybody counting
+        _put_back_versions([*state, *suspects])
+        return [memory for memory in written if memory.copy is None]
+
+    def _overwrite(self) -> None:
+        """Put back all of which there is a copy, without a look at it: to compare takes memory that may be short."""
+        forms = [*self._state.values(), *self._parameters.values()]
+        copied = [memory for memory in self._memories.values() if memory.copy is not None]
+        _refill(copied, [form for form in forms if form.memory.copy is not None and not form.is_kept()])
+        _put_back_versions(forms)
 
     # ------------------------------------------------------------------ noting
 
@@ -310,6 +325,19 @@ def _same(a: Tensor, b: Tensor) -> bool:
     if a.dtype is torch.uint8 and a.numel() % 8 == 0 and not (a.data_ptr() | b.data_ptr()) % 8:
         a, b = a.view(torch.int64), b.view(torch.int64)
     return torch.equal(a, b)
+
+
+def _refill(memories: Sequence[Memory], forms: Sequence[Form]) -> None:
+    """Give memories the contents of their copies, and tensors the memory that they had."""
+    for memory in memories:
+        if memory.storage.nbytes() != memory.n_bytes:
+            memory.storage.resize_(memory.n_bytes)
+    for form in forms:
+        if not form.tensor.is_quantized:
+            form.put_back()
+    for memory in memories:
+        if memory.copy is not None:
+            memory.now.copy_(memory.copy)
 
 
 def _put_back_versions(forms: Iterable[Form]) -> None:

@@ -12,7 +12,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from forkpoint.errors import InputError
+from forkpoint.errors import InputError, reraise_out_of_memory
 from forkpoint.runs.layout import MAIN, Layout, token_tensor
 from forkpoint.runs.modules import Survey
 from forkpoint.runs.reach import modules_behind
@@ -244,12 +244,14 @@ def _copy(value: Any, memo: dict[int, Any]) -> Any:
         return {key: _copy(item, memo) for key, item in value.items()}
     try:
         return _deep_copy(value, memo)
-    except Exception:  # noqa: BLE001 - whatever an object says that can't be copied
+    except Exception as error:  # noqa: BLE001 - whatever an object says that can't be copied
+        reraise_out_of_memory(error)
         for tensor in tensors_in(value):  # those that gradients lead back from refuse to be copied
             _copy(tensor, memo)
     try:
         return _deep_copy(value, memo)
-    except Exception:  # noqa: BLE001 - as above
+    except Exception as error:  # noqa: BLE001 - as above
+        reraise_out_of_memory(error)
         return value
 
 

@@ -64,11 +64,13 @@ def kept_state(
     over = False
 
     def put_back() -> None:
-        kept.restore()
-        if over:
-            contents.put_back(thoroughly=first, settle=settle, returned=returned)
-        else:  # nobody wants what a call gave that failed, nor what was seen of it
-            contents.put_back(thoroughly=first)
+        try:
+            kept.restore()
+        finally:
+            if over:
+                contents.put_back(thoroughly=first, settle=settle, returned=returned)
+            else:  # nobody wants what a call gave that failed, nor what was seen of it
+                contents.put_back(thoroughly=first)
 
     with undone(put_back):
         yield

@@ -20,7 +20,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from forkpoint.errors import CaptureError
+from forkpoint.errors import ShelfError
 
 Array = NDArray[Any]
 
@@ -98,7 +98,7 @@ class Shelf:
         What is not host memory, or not simply elements in a row (quantized, sparse), stays as it is.
 
         Raises:
-            CaptureError: the temporary folder has no room for it.
+            ShelfError: the temporary folder has no room for it.
         """
         plain = type(value) is Tensor and value.layout == torch.strided and not value.is_quantized
         if value.device.type != "cpu" or not plain or self._take(value.nbytes):
@@ -134,7 +134,7 @@ class Shelf:
             while view:
                 view = view[contents.file.write(view) :]
         except OSError as error:
-            raise CaptureError(
+            raise ShelfError(
                 f"{data.nbytes:,} bytes can't be written to {tempfile.gettempdir()}: {error.strerror or error}",
                 "a temporary folder with room for what max_memory keeps out of memory",
                 "set TMPDIR to another one, or allow more memory",
@@ -144,16 +144,26 @@ class Shelf:
         return start
 
     def read_into(self, data: NDArray[np.uint8], start: int) -> None:
-        """Fill an array with the bytes of the file from `start` on."""
+        """Fill an array with the bytes of the file from `start` on.
+
+        Raises:
+            ShelfError: they can't be read.
+        """
         file = self._contents.file
         assert file is not None
-        file.seek(start, os.SEEK_SET)
-        view = data.data
-        while view:
-            count = file.readinto(view)  # pyright: ignore[reportAttributeAccessIssue] - unbuffered files are raw
-            if not count:
-                raise CaptureError("the temporary file ends early", "a temporary folder that keeps its files")
-            view = view[count:]
+        view, reason = data.data, "it ends early"
+        try:
+            file.seek(start, os.SEEK_SET)
+            while view and (count := file.readinto(view)):  # pyright: ignore[reportAttributeAccessIssue] - unbuffered files are raw
+                view = view[count:]
+        except OSError as error:
+            reason = error.strerror or str(error)
+        if view:
+            raise ShelfError(
+                f"the temporary file in {tempfile.gettempdir()} can't be read: {reason}",
+                "a temporary folder that keeps its files",
+                "set TMPDIR to another one, or allow more memory",
+            )
 
 
 @dataclass(frozen=True, eq=False, slots=True)

@@ -68,7 +68,9 @@ class undone:  # noqa: N801 - used as a function is
         try:
             self.undo()
         except Exception:
-            self._forget()  # it would fail again
+            with suppress(Exception):
+                self.undo()  # what stopped half-way, for want of memory say, may go on
+            self._forget()
             raise
         self._forget()
 

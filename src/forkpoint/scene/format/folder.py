@@ -190,11 +190,13 @@ def load(directory: str | Path, *, namespaces: Sequence[str] = ()) -> Scene:
         SceneError: no scene, one of another version, or one that is damaged or not as forkpoint writes it.
     """
     folder = Path(directory)
-    if not folder.is_dir():
-        raise SceneError(
-            f"{folder} is no folder", "the folder of a scene", "forkpoint padding MODEL -p PROMPT --scene DIR"
-        )
     try:
+        if not folder.is_dir():
+            raise SceneError(
+                f"{folder} is no folder",
+                "the folder of a scene",
+                "forkpoint padding MODEL -p PROMPT --scene DIR",
+            )
         manifest = _read_manifest(folder)
         check_header(manifest)
         storages = storages_from(manifest)
