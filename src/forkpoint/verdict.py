@@ -37,6 +37,7 @@ from forkpoint.probes.inputs import Inputs, inputs, same_weights
 from forkpoint.probes.maker import maker
 from forkpoint.probes.masks import missing_masks
 from forkpoint.probes.meetings import Meeting
+from forkpoint.probes.native import Native, native
 from forkpoint.probes.nonfinite import Unfinite, advice, unfinite
 from forkpoint.probes.origin import Origin, origin
 from forkpoint.probes.positions import shifted_positions
@@ -162,10 +163,26 @@ def _judge(
     if compared.missing:
         return Judgement(_not_all(compared, evidence))
     if exact.vanishes and exact.falls_from(compared):
+        beyond = None if isinstance(exact.runs, HeldRuns) else native(session, exact, compared)
+        if beyond is not None:
+            return Judgement(_other_than_float64(beyond, [*evidence, beyond.result]))
         return Judgement(_rounding(session, exact, alone, given, located, evidence))
     if exact.vanishes and not exact.refused:
         return Judgement(_drowned(exact, evidence))
     return _refused(session, exact, alone, given, located, evidence)
+
+
+def _other_than_float64(found: Native, evidence: list[ProbeResult]) -> Verdict:
+    """The gap falls in float64, but what ran natively is more than rounding away from that."""
+    if len(found.runs) == 1:
+        kind, advice = (
+            VerdictKind.SEMANTIC,
+            "Run that run without its compiler, or with another kernel, and compare again.",
+        )
+    else:
+        kind = VerdictKind.UNDETERMINED
+        advice = "Put plain torch functions in the place of custom operations, and compare again."
+    return Verdict(kind, None, None, found.result.text, tuple(evidence), advice)
 
 
 def _collapse(whole: Whole, evidence: list[ProbeResult]) -> Verdict:

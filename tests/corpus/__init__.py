@@ -16,6 +16,7 @@ from . import (  # noqa: F401  (each registers its cases)
     cases_identical,
     cases_inputs,
     cases_inputs_by_name,
+    cases_kernels,
     cases_loss_terms,
     cases_masks,
     cases_mechanisms,

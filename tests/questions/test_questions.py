@@ -11,6 +11,7 @@ import torch
 from tests.architectures import ARCHITECTURES
 from tests.questions.words import word_tokenizer
 from torch import nn
+from torch._dynamo.backends import registry
 
 import forkpoint as fp
 from forkpoint.questions import asking
@@ -304,6 +305,30 @@ def test_layers_are_compiled_each_by_itself(tokenizer):
         not hasattr(llama.model.layers[0], "_compiled_call_impl")
         or llama.model.layers[0]._compiled_call_impl is None
     )
+
+
+def test_a_fault_that_one_backend_makes_is_found_at_its_module(tokenizer, monkeypatch):
+    def faulty(graph, inputs):
+        def run(*values):
+            out = graph(*values)
+            bad = any(
+                "down_proj" in str(node.target) or "down_proj" in node.name for node in graph.graph.nodes
+            )
+            return tuple(x * 1.5 if bad and x.is_floating_point() else x for x in out)
+
+        return run
+
+    monkeypatch.setitem(registry._COMPILER_FNS, "aot_eager", faulty)
+    llama = ARCHITECTURES["llama"].build()
+    result = fp.compiled(llama, tokenizer, PROMPT, "aot_eager")
+    assert "eager changes no bit, aot_eager changes results by" in result.notes[0]
+    assert result.first.op.startswith("model.layers.0")
+    assert (result.verdict.kind, result.verdict.mechanism, result.verdict.by_design) == (
+        VerdictKind.SEMANTIC,
+        None,
+        None,
+    )
+    assert result.verdict.evidence[-1].name == "native"
 
 
 # --- packed, repeat, checkpoints -------------------------------------------------------------------------------

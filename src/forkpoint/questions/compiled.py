@@ -52,7 +52,7 @@ def compiled(
     inputs = dict(together(model, tokenizer, rows, position_ids=positions_of(options)).calls[0])
     plain = _outputs(model, inputs)
     said: list[str] = []
-    other = model
+    other, count = model, 0
     for name in get_args(Backend)[: get_args(Backend).index(backend) + 1]:
         other, count = _compile(model, name)
         try:

@@ -93,11 +93,13 @@ def _bitsandbytes(**settings: Any) -> Callable[[Any], Any]:
 
 
 def _dynamic(model: Any) -> Any:
-    from torch.ao.quantization import quantize_dynamic
+    from torch.ao.quantization import quantize_dynamic  # pyright: ignore[reportDeprecated]
 
     if device_of(innermost(model)[1]).type != "cpu":
         raise InputError("int8-dynamic for a model on a GPU", "a model on the CPU", "--device cpu")
-    return quantize_dynamic(copied(model, "quantization"), {nn.Linear}, dtype=torch.qint8)
+    return quantize_dynamic(  # pyright: ignore[reportDeprecated]
+        copied(model, "quantization"), {nn.Linear}, dtype=torch.qint8
+    )
 
 
 def _torchao(model: Any) -> Any:

@@ -150,6 +150,7 @@ PHRASES: dict[str, str] = {
     "probe.terms": "各项",
     "probe.patch": "替换",
     "probe.coupling": "耦合",
+    "probe.native": "原生运行",
     "probe.whole": "整数",
     "probe.replay": "重放",
     "probe.positions": "位置",
@@ -178,6 +179,8 @@ PHRASES: dict[str, str] = {
     "outcome.decisions.vanishes": "让两次运行作出同样的决策（量化、路由、阈值），float64 中差距降到 {figure}，只是噪声。",
     "outcome.decisions.remains": "让两次运行作出同样的决策（量化、路由、阈值），float64 中差距依然存在：{figure}。",
     "outcome.decisions.unheld": "无法让两次运行作出同样的决策（量化、路由、阈值）。",
+    "outcome.native.one": "其中一次运行与它自己的 float64 运算相差舍入所能造成的 {figure} 倍。",
+    "outcome.native.both": "差距是舍入所能造成的 {figure} 倍。",
     "outcome.whole.collapse": "整数在较窄的类型中合并；仅此一项，在 float64 中差距就是 {figure}。",
     "outcome.whole.alike": "整数在较窄的类型中合并，但两次运行一样：差距仍为 {figure}。",
     "outcome.coupling.coupled": "更换非共有坐标上的内容，根源处共有词元的数值变化了 {figure}。",
@@ -420,6 +423,13 @@ SENTENCES: dict[str, str] = {
     "token ids and labels are the same in both runs, as are the parameters and buffers that both models have": "两次运行的"
     "词元编号和标签相同，两个模型都有的参数和缓冲区也相同",
     "{n} parameters of one model alone were not compared, {name} first": "只在一个模型里的 {n} 个参数没有比较，第一个是 {name}",
+    "run {run} is {times} times as far from its own operations in float64 as rounding makes: what ran computes something "
+    "else": "运行 {run} 与它自己的 float64 运算之差是舍入所能造成的 {times} 倍：实际运行的代码算的是别的东西",
+    "the gap is {times} times what rounding makes, and both runs are as far from their own operations in float64: what ran "
+    "is not what was done in float64": "差距是舍入所能造成的 {times} 倍，两次运行与各自的 float64 运算也相差这么多：实际运行的不是 float64 中所做的",
+    "the gap is {times} times what rounding makes, though each run is within it": "差距是舍入所能造成的 {times} 倍，但两次运行各自都在舍入范围内",
+    "Run that run without its compiler, or with another kernel, and compare again.": "请让那次运行不经编译器，或换一个核函数，再作比较。",
+    "Put plain torch functions in the place of custom operations, and compare again.": "请用普通的 torch 函数代替自定义算子，再作比较。",
     "token ids, labels, parameters and buffers are the same in both runs": "两次运行的词元编号、标签、参数和缓冲区都相同",
     "what goes in differs at shared coordinates: {names}": "输入在共有坐标上不同：{names}",
     "the labels that enter the loss differ in {n} (predicting position, label) pairs": "参与损失计算的（预测位置，标签）对中有 {n} "

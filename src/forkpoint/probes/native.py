@@ -1,0 +1,94 @@
+"""The native probe: is each run, as it is, as near to its own operations in float64 as rounding lets it be?
+
+That two runs agree in float64 shows that their operations say the same. It does not show that what ran natively does
+what they say: a compiled graph or a kernel that computes something else is replaced in float64. How large rounding
+can get is measured: every rounding in float64 is moved by one unit in the last place, and what that does to the
+result grows with the unit.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+
+from forkpoint.explain.results import ResultComparison, compare_results
+from forkpoint.explain.session import Session, Traced
+from forkpoint.probes.precision import Precision
+from forkpoint.result import ProbeResult
+
+BEYOND = 256.0
+"""Times what rounding makes from which on it is none. Sound comparisons of many models reached 1, those whose routing
+flips 6; a wrong constant in a compiled layer makes a million."""
+
+
+@dataclass(frozen=True)
+class Native:
+    """Runs that are not within rounding of their own operations in float64.
+
+    Attributes:
+        runs: which are, `A`, `B` or both.
+    """
+
+    runs: tuple[str, ...]
+    result: ProbeResult
+
+
+def native(session: Session, exact: Precision, compared: ResultComparison) -> Native | None:
+    """Hold each run as it is against itself in float64; None if the gap between them is within rounding.
+
+    Args:
+        exact: both runs in float64, where their gap vanishes.
+        compared: the results as they are.
+    """
+    gap = _times_rounding(session, exact, compared)
+    if gap <= BEYOND:
+        return None
+    apart = {
+        name: _times_rounding(session, exact, compare_results(session, wide, traced.results, own=own))
+        for name, own, wide, traced in (("A", "a", exact.a, session.a), ("B", "b", exact.b, session.b))
+    }
+    runs = tuple(name for name, times in apart.items() if times > BEYOND)
+    if len(runs) == 1:
+        text = (
+            f"run {runs[0]} is {apart[runs[0]]:,.0f} times as far from its own operations in float64 as rounding makes: "
+            "what ran computes something else"
+        )
+    elif runs:
+        text = (
+            f"the gap is {gap:,.0f} times what rounding makes, and both runs are as far from their own operations in "
+            "float64: what ran is not what was done in float64"
+        )
+    else:
+        text = f"the gap is {gap:,.0f} times what rounding makes, though each run is within it"
+    return Native(runs, ProbeResult("native", "one" if len(runs) == 1 else "both", gap, text))
+
+
+def _times_rounding(session: Session, exact: Precision, compared: ResultComparison) -> float:
+    """The largest gap of a comparison, in multiples of what rounding in the dtypes of the runs makes of that result."""
+    unit = max(_unit(session.a), _unit(session.b))
+    most = 0.0
+    for found in compared.floating:
+        largest, relative = found.gap.max_abs, found.gap.max_rel
+        if not relative or not math.isfinite(largest):
+            continue
+        if relative <= BEYOND * unit:
+            most = max(most, relative / unit)
+            continue
+        noise = exact.noise.get(found.result, 0.0) * unit / torch.finfo(torch.float64).eps
+        most = max(most, largest / max(noise, unit * largest / relative))
+    return most
+
+
+def _unit(traced: Traced) -> float:
+    """The epsilon of the coarsest dtype that a run computes in; TF32 where it may take the place of float32."""
+    names = {row[2].dtype for row in traced.trace.rows if row[2].floating}
+    dtypes = [getattr(torch, name, None) for name in names]
+    units = [torch.finfo(d).eps for d in dtypes if isinstance(d, torch.dtype) and d.is_floating_point]
+    if "float32" in names and any(device.type == "cuda" for device in traced.run.devices):
+        precision = torch.get_float32_matmul_precision()
+        units.append({"highest": 0.0, "high": 2.0**-10, "medium": 2.0**-7}[precision])
+        if torch.backends.cudnn.allow_tf32:
+            units.append(2.0**-10)  # of convolutions, unless somebody says otherwise
+    return max(units, default=torch.finfo(torch.float32).eps)
