@@ -166,7 +166,7 @@ class ProbeResult:
 
     name: str
     """`nan`, `repeat`, `inputs`, `precision`, `decisions`, `content`, `whole`, `order`, `terms`, `patch`, `coupling`,
-    `positions`, `attention`, `pooling`, `packing`, `cache`, `swap`, `replay`."""
+    `positions`, `attention`, `pooling`, `packing`, `cache`, `swap`, `inside`, `replay`."""
     outcome: str
     """A slug: what the probe found."""
     figure: float | None

@@ -34,6 +34,7 @@ from forkpoint.probes.deciding import decided_apart
 from forkpoint.probes.decisions import decisions
 from forkpoint.probes.held import HeldRuns
 from forkpoint.probes.inputs import Inputs, inputs, same_weights
+from forkpoint.probes.inside import decides_inside
 from forkpoint.probes.maker import maker
 from forkpoint.probes.masks import missing_masks
 from forkpoint.probes.meetings import Meeting
@@ -168,7 +169,7 @@ def _judge(
             return Judgement(_other_than_float64(beyond, [*evidence, beyond.result]))
         return Judgement(_rounding(session, exact, alone, given, located, evidence))
     if exact.vanishes and not exact.refused:
-        return Judgement(_drowned(exact, evidence))
+        return Judgement(_drowned(session, exact, evidence))
     return _refused(session, exact, alone, given, located, evidence)
 
 
@@ -238,10 +239,16 @@ def _beyond_rounding(session: Session, exact: Precision, compared: ResultCompari
     return native > _ULPS_OF_ROUNDING * max(exact.relative / torch.finfo(torch.float64).eps, 1.0)
 
 
-def _drowned(exact: Precision, evidence: list[ProbeResult]) -> Verdict:
+def _drowned(session: Session, exact: Precision, evidence: list[ProbeResult]) -> Verdict:
     """Noise as large as the gap proves nothing."""
+    session.progress.begin("probe: operators that decide inside")
+    inside = decides_inside(session)
     summary = f"in float64 a gap of {exact.gap:.2g} is left, and float64's own rounding makes as much: that proves nothing"
     advice = "Compare fewer layers, or a part of the model: what small changes grow to hides the cause."
+    if inside is not None:
+        evidence.append(inside)
+        summary = f"{summary}, since {inside.text}"
+        advice = "Put plain torch functions in that operator's place, whose decisions can be held, and compare again."
     return Verdict(VerdictKind.UNDETERMINED, None, None, summary, tuple(evidence), advice)
 
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from . import models
 from .case import BITS, SAME, UNCHECKED, Pair, Side, case
 from .exact import gap, picked
-from .expect import FUNCTION, IDENTICAL, SOUND, semantic
+from .expect import FUNCTION, IDENTICAL, SOUND, UNDETERMINED, semantic
 from .modules import Tagger, seeded
 from .pairs import padded, twice
 from .tokens import VOCABULARY, first_rows, whole, words
@@ -286,3 +286,64 @@ def _() -> Pair:
 )
 def _() -> Pair:
     return _angles(300, torch.int64, torch.int64, mates=1)
+
+
+# ---------------------------------------------------------------------- 49: operators that decide inside
+
+
+@torch.library.custom_op("corpus::two_ways", mutates_args=())
+def two_ways(x: Tensor, other: Tensor) -> Tensor:
+    """Goes one way where x is above the other, and another where it is not."""
+    return torch.where(x > other, x + 1, x * 0.5 - 1)
+
+
+@two_ways.register_fake
+def _(x: Tensor, other: Tensor) -> Tensor:
+    return torch.empty_like(x)
+
+
+class Ways(nn.Module):
+    """Sums parts in two orders, and has an operator compare them.
+
+    Args:
+        by: how far the sums are apart in exact arithmetic.
+    """
+
+    def __init__(self, by: float, backwards: bool = False) -> None:
+        super().__init__()
+        self.by, self.backwards = by, backwards
+
+    def forward(self, hidden: Tensor, mask: Tensor | None) -> Tensor:
+        parts = [hidden * (0.1 * n) for n in range(1, 13)]
+        total, again = torch.zeros_like(hidden), torch.zeros_like(hidden)
+        for part in reversed(parts) if self.backwards else parts:
+            total = total + part
+        for part in parts[::2] + parts[1::2]:
+            again = again + part
+        return hidden + two_ways(total, again + self.by)
+
+
+def _tied(pair: Pair) -> None:
+    for exact in (False, True):
+        assert gap(picked(pair.a, exact=exact), picked(pair.b, exact=exact)) > 1e-2
+    for side in (pair.a, pair.b):
+        side.model = copy.deepcopy(side.model)
+        side.model.mixers[0].by = 0.01
+    assert gap(picked(pair.a), picked(pair.b)) < 1e-4
+
+
+@case(
+    "49-operator-decides-inside",
+    "An operator of a library that goes two ways by what is equal in exact arithmetic",
+    UNDETERMINED,
+    truth=UNCHECKED,
+    check=_tied,
+    note="the decision can't be seen or held; the evidence names the operator, by an experiment",
+)
+def _() -> Pair:
+    return twice(*(seeded(Tagger, Ways(0.0, backwards), spread=1.0) for backwards in (False, True)))
+
+
+@case("49-operator-decides-clearly", "The same where the two are apart", *SOUND, truth=SAME)
+def _() -> Pair:
+    return twice(*(seeded(Tagger, Ways(0.01, backwards), spread=1.0) for backwards in (False, True)))

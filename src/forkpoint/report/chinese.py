@@ -152,6 +152,7 @@ PHRASES: dict[str, str] = {
     "probe.coupling": "耦合",
     "probe.native": "原生运行",
     "probe.whole": "整数",
+    "probe.inside": "内部",
     "probe.replay": "重放",
     "probe.positions": "位置",
     "probe.attention": "注意力",
@@ -198,6 +199,7 @@ PHRASES: dict[str, str] = {
     "outcome.patch.moves": "在根源处换上运行 A 的数值，结果随之改变。",
     "outcome.patch.chooses": "在根源处，两次运行选取了不同的词元。",
     "outcome.patch.nothing": "换上运行 A 的数值，结果没有变。",
+    "outcome.inside.decides": "有算子在内部作出决策：输入变动末位一个单位，结果就变化 {figure}。",
     "outcome.replay.rounding": "单独重放该算子：与精确结果至多相差 {figure} ULP。",
     "outcome.replay.nothing": "没有可以单独重放的算子。",
     "outcome.coupling.none": "换掉另一次运行所没有的内容，该算子不变。",
@@ -445,6 +447,12 @@ SENTENCES: dict[str, str] = {
     "{n} operations were not done in float64": "有 {n} 个运算没有用 float64 完成",
     "in float64 the gap is {gap}": "在 float64 中差距为 {gap}",
     "float64's own rounding makes {noise}": "float64 自身的舍入为 {noise}",
+    "decisions are taken inside {op}, where they can't be held: alone, with its inputs moved by one unit in the last place, its "
+    "result moves by {by}": "{op} 在内部作出决策，无法让两次运行保持一致：单独执行时，输入变动末位一个单位，结果就变化 {by}",
+    "in float64 a gap of {gap} is left, and float64's own rounding makes as much: that proves nothing, since {why}": "在 float64 中"
+    "仍有 {gap} 的差距，而 float64 自身的舍入同样大，这什么也证明不了：{why}",
+    "Put plain torch functions in that operator's place, whose decisions can be held, and compare again.": "请用普通的 torch 函数代替"
+    "该算子（其决策可以保持一致），再作比较。",
     "in float64 a gap of {gap} is left, and float64's own rounding makes as much: that proves nothing": "在 float64 中仍有 "
     "{gap} 的差距，而 float64 自身的舍入同样大：这什么也证明不了",
     "both runs hold the same tokens: nothing to replace": "两次运行的词元相同：没有可以更换的内容",
