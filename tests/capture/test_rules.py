@@ -543,7 +543,14 @@ def weight(*shape: int, seed: int = 0) -> Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
+def gradient(x: Tensor, *, of_weight: bool = False) -> Tensor:
+    with torch.enable_grad():
+        x, by = x.detach().requires_grad_(), weight(x.shape[-1]).requires_grad_()
+        return torch.autograd.grad((torch.tanh(x) * by).sum(), by if of_weight else [x])[0]
+
+
 TOKENWISE: dict[str, Callable[[Tensor], Any]] = {
+    "gradient": gradient,
     "linear": lambda x: F.linear(x, weight(4, x.shape[-1]), weight(4)),
     "linear by name": lambda x: F.linear(input=x, weight=weight(x.shape[1], x.shape[-1])),
     "matmul": lambda x: x @ weight(x.shape[-1], x.shape[1]),
@@ -599,6 +606,7 @@ TOKENWISE: dict[str, Callable[[Tensor], Any]] = {
 
 
 POOLED: dict[str, Callable[[Tensor], Any]] = {
+    "gradient of a weight": lambda x: gradient(x, of_weight=True),
     "sum of everything": lambda x: x.sum(),
     "mean of every row": lambda x: x.mean(1),
     "mean of every row, weighed": lambda x: (x * weight(x.shape[1], 1)).sum(1, keepdim=True),

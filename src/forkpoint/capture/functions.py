@@ -149,7 +149,15 @@ def _make(func: Any) -> Function:
     name, rule = _names(func)
     writes = (name.endswith("_") and not name.endswith("__")) or name == "setitem"
     views = True if name in ALWAYS_VIEWS else False if name in NEVER_VIEWS else None
-    return Function(func, name, rule, name in _SILENT, writes, _enterable(func), views)
+    return Function(func, name, rule, _is_silent(func, name), writes, _enterable(func), views)
+
+
+def _is_silent(func: Any, name: str) -> bool:
+    """Whether a function makes no tensor of the model's own; one in Python may be another of that name, as `autograd.grad` is."""
+    if name not in _SILENT:
+        return False
+    owners = (torch.Tensor, torch)
+    return not isinstance(func, types.FunctionType) or any(getattr(o, name, None) is func for o in owners)
 
 
 def rewrites(func: Any, name: str) -> bool:

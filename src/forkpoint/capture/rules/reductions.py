@@ -7,10 +7,7 @@ from torch import Tensor
 
 from forkpoint.capture.coordinates import Ids
 from forkpoint.capture.labels import Label, spread
-from forkpoint.capture.rules.call import (
-    Call,
-    check_written,
-)
+from forkpoint.capture.rules.call import Call, UnknownMovementError, check_written, tensors_in
 from forkpoint.capture.rules.defaults import default
 from forkpoint.capture.rules.registry import nothing, rule
 
@@ -83,3 +80,22 @@ def _counts(call: Call) -> Label | None | list[Label | None]:
     table = call.labels.table
     union = table.mixed if table.has_padding(label.q) else table.union(label.q.reshape(-1))
     return [call.labels.make(np.full((1,) * o.dim(), union, dtype=np.int32)) for o in call.outputs]
+
+
+@rule("grad")
+def _gradient(call: Call) -> list[Label | None]:
+    """The gradient of something belongs to the tokens which that has, of all of them where it has none (a weight)."""
+    of, by = (tensors_in(call.arg(index, name)) for index, name in ((0, "outputs"), (1, "inputs")))
+    if len(by) != len(call.outputs):  # one that is not used has none
+        raise UnknownMovementError("not every input has a gradient")
+    ids = [label.q.reshape(-1) for value in of if (label := call.label(value)) is not None]
+    if not ids:
+        return nothing(call)
+    table, held = call.labels.table, np.concatenate(ids)
+    union = table.mixed if table.has_padding(held) else table.union(held)
+    found: list[Label | None] = []
+    for value, gradient in zip(by, call.outputs, strict=True):
+        label = call.label(value)
+        whole = np.full((1,) * gradient.dim(), union, dtype=np.int32)
+        found.append(call.labels.make(whole) if label is None else label)
+    return found
