@@ -12,7 +12,16 @@ from torch import Tensor, nn
 
 from . import modules
 from .case import Pair, case
-from .expect import FUNCTION, LEAK, LEAK_UNMASKED, POSITIONS, ROPE, SOUND, STATISTICS, semantic
+from .expect import (
+    FUNCTION,
+    LEAK,
+    LEAK_UNMASKED,
+    POSITIONS,
+    ROPE,
+    SOUND,
+    STATISTICS,
+    semantic,
+)
 from .modules import Tagger, seeded
 from .pairs import batched, padded
 from .tokens import VOCABULARY
@@ -29,7 +38,7 @@ class Mixer(nn.Module):
         return self.function(hidden)
 
 
-def _mixing(function: Callable[[Tensor], Tensor]) -> Any:
+def mixing(function: Callable[[Tensor], Tensor]) -> Any:
     return seeded(Tagger, Mixer(function))
 
 
@@ -76,9 +85,9 @@ def _turned_alone(hidden: Tensor) -> Tensor:
 
 case(
     "47-rope-sine", "Sines of positions divided by the length, added", FUNCTION, floor=1e-2, origin="mixers.0"
-)(lambda: padded(_mixing(_sine)))
+)(lambda: padded(mixing(_sine)))
 case("47-rope-window", "A window over the row", FUNCTION, floor=1e-2, origin="mixers.0")(
-    lambda: padded(_mixing(_taper))
+    lambda: padded(mixing(_taper))
 )
 case(
     "47-rope-learnt",
@@ -87,9 +96,9 @@ case(
     POSITIONS,
     floor=1e-2,
     origin="interpolate",
-)(lambda: padded(_mixing(_learnt)))
+)(lambda: padded(mixing(_learnt)))
 case("47-rope-turned-alone", "A rotation by length of what no queries meet", FUNCTION, floor=1e-4)(
-    lambda: padded(_mixing(_turned_alone))
+    lambda: padded(mixing(_turned_alone))
 )
 
 
@@ -186,7 +195,7 @@ def _says_rows(pair: Pair) -> None:
 
 for _name, _function in OVER_ROWS.items():
     case(f"47-rows-{_name}", f"Over the rows of the batch: {_name}", FUNCTION, floor=1e-3, check=_says_rows)(
-        lambda function=_function: batched(_mixing(function), mates=4)
+        lambda function=_function: batched(mixing(function), mates=4)
     )
 
 case(
@@ -196,7 +205,7 @@ case(
     floor=1e-3,
     check=_says_rows,
     origin=("mean", "sub"),
-)(lambda: batched(_mixing(lambda h: h - h.mean(0)), mates=4))
+)(lambda: batched(mixing(lambda h: h - h.mean(0)), mates=4))
 
 
 def _standardised(hidden: Tensor) -> Tensor:
@@ -205,10 +214,10 @@ def _standardised(hidden: Tensor) -> Tensor:
 
 
 case("47-rows-standardised", "A batch norm by hand", STATISTICS, floor=1e-3, check=_says_rows)(
-    lambda: batched(_mixing(_standardised), mates=4)
+    lambda: batched(mixing(_standardised), mates=4)
 )
 case("47-rows-each-sound", "A softmax of each token by itself", *SOUND)(
-    lambda: batched(_mixing(lambda h: h + h.softmax(-1)), mates=4)
+    lambda: batched(mixing(lambda h: h + h.softmax(-1)), mates=4)
 )
 case(
     "47-columns-length",

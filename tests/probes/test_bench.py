@@ -144,7 +144,7 @@ def test_a_table_that_changes_with_a_longer_row() -> None:
     both, found, a, b = asked(*pair(Stretched(), *RIGHT))
     shown = changes_with_length(both, found.root, a, b, real=True)
     assert shown is not None
-    assert (shown.name, shown.outcome) == ("coupling", "coupled")
+    assert (shown.name, shown.outcome) == ("length", "changes")
     assert "rows of 6 columns in place of 4" in shown.text
 
 

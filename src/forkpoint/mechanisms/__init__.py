@@ -34,9 +34,9 @@ _TESTS: tuple[Callable[[Case], Mechanism | None], ...] = (
     attention_mask,
     length_dependent_rope,
     position_ids,
-    pooling,
     int8_outliers,
     scale,
+    pooling,
     expert_capacity,
     statistics_or_leak,
     cache_state,
@@ -48,6 +48,20 @@ _TESTS: tuple[Callable[[Case], Mechanism | None], ...] = (
 
 def recognise(case: Case) -> Mechanism:
     """The known cause that explains a semantic difference; `TWO_FUNCTIONS` or `NO_KNOWN_CAUSE` if none does."""
+    found = _first(case)
+    if found is None or found.slug in (None, "padding_leak"):
+        entered = case.entered
+        better = None if entered is None else _first(entered)
+        if entered is not None and better is not None and better.slug is not None:
+            case.evidence += entered.evidence
+            return better
+    if found is not None:
+        return found
+    return NO_KNOWN_CAUSE if case.swap.needed and case.same_function else TWO_FUNCTIONS
+
+
+def _first(case: Case) -> Mechanism | None:
+    """The first known cause that a test finds."""
     for test in _TESTS:
         found = test(case)
         if found is not None:
@@ -55,7 +69,7 @@ def recognise(case: Case) -> Mechanism:
                 found.by_design and case.same_function is None
             )  # maybe it is no coupling but another function
             return replace(found, by_design=None) if unknown else found
-    return NO_KNOWN_CAUSE if case.swap.needed and case.same_function else TWO_FUNCTIONS
+    return None
 
 
 __all__ = [

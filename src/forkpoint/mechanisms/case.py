@@ -17,6 +17,7 @@ from forkpoint.probes.bench import Bench, benches
 from forkpoint.probes.content import ContentProbe
 from forkpoint.probes.coupling import OTHERS, Coupling, coupling
 from forkpoint.probes.decisions import coupling_at
+from forkpoint.probes.entrance import entrance
 from forkpoint.probes.given import Masked, masked_module
 from forkpoint.probes.length import changes_with_length
 from forkpoint.probes.meetings import Meeting
@@ -90,6 +91,20 @@ class Case:
         return found
 
     @cached_property
+    def entered(self) -> Case | None:
+        """The same question of one run alone, where what the other lacks first moves a token; None where that is not known.
+
+        Asked where the runs agree in exact arithmetic, or do with decisions held: at the origin's own module then.
+        """
+        if self.content is None or not self.content.leaks or not (self.origin is None or self.held):
+            return None
+        found = entrance(self.session, self.content.run)
+        if found is None or (self.origin is not None and found[1].seen.a.op.module != self.module):
+            return None
+        alone, origin = found
+        return Case(alone, self.compared, self.content, origin, evidence=[origin.result])
+
+    @cached_property
     def same_function(self) -> bool | None:
         """Whether both runs compute the same at the origin, given the same inputs; None where that is not known."""
         told = self.swap.told(self.root)
@@ -132,7 +147,8 @@ class Case:
     def alone(self) -> tuple[tuple[Store, frozenset[int]], ...]:
         """For each run, the events behind the root that tell nothing of its difference.
 
-        Those that no event of the other run meets, or at which the tokens that differ pass in one run alone.
+        Those that no event of the other run meets, or does as a whole alone, or at which the tokens that differ pass in one
+        run alone.
         """
         origin = self.origin
         if origin is None:
@@ -143,6 +159,8 @@ class Case:
             if event not in meetings:
                 return True
             passing = meetings[event].equal | meetings[event].differing
+            if meetings[event].differs and not passing - {0} and root.differing - {0}:
+                return True  # it differs as a whole, whichever of its tokens do
             return bool(passing & root.equal) and not passing & root.differing
 
         return tuple(

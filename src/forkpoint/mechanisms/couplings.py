@@ -6,10 +6,17 @@ from torch import Tensor
 
 from forkpoint.mechanisms.case import Case
 from forkpoint.mechanisms.mechanism import Mechanism
+from forkpoint.probes.bench import Bench
 from forkpoint.probes.coupling import EARLIER, PADDING, ROWS, Coupling
+from forkpoint.probes.deciding import STEPS
+from forkpoint.probes.resampled import LOUD
+from forkpoint.probes.spans import spans
+from forkpoint.probes.watchers import Store
 
 _EXTREMES = frozenset({"amax", "amin", "max", "min", "aminmax", "norm", "vector_norm", "linalg_vector_norm"})
 _QUANTISING = frozenset({"round", "round_", "clamp", "clamp_", "clip", "floor", "trunc"})
+_NEAR = 8
+"""How many steps behind a scale what it scales is rounded."""
 _COMPARISONS = frozenset({"gt", "ge", "lt", "le"})
 _ROUTING = frozenset({"one_hot", "topk", "argsort", "sort", "bincount", "histc"})
 
@@ -36,36 +43,95 @@ def int8_outliers(case: Case) -> Mechanism | None:
 
 def scale(case: Case) -> Mechanism | None:
     """Others move the origin by their largest values alone, and what it makes scales something that is rounded."""
-    written_out = case.names & _EXTREMES and _QUANTISING & (case.after(8) | case.names) | _to_narrow(case)
     library = any("quant" in op.function for op in case.chain)
-    if not written_out and not library:
+    if not (case.names & (_EXTREMES | STEPS) or library):
         return None
-    if case.coupling is None or not case.coupling.by_extremes():
+    coupled = case.coupling
+    if coupled is None or coupled.bench is None or not coupled.by_extremes():
+        return None
+    at = _rounded(case, coupled.bench, coupled)
+    if at is None:
         return None
     value = _scale_of(case)
-    if value is None or value.numel() == 1:
+    if value is not None and value.numel() > 1:
+        return _wrong_scale("other tokens")
+    shared = spans(coupled.bench, at)
+    if shared.rows and shared.columns is not False:
         return Mechanism(
-            "dynamic_scale", True, f"one scale for a whole tensor is taken from all tokens, {' and '.join(case.coupling.what)} "
+            "dynamic_scale", True, f"one scale for a whole tensor is taken from all tokens, {' and '.join(coupled.what)} "
             "among them, so that each token's rounding depends on the others",
             "Use a scale per token (or a static one) where rows must not depend on each other.",
-            case.coupling.result,
+            coupled.result,
         )  # fmt: skip
+    if shared.rows is False and shared.columns:
+        return _wrong_scale("the other tokens of its row")
+    if shared.rows and shared.columns is False:
+        return _wrong_scale("tokens of other rows")
     return Mechanism(
-        "dynamic_scale", False, "a scale that should belong to one token is reduced over other tokens",
+        "dynamic_scale", None, f"a scale is taken from several tokens, {' and '.join(coupled.what)} among them; whether it is "
+        "one for the whole tensor or one for each row can't be told from runs of one row",
+        "Use a scale per token (or a static one) where rows must not depend on each other.",
+    )  # fmt: skip
+
+
+def _wrong_scale(over: str) -> Mechanism:
+    return Mechanism(
+        "dynamic_scale", False, f"a scale that should belong to one token is reduced over {over}",
         "Reduce the scale over the feature dimension only (dim=-1), so that every token has its own.",
     )  # fmt: skip
 
 
-def _to_narrow(case: Case) -> frozenset[str]:
-    """A cast to float8 or an integer after the root rounds like `round` does."""
-    origin = case.origin
-    if origin is None:
-        return frozenset()
-    for event, (op, record) in origin.store_b.ops.items():
-        cast = event > origin.root.event_b and op.function in ("to", "type", "view")
-        if cast and record.dtype.startswith(("float8", "int8", "uint8")):
-            return frozenset({"round"})
-    return frozenset()
+def _rounded(case: Case, bench: Bench, coupled: Coupling) -> int | None:
+    """The event from which on values of tokens are rounded that the origin's value scales; None where none are.
+
+    A scale that leaves as a number of Python reaches nothing that was seen; then it is one of the same module that moves
+    with the others.
+    """
+    store = bench.store
+    behind = case.alone[0 if bench.side == "a" else 1][1]
+    inside = [event for event in (bench.root, *behind) if "quant" in store.ops[event][0].function]
+    if bench.root in inside or (
+        bench.has_tokens(store.kept[bench.root])
+        and (inside or any(_rounds(bench, event) for event in behind))
+    ):
+        return bench.root  # a library's operator may lose sight of its tokens
+    near = _near(store, bench.root)
+    found = next((event for event in near if _rounds(bench, event)), None)
+    if found is not None or any(
+        event in store.kept and bench.has_tokens(store.kept[event]) for event in near[1:]
+    ):
+        return found
+    module, others = store.ops[bench.root][0].module, coupled.others
+    later = (
+        e
+        for e in sorted(store.kept)
+        if e > bench.root and store.ops[e][0].module == module and _rounds(bench, e)
+    )
+    event = next(later, None)
+    if event is None or others is None:
+        return None
+    again = bench.at(event).values(others, LOUD, before=bench.before)
+    moved = None if again is None else bench.at(event).compare(store.kept[event], again)
+    return event if moved is not None and moved.numbers else None
+
+
+def _near(store: Store, root: int) -> list[int]:
+    """The origin and what is made from it in a few steps, in the order of execution."""
+    found, frontier, made_from = {root}, [root], store.made_from
+    for _ in range(_NEAR):
+        frontier = [event for one in frontier for event in made_from.get(one, ()) if event not in found]
+        found.update(frontier)
+    return sorted(found)
+
+
+def _rounds(bench: Bench, event: int) -> bool:
+    """Whether an op rounds values of tokens: to steps, to a dtype of eight bits, or inside a library's operator."""
+    op, record = bench.store.ops[event]
+    kept = bench.store.kept.get(event)
+    if kept is None or not bench.has_tokens(kept):
+        return False
+    narrow = op.function in ("to", "type", "view") and record.dtype.startswith(("float8", "int8", "uint8"))
+    return narrow or op.function in STEPS or "quant" in op.function
 
 
 def _scale_of(case: Case) -> Tensor | None:

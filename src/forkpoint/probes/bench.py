@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from collections.abc import Set as AbstractSet
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -51,7 +51,8 @@ class Bench:
         store: what was kept of it.
         root: its event of the origin.
         met: its events that the other run has, too.
-        whole: whether the runs' values of the origin were compared whole, as those of no coordinate.
+        whole: whether the runs' values of the origin were compared as those of no coordinate.
+        cells: flat indices of the elements of the origin's value that were.
     """
 
     session: Session
@@ -61,6 +62,11 @@ class Bench:
     root: int
     met: frozenset[int]
     whole: bool
+    cells: Ints
+
+    def at(self, event: int) -> Bench:
+        """The same run, looked at after another event."""
+        return self if event == self.root else replace(self, root=event, whole=False)
 
     # ------------------------------------------------------------------ ids
 
@@ -234,8 +240,9 @@ class Bench:
     def compare(self, before: Kept, after: Kept) -> Moved:
         """Which of the coordinates that both runs have differ between two values of the origin."""
         pairs = pair_elements(before.value, before.label, after.value, after.label, self.shared)
-        if not len(pairs) and self.whole and before.value.shape == after.value.shape:
-            pairs = Pairs.whole(before.value.numel())
+        if self.whole and before.value.shape == after.value.shape and not pairs.coordinates.any():
+            cells = self.cells[self.cells < before.value.numel()]  # those that both runs have
+            pairs = Pairs(cells, cells, np.zeros(len(cells), dtype=np.int64))
         alone = frozenset(self._passing(before) ^ self._passing(after))
         if not len(pairs):
             return Moved(alone, 0.0)
@@ -255,6 +262,11 @@ class Bench:
         if kept.label is None:
             return []
         return np.unique(self.shared.a[kept.label.q]).tolist()
+
+    def has_tokens(self, kept: Kept) -> bool:
+        """Whether some elements of a value belong to one token that both runs have."""
+        of = self.session.shared.coordinate
+        return any(of(number)[1] is not None for number in self.numbers_of(kept) if number > 0)
 
     def _of_samples(self, samples: AbstractSet[int]) -> frozenset[int]:
         """A shared number for each sample: that of its first token."""
@@ -277,8 +289,10 @@ def benches(session: Session, origin: Origin, at: Meeting | None = None) -> Iter
     at = at or origin.root
     whole = not at.pairs.by_sample and not at.pairs.coordinates.any()
     met_b = frozenset(meeting.event_b for meeting in origin.meetings.values())
-    yield Bench(session, "b", session.b, origin.store_b, at.event_b, met_b, whole)
-    yield Bench(session, "a", session.a, origin.store_a, at.event_a, frozenset(origin.meetings), whole)
+    yield Bench(session, "b", session.b, origin.store_b, at.event_b, met_b, whole, at.pairs.b)
+    yield Bench(
+        session, "a", session.a, origin.store_a, at.event_a, frozenset(origin.meetings), whole, at.pairs.a
+    )
 
 
 def shown_in_content(session: Session, origin: Origin) -> Meeting | None:

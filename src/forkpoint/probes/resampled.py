@@ -15,9 +15,10 @@ from forkpoint.capture.labels import Label, spread
 from forkpoint.capture.recorder import Recorder
 from forkpoint.probes.watchers import Key, Place
 
-DRAWN, ROTATED, FAINT, NOTHING = "drawn", "rotated", "faint", "nothing"
-"""What chosen coordinates get: twice values drawn from the same tensor, the same each one place on, a thousandth, or zeros."""
-_FAINT, _LOUD = 1e-3, 2.0
+DRAWN, ROTATED, FAINT, LOUD, NOTHING = "drawn", "rotated", "faint", "loud", "nothing"
+"""What chosen coordinates get: multiples of values drawn from the same tensor, the same each one place on, a thousandth of
+theirs, a thousand times as much, or zeros."""
+_FAINT, _DRAWN, _LOUD = 1e-3, 2.3, 1e3
 """What chosen values are multiplied by: so that a largest value, too, is another one."""
 
 
@@ -28,7 +29,7 @@ class Resampled:
     Attributes:
         places: the calls whose results are changed.
         chosen: for each id, whether its values are.
-        how: `DRAWN`, `ROTATED`, `FAINT` or `NOTHING`.
+        how: `DRAWN`, `ROTATED`, `FAINT`, `LOUD` or `NOTHING`.
         groups: for each id a number; only those of one number change places with each other.
         replaced: how many rows were changed.
     """
@@ -64,12 +65,12 @@ class Resampled:
     def _instead(self, value: Tensor) -> Tensor:
         if self.how == NOTHING:
             return torch.zeros_like(value)
-        if self.how == FAINT:
-            return (
-                value * _FAINT if value.is_floating_point() or value.is_complex() else torch.zeros_like(value)
-            )
+        if self.how in (FAINT, LOUD):
+            if not (value.is_floating_point() or value.is_complex()):
+                return torch.zeros_like(value)
+            return value * (_FAINT if self.how == FAINT else _LOUD)
         drawn = torch.randint(value.numel(), tuple(value.shape), generator=self.generator).to(value.device)
-        return value.reshape(-1)[drawn] * (_LOUD if value.is_floating_point() else 1)
+        return value.reshape(-1)[drawn] * (_DRAWN if value.is_floating_point() else 1)
 
     def saw(
         self, recorder: Recorder, event: int, value: Tensor, label: Label | None, inputs: list[int]

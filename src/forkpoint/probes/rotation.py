@@ -9,7 +9,7 @@ as it was, though not the same. It ends in a product of what was turned with wha
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import combinations, islice
 
 import torch
@@ -52,7 +52,7 @@ def rotary_by_length(a: Bench, b: Bench, shown: ProbeResult) -> ProbeResult | No
         table = _same_op(longer, rotary_table(longer), short)
     if table is None:
         return None
-    here, before = replace(short, root=table), short.store.kept[table].value
+    here, before = short.at(table), short.store.kept[table].value
     after = with_columns(here, columns, real=True)
     by = 0.0 if after is None else changed(before, after.value)
     if not by:

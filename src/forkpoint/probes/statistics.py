@@ -8,8 +8,6 @@ it is changed.
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import numpy as np
 import torch
 from torch import Tensor
@@ -36,7 +34,7 @@ def normalises(coupled: Coupling) -> bool:
     at = None if bench is None else _of_tokens(bench)
     if bench is None or coupled.others is None or at is None:
         return False
-    here = replace(bench, root=at)
+    here = bench.at(at)
     mine = bench.samples(bench.first_of(coupled.moved))
     before = [bench.store.kept[event] for event in bench.before & bench.content if event in bench.store.kept]
     one = _one_of(bench, coupled.others, before, rows=coupled.of_rows)
@@ -66,14 +64,9 @@ def _of_tokens(bench: Bench) -> int | None:
         if kept is None or kept.label is None or kept.label.k is not None or not kept.numeric:
             continue
         columns = bool((bench.slots & (bench.columns >= 0))[np.unique(kept.label.q)].all())
-        if event in bench.content and (columns or _has_tokens(bench, kept)):
+        if event in bench.content and (columns or bench.has_tokens(kept)):
             return event
     return None
-
-
-def _has_tokens(bench: Bench, kept: Kept) -> bool:
-    of = bench.session.shared.coordinate
-    return any(of(number)[1] is not None for number in bench.numbers_of(kept) if number >= 0)
 
 
 def _one_of(bench: Bench, others: Mask, before: list[Kept], *, rows: bool) -> Mask | None:

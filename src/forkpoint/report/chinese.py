@@ -202,6 +202,8 @@ PHRASES: dict[str, str] = {
     "outcome.inside.decides": "有算子在内部作出决策：输入变动末位一个单位，结果就变化 {figure}。",
     "outcome.replay.rounding": "单独重放该算子：与精确结果至多相差 {figure} ULP。",
     "outcome.replay.nothing": "没有可以单独重放的算子。",
+    "outcome.coupling.enters": "更换另一次运行没有的内容，共有词元的数值从该算子开始变化，变化了 {figure}。",
+    "outcome.length.changes": "行变长后，一个与词元内容无关的数值变化了 {figure}。",
     "outcome.coupling.none": "换掉另一次运行所没有的内容，该算子不变。",
     "outcome.coupling.nothing": "该算子之前的内容在两次运行中相同。",
     "outcome.positions.differ": "同一个词元在另一次运行中位置不同。",

@@ -204,6 +204,8 @@ PHRASES: dict[str, str] = {
     "outcome.inside.decides": "An operator decides inside: a unit in the last place of its inputs moves its result by {figure}.",
     "outcome.replay.rounding": "The op alone, on its own inputs, is off the exact result by {figure} ULP at most.",
     "outcome.replay.nothing": "There is no op to repeat alone.",
+    "outcome.coupling.enters": "Other content of what one run lacks first moves a shared value at this op, by {figure}.",
+    "outcome.length.changes": "A longer row changes a value that no token's content enters, by {figure}.",
     "outcome.coupling.none": "Other content of what one run lacks moves nothing at the op.",
     "outcome.coupling.nothing": "What comes right before the op is the same in both runs.",
     "outcome.positions.differ": "The same token has another position in the other run.",

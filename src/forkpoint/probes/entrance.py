@@ -1,0 +1,70 @@
+"""The entrance probe: where does what only one run has reach a token that both have, though the runs agree?
+
+The padding of a run may be harmless as it is, and not whatever it holds. Then the runs do not differ in
+exact arithmetic, and no origin is found; but the same run with other content where the other run has
+none differs from itself. The first value at which it does is an origin like any other: experiments on
+couplings can be made there.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import numpy as np
+
+from forkpoint.match.align import gap, pair_elements
+from forkpoint.probes.meetings import Meeting
+from forkpoint.probes.origin import MAX_STORED, Origin
+from forkpoint.probes.watchers import OtherContent, Patched, Store
+from forkpoint.promotion import Promotion
+from forkpoint.result import ProbeResult
+from forkpoint.session import Session
+
+_UNCHANGED = 1e-9
+"""Change of a value in float64, relative to its largest element, that is rounding."""
+
+
+def entrance(session: Session, name: str) -> tuple[Session, Origin] | None:
+    """One run against itself, and where other content first moves a value that both runs have; None where none is found.
+
+    Args:
+        session: the two runs.
+        name: `a` or `b`, the run whose other content its result noticed.
+    """
+    traced, numbers = (session.a, session.shared.a) if name == "a" else (session.b, session.shared.b)
+    alone = replace(session, a=traced, b=traced, shared=session.shared.within(name))
+    before, after = (Store(MAX_STORED, shelf=session.memory.shelf()) for _ in range(2))
+    try:
+        traced.again(promotion=Promotion(), watcher=before)
+        content = OtherContent(np.asarray(numbers >= 0))
+        traced.again(promotion=Promotion(), watcher=Patched(content, after))
+    except Exception:  # noqa: BLE001 - other values may steer the model's code anywhere
+        return None
+    meetings = _meetings(alone, before, after)
+    root = next((m for _, m in sorted(meetings.items()) if m.differs and not m.a.op.is_input), None)
+    if root is None:
+        return None
+    text = (
+        f"other content where the other run has none first moves a value that both runs have at {root.a.op.name} "
+        f"({root.a.op.site.short}), by {root.gap.max_abs:.2g}"
+    )
+    result = ProbeResult("coupling", "enters", root.gap.max_abs, text)
+    return alone, Origin(root, root, math.nan, result, before, before, meetings)
+
+
+def _meetings(session: Session, before: Store, after: Store) -> dict[int, Meeting]:
+    """The values at coordinates that both runs have, in two passes of one run, as far as these went the same way."""
+    again = {kept.place: kept for kept in after.kept.values()}
+    found: dict[int, Meeting] = {}
+    for event, kept in before.kept.items():
+        other = again.get(kept.place)
+        if other is None or kept.label is None:
+            continue
+        pairs = pair_elements(kept.value, kept.label, other.value, other.label, session.shared)
+        if len(pairs):
+            moved = gap(kept.value, other.value, pairs)
+            scale = moved.max_abs / moved.max_rel if moved.max_rel else 0.0
+            noise = _UNCHANGED * scale if kept.numeric else 0.0
+            found[event] = Meeting(event, event, kept, kept, pairs, moved, noise)
+    return found
