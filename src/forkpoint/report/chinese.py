@@ -203,7 +203,6 @@ PHRASES: dict[str, str] = {
     "outcome.replay.rounding": "单独重放该算子：与精确结果至多相差 {figure} ULP。",
     "outcome.replay.nothing": "没有可以单独重放的算子。",
     "outcome.coupling.enters": "更换另一次运行没有的内容，共有词元的数值从该算子开始变化，变化了 {figure}。",
-    "outcome.length.changes": "行变长后，一个与词元内容无关的数值变化了 {figure}。",
     "outcome.coupling.none": "换掉另一次运行所没有的内容，该算子不变。",
     "outcome.coupling.nothing": "该算子之前的内容在两次运行中相同。",
     "outcome.positions.differ": "同一个词元在另一次运行中位置不同。",

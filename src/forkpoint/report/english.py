@@ -205,7 +205,6 @@ PHRASES: dict[str, str] = {
     "outcome.replay.rounding": "The op alone, on its own inputs, is off the exact result by {figure} ULP at most.",
     "outcome.replay.nothing": "There is no op to repeat alone.",
     "outcome.coupling.enters": "Other content of what one run lacks first moves a shared value at this op, by {figure}.",
-    "outcome.length.changes": "A longer row changes a value that no token's content enters, by {figure}.",
     "outcome.coupling.none": "Other content of what one run lacks moves nothing at the op.",
     "outcome.coupling.nothing": "What comes right before the op is the same in both runs.",
     "outcome.positions.differ": "The same token has another position in the other run.",
