@@ -13,13 +13,14 @@ from dataclasses import replace
 
 import numpy as np
 
+from forkpoint.errors import reraise_out_of_memory
+from forkpoint.explain.session import Session
 from forkpoint.match.align import gap, pair_elements
 from forkpoint.probes.meetings import Meeting
 from forkpoint.probes.origin import MAX_STORED, Origin
 from forkpoint.probes.watchers import OtherContent, Patched, Store
 from forkpoint.promotion import Promotion
 from forkpoint.result import ProbeResult
-from forkpoint.session import Session
 
 _UNCHANGED = 1e-9
 """Change of a value in float64, relative to its largest element, that is rounding."""
@@ -39,7 +40,8 @@ def entrance(session: Session, name: str) -> tuple[Session, Origin] | None:
         traced.again(promotion=Promotion(), watcher=before)
         content = OtherContent(np.asarray(numbers >= 0))
         traced.again(promotion=Promotion(), watcher=Patched(content, after))
-    except Exception:  # noqa: BLE001 - other values may steer the model's code anywhere
+    except Exception as error:  # noqa: BLE001 - other values may steer the model's code anywhere
+        reraise_out_of_memory(error)
         return None
     meetings = _meetings(alone, before, after)
     root = next((m for _, m in sorted(meetings.items()) if m.differs and not m.a.op.is_input), None)

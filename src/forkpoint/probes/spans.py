@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from forkpoint.capture.labels import Labels
+from forkpoint.errors import reraise_out_of_memory
 from forkpoint.probes.bench import Bench
 from forkpoint.probes.resampled import LOUD, Resampled
 from forkpoint.probes.watchers import Kept, Patched, Place, Store
@@ -110,7 +111,8 @@ def _made(here: Bench, run: Run, watcher: Resampled) -> Kept | None:
     found = Store(here.store.limit, lambda op: op.key == kept.op.key, here.store.shelf)
     try:
         here.traced.instead(run, promotion=Promotion(), watcher=Patched(watcher, found))
-    except Exception:  # noqa: BLE001 - a model may refuse a second row
+    except Exception as error:  # noqa: BLE001 - a model may refuse a second row
+        reraise_out_of_memory(error)
         return None
     return next((k for k in found.kept.values() if k.place == kept.place), None)
 
