@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 from forkpoint.capture import digest
 from forkpoint.errors import InputError
 from forkpoint.explain.untraced import run_untraced
+from forkpoint.runs.batches import paired
 from forkpoint.runs.contents import noted_once
-from forkpoint.runs.pairing import pair_samples, read_content
 from forkpoint.runs.run import Run
 from forkpoint.support.background import importing
 from forkpoint.support.memory import Memory
@@ -67,9 +67,7 @@ def compare(
         if not isinstance(run, Run):  # pyright: ignore[reportUnnecessaryIsInstance]
             raise InputError(f"{name} is a {type(run).__name__}", "an fp.Run(model, inputs)")
     memory = Memory(None if max_memory is None else parse_size(max_memory))
-    pairing = pair_samples(
-        a.layout, b.layout, read_content(a.layout, a.calls), read_content(b.layout, b.calls)
-    )
+    a, b, pairing, remarks = paired(a, b)
     with noted_once(digest.of_memory):
         with importing("forkpoint.investigation"):
             untraced = [run_untraced(run, progress=progress, name=name) for run, name in ((a, "A"), (b, "B"))]
@@ -83,6 +81,6 @@ def compare(
             memory,
             probes=probes,
             tokenizer=tokenizer,
-            notes=notes,
+            notes=(*remarks, *notes),
             progress=progress,
         )

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import pairwise
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
+from . import models
 from .case import UNCHECKED, Pair, Side, case
 from .cases_results import NORMALISATION, Trains, losses_agree, losses_differ
 from .expect import FUNCTION, LEAK_EITHER, SOUND
@@ -127,3 +130,72 @@ def _() -> Pair:
 
     given = _batch(Trains(_mean)).b
     return Pair(given, Side(Trains(of_rows), dict(given.calls[0]), given.pick))
+
+
+# ---------------------------------------------------------------------- 48: micro-batches as they are given
+
+
+def _parts(loss: Reduction, lengths: tuple[int, ...], *edges: int, cut: bool = False) -> Pair:
+    """A batch in one call, against the rows between edges in a call each; `cut` to the longest of them."""
+    ids, mask = pad([words(n, seed=n + i) for i, n in enumerate(lengths)])
+    calls: list[dict[str, Tensor]] = []
+    for start, end in pairwise((0, *edges, len(lengths))):
+        width = int(mask[start:end].sum(1).max()) if cut else ids.shape[1]
+        calls.append({"input_ids": ids[start:end, :width], "attention_mask": mask[start:end, :width]})
+    real = [call["attention_mask"].bool() for call in calls]
+    model = Trains(loss)
+
+    def pick(returned: list[Any]) -> Tensor:
+        return torch.cat([output["logits"][some] for output, some in zip(returned, real, strict=True)])
+
+    whole = Side(model, {"input_ids": ids, "attention_mask": mask}, lambda out: out[0]["logits"][mask.bool()])
+    return Pair(whole, Side(model, calls, pick))
+
+
+def _mean_in_op(logits: Tensor, ids: Tensor, mask: Tensor) -> Tensor:
+    return _in_one_op(logits, _ignored(ids, mask), "mean")
+
+
+for _name, _title, _loss in (
+    ("terms", "The mean loss of a batch, against those of its micro-batches", _mean),
+    ("in-op", "The same where one op makes it", _mean_in_op),
+):
+    for _form, _edges, _cut in (
+        ("halves", (2,), False),
+        ("cut", (2,), True),
+        ("ones", (1, 2, 3), True),
+        ("uneven", (3,), False),
+    ):
+        case(
+            f"48-micro-{_name}-{_form}", _title, NORMALISATION, truth=UNCHECKED, check=losses_differ,
+        )(lambda loss=_loss, edges=_edges, cut=_cut: _parts(loss, (4, 5, 11, 12), *edges, cut=cut))  # fmt: skip
+    case(f"48-micro-{_name}-sound", f"{_title}, of as many tokens", *SOUND, check=losses_agree)(
+        lambda loss=_loss: _parts(loss, (4, 9, 4, 9), 2, cut=True)
+    )
+
+
+def _llama_losses_differ(pair: Pair) -> None:
+    with torch.no_grad():
+        whole, *halves = (
+            float(pair.a.model(**call, use_cache=False).loss) for call in (*pair.a.calls, *pair.b.calls)
+        )
+    assert abs(sum(halves) / len(halves) - whole) > 1e-3 * whole
+
+
+@case(
+    "48-micro-llama",
+    "A Llama's loss of a batch, and of its halves, each with a cache of its own",
+    NORMALISATION,
+    truth=UNCHECKED,
+    check=_llama_losses_differ,
+    source="transformers#34191",
+    note="whatever cache the first call returns is of other samples than the second call's",
+)
+def _() -> Pair:
+    pair = _parts(_mean, (4, 5, 9, 8), 2)
+    model = models.llama("sdpa")
+    for side in (pair.a, pair.b):
+        side.model = model
+        for call in side.calls:
+            call["labels"] = _ignored(call["input_ids"], call["attention_mask"])  # type: ignore[index]
+    return pair

@@ -204,6 +204,7 @@ class Recorder:
         self._lengths: frozenset[int] = frozenset()
         self._fetches: dict[Key, list[Fetch]] = {}
         self._lent: list[tuple[Tensor, Tensor]] = []
+        self._foreign = False
         for fetch in fetches:
             self._fetches.setdefault(fetch.key, []).append(fetch)
 
@@ -651,19 +652,11 @@ class Recorder:
         if self.tape.holds(known):
             self._passed(frame, name, INPUT, value, known)
         else:
-            before = value.detach().clone() if known[2] < 0 and self._may_write(frame, name) else None
+            self._foreign = known[2] < 0
             event = self._boundary(frame, name, INPUT, value, label)
-            if before is not None:
-                self._lent.append((value, before))
+            self._foreign = False
             if known[2] < 0:
                 self._remember(value, label, event)
-
-    def _may_write(self, frame: Frame, name: str) -> bool:
-        """Whether the watcher may write to what goes into a module."""
-        if self.watcher is None or self.tape.passive:
-            return False
-        op = frame.visits_in(name).ops[0]
-        return self.watcher.edits((op.module, op.function, op.site.chain))
 
     def give_back(self) -> None:
         """Put back the values of tensors that the run did not make and that a watcher wrote to."""
@@ -715,6 +708,8 @@ class Recorder:
         if self.watcher is not None and (op.module or not op.is_input):
             new = self.watcher.edit(self, key, nth, op.output, self.true_value(value), label)
             if new is not None and new.dtype == value.dtype:
+                if self._foreign:
+                    self._lent.append((value, value.detach().clone()))
                 value.copy_(new)
         for fetch in self._fetches.get(key, ()):
             if (

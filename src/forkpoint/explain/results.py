@@ -195,7 +195,7 @@ class _Sides:
         They add up, or are averaged as gradient accumulation does; whichever brings the runs nearer counts.
         None where it is not that.
         """
-        if len(a) == len(b):
+        if len(a) == len(b) or self.mixes(name):
             return None
         for calls, table in ((a, self.tables[0]), (b, self.tables[1])):
             if not all(value.numel() == 1 and _is_whole(label, table) for value, label in calls.values()):

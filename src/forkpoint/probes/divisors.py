@@ -23,8 +23,8 @@ from forkpoint.explain.session import Results, Session, Traced
 from forkpoint.probes.watchers import Kept, Key, Place
 from forkpoint.promotion import Promotion
 
-MAX_CALLS = 8
-"""Micro-batches whose divisors are told apart."""
+MAX_CALLS = 4
+"""Micro-batches whose divisors are looked at."""
 _BY = 0.1
 """Share by which a term is moved at most."""
 _EQUAL = 1e-7
@@ -96,6 +96,8 @@ def are_others(a: Iterable[float], b: Iterable[float], over_calls: str) -> bool:
 def divide_otherwise(session: Session, name: str, a: Loss, b: Loss, over_calls: str) -> bool:
     """Whether the same changes of the same terms move two losses by amounts whose ratio is another than 1, and always the same.
 
+    Where a run has more calls, each of them has a ratio of its own to the call of the other run that holds its tokens.
+
     Args:
         name: of the result.
         a, b: the losses.
@@ -103,20 +105,23 @@ def divide_otherwise(session: Session, name: str, a: Loss, b: Loss, over_calls: 
     """
     places = [_places(traced, loss) for traced, loss in ((session.a, a), (session.b, b))]
     calls = len(a.numbers), len(b.numbers)
-    if places[0].keys() != places[1].keys() or max(calls) > MAX_CALLS:
+    if places[0].keys() != places[1].keys() or not calls[0] or not calls[1]:
         return False
-    if bool(over_calls) is (calls[0] == calls[1]) or (over_calls and min(calls) > 1):
-        return False
+    fine = "a" if calls[0] > calls[1] else "b"
+    draws = min(max(calls), MAX_CALLS) + 1
+    usual = (
+        min(calls) / max(calls) if over_calls == "mean" else 1.0
+    )  # what the mean over a run's calls does to a ratio
     found = False
     for key in places[0]:
-        moved = [
-            np.asarray([_moves(session, side, name, loss, at[key], draw) for draw in range(max(calls) + 1)])
+        moved_a, moved_b = (
+            np.asarray([_moves(session, side, fine, name, loss, at[key], draw) for draw in range(draws)])
             for side, loss, at in (("a", a, places[0]), ("b", b, places[1]))
-        ]
-        divisors = _divisors(*moved, over_calls) if all(m.dtype == np.float64 for m in moved) else None
-        if divisors is None:
+        )
+        ratios = _ratios(*((moved_b, moved_a) if fine == "a" else (moved_a, moved_b)))
+        if ratios is None:
             return False
-        found = found or are_others(*divisors, over_calls)
+        found = found or not np.allclose(ratios, usual, rtol=_EQUAL, atol=0)
     return found
 
 
@@ -128,36 +133,36 @@ def _places(traced: Traced, loss: Loss) -> dict[object, set[Place]]:
     return found
 
 
-def _moves(session: Session, side: str, name: str, loss: Loss, places: set[Place], draw: int) -> list[float]:
-    """What the loss of each call moves by where a run's terms of shared tokens are other ones."""
-    traced, numbers = (session.a, session.shared.a) if side == "a" else (session.b, session.shared.b)
-    by = np.random.default_rng(draw).uniform(-_BY, _BY, len(session.shared.names))
-    factors = 1 + np.where(numbers >= 0, (by * _followed(session))[numbers], 0.0)
+def _moves(
+    session: Session, side: str, fine: str, name: str, loss: Loss, places: set[Place], draw: int
+) -> list[float]:
+    """What the loss of each call moves by where a run's terms are other ones, of the first calls of the run with more."""
+    shared = session.shared
+    traced, numbers = (session.a, shared.a) if side == "a" else (session.b, shared.b)
+    own, home = (shared.a, shared.home_a) if fine == "a" else (shared.b, shared.home_b)
+    asked = np.zeros(len(shared.names), dtype=bool)
+    asked[own[(own >= 0) & (home < MAX_CALLS)]] = True
+    by = np.random.default_rng(draw).uniform(-_BY, _BY, len(asked)) * asked * _followed(session)
+    factors = 1 + np.where(numbers >= 0, by[numbers], 0.0)
     results = traced.again(promotion=Promotion(), watcher=_Scaled(places, factors))
     after = numbers_of(results, name)
     return [after[call] - number for call, number in enumerate(loss.numbers)]
 
 
-def _divisors(a: Changes, b: Changes, over_calls: str) -> tuple[list[float], list[float]] | None:
-    """What each call of both runs divides by, but for a common factor; None where no divisor explains what moved."""
-    if not over_calls:
-        ratios = [_ratio(a[:, call], b[:, call]) for call in range(a.shape[1])]
-        return None if None in ratios else ([1.0] * len(ratios), [float(r) for r in ratios if r is not None])
-    coarse, fine = (a, b) if a.shape[1] == 1 else (b, a)
-    solved = np.linalg.lstsq(fine, coarse[:, 0], rcond=None)[0]
-    scale = float(np.abs(coarse).max())
-    if not scale or (solved <= 0).any() or np.abs(fine @ solved - coarse[:, 0]).max() > _EQUAL * scale:
-        return None
-    parts = [float(part) for part in solved]
-    return ([1.0], parts) if fine is b else (parts, [1.0])
+def _ratios(coarse: Changes, fine: Changes) -> Changes | None:
+    """By how much more each call of the one run moves than the calls of the other that its tokens are in.
 
-
-def _ratio(a: Changes, b: Changes) -> float | None:
-    """By how much less run B's loss moves than run A's, if that is the same in each draw."""
-    if not np.abs(a).max() or not np.abs(b).max():
+    None where no ratio explains all draws, or where a call did not move.
+    """
+    fine = fine[:, :MAX_CALLS]
+    scale = np.abs(coarse).max()
+    solved = np.linalg.lstsq(fine, coarse, rcond=None)[0]
+    if not scale or np.abs(fine @ solved - coarse).max() > _EQUAL * scale:
         return None
-    ratio = float(a @ b / (b @ b))
-    return ratio if ratio > 0 and np.abs(b * ratio - a).max() <= _EQUAL * np.abs(a).max() else None
+    solved[np.abs(solved) <= _EQUAL * np.abs(solved).max()] = 0.0
+    if (solved < 0).any() or ((solved > 0).sum(1) != 1).any():
+        return None
+    return solved.sum(1)
 
 
 def _followed(session: Session) -> NDArray[np.bool_]:

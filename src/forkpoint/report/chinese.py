@@ -359,6 +359,11 @@ SENTENCES: dict[str, str] = {
     "watching its modules changes them too: this trace is not exactly the model's own run": "观察模块也会改变数值："
     "这份记录与模型真正的运行不完全一样",
     "rows paired by their order, since they hold different things: {pairs}": "各行内容不同，按次序配对：{pairs}",
+    "the calls of run {run} hold other samples each: each of their rows is one of the other run's": "运行 {run} 的各次调用是不同的样本："
+    "每一行都是另一次运行中的一行",
+    "the calls of run {run} are read as going on with the same rows": "运行 {run} 的各次调用被读作同样各行的延续",
+    "if they hold other samples, say so by hand: fp.Layout, with the samples numbered over all calls": "如果是不同的样本，请手工给出布局："
+    "fp.Layout，样本在所有调用中统一编号",
     "batch mates that only run {run} has: {names}": "只有运行 {run} 才有的同批样本：{names}",
     # NaN 与无穷
     "{n} of {m} elements are NaN or infinite in one run alone": "{m} 个元素中有 {n} 个只在一次运行中是 NaN 或无穷",

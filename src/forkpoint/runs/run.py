@@ -43,7 +43,8 @@ class Run:
         model: any `torch.nn.Module` (or, with `call`, anything).
         inputs: keyword arguments of one forward call, or a list of them for several calls in order
             (prefill, then decoding steps). In a list the cache that one call returns
-            (`cache`, `past_key_values`, `cache_params`) is handed to the next, unless that mapping names one.
+            (`cache`, `past_key_values`, `cache_params`) is handed to the next, unless that mapping names one, or
+            the layout says that the next call holds other samples.
         layout: where the tokens are; by default read from the inputs (`Layout.read`).
         call: how to call the model, `call(model, inputs)`; by default `model(**inputs)`.
         name: what reports call the run.
@@ -75,6 +76,7 @@ class Run:
         _check_model(model, call)
         if layout is not None:
             _check_layout(layout, self.calls)
+        self.layout_is_read = layout is None
         self.layout = layout if layout is not None else Layout.read(self.calls)
 
     @cached_property
@@ -145,9 +147,17 @@ class Run:
                     output = self._invoke(inputs)
                 if observer is not None:
                     observer.after_call(index, output)
-                handed = caches_in(output, self.model)
+                handed = caches_in(output, self.model) if self._goes_on(index) else {}
                 outputs.append(output)
         return outputs
+
+    def _goes_on(self, index: int) -> bool:
+        """Whether the call after this one has a sample of this one; where no layout is known, it may have."""
+        now, following = (
+            {s for c in entry.values() for s in c.sample[c.valid].tolist()}
+            for entry in (*self.layout.calls[index : index + 2], {})[:2]
+        )
+        return not now or not following or bool(now & following)
 
     def _invoke(self, inputs: dict[str, Any]) -> Any:
         if self.call is not None:
