@@ -23,48 +23,71 @@ class Passes:
         numbers: [rows], shared number of the coordinate.
         again: [rows], whether the coordinate's own call is another one.
         events: [rows], the event that the row is of, ascending.
+        calls: [rows], the call that the row is in.
 
     Attributes:
         keys: [rows], a number that no other row has; equal for the same pass in the other run.
-        first_numbers, first_rows: of each coordinate's first pass in its own call, by ascending number.
+        ranks: [rows], which pass of its call it is at its coordinate, from 0.
     """
 
     numbers: Ints
     again: NDArray[np.bool_]
     events: Ints
+    calls: Ints
 
     def __post_init__(self) -> None:
         group = self.numbers * 2 + self.again
-        order = np.argsort(group, kind="stable")
-        ascending = group[order]
-        starts = np.flatnonzero(np.r_[True, ascending[1:] != ascending[:-1]][: len(group)])
-        lengths = np.diff(np.r_[starts, len(group)])
-        nth = np.empty(len(group), dtype=np.int64)
-        nth[order] = np.arange(len(group)) - np.repeat(starts, lengths)
-        self.keys = group * _FIELD + nth
-        home = np.flatnonzero(~self.again & (nth == 0))
-        self.first_rows = home[np.argsort(self.numbers[home], kind="stable")]
-        self.first_numbers = self.numbers[self.first_rows]
+        self.keys = group * _FIELD + _ranks(group)
+        self.ranks = _ranks(self.numbers * (int(self.calls.max(initial=0)) + 1) + self.calls)
+        home = np.flatnonzero(~self.again)
+        self._own_keys = self.numbers[home] * _FIELD + self.ranks[home]
+        order = np.argsort(self._own_keys, kind="stable")
+        self._own_rows, self._own_keys = home[order], self._own_keys[order]
 
-    def first(self, numbers: Ints) -> tuple[Ints, NDArray[np.bool_]]:
-        """The row of the first pass at some coordinates in their own call, and whether there is one."""
-        if not len(self.first_rows):
-            return np.zeros(len(numbers), dtype=np.int64), np.zeros(len(numbers), dtype=bool)
-        place = np.minimum(np.searchsorted(self.first_numbers, numbers), len(self.first_rows) - 1)
-        return self.first_rows[place], self.first_numbers[place] == numbers
+    def own(self, numbers: Ints, ranks: Ints) -> tuple[Ints, NDArray[np.bool_]]:
+        """The rows of some passes at some coordinates in their own call, and whether there are any.
+
+        Where there is one pass alone in the own call, it is that one, whatever is asked for.
+        """
+        rows, found = self._find(numbers * _FIELD + ranks)
+        first, any_pass = self._find(numbers * _FIELD)
+        alone = any_pass & ~self._find(numbers * _FIELD + 1)[1]
+        return np.where(found, rows, first), found | alone
+
+    def _find(self, keys: Ints) -> tuple[Ints, NDArray[np.bool_]]:
+        if not len(self._own_rows):
+            return np.zeros(len(keys), dtype=np.int64), np.zeros(len(keys), dtype=bool)
+        place = np.minimum(np.searchsorted(self._own_keys, keys), len(self._own_rows) - 1)
+        return self._own_rows[place], self._own_keys[place] == keys
+
+
+def _ranks(groups: Ints) -> Ints:
+    """For each row how many rows before it are of its group.
+
+    >>> _ranks(np.array([5, 7, 5, 5, 7])).tolist()
+    [0, 0, 1, 2, 1]
+    """
+    order = np.argsort(groups, kind="stable")
+    ascending = groups[order]
+    starts = np.flatnonzero(np.r_[True, ascending[1:] != ascending[:-1]][: len(groups)])
+    lengths = np.diff(np.r_[starts, len(groups)])
+    ranks = np.empty(len(groups), dtype=np.int64)
+    ranks[order] = np.arange(len(groups)) - np.repeat(starts, lengths)
+    return ranks
 
 
 def meet(a: Passes, b: Passes) -> tuple[list[tuple[Ints, Ints]], tuple[Ints, Ints]]:
     """The rows of A and B that meet, in three parts, and for each run the rows that meet none.
 
-    A value that one run reads again later meets the one of its token's own call if the other run did not read it again.
+    A value that one run reads again later meets the one of its token's own call if the other run did not read it again:
+    the k-th pass of the later call meets the k-th there, since one line may be passed for keys and then for values.
     """
     _, rows_a, rows_b = np.intersect1d(a.keys, b.keys, assume_unique=True, return_indices=True)
     met, alone = [(rows_a, rows_b)], list[Ints]()
     for mine, theirs, rows, swap in ((a, b, rows_a, False), (b, a, rows_b, True)):
         rest = np.delete(np.arange(len(mine.keys)), rows)
         again = rest[mine.again[rest]]
-        partner, found = theirs.first(mine.numbers[again])
+        partner, found = theirs.own(mine.numbers[again], mine.ranks[again])
         again, partner = again[found], partner[found]
         met.append((partner, again) if swap else (again, partner))
         alone.append(np.setdiff1d(rest, again))

@@ -60,23 +60,30 @@ class _Digested(Passes):
     """
 
     def __init__(
-        self, numbers: Ints, again: NDArray[Any], events: Ints, digests: Ints, keys_seen: Ints, widths: Ints
+        self,
+        numbers: Ints,
+        again: NDArray[Any],
+        events: Ints,
+        calls: Ints,
+        digests: Ints,
+        keys_seen: Ints,
+        widths: Ints,
     ) -> None:
-        super().__init__(numbers, again.astype(bool), events)
+        super().__init__(numbers, again.astype(bool), events, calls)
         self.digests, self.keys_seen, self.widths = digests, keys_seen, widths
 
 
 def _digested(passes: list[Pass], numbers: Ints, homes: Ints) -> _Digested:
     """A row for each coordinate of each pass that the other run may have, too."""
-    parts: list[tuple[Ints, NDArray[Any], Ints, Ints, Ints, Ints]] = []
+    parts: list[tuple[Ints, NDArray[Any], Ints, Ints, Ints, Ints, Ints]] = []
     for one in passes:
         cells = one.cells
         number = numbers[cells.ids]
         keep = np.flatnonzero(number >= 0)
         again = np.where(number[keep] == WHOLE_NUMBER, one.call > 0, homes[cells.ids[keep]] != one.call)
-        events = np.full(len(keep), one.index)
+        events, calls = np.full(len(keep), one.index), np.full(len(keep), one.call)
         keys = cells.keys[keep] if cells.keys is not None else np.zeros((len(keep), 0), dtype=np.int64)
-        parts.append((number[keep], again, events, one.flat[keep], keys, one.widths[keep]))
+        parts.append((number[keep], again, events, calls, one.flat[keep], keys, one.widths[keep]))
     return _Digested(*(np.concatenate(column) for column in zip(*parts, strict=True)))
 
 

@@ -273,13 +273,13 @@ def _told_apart(rows_a: Passes, rows_b: Passes) -> _Met:
 
 def _passes(labels: Labelled, numbers: Ints, homes: Ints) -> Passes:
     """The passes at the coordinates of some events; `events` are their places among the labels."""
-    parts = [(np.zeros(0, dtype=np.int64),) * 3]
+    parts = [(np.zeros(0, dtype=np.int64),) * 4]
     for at, (label, call) in enumerate(labels):
         ids = np.unique(label.q)
         ids = ids[(ids >= 0) & (numbers[ids] > 0)]
-        parts.append((numbers[ids], homes[ids] != call, np.full(len(ids), at)))
-    rows, again, of = (np.concatenate(column) for column in zip(*parts, strict=True))
-    return Passes(rows, again.astype(bool), of)
+        parts.append((numbers[ids], homes[ids] != call, np.full(len(ids), at), np.full(len(ids), call)))
+    rows, again, of, calls = (np.concatenate(column) for column in zip(*parts, strict=True))
+    return Passes(rows, again.astype(bool), of, calls)
 
 
 def _partners(session: Session, kept: Kept, places: dict[int, list[int]], b: Store) -> Iterator[int]:

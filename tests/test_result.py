@@ -1,0 +1,117 @@
+"""Results: asked, tested, pickled, written and read back."""
+
+from __future__ import annotations
+
+import copy
+import json
+import pickle
+
+import pytest
+import torch
+from tests.report import samples
+from torch import nn
+
+import forkpoint as fp
+
+
+def compared() -> fp.Result:
+    linear = nn.Linear(4, 4)
+    x = torch.randn(1, 3, 4)
+    return fp.compare(fp.Run(linear, {"input": x}), fp.Run(linear, {"input": x}))
+
+
+def test_a_comparison_is_neither_true_nor_false():
+    for result in (samples.identical(), samples.semantic()):
+        with pytest.raises(TypeError, match="neither true nor false: ask"):
+            assert result
+
+
+@pytest.mark.parametrize(
+    ("result", "allow", "fails"),
+    [
+        (samples.identical(), "identical", False),
+        (samples.identical(), (), False),
+        (samples.rounding(), "rounding", False),
+        (samples.rounding(), "identical", True),
+        (samples.semantic(), "rounding", True),
+        (samples.semantic(), ("rounding", "semantic"), False),
+        (samples.semantic(), ("rounding", str(samples.semantic().verdict.mechanism)), False),
+        (samples.unprobed(), "rounding", True),
+    ],
+)
+def test_check_fails_for_what_is_not_allowed(result, allow, fails):
+    if not fails:
+        result.check(allow)
+        return
+    with pytest.raises(fp.DifferenceError) as caught:
+        result.check(allow)
+    assert isinstance(caught.value, AssertionError)
+    first, _, rest = str(caught.value).partition("\n\n")
+    assert first.startswith(repr(result))
+    assert first.endswith("is allowed")
+    assert "Evidence" not in rest
+    assert max(map(len, rest.splitlines())) <= 80
+
+
+def test_a_result_is_one_line_where_it_is_shown():
+    assert repr(samples.identical()) == "<Result: identical>"
+    semantic = samples.semantic()
+    assert repr(semantic).startswith(f"<Result: semantic ({semantic.verdict.mechanism}) at ")
+    assert all(
+        "\n" not in repr(r) and len(repr(r)) < 200 for r in (semantic, samples.rounding(), samples.decode())
+    )
+
+
+def test_a_result_is_pickled_without_its_models():
+    result = compared()
+    for back in (pickle.loads(pickle.dumps(result)), copy.deepcopy(result)):
+        assert back == result
+        assert str(back) == str(result)
+        with pytest.raises(fp.InputError, match="a result without its runs"):
+            back.value("", "linear")
+    assert result.value("", "linear").shape == (1, 3, 4)
+
+
+def test_a_result_is_read_from_its_file(tmp_path):
+    result = compared()
+    result.to_json(tmp_path / "result.json")
+    back = fp.Result.from_json(tmp_path / "result.json")
+    assert back == result
+    assert back.to_dict() == result.to_dict()
+    with pytest.raises(fp.SceneError, match="a result without its runs"):
+        back.save_scene(tmp_path / "scene")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "Expecting value"),
+        ("{}", "it is no result"),
+        ("[1]", "it is no result"),
+        ('{"schema": 2}', "it has schema version 2"),
+        ('{"schema": 1}', "it lacks 'a'"),
+        ("[" * 100_000, ""),
+        ('{"schema": 1, "a": 3}', "a is a int, not a RunSummary"),
+    ],
+)
+def test_what_is_no_result_is_one_line(tmp_path, text, message):
+    (tmp_path / "x.json").write_text(text)
+    with pytest.raises(fp.InputError) as caught:
+        fp.Result.from_json(tmp_path / "x.json")
+    assert str(caught.value).startswith(f"{tmp_path / 'x.json'}: {message}")
+    assert str(caught.value).endswith("; expected a result that to_json wrote, schema version 1")
+
+
+def test_a_file_that_is_not_there(tmp_path):
+    with pytest.raises(fp.InputError, match="No such file or directory"):
+        fp.Result.from_json(tmp_path / "nothing.json")
+    (tmp_path / "binary").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(fp.InputError):
+        fp.Result.from_json(tmp_path / "binary")
+
+
+def test_hostile_texts_of_a_file_stay_texts(tmp_path):
+    data = samples.semantic().to_dict()
+    data["verdict"]["summary"] = "\x1b]8;;http://x\x07click\x1b[2J"
+    (tmp_path / "x.json").write_text(json.dumps(data))
+    assert "\x1b" not in str(fp.Result.from_json(tmp_path / "x.json"))
