@@ -302,6 +302,20 @@ def test_interrupted(library, monkeypatch):
     assert run("padding", "demo", "-p", "hello") == 130
 
 
+# --- report --------------------------------------------------------------------------------------------------
+
+
+def test_a_result_is_shown_from_its_file(library, capsys, tmp_path):
+    result_of(VerdictKind.SEMANTIC).to_json(tmp_path / "result.json")
+    assert run("report", str(tmp_path / "result.json"), "--lang", "zh") == 1
+    assert capsys.readouterr().out == "the report\n"
+    assert (library.rendered, library.lang) == (result_of(VerdictKind.SEMANTIC), "zh")
+    (tmp_path / "other.json").write_text("{}")
+    assert refused(capsys, "report", str(tmp_path / "other.json")).endswith(
+        "other.json: it is no result; expected a result that to_json wrote, schema version 1"
+    )
+
+
 # --- the front -----------------------------------------------------------------------------------------------
 
 

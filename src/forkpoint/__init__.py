@@ -14,9 +14,18 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from forkpoint.errors import CaptureError, ForkpointError, InputError, LayoutError, ModelError, SceneError
+from forkpoint.errors import (
+    CaptureError,
+    DifferenceError,
+    ForkpointError,
+    InputError,
+    LayoutError,
+    ModelError,
+    SceneError,
+)
 
 if TYPE_CHECKING:
+    from forkpoint import testing
     from forkpoint.comparison import compare
     from forkpoint.models import load
     from forkpoint.questions.attention import attention
@@ -39,6 +48,7 @@ __version__ = "0.1.0"
 __all__ = [
     "CaptureError",
     "Coordinates",
+    "DifferenceError",
     "Divergence",
     "ForkpointError",
     "Impact",
@@ -67,6 +77,7 @@ __all__ = [
     "padding",
     "quantize",
     "repeat",
+    "testing",
 ]
 
 _MODULES = {
@@ -98,6 +109,8 @@ _MODULES = {
 
 
 def __getattr__(name: str) -> Any:
+    if name == "testing":
+        return importlib.import_module("forkpoint.testing")
     if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     value = getattr(importlib.import_module(_MODULES[name]), name)

@@ -55,6 +55,10 @@ class SceneError(ForkpointError):
     """A scene that can't be saved, loaded or replayed."""
 
 
+class DifferenceError(AssertionError):
+    """Two runs differ by more than is allowed; the message ends with the short report."""
+
+
 _SHORT = ("out of memory", "can't allocate memory", "not enough memory")
 """What torch says, of GPUs with a class of its own, of the CPU without."""
 

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import enum
-from collections.abc import Callable, Hashable
-from dataclasses import dataclass, field, fields, is_dataclass
+import json
+from collections.abc import Callable, Collection, Hashable
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from forkpoint.errors import InputError, SceneError
+from forkpoint.errors import DifferenceError, InputError, SceneError
 from forkpoint.support.files import write_json
+from forkpoint.support.records import from_plain, to_plain
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+MAX_BYTES = 1 << 30
+"""Most bytes of a file that is read as a result."""
 SCHEMA_VERSION = 1
 """Version of the JSON that `Result.to_json` writes; its history is in docs/json-schema.md."""
 
@@ -329,9 +333,13 @@ class RunSummary:
     notes: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Result:
-    """A comparison of two runs. `print(result)` is the report."""
+    """A comparison of two runs. `print(result)` is the report.
+
+    It is plain data, and can be pickled and written to a file, but for what asks the models again (`value`,
+    `save_scene`, `write_script`): a result that was read has its runs no more.
+    """
 
     a: RunSummary
     b: RunSummary
@@ -398,9 +406,9 @@ class Result:
         data: dict[str, Any] = {"schema": SCHEMA_VERSION, "identical": self.identical}
         for item in fields(self):
             if not item.name.startswith("_"):
-                data[item.name] = _plain(getattr(self, item.name))
-        data["unmatched_a"] = [_plain(row) for row in self.unmatched_a]
-        data["unmatched_b"] = [_plain(row) for row in self.unmatched_b]
+                data[item.name] = to_plain(getattr(self, item.name))
+        data["unmatched_a"] = [to_plain(row) for row in self.unmatched_a]
+        data["unmatched_b"] = [to_plain(row) for row in self.unmatched_b]
         return data
 
     def to_json(self, path: str | Path) -> None:
@@ -409,6 +417,79 @@ class Result:
         Characters that can't be seen are escaped, so that it may be shown on a terminal.
         """
         write_json(Path(path), self.to_dict())
+
+    @classmethod
+    def from_json(cls, path: str | Path) -> Result:
+        """Read what `to_json` wrote. Nothing of the models is needed; what asks them again can't be had.
+
+        Raises:
+            InputError: the file can't be read, is no result, or is of another version of the schema.
+        """
+        try:
+            with Path(path).open("rb") as opened:
+                data = json.loads(opened.read(MAX_BYTES + 1))
+            return cls.from_dict(data)
+        except (OSError, ValueError, RecursionError) as error:
+            expected = f"a result that to_json wrote, schema version {SCHEMA_VERSION}"
+            raise InputError(f"{path}: {error}", expected) from error
+
+    @classmethod
+    def from_dict(cls, data: Any) -> Result:
+        """The same, from what `to_dict` returned.
+
+        Raises:
+            ValueError: it is no result, or of another version of the schema.
+        """
+        if not isinstance(data, dict) or "schema" not in data:
+            raise ValueError("it is no result")
+        if data["schema"] != SCHEMA_VERSION:
+            raise ValueError(f"it has schema version {data['schema']!r}")
+        return from_plain(cls, data)
+
+    def check(self, allow: str | Collection[str] = "rounding") -> None:
+        """Fail unless the runs are identical, or differ by no more than is allowed.
+
+        Args:
+            allow: kinds of verdicts (`rounding`, `semantic`, …) or mechanisms (`int8_outliers`); "identical" allows
+                nothing.
+
+        Raises:
+            DifferenceError: an AssertionError, with the verdict in its first line and the short report behind it.
+        """
+        allowed = {allow} if isinstance(allow, str) else set(allow)
+        if not self.allowed(allowed):
+            from forkpoint.report.terminal import to_text
+
+            said = to_text(self, brief=True, width=80)
+            permitted = ", ".join(sorted(allowed | {"identical"}))
+            raise DifferenceError(f"{self!r}, where {permitted} is allowed\n\n{said}")
+
+    def allowed(self, allow: Collection[str]) -> bool:
+        """Whether the verdict is `identical`, or its kind or mechanism is among some."""
+        found = self.verdict
+        return self.identical or found.kind.value in allow or found.mechanism in set(allow)
+
+    def __bool__(self) -> bool:
+        raise TypeError(
+            "a comparison is neither true nor false: ask result.identical, or call result.check(), which fails unless the "
+            "runs differ by rounding alone"
+        )
+
+    def __repr__(self) -> str:
+        found = self.verdict
+        cause = f" ({found.mechanism})" if found.mechanism else ""
+        first = self.origin or self.first
+        place = f" at {first.op}" if first is not None and not self.identical else ""
+        gap = (
+            f", largest gap {self.impact.max_abs:.3g}"
+            if self.impact is not None and not self.identical
+            else ""
+        )
+        return f"<Result: {found.kind.value}{cause}{place}{gap}>"
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without what asks the models again, which keeps them alive and can't be pickled."""
+        return {**self.__dict__, **dict.fromkeys(("_fetch", "_save", "_write"))}
 
     def save_scene(self, directory: str | Path, *, confirm: Callable[[int], bool] | None = None) -> None:
         """Save all that is needed to replay the first divergent op alone (of the origin, if there is one).
@@ -442,21 +523,3 @@ class Result:
         from forkpoint.report.terminal import to_text
 
         return to_text(self)
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, enum.Enum):
-        return value.value
-    if is_dataclass(value) and not isinstance(value, type):
-        return {f.name: _plain(getattr(value, f.name)) for f in fields(value) if not f.name.startswith("_")}
-    if isinstance(value, dict):
-        return {str(key): _plain(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_plain(item) for item in value]
-    if isinstance(value, complex):
-        return [value.real, value.imag]
-    if isinstance(value, float) and (value != value or value in (float("inf"), float("-inf"))):
-        return str(value)
-    if value is None or isinstance(value, (str, int, float, bool)):
-        return value
-    return str(value)

@@ -7,6 +7,7 @@ import typer
 from forkpoint import __version__
 from forkpoint.cli.questions import COMMANDS
 from forkpoint.cli.replay import replay
+from forkpoint.cli.report import report
 from forkpoint.cli.script import script
 from forkpoint.errors import InputError
 
@@ -22,6 +23,7 @@ for _name, (_command, _example) in COMMANDS.items():
     app.command(_name, epilog=f"Example: {_example}")(_command)
 app.command()(replay)
 app.command()(script)
+app.command(epilog="Example: forkpoint report result.json")(report)
 
 
 @app.callback(invoke_without_command=True)

@@ -56,13 +56,26 @@ def render_summary(
     console.print()
 
 
-def to_text(result: Result, *, lang: str = "en", width: int = 100) -> str:
+BRIEF = ("header", "verdict", "impact", "first", "origin")
+"""Sections of a short report."""
+
+
+def to_text(result: Result, *, lang: str = "en", width: int = 100, brief: bool = False) -> str:
     """The report as plain text.
+
+    Args:
+        result: what `compare` returned.
+        lang: `en` or `zh`.
+        width: cells of a line.
+        brief: the verdict, whether it matters and the first divergence alone.
 
     Raises:
         InputError: there is no such language.
     """
-    return "\n".join(text.plain for text in lines(document(result, lang=lang), Page(width)))
+    whole = document(result, lang=lang)
+    if brief:
+        whole = Document(tuple(section for section in whole.sections if section.key in BRIEF))
+    return "\n".join(text.plain for text in lines(whole, Page(width)))
 
 
 def lines(report: Document, page: Page) -> Iterator[Text]:
