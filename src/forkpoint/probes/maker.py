@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
+
 from forkpoint.capture.recorder import Taken
 from forkpoint.capture.trace import Op
 from forkpoint.explain.locate import Located, Tokens, compare_inputs, describe_values, fetch_op, place_of
@@ -51,7 +53,7 @@ def _alone(
     value = mine.outputs[output]
     wrong = ~is_finite(value.reshape(-1))
     fault = value.isnan().reshape(-1) if bool(value.isnan().any()) else wrong
-    flat = int(fault.to(int).argmax())
+    flat = int(fault.to(torch.uint8).argmax())
     index, number, dtype = (
         index_of(flat, tuple(value.shape)),
         scalar(value, flat),
