@@ -13,7 +13,9 @@ from tests.capture.tracing import Traced
 from torch import nn
 from transformers.models.llama import modeling_llama
 
+from forkpoint import Run
 from forkpoint.capture.sites import NOWHERE, variable_at
+from forkpoint.explain.session import trace_run
 
 X = torch.randn(1, 3, 4)
 
@@ -50,6 +52,17 @@ def test_calls_on_one_line_are_told_apart_by_their_columns():
     assert found[0].line == found[1].line
     assert found[0].column != found[1].column
     assert found[0].chain != found[1].chain
+
+
+def test_who_calls_forkpoint_is_no_part_of_a_place():
+    def keys():
+        return [op.key for op in trace_run(run).trace.ops]
+
+    run = Run(nn.Sequential(nn.Linear(4, 4), nn.ReLU()), {"input": X})
+    first = keys()
+    assert first == keys()  # from another line
+    assert any("container.py" in str(key) for key in first)
+    assert not any("test_sites.py" in str(key) for key in first)
 
 
 def test_the_frames_of_torch_are_part_of_the_place():

@@ -13,9 +13,12 @@ from types import CodeType, FrameType
 
 import torch
 
+from forkpoint.runs import run
+
 _TORCH = os.path.dirname(os.path.abspath(torch.__file__)) + os.sep
 _OWN = os.path.dirname(os.path.dirname(os.path.abspath(__file__))) + os.sep
-_RUN = os.path.join(_OWN, "run.py")
+_RUN = os.path.abspath(run.__file__)
+"""What calls the model: a place goes out to there and no further."""
 _PLUMBING = (
     os.path.join("torch", "nn", "modules", "module.py"),
     os.path.join("torch", "overrides.py"),
