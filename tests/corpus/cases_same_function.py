@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from . import models
 from .case import Pair, Side, case
 from .expect import FUNCTION, LEAK_UNMASKED, MASK, POOLING, POSITIONS, SOUND, Expect, semantic
 from .modules import CausalAttention, SentenceEncoder, UnmaskedAttention, seeded
@@ -128,6 +129,18 @@ def _() -> Pair:
 @case("48-columns-sound", "The first column in a model and in its copy, padded on the right", *SOUND)
 def _() -> Pair:
     return padded(_encoder(column=0), vector=True, model_b=_encoder(column=0))
+
+
+@case(
+    "48-columns-rounded",
+    "The first column in a model and in its copy in bfloat16, where it is padding",
+    POOLING,
+    origin="getitem",
+    floor=1e-1,
+    note="weights that are only rounded make no other function: both runs are given the same",
+)
+def _() -> Pair:
+    return padded(_placeless(0), "left", vector=True, model_b=models.cast(_placeless(0), torch.bfloat16))
 
 
 @case(
