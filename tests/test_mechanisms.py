@@ -146,3 +146,14 @@ def test_every_slug_that_the_source_makes_is_known_once():
 
 def test_every_slug_of_rounding_has_advice():
     assert set(ROUNDING_ADVICE) == rounding_slugs()
+
+
+def test_padding_that_is_added_to_a_loss_reaches_no_token() -> None:
+    class Summed(Model):
+        def forward(self, input_ids: Tensor, attention_mask: Tensor, **inputs: Any) -> dict[str, Any]:
+            logits = super().forward(input_ids)["logits"]
+            return {"logits": logits, "loss": logits.logsumexp(-1).sum() / attention_mask.sum()}
+
+    verdict = fp.compare(*pair(Summed(), *PADDING_ON_THE_RIGHT)).verdict
+    assert (verdict.mechanism, verdict.by_design) == ("padding_leak", False)
+    assert "reaches a number of the whole call" in verdict.summary

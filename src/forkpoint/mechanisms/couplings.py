@@ -237,10 +237,18 @@ def _leak(case: Case, coupled: Coupling | None) -> Mechanism:
             "that takes rows for tokens.",
         )  # fmt: skip
     ignored = case.masked
+    what, advice = (
+        "a real token",
+        "Set padded positions to zero before the layer that mixes positions, or run rows without padding.",
+    )
+    if case.of_the_call:
+        what, advice = (
+            "a number of the whole call",
+            "Leave padding out of what is added up: multiply each term by the mask.",
+        )
     return Mechanism(
         "padding_leak", None if ignored is None else False,
-        f"{_where(coupled)} reaches a real token" + ("" if ignored is None else f", {ignored}"),
-        "Set padded positions to zero before the layer that mixes positions, or run rows without padding.",
+        f"{_where(coupled)} reaches {what}" + ("" if ignored is None else f", {ignored}"), advice,
     )  # fmt: skip
 
 

@@ -401,6 +401,7 @@ SENTENCES: dict[str, str] = {
     # 耦合
     "Find why the op reads other rows: a reshape or a transpose that mixes rows with columns, or an attention that takes rows for "
     "tokens.": "请查明该算子为何读取其他行：reshape 或 transpose 混淆了行与列，或注意力把行当作词元。",
+    "Leave padding out of what is added up: multiply each term by the mask.": "相加时请不要计入填充：每一项都乘以 mask。",
     "Leave padding out of the statistics: sum(x * mask) / sum(mask).": "统计量请不要计入填充：sum(x * mask) / sum(mask)。",
     "Where it enters could not be located: see what differs first, and compare the models' code and configuration there.": "没能"
     "找到差异由何处进入：请看最先不同的地方，并比较两个模型在那里的代码和配置。",
