@@ -10,6 +10,7 @@ from . import (  # noqa: F401  (each registers its cases)
     cases_by_value,
     cases_coupling,
     cases_couplings,
+    cases_couplings_recurrent,
     cases_couplings_scales,
     cases_decisions,
     cases_embeddings,

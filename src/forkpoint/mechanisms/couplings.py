@@ -217,7 +217,7 @@ def _in_no_order(coupled: Coupling) -> Mechanism:
         f"a token's values depend on {' and '.join(coupled.what)}"
     )  # fmt: skip
     return Mechanism(
-        None, None, f"{of}, whichever of them holds what, and not by statistics that normalise them",
+        None, None, f"{of}, and not by statistics that normalise them",
         "Look at the dimension that the op at the origin works over: it takes others together with each.",
     )  # fmt: skip
 
