@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from forkpoint import Layout, Run
+from forkpoint.capture import hooks
 from forkpoint.capture.recorder import Fetch, Recorder, Taken
 from forkpoint.capture.taps import Observation, is_opaque
 
@@ -220,11 +221,14 @@ def test_a_fetched_call_has_its_values_as_they_were():
     assert torch.equal(second.outputs[0], X * 2 + 1 + 1)
 
 
-def test_parameters_of_a_fetched_call_are_not_copied_and_have_their_names():
+@pytest.mark.parametrize("large", [False, True])
+def test_parameters_of_a_fetched_call_have_their_names_and_large_ones_are_not_copied(large, monkeypatch):
     model = Raising()
+    monkeypatch.setattr(hooks, "MOST_COPIED", model.inner.weight.nbytes - large)
     (taken,) = fetch(model, "inner/linear", model=model)
     weight = taken.args[1]
-    assert weight.data_ptr() == model.inner.weight.data_ptr()
+    assert (weight.data_ptr() == model.inner.weight.data_ptr()) is large
+    assert torch.equal(weight, model.inner.weight)
     assert taken.owned[id(weight)] == "inner.weight"
     assert id(taken.args[0]) not in taken.owned
 

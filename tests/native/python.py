@@ -6,7 +6,7 @@ from collections.abc import Generator
 from contextlib import ExitStack, contextmanager
 from unittest.mock import patch
 
-from forkpoint.capture import inventory, marks, mode, passages, pattern, tape, taps
+from forkpoint.capture import inventory, ledger, marks, mode, passages, pattern, taps
 from forkpoint.capture.digest import places
 from forkpoint.runs import modules, state
 
@@ -20,7 +20,7 @@ def in_python() -> Generator[None]:
             (taps, "compiled", None),
             (pattern, "compiled", None),
             (passages, "Pattern", pattern.PythonPattern),
-            (tape, "versions_of", marks.python_versions),
+            (ledger, "versions_of", marks.python_versions),
             (places, "_places", places.python_places),
             (state, "Held", state.PythonHeld),
             (state, "survey", modules.python_survey),

@@ -24,7 +24,7 @@ from forkpoint.capture.sites import NOWHERE, Place
 from forkpoint.capture.steps import Constant, Group, Leaf, Sketch, Step, StepRow, Used, state_of
 
 if TYPE_CHECKING:
-    from forkpoint.capture.tape import Tape
+    from forkpoint.capture.ledger import Ledger
 
 SHORTEST = 24
 """Fewer entries are worked out one by one, so that the history has whole layers in it and not what small parts of them
@@ -93,7 +93,7 @@ class History:
 
     # ------------------------------------------------------------------ writing
 
-    def sketch(self, tape: Tape, entry: Entry) -> Sketch | None:
+    def sketch(self, tape: Ledger, entry: Entry) -> Sketch | None:
         """What an entry that is about to be worked out depends on; None if that can't be told."""
         if self.full:
             return None
@@ -111,7 +111,7 @@ class History:
                 sketch.values.extend(value)
         return sketch
 
-    def _leaf(self, tape: Tape, value: Any, counts: bool) -> Leaf | None:
+    def _leaf(self, tape: Ledger, value: Any, counts: bool) -> Leaf | None:
         if isinstance(value, Tensor):
             known = tape.known.get(id(value))
             if known is None or known[0]() is not value or is_odd(value):
@@ -127,7 +127,7 @@ class History:
             return None
         return Constant(kind, value, True) if kind in _CONSTANTS else None
 
-    def add(self, tape: Tape, entry: Entry, sketch: Sketch | None, first: int) -> None:
+    def add(self, tape: Ledger, entry: Entry, sketch: Sketch | None, first: int) -> None:
         """Note what came of an entry.
 
         Args:
@@ -172,7 +172,7 @@ class History:
             self.expected += 1
         return self.expected
 
-    def _step(self, tape: Tape, entry: Entry, sketch: Sketch, first: int) -> Step | None:
+    def _step(self, tape: Ledger, entry: Entry, sketch: Sketch, first: int) -> Step | None:
         what, _, args, _, made = entry
         outputs: tuple[Tensor, ...] = outputs_in(made) if isinstance(what, Function) else ()
         if any(map(is_odd, outputs)) or (isinstance(what, Function) and what.may_or_may_not_view):
@@ -206,7 +206,7 @@ class History:
 
     # ------------------------------------------------------------------ reading
 
-    def follow(self, tape: Tape, columns: Columns, position: int, whole: bool) -> int:
+    def follow(self, tape: Ledger, columns: Columns, position: int, whole: bool) -> int:
         """Take over a passage that begins at an entry.
 
         Args:

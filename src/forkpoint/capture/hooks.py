@@ -7,10 +7,11 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from forkpoint.capture.labels import Label
 from forkpoint.capture.trace import Op
+from forkpoint.runs.contents import MOST_COPIED
 from forkpoint.support.readable import why_unreadable
 
 Look = Callable[[tuple[Any, ...], dict[str, Any]], Callable[[], Any]]
@@ -75,13 +76,18 @@ class Given(NamedTuple):
     owned: dict[int, str]
 
 
+_PLAIN = (Tensor, nn.Parameter)
+
+
 def copied(
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
     names: Mapping[int, str],
     label_of: Callable[[Tensor], Label | None],
 ) -> Given:
-    """Copies of what goes into a call, before it can change it; the model's weights by reference.
+    """Copies of what goes into a call, before it can change it.
+
+    Weights too large to be put back after a run by value are there by reference: a run that writes to one ends in an error.
 
     Args:
         args, kwargs: of the call.
@@ -96,7 +102,9 @@ def copied(
         if isinstance(value, Tensor):
             if id(value) not in copies:
                 name = names.get(id(value))
-                mine = value.detach() if name is not None else clone(value)
+                plain = type(value) in _PLAIN  # others' weights may hold more than their values
+                stays = name is not None and (value.nbytes > MOST_COPIED or not plain)
+                mine = value.detach() if stays else clone(value)
                 copies[id(value)] = mine
                 labels[id(mine)] = label_of(value)
                 if name is not None:

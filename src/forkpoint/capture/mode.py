@@ -19,9 +19,6 @@ from forkpoint.capture.marks import LEAVING, Entering, Leaving, entering
 from forkpoint.capture.sites import NOWHERE, Place, direct, kind_of, place_of
 from forkpoint.native import compiled
 
-if TYPE_CHECKING:
-    from forkpoint.capture.tape import Tape
-
 LASTING = frozenset(
     {
         Tensor,
@@ -98,11 +95,40 @@ class PythonReel:
         self.kwargs.append(kwargs)
         self.made.append(made)
 
+    if TYPE_CHECKING:  # the tape does these
+
+        def call_at_once(
+            self,
+            tap: Tap,
+            function: Function,
+            place: Place,
+            args: tuple[Any, ...],
+            kwargs: dict[str, Any],
+        ) -> Any:
+            """Make a call that can't wait to be read."""
+            ...
+
+        def outputs_of(self, result: Any) -> tuple[Tensor, ...]:
+            """The tensors in what a function returned, if it is not simply one."""
+            ...
+
+        def settle(self) -> None:
+            """What ran last is over: a value that it changed right after a function returned is that function's value."""
+            ...
+
+        def make_room(self) -> None:
+            """Let go of values where too many are kept alive."""
+            ...
+
+        def catch_up(self) -> None:
+            """Read and digest all that there is, before a tensor becomes another."""
+            ...
+
 
 class PythonTap(TorchFunctionMode):
     """Puts every torch function that the model's own code calls on a tape."""
 
-    def __init__(self, tape: Tape) -> None:
+    def __init__(self, tape: Reel) -> None:
         super().__init__()
         self.tape = tape
 

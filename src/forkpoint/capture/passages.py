@@ -24,7 +24,7 @@ from forkpoint.capture.steps import Constant, Group, Step, StepRow, Used
 from forkpoint.capture.trace import Op, Row
 
 if TYPE_CHECKING:
-    from forkpoint.capture.tape import Tape
+    from forkpoint.capture.ledger import Ledger
 
 _numbers = count()
 MAX_TAKEN = 1 << 6
@@ -239,7 +239,7 @@ class Passage:
         end = position + self.length
         return columns.whats[position:end] == self.whats and columns.places[position:end] == self.places
 
-    def follow(self, tape: Tape, columns: Columns, position: int) -> bool:
+    def follow(self, tape: Ledger, columns: Columns, position: int) -> bool:
         """Put entries on the trace that look like this passage, if they are the same in all else; whether they are."""
         try:
             pool = self.pattern.pool(columns.args, columns.kwargs, columns.made, position)
@@ -260,7 +260,7 @@ class Passage:
 
     def _take(
         self,
-        tape: Tape,
+        tape: Ledger,
         columns: Columns,
         position: int,
         pool: list[Any],
@@ -300,7 +300,7 @@ class Passage:
             rows.append((op, call, row.form, back, row.slots))
         return rows
 
-    def _queue(self, tape: Tape, columns: Columns, position: int, pool: list[Any], base: int) -> None:
+    def _queue(self, tape: Ledger, columns: Columns, position: int, pool: list[Any], base: int) -> None:
         """Have the values digested with the next flush."""
         tape.batch.extend(self.pattern.queue(pool, base, tape.pending, tape.pending_rows), self.lot)
         tape.pending_versions += self._versions(columns, position, pool)

@@ -25,7 +25,7 @@ from forkpoint.capture.trace import Form
 from forkpoint.native import compiled
 
 if TYPE_CHECKING:
-    from forkpoint.capture.tape import Tape
+    from forkpoint.capture.ledger import Ledger
 
 Arguments = tuple[Any, ...]
 Keywords = dict[str, Any] | None
@@ -206,7 +206,7 @@ class PythonPattern:
         )
         return pool if same else None
 
-    def rows_before(self, pool: list[Any], known: dict[int, Known], tape: Tape) -> list[int] | None:
+    def rows_before(self, pool: list[Any], known: dict[int, Known], tape: Ledger) -> list[int] | None:
         """The rows of the tensors from before, if their marks are what they should be.
 
         Raises:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from functools import partial
 from typing import Any, ClassVar, Protocol, runtime_checkable
 
@@ -23,21 +23,21 @@ from forkpoint.capture.coordinates import Ids
 from forkpoint.capture.entry import intake, nested_labels
 from forkpoint.capture.functions import BORROWING, LOOKS_UP, UNWRITTEN, Function, is_view
 from forkpoint.capture.history import History
+from forkpoint.capture.hooks import Fetch, Given, Look, Taken, clone, copied
 from forkpoint.capture.inventory import inventory_of
 from forkpoint.capture.labels import Label, Labels, Shape, fits
+from forkpoint.capture.ledger import INPUT
 from forkpoint.capture.marks import Answer, Frame, Known, Mark, Treatment, Visits, entering
 from forkpoint.capture.mode import transforms, writes
 from forkpoint.capture.rules import Call, UnknownMovementError, propagate, tensors_in, through_module
 from forkpoint.capture.sites import Place
-from forkpoint.capture.tape import INPUT, Tape
+from forkpoint.capture.tape import Tape
 from forkpoint.capture.trace import Digests, Event, Form, Op, Row, Trace
 from forkpoint.capture.wanted import Wanted
 from forkpoint.capture.writes import INDEXED_WRITES, Window, Written, written_by
-from forkpoint.runs.contents import MOST_COPIED
 from forkpoint.runs.layout import DECODER, MAIN, Layout
 from forkpoint.runs.modules import Survey, survey
 from forkpoint.support.memory import Shelf
-from forkpoint.support.readable import why_unreadable
 
 MAX_HISTORIES = 32
 """How many histories are kept of one layout, one for each length of a call."""
@@ -95,53 +95,6 @@ class Maker(Watcher, Protocol):
     ) -> Any:
         """Make a call; what it returns is what the model goes on with."""
         ...
-
-
-Look = Callable[[tuple[Any, ...], dict[str, Any]], Callable[[], Any]]
-"""Looks at a call right before it is made, with the very tensors that go in. What it returns is called right after, and
-says what was seen."""
-
-
-@dataclass
-class Fetch:
-    """A value, or a whole call, that a second pass should keep.
-
-    Attributes:
-        key: the op's key (module, function, chain), without the output.
-        call, nth: which of its passes; None for all.
-        take: called with the finished call; with an output of a module as soon as its label is known.
-    """
-
-    key: tuple[str, str, str]
-    call: int | None
-    nth: int | None
-    take: Callable[[Taken], None]
-    output: int | None = None
-    """For a module's output, which of several."""
-    look: Look | None = None
-    """For a call of a function, what else is to be known of it."""
-
-
-@dataclass
-class Taken:
-    """One call of a torch function, with copies of what went in and came out."""
-
-    op: Op
-    call: int
-    nth: int
-    func: Any
-    args: tuple[Any, ...]
-    kwargs: dict[str, Any]
-    outputs: tuple[Tensor, ...]
-    input_labels: dict[int, Label | None]
-    """By id of the copied tensor."""
-    output_labels: tuple[Label | None, ...]
-    owned: dict[int, str] = field(default_factory=dict[int, str])
-    """Full names of parameters and buffers among the inputs, by id of the copied tensor."""
-    kept_alive: list[Tensor] = field(default_factory=list[Tensor])
-    """Tensors that the two tables speak of, besides the arguments."""
-    seen: Any = None
-    """What `Fetch.look` saw."""
 
 
 class Recorder:
@@ -273,7 +226,7 @@ class Recorder:
             # what it overwrites must be digested first
             if tape.pending and (writes(function, kwargs) or function.name in BORROWING):
                 tape.flush()
-            kept = _keep(self, args, kwargs) if fetches else None
+            given = copied(args, kwargs, self.owned, self.label_of) if fetches else None
             after = [None if fetch.look is None else fetch.look(args, kwargs) for fetch in fetches]
         if self._maker is None:
             result = function.func(*args, **kwargs)
@@ -285,8 +238,8 @@ class Recorder:
             outputs = (args[0],) if function.name == "setitem" else tape.outputs_of(result)
             if outputs and transforms() is None:  # inside vmap or grad they are not the model's own
                 recorded = tape.record(function, place, args, kwargs, outputs)
-                if kept is not None:
-                    _deliver(self, function.func, zip(fetches, seen, strict=True), kept, recorded)
+                if given is not None:
+                    self._take(function.func, given, recorded, zip(fetches, seen, strict=True))
         return result
 
     def _fetching(self, function: Function, place: Place) -> list[Fetch]:
@@ -297,6 +250,31 @@ class Recorder:
         wanted = self._fetches.get((frame.path, function.name, place.site.chain), [])
         nth = self.tape.visits_of(function, place, 0).nth
         return [f for f in wanted if f.call in (None, self.call) and f.nth in (None, nth)]
+
+    def _take(
+        self,
+        func: Any,
+        given: Given,
+        recorded: tuple[Op, int, tuple[Tensor, ...], list[Label | None]],
+        fetches: Iterable[tuple[Fetch, Any]],
+    ) -> None:
+        """Hand a finished call to those who want it, each with what it saw right before and after."""
+        op, nth, outputs, labels = recorded
+        copies = tuple(clone(self.true_value(output)) for output in outputs)
+        taken = Taken(
+            op,
+            self.call,
+            nth,
+            func,
+            given.args,
+            given.kwargs,
+            copies,
+            given.labels,
+            tuple(labels),
+            given.owned,
+        )
+        for fetch, seen in fetches:
+            fetch.take(replace(taken, seen=seen))
 
     def wrote(
         self,
@@ -814,67 +792,8 @@ def _is_number(mark: Mark) -> bool:
     return mark.label is None and not mark.size and not mark.dtype.is_floating_point
 
 
-Kept = tuple[tuple[Any, ...], dict[str, Any], dict[int, Any], dict[int, str]]
-_PLAIN = (Tensor, nn.Parameter)
-
-
 def _itself(tensor: Tensor) -> Tensor:
     return tensor
-
-
-def _keep(recorder: Recorder, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Kept:
-    """Copies of what goes into a call, before it can change it.
-
-    Weights too large to be put back after a run by value are there by reference: a run that writes to one ends in an error.
-    """
-    labels: dict[int, Any] = {}
-    owned: dict[int, str] = {}
-    copies: dict[int, Tensor] = {}
-
-    def copy(value: Any) -> Any:
-        if isinstance(value, Tensor):
-            if id(value) not in copies:
-                name = recorder.owned.get(id(value))
-                plain = type(value) in _PLAIN  # others' weights may hold more than their values
-                stays = name is not None and (value.nbytes > MOST_COPIED or not plain)
-                copied = value.detach() if stays else _clone(value)
-                copies[id(value)] = copied
-                labels[id(copied)] = recorder.label_of(value)
-                if name is not None:
-                    owned[id(copied)] = name
-            return copies[id(value)]
-        if type(value) in (tuple, list, torch.Size):
-            return type(value)(copy(item) for item in value)
-        if type(value) is dict:
-            return {key: copy(item) for key, item in value.items()}
-        return value
-
-    return copy(args), copy(kwargs), labels, owned
-
-
-def _clone(value: Tensor) -> Tensor:
-    """A copy with the same strides, where the tensor has its elements to itself; without values if those are gone."""
-    value = value.detach()
-    if value.layout is torch.strided and why_unreadable(value):
-        return torch.empty(value.shape, dtype=value.dtype, device="meta")
-    if value.layout != torch.strided or value.is_contiguous():
-        return value.clone()
-    if any(stride == 0 for stride in value.stride()):
-        size = 1 + sum((n - 1) * s for n, s in zip(value.shape, value.stride(), strict=True) if n)
-        flat = value.as_strided((size,), (1,)).clone()
-        return flat.as_strided(value.shape, value.stride(), 0)
-    return value.clone(memory_format=torch.preserve_format)
-
-
-def _deliver(
-    recorder: Recorder, func: Any, fetches: Iterable[tuple[Fetch, Any]], kept: Kept, recorded: Any
-) -> None:
-    op, nth, outputs, labels = recorded
-    args, kwargs, input_labels, owned = kept
-    copies = tuple(_clone(recorder.true_value(output)) for output in outputs)
-    taken = Taken(op, recorder.call, nth, func, args, kwargs, copies, input_labels, tuple(labels), owned)
-    for fetch, seen in fetches:
-        fetch.take(replace(taken, seen=seen))
 
 
 __all__ = ["Event", "Fetch", "Frame", "Look", "Recorder", "Row", "Taken", "Watcher"]

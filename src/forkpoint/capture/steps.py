@@ -13,7 +13,7 @@ from forkpoint.capture.marks import Known, Mark, Treatment
 from forkpoint.capture.trace import Form
 
 if TYPE_CHECKING:
-    from forkpoint.capture.tape import Tape
+    from forkpoint.capture.ledger import Ledger
 
 
 @dataclass(slots=True, eq=False)
@@ -111,7 +111,7 @@ class Step:
     last: tuple[tuple[Label | None, Shape], ...]
 
 
-def state_of(tape: Tape, known: Known) -> tuple[bool, bool, bool]:
+def state_of(tape: Ledger, known: Known) -> tuple[bool, bool, bool]:
     """See `Used`."""
     event = known[2]
     if event < 0:

@@ -13,21 +13,20 @@ from __future__ import annotations
 
 import itertools
 import math
-from bisect import bisect_right
 from collections.abc import Callable, Iterable
 from dataclasses import fields, is_dataclass
 from time import monotonic
-from typing import TYPE_CHECKING, Any
-from weakref import proxy, ref
+from typing import Any
+from weakref import ref
 
 import torch
 from torch import Tensor, nn
 
-from forkpoint.capture.cells import digests_of
-from forkpoint.capture.digest.batch import Batch, Planned, planned
+from forkpoint.capture.digest.batch import Batch
 from forkpoint.capture.functions import Function, is_view
 from forkpoint.capture.history import History
-from forkpoint.capture.labels import Label, Shape
+from forkpoint.capture.labels import Label
+from forkpoint.capture.ledger import INPUT, NOTHING, Ledger
 from forkpoint.capture.marks import (
     LEAVING,
     Answer,
@@ -35,26 +34,18 @@ from forkpoint.capture.marks import (
     Frame,
     Known,
     Mark,
-    Treatment,
     Visits,
     entering,
     version_of,
-    versions_of,
 )
-from forkpoint.capture.mode import Reel, Tap, bytes_of, outputs_in, transforms, writes
+from forkpoint.capture.mode import Tap, bytes_of, outputs_in, transforms, writes
 from forkpoint.capture.pattern import Columns
+from forkpoint.capture.resolver import Resolver
 from forkpoint.capture.rules import tensors_in
 from forkpoint.capture.sites import NOWHERE, Place
-from forkpoint.capture.trace import Op, Row
+from forkpoint.capture.trace import Op
 from forkpoint.runs.returned import fields_of
-from forkpoint.support.readable import why_unreadable
 
-if TYPE_CHECKING:
-    from forkpoint.capture.recorder import Recorder
-
-MAX_OPEN_TOTAL = 1 << 24
-"""Most cells of a whole trace whose token dimensions are only suspected; beyond it such values are compared
-whole."""
 PENDING_BYTES = {"cpu": 1 << 25, "other": 13 << 28}
 """Values kept alive for a digest in one go, by device; what is always a view is not counted. The more, the fewer launches:
 at 4,000 tokens of a model of 7B parameters that is less than 1 GB over what a run without tracing takes."""
@@ -62,9 +53,6 @@ MOST_OF_FREE = 0.25
 """How much of the memory that a GPU has left they may take."""
 ENTRY_BYTES = 1 << 11
 """What an entry on the tape needs, besides its values."""
-
-INPUT = -1
-"""What stands for the number of a module's output where the value goes in."""
 
 _NO_KEYWORDS: dict[str, Any] = {}
 _KEYWORDS = object()
@@ -80,10 +68,9 @@ _other_modes: Callable[[], int] = torch._C._len_torch_function_stack
 """How many modes are active."""
 _calls = itertools.count()
 """Numbers for all calls that are ever recorded."""
-_NOTHING = torch.empty(0)
 
 
-class Tape(Reel):
+class Tape(Ledger):
     """What passes by is put on it in passing, and read later.
 
     Args:
@@ -102,52 +89,17 @@ class Tape(Reel):
     """
 
     def __init__(
-        self, recorder: Recorder, batch: Batch, digests: bool, passive: bool, eager: int = 0
+        self, recorder: Resolver, batch: Batch, digests: bool, passive: bool, eager: int = 0
     ) -> None:
-        super().__init__()
-        self.recorder: Recorder = proxy(recorder)
-        self.rows: list[Row] = recorder.trace.rows
-        self.skipped: dict[int, str] = recorder.trace.skipped
-        self.batch = batch
-        self.digests, self.passive = digests, passive
+        super().__init__(recorder, batch, digests)
+        self.passive = passive
         self.deferred, self.eager = passive, eager
-        self.last = _NOTHING
-        self.last_read: tuple[Tensor, int | None] = (_NOTHING, None)
-        """While the tape is read, the last value, and how often it had been written to when the next function was called."""
-        self.n_bytes = 0
+        self.last = NOTHING
         self.entry_bytes = ENTRY_BYTES
         self.room: int = PENDING_BYTES["cpu"]
-        self.call = -1
         self.visit_of: int = next(_calls)
-        self.stack: list[Frame] = []
-        self.arguments: list[tuple[Any, ...]] = [()]
-        """Of the modules on the stack."""
-        self.frames: dict[int, Frame] = {}
-        """Of the model's own modules, by their ids."""
-        self.known: dict[int, Known] = {}
-        """By the id of a tensor."""
         self.answers: dict[Any, Answer] = {}
         self.history: History | None = None
-        self.lasting = False
-        """Whether what was just recorded is the same for all calls whose arguments have these marks."""
-        self.queued: list[tuple[int, Treatment, Planned | None, Planned | None]] = []
-        """Rows that were just queued for their digests: how; and how their open cells are."""
-        self.last_outputs: tuple[tuple[Label | None, Shape], ...] = ()
-        self.open_cells = 0
-        self.opened: list[tuple[int, Treatment]] = []
-        """Rows of values with open cells. They have a slot for the cells with those dimensions taken in, and one for
-        all of them."""
-        self.odd: list[tuple[int, Tensor, Treatment]] = []
-        """Row and value of those whose rows share cells, or that are digested in pairs."""
-        self.computed: list[tuple[int, Treatment, list[Tensor]]] = []
-        """The digests of such values, on their device."""
-        self.pending: list[Tensor] = []
-        """Values whose digest is not computed yet."""
-        self.pending_rows: list[int] = []
-        self.pending_versions: list[int] = []
-        self.pending_bytes = 0
-        self.fresh = False
-        """Whether the last of them was recorded by what ran last: what is done to it at once still belongs to it."""
 
     def begin(self, call: int) -> None:
         """A forward call of the model begins."""
@@ -188,7 +140,7 @@ class Tape(Reel):
                 self.make_room()
         if self.history is not None:
             self.history.broken = True
-        return self.recorder.watched(function, place, args, kwargs)
+        return self.resolver.watched(function, place, args, kwargs)
 
     def catch_up(self) -> None:
         """Read and digest all that there is, before a tensor becomes another."""
@@ -273,7 +225,7 @@ class Tape(Reel):
         if self.fresh:
             self.settle()
         if not self.whats:
-            self.recorder.deliver()
+            self.resolver.deliver()
             return
         versions = [*self.befores[1:], version_of(self.last)]
         columns = Columns(self.whats, self.places, self.args, self.kwargs, self.made, versions)
@@ -292,10 +244,10 @@ class Tape(Reel):
             if isinstance(what, Function)
         )
         self.n_bytes = self.pending_bytes + waiting
-        self.last_read = (_NOTHING, None)
+        self.last_read = (NOTHING, None)
         if self.deferred:  # whatever was read was over
             self.fresh = False
-        self.recorder.deliver()
+        self.resolver.deliver()
 
     def forget(self, entries: int | None = None, functions: int | None = None) -> None:
         """Let go of the first entries, or of all."""
@@ -347,18 +299,18 @@ class Tape(Reel):
         nth = visits.nth
         visits.nth = nth + 1
         if writes(function, kwargs):
-            labels = self.recorder.wrote(function, args, kwargs, outputs, visits, answer)
+            labels = self.resolver.wrote(function, args, kwargs, outputs, visits, answer)
         else:
             labels = answer.labels
             # before an output that is an argument, as dropout's, has a new event
-            sources = [] if self.passive else self.recorder.sources(args, kwargs)
+            sources = [] if self.passive else self.resolver.sources(args, kwargs)
             for index, output in enumerate(outputs):
                 view = function.may_view
                 if view is None:
                     view = is_view(output, args, kwargs)
                 treatment = answer.viewed[index] if view else answer.fresh[index]
                 if treatment is None or not _fits(treatment.mark, output):
-                    treatment = self.recorder.treat(function, answer, index, output, view=view)
+                    treatment = self.resolver.treat(function, answer, index, output, view=view)
                 if treatment.open_cells and treatment.digested:
                     treatment = self.bounded(treatment)
                 row = self.put(
@@ -366,7 +318,7 @@ class Tape(Reel):
                 )
                 self.known[id(output)] = (ref(output), treatment.mark, row, -1)
                 if not self.passive:
-                    self.recorder.saw(row, output, labels[index], sources)
+                    self.resolver.saw(row, output, labels[index], sources)
         return visits.ops[0], nth, outputs, labels
 
     def visits_of(self, function: Function, place: Place, n_outputs: int) -> Visits:
@@ -412,7 +364,7 @@ class Tape(Reel):
         except TypeError:  # an argument that can't be hashed
             key = None
         if found is None or len(found.labels) != len(outputs):
-            answer = self.recorder.ask(function, args, kwargs, outputs, key)
+            answer = self.resolver.ask(function, args, kwargs, outputs, key)
             self.lasting = key is not None and self.answers.get(key) is answer
             return answer
         assert key is not None
@@ -463,113 +415,18 @@ class Tape(Reel):
                 marks.extend(value)
                 self.mark_all(value.values(), marks)
             elif isinstance(value, Tensor):
-                marks.append(self.recorder.mark_of(value))
+                marks.append(self.resolver.mark_of(value))
             elif kind in _SIMPLE:
                 marks.append((kind, value))  # True is not 1 here
             else:
                 raise TypeError(f"an argument of type {kind.__name__}")
 
-    # ------------------------------------------------------------------ rows
-
-    def fits(self, open_cells: int) -> bool:
-        """Whether there may be so many more cells of dimensions that are only suspected."""
-        return self.open_cells + open_cells <= MAX_OPEN_TOTAL
-
-    def bounded(self, treatment: Treatment) -> Treatment:
-        """What to do with a value, where so many dimensions may be suspected and no more."""
-        if not self.fits(treatment.open_cells):
-            self.lasting = False
-            return self.recorder.closed(treatment)
-        self.open_cells += treatment.open_cells
-        return treatment
-
-    def put(self, op: Op, treatment: Treatment, value: Tensor, version: int | None = None) -> int:
-        """Put a value on the trace, and have it digested with the next flush."""
-        row = len(self.rows)
-        slots = self.queue(row, value, treatment, version) if treatment.digested and self.digests else 0
-        self.rows.append((op, self.call, treatment.form, 0, slots))
-        return row
-
-    def queue(self, row: int, value: Tensor, treatment: Treatment, version: int | None) -> int:
-        """Have a value digested with the next flush; returns how many slots that takes."""
-        slots = 0
-        plan = grid = None
-        if treatment.plain or treatment.open:
-            plan = plan_for(treatment.plans, value, treatment.cut.row_dims)
-            self.batch.push(value, plan)
-            self._pend(plan.n_bytes)
-            slots = 1
-            if treatment.open:
-                grid = plan_for(treatment.grid_plans, value, treatment.cut.grid_dims)
-                self.batch.push(value, grid)
-                self._pend(grid.n_bytes)
-                self.opened.append((row, treatment))
-                slots = 2
-        else:
-            self.odd.append((row, value.detach(), treatment))
-            self._pend(value.nbytes)
-        self.queued.append((row, treatment, plan, grid))
-        if self.fresh:
-            self.settle()
-        self.pending.append(value)
-        self.pending_rows.append(row)
-        if version is None and value is self.last_read[0]:
-            version = self.last_read[1]
-        self.fresh = version is None
-        self.pending_versions.append(version_of(value) if version is None else version)
-        return slots
-
-    def _pend(self, n_bytes: int) -> None:
-        self.pending_bytes += n_bytes
-        self.n_bytes += n_bytes
-
-    def settle(self) -> None:
-        """What ran last is over: a value that it changed right after a function returned is that function's value."""
-        self.pending_versions[-1] = version_of(self.pending[-1])
-        self.fresh = False
-
     def end(self) -> None:
         """The run is over: read what is left, and let go of all values."""
         self.read()
         self.flush()
-        self.last = _NOTHING
-        self.last_read = (_NOTHING, None)
-
-    def flush(self) -> None:
-        """Compute the digests of everything that is pending, without waiting for the device."""
-        if self.fresh:
-            self.settle()
-        versions = versions_of(self.pending)
-        if versions != self.pending_versions:
-            for row, now, before in zip(self.pending_rows, versions, self.pending_versions, strict=True):
-                if now != before:
-                    self.skipped[row] = "overwritten before it could be read"
-        unreadable = self.batch.flush()
-        if unreadable:
-            self._skip(unreadable)
-        for row, tensor, treatment in self.odd:
-            reason = why_unreadable(tensor)
-            if reason:
-                self.skipped[row] = reason
-            else:
-                self.computed.append((row, treatment, digests_of(tensor, treatment.cut)))
-        self.odd.clear()
-        self.pending.clear()
-        self.pending_rows.clear()
-        self.pending_versions.clear()
-        self.n_bytes -= self.pending_bytes
-        self.pending_bytes = 0
-        self.recorder.collect()
-
-    def _skip(self, unreadable: dict[int, str]) -> None:
-        """Note which rows hold no digest, as the memory of a value could not be read.
-
-        Args:
-            unreadable: slots, each with the reason.
-        """
-        ends = list(itertools.accumulate(row[4] for row in self.rows))
-        for slot, reason in unreadable.items():
-            self.skipped[bisect_right(ends, slot)] = reason
+        self.last = NOTHING
+        self.last_read = (NOTHING, None)
 
     # ------------------------------------------------------------------ modules
 
@@ -578,7 +435,7 @@ class Tape(Reel):
         frame = self.frames.get(id(module))
         self.lasting = frame is not None and bool(frame.path)
         if frame is None:
-            frame = self.recorder.stranger(module)
+            frame = self.resolver.stranger(module)
         self.stack.append(frame)
         self.arguments.append((args, kwargs))
         if not frame.path:
@@ -597,7 +454,7 @@ class Tape(Reel):
         if self.passive and known is not None and known[0]() is value and self.holds(known):
             self.alias(frame, name, INPUT, known)
         else:
-            self.recorder.came_in(frame, name, value)
+            self.resolver.came_in(frame, name, value)
 
     def left(self, outputs: tuple[Tensor, ...]) -> None:
         """Record what comes out of a module."""
@@ -613,20 +470,15 @@ class Tape(Reel):
             ):
                 self.alias(frame, "output", index, known)
             else:
-                self.recorder.came_out(frame, index, value)
+                self.resolver.came_out(frame, index, value)
         self.arguments.pop()
-
-    def holds(self, known: Known) -> bool:
-        """Whether the event of a tensor holds all of its value, not what an indexed write wrote of it."""
-        event = known[2]
-        return event >= 0 and self.rows[event][2].shape == known[1].size
 
     def alias(self, frame: Frame, name: str, output: int, known: Known) -> Visits:
         """Record that a value which is known goes into a module, or comes out."""
         mark = known[1]
         form = mark.passing
         if form is None:
-            form = mark.passing = self.recorder.passing(mark)
+            form = mark.passing = self.resolver.passing(mark)
         visits = self.visit(frame, name, output)
         self.rows.append((visits.ops[0], self.call, form, len(self.rows) - known[2], 0))
         return visits
@@ -664,15 +516,6 @@ _LASTS = 1.0
 """Seconds for which what a GPU had left is taken to be what it has."""
 _left: dict[torch.device, tuple[float, int]] = {}
 """When each was asked, and what it had."""
-
-
-def plan_for(plans: dict[tuple[int, ...], Planned], value: Tensor, dims: tuple[int, ...]) -> Planned:
-    """How to digest a value, from the plans for others that differ at most in stride."""
-    stride = value.stride()
-    found = plans.get(stride)
-    if found is None:
-        found = plans[stride] = planned(value, dims)
-    return found
 
 
 def _fits(mark: Mark, output: Tensor) -> bool:

@@ -9,18 +9,16 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from forkpoint.capture.hooks import Fetch
 from forkpoint.capture.labels import Label
 from forkpoint.capture.marks import Frame, Known
 from forkpoint.capture.sites import NOWHERE
 from forkpoint.support.readable import why_unreadable
-
-if TYPE_CHECKING:
-    from forkpoint.capture.recorder import Fetch
 
 
 @dataclass

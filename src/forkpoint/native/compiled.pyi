@@ -5,6 +5,7 @@ from torch import Size, Tensor, dtype, layout, nn
 from torch.overrides import TorchFunctionMode
 
 from forkpoint.capture.functions import Function
+from forkpoint.capture.ledger import Ledger
 from forkpoint.capture.marks import Entering, Frame, Known, Leaving
 from forkpoint.capture.pattern import Likeness
 from forkpoint.capture.sites import Place
@@ -34,7 +35,7 @@ def connect_passages(
     is_neg: Callable[[Tensor], bool],
     use_count: Callable[[Tensor], int],
     strided: layout,
-    state_of: Callable[[Tape, Known], Any],
+    state_of: Callable[[Ledger, Known], Any],
     /,
 ) -> None: ...
 def shorten(
@@ -101,7 +102,7 @@ class Pattern:
         position: int,
         /,
     ) -> list[Any] | None: ...
-    def rows_before(self, pool: list[Any], known: dict[int, Known], tape: Tape, /) -> list[int] | None: ...
+    def rows_before(self, pool: list[Any], known: dict[int, Known], tape: Ledger, /) -> list[int] | None: ...
     def note(
         self,
         pool: list[Any],
