@@ -208,6 +208,15 @@ case(
 )(lambda: batched(mixing(lambda h: h - h.mean(0)), mates=4))
 
 
+case(
+    "47-rows-mean-added",
+    "The mean of the rows added: nothing is normalised",
+    semantic("batch_statistics", by_design=None),
+    floor=1e-3,
+    check=_says_rows,
+)(lambda: batched(mixing(lambda h: h + h.mean(0)), mates=4))
+
+
 def _standardised(hidden: Tensor) -> Tensor:
     centred = hidden - hidden.mean(0)
     return centred / (centred.pow(2).mean(0) + 1e-5).sqrt()

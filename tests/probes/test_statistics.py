@@ -14,13 +14,13 @@ from torch import Tensor
 from forkpoint.probes.coupling import coupling
 from forkpoint.probes.origin import origin
 from forkpoint.probes.precision import precision
-from forkpoint.probes.statistics import normalises
+from forkpoint.probes.statistics import MEAN, NORMALISED, statistics
 
 TOKENS = ids(5)
 MATES, PADDED = (batch(TOKENS[4:]), batch(TOKENS)), (batch(TOKENS[4:]), batch(TOKENS[4:], right=3))
 
 
-def asked(function: Callable[[Tensor], Tensor], a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
+def asked(function: Callable[[Tensor], Tensor], a: dict[str, Tensor], b: dict[str, Tensor]) -> str | None:
     class Mixed(Model):
         def mix(self, hidden: Tensor, **inputs: Tensor) -> Tensor:
             return function(hidden)
@@ -30,7 +30,7 @@ def asked(function: Callable[[Tensor], Tensor], a: dict[str, Tensor], b: dict[st
     assert found is not None
     coupled = coupling(both, found)
     assert coupled
-    return normalises(coupled)
+    return statistics(coupled)
 
 
 @pytest.mark.parametrize(
@@ -42,7 +42,7 @@ def asked(function: Callable[[Tensor], Tensor], a: dict[str, Tensor], b: dict[st
     ],
 )
 def test_a_mean_and_a_variance_of_the_rows_do(function):
-    assert asked(function, *MATES)
+    assert asked(function, *MATES) == NORMALISED
 
 
 @pytest.mark.parametrize(
@@ -56,12 +56,17 @@ def test_a_mean_and_a_variance_of_the_rows_do(function):
     ],
 )
 def test_nothing_else_over_the_rows_does(function):
-    assert not asked(function, *MATES)
+    assert asked(function, *MATES) is None
 
 
 def test_a_norm_over_columns_does():
-    assert asked(lambda h: F.instance_norm(h.mT).mT, *PADDED)
-    assert asked(lambda h: F.layer_norm(h, h.shape[1:]), *PADDED)
+    assert asked(lambda h: F.instance_norm(h.mT).mT, *PADDED) == NORMALISED
+    assert asked(lambda h: F.layer_norm(h, h.shape[1:]), *PADDED) == NORMALISED
+
+
+def test_a_mean_that_is_added_is_one_and_normalises_nothing():
+    assert asked(lambda h: h + h.mean(1, keepdim=True), *PADDED) == MEAN
+    assert asked(lambda h: h + h.mean(0), *MATES) == MEAN
 
 
 def test_a_length_over_columns_does_not():

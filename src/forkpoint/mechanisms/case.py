@@ -23,7 +23,7 @@ from forkpoint.probes.length import changes_with_length
 from forkpoint.probes.meetings import Meeting
 from forkpoint.probes.origin import Origin
 from forkpoint.probes.pooling import for_the_call
-from forkpoint.probes.statistics import normalises
+from forkpoint.probes.statistics import MEAN, NORMALISED, statistics
 from forkpoint.probes.swap import Swap
 from forkpoint.probes.watchers import Store
 from forkpoint.result import ProbeResult
@@ -251,13 +251,16 @@ class Case:
         return self.origin.seen.a.op.module
 
     @cached_property
-    def normalises(self) -> bool:
-        """Whether what couples tokens at the origin is a mean, or a mean and a variance, by which they are normalised."""
-        if self.coupling is None or not normalises(self.coupling):
-            return False
-        self._tell("a constant added to all values there changes nothing, doubled values no more than the scale, and each of "
-                   "the others counts: a mean, or a mean and a variance, is taken away")  # fmt: skip
-        return True
+    def statistics(self) -> str | None:
+        """By what statistics tokens are coupled at the origin; None where by none."""
+        found = None if self.coupling is None else statistics(self.coupling)
+        if found == NORMALISED:
+            self._tell("a constant added to all values there changes nothing, doubled values no more than the scale, and each "
+                       "of the others counts: a mean, or a mean and a variance, is taken away")  # fmt: skip
+        elif found == MEAN:
+            self._tell("a constant added to all values there adds one number to them, doubled values are doubled, and each of "
+                       "the others counts: a mean of them is taken")  # fmt: skip
+        return found
 
     def _tell(self, more: str) -> None:
         """Add to the evidence of the coupling what was shown of it besides."""

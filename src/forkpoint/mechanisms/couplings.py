@@ -11,6 +11,7 @@ from forkpoint.probes.coupling import EARLIER, PADDING, ROWS, Coupling
 from forkpoint.probes.deciding import STEPS
 from forkpoint.probes.resampled import LOUD
 from forkpoint.probes.spans import spans
+from forkpoint.probes.statistics import NORMALISED
 from forkpoint.probes.watchers import Store
 
 _EXTREMES = frozenset({"amax", "amin", "max", "min", "aminmax", "norm", "vector_norm", "linalg_vector_norm"})
@@ -173,7 +174,7 @@ def statistics_or_leak(case: Case) -> Mechanism | None:
         return None  # a number of the whole call, like a loss, is made of all tokens in any model
     if coupled.ordered():
         return _leak(case, coupled)
-    if case.normalises:
+    if case.statistics is not None:
         return _statistics(case, case.coupling or coupled)
     return _leak(case, coupled) if PADDING in coupled.what else _in_no_order(coupled)
 
@@ -185,9 +186,10 @@ def leak(case: Case) -> Mechanism | None:
 
 
 def _statistics(case: Case, coupled: Coupling) -> Mechanism:
+    meant = case.statistics == NORMALISED  # a mean that is not taken away may be anything
     if coupled.of_rows:
         return Mechanism(
-            "batch_statistics", True, "statistics are taken over the rows of the batch, so a row's values depend on "
+            "batch_statistics", True if meant else None, "statistics are taken over the rows of the batch, so a row's values depend on "
             "its batch mates",
             "Run one row at a time where rows must not depend on each other, or use a normalisation that sees one row "
             "(put the module in eval mode, if it is a batch norm).",
@@ -201,7 +203,7 @@ def _statistics(case: Case, coupled: Coupling) -> Mechanism:
     masked = case.masked_itself
     whole = case.root is not None and case.root.a.label is not None and _keeps_tokens(case)
     return Mechanism(
-        "batch_statistics", False if masked else True if whole or ROWS in coupled.what else None,
+        "batch_statistics", False if masked else True if meant and (whole or ROWS in coupled.what) else None,
         f"statistics are taken {what}, {' and '.join(coupled.what)} among them"
         + (f", {case.masked}" if masked else ""),
         "Leave padding out of the statistics: sum(x * mask) / sum(mask)." if masked else

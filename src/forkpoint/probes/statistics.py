@@ -3,7 +3,7 @@
 A softmax, a maximum or a length of vectors is taken over the others as well, in no order. What tells a
 normalisation from them: a constant added to all values changes nothing, all values doubled change
 nothing (or double it, where only a mean is taken away), and each of the others counts, however little
-it is changed.
+it is changed. Where a mean is not taken away but added, a constant adds one number to all values.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from torch import Tensor
 
 from forkpoint.match.align import pair_elements
 from forkpoint.probes.bench import Bench, Mask
-from forkpoint.probes.coupling import Coupling
+from forkpoint.probes.coupling import ROWS, Coupling
 from forkpoint.probes.resampled import Rescaled
 from forkpoint.probes.watchers import Kept
 
@@ -28,16 +28,23 @@ _EACH = 0.9
 """Share of the elements that has to move with one of the others; a largest value moves with few."""
 
 
-def normalises(coupled: Coupling) -> bool:
-    """Whether the first value of tokens, from the origin on, is made by taking statistics of others away."""
+NORMALISED, MEAN = "normalised", "mean"
+"""A mean, or a mean and a variance, is taken away; or a mean is taken, and used otherwise."""
+
+
+def statistics(coupled: Coupling) -> str | None:
+    """By what statistics of others the first value of tokens, from the origin on, is made; None where by none."""
     bench = coupled.bench
     at = None if bench is None else _of_tokens(bench)
     if bench is None or coupled.others is None or at is None:
-        return False
+        return None
     here = bench.at(at)
-    mine = bench.samples(bench.first_of(coupled.moved))
+    first = bench.first_of(coupled.moved)
+    mine, others = bench.samples(first), coupled.others
+    if ROWS not in coupled.what:
+        others = others & bench.row_mates(first)
     before = [bench.store.kept[event] for event in bench.before & bench.content if event in bench.store.kept]
-    one = _one_of(bench, coupled.others, before, rows=coupled.of_rows)
+    one = _one_of(bench, others, before, rows=coupled.of_rows)
 
     def values(factor: float, shift: float = 0.0, nudged: Mask | None = None) -> Tensor | None:
         watcher = Rescaled({kept.place for kept in before}, factor, shift, nudged, _NUDGE)
@@ -46,15 +53,18 @@ def normalises(coupled: Coupling) -> bool:
 
     plain = values(_FAR)
     if one is None or plain is None or not plain.numel() or not bool(plain.abs().max()):
-        return False
+        return None
     doubled, shifted = values(2 * _FAR), values(_FAR, _SHIFT)
-    if not (_equal(plain, shifted) and (_equal(plain, doubled) or _equal(2 * plain, doubled))):
-        return False
-    nudged = values(_FAR, nudged=one)
+    twice = _equal(2 * plain, doubled)
+    normalised = _equal(plain, shifted) and (twice or _equal(plain, doubled))
+    linear = twice and shifted is not None and shifted.shape == plain.shape and _one_number(shifted - plain)
+    nudged = values(_FAR, nudged=one) if normalised or linear else None
     if nudged is None or nudged.shape != plain.shape:
-        return False
+        return None
     moved = (nudged - plain).abs() > _MOVED * plain.abs().max()
-    return float(moved.double().mean()) > _EACH
+    if float(moved.double().mean()) <= _EACH:
+        return None
+    return NORMALISED if normalised else MEAN
 
 
 def _of_tokens(bench: Bench) -> int | None:
@@ -95,3 +105,7 @@ def _equal(one: Tensor, other: Tensor | None) -> bool:
     if other is None or other.shape != one.shape:
         return False
     return bool((one - other).abs().max() <= _EQUAL * one.abs().max())
+
+
+def _one_number(values: Tensor) -> bool:
+    return bool(values.max() - values.min() <= _EQUAL * values.abs().max())
