@@ -219,9 +219,18 @@ def test_a_kernel_of_torchs_attention_by_name(llama, tokenizer):
     assert result.verdict.kind in (VerdictKind.ROUNDING, VerdictKind.IDENTICAL)
 
 
+def test_a_kernel_that_refuses_is_one_error(llama, tokenizer):
+    refusing = "sdpa:cudnn"  # there is none for the CPU
+    if torch.cuda.is_available():
+        pytest.skip("it may run here")
+    with pytest.raises(fp.InputError, match=f"attention '{refusing}' can't run here: "):
+        fp.attention(llama, tokenizer, PROMPT, refusing)
+    assert llama.config._attn_implementation == "sdpa"
+
+
 def test_an_implementation_is_put_back_where_the_model_fails(llama, tokenizer, monkeypatch):
     monkeypatch.setattr(llama, "forward", lambda **_: 1 / 0)
-    with pytest.raises(ZeroDivisionError):
+    with pytest.raises(fp.InputError, match="attention 'eager' can't run here: division by zero"):
         fp.attention(llama, tokenizer, PROMPT)
     assert llama.config._attn_implementation == "sdpa"
 
@@ -253,8 +262,15 @@ def test_a_device_that_is_not_here_or_is_the_same(llama, tokenizer):
 
 
 @pytest.mark.gpu
-def test_the_cpu_and_a_gpu_round(llama, tokenizer):
-    result = fp.device(llama, tokenizer, PROMPT)
+def test_an_offloaded_cache_is_made_anew_for_each_run(llama, tokenizer):
+    result = fp.cache(llama.cuda(), tokenizer, PROMPT, kind="offloaded")
+    assert result.verdict.kind is VerdictKind.ROUNDING
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("name", ["llama", "gpt2", "bert", "mixtral", "t5"])
+def test_the_cpu_and_a_gpu_round(tokenizer, name):
+    result = fp.device(ARCHITECTURES[name].build(), tokenizer, PROMPT)
     assert (result.a.device, result.b.device) == ("cpu", "cuda:0")
     assert result.verdict.kind is VerdictKind.ROUNDING
 

@@ -272,6 +272,8 @@ def _compare_weight(
     x: Tensor = getattr(_base(mine), table)[name]
     y: Tensor = getattr(_base(theirs), table)[name]
     delta_x, delta_y = _adapters(mine, name), _adapters(theirs, name)
+    if x.device != y.device:
+        x, y, delta_x, delta_y = x.cpu(), y.cpu(), _on_cpu(delta_x), _on_cpu(delta_y)
     title = f"{path}.{name}" if path else name
     if delta_x is None and delta_y is None and (x is y or same_bits(x.detach(), y.detach())):
         return
@@ -298,6 +300,10 @@ def _compare_weight(
         found.rounded.append(Weight(sides, name, wide, table))
         return
     found.different.setdefault(slug, []).append(title)
+
+
+def _on_cpu(delta: tuple[Tensor, Tensor] | None) -> tuple[Tensor, Tensor] | None:
+    return None if delta is None else (delta[0].cpu(), delta[1].cpu())
 
 
 def _quantized(weight: Tensor) -> bool:

@@ -13,7 +13,7 @@ from forkpoint.runs.modules import innermost
 from forkpoint.runs.run import Run
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
     from typing import Unpack
 
     from forkpoint.questions.prompts import Padded
@@ -108,9 +108,20 @@ def _steps(model: Any, made: Padded, split: int, chunk: int, kind: CacheKind) ->
             call["use_cache"] = True
         calls.append(call)
     first = _made(model, one_of("cache", kind, get_args(CacheKind)), length)
-    if first is not None:
+    if first is not None and kind != "offloaded":
         calls[0]["past_key_values"] = first
     return calls
+
+
+def _with_own(model: Any, kind: CacheKind, length: int) -> Callable[[Any, dict[str, Any]], Any]:
+    """Calls a model, the first time with a cache of its own: one with streams of its own can't be copied with the inputs."""
+
+    def call(given: Any, inputs: dict[str, Any]) -> Any:
+        if "past_key_values" not in inputs:
+            inputs = {**inputs, "past_key_values": _made(model, kind, length)}
+        return given(**inputs)
+
+    return call
 
 
 def _made(model: Any, kind: str, length: int) -> Any:
