@@ -64,12 +64,15 @@ class Witness:
 
 def check(model: nn.Module, inputs: Mapping[str, Any], *, seen_by_a_mode: bool = True) -> forkpoint.Result:
     """Compares a run with itself, and every output that the model made with one made unobserved."""
+    random = torch.get_rng_state()
     with torch.no_grad():
         plain = model(**inputs)
+    drawn = not torch.equal(torch.get_rng_state(), random)
     witness = Witness()
     runs = [forkpoint.Run(model, inputs, call=witness) for _ in range(2)]
     result = forkpoint.compare(*runs, probes=False)
-    assert result.first is None
+    # Some versions of transformers draw numbers for dropping layers that no layer is dropped by: the runs draw others.
+    assert result.first is None or (drawn and result.first.function == "rand" and result.identical)
     assert len(witness.outputs) >= 2
     assert not seen_by_a_mode or any(witness.modes), "no run was traced"
     assert all(same_bits(output, plain) for output in witness.outputs)
