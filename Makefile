@@ -9,11 +9,7 @@ WORKERS ?= 2
 # Tests of what is also written in C, which are repeated without it.
 ALSO_IN_C := $(wildcard tests/capture/test_*.py) tests/runs/test_state.py tests/test_no_observer_effect.py
 
-<<<<<<< HEAD
-.PHONY: demo test check corpus benchmark faults clean
-=======
-.PHONY: demo test check corpus programs benchmark clean
->>>>>>> a435a86 (Random programs, each traced with and without the part in C, against a slow and obvious oracle; gradients are values like any other)
+.PHONY: demo test check corpus programs benchmark faults matrix sanitize clean
 .DELETE_ON_ERROR:
 
 demo: $(READY)
@@ -32,7 +28,6 @@ check: $(READY)
 corpus: $(READY)
 	$(THREADS) $(BIN)/python -m tests.corpus $(ARGS)
 
-<<<<<<< HEAD
 # An interrupt, an error, a full disk, a full memory at every place: hours. ARGS="--count 100" takes a sample of each.
 faults: $(READY)
 	$(THREADS) $(BIN)/python -m tests.trust.failures $(ARGS)
@@ -40,12 +35,19 @@ faults: $(READY)
 	$(THREADS) $(BIN)/python -m tests.trust.interrupts --raise MemoryError $(ARGS)
 	$(THREADS) $(BIN)/python -m tests.trust.interrupts --saving $(ARGS)
 	$(THREADS) $(BIN)/python -m tests.trust.interrupts --saving --raise OSError $(ARGS)
-=======
+
 # Random programs, traced with the part in C and without: tests/programs.
 programs: $(READY)
 	$(THREADS) $(BIN)/python -m tests.programs --count 10000 --seed 1 $(ARGS)
 	$(THREADS) FORKPOINT_PURE_PYTHON=1 $(BIN)/python -m tests.programs --count 10000 --seed 2 $(ARGS)
->>>>>>> a435a86 (Random programs, each traced with and without the part in C, against a slow and obvious oracle; gradients are values like any other)
+
+# ARGS="--torch-from SITE-PACKAGES" adds the torch of another environment, "--every 4" takes a quarter of the tests.
+matrix: $(READY)
+	$(THREADS) $(BIN)/python -m tests.matrix --folder $(VENV)/matrix $(ARGS)
+
+# The extension under the address and undefined-behaviour sanitisers; needs GCC and Linux.
+sanitize: $(READY)
+	$(THREADS) $(BIN)/python -m tests.native.sanitized $(ARGS)
 
 # Every processor, and nothing else at work: figures are worth what the machine's quiet is.
 benchmark: $(READY)
