@@ -48,7 +48,7 @@ def main() -> int:
     counts = found.counts
     print(
         f"{counts['programs']:,} programs ({'C and Python' if native.IN_USE else 'Python alone'}), {counts['calls']:,} calls of "
-        f"their models, {counts['planted']:,} with a difference; {counts['answered']:,} answers as the oracle's, "
+        f"their models, {counts['planted']:,} with a difference, {counts['refused']} that torch refuses; {counts['answered']:,} answers as the oracle's, "
         f"{counts['located']:,} of them an op; {counts['wrong']} wrong; {time.monotonic() - begin:.0f} s"
     )
     return counts["wrong"] > 0

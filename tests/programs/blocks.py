@@ -556,6 +556,12 @@ class Passing(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
+@contextmanager
+def quietly() -> Generator[None]:
+    """A manager of the model's own."""
+    yield
+
+
 @block
 def modes(model: Any, x: Tensor, y: Tensor, gain: float) -> Tensor:
     with Doubling():
@@ -724,3 +730,88 @@ def recomputed_noise(model: Any, x: Tensor, y: Tensor, gain: float) -> Tensor:
         z = checkpoint(lambda v: F.dropout(v * gain, 0.5, training=True), w, use_reentrant=False)
         (grad,) = torch.autograd.grad(z.sum(), w)
     return z.detach() + grad + y
+
+
+@block
+def unusual_containers(model: Any, x: Tensor, y: Tensor, gain: float) -> Tensor:
+    model.queue.append(y.mean() * gain)
+    model.counts["calls"] += 1
+    model.slots.value = model.slots.value + 1
+    model.slots.tensor.mul_(1.5)
+    model.array += 1
+    model.nested["deep"][0]["tensor"].add_(x.mean())
+    total = model.slots.tensor + model.nested["deep"][0]["tensor"] + float(model.array.sum())
+    return x + model.queue[-1] + total + model.counts["calls"] + len(model.queue)
+
+
+@random_block
+def replaced_state(model: Any, x: Tensor, y: Tensor, gain: float) -> Tensor:
+    model.running = model.running + x.mean((0, 1)) * gain
+    model.first.weight.requires_grad_(False)
+    model.train(not model.training)
+    z = model.last(model.first(x)) + model.running
+    model.last = nn.Linear(8, 6).to(x.dtype)
+    with torch.no_grad():
+        for weight in model.last.parameters():
+            weight.fill_(0.1)
+    if hasattr(model, "latest"):
+        del model.latest
+    return z + model.last(model.first(y))
+
+
+@block
+def aliases_of_state(model: Any, x: Tensor, y: Tensor, gain: float) -> Tensor:
+    """A buffer written through a view of it, and returned as it is."""
+    view = model.running.view(2, 3)[0]
+    view.add_(y.mean() * gain)
+    model.window = model.running[2:]
+    model.window.mul_(2)
+    return x + model.running
+
+
+@block
+def parametrised(model: Any, x: Tensor, y: Tensor, gain: float) -> Tensor:
+    return model.spectral(x * gain) + model.shared[0](y) * model.shared[1].weight.sum() + model.table["a"] * y
+
+
+@block
+def lazily_made(model: Any, x: Tensor, y: Tensor, gain: float) -> Tensor:
+    if not hasattr(model, "added"):
+        model.added = nn.LayerNorm(6)
+        model.values = torch.ones(6)
+    model.values.add_(1)
+    return model.added(x * gain) + model.values * y
+
+
+@random_block
+def state_of_a_generator(model: Any, x: Tensor, y: Tensor, gain: float) -> Tensor:
+    return x + torch.randn(x.shape, generator=model.generator) * gain + y
+
+
+def _hears(*_: Any) -> None:
+    return None
+
+
+@block
+def hooks_of_all(model: Any, x: Tensor, y: Tensor, gain: float) -> Tensor:
+    handles = [
+        nn.modules.module.register_module_forward_hook(lambda module, args, output: None),
+        nn.modules.module.register_module_forward_pre_hook(lambda module, args: None),
+        model.stack.register_forward_hook(lambda module, args, output: output * gain),
+        model.norm.register_full_backward_hook(_hears),
+    ]
+    try:
+        return model.stack(x) + model.norm(y)
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@gradient_block
+def gradients_that_stay(model: Any, x: Tensor, y: Tensor, gain: float) -> Tensor:
+    """A backward pass whose gradients add to those that the parameters have."""
+    with torch.enable_grad():
+        (model.last(model.first(x.detach())) * y.detach() * gain).sum().backward()
+    weight = model.first.weight
+    assert weight.grad is not None
+    return x + weight.grad.sum()

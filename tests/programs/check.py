@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import traceback
 import warnings
+from collections import deque
 from dataclasses import dataclass, field
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import torch
 from tests.capture.passages import assert_same, assert_same_labels, forget
 from tests.native.python import in_python
@@ -19,6 +21,7 @@ from forkpoint.native import compiled
 
 from . import oracle
 from .program import COMPILED, Program
+from .state import Slots
 
 START = torch.Generator().manual_seed(1).get_state()
 """The random state in which every run begins."""
@@ -48,7 +51,13 @@ def frozen(value: Any, depth: int = 8) -> Any:
             for key, item in value.items()
             if key not in NUMBERED
         )
-    if isinstance(value, (list, tuple)):
+    if isinstance(value, np.ndarray):
+        return value.tobytes()
+    if isinstance(value, torch.Generator):
+        return frozen_tensor(value.get_state())
+    if isinstance(value, Slots):
+        return frozen([value.value, value.tensor], depth - 1)
+    if isinstance(value, (list, tuple, deque)):
         return tuple(frozen(item, depth - 1) for item in value)
     if isinstance(value, nn.Module):
         held = {key: item for key, item in vars(value).items() if not isinstance(item, dict) or item}
@@ -117,6 +126,7 @@ class Checker:
         notes: the remarks of the first trace.
         answered: whether the oracle could say where the runs part, or that they don't, and it is the same answer.
         located: whether that is an op.
+        fails: whether torch refuses the program.
         calls: how many calls of the model were looked at.
     """
 
@@ -124,19 +134,30 @@ class Checker:
         self.program = program
         self.wrong: list[str] = []
         self.notes: tuple[str, ...] = ()
-        self.answered = self.located = False
+        self.answered = self.located = self.fails = False
         self.calls = 0
 
     def run(self) -> None:
         """Make all checks."""
-        for check in (self.observed, self.rows):
+        program = self.program
+        try:
+            expected = [self.plain(gain) for gain in (1.0, program.gain)]
+        except Exception as error:  # noqa: BLE001 - what a program may not do, torch says
+            self.fails = True
+            self.same_error(error)
+            return
+        for check in (
+            lambda: self.observed(expected),
+            self.rows,
+            *([lambda: self.probed(expected)] if program.probed else []),
+        ):
             try:
                 check()
             except Exception as error:  # noqa: BLE001 - whatever it is, it is what is looked for
                 where = traceback.extract_tb(error.__traceback__)[-1]
                 said = str(error).splitlines()[0][:200] if str(error) else ""
                 self.wrong.append(
-                    f"{check.__name__}: {type(error).__name__} in {where.filename.rsplit('/', 1)[-1]}:{where.lineno}: {said}"
+                    f"{type(error).__name__} in {where.filename.rsplit('/', 1)[-1]}:{where.lineno}: {said}"
                 )
 
     def plain(self, gain: float) -> list[Seen]:
@@ -148,20 +169,52 @@ class Checker:
                 witness(model, inputs)
         return witness.seen
 
-    def observed(self) -> None:
+    def runs(self, calls: list[Any]) -> list[fp.Run]:
+        """The two runs of the program."""
+        program, model = self.program, self.program.model()
+        layout = fp.Layout.read([{"x": call["x"]} for call in program.inputs()])
+        return [
+            fp.Run(model, program.inputs(gain), layout=layout, call=call)
+            for gain, call in zip((1.0, program.gain), calls, strict=True)
+        ]
+
+    def same_error(self, error: Exception) -> None:
+        """A program that torch refuses is refused with the same error, and leaves nothing changed."""
+        runs = self.runs([Witness(self.program, START) for _ in "AB"])
+        before = frozen(runs[0].model)
+        try:
+            fp.compare(*runs, probes=False)
+            self.wrong.append(f"no error where the program alone ends in {type(error).__name__}")
+        except Exception as found:  # noqa: BLE001 - to be compared
+            if (type(found), str(found)) != (type(error), str(error)):
+                self.wrong.append(
+                    f"{type(found).__name__}: {found}, where the program alone ends in {error}"[:400]
+                )
+        if frozen(runs[0].model) != before:
+            self.wrong.append("the model was left changed: " + difference(before, frozen(runs[0].model)))
+
+    def probed(self, expected: list[list[Seen]]) -> None:
+        """Experiments leave nothing changed, and runs are identical where what they return is."""
+        runs = self.runs([Witness(self.program, START) for _ in "AB"])
+        before = frozen(runs[0].model)
+        torch.set_rng_state(START)
+        kind = fp.compare(*runs).verdict.kind
+        identical = [call.output for call in expected[0]] == [call.output for call in expected[1]]
+        if identical != (kind == "identical"):
+            self.wrong.append(f"{kind}, where the outputs are {'the same' if identical else 'not the same'}")
+        if frozen(runs[0].model) != before:
+            self.wrong.append(
+                "experiments left the model changed: " + difference(before, frozen(runs[0].model))
+            )
+
+    def observed(self, expected: list[list[Seen]]) -> None:
         """Tracing changes no bit, and the first divergence is the oracle's."""
         program = self.program
-        model = program.model()
         gains = (1.0, program.gain)
         witnesses = [Witness(program, START) for _ in gains]
-        expected = [self.plain(gain) for gain in gains]
+        runs = self.runs(witnesses)
+        model, before = runs[0].model, frozen(runs[0].model)
         torch.set_rng_state(START)
-        before = frozen(model)
-        layout = fp.Layout.read([{"x": call["x"]} for call in program.inputs()])
-        runs = [
-            fp.Run(model, program.inputs(gain), layout=layout, call=witness)
-            for gain, witness in zip(gains, witnesses, strict=True)
-        ]
         result = fp.compare(*runs, probes=False)
         self.notes = result.a.notes
         if frozen(model) != before:

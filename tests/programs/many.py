@@ -41,6 +41,7 @@ def found_in(task: tuple[int, str | None, range]) -> Found:
         found.counts["planted"] += made.gain != 1.0
         found.counts["answered"] += checked.answered
         found.counts["located"] += checked.located
+        found.counts["refused"] += checked.fails
         found.counts["calls"] += checked.calls
         found.wrong += [f"{number} {made.blocks}: {line}" for line in checked.wrong[:3]]
         found.counts["wrong"] += bool(checked.wrong)

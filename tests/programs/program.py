@@ -26,7 +26,6 @@ STATEMENTS = (
 WRITES = ("{a}.add_({b} * 0.5)", "{a}[:, 1:] *= 0.5", "{a}.clamp_(-3, 3)", "{a}[..., 0] = {b}[..., 1]")
 """Statements that write into a value, which is a copy of its own."""
 MODES = ("no_grad", "no_grad", "enable_grad", "inference_mode")
-PLANTED = "{a} * gain"
 
 
 @dataclass(frozen=True)
@@ -41,6 +40,8 @@ class Program:
         training: whether the model is in training mode.
         gain: what run B multiplies by at one place; 1.0 for none.
         mode: `no_grad`, `enable_grad` or `inference_mode`, under which it is called.
+        parts: how many layers it has that are alike, besides the others.
+        probed: whether experiments are made, too.
     """
 
     seed: str
@@ -52,6 +53,8 @@ class Program:
     training: bool
     gain: float
     mode: str
+    parts: int = 0
+    probed: bool = False
 
     @property
     def draws(self) -> bool:
@@ -60,8 +63,12 @@ class Program:
 
     def model(self) -> nn.Module:
         """The model, the same each time."""
-        kind, before = _class_of(self), torch.get_rng_state()
-        model = kind(self.blocks).train(self.training)
+        before, (kind, part) = torch.get_rng_state(), _classes_of(self)
+        torch.manual_seed(0)
+        model: Any = kind(self.blocks)
+        if self.parts:
+            model.parts = nn.ModuleList(part(self.blocks) for _ in range(self.parts))
+        model.train(self.training)
         torch.set_rng_state(before)
         return model
 
@@ -74,12 +81,88 @@ class Program:
         ]
 
 
-def _class_of(program: Program) -> type[Model]:
+def _classes_of(program: Program) -> tuple[type[Model], type[Model]]:
     name = f"<program {program.seed}>"
     names: dict[str, Any] = {"torch": torch, "blocks": blocks, "Model": Model, "Tensor": Tensor}
     linecache.cache[name] = (len(program.text), None, program.text.splitlines(keepends=True), name)
     exec(compile(program.text, name, "exec"), names)
-    return names["Program"]
+    return names["Program"], names.get("Part", Model)
+
+
+CONTEXTS = (
+    'torch.autocast("cpu", torch.bfloat16)', "blocks.Doubling()", "blocks.Passing()", "torch.no_grad()", "torch.enable_grad()",
+    "torch.inference_mode()", "torch._C.DisableTorchFunction()", "torch.random.fork_rng()", 'torch.device("cpu")',
+    "torch.autograd.graph.save_on_cpu()", "torch.autograd.set_grad_enabled(True)", "blocks.quietly()",
+    "torch._C.DisableTorchFunctionSubclass()", "torch.autograd.forward_ad.dual_level()",
+)  # fmt: skip
+"""What part of a program may run in."""
+GAIN = "GAIN"
+"""Stands where a gain may be planted."""
+
+
+class _Writer:
+    """Writes statements, each of which makes a new value of those before."""
+
+    def __init__(self, draw: random.Random, only: str | None) -> None:
+        self.draw, self.only = draw, only
+        self.used: list[str] = []
+        self.contexts: list[str] = []
+
+    def body(self, count: int, names: list[str], *, depth: int = 0, parts: int = 0) -> list[str]:
+        """Some statements; their values' names are added to those that are there."""
+        lines: list[str] = []
+        for _ in range(count):
+            a, b = self.draw.choice(names[-3:]), self.draw.choice(names)
+            new = f"{names[0][0]}{len(names)}"
+            chance = self.draw.random()
+            if self.only is None and depth < 2 and chance < 0.08:
+                lines += self.within(names, new, depth)
+            elif self.only is None and parts and chance < 0.2:
+                lines += [f"{new} = {a}", *self.loop(new, b, parts)]
+            else:
+                lines += self.statement(new, a, b)
+            names.append(new)
+        return lines
+
+    def within(self, names: list[str], new: str, depth: int) -> list[str]:
+        """Some statements in a context; what comes of them is float32 again."""
+        context = self.draw.choice(CONTEXTS)
+        self.contexts.append(context)
+        inner = list(names)
+        lines = self.body(self.draw.randint(1, 3), inner, depth=depth + 1)
+        kept = f"{new} = {inner[-1]}.detach().float().clone()"
+        return [f"with {context}:", *(f"    {line}" for line in lines), kept]
+
+    def loop(self, new: str, b: str, parts: int) -> list[str]:
+        """The parts of the model one after the other, as layers; the gain is one of theirs."""
+        which = self.draw.randrange(parts)
+        return [
+            "for index, part in enumerate(self.parts):",
+            f"    {new} = part({new}, {b}, {GAIN} if index == {which} else 1.0)",
+        ]
+
+    def statement(self, new: str, a: str, b: str) -> list[str]:
+        """One statement."""
+        chance = self.draw.random()
+        if self.only is not None or chance < 0.55:
+            common = sorted(set(BLOCKS) - RARE)
+            name = self.only or self.draw.choice(sorted(RARE) if self.draw.random() < 0.04 else common)
+            self.used.append(name)
+            return [f"{new} = blocks.{name}(self, {a}, {b}, {GAIN})"]
+        if chance < 0.65:
+            return [f"{new} = {a} * {GAIN}"]
+        if chance < 0.77:
+            return [f"{new} = {a}.clone()", self.draw.choice(WRITES).format(a=new, b=b)]
+        return [f"{new} = {self.draw.choice(STATEMENTS).format(a=a, b=b)}"]
+
+
+def _planted(lines: list[str], draw: random.Random) -> bool:
+    """Put the gain in one of the places where it may be, or nowhere; whether it is anywhere."""
+    places = [index for index, line in enumerate(lines) if GAIN in line]
+    chosen = draw.choice(places) if places and draw.random() < 0.7 else None
+    for index in places:
+        lines[index] = lines[index].replace(GAIN, "gain" if index == chosen else "1.0")
+    return chosen is not None
 
 
 def drawn(draw: random.Random, seed: str = "", *, only: str | None = None) -> Program:
@@ -90,36 +173,34 @@ def drawn(draw: random.Random, seed: str = "", *, only: str | None = None) -> Pr
         seed: what it goes by.
         only: the one block that it calls.
     """
-    common = sorted(set(BLOCKS) - RARE)
-    count = draw.randint(1, 9)
-    planted = draw.randrange(count) if draw.random() < 0.7 else None
-    lines, names, used = ["x0 = x + 0", "x1 = torch.sin(x) * 2"], ["x0", "x1"], []
-    for index in range(count):
-        gain = "gain" if index == planted else "1.0"
-        a, b = draw.choice(names[-3:]), draw.choice(names)
-        new = f"x{len(names)}"
-        if only is not None or draw.random() < 0.6:
-            name = only or draw.choice(sorted(RARE) if draw.random() < 0.04 else common)
-            used.append(name)
-            lines.append(f"{new} = blocks.{name}(self, {a}, {b}, {gain})")
-        elif index == planted:
-            lines.append(f"{new} = {PLANTED.format(a=a)}")
-        elif draw.random() < 0.3:
-            lines += [f"{new} = {a}.clone()", draw.choice(WRITES).format(a=new, b=b)]
-        else:
-            lines.append(f"{new} = {draw.choice(STATEMENTS).format(a=a, b=b)}")
-        names.append(new)
+    writer = _Writer(draw, only)
+    parts = draw.choice((0, 0, 2, 3)) if only is None else 0
+    part_names, names = ["p0", "p1"], ["x0", "x1"]
+    part = writer.body(draw.randint(1, 4), part_names) if parts else []
+    # a part's own gain is what it is given
+    part = [line.replace(GAIN, "1.0") for line in part]
+    lines = writer.body(draw.randint(1, 8), names, parts=parts)
+    planted = _planted(lines, draw)
     last = names[-1]
     returned = draw.choice(
         (last, f"({last}, {names[-2]})", f"{{'last': {last}, 'mean': {last}.mean(1), 'list': [{names[-2]}]}}")
     )
-    text = "\n".join(
-        ["class Program(Model):", "    def forward(self, x, gain=1.0):", *(f"        {line}" for line in lines),
-         f"        return {returned}", ""]
-    )  # fmt: skip
+    source = [
+        "class Part(Model):", "    def forward(self, p0, p1, gain):", *(f"        {line}" for line in part),
+        f"        return {part_names[-1]} * gain", "",
+    ] if parts else []  # fmt: skip
+    source += [
+        "class Program(Model):", "    def forward(self, x, gain=1.0):", "        x0 = x + 0", "        x1 = torch.sin(x) * 2",
+        *(f"        {line}" for line in lines), f"        return {returned}", "",
+    ]  # fmt: skip
+    mode = draw.choice(MODES)
+    differentiates = bool(DIFFERENTIATES.intersection(writer.used))
+    if differentiates and "torch.inference_mode()" in writer.contexts:
+        source = [line.replace("torch.inference_mode()", "torch.no_grad()") for line in source]
     return Program(
-        seed=seed, text=text, blocks=tuple(used), rows=draw.randint(1, 2), tokens=draw.randint(2, 5),
+        seed=seed, text="\n".join(source), blocks=tuple(writer.used), rows=draw.randint(1, 2), tokens=draw.randint(2, 5),
         calls=draw.choice((1, 1, 1, 2)), training=draw.random() < 0.3,
-        gain=1.0 if planted is None else draw.choice((1.5, 1 + 2**-10, -1.0)),
-        mode="enable_grad" if (mode := draw.choice(MODES)) == "inference_mode" and DIFFERENTIATES & {*used} else mode,
+        gain=draw.choice((1.5, 1 + 2**-10, -1.0)) if planted else 1.0,
+        mode="enable_grad" if mode == "inference_mode" and differentiates else mode, parts=parts,
+        probed=draw.random() < 0.15,
     )  # fmt: skip

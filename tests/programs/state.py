@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections import defaultdict, deque
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.parametrizations import spectral_norm
 
 from .blocks import Pair
 
@@ -30,6 +33,15 @@ class Recursive(nn.Module):
 
     def forward(self, x: Tensor, depth: int) -> Tensor:
         return x if not depth else torch.tanh(self.layer(self(x, depth - 1)))
+
+
+class Slots:
+    """An object without a dictionary."""
+
+    __slots__ = ("tensor", "value")
+
+    def __init__(self) -> None:
+        self.value, self.tensor = 0, torch.ones(WIDTH)
 
 
 class Model(nn.Module):
@@ -68,6 +80,15 @@ class Model(nn.Module):
         self.notes = SimpleNamespace(value=0, tensor=torch.zeros(WIDTH))
         self.seen: set[tuple[int, ...]] = set()
         self.latest: Tensor | None = None
+        self.queue: deque[Tensor] = deque(maxlen=3)
+        self.counts: defaultdict[str, int] = defaultdict(int)
+        self.slots, self.array = Slots(), np.zeros(3, dtype=np.float32)
+        self.nested = {"deep": [{"tensor": torch.zeros(WIDTH)}]}
+        self.generator = torch.Generator().manual_seed(3)
+        if "parametrised" in blocks:
+            self.spectral = spectral_norm(nn.Linear(WIDTH, WIDTH))
+            self.shared = nn.ModuleList([nn.Linear(WIDTH, WIDTH)] * 2)
+            self.table = nn.ParameterDict({"a": nn.Parameter(torch.ones(WIDTH))})
         for index, weight in enumerate(self.parameters()):
             with torch.no_grad():
                 values = torch.arange(weight.numel(), dtype=torch.float32).reshape(weight.shape)

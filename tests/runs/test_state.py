@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import math
 from collections import OrderedDict
+from contextlib import nullcontext
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from tests.native.python import in_python
 from torch import Tensor, nn
 
 from forkpoint import Run
@@ -203,3 +206,99 @@ def test_keys_that_cannot_be_compared_are_no_obstacle():
         model.table.clear()
         model.table[keys[1]] = 1
     assert list(map(id, model.table)) == [id(keys[0])]
+
+
+class Slotted:
+    """An object that holds what it holds in slots, one of them empty."""
+
+    __slots__ = ("count", "later", "tensor")
+
+    def __init__(self) -> None:
+        self.count, self.tensor = 0, torch.zeros(2)
+
+
+class Oddities(nn.Module):
+    """Writes what is in no attribute, container or tensor of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.slotted, self.inner = Slotted(), SimpleNamespace(slotted=Slotted())
+        self.array, self.objects = np.zeros(3), np.array([[], None], dtype=object)
+        self.generator = torch.Generator().manual_seed(1)
+        self.layer, self.other = nn.Linear(2, 2), nn.Linear(2, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        for slotted in (self.slotted, self.inner.slotted):
+            slotted.count += 1
+            slotted.tensor.add_(1)
+            slotted.later = x
+        self.array += 1
+        self.objects[0].append(1)
+        self.objects[1] = x
+        noise = torch.randn(2, generator=self.generator)
+        self.layer.weight.requires_grad_(False)
+        with torch.enable_grad():
+            (self.layer(x).sum() + self.other(x).sum()).backward()
+        return x + self.slotted.tensor + self.array[0] + noise + self.other.weight.grad.sum()
+
+
+@pytest.mark.parametrize("had_gradients", [False, True])
+@pytest.mark.parametrize("context", [nullcontext, in_python])
+def test_slots_arrays_generators_and_gradients_are_put_back(context: Any, had_gradients: bool):
+    torch.manual_seed(0)
+    model = Oddities()
+    if had_gradients:
+        model.other(torch.ones(1, 2)).sum().backward()
+    kept = model.other.weight.grad
+    before = None if kept is None else kept.clone()
+    drawn = model.generator.get_state()
+    run = Run(model, {"x": torch.ones(1, 2)})
+    with context():
+        outputs = [run.execute()[0] for _ in range(3)]
+    assert torch.equal(outputs[0], outputs[1])
+    assert torch.equal(outputs[0], outputs[2])
+    for slotted in (model.slotted, model.inner.slotted):
+        assert (slotted.count, slotted.tensor.tolist(), hasattr(slotted, "later")) == (0, [0.0, 0.0], False)
+    assert model.array.tolist() == [0.0] * 3
+    assert model.objects.tolist() == [[], None]
+    assert torch.equal(model.generator.get_state(), drawn)
+    assert model.layer.weight.requires_grad
+    assert model.layer.bias.grad is None
+    assert model.other.weight.grad is kept
+    assert kept is None or torch.equal(kept, before)
+
+
+def test_an_array_that_nobody_may_write_is_left_alone():
+    model = nn.ReLU()
+    model.array = np.zeros(2)
+    model.array.flags.writeable = False
+    with kept_state(model):
+        pass
+    assert not model.array.flags.writeable
+
+
+def test_a_buffer_into_which_gradients_were_written_is_a_plain_one_again():
+    class Running(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(2, 2)
+            self.register_buffer("mean", torch.zeros(2))
+            self.table = torch.zeros(2, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            with torch.enable_grad():
+                y = self.layer(x)
+                self.mean.mul_(0.5).add_(y.mean(0))
+                self.table[0].add_(y[0])
+            return y + self.mean + self.table.sum()
+
+    model = Running()
+    tensors = {"mean": model.mean, "table": model.table}
+    run = Run(model, {"x": torch.ones(1, 2)})
+    first = run.execute()[0]
+    for name, tensor in tensors.items():
+        assert getattr(model, name) is tensor
+        assert not tensor.requires_grad, name
+        assert tensor.grad_fn is None
+        assert not tensor.any()
+    assert torch.equal(run.execute()[0], first)

@@ -120,12 +120,13 @@ class Contents:
                 self._add(new, self._state, each_run=True)
 
     def note_parameters(self, model: nn.Module, modules: Iterable[nn.Module]) -> None:
-        """The same for the parameters of a model, of which these are all the modules."""
+        """The same for the parameters of a model and their gradients; these are all the model's modules."""
         if any(known is model for known in self._models):
             return
         self._models.append(model)
         weights = chain.from_iterable(module._parameters.values() for module in modules)
         new = [weight for weight in weights if weight is not None and id(weight) not in self._parameters]
+        new += [gradient for weight in new if weight.is_leaf and (gradient := weight.grad) is not None]
         with _aside():
             self._add(new, self._parameters, each_run=False)
 

@@ -9,17 +9,19 @@ import operator
 import sys
 from collections import OrderedDict, defaultdict, deque
 from collections.abc import Callable, Generator, Iterable, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from itertools import chain, compress, filterfalse
 from types import BuiltinFunctionType, FunctionType, MethodType, ModuleType, SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor, nn
 
 from forkpoint.native import compiled
 from forkpoint.runs.contents import Contents, shared
 from forkpoint.runs.modules import Survey, survey
+from forkpoint.runs.oddities import ODD, Odd, odd_of, slots_of
 from forkpoint.support.restoring import undone
 
 _CONTAINERS = frozenset({dict, OrderedDict, list, set})
@@ -87,6 +89,7 @@ class Kept:
 
     def __init__(self, modules: list[nn.Module]) -> None:
         self._held: list[PythonHeld] = []
+        self._odd: list[Odd] = []
         self._deeper: list[tuple[Any, Any]] = []
         self.modules: list[nn.Module] = []
         self.tensors: list[Tensor] = []
@@ -102,9 +105,26 @@ class Kept:
             for hidden in self._look_into(others, known):
                 more += [module for module in survey(hidden).modules if id(module) not in known]
                 known.update(map(id, more))
+        self._alone = [tensor for tensor in self.tensors if not tensor.requires_grad]
+        weights = chain.from_iterable(module._parameters.values() for module in self.modules)
+        self._gradients = [(w, w.requires_grad, w.grad) for w in weights if w is not None and w.is_leaf]
 
     def restore(self) -> None:
         """Have everything hold again what it held; the values of tensors are `Contents`' part."""
+        with torch._C.DisableTorchFunction():
+            for weight, wanted, gradient in self._gradients:
+                if weight.requires_grad is not wanted:
+                    weight.requires_grad_(wanted)
+                if weight.grad is not gradient:
+                    weight.grad = gradient
+            for tensor in self._alone:
+                if (
+                    tensor.requires_grad
+                ):  # gradients lead to what was written there, with the whole run behind it
+                    with suppress(RuntimeError):  # views can't be parted from it
+                        tensor.detach_()
+            for odd in self._odd:
+                odd.restore()
         for container, before in chain(*(held.containers for held in self._held), self._deeper):
             _refill(container, before)
         for held in self._held:
@@ -155,6 +175,10 @@ class Kept:
                 inside += (value.func, *value.args, *value.keywords.values())
             elif isinstance(value, MethodType):
                 inside.append(value.__self__)
+            odd = odd_of(value)
+            if odd is not None:
+                self._odd.append(odd)
+                inside += odd.inside
             attributes = _attributes_of(value)
             if attributes is not None:
                 self._deeper.append((attributes, dict(attributes)))
@@ -187,7 +211,8 @@ def _holding_nothing(values: Iterable[Any]) -> set[type]:
     """Classes of objects that hold nothing, those of these objects among them."""
     for kind in {type(value) for value in values} - _nothing - _something:
         holds = (
-            issubclass(kind, (Tensor, nn.Module, dict, list, set, tuple, deque))
+            issubclass(kind, (Tensor, nn.Module, dict, list, set, tuple, deque, *ODD))
+            or slots_of(kind)
             or (
                 hasattr(kind, "__dict__") and kind.__dictoffset__ and not issubclass(kind, (type, ModuleType))
             )
