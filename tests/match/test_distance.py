@@ -126,6 +126,41 @@ def test_the_unit_is_that_of_the_narrower_dtype(narrow, data):
         assert found == pytest.approx(float(expected(a, b, narrow)), rel=1e-15)
 
 
+def test_powers_of_two_alone():
+    """The format of scales, float8_e8m0fnu: the next number above 2**n is 2**(n + 1), and there is no zero."""
+    dtype = torch.float8_e8m0fnu
+    values = torch.arange(255, dtype=torch.uint8).view(dtype).double().tolist()
+    assert values == [2.0 ** (n - 127) for n in range(255)]
+    for a, b in itertools.product(values[::9], values[::7]):
+        larger = max(a, b)
+        assert ulps(a, b, dtype, dtype) == float(abs(Fraction(a) - Fraction(b)) / Fraction(larger))
+        assert (
+            ulps(a, b, dtype, torch.float32) == ulps(a, b, torch.bfloat16, dtype) == ulps(a, b, dtype, dtype)
+        )
+
+
+@pytest.mark.parametrize("dtype", [*FORMATS, *WIDE], ids=str)
+def test_zeros_of_either_sign_and_the_smallest_numbers(dtype):
+    least = (
+        float(magnitudes(dtype)[1])
+        if dtype in FORMATS
+        else math.ulp(0.0)
+        if dtype == torch.float64
+        else 2.0**-149
+    )
+    assert ulps(0.0, -0.0, dtype, dtype) == 0
+    assert ulps(least, -0.0, dtype, dtype) == ulps(-least, 0.0, dtype, dtype) == 1
+    assert ulps(least, -least, dtype, dtype) == 2
+    assert ulps(3 * least, -least, dtype, dtype) == 4
+    for odd in (math.nan, math.inf, -math.inf):
+        assert (
+            ulps(odd, least, dtype, dtype)
+            is ulps(least, odd, dtype, dtype)
+            is ulps(odd, odd, dtype, dtype)
+            is None
+        )
+
+
 def test_there_is_no_unit_without_finite_floats():
     assert ulps(1.0, math.nan, torch.float32, torch.float32) is None
     assert ulps(1.0, math.inf, torch.float32, torch.float32) is None
