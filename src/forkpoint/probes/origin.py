@@ -40,6 +40,8 @@ MAX_STORED = 1 << 31
 """Bytes of values kept of each run at once; beyond it only the first layer that differs is looked into."""
 MAX_ROUNDS = 6
 """Runs with values put right in which every value is kept, to find the roots behind them."""
+MAX_IDLE_ROUNDS = 12
+"""The same, where only numbers that belong to no token were put right, and the result stayed as it was."""
 _CLOSES_SOME = 0.01
 """Share below which roots have closed nothing."""
 _RELATIVE_NOISE = 1e3
@@ -147,9 +149,10 @@ class _Search:
         self.trials = Trials(self.session, self.exact)
 
     def run(self) -> Origin | None:
-        current, rounds = self._round(self.store_b), 0
-        while rounds < MAX_ROUNDS:
+        current, rounds, idle = self._round(self.store_b), 0, 0
+        while rounds < MAX_ROUNDS and idle < MAX_IDLE_ROUNDS:
             found = self._parts(current)
+            before = self.trials.of(self.right)
             new = self._put_right(found)
             if self.trials.of(self.right).closed:
                 return self._described(self._minimal(new))
@@ -157,7 +160,11 @@ class _Search:
                 break
             if found and not new and not any(part.of_tokens for part in found):
                 continue  # numbers of columns, all of them harmless: run B is as it was, and what they go into comes next
-            rounds += 1
+            after = self.trials.of(self.right)
+            if any(part.of_tokens for part in found) or not after.same(before, self.trials.noise):
+                rounds += 1
+            else:
+                idle += 1
             current, alike = self._further(current, found)
             self.needed += self._that_matter([*new, *alike])
             if self.trials.of(self.right).closed:
