@@ -8,6 +8,7 @@ from collections import deque
 from dataclasses import dataclass, field
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import torch
@@ -16,6 +17,7 @@ from tests.native.python import in_python
 from torch import Tensor, nn
 
 import forkpoint as fp
+from forkpoint.capture import tape
 from forkpoint.explain.session import trace_run
 from forkpoint.native import compiled
 
@@ -198,7 +200,7 @@ class Checker:
         runs = self.runs([Witness(self.program, START) for _ in "AB"])
         before = frozen(runs[0].model)
         torch.set_rng_state(START)
-        kind = fp.compare(*runs).verdict.kind
+        kind = fp.compare(*runs, max_memory=self.program.memory).verdict.kind
         identical = [call.output for call in expected[0]] == [call.output for call in expected[1]]
         if identical != (kind == "identical"):
             self.wrong.append(f"{kind}, where the outputs are {'the same' if identical else 'not the same'}")
@@ -215,7 +217,7 @@ class Checker:
         runs = self.runs(witnesses)
         model, before = runs[0].model, frozen(runs[0].model)
         torch.set_rng_state(START)
-        result = fp.compare(*runs, probes=False)
+        result = fp.compare(*runs, probes=False, max_memory=program.memory)
         self.notes = result.a.notes
         if frozen(model) != before:
             self.wrong.append("the model was left changed: " + difference(before, frozen(model)))
@@ -313,7 +315,8 @@ def difference(a: Any, b: Any, where: str = "") -> str:
 def check(program: Program) -> Checker:
     """Check a program."""
     checker = Checker(program)
-    with warnings.catch_warnings():
+    room = {} if program.room is None else {"cpu": program.room}
+    with warnings.catch_warnings(), patch.dict(tape.PENDING_BYTES, room):
         warnings.simplefilter("ignore")
         checker.run()
     if COMPILED.intersection(program.blocks):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import signal
 from collections import Counter
 from dataclasses import dataclass, field
 
@@ -10,6 +11,13 @@ import torch
 
 from .check import check
 from .program import Program, drawn
+
+LIMIT = 300
+"""Seconds that a program may take."""
+
+
+def _too_long(*_: object) -> None:
+    raise TimeoutError(f"more than {LIMIT} s")
 
 
 @dataclass
@@ -33,10 +41,15 @@ def found_in(task: tuple[int, str | None, range]) -> Found:
     """Check the programs of some numbers."""
     seed, block, numbers = task
     torch.set_num_threads(1)
+    signal.signal(signal.SIGALRM, _too_long)
     found = Found()
     for number in numbers:
         made = program(seed, number, block)
-        checked = check(made)
+        signal.alarm(LIMIT)
+        try:
+            checked = check(made)
+        finally:
+            signal.alarm(0)
         found.counts["programs"] += 1
         found.counts["planted"] += made.gain != 1.0
         found.counts["answered"] += checked.answered

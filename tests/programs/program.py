@@ -42,6 +42,8 @@ class Program:
         mode: `no_grad`, `enable_grad` or `inference_mode`, under which it is called.
         parts: how many layers it has that are alike, besides the others.
         probed: whether experiments are made, too.
+        room: how many bytes of values may wait for their digests; None for as many as ever.
+        memory: how much of what is recorded may stay in memory; None for all.
     """
 
     seed: str
@@ -55,6 +57,8 @@ class Program:
     mode: str
     parts: int = 0
     probed: bool = False
+    room: int | None = None
+    memory: int | None = None
 
     @property
     def draws(self) -> bool:
@@ -202,5 +206,5 @@ def drawn(draw: random.Random, seed: str = "", *, only: str | None = None) -> Pr
         calls=draw.choice((1, 1, 1, 2)), training=draw.random() < 0.3,
         gain=draw.choice((1.5, 1 + 2**-10, -1.0)) if planted else 1.0,
         mode="enable_grad" if mode == "inference_mode" and differentiates else mode, parts=parts,
-        probed=draw.random() < 0.15,
+        probed=draw.random() < 0.15, room=draw.choice((None, None, 1 << 12)), memory=draw.choice((None, None, None, 1)),
     )  # fmt: skip
