@@ -264,10 +264,11 @@ class Case:
 
     def _tell(self, more: str) -> None:
         """Add to the evidence of the coupling what was shown of it besides."""
-        assert self.coupling is not None
-        told = replace(self.coupling.result, text=f"{self.coupling.result.text}; {more}")
-        self.evidence[self.evidence.index(self.coupling.result)] = told
-        self.coupling = replace(self.coupling, result=told)
+        coupling = self.coupling
+        assert coupling is not None
+        told = replace(coupling.result, text=f"{coupling.result.text}; {more}")
+        self.evidence[self.evidence.index(coupling.result)] = told
+        self.coupling = replace(coupling, result=told)
 
 
 def _is_whole(value: Tensor) -> bool:

@@ -101,8 +101,9 @@ class Swap:
     @cached_property
     def _results_agree(self) -> bool:
         """Whether the swapped run returns what run A does."""
-        assert self._made is not None
-        mine, theirs = self.session.a.in_float64(Promotion()), self._made[1]
+        made = self._made
+        assert made is not None
+        mine, theirs = self.session.a.in_float64(Promotion()), made[1]
         return _return_the_same(mine, theirs)
 
     @cached_property
