@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from forkpoint.capture.recorder import Watcher
 from forkpoint.errors import reraise_out_of_memory
 from forkpoint.explain.session import Session, Traced
 from forkpoint.match import Ints, Shared
@@ -226,7 +227,7 @@ class Bench:
         found = self.again(watcher)
         return found if watcher.replaced else None
 
-    def again(self, watcher: Resampled) -> Kept | None:
+    def again(self, watcher: Watcher) -> Kept | None:
         """The origin's value with a watcher in the run."""
         kept = self.store.kept[self.root]
         found = Store(self.store.limit, lambda op: op.key == kept.op.key, self.store.shelf)

@@ -72,6 +72,7 @@ def cache(
     b = Run(
         model,
         _steps(plain, made, split, chunk, kind),
+        call=_with_own(plain, kind, longest) if kind == "offloaded" else None,
         name=f"{split} tokens, then {_counted(chunk)} at a time",
     )
     return Question(a, b, notes).answer(tokenizer, options)

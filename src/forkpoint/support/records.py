@@ -121,17 +121,14 @@ def _scalar(kind: Any, data: Any, place: str) -> Any:
         return data  # an integer stays one, as it was written
     if kind is float and data in NOT_FINITE:
         return float(data)
-    if kind is complex and _is_pair(data):
-        return complex(from_plain(float, data[0], place), from_plain(float, data[1], place))
+    if kind is complex and isinstance(data, list):
+        real, imaginary = _items((float, float), data, place)
+        return complex(real, imaginary)
     if kind in (int, bool, str) and type(data) is kind:
         return data
     if kind not in (int, bool, str, float, complex) and (data is None or isinstance(data, (str, int, float))):
         return data  # Hashable: a sample goes by its index or by a name
     raise _wrong(kind, data, place)
-
-
-def _is_pair(data: Any) -> bool:
-    return isinstance(data, list) and len(cast("list[Any]", data)) == 2
 
 
 def _wrong(kind: Any, data: Any, place: str) -> ValueError:
