@@ -164,7 +164,8 @@ def tried(system: System, scenario: Scenario, model: nn.Module, at: int, onwards
             yield f"{type(error).__name__}: {error}"
         yield from scenario.wrong(folder, returned)
         if system.name not in CLEANING:
-            yield from unfinished(folder)
+            # Once the new scene is there, the old one stays aside where it can't be removed.
+            yield from (what for what in unfinished(folder) if error is not None or ".replaced-" not in what)
     after = state(model)
     yield from (f"changed: {key}" for key, value in before.items() if after[key] != value)
 
