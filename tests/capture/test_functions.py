@@ -128,3 +128,14 @@ def test_memory_is_shared_by_strided_tensors_alone():
 )
 def test_arguments_have_the_names_that_torch_gives_them(name, count, names):
     assert parameter_names(name, count) == names
+
+
+def test_an_operator_writes_if_its_schema_says_so():
+    from tests.programs import blocks
+
+    assert blocks.raised is not None
+    assert resolve(torch.ops.programs.raised.default).writes
+    assert resolve(torch.ops.programs.raised).writes
+    assert not resolve(torch.ops.programs.scaled.default).writes
+    assert not resolve(torch.ops.aten.add).writes
+    assert resolve(torch.ops.aten.add_.Tensor).writes

@@ -147,9 +147,18 @@ def resolve(func: Any) -> Function:
 
 def _make(func: Any) -> Function:
     name, rule = _names(func)
-    writes = (name.endswith("_") and not name.endswith("__")) or name == "setitem"
+    writes = (name.endswith("_") and not name.endswith("__")) or name == "setitem" or _mutates(func)
     views = True if name in ALWAYS_VIEWS else False if name in NEVER_VIEWS else None
     return Function(func, name, rule, _is_silent(func, name), writes, _enterable(func), views)
+
+
+def _mutates(func: Any) -> bool:
+    """Whether an operator's schema says that it writes to an argument, which names of libraries need not tell."""
+    if isinstance(func, torch._ops.OpOverload):
+        return bool(func._schema.is_mutable)
+    if isinstance(func, torch._ops.OpOverloadPacket):
+        return all(_mutates(getattr(func, name)) for name in func.overloads())
+    return False
 
 
 def _is_silent(func: Any, name: str) -> bool:
