@@ -23,8 +23,10 @@ from forkpoint.mechanisms.errors import (
 from forkpoint.mechanisms.mechanism import (
     LOSS_NORMALISATION,
     NO_KNOWN_CAUSE,
+    ONE_MODEL,
     ROUNDING_ADVICE,
     TWO_FUNCTIONS,
+    UNTOLD,
     Mechanism,
     known_slugs,
 )
@@ -47,7 +49,7 @@ _TESTS: tuple[Callable[[Case], Mechanism | None], ...] = (
 
 
 def recognise(case: Case) -> Mechanism:
-    """The known cause that explains a semantic difference; `TWO_FUNCTIONS` or `NO_KNOWN_CAUSE` if none does."""
+    """The known cause that explains a semantic difference; if none does, whether the runs compute one function."""
     found = _first(case)
     if found is None or found.slug in (None, "padding_leak"):
         entered = case.entered
@@ -57,7 +59,9 @@ def recognise(case: Case) -> Mechanism:
             return better
     if found is not None:
         return found
-    return NO_KNOWN_CAUSE if case.swap.needed and case.same_function else TWO_FUNCTIONS
+    if not case.swap.needed:
+        return ONE_MODEL
+    return {True: NO_KNOWN_CAUSE, False: TWO_FUNCTIONS, None: UNTOLD}[case.same_function]
 
 
 def _first(case: Case) -> Mechanism | None:

@@ -50,10 +50,23 @@ TWO_FUNCTIONS = Mechanism(
     "Look at the origin: what it is called with, and which code runs it, differs between the runs.",
 )  # fmt: skip
 
+_LAYOUTS = "Look at the origin: what it is called with differs between the layouts."
+
+ONE_MODEL = Mechanism(
+    None, None, "one model computes something else in the other layout, and no known cause explains it",
+    _LAYOUTS,
+)  # fmt: skip
+"""Both runs make the same call of one model."""
+
 NO_KNOWN_CAUSE = Mechanism(
     None, None, "given the same inputs both runs compute the same, and no known cause explains what they do in their own "
     "layouts",
-    "Look at the origin: what it is called with differs between the layouts.",
+    _LAYOUTS,
+)  # fmt: skip
+
+UNTOLD = Mechanism(
+    None, None, "no known cause explains it, and whether the two runs compute one function could not be told",
+    "Look at the origin: what it is called with, or which code runs it, differs between the runs.",
 )  # fmt: skip
 
 ROUNDING_ADVICE = {

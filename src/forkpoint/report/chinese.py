@@ -412,6 +412,12 @@ SENTENCES: dict[str, str] = {
     "the two runs compute different functions here": "两次运行在这里计算的函数不同",
     "given the same inputs both runs compute the same, and no known cause explains what they do in their own layouts": "给两次运行同样的"
     "输入，算出的值相同；没有已知的原因能解释它们在各自布局中的不同",
+    "one model computes something else in the other layout, and no known cause explains it": "同一个模型在另一种布局中算出了别的"
+    "结果；没有已知的原因能解释",
+    "no known cause explains it, and whether the two runs compute one function could not be told": "没有已知的原因能解释，也不知道"
+    "两次运行计算的是不是同一个函数",
+    "Look at the origin: what it is called with, or which code runs it, differs between the runs.": "请查看根源处的算子：两次运行调用它"
+    "的参数不同，或运行它的代码不同。",
     "Look at the origin: what it is called with differs between the layouts.": "请查看根源处的算子：两种布局调用它的参数不同。",
     "Look at the origin: what it is called with, and which code runs it, differs between the runs.": "请查看根源处的算子：两次运行调用它"
     "的参数不同，或运行它的代码不同。",
