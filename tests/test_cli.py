@@ -17,7 +17,7 @@ import pytest
 import forkpoint
 import forkpoint.report.terminal
 from forkpoint.cli import main
-from forkpoint.cli.outcome import EXIT_STATUS, severity
+from forkpoint.cli.outcome import EXIT_STATUS, severity, worst_status
 from forkpoint.cli.questions import COMMANDS
 from forkpoint.models import LoadedModel, demo
 from forkpoint.result import Impact, Result, RunSummary, Verdict, VerdictKind
@@ -210,6 +210,38 @@ def test_questions_take_the_options_of_all_and_their_own():
         names = list(inspect.signature(command).parameters)
         assert names[0] == "model"
         assert {"prompt", "prompts", "dtype", "device", "attn", "json", "scene_folder", "lang"} <= set(names)
+
+
+def test_factors(library, monkeypatch, capsys, tmp_path):
+    asked = {}
+    run_of = result_of(VerdictKind.ROUNDING).a
+
+    def factors(*arguments, **options):
+        asked["arguments"], asked["options"] = arguments, options
+        kinds = (VerdictKind.ROUNDING, VerdictKind.SEMANTIC, VerdictKind.UNDETERMINED)
+        rows = [forkpoint.FactorRow("dtype", f"row {kind}", kind) for kind in kinds]
+        return forkpoint.Factors(
+            run_of, run_of, (*rows, forkpoint.FactorRow("device", "cuda", reason="none"))
+        )
+
+    monkeypatch.setattr(forkpoint, "factors", factors)
+    file = tmp_path / "factors.json"
+    assert run("factors", "demo", "-p", "hello", "--pad-to", "9", "--side", "left", "--json", str(file)) == 1
+    out = capsys.readouterr().out
+    assert "row semantic" in out
+    assert "cuda: none" in out
+    assert "a note of the model" in " ".join(json.loads(file.read_text())["notes"])
+    assert asked["arguments"] == ("model", "tokenizer", ["hello"], 9, "left")
+    assert asked["options"]["probes"] is True
+    assert run("factors", "demo", "-p", "hello", "--lang", "zh") == 1
+    assert "结论" in capsys.readouterr().out
+
+
+def test_the_worst_status_of_several_verdicts():
+    rounding, unknown, semantic = (VerdictKind(kind) for kind in ("rounding", "undetermined", "semantic"))
+    assert worst_status([]) == worst_status([rounding]) == 0
+    assert worst_status([rounding, unknown]) == 3
+    assert worst_status([unknown, semantic, rounding]) == 1
 
 
 def test_json(library, tmp_path):

@@ -26,6 +26,7 @@ from forkpoint.errors import (
 
 if TYPE_CHECKING:
     from forkpoint import testing
+    from forkpoint.answers import FactorRow, Factors
     from forkpoint.comparison import compare
     from forkpoint.models import load
     from forkpoint.questions.attention import attention
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
     from forkpoint.questions.compiled import compiled
     from forkpoint.questions.device import device
     from forkpoint.questions.dtype import autocast, dtype
+    from forkpoint.questions.factors import factors
     from forkpoint.questions.packed import packed
     from forkpoint.questions.padding import padding
     from forkpoint.questions.quantize import quantize
@@ -50,6 +52,8 @@ __all__ = [
     "Coordinates",
     "DifferenceError",
     "Divergence",
+    "FactorRow",
+    "Factors",
     "ForkpointError",
     "Impact",
     "InputError",
@@ -72,6 +76,7 @@ __all__ = [
     "compiled",
     "device",
     "dtype",
+    "factors",
     "load",
     "packed",
     "padding",
@@ -83,6 +88,8 @@ __all__ = [
 _MODULES = {
     "Coordinates": "forkpoint.runs.layout",
     "Divergence": "forkpoint.result",
+    "FactorRow": "forkpoint.answers",
+    "Factors": "forkpoint.answers",
     "Impact": "forkpoint.result",
     "Layout": "forkpoint.runs.layout",
     "ProbeResult": "forkpoint.result",
@@ -99,6 +106,7 @@ _MODULES = {
     "compiled": "forkpoint.questions.compiled",
     "device": "forkpoint.questions.device",
     "dtype": "forkpoint.questions.dtype",
+    "factors": "forkpoint.questions.factors",
     "load": "forkpoint.models",
     "packed": "forkpoint.questions.packed",
     "padding": "forkpoint.questions.padding",

@@ -11,6 +11,7 @@ import pytest
 from tests.report import samples
 from tests.report.test_gold import GOLD
 
+from forkpoint import answers
 from forkpoint import result as records
 
 DOCS = Path(__file__).parents[2] / "docs"
@@ -29,6 +30,7 @@ RECORDS = {
     "NotCompared": records.NotCompared,
     "LayerDrift": records.LayerDrift,
     "ReplacedModule": records.ReplacedModule,
+    "FactorRow": answers.FactorRow,
 }
 
 
@@ -41,6 +43,12 @@ def documented(heading: str) -> list[str]:
 
 def test_every_key_of_a_result_is_documented() -> None:
     assert sorted(documented("Result")) == sorted(samples.semantic().to_dict())
+
+
+def test_every_key_of_factors_is_documented() -> None:
+    run = samples.semantic().a
+    found = answers.Factors(run, run, (answers.FactorRow("none", "as it is"),))
+    assert sorted(documented("Factors")) == sorted(found.to_dict())
 
 
 @pytest.mark.parametrize("heading", RECORDS)

@@ -104,8 +104,11 @@ def test_every_phrase_is_used() -> None:
     """A key stands in the source whole, or its group is looked up by a slug that does."""
     texts = texts_in_the_source()
     by_slug = (
+        "factors",
+        "setting",
         "summary",
         "kind",
+        "verdict",
         "meaning",
         "mechanism",
         "advice",

@@ -5,6 +5,7 @@ from typing import Annotated
 import typer
 
 from forkpoint import __version__
+from forkpoint.cli.factors import factors
 from forkpoint.cli.questions import COMMANDS
 from forkpoint.cli.replay import replay
 from forkpoint.cli.report import report
@@ -21,6 +22,7 @@ app = typer.Typer(
 )
 for _name, (_command, _example) in COMMANDS.items():
     app.command(_name, epilog=f"Example: {_example}")(_command)
+app.command(epilog="Example: forkpoint factors demo -p 'Hello there' --pad-to 50")(factors)
 app.command()(replay)
 app.command()(script)
 app.command(epilog="Example: forkpoint report result.json")(report)

@@ -76,6 +76,15 @@ ChatTemplate = Annotated[
         "--chat-template", help="Put each prompt through the chat template.", rich_help_panel=_PROMPT
     ),
 ]
+PadTo = Annotated[
+    int | None,
+    typer.Option(
+        min=1,
+        help="Length in tokens to pad to; by default 50 or more.",
+        rich_help_panel=_PROMPT,
+        show_default=False,
+    ),
+]
 PaddingSide = Annotated[Side, typer.Option(help="Where the padding goes.", rich_help_panel=_PROMPT)]
 Positions = Annotated[
     PositionIds,

@@ -13,7 +13,7 @@ from forkpoint.result import VerdictKind
 from forkpoint.support.files import write_json
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
     from pathlib import Path
 
     from forkpoint.result import Result
@@ -82,6 +82,11 @@ def severity(result: Result) -> tuple[int, int, float]:
     gap = result.impact.max_rel if result.impact is not None else 0.0
     kind = result.verdict.kind
     return _SEVERITY[EXIT_STATUS[kind]], int(kind is VerdictKind.ROUNDING), 0.0 if isnan(gap) else gap
+
+
+def worst_status(kinds: Iterable[VerdictKind]) -> int:
+    """The exit status of several verdicts: 1 before 3 before 0."""
+    return max((EXIT_STATUS[kind] for kind in kinds), key=_SEVERITY.__getitem__, default=0)
 
 
 _SEVERITY = {0: 0, 3: 1, 1: 2}

@@ -17,15 +17,7 @@ def _against(text: str) -> Any:
 
 @question
 def padding(
-    pad_to: Annotated[
-        int | None,
-        typer.Option(
-            min=1,
-            help="Length in tokens to pad to; by default 50 or more.",
-            rich_help_panel=_PROMPT,
-            show_default=False,
-        ),
-    ] = None,
+    pad_to: options.PadTo = None,
     side: options.PaddingSide = "right",
 ) -> Ask:
     """Compare a prompt as it is with the same prompt padded."""

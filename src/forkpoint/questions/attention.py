@@ -49,7 +49,7 @@ def attention(
     Raises:
         InputError: an implementation that the model has not, or that can't run here.
     """
-    own = _implementation(model)
+    own = implementation_of(model)
     chosen = against or ("sdpa" if own == "eager" else "eager")
     rows = rows_of(model, tokenizer, prompts, options)
     a = together(model, tokenizer, rows, position_ids=positions_of(options), name=own)
@@ -103,7 +103,8 @@ def using(model: Any, implementation: str) -> Generator[None]:
             config._attn_implementation = old
 
 
-def _implementation(model: Any) -> str:
+def implementation_of(model: Any) -> str:
+    """The name of a model's attention implementation."""
     return str(getattr(getattr(innermost(model)[1], "config", None), "_attn_implementation", None) or "eager")
 
 
@@ -125,7 +126,7 @@ def _set(model: Any, name: str) -> None:
         raise InputError(
             f"attention {name!r} for a {type(model).__name__}: {reason}", "one that it has"
         ) from error
-    if _implementation(model) != name:
+    if implementation_of(model) != name:
         raise InputError(
             f"attention {name!r} for a {type(model).__name__}, which can't change its own after it was made",
             "a model that can",

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import torch
+
 from forkpoint.errors import InputError
 from forkpoint.models.loading import parse_device
 from forkpoint.questions.asking import Options, copied, two_models
@@ -43,7 +45,17 @@ def device(
     """
     own = device_of(innermost(model)[1])
     chosen = parse_device(against or ("cuda" if own.type == "cpu" else "cpu"))
+    other = moved_to(model, chosen)
+    return two_models(model, other, tokenizer, prompts, (str(own), str(chosen)), options)
+
+
+def moved_to(model: Any, chosen: torch.device) -> Any:
+    """A copy of a model on another device.
+
+    Raises:
+        InputError: the model is there already, or can't be copied.
+    """
+    own = device_of(innermost(model)[1])
     if chosen.type == own.type and chosen.index in (own.index, None):
         raise InputError(f"device {chosen} for a model on {own}", "another one")
-    other = copied(model, "another device").to(chosen)
-    return two_models(model, other, tokenizer, prompts, (str(own), str(chosen)), options)
+    return copied(model, "another device").to(chosen)

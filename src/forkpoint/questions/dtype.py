@@ -43,18 +43,28 @@ def dtype(
     Raises:
         InputError: a dtype that isn't one, the model's own, or a model that can't be copied or cast.
     """
-    own = _dtype_of(model)
+    own = dtype_of(model)
     chosen = DTYPES[one_of("dtype", against, list(DTYPES))] if against else _usual(own)
+    other = cast_to(model, chosen)
+    return two_models(model, other, tokenizer, prompts, (_word(own), _word(chosen)), options)
+
+
+def cast_to(model: Any, chosen: torch.dtype) -> Any:
+    """A copy of a model in another dtype.
+
+    Raises:
+        InputError: its own dtype, or a model that can't be copied or cast.
+    """
+    own = dtype_of(model)
     if chosen == own:
         raise InputError(f"dtype {_word(chosen)} for a model in {_word(own)}", "another one")
     other = copied(model, "another dtype")
     try:
-        other.to(chosen)
+        return other.to(chosen)
     except Exception as error:
         raise InputError(
             f"a {type(model).__name__} that can't be cast: {error}", "a model that is not quantised"
         ) from error
-    return two_models(model, other, tokenizer, prompts, (_word(own), _word(chosen)), options)
 
 
 def autocast(
@@ -80,7 +90,7 @@ def autocast(
     """
     chosen = DTYPES[one_of("dtype", against, ["bfloat16", "float16", "bf16", "fp16"])]
     rows = rows_of(model, tokenizer, prompts, options)
-    a = together(model, tokenizer, rows, position_ids=positions_of(options), name=_word(_dtype_of(model)))
+    a = together(model, tokenizer, rows, position_ids=positions_of(options), name=_word(dtype_of(model)))
     device = device_of(innermost(model)[1]).type
 
     def cast(model: Any, inputs: dict[str, Any]) -> Any:
@@ -91,7 +101,8 @@ def autocast(
     return Question(a, b).answer(tokenizer, options)
 
 
-def _dtype_of(model: Any) -> torch.dtype:
+def dtype_of(model: Any) -> torch.dtype:
+    """The dtype of a model's floating-point weights."""
     return next((p.dtype for p in model.parameters() if p.dtype.is_floating_point), torch.float32)
 
 

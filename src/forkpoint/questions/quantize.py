@@ -48,8 +48,19 @@ def quantize(
         ModelError: the library is not installed, or can't quantise the model.
         InputError: another word, or a model that is quantised already.
     """
-    chosen = one_of("quantization", against, get_args(Quantization))
-    if getattr(getattr(model, "config", None), "quantization_config", None) is not None:
+    other = quantized(model, against)
+    return two_models(model, other, tokenizer, prompts, ("as it is", against), options)
+
+
+def quantized(model: Any, kind: Quantization) -> Any:
+    """A copy of a model, its linear layers quantised.
+
+    Raises:
+        ModelError: the library is not installed, or can't quantise the model.
+        InputError: another word, or a model that is quantised already.
+    """
+    chosen = one_of("quantization", kind, get_args(Quantization))
+    if is_quantized(model):
         raise InputError(f"a {type(model).__name__} that is quantised already", "a model that is not")
     make, library, hint = _WAYS[chosen]
     if importlib.util.find_spec(library) is None:
@@ -57,7 +68,7 @@ def quantize(
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # each library says of itself that it is about to move
-            other = make(model)
+            return make(model)
     except (InputError, ModelError):
         raise
     except Exception as error:
@@ -65,7 +76,11 @@ def quantize(
         raise ModelError(
             f"{chosen} for a {type(model).__name__}: {reason}", "a model that it can quantise"
         ) from error
-    return two_models(model, other, tokenizer, prompts, ("as it is", chosen), options)
+
+
+def is_quantized(model: Any) -> bool:
+    """Whether a model says that its weights are quantised."""
+    return getattr(getattr(model, "config", None), "quantization_config", None) is not None
 
 
 def _bitsandbytes(**settings: Any) -> Callable[[Any], Any]:

@@ -11,6 +11,7 @@ from forkpoint.report.place import module_name
 from forkpoint.report.safe import code_line
 
 if TYPE_CHECKING:
+    from forkpoint.answers import Factors
     from forkpoint.report.words import Words
     from forkpoint.result import OpRow, Result
 
@@ -108,7 +109,7 @@ def _coordinates(row: OpRow, words: Words) -> str:
     return words("integers.coordinates", part=count(row.differing), whole=count(row.compared))
 
 
-def notes(result: Result, words: Words) -> Section | None:
+def notes(result: Result | Factors, words: Words) -> Section | None:
     """What else a reader should know, and the versions of the software."""
     blocks: list[Paragraph] = [Paragraph(line(words.sentence(text))) for text in result.notes]
     if result.versions:

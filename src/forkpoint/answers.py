@@ -1,0 +1,125 @@
+"""What is answered by more than one comparison: plain, frozen records that hold no model."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, fields
+from math import inf
+from pathlib import Path
+from typing import Any
+
+from forkpoint.result import RunSummary, VerdictKind
+from forkpoint.support.files import write_json
+from forkpoint.support.records import to_plain
+
+TENFOLD = 10.0
+"""By how much a setting has to change the gap to be said to matter."""
+FAILING = (VerdictKind.SEMANTIC, VerdictKind.NONDETERMINISM, VerdictKind.INPUTS)
+
+
+@dataclass(frozen=True)
+class FactorRow:
+    """One comparison, with one thing set otherwise than in the first row; or why it could not be made."""
+
+    factor: str
+    """`none` (the first row), `quantization`, `attention`, `dtype`, `device`; `question` where other runs are compared."""
+    setting: str
+    """What it is set to: `int8`, `eager`, `bfloat16`, `cuda`, `batch`; `as it is` in the first row."""
+    verdict: VerdictKind | None = None
+    """None where the comparison could not be made."""
+    mechanism: str | None = None
+    loss_gap: float | None = None
+    max_abs: float | None = None
+    """Largest absolute gap of the results, among elements that are finite in both runs."""
+    max_kl: float | None = None
+    """Largest KL divergence of the next-token distributions, in nats."""
+    top1_flips: int | None = None
+    tokens: int = 0
+    """Coordinates compared."""
+    nonfinite_apart: int = 0
+    """Elements of the results that are NaN or infinite in one run and something else in the other."""
+    first: str | None = None
+    """The first op that differs."""
+    seconds: float = 0.0
+    """What the comparison took, with making another model for it where one was made."""
+    reason: str = ""
+    """Why it could not be made here."""
+    probed: bool = True
+    """Whether probes were asked for; without them the verdict proves at most that the results are identical."""
+
+    @property
+    def gap(self) -> float | None:
+        """`max_abs`; infinite where a result is not finite in one run alone."""
+        return inf if self.nonfinite_apart else self.max_abs
+
+
+@dataclass(frozen=True, repr=False)
+class Factors:
+    """One comparison under one setting after the other. `print(factors)` is the table.
+
+    Attributes:
+        a, b: the runs of the first row.
+        rows: the comparison as the model is, then with one thing set otherwise; then other questions of the model as it is.
+        notes: what a reader should know besides.
+        versions: version of each package that took part.
+    """
+
+    a: RunSummary
+    b: RunSummary
+    rows: tuple[FactorRow, ...]
+    notes: tuple[str, ...] = ()
+    versions: dict[str, str] = field(default_factory=dict[str, str])
+
+    @property
+    def matters(self) -> FactorRow | None:
+        """The setting that changes most; None where none changes the largest gap tenfold.
+
+        One that makes a difference semantic (or takes that away) comes before one that does not, then the one that moves
+        the gap farthest.
+        """
+        base = self.rows[0]
+        weighed = [
+            (row.verdict in FAILING) is not (base.verdict in FAILING) for row in self.rows
+        ], [_moved(base.gap, row.gap) for row in self.rows]  # fmt: skip
+        ranked = [
+            (other, moved, -index)
+            for index, (other, moved) in enumerate(zip(*weighed, strict=True))
+            if moved > 0 and self.rows[index].factor not in ("none", "question")
+        ]
+        return self.rows[-max(ranked)[2]] if ranked else None
+
+    @property
+    def summary(self) -> str:
+        """What matters most, in one sentence."""
+        from forkpoint.report.factors import sentence
+
+        return sentence(self)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The whole table as plain JSON types (docs/json-schema.md)."""
+        data = {item.name: to_plain(getattr(self, item.name)) for item in fields(self)}
+        return {**data, "matters": to_plain(self.matters), "summary": self.summary}
+
+    def to_json(self, path: str | Path) -> None:
+        """Write the table as JSON; the file appears whole or not at all."""
+        write_json(Path(path), self.to_dict())
+
+    def __str__(self) -> str:
+        from forkpoint.report.factors import to_text
+
+        return to_text(self)
+
+    def __repr__(self) -> str:
+        made = sum(row.verdict is not None for row in self.rows)
+        return f"<Factors: {made} of {len(self.rows)} rows; {self.summary}>"
+
+
+def _moved(before: float | None, after: float | None) -> float:
+    """How far a setting moves the gap; 0 where it doesn't change it tenfold."""
+    if (
+        before is None
+        or after is None
+        or max(before, after) < TENFOLD * min(before, after)
+        or before == after
+    ):
+        return 0.0
+    return abs(before - after)

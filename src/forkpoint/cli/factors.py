@@ -1,0 +1,71 @@
+"""`forkpoint factors`."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import typer
+
+from forkpoint.cli import options
+from forkpoint.cli.loading import load
+from forkpoint.cli.outcome import worst_status
+from forkpoint.support.files import check_writable
+from forkpoint.support.progress import watching
+
+if TYPE_CHECKING:
+    from typing import Any
+
+
+def factors(
+    model: options.Model,
+    prompt: options.Prompt = None,
+    prompts: options.Prompts = None,
+    pad_to: options.PadTo = None,
+    side: options.PaddingSide = "right",
+    position_ids: options.Positions = "mask",
+    chat_template: options.ChatTemplate = False,
+    revision: options.Revision = None,
+    dtype: options.Dtype = None,
+    device: options.Device = None,
+    attn: options.Attention = None,
+    load_in_8bit: options.Int8 = False,
+    trust_remote_code: options.TrustRemoteCode = False,
+    max_memory: options.MaxMemory = None,
+    json: options.Json = None,
+    lang: options.Language = "en",
+    no_probes: options.NoProbes = False,
+) -> None:
+    """Compare a prompt with itself padded, under one setting after the other: int8, attention, dtype, device.
+
+    Several prompts are one batch. Exit status: that of the worst row that could be made.
+    """
+    texts = options.read_prompts(prompt, prompts)
+    limit = options.read_size(max_memory)
+    if json is not None:
+        check_writable(json)
+    loading: dict[str, Any] = {
+        "revision": revision, "dtype": dtype, "device": device, "attn": attn, "trust_remote_code": trust_remote_code,
+    }  # fmt: skip
+    loaded = load(model, load_in_8bit=load_in_8bit, **loading)
+
+    from rich.console import Console
+
+    import forkpoint as fp
+    from forkpoint.report.factors import render_factors
+
+    with watching() as progress:
+        found = fp.factors(
+            loaded.model, loaded.tokenizer, texts, pad_to, side,
+            unquantized=lambda: load(model, **loading).model if load_in_8bit else None,
+            position_ids=position_ids, chat_template=chat_template, probes=not no_probes, max_memory=limit,
+            progress=progress,
+        )  # fmt: skip
+    found = replace(found, notes=(*loaded.notes, *found.notes))
+    try:
+        if json is not None:
+            found.to_json(json)
+    finally:  # a file that can't be written is no reason to lose the table
+        render_factors(found, Console(), lang=lang)
+    kinds = [row.verdict for row in found.rows if row.verdict is not None and row.probed]
+    raise typer.Exit(worst_status(kinds))

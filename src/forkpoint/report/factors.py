@@ -1,0 +1,107 @@
+"""The table of `factors`: a line for each setting, and what matters most."""
+
+from __future__ import annotations
+
+from math import inf
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.text import Text
+
+from forkpoint.report import counts
+from forkpoint.report.document import Cell, Document, Grid, Paragraph, Section, code, line, muted, strong
+from forkpoint.report.grid import Page
+from forkpoint.report.numbers import shape, short
+from forkpoint.report.terminal import lines
+from forkpoint.report.words import Words
+
+if TYPE_CHECKING:
+    from forkpoint.answers import FactorRow, Factors
+    from forkpoint.result import RunSummary
+
+COLUMNS = ("setting", "verdict", "cause", "gap", "loss", "kl", "flips", "seconds")
+
+
+def render_factors(factors: Factors, console: Console, *, lang: str = "en") -> None:
+    """Print the table.
+
+    Args:
+        factors: what `fp.factors` returned; nothing else is read.
+        console: gives width, colours and encoding.
+        lang: `en` or `zh`.
+    """
+    page = Page(console.width, console.encoding)
+    whole = Text("\n").join(lines(document(factors, Words(lang)), page))
+    console.print(whole, no_wrap=True, overflow="ignore", crop=False, highlight=False)
+
+
+def to_text(factors: Factors, *, lang: str = "en", width: int = 130) -> str:
+    """The table as plain text."""
+    return "\n".join(text.plain for text in lines(document(factors, Words(lang)), Page(width)))
+
+
+def sentence(factors: Factors, lang: str = "en") -> str:
+    """What matters most, in one sentence."""
+    words = Words(lang)
+    base, found = factors.rows[0], factors.matters
+    if found is None:
+        return words("factors.nothing")
+    setting = words.name("setting", found.setting)
+    if inf in (base.gap, found.gap):
+        key = "factors.infinite" if found.gap == inf else "factors.finite"
+        return words(key, setting=setting)
+    assert base.gap is not None and found.gap is not None
+    key = "factors.rises" if found.gap > base.gap else "factors.falls"
+    return words(key, setting=setting, a=short(base.gap), b=short(found.gap))
+
+
+def document(factors: Factors, words: Words) -> Document:
+    """The table, what could not be made, and what matters most."""
+    made = [row for row in factors.rows if not row.reason]
+    refused = [row for row in factors.rows if row.reason]
+    runs = words("factors.runs", a=_run(factors.a), b=_run(factors.b))
+    head = tuple(line(words(f"factors.{key}")) for key in COLUMNS)
+    grid = Grid(tuple(_row(row, words) for row in made), head, frozenset({3, 4, 5, 6, 7}))
+    where = ", ".join(part for part in (factors.a.dtype, factors.a.attention, factors.a.device) if part)
+    sections = [
+        Section("factors", line(runs, muted(words("aside", text=where))), (grid,)),
+        Section("matters", (), (Paragraph(line(strong(sentence(factors, words.lang)))),)),
+    ]
+    places: dict[str, list[str]] = {}
+    for row in made:
+        if row.first is not None:
+            places.setdefault(row.first, []).append(words.name("setting", row.setting))
+    if places:
+        said = tuple(
+            Paragraph(line(code(op), words("colon"), words("comma").join(settings)))
+            for op, settings in places.items()
+        )
+        sections.append(Section("places", line(words("factors.first")), said))
+    if refused:
+        said = tuple(
+            Paragraph(line(words.name("setting", row.setting) + words("colon"), muted(row.reason)))
+            for row in refused
+        )
+        sections.append(Section("refused", line(words("factors.refused")), said))
+    if (notes := counts.notes(factors, words)) is not None:
+        sections.append(notes)
+    return Document(tuple(sections))
+
+
+def _run(run: RunSummary) -> str:
+    shapes = next(iter(run.calls), {})
+    size = next(iter(shapes.values()), None)
+    return run.name if size is None else f"{run.name} {shape(size)}"
+
+
+def _row(row: FactorRow, words: Words) -> tuple[Cell, ...]:
+    setting = words.name("setting", row.setting)
+    kind = "" if row.verdict is None else words(f"verdict.{row.verdict.value}")
+    figures = (_figure(value) for value in (row.max_abs, row.loss_gap, row.max_kl))
+    flips = "" if row.top1_flips is None else str(row.top1_flips)
+    cells = (setting, kind, row.mechanism or "", *figures, flips, f"{row.seconds:.0f}")
+    return tuple(line(cell) for cell in cells)
+
+
+def _figure(value: float | None) -> str:
+    return "" if value is None else f"{value:.2g}"
