@@ -209,7 +209,17 @@ def test_questions_take_the_options_of_all_and_their_own():
     for command, _ in COMMANDS.values():
         names = list(inspect.signature(command).parameters)
         assert names[0] == "model"
-        assert {"prompt", "prompts", "dtype", "device", "attn", "json", "scene_folder", "lang"} <= set(names)
+        assert {
+            "prompt",
+            "prompts",
+            "dtype",
+            "device",
+            "attn",
+            "json",
+            "html",
+            "scene_folder",
+            "lang",
+        } <= set(names)
 
 
 def test_factors(library, monkeypatch, capsys, tmp_path):
@@ -268,6 +278,29 @@ def test_json_that_finds_no_room_is_no_reason_to_lose_the_report(library, capsys
     assert said.err.startswith("forkpoint: /dev/full can't be written: No space left on device; expected")
 
 
+def test_html(library, tmp_path, capsys):
+    page = tmp_path / "report.html"
+    run("padding", "demo", "-p", "hello", "--html", str(page), "--lang", "zh")
+    text = page.read_text(encoding="utf-8")
+    assert '<html lang="zh-Hans">' in text
+    assert "a note of the comparison" in text.lower()
+    assert 'id="summary"' not in text
+    run("padding", "demo", "-p", "hello", "-p", "<b>", "--html", str(page))
+    text = page.read_text(encoding="utf-8")
+    assert 'id="summary"' in text
+    assert "&lt;b&gt;" in text
+
+
+def test_each_file_is_written_though_another_finds_no_room(library, tmp_path, capsys):
+    page = tmp_path / "report.html"
+    assert run("padding", "demo", "-p", "hello", "--json", "/dev/full", "--html", str(page)) == 2
+    assert page.exists()
+    assert run("padding", "demo", "-p", "hello", "--html", "/dev/full") == 2
+    said = capsys.readouterr()
+    assert said.out == "the report\n" * 2
+    assert said.err.splitlines()[1].startswith("forkpoint: /dev/full can't be written")
+
+
 # --- what is refused, in one line --------------------------------------------------------------------------
 
 
@@ -288,6 +321,7 @@ def test_json_that_finds_no_room_is_no_reason_to_lose_the_report(library, capsys
         ),
         ("padding demo -p hello --prompts /no/such/file", "--prompts /no/such/file can't be read: "),
         ("padding demo -p hello --json /no/such/folder/x.json", "/no/such/folder/x.json: no folder /no/such/folder"),
+        ("padding demo -p hello --html /no/such/folder/x.html", "/no/such/folder/x.html: no folder /no/such/folder"),
     ],
 )  # fmt: skip
 def test_unusable_arguments(library, capsys, arguments, message):
@@ -340,7 +374,12 @@ def test_interrupted(library, monkeypatch):
 def test_a_result_is_shown_from_its_file(library, capsys, tmp_path):
     result_of(VerdictKind.SEMANTIC).to_json(tmp_path / "result.json")
     assert run("report", str(tmp_path / "result.json"), "--lang", "zh") == 1
-    assert capsys.readouterr().out == "the report\n"
+    assert (
+        run("report", str(tmp_path / "result.json"), "--lang", "zh", "--html", str(tmp_path / "report.html"))
+        == 1
+    )
+    assert '<html lang="zh-Hans">' in (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert capsys.readouterr().out == "the report\n" * 2
     assert (library.rendered, library.lang) == (result_of(VerdictKind.SEMANTIC), "zh")
     (tmp_path / "other.json").write_text("{}")
     assert refused(capsys, "report", str(tmp_path / "other.json")).endswith(

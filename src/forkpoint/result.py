@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from forkpoint.errors import DifferenceError, InputError, SceneError
-from forkpoint.support.files import write_json
+from forkpoint.support.files import write_atomically, write_json
 from forkpoint.support.records import from_plain, to_plain
 
 if TYPE_CHECKING:
@@ -417,6 +417,23 @@ class Result:
         Characters that can't be seen are escaped, so that it may be shown on a terminal.
         """
         write_json(Path(path), self.to_dict())
+
+    def to_html(self, path: str | Path, *, lang: str = "en") -> None:
+        """Write the report as one file of HTML that asks nothing of a network.
+
+        Args:
+            path: the file to write; it appears whole or not at all.
+            lang: `en` or `zh`.
+        """
+        from forkpoint.report.page import to_html
+
+        write_atomically(Path(path), to_html(self, lang=lang))
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows: the page without its map and its table, in a frame that runs no scripts."""
+        from forkpoint.report.page import framed
+
+        return framed(self)
 
     @classmethod
     def from_json(cls, path: str | Path) -> Result:

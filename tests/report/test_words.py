@@ -92,6 +92,8 @@ def texts_in_the_source() -> frozenset[str]:
         if path not in (Path(english.__file__), Path(chinese.__file__)):
             nodes = ast.walk(ast.parse(path.read_text(encoding="utf-8")))
             found |= {n.value for n in nodes if isinstance(n, ast.Constant) and isinstance(n.value, str)}
+    for path in Path(forkpoint.__file__).parent.rglob("*.jinja"):
+        found |= set(re.findall(r"words\('([\w.]+)'", path.read_text(encoding="utf-8")))
     return frozenset(found)
 
 

@@ -63,6 +63,7 @@ def _shared(
     max_memory: options.MaxMemory = None,
     ops: options.Ops = False,
     json: options.Json = None,
+    html: options.Html = None,
     lang: options.Language = "en",
     scene_folder: scene.SceneFolder = None,
     no_probes: options.NoProbes = False,
@@ -106,6 +107,7 @@ def _answer(
     max_memory: str | None,
     ops: bool,
     json: Any,
+    html: Any,
     lang: str,
     scene_folder: Any,
     no_probes: bool,
@@ -118,8 +120,9 @@ def _answer(
         "probes": not no_probes,
         "max_memory": options.read_size(max_memory),
     }
-    if json is not None:
-        check_writable(json)
+    for file in (json, html):
+        if file is not None:
+            check_writable(file)
     scene.check(scene_folder)
     loaded = load(model, **loading)
     again = cache(lambda name: load(name, **loading))
@@ -134,7 +137,7 @@ def _answer(
             asked = Asked(model, loaded.model, loaded.tokenizer, text, others, given, again)
             answers.append((text, ask(fp, asked)))
     finish(
-        answers, notes=tuple(loaded.notes), ops=ops, json=json, lang=lang, probes=not no_probes,
+        answers, notes=tuple(loaded.notes), ops=ops, json=json, html=html, lang=lang, probes=not no_probes,
         save=lambda result: _saved(result, scene_folder),
     )  # fmt: skip
 

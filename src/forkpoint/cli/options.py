@@ -116,6 +116,16 @@ Json = Annotated[
         "--json", metavar="FILE", help="Write the whole result.", rich_help_panel=_OUTPUT, show_default=False
     ),
 ]
+Html = Annotated[
+    Path | None,
+    typer.Option(
+        "--html",
+        metavar="FILE",
+        help="Write the report as a page of HTML.",
+        rich_help_panel=_OUTPUT,
+        show_default=False,
+    ),
+]
 Language = Annotated[
     Literal["en", "zh"],
     typer.Option("--lang", help="Language of the report: English or Chinese.", rich_help_panel=_OUTPUT),

@@ -1,4 +1,4 @@
-"""What a command leaves behind: the report, the JSON file, the exit status."""
+"""What a command leaves behind: the report, the files, the exit status."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import typer
 
 from forkpoint.errors import ForkpointError
 from forkpoint.result import VerdictKind
-from forkpoint.support.files import write_json
+from forkpoint.support.files import write_atomically, write_json
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -34,11 +34,12 @@ def finish(
     notes: tuple[str, ...] = (),
     ops: bool = False,
     json: Path | None = None,
+    html: Path | None = None,
     lang: str = "en",
     probes: bool = True,
     save: Callable[[Result], tuple[str, ...]] = lambda _: (),
 ) -> NoReturn:
-    """Write the JSON file, print the report, and exit.
+    """Write the files, print the report, and exit.
 
     Of several prompts the report is a line for each, and then that of the worst in full.
 
@@ -46,13 +47,13 @@ def finish(
         answers: each prompt, and what the command found for it.
         notes: what the report should say besides, such as how the model was loaded.
         ops: list the captured values too.
-        json: the file to write.
+        json, html: the files to write.
         lang: language of the report, `en` or `zh`.
         probes: whether probes were asked for; without them the exit status doesn't depend on the verdict.
         save: saves the scene of the result that is shown, if one is wanted, and says so.
 
     Raises:
-        InputError: the file can't be written; the report has been printed.
+        InputError: a file can't be written; the report has been printed.
     """
     from rich.console import Console
 
@@ -64,9 +65,13 @@ def finish(
     worst = replace(worst, notes=(*notes, *save(worst), *worst.notes[len(notes) :]))
     answers[index] = text, worst
     unwritten: ForkpointError | None = None
-    if json is not None:
+    for file, write in (
+        (json, lambda path: _write(path, answers)),
+        (html, lambda path: _write_page(path, answers, index, lang)),
+    ):
         try:
-            _write(json, answers)
+            if file is not None:
+                write(file)
         except ForkpointError as error:
             unwritten = error  # which is no reason to lose the report
     if len(answers) > 1:
@@ -100,3 +105,13 @@ def _write(path: Path, answers: Sequence[tuple[str, Result]]) -> None:
         write_json(
             path, {"prompts": [{"prompt": text, "result": result.to_dict()} for text, result in answers]}
         )
+
+
+def _write_page(path: Path, answers: Sequence[tuple[str, Result]], worst: int, lang: str) -> None:
+    """The worst in full, below a line for each where there are several."""
+    from forkpoint.report.page import to_html
+    from forkpoint.report.summary import summary
+    from forkpoint.report.words import Words
+
+    above = (summary(answers, worst, Words(lang)),) if len(answers) > 1 else ()
+    write_atomically(path, to_html(answers[worst][1], lang=lang, above=above))

@@ -18,15 +18,15 @@ if TYPE_CHECKING:
 LAYERS_SHOWN = 12
 
 
-def section(result: Result, words: Words) -> Section | None:
-    """The largest gap of each layer's output, on a logarithmic scale."""
+def section(result: Result, words: Words, most: int = LAYERS_SHOWN) -> Section | None:
+    """The largest gap of each layer's output, on a logarithmic scale; of `most` layers at most."""
     layers = result.drift
     if not layers:
         return None
     title = line(words("drift"))
     if all(layer.max_abs == 0 for layer in layers):
         return Section("drift", title, (Paragraph(line(words.many("drift.all_equal", len(layers)))),))
-    chosen = choose([layer.max_abs for layer in layers], LAYERS_SHOWN)
+    chosen = choose([layer.max_abs for layer in layers], most)
     brief = alone(result)
     scale = _scale([layer.max_abs for layer in layers])
     rows = tuple(_row(layers[index], scale, words, brief=brief) for index in chosen)

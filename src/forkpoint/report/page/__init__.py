@@ -1,0 +1,110 @@
+"""The report as a page of HTML: one file that asks nothing of a network.
+
+Whatever comes from models, prompts and source files is data there: the template escapes it, JSON within the page holds
+no `<`, and the page's policy runs no script but its own, which it names by digest.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+from functools import cache
+from html import escape
+from importlib.resources import files
+from typing import TYPE_CHECKING, Any
+
+from forkpoint.printable import printable
+from forkpoint.report.document import Fact, Grid, Meter, Section
+from forkpoint.report.page.drawing import data
+from forkpoint.report.page.parts import sections
+from forkpoint.report.words import Words
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from jinja2 import Template
+    from markupsafe import Markup
+
+    from forkpoint.result import Result
+
+SCRIPTS = ("plotly-cartesian.min.js", "page.js")
+FOLDED = frozenset({"configuration", "missing"})
+"""Sections that are shown when asked for."""
+
+
+def to_html(
+    result: Result, *, lang: str = "en", above: Sequence[Section] = (), interactive: bool = True
+) -> str:
+    """The report as a page.
+
+    Args:
+        result: what `compare` returned.
+        lang: `en` or `zh`.
+        above: sections that stand before it, as the summary of several prompts.
+        interactive: with the map, the chart of the drift and the table of ops, which need scripts; without, the page
+            has none.
+
+    Raises:
+        InputError: there is no such language.
+    """
+    from markupsafe import Markup
+
+    from forkpoint import __version__
+
+    words = Words(lang)
+    scripts = [Markup(_packaged(name)) for name in SCRIPTS] if interactive else []  # noqa: S704 the package's own
+    kind = words(f"kind.{result.verdict.kind.value}")
+    return _template().render(
+        lang={"en": "en", "zh": "zh-Hans"}[lang],
+        title=f"forkpoint: {kind} – {result.a.name} / {result.b.name}",
+        runs=((words("run.a"), result.a.name), (words("run.b"), result.b.name)),
+        sections=[*above, *sections(result, words, interactive=interactive)],
+        folded=FOLDED,
+        first=result.first,
+        data=_embedded(data(result, words)) if interactive else "",
+        scripts=scripts,
+        allowed=" ".join(map(_digest, scripts)) or "'none'",
+        style=Markup(_packaged("page.css")),  # noqa: S704 the package's own
+        version=__version__,
+        words=words,
+    )
+
+
+def framed(result: Result, *, lang: str = "en") -> str:
+    """The page without its scripts in a frame that may run none, for notebooks."""
+    page = to_html(result, lang=lang, interactive=False)
+    style = "width: 100%; height: 560px; border: 0; border-radius: 10px"
+    return f'<iframe sandbox="" style="{style}" srcdoc="{escape(page)}"></iframe>'
+
+
+@cache
+def _packaged(name: str) -> str:
+    return files(__name__).joinpath(name).read_text(encoding="utf-8")
+
+
+@cache
+def _template() -> Template:
+    from jinja2 import Environment, StrictUndefined
+
+    environment = Environment(
+        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    for kind in (Fact, Grid, Meter):
+        environment.tests[kind.__name__.lower()] = lambda item, kind=kind: isinstance(item, kind)
+    environment.globals["shown"] = printable
+    return environment.from_string(_packaged("page.html.jinja"))
+
+
+def _embedded(content: dict[str, Any]) -> Markup:
+    """JSON that may stand within a script: without what ends one or begins markup."""
+    from markupsafe import Markup
+
+    text = json.dumps(content, ensure_ascii=True, allow_nan=False, separators=(",", ":"))
+    return Markup(text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026"))  # noqa: S704 as said
+
+
+@cache
+def _digest(script: str) -> str:
+    """How a content security policy names a script."""
+    return "'sha256-" + base64.b64encode(hashlib.sha256(script.encode()).digest()).decode() + "'"
