@@ -9,7 +9,7 @@ WORKERS ?= 2
 # Tests of what is also written in C, which are repeated without it.
 ALSO_IN_C := $(wildcard tests/capture/test_*.py) tests/runs/test_state.py tests/test_no_observer_effect.py
 
-.PHONY: demo test check corpus programs benchmark faults matrix sanitize clean
+.PHONY: demo test check browser corpus programs benchmark faults matrix sanitize clean
 .DELETE_ON_ERROR:
 
 demo: $(READY)
@@ -35,6 +35,12 @@ faults: $(READY)
 	$(THREADS) $(BIN)/python -m tests.trust.interrupts --raise MemoryError $(ARGS)
 	$(THREADS) $(BIN)/python -m tests.trust.interrupts --saving $(ARGS)
 	$(THREADS) $(BIN)/python -m tests.trust.interrupts --saving --raise OSError $(ARGS)
+
+# The report's page in Chromium: the system's, or the one that playwright brings.
+browser: $(READY)
+	$(BIN)/python -m pip install -q playwright
+	command -v chromium google-chrome >/dev/null || $(BIN)/python -m playwright install chromium
+	$(THREADS) $(BIN)/python -m pytest -m browser tests/report/test_browser.py $(ARGS)
 
 # Random programs, traced with the part in C and without: tests/programs.
 programs: $(READY)

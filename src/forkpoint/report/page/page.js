@@ -159,7 +159,7 @@
   const dark = () => matchMedia("(prefers-color-scheme: dark)").matches && !matchMedia("print").matches;
   const SCALE = [[0, "#fde9a9"], [0.25, "#f9b24f"], [0.5, "#e8634f"], [0.75, "#a52c60"], [1, "#3b0f70"]];
   const finite = (value) => typeof value === "number";
-  const CONFIG = { displaylogo: false, responsive: true, showSendToCloud: false, displayModeBar: false };
+  const CONFIG = { displaylogo: false, responsive: true, showSendToCloud: false, displayModeBar: false, doubleClick: false, doubleClickDelay: 1 };
   const log = Math.log10;
   const tens = (low, high) => {
     const step = Math.max(1, Math.ceil((high - low) / 6));
