@@ -387,6 +387,23 @@ def test_a_result_is_shown_from_its_file(library, capsys, tmp_path):
     )
 
 
+def test_a_result_is_shown_in_markdown_and_as_an_issue(capsys, tmp_path):
+    file = str(tmp_path / "result.json")
+    replace(result_of(VerdictKind.SEMANTIC), notes=("a note of /home/me",)).to_json(file)
+    assert run("report", file, "--markdown") == 1
+    assert "- **A**: unpadded" in (shown := capsys.readouterr().out)
+    assert "A note of /home/me" in shown
+    assert run("report", file, "--issue", "--lang", "zh") == 1
+    assert capsys.readouterr().out.startswith("## 语义差异\n")
+    run("report", file, "--issue")
+    assert "/home/me" not in capsys.readouterr().out
+    run("report", file, "--issue", "--private")
+    assert "/home/me" in capsys.readouterr().out
+    assert (
+        refused(capsys, "report", file, "--private") == "--private without --issue; expected both, or neither"
+    )
+
+
 # --- the front -----------------------------------------------------------------------------------------------
 
 

@@ -363,6 +363,9 @@ PHRASES: dict[str, str] = {
     "ops.status": "状态",
     "ops.none": "没有记录到算子。",
     "ops.differing": "{whole} 中的 {part}",
+    # an issue
+    "issue.about": "请在此说明是哪个模型，以及您的预期。",
+    "issue.about.public": "请在此说明是哪个模型，以及您的预期。提示词文本、样本名称、路径与说明均已略去。",
     # the page
     "page.map": "全图：层 × 词元",
     "page.map.how": "颜色表示差距相对于该层最大值的大小，为对数刻度；绿色表示逐位相等。点击一格会列出该层的算子。",

@@ -366,6 +366,10 @@ PHRASES: dict[str, str] = {
     "ops.status": "status",
     "ops.none": "No op was captured.",
     "ops.differing": "{part} of {whole}",
+    # an issue
+    "issue.about": "Say here which model this is and what you expected.",
+    "issue.about.public": "Say here which model this is and what you expected. Texts of prompts, names of samples, paths and "
+    "notes are left out.",
     # the page
     "page.map": "Map: layers × tokens",
     "page.map.how": "Colour is the gap relative to the largest value of that layer, on a logarithmic scale; green is equal, bit for bit. A click on a cell lists the ops of its layer.",

@@ -38,7 +38,7 @@ def sections(result: Result, words: Words, *, interactive: bool) -> list[Section
         _configuration(result, words),
         _missing(result, words),
         _environment(result, words),
-        _reproduce(result, words),
+        reproduce(result, words),
         *((_map(result, words), _ops(result, words)) if interactive else ()),
     ]
     known |= {section.key: section for section in own if section is not None}
@@ -142,7 +142,7 @@ def _environment(result: Result, words: Words) -> Section | None:
     return Section("environment", line(words("page.environment")), (Grid(rows),))
 
 
-def _reproduce(result: Result, words: Words) -> Section | None:
+def reproduce(result: Result, words: Words) -> Section | None:
     """How to get the divergent op alone."""
     if result.first is None:
         return None
