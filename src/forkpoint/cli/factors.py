@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import typer
 
 from forkpoint.cli import options
-from forkpoint.cli.loading import load
+from forkpoint.cli.loading import load, say_first
 from forkpoint.cli.outcome import worst_status
 from forkpoint.support.files import check_writable
 from forkpoint.support.progress import watching
@@ -48,6 +48,7 @@ def factors(
         "revision": revision, "dtype": dtype, "device": device, "attn": attn, "trust_remote_code": trust_remote_code,
     }  # fmt: skip
     loaded = load(model, load_in_8bit=load_in_8bit, **loading)
+    say_first(loaded, lang)
 
     from rich.console import Console
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING, Any
 
+import typer
+
 from forkpoint.support.progress import status
 
 if TYPE_CHECKING:
@@ -22,3 +24,12 @@ def load(name: str, **options: Any) -> LoadedModel:
         load = fp.load
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     return load(name, **options)
+
+
+def say_first(loaded: LoadedModel, lang: str) -> None:
+    """Print what a reader should know before anything else: that the demo is not the model that is meant by it."""
+    from forkpoint.models.demo import RANDOM_NOTE
+    from forkpoint.report.words import Words
+
+    if RANDOM_NOTE in loaded.notes:
+        typer.echo(Words(lang).sentence(RANDOM_NOTE))

