@@ -20,6 +20,7 @@ from forkpoint.cli import main
 from forkpoint.cli.outcome import EXIT_STATUS, severity, worst_status
 from forkpoint.cli.questions import COMMANDS
 from forkpoint.models import LoadedModel, demo
+from forkpoint.report.document import Document
 from forkpoint.result import Impact, Result, RunSummary, Verdict, VerdictKind
 from forkpoint.support.progress import SILENT
 
@@ -245,6 +246,33 @@ def test_factors(library, monkeypatch, capsys, tmp_path):
     assert asked["options"]["probes"] is True
     assert run("factors", "demo", "-p", "hello", "--lang", "zh") == 1
     assert "结论" in capsys.readouterr().out
+
+
+def test_generate(library, monkeypatch, capsys, tmp_path):
+    asked = {}
+
+    def generate(*arguments, **options):
+        asked["arguments"], asked["options"] = arguments, options
+        same = forkpoint.Generation("alone", "in a batch of 3", 2, (7, 8), (7, 8), "a text", "a text")
+        return same if asked.get("same") else replace(same, first=1, result=result_of(VerdictKind.SEMANTIC))
+
+    monkeypatch.setattr(forkpoint, "generate", generate)
+    monkeypatch.setattr("forkpoint.report.generation.of_result", lambda result, lang: Document(()))
+    file = tmp_path / "generation.json"
+    arguments = ("generate", "demo", "-p", "hello", "--new-tokens", "5", "--size", "3")
+    assert run(*arguments, "--json", str(file)) == 1
+    assert "number 2 of those generated" in capsys.readouterr().out
+    assert "a note of the model" in json.loads(file.read_text())["result"]["notes"]
+    assert asked["arguments"] == ("model", "tokenizer", "hello", "batch")
+    assert (asked["options"]["max_new_tokens"], asked["options"]["size"]) == (5, 3)
+    assert run(*arguments, "--no-probes") == 0
+    asked["same"] = True
+    assert run(*arguments, "--lang", "zh") == 0
+    assert "两种方式相同" in capsys.readouterr().out
+
+
+def test_generate_takes_one_prompt(library, capsys):
+    assert refused(capsys, "generate", "demo", "-p", "hello", "-p", "you") == "2 prompts; expected one"
 
 
 @pytest.mark.parametrize(("lang", "word"), [("en", "random weights"), ("zh", "权重随机")])

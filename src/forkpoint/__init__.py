@@ -26,7 +26,7 @@ from forkpoint.errors import (
 
 if TYPE_CHECKING:
     from forkpoint import testing
-    from forkpoint.answers import FactorRow, Factors
+    from forkpoint.answers import FactorRow, Factors, Generation
     from forkpoint.comparison import compare
     from forkpoint.models import load
     from forkpoint.questions.attention import attention
@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from forkpoint.questions.device import device
     from forkpoint.questions.dtype import autocast, dtype
     from forkpoint.questions.factors import factors
+    from forkpoint.questions.generate import generate
     from forkpoint.questions.packed import packed
     from forkpoint.questions.padding import padding
     from forkpoint.questions.quantize import quantize
@@ -55,6 +56,7 @@ __all__ = [
     "FactorRow",
     "Factors",
     "ForkpointError",
+    "Generation",
     "Impact",
     "InputError",
     "Layout",
@@ -77,6 +79,7 @@ __all__ = [
     "device",
     "dtype",
     "factors",
+    "generate",
     "load",
     "packed",
     "padding",
@@ -90,6 +93,7 @@ _MODULES = {
     "Divergence": "forkpoint.result",
     "FactorRow": "forkpoint.answers",
     "Factors": "forkpoint.answers",
+    "Generation": "forkpoint.answers",
     "Impact": "forkpoint.result",
     "Layout": "forkpoint.runs.layout",
     "ProbeResult": "forkpoint.result",
@@ -107,6 +111,7 @@ _MODULES = {
     "device": "forkpoint.questions.device",
     "dtype": "forkpoint.questions.dtype",
     "factors": "forkpoint.questions.factors",
+    "generate": "forkpoint.questions.generate",
     "load": "forkpoint.models",
     "packed": "forkpoint.questions.packed",
     "padding": "forkpoint.questions.padding",

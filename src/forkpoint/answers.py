@@ -7,7 +7,7 @@ from math import inf
 from pathlib import Path
 from typing import Any
 
-from forkpoint.result import RunSummary, VerdictKind
+from forkpoint.result import Result, RunSummary, VerdictKind
 from forkpoint.support.files import write_json
 from forkpoint.support.records import to_plain
 
@@ -111,6 +111,64 @@ class Factors:
     def __repr__(self) -> str:
         made = sum(row.verdict is not None for row in self.rows)
         return f"<Factors: {made} of {len(self.rows)} rows; {self.summary}>"
+
+
+@dataclass(frozen=True, repr=False)
+class Generation:
+    """Greedy generation in two ways, up to the first token that differs. `print(generation)` is the report.
+
+    Attributes:
+        name_a, name_b: the two ways.
+        prompt: tokens of the prompt.
+        tokens_a, tokens_b: ids of the tokens that were generated.
+        text_a, text_b: their text.
+        first: index, among the generated tokens, of the first that differs; None where none does.
+        token_a, token_b: the two candidates there; None where one way has ended.
+        margin_a: in run A, the logit of `token_a` minus that of `token_b`.
+        margin_b: in run B, the logit of `token_b` minus that of `token_a`.
+        exact_a, exact_b: the same two, every operation done in float64.
+        label: `tie`, `within rounding` or `confident`; None where that could not be told.
+        result: the forward calls of both ways up to that token, compared; None where no token differs.
+    """
+
+    name_a: str
+    name_b: str
+    prompt: int
+    tokens_a: tuple[int, ...]
+    tokens_b: tuple[int, ...]
+    text_a: str
+    text_b: str
+    first: int | None = None
+    token_a: int | None = None
+    token_b: int | None = None
+    candidate_a: str | None = None
+    """Text of `token_a`."""
+    candidate_b: str | None = None
+    margin_a: float | None = None
+    margin_b: float | None = None
+    exact_a: float | None = None
+    exact_b: float | None = None
+    label: str | None = None
+    result: Result | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """The whole answer as plain JSON types (docs/json-schema.md)."""
+        result = None if self.result is None else self.result.to_dict()
+        return {**{item.name: to_plain(getattr(self, item.name)) for item in fields(self)}, "result": result}
+
+    def to_json(self, path: str | Path) -> None:
+        """Write the answer as JSON; the file appears whole or not at all."""
+        write_json(Path(path), self.to_dict())
+
+    def __str__(self) -> str:
+        from forkpoint.report.generation import to_text
+
+        return to_text(self)
+
+    def __repr__(self) -> str:
+        if self.first is None:
+            return f"<Generation: the same {len(self.tokens_a)} tokens>"
+        return f"<Generation: token {self.first} differs, {self.label or 'not told why'}>"
 
 
 def _moved(before: float | None, after: float | None) -> float:

@@ -31,6 +31,7 @@ RECORDS = {
     "LayerDrift": records.LayerDrift,
     "ReplacedModule": records.ReplacedModule,
     "FactorRow": answers.FactorRow,
+    "Generation": answers.Generation,
 }
 
 

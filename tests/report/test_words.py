@@ -108,6 +108,8 @@ def test_every_phrase_is_used() -> None:
     by_slug = (
         "factors",
         "setting",
+        "generation",
+        "label",
         "summary",
         "kind",
         "verdict",

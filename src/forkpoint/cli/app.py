@@ -6,6 +6,7 @@ import typer
 
 from forkpoint import __version__
 from forkpoint.cli.factors import factors
+from forkpoint.cli.generate import generate
 from forkpoint.cli.questions import COMMANDS
 from forkpoint.cli.replay import replay
 from forkpoint.cli.report import report
@@ -23,6 +24,7 @@ app = typer.Typer(
 for _name, (_command, _example) in COMMANDS.items():
     app.command(_name, epilog=f"Example: {_example}")(_command)
 app.command(epilog="Example: forkpoint factors demo -p 'Hello there' --pad-to 50")(factors)
+app.command(epilog="Example: forkpoint generate demo -p 'Hello there' --against no-cache")(generate)
 app.command()(replay)
 app.command()(script)
 app.command(epilog="Example: forkpoint report result.json")(report)

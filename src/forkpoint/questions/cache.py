@@ -54,7 +54,7 @@ def cache(
     rows = rows_of(model, tokenizer, prompts, options)
     longest = max(map(len, rows))
     plain = innermost(model)[1]
-    _check_caches(plain)
+    check_decodes(plain)
     if longest < 2:
         raise InputError("a prompt of 1 token", "2 or more, to be given in steps")
     notes: tuple[str, ...] = ()
@@ -71,14 +71,19 @@ def cache(
     a = Run(model, made.inputs, layout=made.layout, name="one forward pass")
     b = Run(
         model,
-        _steps(plain, made, split, chunk, kind),
+        stepwise(plain, made, split, chunk, kind),
         call=_with_own(plain, kind, longest) if kind == "offloaded" else None,
         name=f"{split} tokens, then {_counted(chunk)} at a time",
     )
     return Question(a, b, notes).answer(tokenizer, options)
 
 
-def _check_caches(model: Any) -> None:
+def check_decodes(model: Any) -> None:
+    """Check that a model makes one token after the other, from a cache.
+
+    Raises:
+        InputError: it does not.
+    """
     if getattr(getattr(model, "config", None), "is_encoder_decoder", False):
         raise InputError(
             f"a {type(model).__name__}, an encoder-decoder", "a decoder", "compare runs of it by fp.compare"
@@ -93,7 +98,7 @@ def _check_caches(model: Any) -> None:
         )
 
 
-def _steps(model: Any, made: Padded, split: int, chunk: int, kind: CacheKind) -> list[dict[str, Any]]:
+def stepwise(model: Any, made: Padded, split: int, chunk: int, kind: CacheKind) -> list[dict[str, Any]]:
     """The inputs of each call: its tokens and positions, and the mask of all so far, or of its own where no keys are kept."""
     length = made.mask.shape[1]
     ends = [split, *range(split + chunk, length, chunk), length]

@@ -18,3 +18,6 @@ Quantization = Literal["int8", "nf4", "int8-dynamic", "torchao-int8"]
 
 Backend = Literal["eager", "aot_eager", "inductor"]
 """What `torch.compile` hands the captured graph to."""
+
+Generating = Literal["batch", "no-cache"]
+"""Another way to generate: in a batch with others, or without a cache."""

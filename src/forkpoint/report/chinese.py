@@ -126,6 +126,17 @@ PHRASES: dict[str, str] = {
     "factors.finite": "影响最大的是 {setting}：不再有只在一次运行中出现的 NaN 或无穷。",
     "factors.nothing": "没有哪项设置使最大差距变化十倍。",
     "factors.refused": "此处无法进行的比较",
+    # two ways to generate
+    "generation.ways": "两种生成方式",
+    "generation.same": "生成了 {n} 个词元，两种方式相同",
+    "generation.first": "首个不同的词元是所生成的第 {number} 个。",
+    "generation.candidate": "{run} 选择 {token}，比对方的候选高 {margin}",
+    "generation.exact": "（float64 中为 {exact}）",
+    "label": "性质",
+    "label.tie": "平局：两个候选在某次运行或精确算术中相等，由最后一位决定",
+    "label.within rounding": "在舍入之内：float64 中两次运行选择相同，仅因舍入才有一次作了不同选择",
+    "label.confident": "确信：不是舍入；两次运行各有舍入无法解释的选择理由",
+    "label.none": "未知：实验不足以说明",
     # 要不要紧
     "impact": "要不要紧",
     "impact.none": "两次运行没有返回可以比较的结果。",

@@ -128,6 +128,17 @@ PHRASES: dict[str, str] = {
     "factors.finite": "What matters most is {setting}: no result is NaN or infinite in one run alone any more.",
     "factors.nothing": "No setting changes the largest gap tenfold.",
     "factors.refused": "What can't be had here",
+    # two ways to generate
+    "generation.ways": "Generated in two ways",
+    "generation.same": "{n} token is generated, the same in both ways|{n} tokens are generated, the same in both ways",
+    "generation.first": "The first token that differs is number {number} of those generated.",
+    "generation.candidate": "{run} picks {token}, ahead of the other's by {margin}",
+    "generation.exact": " ({exact} in float64)",
+    "label": "that is",
+    "label.tie": "a tie: both candidates are equal in one of the runs, or in exact arithmetic, so that the last bit decides",
+    "label.within rounding": "within rounding: in float64 both runs choose the same, and rounding alone makes one of them choose otherwise",
+    "label.confident": "confident: it is no rounding; each run chooses its own token for a reason that rounding does not explain",
+    "label.none": "not told: the experiments do not suffice",
     # does it matter
     "impact": "Does it matter",
     "impact.none": "The runs return nothing that could be compared.",

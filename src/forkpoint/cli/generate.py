@@ -1,0 +1,90 @@
+"""`forkpoint generate`."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from forkpoint.cli import options
+from forkpoint.cli.loading import load, say_first
+from forkpoint.cli.outcome import worst_status
+from forkpoint.errors import InputError
+from forkpoint.questions.choices import Generating
+from forkpoint.support.files import check_writable
+from forkpoint.support.progress import watching
+
+if TYPE_CHECKING:
+    from typing import Any
+
+_RUN = "Run"
+
+
+def generate(
+    model: options.Model,
+    prompt: options.Prompt = None,
+    prompts: options.Prompts = None,
+    chat_template: options.ChatTemplate = False,
+    against: Annotated[
+        Generating,
+        typer.Option(
+            "--against",
+            help="batch: in a batch with others; no-cache: without a cache.",
+            rich_help_panel=_RUN,
+        ),
+    ] = "batch",
+    new_tokens: Annotated[
+        int, typer.Option("--new-tokens", min=1, help="Most tokens to generate.", rich_help_panel=_RUN)
+    ] = 32,
+    size: Annotated[
+        int, typer.Option(min=2, help="Rows of the batch, the prompt's among them.", rich_help_panel=_RUN)
+    ] = 8,
+    revision: options.Revision = None,
+    dtype: options.Dtype = None,
+    device: options.Device = None,
+    attn: options.Attention = None,
+    load_in_8bit: options.Int8 = False,
+    trust_remote_code: options.TrustRemoteCode = False,
+    max_memory: options.MaxMemory = None,
+    json: options.Json = None,
+    lang: options.Language = "en",
+    no_probes: options.NoProbes = False,
+) -> None:
+    """Generate greedily in two ways: the first token that differs, and the op behind it.
+
+    Exit status: that of the verdict on both ways up to that token; 0 where no token differs.
+    """
+    texts = options.read_prompts(prompt, prompts)
+    if len(texts) > 1:
+        raise InputError(f"{len(texts)} prompts", "one")
+    limit = options.read_size(max_memory)
+    if json is not None:
+        check_writable(json)
+    loading: dict[str, Any] = {
+        "revision": revision, "dtype": dtype, "device": device, "attn": attn, "load_in_8bit": load_in_8bit,
+        "trust_remote_code": trust_remote_code,
+    }  # fmt: skip
+    loaded = load(model, **loading)
+    say_first(loaded, lang)
+
+    from rich.console import Console
+
+    import forkpoint as fp
+    from forkpoint.report.generation import render_generation
+
+    with watching() as progress:
+        found = fp.generate(
+            loaded.model, loaded.tokenizer, texts[0], against, max_new_tokens=new_tokens, size=size,
+            chat_template=chat_template, probes=not no_probes, max_memory=limit, progress=progress,
+        )  # fmt: skip
+    if found.result is not None:
+        notes = (*loaded.notes, *found.result.notes)
+        found = replace(found, result=replace(found.result, notes=notes))
+    try:
+        if json is not None:
+            found.to_json(json)
+    finally:  # a file that can't be written is no reason to lose the report
+        render_generation(found, Console(), lang=lang)
+    verdicts = [] if found.result is None or no_probes else [found.result.verdict.kind]
+    raise typer.Exit(worst_status(verdicts))

@@ -1,0 +1,220 @@
+"""Two ways to generate: the first token that differs, and why."""
+
+from __future__ import annotations
+
+import inspect
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, get_args
+
+import torch
+
+from forkpoint.answers import FAILING, Generation
+from forkpoint.errors import InputError, reraise_out_of_memory
+from forkpoint.models.loading import quiet
+from forkpoint.promotion import Promotion
+from forkpoint.questions.asking import Options, Question, one_of, positions_of, rows_of
+from forkpoint.questions.cache import check_decodes, stepwise
+from forkpoint.questions.choices import Generating
+from forkpoint.questions.mates import TEXTS, mates
+from forkpoint.questions.prompts import pad_token_id, padded
+from forkpoint.result import VerdictKind
+from forkpoint.runs.modules import innermost
+from forkpoint.runs.run import Run
+
+if TYPE_CHECKING:
+    from typing import Unpack
+
+    from torch import Tensor
+
+    from forkpoint.result import Result
+
+NEW_TOKENS = 32
+"""Tokens to generate if nothing is said."""
+
+
+@dataclass(frozen=True)
+class Way:
+    """One way to generate.
+
+    Attributes:
+        name: what reports call it.
+        rows: token ids of each row; the prompt's is the first.
+        cached: whether earlier tokens are read from a cache.
+    """
+
+    name: str
+    rows: list[list[int]]
+    cached: bool = True
+
+
+def generate(
+    model: Any,
+    tokenizer: Any,
+    prompt: str,
+    against: Generating = "batch",
+    *,
+    max_new_tokens: int = NEW_TOKENS,
+    size: int = 8,
+    **options: Unpack[Options],
+) -> Generation:
+    """Generate greedily in two ways, and explain the first token that differs.
+
+        print(fp.generate(model, tokenizer, "I've got a lovely bunch of coconuts", against="no-cache"))
+
+    Way A is the prompt alone, with a cache. Where a token differs, the forward calls of both ways up to it are made again
+    and compared, op by op; and both candidates' logits are looked at as they are and with every operation in float64,
+    which tells a tie, and what rounding decides, from a choice that each run is sure of.
+
+    Args:
+        model: a decoder of transformers.
+        tokenizer: its tokenizer.
+        prompt: one text.
+        against: `batch`, in a batch with others, padded on the left; or `no-cache`.
+        max_new_tokens: most tokens to generate.
+        size: rows of the batch.
+        options: see `Options`.
+
+    Raises:
+        InputError: a model that does not decode, an empty prompt, another way, or no token to pad with.
+    """
+    plain = innermost(model)[1]
+    check_decodes(plain)
+    if not hasattr(plain, "generate"):
+        raise InputError(f"a {type(plain).__name__}, which has no generate", "a model that generates")
+    if max_new_tokens < 1:
+        raise InputError(f"{max_new_tokens} tokens to generate", "1 or more")
+    (row,) = rows_of(model, tokenizer, prompt, options)
+    a = Way("alone", [row])
+    if one_of("way", against, get_args(Generating)) == "batch":
+        others = mates([row], rows_of(model, tokenizer, TEXTS, {}), size, same_length=False)
+        b = Way(f"in a batch of {size}", [row, *others])
+    else:
+        b = Way("without a cache", [row], cached=False)
+    pad = pad_token_id(model, tokenizer)
+    made_a, made_b = (_generated(plain, way, pad, max_new_tokens) for way in (a, b))
+    ends = _ends(plain)
+    tokens_a, tokens_b = (_until_end(made[0], ends) for made in (made_a, made_b))
+    found = Generation(
+        a.name, b.name, len(row), tuple(tokens_a), tuple(tokens_b), tokenizer.decode(tokens_a),
+        tokenizer.decode(tokens_b),
+    )  # fmt: skip
+    first = next((i for i, (x, y) in enumerate(zip(tokens_a, tokens_b, strict=False)) if x != y), None)
+    if first is None:
+        return found
+    ways = ((a, made_a), (b, made_b))
+    compared = [
+        _calls(model, way, made, first, pad, options, brief=a.cached and b.cached) for way, made in ways
+    ]
+    result = Question(*compared).answer(tokenizer, options)
+    runs = [_calls(model, way, made, first, pad, options) for way, made in ways]
+    token_a, token_b = tokens_a[first], tokens_b[first]
+    native = [_last_logits(run) for run in runs]
+    found = replace(
+        found, first=first, token_a=token_a, token_b=token_b, candidate_a=tokenizer.decode([token_a]),
+        candidate_b=tokenizer.decode([token_b]), result=result,
+        margin_a=_margin(native[0], token_a, token_b), margin_b=_margin(native[1], token_b, token_a),
+    )  # fmt: skip
+    if [int(logits.argmax()) for logits in native] != [token_a, token_b]:
+        note = "The calls, made again, choose other tokens than generate did: why it chose as it did is not explained."
+        return replace(found, result=replace(result, notes=(note, *result.notes)))
+    return _labelled(found, runs)
+
+
+# --- generating ----------------------------------------------------------------------------------------------
+
+
+def _generated(model: Any, way: Way, pad: int, new: int) -> list[list[int]]:
+    """The tokens that are generated for each row, as they come, with padding behind the end of a row."""
+    longest = max(map(len, way.rows))
+    inputs = padded(model, way.rows, longest, pad=pad, side="left", position_ids="none").inputs
+    with torch.no_grad(), quiet():
+        whole = model.generate(
+            input_ids=inputs["input_ids"], attention_mask=inputs.get("attention_mask"), max_new_tokens=new,
+            min_new_tokens=None, do_sample=False, num_beams=1, repetition_penalty=1.0, temperature=None, top_k=None,
+            top_p=None, use_cache=way.cached, pad_token_id=pad,
+        )  # fmt: skip
+    return whole[:, longest:].tolist()
+
+
+def _ends(model: Any) -> set[int]:
+    end = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
+    return set() if end is None else set(end) if isinstance(end, (list, tuple)) else {int(end)}
+
+
+def _until_end(tokens: list[int], ends: set[int]) -> list[int]:
+    """The tokens up to the first that ends a text, and that one."""
+    stop = next((index for index, token in enumerate(tokens) if token in ends), len(tokens) - 1)
+    return tokens[: stop + 1]
+
+
+# --- the calls again -----------------------------------------------------------------------------------------
+
+
+def _calls(
+    model: Any, way: Way, made: list[list[int]], first: int, pad: int, options: Options, *, brief: bool = True
+) -> Run:
+    """The forward calls that `generate` makes up to the token that differs.
+
+    As there, each is asked for its last logits alone; unless `brief`, for those of all tokens: one pass over all tokens and
+    many of one token can be compared at every token then.
+    """
+    plain = innermost(model)[1]
+    rows = [row + new[:first] for row, new in zip(way.rows, made, strict=True)]
+    longest = max(map(len, way.rows))
+    full = padded(model, rows, longest + first, pad=pad, side="left", position_ids=positions_of(options))
+    calls: list[dict[str, Any]] = [dict(full.inputs)]
+    if way.cached:
+        calls = stepwise(plain, full, longest, 1, "dynamic") if first else calls
+    if brief and "logits_to_keep" in inspect.signature(plain.forward).parameters:
+        calls = [{**call, "logits_to_keep": 1} for call in calls]
+    return Run(model, calls, layout=full.layout if len(calls) == 1 else None, name=way.name)
+
+
+def _last_logits(run: Run, promotion: Promotion | None = None) -> Tensor:
+    """The logits, `[vocabulary]`, from which the token that differs is chosen for the prompt's row."""
+    if promotion is None:
+        return run.execute()[-1].logits[0, -1].double()
+    logits = run.execute(around=lambda: promotion)[-1].logits
+    return promotion.value(logits)[0, -1].double()
+
+
+def _margin(logits: Tensor, token: int, other: int) -> float:
+    return float(logits[token] - logits[other])
+
+
+# --- what it is ----------------------------------------------------------------------------------------------
+
+
+def _labelled(found: Generation, runs: list[Run]) -> Generation:
+    """The same with what float64 says of the two candidates."""
+    assert found.token_a is not None and found.token_b is not None and found.result is not None
+    try:
+        exact = [_last_logits(run, Promotion()) for run in runs]
+    except Exception as error:  # noqa: BLE001 - a model may refuse float64 in its own way
+        reraise_out_of_memory(error)
+        return found
+    found = replace(
+        found, exact_a=_margin(exact[0], found.token_a, found.token_b),
+        exact_b=_margin(exact[1], found.token_b, found.token_a),
+    )  # fmt: skip
+    return replace(found, label=label(found, found.result))
+
+
+def label(found: Generation, result: Result) -> str | None:
+    """What a first token that differs is: `tie`, `within rounding`, `confident`; None where that was not shown.
+
+    The verdict on the runs says whether rounding is all that differs. If it is, the candidates tie where their logits are
+    equal in a run, or where float64's own noise decides between them; else rounding moved one past the other. If it is
+    not, each run is sure of its token if it chooses it in float64 as well, or if a run is off its own operations there.
+    """
+    assert found.margin_a is not None and found.margin_b is not None
+    assert found.exact_a is not None and found.exact_b is not None
+    tied = 0 in (found.margin_a, found.margin_b)
+    if result.verdict.kind is VerdictKind.ROUNDING:
+        apart = (found.exact_a > 0) is not (found.exact_b > 0)
+        return "within rounding" if apart and not tied else "tie"
+    if result.verdict.kind in FAILING and result.verdict.kind is not VerdictKind.NONDETERMINISM:
+        beyond = any(probe.name == "native" for probe in result.verdict.evidence)
+        if (found.exact_a > 0 and found.exact_b > 0) or beyond:
+            return "confident"
+    return None

@@ -1,0 +1,73 @@
+"""The report of two ways to generate: what each made, the first token that differs, and then the comparison."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.text import Text
+
+from forkpoint.report.build import document as of_result
+from forkpoint.report.document import Document, Fact, Paragraph, Section, line, muted, strong
+from forkpoint.report.grid import Page
+from forkpoint.report.numbers import short
+from forkpoint.report.terminal import lines
+from forkpoint.report.words import Words
+
+if TYPE_CHECKING:
+    from forkpoint.answers import Generation
+
+SHOWN = 400
+"""Characters of a generated text that are shown."""
+
+
+def render_generation(found: Generation, console: Console, *, lang: str = "en") -> None:
+    """Print the report.
+
+    Args:
+        found: what `fp.generate` returned; nothing else is read.
+        console: gives width, colours and encoding.
+        lang: `en` or `zh`.
+    """
+    page = Page(console.width, console.encoding)
+    whole = Text("\n").join(lines(document(found, lang), page))
+    console.print(whole, no_wrap=True, overflow="ignore", crop=False, highlight=False)
+
+
+def to_text(found: Generation, *, lang: str = "en", width: int = 100) -> str:
+    """The report as plain text."""
+    return "\n".join(text.plain for text in lines(document(found, lang), Page(width)))
+
+
+def document(found: Generation, lang: str) -> Document:
+    """What both ways made, the first token that differs, and the comparison up to there."""
+    words = Words(lang)
+    ways = tuple(
+        Fact(words(f"run.{run}"), (line(name), line(muted(_shown(text)))))
+        for run, name, text in (("a", found.name_a, found.text_a), ("b", found.name_b, found.text_b))
+    )
+    sections = [Section("ways", line(words("generation.ways")), ways)]
+    if found.first is None:
+        shorter = min(len(found.tokens_a), len(found.tokens_b))
+        said = words.many("generation.same", shorter)
+        sections.append(Section("token", (), (Paragraph(line(strong(words.sentence(said)))),)))
+        return Document(tuple(sections))
+    title = line(words("generation.first", number=found.first + 1))
+    blocks = (
+        Fact("A", (line(_candidate("A", found.candidate_a, found.margin_a, found.exact_a, words)),)),
+        Fact("B", (line(_candidate("B", found.candidate_b, found.margin_b, found.exact_b, words)),)),
+        Fact(words("label"), (line(strong(words(f"label.{found.label or 'none'}"))),)),
+    )
+    sections.append(Section("token", title, blocks))
+    compared = () if found.result is None else of_result(found.result, lang=lang).sections
+    return Document((*sections, *compared))
+
+
+def _shown(text: str) -> str:
+    return repr(text if len(text) <= SHOWN else text[: SHOWN - 1] + "…")
+
+
+def _candidate(run: str, token: str | None, margin: float | None, exact: float | None, words: Words) -> str:
+    shown = "?" if margin is None else short(margin)
+    said = words("generation.candidate", run=run, token=repr(token), margin=shown)
+    return said if exact is None else said + words("generation.exact", exact=short(exact))
