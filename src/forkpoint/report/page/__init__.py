@@ -68,6 +68,7 @@ def to_html(
         style=Markup(_packaged("page.css")),  # noqa: S704 the package's own
         version=__version__,
         words=words,
+        shown=printable,
     )
 
 
@@ -90,9 +91,9 @@ def _template() -> Template:
     environment = Environment(
         autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    for kind in (Fact, Grid, Meter):
-        environment.tests[kind.__name__.lower()] = lambda item, kind=kind: isinstance(item, kind)
-    environment.globals["shown"] = printable
+    environment.tests["fact"] = lambda value: isinstance(value, Fact)
+    environment.tests["grid"] = lambda value: isinstance(value, Grid)
+    environment.tests["meter"] = lambda value: isinstance(value, Meter)
     return environment.from_string(_packaged("page.html.jinja"))
 
 

@@ -18,7 +18,9 @@ if TYPE_CHECKING:
     from forkpoint.result import LayerDrift, OpRow, Result
 
 MAX_CELLS = 150_000
-"""Cells of the map; where there are more, neighbouring tokens share a column."""
+MAX_COLUMNS = 1_000
+"""Cells and columns of the map, which has about as many pixels; where there are more tokens, neighbours share a column,
+so that one of them is seen."""
 MAX_OPS = 20_000
 MAX_TEXT = 300
 """Characters of a line of source, or of a name."""
@@ -58,8 +60,8 @@ def data(result: Result, words: Words) -> dict[str, Any]:
 
 def columns_together(result: Result) -> int:
     """How many neighbouring tokens share a column of the map."""
-    cells = len(_places(result)) * len(result.drift)
-    return max(1, math.ceil(cells / MAX_CELLS))
+    tokens = len(_places(result))
+    return max(1, math.ceil(tokens * len(result.drift) / MAX_CELLS), math.ceil(tokens / MAX_COLUMNS))
 
 
 def mark(result: Result) -> tuple[int, Place] | None:
