@@ -164,7 +164,7 @@ def _judge(
     if compared.missing:
         return Judgement(_not_all(compared, evidence))
     if exact.vanishes and exact.falls_from(compared):
-        beyond = None if isinstance(exact.runs, HeldRuns) else native(session, exact, compared)
+        beyond = None if isinstance(exact.runs, HeldRuns) else native(session, exact, compared, given.rounded)
         if beyond is not None:
             return Judgement(_other_than_float64(beyond, [*evidence, beyond.result]))
         return Judgement(_rounding(session, exact, alone, given, located, evidence))

@@ -15,7 +15,9 @@ import torch
 
 from forkpoint.explain.results import ResultComparison, compare_results
 from forkpoint.explain.session import Session, Traced
+from forkpoint.probes.inputs import Weight
 from forkpoint.probes.precision import Precision
+from forkpoint.promotion import Promotion
 from forkpoint.result import ProbeResult
 
 BEYOND = 256.0
@@ -35,20 +37,24 @@ class Native:
     result: ProbeResult
 
 
-def native(session: Session, exact: Precision, compared: ResultComparison) -> Native | None:
+def native(
+    session: Session, exact: Precision, compared: ResultComparison, weights: tuple[Weight, ...] = ()
+) -> Native | None:
     """Hold each run as it is against itself in float64; None if the gap between them is within rounding.
 
     Args:
         exact: both runs in float64, where their gap vanishes.
         compared: the results as they are.
+        weights: those that one run has rounded, and that both were given in float64. What runs natively has its own, and
+            is held against float64 with its own.
     """
     gap = _times_rounding(session, exact, compared)
     if gap <= BEYOND:
         return None
-    apart = {
-        name: _times_rounding(session, exact, compare_results(session, wide, traced.results, own=own))
-        for name, own, wide, traced in (("A", "a", exact.a, session.a), ("B", "b", exact.b, session.b))
-    }
+    apart: dict[str, float] = {}
+    for name, own, wide, traced in (("A", "a", exact.a, session.a), ("B", "b", exact.b, session.b)):
+        mine = traced.in_float64(Promotion()) if weights else wide
+        apart[name] = _times_rounding(session, exact, compare_results(session, mine, traced.results, own=own))
     runs = tuple(name for name, times in apart.items() if times > BEYOND)
     if len(runs) == 1:
         text = (
@@ -61,7 +67,7 @@ def native(session: Session, exact: Precision, compared: ResultComparison) -> Na
             "float64: what ran is not what was done in float64"
         )
     else:
-        text = f"the gap is {gap:,.0f} times what rounding makes, though each run is within it"
+        return None  # the weights are rounded, or both runs are off by almost as much as they may be
     return Native(runs, ProbeResult("native", "one" if len(runs) == 1 else "both", gap, text))
 
 
