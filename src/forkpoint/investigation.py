@@ -6,6 +6,7 @@ import platform
 import tempfile
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from forkpoint import scene
 from forkpoint.errors import SceneError
 from forkpoint.explain import drift, impact
 from forkpoint.explain.arguments import compare_configurations
+from forkpoint.explain.columns import input_rows
 from forkpoint.explain.locate import Located, Tokens, locate
 from forkpoint.explain.replaced import replaced_modules
 from forkpoint.explain.results import ResultComparison, compare_results
@@ -69,7 +71,8 @@ def investigate(
         if probes
         else Judgement(replace(without_probes(compared), probed=False))
     )
-    return _assemble(session, located, compared, layers, judged, notes)
+    texts = tokens, _token_texts(b, tokenizer)
+    return _assemble(session, located, compared, layers, judged, notes, texts)
 
 
 def _trace(
@@ -95,11 +98,16 @@ def _join(a: Traced, b: Traced, pairing: Pairing, memory: Memory, progress: Prog
 def _token_texts(run: Run, tokenizer: Any) -> Tokens:
     ids = token_ids(run)
 
+    @cache
+    def decoded(token: int) -> str | None:
+        try:
+            return str(tokenizer.decode([token]))
+        except Exception:  # noqa: BLE001  an id that it doesn't know is no reason to lose the comparison
+            return None
+
     def text(sample: int, position: int) -> str | None:
         token = ids.get((sample, position))
-        if token is None or tokenizer is None:
-            return None
-        return str(tokenizer.decode([token]))
+        return None if token is None or tokenizer is None else decoded(token)
 
     return text
 
@@ -109,7 +117,7 @@ def _token_texts(run: Run, tokenizer: Any) -> Tokens:
 
 def _assemble(
     session: Session, located: Located | None, compared: ResultComparison, layers: drift.LayerOutputs,
-    judged: Judgement, notes: Sequence[str],
+    judged: Judgement, notes: Sequence[str], texts: tuple[Tokens, Tokens],
 ) -> Result:  # fmt: skip
     session.progress.begin("measuring the impact")
     rows = sorted(session.join.rows, key=lambda r: (r.status == "only in b", r.order))
@@ -117,8 +125,8 @@ def _assemble(
     integers = [r for r in rows if r.difference is not None and not r.floating and not r.op.is_boundary]
     first_integer = min(integers, key=lambda r: r.difference.event_a if r.difference else 0, default=None)
     return Result(
-        a=_summary(session.a, "A"),
-        b=_summary(session.b, "B"),
+        a=_summary(session.a, "A", texts[0]),
+        b=_summary(session.b, "B", texts[1]),
         first=located.divergence if located is not None else None,
         verdict=judged.verdict,
         configuration=compare_configurations(session.a.run.modules, session.b.run.modules),
@@ -202,7 +210,7 @@ def _not_compared(
     return tuple(found)
 
 
-def _summary(traced: Traced, default: str) -> RunSummary:
+def _summary(traced: Traced, default: str, text: Tokens) -> RunSummary:
     run, model = traced.run, traced.run.modules
     tokens = padding = 0
     for entry in run.layout.calls:
@@ -224,6 +232,7 @@ def _summary(traced: Traced, default: str) -> RunSummary:
         attention=_attention(model),
         ops=len({op.key for op in traced.trace.ops if not op.is_boundary}),
         notes=traced.remarks,
+        rows=input_rows(run, text),
     )
 
 

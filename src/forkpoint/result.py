@@ -317,6 +317,19 @@ class ReplacedModule:
 
 
 @dataclass(frozen=True)
+class InputRow:
+    """A row of what goes into a forward call, column by column."""
+
+    call: int
+    """Index of the forward call."""
+    row: int
+    width: int
+    """How many columns it has; of very many only the first are in `columns`."""
+    columns: tuple[tuple[Hashable | None, int | None, str | None], ...]
+    """(sample, position, text of the token, if a tokenizer is known); three times None for padding."""
+
+
+@dataclass(frozen=True)
 class RunSummary:
     """What a report says of one run."""
 
@@ -331,6 +344,8 @@ class RunSummary:
     attention: str | None
     ops: int
     notes: tuple[str, ...] = ()
+    rows: tuple[InputRow, ...] = ()
+    """What goes in, token by token; of very many columns the first."""
 
 
 @dataclass(frozen=True, repr=False)

@@ -18,6 +18,7 @@ DOCS = Path(__file__).parents[2] / "docs"
 
 RECORDS = {
     "Run": records.RunSummary,
+    "InputRow": records.InputRow,
     "Divergence": records.Divergence,
     "Argument": records.ArgumentComparison,
     "Input": records.InputComparison,

@@ -14,7 +14,7 @@ from forkpoint.report.document import line, strong
 from forkpoint.report.markdown import ISSUE, to_issue, to_markdown
 from forkpoint.report.public import public, without_paths
 from forkpoint.report.words import LANGUAGES
-from forkpoint.result import ArgumentComparison, Result
+from forkpoint.result import ArgumentComparison, InputRow, Result
 
 SECRET = "opensesame"
 CASES = ["rounding", "identical", "semantic", "inputs", "unprobed", "int8", "decode"]
@@ -113,7 +113,7 @@ def secretive() -> Result:
     )  # fmt: skip
     return replace(
         result, first=hidden(result.first), origin=hidden(result.origin), origins=(hidden(result.origin),), verdict=found,
-        a=replace(result.a, name=f"org/{SECRET}", notes=(SECRET,)), b=replace(result.b, name=path),
+        a=replace(result.a, name=f"org/{SECRET}", notes=(SECRET,), rows=(InputRow(0, 0, 1, ((SECRET, 0, SECRET),)),)), b=replace(result.b, name=path),
         impact=replace(result.impact, flips=tuple(replace(tie, sample=SECRET) for tie in result.impact.flips)),
         configuration=(ArgumentComparison("_name_or_path", f"'org/{SECRET}'", f"'{path}'"),), notes=(f"saved in {path}", SECRET),
         drift=tuple(replace(layer, per_token=((SECRET, 0, 0.5),)) for layer in result.drift),

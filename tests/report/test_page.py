@@ -17,7 +17,7 @@ from forkpoint.report.document import plain_text
 from forkpoint.report.page import SCRIPTS, drawing, framed, parts, to_html
 from forkpoint.report.summary import summary
 from forkpoint.report.words import LANGUAGES, Words
-from forkpoint.result import ArgumentComparison, Divergence, LayerDrift, NotCompared, Result
+from forkpoint.result import ArgumentComparison, Divergence, InputRow, LayerDrift, NotCompared, Result
 
 CASES = ["rounding", "identical", "semantic", "inputs", "unprobed", "int8", "decode"]
 HOSTILE = "</script><script>alert(1)</script><img src=x onerror=alert(2)><!--\u202e\x1b[31m&lt;\ud800"
@@ -244,6 +244,29 @@ def test_the_ops_are_those_of_the_result() -> None:
     assert dict(ops["counts"]) == {
         s: sum(o.status == s for o in result.ops) for s in {o.status for o in result.ops}
     }
+
+
+def test_what_goes_in_is_shown_token_by_token() -> None:
+    result = samples.rounding()
+    assert result.first is not None
+    texts = ["Hello", " <b>", "\u202e"]
+    tokens = tuple((result.first.sample, n, text) for n, text in enumerate(texts))
+    padding = ((None, None, None),) * 7
+    a, b = (InputRow(0, 0, len(columns), columns) for columns in (tokens, (*padding, *tokens)))
+    result = replace(
+        result, a=replace(result.a, rows=(a,)), b=replace(result.b, rows=(replace(b, width=5000), *(20 * (replace(a, row=1),)))),
+        first=replace(result.first, position=1), drift=(LayerDrift("h", 1.0, 1.0, ((result.first.sample, 1, 1.0),)),),
+    )  # fmt: skip
+    page = Page(to_html(result))
+    section = parts.sections(result, Words(), interactive=True)[page.keys.index("tokens")]
+    first, second, *_ = [plain_text(block) for block in section.blocks]
+    assert first == 'A: "Hello" " <b>" "\\u202e" '
+    assert second == 'B, row 0: 7 columns of padding "Hello" " <b>" "\\u202e" and 4,990 more'
+    assert plain_text(section.blocks[-1]) == "and 5 more rows"
+    assert page.data["map"]["hover"] == ['token 1 " <b>"']
+    bad = [span.text for block in section.blocks[:2] for span in block.body[0] if span.role == "bad"]  # type: ignore[union-attr]
+    assert bad == ['" <b>"'] * 2
+    assert "tokens" not in Page(to_html(samples.rounding())).keys
 
 
 # ---------------------------------------------------------------------- files and notebooks

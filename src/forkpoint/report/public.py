@@ -58,8 +58,8 @@ def public(result: Result) -> Result:
     bare = replace(
         result,
         notes=(),
-        a=replace(result.a, name=_nameless(result.a.name), notes=()),
-        b=replace(result.b, name=_nameless(result.b.name), notes=()),
+        a=replace(result.a, name=_nameless(result.a.name), notes=(), rows=()),
+        b=replace(result.b, name=_nameless(result.b.name), notes=(), rows=()),
     )
     return Result.from_dict(walk(bare.to_dict()))
 

@@ -85,11 +85,11 @@ def _map(result: Result, words: Words) -> dict[str, Any] | None:
     width = columns_together(result)
     groups = [places[start : start + width] for start in range(0, len(places), width)]
     column = {place: number for number, group in enumerate(groups) for place in group}
-    marked_at = mark(result)
+    marked_at, texts = mark(result), _texts(result)
     return {
         "rows": [_row(result, layer) for layer in result.drift],
         "columns": [_label(group, brief=alone(result)) for group in groups],
-        "hover": [_named(group, result, words) for group in groups],
+        "hover": [_named(group, texts, result, words) for group in groups],
         "cells": [_gaps(layer, column, len(groups)) for layer in result.drift],
         "mark": None if marked_at is None else (marked_at[0], column[marked_at[1]]),
         "prefix": _prefix([layer.module for layer in result.drift]),
@@ -154,12 +154,18 @@ def _label(group: list[Place], *, brief: bool) -> str:
     return text if brief or sample is None else _text(f"{sample}:{text}")
 
 
-def _named(group: list[Place], result: Result, words: Words) -> str:
+def _texts(result: Result) -> dict[Place, str | None]:
+    """What is known of the tokens' texts."""
+    texts = {
+        (sample, at): text for row in result.a.rows for sample, at, text in row.columns if at is not None
+    }
     found = result.first
-    token = found.token if found is not None and group == [(found.sample, found.position)] else None
-    named = [where(*group[0], token, words, brief=alone(result))]
-    if len(group) > 1:
-        named.append(where(*group[-1], None, words, brief=alone(result)))
+    return texts if found is None else {(found.sample, found.position): found.token, **texts}
+
+
+def _named(group: list[Place], texts: dict[Place, str | None], result: Result, words: Words) -> str:
+    ends = [group[0], group[-1]] if len(group) > 1 else group
+    named = [where(*place, texts.get(place), words, brief=alone(result)) for place in ends]
     return printable(" … ".join(named))
 
 

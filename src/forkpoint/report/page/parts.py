@@ -3,26 +3,42 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import groupby
 from typing import TYPE_CHECKING
 
 from forkpoint.report import drift
 from forkpoint.report.build import document
-from forkpoint.report.document import Grid, Paragraph, Section, Span, code, line, muted, strong
+from forkpoint.report.document import (
+    Fact,
+    Grid,
+    Line,
+    Paragraph,
+    Role,
+    Section,
+    Span,
+    code,
+    line,
+    muted,
+    strong,
+)
 from forkpoint.report.numbers import count
 from forkpoint.report.page.drawing import MAX_OPS, columns_together, mark
 from forkpoint.report.runs import ENTRIES_SHOWN
-from forkpoint.report.safe import code_line
+from forkpoint.report.safe import code_line, quoted
 from forkpoint.report.status import marked
 
 if TYPE_CHECKING:
     from forkpoint.report.words import Words
-    from forkpoint.result import OpRow, Result
+    from forkpoint.result import InputRow, OpRow, Result
 
 ORDER = (
-    "verdict", "impact", "first", "origin", "map", "drift", "ops", "context", "evidence", "unfinite", "runs",
+    "verdict", "impact", "first", "origin", "map", "drift", "ops", "context", "evidence", "unfinite", "runs", "tokens",
     "configuration", "replaced", "integers", "counts", "missing", "notes", "environment", "reproduce",
 )  # fmt: skip
 MISSING_SHOWN = 300
+ROWS_SHOWN = 16
+"""Rows of what goes into each run."""
+TOKENS_SHOWN = 512
 NEAR = 12
 """Lines of source before and after the divergence from which ops are shown."""
 _WORST = ("differs", "only in a", "only in b", "not compared", "equal", "view")
@@ -35,6 +51,7 @@ def sections(result: Result, words: Words, *, interactive: bool) -> list[Section
     own = [
         drift.section(result, words, most=max(1, len(result.drift))),
         _context(result, words),
+        _tokens(result, words),
         _configuration(result, words),
         _missing(result, words),
         _environment(result, words),
@@ -102,6 +119,47 @@ def _place(source: str) -> tuple[str, int | None]:
 
 def _rank(row: OpRow) -> int:
     return _WORST.index(row.status) if row.status in _WORST else len(_WORST)
+
+
+def _tokens(result: Result, words: Words) -> Section | None:
+    """What goes into each run, token by token; the first divergence's token stands out."""
+    runs = [(words("run.a"), result.a.rows), (words("run.b"), result.b.rows)]
+    if not any(rows for _, rows in runs):
+        return None
+    facts = tuple(
+        Fact(_row_name(name, row, rows, words), (_row_line(row, result, words),))
+        for name, rows in runs
+        for row in rows[:ROWS_SHOWN]
+    )
+    rest = sum(max(0, len(rows) - ROWS_SHOWN) for _, rows in runs)
+    more = (Paragraph(line(muted(words.many("page.tokens.more", rest)))),) if rest else ()
+    return Section("tokens", line(words("page.tokens")), (*facts, *more))
+
+
+def _row_name(run: str, row: InputRow, rows: tuple[InputRow, ...], words: Words) -> str:
+    parts = [run]
+    if any(other.call for other in rows):
+        parts.append(words("where.call", call=row.call))
+    if any(other.row for other in rows):
+        parts.append(words("page.row", row=row.row))
+    return words("comma").join(parts)
+
+
+def _row_line(row: InputRow, result: Result, words: Words) -> Line:
+    first = result.first
+    place = None if first is None else (first.sample, first.position)
+    spans: list[Span | str] = []
+    shown = row.columns[:TOKENS_SHOWN]
+    for padding, group in groupby(shown, key=lambda column: column[1] is None):
+        if padding:
+            spans += [muted(words.many("page.padding", len(list(group)))), " "]
+            continue
+        for sample, position, text in group:
+            said = quoted(text) if text is not None else str(position)
+            spans += [Span(said, Role.BAD if (sample, position) == place else Role.CODE), " "]
+    if row.width > len(shown):
+        spans.append(muted(words("flips.more", n=count(row.width - len(shown)))))
+    return line(*spans)
 
 
 def _configuration(result: Result, words: Words) -> Section | None:
