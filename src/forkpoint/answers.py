@@ -39,6 +39,8 @@ class FactorRow:
     """Elements of the results that are NaN or infinite in one run and something else in the other."""
     first: str | None = None
     """The first op that differs."""
+    origin: str | None = None
+    """The op at which something other than rounding enters, if the verdict is `semantic` and it could be located."""
     seconds: float = 0.0
     """What the comparison took, with making another model for it where one was made."""
     reason: str = ""

@@ -106,12 +106,10 @@ def test_a_quantised_model_is_compared_with_what_it_was(llama, asked):
     before = ARCHITECTURES["llama"].build(attention="sdpa")
     llama.config.quantization_config = {"load_in_8bit": True}
     found = fp.factors(llama, word_tokenizer(), PROMPT, unquantized=lambda: before)
-    assert [row.setting for row in found.rows[:2]] == ["as it is", "without int8"]
+    assert [row.setting for row in found.rows[:2]] == ["as it is", "int8 off"]
     assert found.rows[1].verdict is VerdictKind.ROUNDING
     (reason,) = {
-        row.reason
-        for row in fp.factors(llama, word_tokenizer(), PROMPT).rows
-        if row.setting == "without int8"
+        row.reason for row in fp.factors(llama, word_tokenizer(), PROMPT).rows if row.setting == "int8 off"
     }
     assert "before they were quantised" in reason
 
@@ -198,16 +196,18 @@ def test_numbers_in_one_run_alone_matter_whatever_the_gap_of_the_rest_is():
 def test_the_table():
     found = table(
         row("quantization", "int8", 2.32, VerdictKind.SEMANTIC, mechanism="int8_outliers", loss_gap=0.0294,
-            max_kl=0.25, top1_flips=2, first="model.layers.0/add", seconds=42.3),
+            max_kl=0.25, top1_flips=2, first="model.layers.0/add", origin="model.layers.1/mul", seconds=42.3),
+        row("dtype", "bfloat16", 0.2, first="model.layers.0/add"),
         fp.FactorRow("device", "cuda", reason="no such device"),
     )  # fmt: skip
     lines = str(found).splitlines()
     assert lines[0] == "unpadded [1, 7] against unpadded [1, 7] (float32, sdpa, cpu)"
     assert lines[3].split() == ["int8", "semantic", "int8_outliers", "2.3", "0.029", "0.25", "2", "42"]
-    assert "  model.layers.0/add: int8" in lines
+    assert "  model.layers.1/mul: int8" in lines
+    assert "  model.layers.0/add: bfloat16" in lines
     assert "  cuda: no such device" in lines
     assert "What matters most is int8" in str(found)
-    assert repr(found).startswith("<Factors: 2 of 3 rows; What matters most is int8")
+    assert repr(found).startswith("<Factors: 3 of 4 rows; What matters most is int8")
 
 
 def test_json(tmp_path):

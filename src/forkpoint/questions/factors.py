@@ -110,7 +110,7 @@ def _factors(
 ) -> Iterator[Factor]:
     """All rows but the first."""
     if is_quantized(model):
-        yield Factor("quantization", "without int8", partial(_made_by, partial(_before, unquantized)), ask)
+        yield Factor("quantization", "int8 off", partial(_made_by, partial(_before, unquantized)), ask)
     else:
         yield Factor("quantization", "int8", partial(_made_by, partial(quantized, model, "int8")), ask)
     for name in IMPLEMENTATIONS:
@@ -188,7 +188,8 @@ def _row(factor: Factor, result: Result, seconds: float) -> FactorRow:
         top1_flips=impact and impact.top1_flips,
         tokens=impact.tokens if impact else 0,
         nonfinite_apart=impact.nonfinite_apart if impact else 0,
-        first=result.first.op if result.first else None,
+        first=None if result.first is None else result.first.op,
+        origin=None if result.origin is None else result.origin.op,
         seconds=seconds,
         probed=verdict.probed,
     )

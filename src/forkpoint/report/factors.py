@@ -69,8 +69,8 @@ def document(factors: Factors, words: Words) -> Document:
     ]
     places: dict[str, list[str]] = {}
     for row in made:
-        if row.first is not None:
-            places.setdefault(row.first, []).append(words.name("setting", row.setting))
+        if (op := row.origin or row.first) is not None:
+            places.setdefault(op, []).append(words.name("setting", row.setting))
     if places:
         said = tuple(
             Paragraph(line(code(op), words("colon"), words("comma").join(settings)))
