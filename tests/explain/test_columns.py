@@ -38,6 +38,12 @@ def test_padding_and_tokens() -> None:
     assert rows[1].columns == ((1, 0, "1.0"), (1, 1, "1.1"), (None, None, None))
 
 
+def test_a_call_of_no_columns_has_no_rows() -> None:
+    empty = torch.zeros(2, 0, dtype=torch.int64)
+    given = fp.Run(Embedding(), {"input_ids": empty}, layout=fp.Layout([fp.Coordinates(empty, empty)]))
+    assert input_rows(given, lambda s, p: None) == ()
+
+
 def test_of_very_many_columns_the_first(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(columns, "MAX_COLUMNS", 4)
     rows = input_rows(run([[0, 1, 2]] * 3, [[1, 1, 1]] * 3), lambda s, p: None)

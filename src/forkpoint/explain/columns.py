@@ -23,7 +23,7 @@ def input_rows(run: Run, text: Callable[[int, int], str | None]) -> tuple[InputR
     room = MAX_COLUMNS
     for call, entry in enumerate(run.layout.calls):
         coordinates = entry.get(MAIN)
-        if coordinates is None:
+        if coordinates is None or not coordinates.sample.numel():
             continue
         width = coordinates.shape[-1] if coordinates.shape else 1
         samples, positions = (t.reshape(-1, width) for t in (coordinates.sample, coordinates.position))

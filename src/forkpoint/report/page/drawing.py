@@ -156,7 +156,7 @@ def _label(group: list[Place], *, brief: bool) -> str:
 
 def _texts(result: Result) -> dict[Place, str | None]:
     """What is known of the tokens' texts."""
-    texts = {
+    texts: dict[Place, str | None] = {
         (sample, at): text for row in result.a.rows for sample, at, text in row.columns if at is not None
     }
     found = result.first
