@@ -31,6 +31,7 @@ from . import (  # noqa: F401  (each registers its cases)
     cases_precision,
     cases_remaining,
     cases_results,
+    cases_review_couplings,
     cases_rounding,
     cases_safety,
     cases_same_function,

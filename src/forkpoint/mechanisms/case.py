@@ -25,6 +25,7 @@ from forkpoint.probes.origin import Origin
 from forkpoint.probes.pooling import for_the_call
 from forkpoint.probes.statistics import MEAN, NORMALISED, statistics
 from forkpoint.probes.swap import Swap
+from forkpoint.probes.unrounded import vanishes_unrounded
 from forkpoint.probes.watchers import Store
 from forkpoint.result import ProbeResult
 
@@ -88,6 +89,14 @@ class Case:
         if found is None or not found or self.same_function is False:
             return None
         self.evidence.append(found.result)
+        return found
+
+    @cached_property
+    def vanishes_unrounded(self) -> bool:
+        """Whether the runs agree in float64 if nothing is rounded to steps: what couples tokens is that rounding alone."""
+        found = vanishes_unrounded(self.session)
+        if found and self.coupling is not None:
+            self._tell("with no value rounded to steps the runs agree")
         return found
 
     @cached_property

@@ -18,12 +18,15 @@ _EXTREMES = frozenset({"amax", "amin", "max", "min", "aminmax", "norm", "vector_
 _QUANTISING = frozenset({"round", "round_", "clamp", "clamp_", "clip", "floor", "trunc"})
 _NEAR = 8
 """How many steps behind a scale what it scales is rounded."""
+_TO_WHOLE = STEPS | {"to", "type", "char", "clamp", "clamp_", "clip"}
+_FEWEST, _MOST = 96, 128
+"""Between these lies the largest whole number that values are rounded to where they use the range of int8."""
 _COMPARISONS = frozenset({"gt", "ge", "lt", "le"})
 _ROUTING = frozenset({"one_hot", "topk", "argsort", "sort", "bincount", "histc"})
 
 
 def int8_outliers(case: Case) -> Mechanism | None:
-    """Others move the origin, and it asks which columns have an outlier."""
+    """Others move the origin, it asks which columns have an outlier, and the runs agree if nothing is rounded."""
     library = any(op.function.startswith("bitsandbytes.") for op in case.chain)
     emulated = (
         case.root is not None
@@ -33,17 +36,52 @@ def int8_outliers(case: Case) -> Mechanism | None:
     )
     if not (library or emulated) or case.coupling is None:
         return None
+    if not library and not (_chooses_columns(case) and _rounds_to_int8(case) and case.vanishes_unrounded):
+        return None
+    what = (
+        "the int8 matrix product treat a whole column"
+        if library
+        else "code that rounds to int8 keep a whole column"
+    )
     return Mechanism(
-        "int8_outliers", True, "an outlier in another row makes the int8 matrix product treat a whole column in "
-        "higher precision for every token",
+        "int8_outliers", True, f"an outlier in another row makes {what} in higher precision for every token",
         "This is how mixed int8 decomposition works. Use another quantisation (per-token scales, int8_threshold=0, "
         "nf4), or compare with the quantisation off.",
         case.coupling.result,
     )  # fmt: skip
 
 
+def _chooses_columns(case: Case) -> bool:
+    """Whether what was asked of the values has an answer for each of several columns."""
+    assert case.origin is not None
+    for store, events in case.alone:
+        for event in {case.origin.root.event_a, case.origin.root.event_b, *events}:
+            kept = store.kept.get(event)
+            if kept is None or kept.op.function not in ("any", "nonzero"):
+                continue
+            asked = [store.kept[s].value for s in store.sources[event] if s in store.kept]
+            if kept.value.numel() > 1 or any(value.dim() == 1 and len(value) > 1 for value in asked):
+                return True
+    return False
+
+
+def _rounds_to_int8(case: Case) -> bool:
+    """Whether values of tokens are rounded to whole numbers that use the range of eight bits."""
+    assert case.origin is not None
+    store = case.origin.store_b
+    rounded = (
+        k.value for _, k in sorted(store.kept.items()) if k.op.function in _TO_WHOLE and k.label is not None
+    )
+    return any(
+        value.numel()
+        and bool((value == value.round()).all())
+        and _FEWEST <= float(value.abs().max()) <= _MOST
+        for value in rounded
+    )
+
+
 def scale(case: Case) -> Mechanism | None:
-    """Others move the origin by their largest values alone, and what it makes scales something that is rounded."""
+    """Others move the origin by their largest values alone, and all that this changes is how values are rounded."""
     library = any("quant" in op.function for op in case.chain)
     if not (case.names & (_EXTREMES | STEPS) or library):
         return None
@@ -51,7 +89,7 @@ def scale(case: Case) -> Mechanism | None:
     if coupled is None or coupled.bench is None or not coupled.by_extremes():
         return None
     at = _rounded(case, coupled.bench, coupled)
-    if at is None:
+    if at is None or not (_inside_library(case) or case.vanishes_unrounded):
         return None
     value = _scale_of(case)
     if value is not None and value.numel() > 1:
@@ -73,6 +111,11 @@ def scale(case: Case) -> Mechanism | None:
         "one for the whole tensor or one for each row can't be told from runs of one row",
         "Use a scale per token (or a static one) where rows must not depend on each other.",
     )  # fmt: skip
+
+
+def _inside_library(case: Case) -> bool:
+    """Whether a library's own quantised operator makes the difference, which scales, rounds and scales back in one."""
+    return any("quant" in op.function and "." in op.function.removeprefix("aten.") for op in case.chain)
 
 
 def _wrong_scale(over: str) -> Mechanism:
