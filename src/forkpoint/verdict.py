@@ -79,7 +79,8 @@ class Judgement:
 def without_probes(compared: ResultComparison) -> Verdict:
     """What pass one alone proves: that the results are identical, or nothing."""
     if compared.identical:
-        return Verdict(VerdictKind.IDENTICAL, None, None, "every result is the same, bit for bit")
+        all_of_them = "all results that have a value are" if compared.others else "every result is"
+        return Verdict(VerdictKind.IDENTICAL, None, None, f"{all_of_them} the same, bit for bit")
     if not compared.gaps:
         reason = (
             compared.left_out[0][1] if compared.left_out else "the model returned nothing that both runs have"

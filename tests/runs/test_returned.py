@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import warnings
+from collections import deque
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from decimal import Decimal
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -13,7 +16,7 @@ import torch
 from torch import Tensor
 
 from forkpoint import CaptureError
-from forkpoint.runs.returned import all_results, caches_in, others_of, results_of
+from forkpoint.runs.returned import all_results, caches_in, closed_of, others_of, results_of
 
 
 @dataclass
@@ -40,6 +43,14 @@ class StaticCache:
 ONE = torch.zeros(1)
 
 
+def datetime64() -> Any:
+    return np.array(["2020-01-01"], dtype="datetime64[D]")
+
+
+def structured() -> Any:
+    return np.zeros(2, dtype=[("n", np.float32)])
+
+
 @pytest.mark.parametrize(
     ("output", "names"),
     [
@@ -51,6 +62,12 @@ ONE = torch.zeros(1)
         (Pair(ONE, 3), ["[0]", "[1]"]),
         ({"losses": [0.5, 0.25], "n": 3, "name": "text"}, ["losses", "n", "name"]),
         ([[1, 2], [3]], ["[0]", "[1]"]),
+        (deque([ONE, [1, 2]]), ["[0]", "[1]"]),
+        ({"a": ONE}.values(), ["[0]"]),
+        (SimpleNamespace(a=ONE, b={"c": 1}), ["a", "b.c"]),
+        ({1: ONE, "1": ONE}, ["1", "1'"]),
+        ([{1, 2}, range(3), Decimal(1)], ["[0]", "[1]", "[2]"]),
+        ([datetime64(), structured()], ["[0]", "[1].n"]),
         (None, []),
         ({}, []),
     ],
@@ -99,6 +116,20 @@ def test_objects_are_listed_by_their_class():
     output = {"logits": ONE, "config": object(), "parts": [StaticCache, ONE], "cache": StaticCache()}
     assert list(results_of(output)) == ["logits", "parts[1]"]
     assert others_of(output) == {"config": "object", "parts[0]": "type"}
+
+
+def test_objects_that_hide_tensors_are_told_from_those_that_hold_none():
+    output = {"logits": ONE, "given": iter([ONE]), "later": lambda: ONE.mul(2), "plain": object()}
+    kept = ONE.mul(2)
+    output["bound"] = lambda: kept
+    assert closed_of(output) == {"given": "list_iterator", "bound": "function"}
+    assert others_of(output) == {"later": "function", "plain": "object"}
+
+
+def test_an_object_that_holds_itself_is_looked_into_once():
+    itself = SimpleNamespace(scores=ONE)
+    itself.parent = [itself]
+    assert list(results_of(itself)) == ["scores"]
 
 
 def test_caches_are_no_results():

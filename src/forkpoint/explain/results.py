@@ -62,6 +62,8 @@ class ResultComparison:
     """Results in which what both runs have lies elsewhere in one of them."""
     missing: str = ""
     """What was returned, and may be shared, but could not be compared; empty where there is nothing."""
+    others: bool = False
+    """Whether objects were returned that have no value to compare."""
 
     @property
     def identical(self) -> bool:
@@ -130,7 +132,13 @@ def compare_results(
             reason = _MIXED if sides.mixes(name) else reason
             missing.append(f"{name}: {reason}")
         left_out[name] = missing[-1] if lost else reason
-    return ResultComparison(tuple(gaps), tuple(sorted(left_out.items())), tuple(moved), "; ".join(missing))
+    for name, kind in {**traced[1].closed, **traced[0].closed}.items():
+        left_out[name] = f"tensors in it could not be reached by name: {kind}"
+        missing.append(f"{name}: {left_out[name]}")
+    return ResultComparison(
+        tuple(gaps), tuple(sorted(left_out.items())), tuple(moved), "; ".join(missing),
+        others=bool(traced[0].others or traced[1].others),
+    )  # fmt: skip
 
 
 class _Sides:

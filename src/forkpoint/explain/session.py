@@ -20,7 +20,7 @@ from forkpoint.match import Join, Shared
 from forkpoint.promotion import Promotion
 from forkpoint.runs.modules import survey
 from forkpoint.runs.pairing import Pairing
-from forkpoint.runs.returned import all_results, others_of
+from forkpoint.runs.returned import all_results, closed_of, others_of
 from forkpoint.runs.run import Inputs, RandomState, Run
 from forkpoint.support.equality import same_results
 from forkpoint.support.memory import Memory
@@ -56,6 +56,8 @@ class Traced:
     """What a report should say of how it was traced."""
     others: dict[str, str] = field(default_factory=dict[str, str])
     """By name the class of what the model returned that has no value to compare."""
+    closed: dict[str, str] = field(default_factory=dict[str, str])
+    """By name the class of what the model returned that has tensors which can't be named."""
     progress: Progress = SILENT
 
     def again(
@@ -203,8 +205,13 @@ def trace_run(
         {name: (value, recorder.label_of_result(value, index)) for name, value in call.items()}
         for index, call in enumerate(all_results(outputs))
     ]
-    others = {name: kind for output in outputs for name, kind in others_of(output).items()}
-    return Traced(run, trace, results, random, recorder, functions, progress=progress, others=others)
+    others, closed = (
+        {name: kind for output in outputs for name, kind in of(output).items()}
+        for of in (others_of, closed_of)
+    )
+    return Traced(
+        run, trace, results, random, recorder, functions, progress=progress, others=others, closed=closed
+    )
 
 
 @contextmanager

@@ -39,6 +39,8 @@ def verdict(result: Result, words: Words) -> Section:
     found = result.verdict
     role = Role.CAUTION if found.by_design else _ROLES[found.kind]
     slug = "unprobed" if _unprobed(found) else "nan" if _not_finite(found) else found.kind.value
+    if slug == "identical" and any(left.op.startswith("result ") for left in result.not_compared):
+        slug = "valued"
     meaning = words(f"meaning.{slug}")
     title = line(Span("● " + words(f"kind.{found.kind.value}"), role), f" — {meaning}")
     blocks: list[Paragraph | Fact] = []

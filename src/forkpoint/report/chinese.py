@@ -19,6 +19,7 @@ PHRASES: dict[str, str] = {
     "kind.inputs": "输入不同",
     "kind.undetermined": "无法判定",
     "meaning.identical": "所有结果逐位相同",
+    "meaning.valued": "所有可以比较数值的结果逐位相同",
     "meaning.rounding": "两次运行只有浮点舍入上的差别",
     "meaning.semantic": "不是舍入：即使用精确算术，两次运行也不同",
     "meaning.nondeterminism": "同一次运行重复一遍，结果就变了",
@@ -581,6 +582,7 @@ SENTENCES: dict[str, str] = {
     "this op only moves elements, and its input differs already: something no tap saw made it": "这个算子只是移动元素，而它的输入已经"
     "不同：那是由 forkpoint 看不到的东西产生的",
     "every result is the same, bit for bit": "所有结果逐位相同",
+    "all results that have a value are the same, bit for bit": "所有可以比较数值的结果逐位相同",
     "no result could be compared: {reason}": "没有结果可以比较：{reason}",
     "the results differ": "结果不同",
     "Say by hand where the tokens are (`layout=` of fp.Run), and let both runs return the same values for them.": "请手工"
@@ -600,6 +602,7 @@ SENTENCES: dict[str, str] = {
     "shape {a} in A, {b} in B": "形状：A 中 {a}，B 中 {b}",
     "no token dimension known": "不知哪一维对应词元",
     "dimension {n} follows the tokens in one run alone": "第 {n} 维只在一次运行中随词元变化",
+    "tensors in it could not be reached by name: {kind}": "其中的张量无法按名称取得：{kind}",
     "only run {run} returns it": "只有运行 {run} 返回它",
     "not written yet": "尚未写入",
     "overwritten before it could be read": "读取之前就被覆盖",

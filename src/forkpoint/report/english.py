@@ -19,6 +19,7 @@ PHRASES: dict[str, str] = {
     "kind.inputs": "Different inputs",
     "kind.undetermined": "Undetermined",
     "meaning.identical": "every result is the same, bit for bit",
+    "meaning.valued": "all results that have a value are the same, bit for bit",
     "meaning.rounding": "the runs differ only by floating-point rounding",
     "meaning.semantic": "not rounding: the runs differ in exact arithmetic too",
     "meaning.nondeterminism": "the same run, repeated, differs from itself",

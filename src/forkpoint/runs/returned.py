@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
 from forkpoint.errors import CaptureError
+from forkpoint.runs.objects import attributes_of, hides_tensors, readable
 
 _CACHES = ("cache", "past_key_values", "cache_params", "past_key_value", "mems", "state")
 """Names under which models return caches; a bare tensor of such a name is a result like any other."""
@@ -33,7 +34,8 @@ def results_of(output: Any) -> dict[str, Tensor]:
 
     Sparse and quantised tensors become plain ones of the same values, and nested ones those that they consist of.
     Numbers of Python and NumPy, and lists of them, become tensors. Texts become the digest of their
-    characters, [] or [texts], int64, since all there is to compare is whether they are the same.
+    characters, [] or [texts], int64, since all there is to compare is whether they are the same; so do sets, members
+    of enums and Python's own plain values. Plain objects are looked into as mappings are.
 
     >>> import torch
     >>> sorted(results_of({"logits": torch.zeros(1), "hidden_states": (torch.zeros(1), torch.zeros(2))}))
@@ -43,6 +45,8 @@ def results_of(output: Any) -> dict[str, Tensor]:
     """
     found: dict[str, Tensor] = {}
     for name, value in _leaves(output, ""):
+        while name in found:  # 1 and "1" may be keys of one mapping
+            name += "'"
         if isinstance(value, Tensor):
             found.update(_plain(name, value))
         elif _is_value(value):
@@ -52,11 +56,18 @@ def results_of(output: Any) -> dict[str, Tensor]:
 
 def others_of(output: Any) -> dict[str, str]:
     """By name the class of every object in what a model returned that has no value to compare."""
-    return {
-        name: type(value).__name__
-        for name, value in _leaves(output, "")
-        if not isinstance(value, Tensor) and not _is_value(value)
-    }
+    return {name: type(value).__name__ for name, value in _unread(output) if not hides_tensors(value)}
+
+
+def closed_of(output: Any) -> dict[str, str]:
+    """By name the class of every object in what a model returned that has a tensor somewhere, but not under a name."""
+    return {name: type(value).__name__ for name, value in _unread(output) if hides_tensors(value)}
+
+
+def _unread(output: Any) -> Iterator[tuple[str, Any]]:
+    for name, value in _leaves(output, ""):
+        if not isinstance(value, Tensor) and not _is_value(value):
+            yield name, value
 
 
 def all_results(outputs: Sequence[Any]) -> list[dict[str, Tensor]]:
@@ -75,22 +86,47 @@ def all_results(outputs: Sequence[Any]) -> list[dict[str, Tensor]]:
     return results
 
 
-def _leaves(output: Any, name: str, key: Any = None) -> Iterator[tuple[str, Any]]:
-    """(name, value) of all that is no container: tensors, numbers or rectangular lists of them, texts, objects."""
-    if output is None or _is_cache(output, key):
+def _leaves(
+    output: Any, name: str, key: Any = None, within: tuple[int, ...] = ()
+) -> Iterator[tuple[str, Any]]:
+    """(name, value) of all that is no container: tensors, numbers or rectangular lists of them, texts, objects.
+
+    Args:
+        output: what is looked into.
+        name: its name.
+        key: its own name in the mapping or object that it is in.
+        within: ids of what it lies in, which is not looked into again.
+    """
+    if output is None or _is_cache(output, key) or id(output) in within:
         return
+    within = (*within, id(output))
+    output = readable(output)
     if isinstance(output, PackedSequence):  # the rest of it says how the rows of the batch lie
         yield f"{name}.data" if name else "data", output.data
     elif isinstance(output, Tensor) or _is_value(output):
         yield name or "output", output
-    elif (items := fields_of(output)) is not None:
+    elif (items := entries_of(output)) is not None:
         for field, value in items.items():
-            yield from _leaves(value, f"{name}.{field}" if name else str(field), field)
+            yield from _leaves(value, f"{name}.{field}" if name else str(field), field, within)
     elif isinstance(output, (list, tuple)):
         for index, value in enumerate(output):
-            yield from _leaves(value, f"{name}[{index}]")
+            yield from _leaves(value, f"{name}[{index}]", None, within)
     else:
         yield name or "output", output
+    if isinstance(output, (list, tuple)):  # one of a class of one's own may hold more
+        for field, value in (attributes_of(output) or {}).items():
+            yield from _leaves(value, f"{name}.{field}" if name else field, field, within)
+
+
+def entries_of(output: Any) -> Mapping[Any, Any] | None:
+    """What a mapping, a dataclass or a plain object holds, by name; None for what has no names."""
+    fields = fields_of(output)
+    if fields is None:
+        return None if isinstance(output, (list, tuple)) else attributes_of(output) or None
+    if isinstance(output, dict):  # a class of one's own may hold more
+        more = attributes_of(output) or {}  # pyright: ignore[reportUnknownArgumentType]
+        return {**fields, **{name: value for name, value in more.items() if name not in fields}}
+    return fields
 
 
 def fields_of(output: Any) -> Mapping[Any, Any] | None:

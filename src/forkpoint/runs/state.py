@@ -6,13 +6,12 @@ All of it is looked at before and after every run, so it is kept in long lists, 
 from __future__ import annotations
 
 import operator
-import sys
-from collections import OrderedDict, defaultdict, deque
+from collections import OrderedDict, deque
 from collections.abc import Callable, Generator, Iterable, Sequence
 from contextlib import contextmanager, suppress
 from functools import partial
 from itertools import chain, compress, filterfalse
-from types import BuiltinFunctionType, FunctionType, MethodType, ModuleType, SimpleNamespace
+from types import BuiltinFunctionType, FunctionType, MethodType, ModuleType
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -21,6 +20,7 @@ from torch import Tensor, nn
 from forkpoint.native import compiled
 from forkpoint.runs.contents import Contents, shared
 from forkpoint.runs.modules import Survey, survey
+from forkpoint.runs.objects import is_pythons
 from forkpoint.runs.oddities import ODD, Odd, odd_of, slots_of
 from forkpoint.support.restoring import undone
 
@@ -216,15 +216,9 @@ def _holding_nothing(values: Iterable[Any]) -> set[type]:
             or (
                 hasattr(kind, "__dict__") and kind.__dictoffset__ and not issubclass(kind, (type, ModuleType))
             )
-        ) and not _is_pythons(kind)
+        ) and not is_pythons(kind)
         (_something if holds else _nothing).add(kind)
     return _nothing
-
-
-def _is_pythons(kind: type) -> bool:
-    """Whether a class is one of Python's own, whose objects look after themselves: loggers, locks, threads."""
-    own = kind.__module__.partition(".")[0] in sys.stdlib_module_names
-    return own and not issubclass(kind, (SimpleNamespace, defaultdict, deque, tuple, dict, list, set))
 
 
 def _attributes_of(value: Any) -> dict[str, Any] | None:

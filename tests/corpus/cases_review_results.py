@@ -1,0 +1,163 @@
+"""What is said of results: in containers and objects of any kind, by chance, of losses that padding enters, and in dtypes."""
+
+from __future__ import annotations
+
+import enum
+from collections import UserList, deque
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .case import UNCHECKED, Pair, Side, case
+from .cases_results import Reports
+from .exact import outputs
+from .expect import FUNCTION, IDENTICAL, UNDETERMINED
+from .tokens import row, words
+
+Made = Callable[[Tensor], Any]
+
+# ---------------------------------------------------------------------- 53: what containers and objects hold
+
+
+class Colour(enum.Enum):
+    RED = 1
+    BLUE = 2
+
+
+class Slotted:
+    """An object that keeps what it holds in a slot, with a link back to itself."""
+
+    __slots__ = ("itself", "scores")
+
+    def __init__(self, scores: Tensor) -> None:
+        self.itself, self.scores = self, scores
+
+
+class Listed(list[Any]):
+    """A list with something more to it."""
+
+
+def _listed(hidden: Tensor) -> Listed:
+    made = Listed(["text"])
+    made.scores = hidden  # type: ignore[attr-defined]
+    return made
+
+
+def _objects(hidden: Tensor) -> Any:
+    array = np.empty(1, dtype=object)
+    array[0] = hidden
+    return array
+
+
+HELD: dict[str, tuple[Made, Made]] = {
+    "deque": (lambda h: deque([h]), lambda h: deque([2 * h])),
+    "sequence": (lambda h: UserList([h]), lambda h: UserList([2 * h])),
+    "namespace": (lambda h: SimpleNamespace(of=[h]), lambda h: SimpleNamespace(of=[2 * h])),
+    "slots": (Slotted, lambda h: Slotted(2 * h)),
+    "list-attribute": (_listed, lambda h: _listed(2 * h)),
+    "array-of-objects": (_objects, lambda h: _objects(2 * h)),
+    "distribution": (
+        lambda h: torch.distributions.Normal(h, 1.0, validate_args=False),
+        lambda h: torch.distributions.Normal(2 * h, 1.0, validate_args=False),
+    ),
+    "set": (lambda _: {1, 2}, lambda _: {1, 3}),
+    "set-of-texts": (lambda _: {"a", "b"}, lambda _: {"a", "c"}),
+    "enum": (lambda _: Colour.RED, lambda _: Colour.BLUE),
+}
+"""By what holds it: what two models return besides the same logits."""
+
+
+def _returning(made: Made) -> Reports:
+    return Reports(lambda hidden, _: made(hidden))
+
+
+def _two(a: Made, b: Made) -> Pair:
+    given = {"input_ids": row(words(6)), "attention_mask": torch.ones(1, 6, dtype=torch.long)}
+    return Pair(*(Side(_returning(made), given, _logits) for made in (a, b)))
+
+
+def _logits(found: list[Any]) -> Tensor:
+    return found[0]["logits"]
+
+
+def _of(pair: Pair) -> list[Any]:
+    return [_plain(outputs(side)[0]["more"]) for side in (pair.a, pair.b)]
+
+
+def _plain(value: Any) -> Any:
+    """What something holds, in lists."""
+    if isinstance(value, Tensor):
+        return value.tolist()
+    if isinstance(value, (set, str, enum.Enum)):
+        return value
+    if isinstance(value, Slotted):
+        return value.scores.tolist()
+    if isinstance(value, torch.distributions.Normal):
+        return value.mean.tolist()
+    if hasattr(value, "__dict__") and not isinstance(value, UserList):
+        return [*([] if not isinstance(value, list) else value), *map(_plain, vars(value).values())]
+    return [_plain(item) for item in value]
+
+
+def more_is_other(pair: Pair) -> None:
+    a, b = _of(pair)
+    assert a != b
+
+
+def more_is_equal(pair: Pair) -> None:
+    a, b = _of(pair)
+    assert a == b
+
+
+for _name, (_one, _other) in HELD.items():
+
+    @case(
+        f"53-in-{_name}",
+        f"Two models whose logits are the same, and that return other things: {_name}",
+        FUNCTION,
+        truth=UNCHECKED,
+        check=more_is_other,
+    )
+    def _(one: Made = _one, other: Made = _other) -> Pair:
+        return _two(one, other)
+
+    @case(
+        f"53-in-{_name}-same",
+        f"Two models that return the same logits and the same of: {_name}",
+        IDENTICAL,
+        truth=UNCHECKED,
+        check=more_is_equal,
+    )
+    def _(one: Made = _one) -> Pair:
+        return _two(one, one)
+
+
+def _calls_agree(pair: Pair) -> None:
+    a, b = (outputs(side)[0]["more"]() for side in (pair.a, pair.b))
+    assert a is None or not torch.equal(a, b)
+
+
+@case(
+    "53-in-closure",
+    "Two models whose logits are the same, and that return functions which give other tensors",
+    UNDETERMINED,
+    truth=UNCHECKED,
+    check=_calls_agree,
+)
+def _() -> Pair:
+    return _two(lambda h: lambda: h, lambda h: lambda: 2 * h)
+
+
+@case(
+    "53-in-closure-empty",
+    "Two models whose logits are the same, and that return functions which hold nothing",
+    IDENTICAL,
+    truth=UNCHECKED,
+    check=_calls_agree,
+)
+def _() -> Pair:
+    return _two(lambda _: lambda: None, lambda _: lambda: None)
