@@ -12,7 +12,7 @@ ROOT = Path(forkpoint.__file__).parent
 
 RENDERERS = {
     "forkpoint.result": {"forkpoint.report.page", "forkpoint.report.terminal"},
-    "forkpoint.answers": {"forkpoint.report.factors"},
+    "forkpoint.questions.answers": {"forkpoint.report.factors", "forkpoint.report.generation"},
 }
 """A record asks for its renderers when it is shown."""
 

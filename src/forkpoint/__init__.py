@@ -26,9 +26,9 @@ from forkpoint.errors import (
 
 if TYPE_CHECKING:
     from forkpoint import testing
-    from forkpoint.answers import FactorRow, Factors, Generation
     from forkpoint.comparison import compare
     from forkpoint.models import load
+    from forkpoint.questions.answers import FactorRow, Factors, Generation
     from forkpoint.questions.attention import attention
     from forkpoint.questions.batch import batch
     from forkpoint.questions.cache import cache
@@ -91,9 +91,9 @@ __all__ = [
 _MODULES = {
     "Coordinates": "forkpoint.runs.layout",
     "Divergence": "forkpoint.result",
-    "FactorRow": "forkpoint.answers",
-    "Factors": "forkpoint.answers",
-    "Generation": "forkpoint.answers",
+    "FactorRow": "forkpoint.questions.answers",
+    "Factors": "forkpoint.questions.answers",
+    "Generation": "forkpoint.questions.answers",
     "Impact": "forkpoint.result",
     "Layout": "forkpoint.runs.layout",
     "ProbeResult": "forkpoint.result",

@@ -11,8 +11,8 @@ import pytest
 from tests.report import samples
 from tests.report.test_gold import GOLD
 
-from forkpoint import answers
 from forkpoint import result as records
+from forkpoint.questions import answers
 
 DOCS = Path(__file__).parents[2] / "docs"
 

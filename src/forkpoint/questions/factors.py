@@ -8,9 +8,9 @@ from functools import partial
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
-from forkpoint.answers import FactorRow, Factors
 from forkpoint.errors import ForkpointError, InputError
 from forkpoint.models.loading import DTYPES, parse_device
+from forkpoint.questions.answers import FactorRow, Factors
 from forkpoint.questions.asking import Options
 from forkpoint.questions.attention import BACKENDS, implementation_of, using
 from forkpoint.questions.batch import batch

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any, get_args
 
 import torch
 
-from forkpoint.answers import FAILING, Generation
 from forkpoint.errors import InputError, reraise_out_of_memory
 from forkpoint.models.loading import quiet
 from forkpoint.promotion import Promotion
+from forkpoint.questions.answers import FAILING, Generation
 from forkpoint.questions.asking import Options, Question, one_of, positions_of, rows_of
 from forkpoint.questions.cache import check_decodes, stepwise
 from forkpoint.questions.choices import Generating

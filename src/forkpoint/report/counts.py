@@ -11,7 +11,7 @@ from forkpoint.report.place import module_name
 from forkpoint.report.safe import code_line
 
 if TYPE_CHECKING:
-    from forkpoint.answers import Factors
+    from forkpoint.questions.answers import Factors
     from forkpoint.report.words import Words
     from forkpoint.result import OpRow, Result
 

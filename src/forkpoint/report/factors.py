@@ -16,7 +16,7 @@ from forkpoint.report.terminal import lines
 from forkpoint.report.words import Words
 
 if TYPE_CHECKING:
-    from forkpoint.answers import FactorRow, Factors
+    from forkpoint.questions.answers import FactorRow, Factors
     from forkpoint.result import RunSummary
 
 COLUMNS = ("setting", "verdict", "cause", "gap", "loss", "kl", "flips", "seconds")

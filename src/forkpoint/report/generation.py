@@ -15,7 +15,7 @@ from forkpoint.report.terminal import lines
 from forkpoint.report.words import Words
 
 if TYPE_CHECKING:
-    from forkpoint.answers import Generation
+    from forkpoint.questions.answers import Generation
 
 SHOWN = 400
 """Characters of a generated text that are shown."""
