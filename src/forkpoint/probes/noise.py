@@ -18,6 +18,19 @@ _ROUNDED = frozenset({
 })  # fmt: skip
 """Functions whose results are rounded in every real run, and feed no decision as they are."""
 
+_MAY_BE_EXACT = frozenset({
+    "add", "sub", "mul", "div", "true_divide", "pow", "square", "sqrt", "reciprocal", "exp", "exp2", "expm1", "log", "log2",
+    "log1p", "sin", "cos", "tan", "sinh", "cosh", "asin", "acos", "atan", "atan2", "sigmoid", "softmax", "log_softmax",
+    "logsigmoid", "logsumexp", "softplus", "silu", "gelu", "mish", "erf", "erfc", "elu", "selu", "celu", "cumsum", "cumprod",
+    "prod", "std", "norm", "vector_norm", "linalg_norm", "linalg_vector_norm", "normalize", "group_norm", "batch_norm",
+    "instance_norm", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d", "mv", "dot", "outer", "addcmul",
+    "addcdiv", "addmv", "lerp", "rsub",
+})  # fmt: skip
+"""Functions whose results may be exact, too, where masks, positions and scales are made: such results stay."""
+
+_SHORT = 2.0**16
+"""A value that is whole when it is multiplied by this is held to be exact: what is rounded has more binary places."""
+
 
 class Noise(TorchFunctionMode):
     """Moves every rounded value by one unit in the last place of float64, up or down at random.
@@ -42,14 +55,17 @@ class Noise(TorchFunctionMode):
             with self:
                 return function.inner(*args, **kwargs)
         result = func(*args, **kwargs)
-        if function.name not in _ROUNDED or not isinstance(result, Tensor):
+        name = function.name.removesuffix("_")
+        if not (name in _ROUNDED or name in _MAY_BE_EXACT) or not isinstance(result, Tensor):
             return result
         with torch._C.DisableTorchFunction():
             value = self._value(result)
             if value.dtype != torch.float64 or type(value) not in PLAIN or value.is_nested:
                 return result  # a subclass has rules of its own for what may be multiplied with it
             moved = self._moved(value)
-            if kwargs.get("out") is None:
+            if name in _MAY_BE_EXACT:
+                moved = torch.where((value * _SHORT).frac() == 0, value, moved)
+            if kwargs.get("out") is None and name == function.name:
                 return moved
             value.copy_(moved)  # which may lie beside a narrow tensor that was written to
             return result

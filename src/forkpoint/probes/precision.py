@@ -143,9 +143,9 @@ def precision(session: Session, weights: tuple[Weight, ...] = (), *, watched: bo
             refused += [str(r) for r in promotion.refused]
         compared = compare_results(session, *results)
 
-    def measure(seed: int) -> dict[str, float]:
-        with same_weights(weights):
-            return measure_noise(session, results[0], seed)
+    def measure(number: int) -> dict[str, float]:
+        with same_weights(weights):  # one run after the other: what one of them rounds may grow more
+            return measure_noise(session, "ab"[number % 2], results[number % 2], number)
 
     rounding = Rounding(measure)
     gap = compared.max_abs
@@ -175,14 +175,28 @@ def precision(session: Session, weights: tuple[Weight, ...] = (), *, watched: bo
     )  # fmt: skip
 
 
-def measure_noise(session: Session, exact: Results, seed: int) -> dict[str, float]:
-    """For each result of run A, the largest change when every rounding is moved by one ULP of float64, up or down.
+def measure_noise(session: Session, run: str, exact: Results, seed: int) -> dict[str, float]:
+    """For each result of a run, the largest change when every rounding is moved by one ULP of float64, up or down.
 
-    For integers and texts it is how many of them change.
+    For integers and texts it is how many of them change. What run B has and run A has not (padding, another row) is left
+    aside: its noise is not that of any gap.
+
+    Args:
+        run: `a` or `b`.
+        exact: its results in float64.
+        seed: of what is up and what is down.
     """
     promotion = Promotion()
     noisy = Noise(seed, promotion.value)
-    return largest_changes(exact, session.a.in_float64(promotion, under=lambda: noisy))
+    traced = session.a if run == "a" else session.b
+    moved = traced.in_float64(promotion, under=lambda: noisy)
+    if run == "a":
+        return largest_changes(exact, moved)
+    noise: dict[str, float] = {}
+    for found in compare_results(session, exact, moved, own=run).gaps:
+        change = found.gap.max_abs if found.floating else float(found.gap.differing)
+        noise[found.result] = max(noise.get(found.result, 0.0), change if math.isfinite(change) else 0.0)
+    return noise
 
 
 def largest_changes(exact: Results, moved: Results) -> dict[str, float]:
