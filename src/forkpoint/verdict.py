@@ -10,6 +10,7 @@
 | does other content where the other run has none change a shared token in float64? | content | `semantic` |
 | does what both have lie elsewhere in one run, relative to its layout? | order | `semantic` |
 | do whole numbers (positions) collapse in a narrow dtype, and does the result show it? | whole | `semantic` |
+| in float64, on the path of its own dtype, is a gap left? | operations | `semantic` |
 | does the gap fall to float64 noise, by orders of magnitude? | precision, decisions | `rounding` |
 | float64 was refused: is the op, alone, within rounding? | replay | `rounding` |
 | otherwise | | `undetermined`, with what is missing |
@@ -40,6 +41,7 @@ from forkpoint.probes.masks import missing_masks
 from forkpoint.probes.meetings import Meeting
 from forkpoint.probes.native import Native, native
 from forkpoint.probes.nonfinite import Unfinite, advice, unfinite
+from forkpoint.probes.operations import Operations, operations
 from forkpoint.probes.origin import Origin, origin
 from forkpoint.probes.positions import shifted_positions
 from forkpoint.probes.precision import Precision, precision
@@ -165,13 +167,30 @@ def _judge(
     if compared.missing:
         return Judgement(_not_all(compared, evidence))
     if exact.vanishes and exact.falls_from(compared):
-        beyond = None if isinstance(exact.runs, HeldRuns) else native(session, exact, compared, given.rounded)
-        if beyond is not None:
-            return Judgement(_other_than_float64(beyond, [*evidence, beyond.result]))
-        return Judgement(_rounding(session, exact, alone, given, located, evidence))
+        return Judgement(
+            _not_as_ran(session, exact, compared, given, evidence)
+            or _rounding(session, exact, alone, given, located, evidence)
+        )
     if exact.vanishes and not exact.refused:
         return Judgement(_drowned(session, exact, evidence))
     return _refused(session, exact, alone, given, located, evidence)
+
+
+def _not_as_ran(
+    session: Session, exact: Precision, compared: ResultComparison, given: Inputs, evidence: list[ProbeResult]
+) -> Verdict | None:
+    """The verdict where the gap falls in float64, but that is not what ran natively; None where it is."""
+    if isinstance(exact.runs, HeldRuns):
+        return None
+    beyond = native(session, exact, compared, given.rounded)
+    if beyond is not None:
+        return _other_than_float64(beyond, [*evidence, beyond.result])
+    others = operations(session, exact, compared, given.rounded)
+    if others is not None:
+        evidence.append(others.result)
+        if others.kind is not VerdictKind.ROUNDING:
+            return _other_operations(others, evidence)
+    return None
 
 
 def _other_than_float64(found: Native, evidence: list[ProbeResult]) -> Verdict:
@@ -185,6 +204,16 @@ def _other_than_float64(found: Native, evidence: list[ProbeResult]) -> Verdict:
         kind = VerdictKind.UNDETERMINED
         advice = "Put plain torch functions in the place of custom operations, and compare again."
     return Verdict(kind, None, None, found.result.text, tuple(evidence), advice)
+
+
+def _other_operations(found: Operations, evidence: list[ProbeResult]) -> Verdict:
+    """The gap falls in float64, but there a run does not do what it did natively."""
+    summary = found.result.text
+    advice = "Have the model do the same in every dtype there, and compare again."
+    if found.kind is VerdictKind.SEMANTIC:
+        summary = f"the runs differ in exact arithmetic: {summary}"
+        advice = "Look at where the model asks for a dtype: what it does there is more than another form of one function."
+    return Verdict(found.kind or VerdictKind.UNDETERMINED, None, None, summary, tuple(evidence), advice)
 
 
 def _collapse(whole: Whole, evidence: list[ProbeResult]) -> Verdict:

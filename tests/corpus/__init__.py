@@ -32,6 +32,7 @@ from . import (  # noqa: F401  (each registers its cases)
     cases_remaining,
     cases_results,
     cases_review_couplings,
+    cases_review_kinds,
     cases_review_results,
     cases_rounding,
     cases_safety,

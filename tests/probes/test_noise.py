@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -66,3 +67,36 @@ def test_noise_moves_what_is_written_to_a_tensor_by_no_more(before):
     exact = both.a.in_float64(Promotion())[0]["logits"][0]
     assert 0 < float((moved - exact).abs().max()) < 1e-13
     assert not model.held.any()
+
+
+class Elementary(Model):
+    """Rounds nothing but in functions whose results may be exact as well."""
+
+    def __init__(self, mix: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.function = mix
+
+    def forward(self, input_ids: Tensor, **inputs: Any) -> Tensor:
+        return self.function(input_ids.double())
+
+
+@pytest.mark.parametrize("name", ["exp", "sin", "sqrt", "div", "pow", "add_"])
+def test_noise_moves_what_elementary_functions_round(name):
+    given = {"div": (3.0,), "pow": (0.3,), "add_": (0.1,)}.get(name, ())
+    model = Elementary(lambda x: getattr(x + 2, name)(*given))
+    assert 0 < _change(model) < 2.0**-50
+
+
+@pytest.mark.parametrize("mix", [lambda x: (1 - x) * 0.5, lambda x: x / 4 + 8, lambda x: x.mul_(3)])
+def test_what_is_exact_stays_exact(mix):
+    assert _change(Elementary(mix)) == 0
+
+
+def _change(model: Model) -> float:
+    """The largest change by noise, relative to the values."""
+    both = session(*pair(model, batch(ids()), batch(ids())))
+    promotion = Promotion()
+    noise = Noise(0, promotion.value)
+    moved = both.a.in_float64(promotion, under=lambda: noise)[0]["output"][0]
+    exact = both.a.in_float64(Promotion())[0]["output"][0]
+    return float(((moved - exact) / exact).abs().nan_to_num(0.0).max())

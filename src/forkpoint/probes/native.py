@@ -48,13 +48,13 @@ def native(
         weights: those that one run has rounded, and that both were given in float64. What runs natively has its own, and
             is held against float64 with its own.
     """
-    gap = _times_rounding(session, exact, compared)
+    gap = times_rounding(session, exact, compared)
     if gap <= BEYOND:
         return None
     apart: dict[str, float] = {}
     for name, own, wide, traced in (("A", "a", exact.a, session.a), ("B", "b", exact.b, session.b)):
         mine = traced.in_float64(Promotion()) if weights else wide
-        apart[name] = _times_rounding(session, exact, compare_results(session, mine, traced.results, own=own))
+        apart[name] = times_rounding(session, exact, compare_results(session, mine, traced.results, own=own))
     runs = tuple(name for name, times in apart.items() if times > BEYOND)
     if len(runs) == 1:
         text = (
@@ -71,15 +71,21 @@ def native(
     return Native(runs, ProbeResult("native", "one" if len(runs) == 1 else "both", gap, text))
 
 
-def _times_rounding(session: Session, exact: Precision, compared: ResultComparison) -> float:
-    """The largest gap of a comparison, in multiples of what rounding in the dtypes of the runs makes of that result."""
+def times_rounding(
+    session: Session, exact: Precision, compared: ResultComparison, beyond: float = BEYOND
+) -> float:
+    """The largest gap of a comparison, in multiples of what rounding in the dtypes of the runs makes of that result.
+
+    Args:
+        beyond: units in the last place up to which the gap itself is said in those; what rounding makes is not measured.
+    """
     unit = max(_unit(session.a), _unit(session.b))
     most = 0.0
     for found in compared.floating:
         largest, relative = found.gap.max_abs, found.gap.max_rel
         if not relative or not math.isfinite(largest):
             continue
-        if relative <= BEYOND * unit:
+        if relative <= beyond * unit:
             most = max(most, relative / unit)
             continue
         noise = exact.noise.get(found.result, 0.0) * unit / torch.finfo(torch.float64).eps

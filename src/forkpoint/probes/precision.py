@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 from forkpoint.capture.recorder import Watcher
 from forkpoint.explain.results import ResultComparison, compare_results, finite_parts
@@ -100,6 +100,7 @@ class Precision:
         vanishes: whether every gap is within noise.
         gap, relative: the largest gap, and relative to the largest value of its result.
         runs: how both runs are made in float64.
+        calls: by run, how often each function was called there; empty where nobody counted.
     """
 
     a: Results
@@ -112,6 +113,7 @@ class Precision:
     relative: float
     result: ProbeResult
     runs: Runs
+    calls: tuple[Mapping[Callable[..., Any], int], ...] = ()
 
     @property
     def noise(self) -> dict[str, float]:
@@ -135,12 +137,14 @@ def precision(session: Session, weights: tuple[Weight, ...] = (), *, watched: bo
         watched: whether to see where each value of the results comes from: their order may be another in float64.
     """
     refused: list[str] = []
+    calls: list[Mapping[Callable[..., Any], int]] = []
     with same_weights(weights):
         results: list[Results] = []
         for traced in (session.a, session.b):
             promotion = Promotion()
             results.append(traced.again(promotion=promotion) if watched else traced.in_float64(promotion))
             refused += [str(r) for r in promotion.refused]
+            calls.append(promotion.calls)
         compared = compare_results(session, *results)
 
     def measure(number: int) -> dict[str, float]:
@@ -171,7 +175,7 @@ def precision(session: Session, weights: tuple[Weight, ...] = (), *, watched: bo
     outcome = "vanishes" if vanishes else "remains"
     return Precision(
         results[0], results[1], compared, rounding, tuple(dict.fromkeys(refused)), vanishes, gap, relative,
-        ProbeResult("precision", outcome, gap, text), PlainRuns(session),
+        ProbeResult("precision", outcome, gap, text), PlainRuns(session), tuple(calls),
     )  # fmt: skip
 
 

@@ -50,13 +50,16 @@ class PromotionMode(TorchFunctionMode):
     stack, so that what it calls is not promoted again, unless it enters the mode anew (`_composite`).
     """
 
-    def __init__(self, values: Values, hook: Function | None) -> None:
+    def __init__(self, values: Values, hook: Function | None, told: torch.dtype | None) -> None:
         super().__init__()
         self.refused: list[Refusal] = []
         self.computed = 0
+        self.calls: dict[Function, int] = {}
+        self._entrances = 0
         self._values = values
         self._arguments = Arguments(values)
         self._hook = hook
+        self._told = told
         self._handlers: dict[Function, Handler] = {}
         self._entered: dict[Function, Function] = {}
 
@@ -67,7 +70,20 @@ class PromotionMode(TorchFunctionMode):
         handler = self._handlers.get(func)
         if handler is None:
             handler = self._handlers[func] = self._handler_for(func)
-        return handler(func, args, kwargs or {})
+        result = handler(func, args, kwargs or {})
+        if not self._entrances and (result is not None or (args and isinstance(args[0], torch.Tensor))):
+            self.calls[func] = self.calls.get(func, 0) + 1
+        return result
+
+    @contextmanager
+    def _within(self) -> Generator[None]:
+        """This mode for what a call of the model makes itself: that is no call of the model."""
+        self._entrances += 1
+        try:
+            with self:
+                yield
+        finally:
+            self._entrances -= 1
 
     @property
     def active(self) -> bool:
@@ -86,7 +102,7 @@ class PromotionMode(TorchFunctionMode):
             return self._rewritten
         handlers: dict[Kind, Handler] = {
             Kind.READ: _read,
-            Kind.DTYPE: _dtype,
+            Kind.DTYPE: self._dtype,
             Kind.RESTRIDE: self._restride,
             Kind.POINTER: self._pointer,
             Kind.VIEW: self._view,
@@ -105,6 +121,12 @@ class PromotionMode(TorchFunctionMode):
         return handlers[kind]
 
     # --- what needs no arithmetic -------------------------------------------------------------------------
+
+    def _dtype(self, func: Function, args: Args, kwargs: Kwargs) -> Any:
+        dtype = func(*args, **kwargs)
+        if self._told is None:
+            return WIDE.get(dtype, dtype)
+        return self._told if dtype is torch.float64 else dtype
 
     def _view(self, func: Function, args: Args, kwargs: Kwargs) -> Any:
         if self._values.has_twins:
@@ -268,7 +290,7 @@ class PromotionMode(TorchFunctionMode):
         body = self._entered.get(func)
         if body is None:
             body = self._entered[func] = kinds.entered(func)
-        with self:
+        with self._within():
             return body(*args, **kwargs)
 
     def _higher_order(self, func: Any, args: Args, kwargs: Kwargs) -> Any:
@@ -276,7 +298,7 @@ class PromotionMode(TorchFunctionMode):
         with hidden():
             args, kwargs = self._arguments.wide(args), self._arguments.wide(kwargs)
         keys = _compute_keyset(args, kwargs, func.non_fallthrough_keys)
-        with self:
+        with self._within():
             return widened(func.dispatch(keys.highestPriorityTypeId(), *args, **kwargs))
 
     def dispatched(self, func: Any, args: Args, kwargs: Kwargs) -> Any:
@@ -326,7 +348,7 @@ class PromotionMode(TorchFunctionMode):
                 result = func(*wide_args, **wide_kwargs)
             else:
                 # Straight to the kernel, so that a kernel written in Python runs under this mode.
-                with self:
+                with self._within():
                     result = overload.redispatch(keys, *wide_args, **wide_kwargs)
         except Exception as error:  # noqa: BLE001 - any operator may refuse in any way
             reraise_out_of_memory(error)
@@ -394,8 +416,3 @@ class PromotionMode(TorchFunctionMode):
 
 def _read(func: Function, args: Args, kwargs: Kwargs) -> Any:
     return func(*args, **kwargs)
-
-
-def _dtype(func: Function, args: Args, kwargs: Kwargs) -> Any:
-    dtype = func(*args, **kwargs)
-    return WIDE.get(dtype, dtype)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from types import TracebackType
 from typing import Any, Self
@@ -58,13 +58,21 @@ class Promotion:
             refuse float64 and that the caller knows how to do.
         cache_weights_up_to: bytes of float64 casts of parameters to keep for the length of the block. With 0
             each parameter is cast each time that it is used.
+        told: what a tensor made in the block says that its dtype is, and one from before the block keeps saying its own:
+            a model that branches on a dtype takes its native path, and computes it in float64.
     """
 
-    def __init__(self, extra_hook: Callable[..., Any] | None = None, *, cache_weights_up_to: int = 0) -> None:
+    def __init__(
+        self,
+        extra_hook: Callable[..., Any] | None = None,
+        *,
+        cache_weights_up_to: int = 0,
+        told: torch.dtype | None = None,
+    ) -> None:
         self._cache_bytes = cache_weights_up_to
         self._exits: contextlib.ExitStack | None = None
         self._values = Values()
-        self._mode = PromotionMode(self._values, extra_hook)
+        self._mode = PromotionMode(self._values, extra_hook, told)
 
     @property
     def refused(self) -> list[Refusal]:
@@ -75,6 +83,11 @@ class Promotion:
     def computed(self) -> int:
         """How many calls were computed so far, for whoever shows how far a run is."""
         return self._mode.computed
+
+    @property
+    def calls(self) -> Mapping[Callable[..., Any], int]:
+        """How often the model called each function so far; not what these call themselves."""
+        return self._mode.calls
 
     @property
     def exact(self) -> bool:
