@@ -37,7 +37,8 @@ def check_memory(model: Any, device: torch.device, rows: int, length: int) -> No
     dtype = next((p.dtype for p in model.parameters() if p.dtype.is_floating_point), torch.float32)
     head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
     config = getattr(model, "config", None)
-    of_head = head.weight.shape[0] if head is not None and hasattr(head, "weight") else None
+    weight = getattr(head, "weight", None)  # which is a method where PyTorch keeps it packed
+    of_head = weight.shape[0] if isinstance(weight, torch.Tensor) else None
     features = of_head or getattr(config, "hidden_size", None) or 1
     tokens = 1 if of_head and getattr(config, "is_encoder_decoder", False) else length
     needed = rows * (2 * length * torch.int64.itemsize + tokens * features * dtype.itemsize)
