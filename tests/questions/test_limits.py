@@ -66,3 +66,10 @@ def test_what_is_needed_is_counted_low(name, monkeypatch):
 def test_where_the_memory_is_not_known_nothing_is_refused(monkeypatch):
     monkeypatch.setattr(limits, "_memory_of", lambda device: None)
     limits.check_memory(ARCHITECTURES["llama"].build(), torch.device("cpu"), 1, 10**12)
+
+
+def test_packed_weights_of_a_head_are_not_counted_as_its_results(monkeypatch):
+    model = ARCHITECTURES["llama"].build()
+    model.lm_head.weight = torch.nn.Parameter(torch.zeros(10**6, 1))
+    monkeypatch.setattr(limits, "_memory_of", lambda device: 10**6)
+    limits.check_memory(model, torch.device("cpu"), 1, 20)

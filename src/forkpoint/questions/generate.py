@@ -105,7 +105,7 @@ def generate(
     compared = [
         _calls(model, way, made, first, pad, options, brief=a.cached and b.cached) for way, made in ways
     ]
-    result = Question(*compared).answer(tokenizer, options)
+    result = Question(compared[0], compared[1]).answer(tokenizer, options)
     runs = [_calls(model, way, made, first, pad, options) for way, made in ways]
     token_a, token_b = tokens_a[first], tokens_b[first]
     native = [_last_logits(run) for run in runs]
@@ -117,7 +117,7 @@ def generate(
     if [int(logits.argmax()) for logits in native] != [token_a, token_b]:
         note = "The calls, made again, choose other tokens than generate did: why it chose as it did is not explained."
         return replace(found, result=replace(result, notes=(note, *result.notes)))
-    return _labelled(found, runs)
+    return _labelled(found, result, runs)
 
 
 # --- generating ----------------------------------------------------------------------------------------------
@@ -185,9 +185,9 @@ def _margin(logits: Tensor, token: int, other: int) -> float:
 # --- what it is ----------------------------------------------------------------------------------------------
 
 
-def _labelled(found: Generation, runs: list[Run]) -> Generation:
+def _labelled(found: Generation, result: Result, runs: list[Run]) -> Generation:
     """The same with what float64 says of the two candidates."""
-    assert found.token_a is not None and found.token_b is not None and found.result is not None
+    assert found.token_a is not None and found.token_b is not None
     try:
         exact = [_last_logits(run, Promotion()) for run in runs]
     except Exception as error:  # noqa: BLE001 - a model may refuse float64 in its own way
@@ -197,7 +197,7 @@ def _labelled(found: Generation, runs: list[Run]) -> Generation:
         found, exact_a=_margin(exact[0], found.token_a, found.token_b),
         exact_b=_margin(exact[1], found.token_b, found.token_a),
     )  # fmt: skip
-    return replace(found, label=label(found, found.result))
+    return replace(found, label=label(found, result))
 
 
 def label(found: Generation, result: Result) -> str | None:

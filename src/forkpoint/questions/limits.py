@@ -37,8 +37,7 @@ def check_memory(model: Any, device: torch.device, rows: int, length: int) -> No
     dtype = next((p.dtype for p in model.parameters() if p.dtype.is_floating_point), torch.float32)
     head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
     config = getattr(model, "config", None)
-    weight = getattr(head, "weight", None)  # which is a method where PyTorch keeps it packed
-    of_head = weight.shape[0] if isinstance(weight, torch.Tensor) else None
+    of_head = getattr(head, "out_features", None)  # weights may be packed, and of another shape
     features = of_head or getattr(config, "hidden_size", None) or 1
     tokens = 1 if of_head and getattr(config, "is_encoder_decoder", False) else length
     needed = rows * (2 * length * torch.int64.itemsize + tokens * features * dtype.itemsize)
