@@ -170,11 +170,11 @@ def public_name(func: Any) -> str:
     return PUBLIC_NAMES.get(name, name)
 
 
-def caller(frame: FrameType | None) -> tuple[str, int, int]:
-    """The innermost place outside torch (and outside this file)."""
+def caller(frame: FrameType | None, *own: str) -> tuple[str, int, int]:
+    """The innermost place outside torch (and outside this file, and files of the watcher's `own`)."""
     while frame is not None:
         file = frame.f_code.co_filename
-        if not file.startswith(TORCH_FOLDER) and file != __file__:
+        if not file.startswith(TORCH_FOLDER) and file not in (__file__, *own):
             return file, frame.f_lineno, frame.f_lasti
         frame = frame.f_back
     raise AssertionError("a torch function called by nobody")

@@ -63,7 +63,7 @@ class Watch(TorchFunctionMode):
         outputs = list(tensors(args[0] if name == "setitem" else result))
         with torch._C.DisableTorchFunction():
             view = not writes and any(address(t) in before for t in outputs)
-            file, line, _ = caller(sys._getframe(1))
+            file, line, _ = caller(sys._getframe(1), __file__)
             copies = () if name in GARBAGE else tuple(copied(t) for t in outputs if readable(t))
             op = f"{self.stack[-1] or '(model)'}/{name}"
             if outputs:
