@@ -149,6 +149,19 @@ def test_a_reduction_over_tokens_belongs_to_their_set(labels):
     assert labels.reduce(None, [0], keepdim=True) is None
 
 
+def test_a_part_of_a_buffer_without_tokens_takes_none_from_the_values_it_is_added_to(labels):
+    """Only a dimension that columns follow has places without a token, such as the end of a padded chunk."""
+    values = labels.make(slots(labels)[:, :, None])
+    everything = labels.table.union(slots(labels))
+    for written in (everything, int(slots(labels)[0, 0])):
+        buffer = labels.make(np.asarray([[[written, written, -1, -1]]], dtype=np.int32))
+        for operands in ([values, buffer], [buffer, values]):
+            assert (labels.merge(operands, 3).q != -1).all()
+    chunks = np.asarray([[[0, 1], [2, -1]]], dtype=np.int32)
+    of_chunks = labels.make(np.asarray([[[everything], [everything]]], dtype=np.int32) - [[[0], [1]]])
+    assert labels.merge([labels.make(chunks), of_chunks], 3).q[0, 1, 1] == -1
+
+
 # --- Loops over columns -------------------------------------------------------------------------------
 
 

@@ -154,7 +154,7 @@ class Labels:
         qx, qy = np.broadcast_arrays(x.q, y.q)
         rank_x, rank_y = self.table.kind_of(qx), self.table.kind_of(qy)
         q = np.where(rank_x >= rank_y, qx, qy)
-        q = np.where(_holes(x.q, y.q) | _holes(y.q, x.q), NONE, q)
+        q = np.where(self._holes(x.q, y.q) | self._holes(y.q, x.q), NONE, q)
         clash = (rank_x == rank_y) & (qx != qy)
         if clash.any():
             q = np.where(clash, self._settle(x, y, qx, qy), q)
@@ -186,9 +186,20 @@ class Labels:
         """Whether combining the two makes a table of (query, key), as q @ k.T does."""
         if not (self.table.is_slot(x).any() and self.table.is_slot(y).any()):
             return False
-        vx = {d for d, size in enumerate(x.shape) if size > 1}
-        vy = {d for d, size in enumerate(y.shape) if size > 1}
+        vx = {d for d in range(x.ndim) if _several_along(x, d)}
+        vy = {d for d in range(y.ndim) if _several_along(y, d)}
         return bool(vx - vy) and bool(vy - vx)
+
+    def _holes(self, x: Ids, y: Ids) -> NDArray[np.bool_]:
+        """Where x holds no token along a dimension that its columns follow and y has not: chunks padded to a size.
+
+        A dimension along which no two columns of the input lie (a buffer into a part of which something was written)
+        follows none: what holds no token there is a constant, and the combination is y's.
+        """
+        own = [d for d, (n, m) in enumerate(zip(x.shape, y.shape, strict=True)) if n > 1 and m == 1]
+        if own and any(_several_along(np.where(self.table.is_slot(x), x, NONE), d) for d in own):
+            return x == NONE
+        return np.zeros((1,) * x.ndim, dtype=bool)
 
     # ------------------------------------------------------------------ reductions
 
@@ -222,10 +233,10 @@ _recent: dict[Hashable, Labels] = {}
 """By layout, the least recently used first."""
 
 
-def _holes(x: Ids, y: Ids) -> np.ndarray:
-    """Where x holds no token along a dimension of its own, which y cannot fill: chunks padded to a size."""
-    own = any(n > 1 and m == 1 for n, m in zip(x.shape, y.shape, strict=True))
-    return (x == NONE) if own else np.zeros((1,) * x.ndim, dtype=bool)
+def _several_along(ids: Ids, d: int) -> bool:
+    """Whether along a dimension there are two that are not the same, apart from `NONE`."""
+    highest = ids.max(axis=d, keepdims=True)
+    return bool(((ids != highest) & (ids != NONE)).any())
 
 
 def fits(label: Label | None, value: Tensor) -> bool:
