@@ -171,3 +171,31 @@ def test_a_comparison_prints_nothing_of_its_own_accord(capfd: pytest.CaptureFixt
         result = fp.compare(fp.Run(model, {"input_ids": tokens}), fp.Run(model, steps))
     assert result.verdict.kind in (fp.VerdictKind.IDENTICAL, fp.VerdictKind.ROUNDING)
     assert capfd.readouterr() == ("", "")
+
+
+# ---------------------------------------------------------------------- what no token has a part in
+
+
+class Constant(Model):
+    """Returns its hidden states with a number beside, before or written into them."""
+
+    def forward(self, input_ids: Tensor, where: str = "", number: float = 1.0, **inputs: Any) -> Any:
+        x = super().forward(input_ids)["logits"]
+        if where == "written":
+            z = torch.zeros_like(x)
+            z[..., 1:] = x[..., 1:]
+            z[..., :1] = number
+            return z
+        dim = 1 if where == "before" else 2
+        return torch.cat([torch.full_like(x[:, :1] if dim == 1 else x[..., :1], number), x], dim)
+
+
+@pytest.mark.parametrize("where", ["beside", "before", "written"])
+def test_a_part_that_no_token_has_a_part_in_is_compared_too(where: str):
+    model = Constant()
+    calls = [{**batch(ids()), "where": where, "number": number} for number in (1.0, 1.5)]
+    assert compared(model, calls[0], calls[0]).identical
+    found = compared(model, *calls)
+    assert found.differs
+    assert found.max_abs == 0.5
+    assert not fp.compare(*pair(model, *calls)).identical

@@ -113,7 +113,9 @@ def compare_results(
     """
     shared = session.shared if own is None else session.shared.within(own)
     traced = (session.a if own != "b" else session.b), (session.b if own != "a" else session.a)
-    sides = _Sides(shared, a or session.a.results, b or session.b.results, *traced)
+    sides = _Sides(
+        shared, a or session.a.results, b or session.b.results, *traced, same_layout=session.join.same_layout
+    )
     gaps: list[ResultGap] = []
     moved: list[Displaced] = []
     left_out: dict[str, str] = {}
@@ -144,10 +146,13 @@ def compare_results(
 class _Sides:
     """The results of two runs, and how their coordinates belong together."""
 
-    def __init__(self, shared: Shared, a: Results, b: Results, run_a: Traced, run_b: Traced) -> None:
+    def __init__(
+        self, shared: Shared, a: Results, b: Results, run_a: Traced, run_b: Traced, *, same_layout: bool
+    ) -> None:
         self.shared, self.a, self.b = shared, a, b
         self.tables = run_a.trace.table, run_b.trace.table
         self.one_run = run_a is run_b
+        self.same_layout = same_layout
         self.sides = (
             Side(self.tables[0], shared.a, shared.sample_rows_a, run_a.run.layout.name),
             Side(self.tables[1], shared.b, shared.sample_rows_b, run_b.run.layout.name),
@@ -171,7 +176,8 @@ class _Sides:
             for index_b, (value_b, label_b) in returned[1].items():
                 if len(self.a) == len(self.b) and index_a != index_b:
                     continue
-                pairs = pair_elements(value_a, label_a, value_b, label_b, self.shared)
+                rest = self.same_layout and index_a == index_b
+                pairs = pair_elements(value_a, label_a, value_b, label_b, self.shared, rest=rest)
                 if label_a is None and label_b is None and (self.one_run or not len(pairs)):
                     rows_a, rows_b = self.by_size[0](value_a, index_a), self.by_size[1](value_b, index_b)
                     pairs = pair_elements(value_a, rows_a, value_b, rows_b, self.shared)

@@ -16,9 +16,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from forkpoint.capture.coordinates import NONE
 from forkpoint.capture.labels import Label, spread
 from forkpoint.match.distance import compare, readable
-from forkpoint.match.numbering import Shared
+from forkpoint.match.numbering import WHOLE_NUMBER, Shared
 from forkpoint.match.pairs import Pairs
 from forkpoint.support.readable import why_unreadable
 
@@ -33,9 +34,14 @@ MAX_WORKED_OUT = 1 << 10
 
 
 def pair_elements(
-    a: Tensor, label_a: Label | None, b: Tensor, label_b: Label | None, shared: Shared
+    a: Tensor, label_a: Label | None, b: Tensor, label_b: Label | None, shared: Shared, *, rest: bool = False
 ) -> Pairs:
-    """Pair the elements of two values by their labels; whole, where neither has one; none that can't be read."""
+    """Pair the elements of two values by their labels; whole, where neither has one; none that can't be read.
+
+    Args:
+        rest: whether elements that no token has a part in are paired, too, where both values have them in the same places.
+            In the midst of a model that may be memory that was never written.
+    """
     unreadable = why_unreadable(a) or why_unreadable(b)
     if unreadable:
         return Pairs.none(unreadable)
@@ -49,19 +55,32 @@ def pair_elements(
         return Pairs.whole(a.numel())
     if (label_a.k is None) != (label_b.k is None):
         return Pairs.none("attention weights of another form in the other run")
-    key = "pairs", label_a, a.shape, label_b, b.shape
+    rest = rest and _same_rest(a, label_a, b, label_b)
+    key = "pairs", label_a, a.shape, label_b, b.shape, rest
     known = shared.worked_out
     pairs = known.get(key)
     if pairs is None:
-        pairs = _pair_labelled(a, label_a, b, label_b, shared)
+        pairs = _pair_labelled(a, label_a, b, label_b, shared, rest)
         if len(pairs.first_a) + len(pairs.inner_a) <= MAX_CELLS and len(known) < MAX_WORKED_OUT:
             known[key] = pairs
     return pairs
 
 
-def _pair_labelled(a: Tensor, label_a: Label, b: Tensor, label_b: Label, shared: Shared) -> Pairs:
+def _same_rest(a: Tensor, label_a: Label, b: Tensor, label_b: Label) -> bool:
+    """Whether two values have elements that no token has a part in, and in the same places."""
+    if label_a.k is not None or a.shape != b.shape or label_a.q.shape != label_b.q.shape:
+        return False
+    rest = label_a.q == NONE
+    return bool(rest.any()) and np.array_equal(rest, label_b.q == NONE)
+
+
+def _pair_labelled(a: Tensor, label_a: Label, b: Tensor, label_b: Label, shared: Shared, rest: bool) -> Pairs:
     """Pair by the labels and the shapes alone, whatever the elements are."""
     a_of, b_of = _keys(label_a, shared, "a"), _keys(label_b, shared, "b")
+    if rest:
+        a_of, b_of = (
+            np.where(label.q == NONE, WHOLE_NUMBER, of) for label, of in ((label_a, a_of), (label_b, b_of))
+        )
     pairs = pair_cells(a_of, tuple(a.shape), b_of, tuple(b.shape), len(shared.names))
     if not len(pairs) and label_a.k is None:
         by_sample = _pair_by_sample(a, label_a, b, label_b, shared)
