@@ -59,6 +59,11 @@ _OF_MASKS = ("attention_mask", "padding_leak", "cache_state")
 """Mechanisms that a mask which is not given brings about."""
 _NO_ORIGIN_ADVICE = "Where it enters could not be located: see what differs first, and compare the models' code and configuration there."
 _FAILED_ADVICE = "Compare without probes for the first divergence alone; if torch's own functions are all that the model calls, please report it."
+_REPEAT_ADVICE = {
+    "random_state": "Set the seed before each run, or put the model in eval mode.",
+    "atomics": "Use torch.use_deterministic_algorithms(True) to find the op, and replace it.",
+    None: "Look for what a call draws, counts or reads from outside of the model: a generator of its own, a clock, a counter.",
+}
 _MOST_OF_AN_ERROR = 200
 _LAYOUT_ADVICE = "Say by hand where the tokens are (`layout=` of fp.Run), and let both runs return the same values for them."
 
@@ -135,9 +140,7 @@ def _judge(
         return Judgement(
             Verdict(
                 VerdictKind.NONDETERMINISM, repeated.mechanism, None, repeated.result.text, tuple(evidence),
-                "Set the seed before each run, or put the model in eval mode."
-                if repeated.mechanism == "random_state"
-                else "Use torch.use_deterministic_algorithms(True) to find the op, and replace it.",
+                _REPEAT_ADVICE[repeated.mechanism],
             )
         )  # fmt: skip
     evidence.append(given.result)

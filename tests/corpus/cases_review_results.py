@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import enum
+import os
+import random
+import time
 from collections import UserList, deque
 from collections.abc import Callable
 from types import SimpleNamespace
@@ -10,12 +13,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from .case import UNCHECKED, Pair, Side, case
 from .cases_results import Reports
-from .exact import outputs
-from .expect import FUNCTION, IDENTICAL, UNDETERMINED
+from .exact import outputs, picked
+from .expect import ATOMICS, FUNCTION, IDENTICAL, RANDOM, UNDETERMINED, UNKNOWN_CHANCE
+from .modules import Tagger, seeded
+from .pairs import twice
 from .tokens import row, words
 
 Made = Callable[[Tensor], Any]
@@ -161,3 +166,107 @@ def _() -> Pair:
 )
 def _() -> Pair:
     return _two(lambda _: lambda: None, lambda _: lambda: None)
+
+
+# ---------------------------------------------------------------------- 53: where chance comes from
+
+
+class Scaled(nn.Module):
+    """Multiplies by a number that it is told each time."""
+
+    def __init__(self, number: Callable[[], float]) -> None:
+        super().__init__()
+        self.number = number
+
+    def forward(self, hidden: Tensor, mask: Tensor | None) -> Tensor:
+        return hidden * (1 + self.number())
+
+
+class Holds(nn.Module):
+    """Multiplies by what it draws from a generator of its own, which is put back with the rest of the model."""
+
+    def __init__(self, generator: Any) -> None:
+        super().__init__()
+        self.generator = generator
+
+    def forward(self, hidden: Tensor, mask: Tensor | None) -> Tensor:
+        return hidden * (1 + float(self.generator.random()))
+
+
+@torch.library.custom_op("forkpoint_corpus::shuffled_sum", mutates_args=())
+def shuffled_sum(x: Tensor) -> Tensor:
+    """The sum over the last dimension, in another order each time: a kernel with atomics."""
+    order = sorted(range(x.shape[-1]), key=lambda _: os.urandom(4))
+    total = torch.zeros_like(x[..., 0])
+    for index in order:
+        total = total + x[..., index]
+    return total
+
+
+@shuffled_sum.register_fake
+def _(x: Tensor) -> Tensor:
+    return torch.empty_like(x[..., 0])
+
+
+class Atomic(nn.Module):
+    """Adds a sum that is taken by `shuffled_sum`."""
+
+    def forward(self, hidden: Tensor, mask: Tensor | None) -> Tensor:
+        return hidden + shuffled_sum(hidden)[..., None]
+
+
+def _repeats_with_all_seeds(pair: Pair) -> None:
+    def seeded_run() -> Tensor:
+        random.seed(3)
+        np.random.seed(3)  # noqa: NPY002  (what a model draws from)
+        return picked(pair.a, seed=3)
+
+    assert torch.equal(seeded_run(), seeded_run())
+    assert not torch.equal(picked(pair.a, seed=3), picked(pair.a, seed=3))
+
+
+def _never_repeats(pair: Pair) -> None:
+    random.seed(3)
+    first = picked(pair.a, seed=3)
+    random.seed(3)
+    assert not torch.equal(first, picked(pair.a, seed=3))
+
+
+def _of_numbers(number: Callable[[], float]) -> Pair:
+    return twice(seeded(Tagger, Scaled(number)))
+
+
+@case("53-chance-python", "A number from Python's random", RANDOM, check=_repeats_with_all_seeds)
+def _() -> Pair:
+    return _of_numbers(random.random)
+
+
+@case("53-chance-numpy", "A number from NumPy's global generator", RANDOM, check=_repeats_with_all_seeds)
+def _() -> Pair:
+    return _of_numbers(lambda: float(np.random.rand(1)[0]))  # noqa: NPY002  (as above)
+
+
+@case("53-chance-clock", "A number that is the time", UNKNOWN_CHANCE, check=_never_repeats)
+def _() -> Pair:
+    return _of_numbers(lambda: time.perf_counter() % 1)
+
+
+@case("53-chance-counter", "A number that counts calls", UNKNOWN_CHANCE, check=_never_repeats)
+def _() -> Pair:
+    calls: list[int] = []
+
+    def count() -> float:
+        calls.append(1)
+        return float(len(calls))
+
+    return _of_numbers(count)
+
+
+@case("53-chance-op", "An op that adds in another order each time", ATOMICS, check=_never_repeats)
+def _() -> Pair:
+    return twice(seeded(Tagger, Atomic()))
+
+
+@case("53-chance-held", "Generators of Python and NumPy that the model holds", IDENTICAL)
+def _() -> Pair:
+    return twice(seeded(Tagger, Holds(random.Random(1)), Holds(np.random.default_rng(1))))

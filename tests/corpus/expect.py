@@ -98,3 +98,5 @@ BUFFERS = inputs("buffers", by_design=one_of(None, False))
 
 RANDOM = nondeterminism("random_state")
 ATOMICS = nondeterminism("atomics")
+UNKNOWN_CHANCE = nondeterminism(None)
+"""The run does not repeat itself, and no op does so alone."""

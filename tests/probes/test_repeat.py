@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import random
+from collections.abc import Callable
 from typing import Any
 
+import numpy as np
+import pytest
 import torch
 import torch.nn.functional as F
 from tests.plain import Model, batch, ids, pair
@@ -56,7 +60,51 @@ def test_a_run_that_depends_on_more_than_the_random_state():
             return hidden + len(calls)
 
     calls: list[int] = []
-    assert asked(Outside())[0].mechanism == "atomics"
+    found = asked(Outside())[0]
+    assert (found.steady, found.mechanism) == (False, None)
+    assert found.result.text.endswith("; what changes between them was not found")
+
+
+def test_an_op_that_alone_gives_other_bits():
+    calls: list[int] = []
+
+    @torch.library.custom_op("forkpoint_tests::unsteady", mutates_args=())
+    def unsteady(x: Tensor) -> Tensor:
+        calls.append(1)
+        return x + len(calls)
+
+    class Unsteady(Model):
+        def mix(self, hidden: Tensor, **inputs: Any) -> Tensor:
+            return unsteady(hidden)
+
+    found, untouched = asked(Unsteady())
+    assert (found.steady, found.mechanism) == (False, "atomics")
+    assert "unsteady alone does so on equal inputs" in found.result.text
+    assert untouched
+
+
+def test_a_generator_of_somebody_else_is_no_kernel_that_adds_in_another_order():
+    elsewhere = torch.Generator().manual_seed(0)
+
+    class Drawing(Model):
+        def mix(self, hidden: Tensor, **inputs: Any) -> Tensor:
+            return hidden + torch.rand(hidden.shape, generator=elsewhere)
+
+    found = asked(Drawing())[0]
+    assert (found.steady, found.mechanism) == (False, None)
+
+
+@pytest.mark.parametrize("draw", [random.random, np.random.rand])
+def test_the_state_of_pythons_and_numpys_generators_is_random_state(draw: Callable[[], float]):
+    class Drawing(Model):
+        def mix(self, hidden: Tensor, **inputs: Any) -> Tensor:
+            return hidden * draw()
+
+    found = asked(Drawing())[0]
+    assert (found.steady, found.mechanism) == (False, "random_state")
+    traced = trace_faithfully(pair(Drawing(), batch(ids()), batch(ids()))[0])
+    assert traced.repeats
+    assert traced.draws
 
 
 def test_a_run_that_settles_is_not_taken_for_one_that_tracing_changes():

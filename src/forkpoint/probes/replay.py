@@ -91,7 +91,8 @@ def _short(names: tuple[str, ...]) -> str:
     return ", ".join(names[:3]) or "nothing"
 
 
-def _call(taken: Taken) -> Any:
+def call_alone(taken: Taken) -> Any:
+    """What a recorded call returns if it is made once more, on copies of its arguments."""
     with torch.no_grad():
         return taken.func(*_fresh(taken.args), **_fresh(taken.kwargs))
 
@@ -129,7 +130,7 @@ def in_float64(taken: Taken, output: int) -> Tensor | None:
     try:
         promotion = Promotion()
         with promotion:
-            result = _call(taken)
+            result = call_alone(taken)
         if not promotion.exact:
             return None
         exact = _output(promotion.values(result), output)
@@ -185,7 +186,7 @@ def kernels_of(taken: Taken) -> tuple[str, ...]:
         if any(t.is_cuda for t in named_inputs(taken).values()):
             return _cuda_kernels(taken)
         with _Below() as below:
-            _call(taken)
+            call_alone(taken)
         return tuple(dict.fromkeys(below.names))
     except (RuntimeError, NotImplementedError) as error:
         reraise_out_of_memory(error)
@@ -193,11 +194,11 @@ def kernels_of(taken: Taken) -> tuple[str, ...]:
 
 
 def _cuda_kernels(taken: Taken) -> tuple[str, ...]:
-    _call(taken)  # once, so that libraries are loaded and their set-up is not among the kernels
+    call_alone(taken)  # once, so that libraries are loaded and their set-up is not among the kernels
     torch.cuda.synchronize()
     activities = [torch.profiler.ProfilerActivity.CPU, torch.profiler.ProfilerActivity.CUDA]
     with torch.profiler.profile(activities=activities, acc_events=True) as profile:
-        _call(taken)
+        call_alone(taken)
         torch.cuda.synchronize()
     events = profile.events() or []
     names = [e.name for e in events if str(e.device_type).endswith("CUDA")]

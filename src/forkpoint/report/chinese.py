@@ -63,7 +63,7 @@ PHRASES: dict[str, str] = {
     "mechanism.result_order": "结果不在其词元或行输入时的位置上",
     "mechanism.loss_normalisation": "损失除以了不同的个数",
     "mechanism.nan": "一次运行得到 NaN 或无穷，另一次得到的是数",
-    "mechanism.atomics": "随机状态相同，结果却不同：某个核函数以不固定的次序累加，或随机数来自别处",
+    "mechanism.atomics": "某个算子输入相同，单独重复也给出不同的结果：例如其核函数以不固定的次序累加",
     "mechanism.random_state": "有随机数参与，例如没有关掉的 dropout",
     # 机制：怎么办
     "advice.reduction_order": "无需修复：两次运行都没有错。比较时请按数据类型选择容差；"
@@ -518,6 +518,12 @@ SENTENCES: dict[str, str] = {
     # 证据
     "each run, made again, gives the same bits": "两次运行各自重复一遍，结果逐位相同",
     "run {run}, made again from the same random state, gives other bits": "运行 {run} 从同样的随机状态重复一遍，结果不同",
+    "run {run}, made again from the same random state, gives other bits: {op} alone does so on equal inputs": "运行 {run} "
+    "从同样的随机状态重复一遍，结果不同：{op} 单独在相同输入上也是如此",
+    "run {run}, made again from the same random state, gives other bits; what changes between them was not found": "运行 {run} "
+    "从同样的随机状态重复一遍，结果不同；没有找到其间变化的是什么",
+    "Look for what a call draws, counts or reads from outside of the model: a generator of its own, a clock, a counter.": "请"
+    "查找调用从模型之外抽取、计数或读取的东西：自己的随机数生成器、时钟、计数器。",
     "run {run}, made again, gives other bits; from the same random state it repeats itself": "运行 {run} 重复一遍，结果不同；"
     "随机状态相同时则逐位相同",
     "token ids and labels are the same in both runs, as are the parameters and buffers that both models have": "两次运行的"

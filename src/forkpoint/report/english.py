@@ -63,8 +63,8 @@ PHRASES: dict[str, str] = {
     "mechanism.result_order": "a result is not in the place where its token or row went in",
     "mechanism.loss_normalisation": "losses are divided by other counts",
     "mechanism.nan": "one run has NaN or infinity where the other has numbers",
-    "mechanism.atomics": "the same random state gives other bits: a kernel adds in no fixed order, or random numbers "
-    "come from elsewhere",
+    "mechanism.atomics": "an op alone gives other bits each time, on the same inputs: its kernel adds in no fixed order, "
+    "say",
     "mechanism.random_state": "random numbers take part, as with dropout left on",
     # mechanisms: what to do
     "advice.reduction_order": "Nothing to repair: neither run is wrong. Compare with a tolerance that suits the "

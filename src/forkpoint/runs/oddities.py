@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
@@ -11,7 +12,9 @@ from typing import Any
 import numpy as np
 import torch
 
-ODD = (np.ndarray, torch.Generator)
+ODD = (
+    np.ndarray, torch.Generator, random.Random, np.random.Generator, np.random.RandomState, np.random.BitGenerator
+)  # fmt: skip
 """Classes whose objects have such state, besides those with slots."""
 MOST_COPIED = 1 << 26
 """Bytes of an array beyond which it is left as the model leaves it."""
@@ -42,6 +45,8 @@ def odd_of(value: Any) -> Odd | None:
     """
     if isinstance(value, torch.Generator):
         return _generator(value)
+    if isinstance(value, (random.Random, np.random.Generator, np.random.RandomState, np.random.BitGenerator)):
+        return _drawing(value)
     if isinstance(value, np.ndarray):
         array: np.ndarray[Any, Any] = value
         return _array(array) if array.flags.writeable and array.nbytes <= MOST_COPIED else None
@@ -55,6 +60,26 @@ def _generator(generator: torch.Generator) -> Odd:
     def restore() -> None:
         if not torch.equal(generator.get_state(), before):
             generator.set_state(before)
+
+    return Odd(restore)
+
+
+def _drawing(generator: Any) -> Odd | None:
+    """The state of a generator of Python or NumPy; None where the numbers come from the system."""
+    if isinstance(generator, random.Random):
+        try:
+            drawn = generator.getstate()
+        except NotImplementedError:
+            return None
+        return Odd(lambda: generator.setstate(drawn))
+    if isinstance(generator, np.random.RandomState):
+        kept = generator.get_state(legacy=False)
+        return Odd(lambda: generator.set_state(kept))
+    bits: Any = generator if isinstance(generator, np.random.BitGenerator) else generator.bit_generator
+    before = bits.state
+
+    def restore() -> None:
+        bits.state = before
 
     return Odd(restore)
 

@@ -210,13 +210,18 @@ _something: set[type] = {dict, OrderedDict, list, set, tuple, deque, partial, Me
 def _holding_nothing(values: Iterable[Any]) -> set[type]:
     """Classes of objects that hold nothing, those of these objects among them."""
     for kind in {type(value) for value in values} - _nothing - _something:
-        holds = (
-            issubclass(kind, (Tensor, nn.Module, dict, list, set, tuple, deque, *ODD))
-            or slots_of(kind)
-            or (
-                hasattr(kind, "__dict__") and kind.__dictoffset__ and not issubclass(kind, (type, ModuleType))
+        holds = issubclass(kind, ODD) or (
+            (
+                issubclass(kind, (Tensor, nn.Module, dict, list, set, tuple, deque))
+                or slots_of(kind)
+                or (
+                    hasattr(kind, "__dict__")
+                    and kind.__dictoffset__
+                    and not issubclass(kind, (type, ModuleType))
+                )
             )
-        ) and not is_pythons(kind)
+            and not is_pythons(kind)
+        )
         (_something if holds else _nothing).add(kind)
     return _nothing
 
