@@ -7,13 +7,14 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from .case import Pair, case
 from .cases_coupling import LOUD
 from .cases_couplings import mixing
 from .exact import gap, picked
-from .expect import OUTLIERS, SCALE, SOUND, one_of, semantic
+from .expect import OUTLIERS, SCALE, SOUND, STATISTICS, one_of, semantic
+from .modules import Tagger, seeded
 from .pairs import batched, padded
 from .tokens import PAD, words
 
@@ -97,3 +98,69 @@ for _name, (_title, _function, _expected) in ROUNDED.items():
 case("51-scale-token-sound", "A scale for each token, brought back by it", *SOUND)(
     lambda: padded(_loud(partial(_scaled, down=-1, up=-1)))
 )
+
+# ---------------------------------------------------------------------- statistics, and what comes after them
+
+
+class Normed(nn.Module):
+    """A batch norm in train mode over all tokens, and something after it."""
+
+    def __init__(self, after: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.norm, self.after = nn.BatchNorm1d(32), after
+
+    def forward(self, hidden: Tensor, mask: Tensor | None) -> Tensor:
+        return self.after(self.norm(hidden.mT).mT)
+
+
+def _normed(after: Callable[[Tensor], Tensor]) -> Any:
+    return seeded(Tagger, Normed(after)).train()
+
+
+def _remains_in_eval_mode(pair: Pair) -> None:
+    """With running statistics, which see one token, the runs still differ."""
+    pair.a.model.eval()
+    pair.b.model.eval()
+    assert gap(picked(pair.a), picked(pair.b)) > 1e-3
+
+
+def _gone_in_eval_mode(pair: Pair) -> None:
+    pair.a.model.eval()
+    pair.b.model.eval()
+    assert gap(picked(pair.a), picked(pair.b)) < 1e-5
+
+
+IN_PART = semantic("batch_statistics", by_design=None)
+AFTER: dict[str, tuple[Callable[[Tensor], Tensor], Any]] = {
+    "tokens": (lambda h: h + h.softmax(-1), STATISTICS),
+    "shift": (lambda h: h + h.roll(1, 0), IN_PART),
+    "attention": (lambda h: (h.flatten(0, 1) @ h.flatten(0, 1).T).softmax(-1).matmul(h.flatten(0, 1)).view_as(h), IN_PART),
+}  # fmt: skip
+for _name, (_after, _expected) in AFTER.items():
+    _check = _remains_in_eval_mode if _expected is IN_PART else _gone_in_eval_mode
+    case(f"51-norm-then-{_name}", f"A batch norm, then: {_name}", _expected, floor=1e-3, check=_check)(
+        lambda after=_after: batched(_normed(after), mates=3)
+    )
+
+
+def _standardised(hidden: Tensor, over: Callable[[Tensor], Tensor]) -> Tensor:
+    mean = over(hidden).mean(0)
+    return (hidden - mean) / (over(hidden).var(0, unbiased=False) + 1e-5).sqrt() / 2
+
+
+def _whitened(hidden: Tensor) -> Tensor:
+    """A mean taken away, and features mixed by the inverse of their covariance."""
+    flat = hidden.flatten(0, 1)
+    flat = flat - flat.mean(0)
+    return (flat @ torch.linalg.inv(flat.T @ flat / len(flat) + 0.1 * torch.eye(32))).view_as(hidden)
+
+
+BY_HAND: dict[str, tuple[Callable[[Tensor], Tensor], Any]] = {
+    "flat": (lambda h: _standardised(h, lambda x: x.flatten(0, 1)), STATISTICS),
+    "reshaped": (lambda h: _standardised(h, lambda x: x.transpose(0, 1).reshape(-1, 32)), STATISTICS),
+    "whitened": (_whitened, IN_PART),
+}
+for _name, (_by_hand, _expected) in BY_HAND.items():
+    case(f"51-by-hand-{_name}", f"Statistics over all tokens by hand: {_name}", _expected, floor=1e-3)(
+        lambda function=_by_hand: batched(mixing(function), mates=3)
+    )

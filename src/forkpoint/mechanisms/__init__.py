@@ -47,13 +47,16 @@ _TESTS: tuple[Callable[[Case], Mechanism | None], ...] = (
 )
 """In the order in which they are asked: what takes no further run first."""
 
+_MAX_ORIGINS = 8
+"""How many origins after the first are asked for a cause of their own."""
+
 
 def recognise(case: Case) -> Mechanism:
     """The known cause that explains a semantic difference; if none does, whether the runs compute one function."""
-    found = _first(case)
+    found = _everywhere(case, _first(case))
     if found is None or found.slug in (None, "padding_leak"):
         entered = case.entered
-        better = None if entered is None else _first(entered)
+        better = None if entered is None else _everywhere(entered, _first(entered))
         if entered is not None and better is not None and better.slug is not None:
             case.evidence += entered.evidence
             return better
@@ -62,6 +65,30 @@ def recognise(case: Case) -> Mechanism:
     if not case.swap.needed:
         return ONE_MODEL
     return {True: NO_KNOWN_CAUSE, False: TWO_FUNCTIONS, None: UNTOLD}[case.same_function]
+
+
+def _everywhere(case: Case, found: Mechanism | None) -> Mechanism | None:
+    """A known cause that is called meant only if it, or another that is meant, explains every origin."""
+    if found is None or not found.by_design or found.whole or not case.each_origin:
+        return found
+    among = case.each_origin[:_MAX_ORIGINS]
+    rest = [other for other in among if not case.is_one_normalisation(other) and not _is_meant(other)]
+    if not rest and len(among) == len(case.each_origin):
+        return found
+    where = " and ".join(other.root.a.op.name for other in rest if other.root is not None)
+    where = where or f"all of the other {len(case.each_origin)} origins"
+    return replace(
+        found,
+        by_design=None,
+        summary=f"{found.summary}; whether that explains {where}, where a difference enters as well, is not known",
+        advice=f"That is one cause, and maybe not all: look at {where} first. {found.advice}",
+    )
+
+
+def _is_meant(case: Case) -> bool:
+    """Whether experiments at an origin of its own show a coupling that is meant."""
+    found = _first(case)
+    return found is not None and found.by_design is True
 
 
 def _first(case: Case) -> Mechanism | None:

@@ -23,7 +23,7 @@ from forkpoint.probes.length import changes_with_length
 from forkpoint.probes.meetings import Meeting
 from forkpoint.probes.origin import Origin
 from forkpoint.probes.pooling import for_the_call
-from forkpoint.probes.statistics import MEAN, NORMALISED, statistics
+from forkpoint.probes.statistics import MEAN, NORMALISED, normalises_up_to, statistics
 from forkpoint.probes.swap import Swap
 from forkpoint.probes.unrounded import vanishes_unrounded
 from forkpoint.probes.watchers import Store
@@ -136,6 +136,22 @@ class Case:
     def parts(self) -> tuple[Origin, ...]:
         """All origins, in the order of execution."""
         return () if self.origin is None else (self.origin, *self.origin.others)
+
+    @cached_property
+    def each_origin(self) -> tuple[Case, ...]:
+        """The same question of each origin after the first."""
+        others = tuple(
+            Case(self.session, self.compared, self.content, part, held=self.held) for part in self.parts[1:]
+        )
+        for other in others:
+            other.swap = self.swap
+        return others
+
+    def is_one_normalisation(self, other: Case) -> bool:
+        """Whether another origin belongs to the statistics of this one: up to it tokens are but normalised."""
+        if self.statistics != NORMALISED or self.coupling is None or other.root is None:
+            return False
+        return normalises_up_to(self.coupling, other.root)
 
     @cached_property
     def sees_other_keys(self) -> ProbeResult | None:
@@ -268,7 +284,7 @@ class Case:
                        "of the others counts: a mean, or a mean and a variance, is taken away")  # fmt: skip
         elif found == MEAN:
             self._tell("a constant added to all values there adds one number to them, doubled values are doubled, and each of "
-                       "the others counts: a mean of them is taken")  # fmt: skip
+                       "the others counts: a mean or a sum of them is taken")  # fmt: skip
         return found
 
     def _tell(self, more: str) -> None:

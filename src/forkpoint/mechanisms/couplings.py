@@ -47,7 +47,7 @@ def int8_outliers(case: Case) -> Mechanism | None:
         "int8_outliers", True, f"an outlier in another row makes {what} in higher precision for every token",
         "This is how mixed int8 decomposition works. Use another quantisation (per-token scales, int8_threshold=0, "
         "nf4), or compare with the quantisation off.",
-        case.coupling.result,
+        case.coupling.result, whole=not library or _all_of_library(case, "bitsandbytes."),
     )  # fmt: skip
 
 
@@ -100,7 +100,7 @@ def scale(case: Case) -> Mechanism | None:
             "dynamic_scale", True, f"one scale for a whole tensor is taken from all tokens, {' and '.join(coupled.what)} "
             "among them, so that each token's rounding depends on the others",
             "Use a scale per token (or a static one) where rows must not depend on each other.",
-            coupled.result,
+            coupled.result, whole=not _inside_library(case) or _all_of_library(case, "quant"),
         )  # fmt: skip
     if shared.rows is False and shared.columns:
         return _wrong_scale("the other tokens of its row")
@@ -116,6 +116,11 @@ def scale(case: Case) -> Mechanism | None:
 def _inside_library(case: Case) -> bool:
     """Whether a library's own quantised operator makes the difference, which scales, rounds and scales back in one."""
     return any("quant" in op.function and "." in op.function.removeprefix("aten.") for op in case.chain)
+
+
+def _all_of_library(case: Case, name: str) -> bool:
+    """Whether the operators of one library make the difference at every origin."""
+    return all(any(name in op.function for op in one.chain) for one in case.each_origin)
 
 
 def _wrong_scale(over: str) -> Mechanism:

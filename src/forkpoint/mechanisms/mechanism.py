@@ -18,6 +18,7 @@ class Mechanism:
         summary: what it is, in a clause that ends "the runs differ in exact arithmetic: …".
         advice: what to do.
         coupling: the experiment that showed a coupling; there is no `by_design=True` without one.
+        whole: whether the experiments explain the whole gap, wherever else a difference enters.
 
     Raises:
         ValueError: a coupling that is meant, and was not shown.
@@ -28,6 +29,7 @@ class Mechanism:
     summary: str
     advice: str
     coupling: ProbeResult | None = None
+    whole: bool = False
 
     def __post_init__(self) -> None:
         shown = self.coupling is not None and (self.coupling.name, self.coupling.outcome) == (

@@ -9,8 +9,10 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
+from forkpoint.capture.labels import spread
 from forkpoint.capture.recorder import Watcher
 from forkpoint.errors import reraise_out_of_memory
 from forkpoint.explain.session import Session, Traced
@@ -195,7 +197,22 @@ class Bench:
 
         alone = self.store.behind([self.root], passed)
         sources = {s for event in (self.root, *alone) for s in self.store.sources.get(event, ())}
-        return (sources - alone) | {event for event in alone if event in kept and _is_content(kept[event])}
+        found = (sources - alone) | {event for event in alone if event in kept and _is_content(kept[event])}
+        return {event for event in found if not any(self._rearranges(event, other) for other in found)}
+
+    def _rearranges(self, event: int, other: int) -> bool:
+        """Whether a value is another one in another shape or order: other values there come here by themselves."""
+        kept = self.store.kept
+        if event == other or event not in kept or other not in kept or other not in self.content:
+            return False
+        made, given = kept[event], kept[other]
+        if made.label is None or given.label is None or made.held.shape.numel() != given.held.shape.numel():
+            return False
+        if other not in self.store.behind([event]):
+            return False
+        ids = (np.sort(spread(k.label.q, tuple(k.value.shape)), axis=None) for k in (made, given) if k.label)
+        values = (k.value.reshape(-1).sort().values for k in (made, given))
+        return np.array_equal(*ids) and torch.equal(*values)
 
     def move(self, chosen: Mask, how: str = DRAWN, **more: Any) -> Moved | None:
         """Give chosen columns other values right before the origin: what moves there; None if none could be given.

@@ -8,6 +8,8 @@ it is changed. Where a mean is not taken away but added, a constant adds one num
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -15,6 +17,7 @@ from torch import Tensor
 from forkpoint.match.align import pair_elements
 from forkpoint.probes.bench import Bench, Mask
 from forkpoint.probes.coupling import ROWS, Coupling
+from forkpoint.probes.meetings import Meeting
 from forkpoint.probes.resampled import Rescaled
 from forkpoint.probes.watchers import Kept
 
@@ -27,15 +30,23 @@ _EQUAL, _MOVED = 1e-6, 1e-12
 _EACH = 0.9
 """Share of the elements that has to move with one of the others; a largest value moves with few."""
 
+_POINTS, _ON_LINE = 3, 1e-9
+"""How many points make a line, and how far one may lie from it, relative to the largest value."""
+
 
 NORMALISED, MEAN = "normalised", "mean"
 """A mean, or a mean and a variance, is taken away; or a mean is taken, and used otherwise."""
 
 
-def statistics(coupled: Coupling) -> str | None:
-    """By what statistics of others the first value of tokens, from the origin on, is made; None where by none."""
+def statistics(coupled: Coupling, at: int | None = None) -> str | None:
+    """By what statistics of others the first value of tokens, from the origin on, is made; None where by none.
+
+    Args:
+        coupled: what couples tokens at the origin.
+        at: the event of another value to ask that of.
+    """
     bench = coupled.bench
-    at = None if bench is None else _of_tokens(bench)
+    at = _of_tokens(bench) if at is None and bench is not None else at
     if bench is None or coupled.others is None or at is None:
         return None
     here = bench.at(at)
@@ -65,6 +76,39 @@ def statistics(coupled: Coupling) -> str | None:
     if float(moved.double().mean()) <= _EACH:
         return None
     return NORMALISED if normalised else MEAN
+
+
+def normalises_up_to(coupled: Coupling, later: Meeting) -> bool:
+    """Whether a later value of tokens is, for each feature, a factor and a number of what comes in before the origin.
+
+    So it is where a mean is taken away at one op, and the result divided by a deviation at the next. Whatever mixes tokens
+    or features besides is no such line.
+    """
+    bench = coupled.bench
+    event = None if bench is None else later.event_b if bench.side == "b" else later.event_a
+    at = None if bench is None or event is None else _of_tokens(bench.at(event))
+    if bench is None or at is None:
+        return False
+    made = bench.store.kept[at].value
+    if made.dim() < 2 or statistics(coupled, at) != NORMALISED:
+        return False
+    given = (bench.store.kept[e].value for e in bench.before & bench.content if e in bench.store.kept)
+    tokens = tuple(range(made.dim() - 1))
+    return any(
+        _on_lines(one, made, over)
+        for one in given
+        if one.shape == made.shape
+        for over in (tokens, tokens[:1], tokens[1:])
+    )
+
+
+def _on_lines(given: Tensor, made: Tensor, over: tuple[int, ...]) -> bool:
+    """Whether over some dimensions all points (given, made) lie on one line; three or more have to be there."""
+    if not over or math.prod(given.shape[d] for d in over) < _POINTS:
+        return False
+    x, y = (value.double() - value.double().mean(over, keepdim=True) for value in (given, made))
+    slope = (x * y).sum(over, keepdim=True) / (x * x).sum(over, keepdim=True)
+    return bool((slope * x - y).abs().max() <= _ON_LINE * y.abs().max())
 
 
 def _of_tokens(bench: Bench) -> int | None:
