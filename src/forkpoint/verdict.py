@@ -25,7 +25,15 @@ import torch
 
 from forkpoint.capture.recorder import Taken
 from forkpoint.errors import ForkpointError, reraise_out_of_memory
-from forkpoint.explain.locate import Located, Tokens, describe_choice, describe_values, fetch_op, fetch_ops
+from forkpoint.explain.locate import (
+    Located,
+    Tokens,
+    describe_choice,
+    describe_values,
+    fetch_op,
+    fetch_ops,
+    unmatched_before,
+)
 from forkpoint.explain.results import ResultComparison, finite_parts
 from forkpoint.explain.session import Session
 from forkpoint.mechanisms import LOSS_NORMALISATION, ROUNDING_ADVICE, Case, Mechanism, recognise
@@ -475,11 +483,29 @@ def _rounding_slug(session: Session, alone: Replay | None, given: Inputs, locate
         return "low_precision"
     if _model_dtype(session.a) != _model_dtype(session.b):
         return "low_precision"
+    if located is not None and _narrower_between(session, located):
+        return "low_precision"
     if alone is not None and (alone.other_call or alone.other_kernel):
         return "kernel_choice"
     if located is not None and located.divergence.between:
         return "kernel_choice"
     return "reduction_order"
+
+
+def _narrower_between(session: Session, located: Located) -> bool:
+    """Whether one run, right before the divergence, computes in a narrower dtype than any that the other has there."""
+    if not located.divergence.between:
+        return False
+    hidden = {(run, op.key) for run, op in unmatched_before(session, located.row)}
+    units: dict[str, float] = {}
+    for run in "ab":
+        rows = [row for row in session.join.rows if (run, row.op.key) in hidden]
+        passed = [row.first_a if run == "a" else row.first_b for row in (*rows, located.row)]
+        dtypes = [getattr(torch, event.dtype, None) for event in passed if event is not None]
+        units[run] = max(
+            (torch.finfo(d).eps for d in dtypes if d is not None and d.is_floating_point), default=0.0
+        )
+    return units["a"] != units["b"]
 
 
 def _model_dtype(traced: object) -> frozenset[torch.dtype]:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from .case import UNCHECKED, Pair, Side, case
 from .cases_results import Reports
 from .exact import outputs, picked
-from .expect import ATOMICS, FUNCTION, IDENTICAL, RANDOM, UNDETERMINED, UNKNOWN_CHANCE
+from .expect import ATOMICS, FUNCTION, IDENTICAL, KERNEL, LOW_PRECISION, RANDOM, UNDETERMINED, UNKNOWN_CHANCE
 from .modules import Tagger, seeded
 from .pairs import twice
 from .tokens import row, words
@@ -270,3 +270,50 @@ def _() -> Pair:
 @case("53-chance-held", "Generators of Python and NumPy that the model holds", IDENTICAL)
 def _() -> Pair:
     return twice(seeded(Tagger, Holds(random.Random(1)), Holds(np.random.default_rng(1))))
+
+
+# ---------------------------------------------------------------------- 53: an op in a narrower dtype, in one run
+
+
+class Through(nn.Module):
+    """Passes its values through a function."""
+
+    def __init__(self, function: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.function = function
+
+    def forward(self, hidden: Tensor, mask: Tensor | None) -> Tensor:
+        return hidden + self.function(hidden)
+
+
+def _through(a: Callable[[Tensor], Tensor], b: Callable[[Tensor], Tensor]) -> Pair:
+    return twice(seeded(Tagger, Through(a)), seeded(Tagger, Through(b)))
+
+
+@case("53-dtype-of-one-op", "A sine that one of two models takes in bfloat16", LOW_PRECISION)
+def _() -> Pair:
+    return _through(torch.sin, lambda h: h.bfloat16().sin().float())
+
+
+@case(
+    "53-dtype-by-casts",
+    "Two models, one of which rounds its values to float16 and back",
+    LOW_PRECISION,
+)
+def _() -> Pair:
+    return _through(lambda h: h * 2, lambda h: h.half().float() * 2)
+
+
+@case("53-dtype-of-none", "A mean that one of two models takes as a product and a sum", KERNEL)
+def _() -> Pair:
+    return _through(
+        lambda h: h.mean(-1, keepdim=True), lambda h: (h * (1 / h.shape[-1])).flip(-1).sum(-1, keepdim=True)
+    )
+
+
+@case("53-dtype-of-both", "Two forms of a sum, both in bfloat16", KERNEL)
+def _() -> Pair:
+    return _through(
+        lambda h: h.bfloat16().sum(-1, keepdim=True).float(),
+        lambda h: h.bfloat16().unflatten(-1, (2, -1)).sum(-1).sum(-1, keepdim=True).float(),
+    )

@@ -413,7 +413,7 @@ def _between(session: Session, located: Located) -> Located:
     """Say so when the cause lies before the op: in ops that one run lacks, or where no tap saw it."""
     divergence = located.divergence
     if divergence.function is None:
-        hidden = _unmatched_before(session, located.row)
+        hidden = unmatched_before(session, located.row)
         listed = tuple(f"{run}: {op.place}" for run, op in hidden)
         return replace(located, divergence=replace(divergence, between=listed))
     moved = [i for i in divergence.inputs if i.status == "differs"]
@@ -424,7 +424,7 @@ def _between(session: Session, located: Located) -> Located:
     ]
     if not floating:
         return located
-    hidden = _unmatched_before(session, located.row)
+    hidden = unmatched_before(session, located.row)
     if hidden:
         module = _common_module(session, hidden)
         listed = tuple(f"{run}: {op.place}" for run, op in hidden)
@@ -445,7 +445,7 @@ def _between(session: Session, located: Located) -> Located:
     return replace(located, divergence=replace(divergence, note=note))
 
 
-def _unmatched_before(session: Session, row: Joined) -> list[tuple[str, Op]]:
+def unmatched_before(session: Session, row: Joined) -> list[tuple[str, Op]]:
     """Ops of either run alone that lie between the last equal value and a first difference.
 
     Where they are views throughout (further columns of a longer row), they made nothing.
