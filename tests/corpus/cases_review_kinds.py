@@ -13,7 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .case import UNCHECKED, Pair, Side, case
-from .expect import FUNCTION, LOW_PRECISION, ROUNDING
+from .expect import FUNCTION, LOW_PRECISION, ROUNDING, SOUND, semantic
+from .pairs import padded
 from .tokens import row, whole, words
 
 Mix = Callable[[Tensor, nn.Embedding], Tensor]
@@ -223,3 +224,97 @@ _forms(
     "52-forms-eps", "the same, with another epsilon", _NORM, partial(_far, norm=partial(_by_squares, eps=1.1e-5)),
     expected=FUNCTION, check=_does_not_fall,
 )  # fmt: skip
+
+
+# ---------------------------------------------------------------------- token ids that are read without a lookup
+
+
+class Reading(nn.Module):
+    """Embeddings, attention that hides padding, and what is read of the ids besides.
+
+    Args:
+        read: from ids `[rows, columns]` and the mask, a factor or rows to add.
+    """
+
+    def __init__(self, read: Callable[[Tensor, Tensor, nn.Embedding], Tensor]) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.embed, self.query, self.value = nn.Embedding(96, 32), nn.Linear(32, 32), nn.Linear(32, 32)
+        self.read = read
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        hidden = self.embed(input_ids)
+        scores = (self.query(hidden) @ hidden.mT / 6).masked_fill(~attention_mask[:, None].bool(), -1e9)
+        return scores.softmax(-1) @ self.value(hidden) + self.read(input_ids, attention_mask, self.embed)
+
+
+def _sum_of_ids(ids: Tensor, _: Tensor, __: nn.Embedding) -> Tensor:
+    return ids.sum(1)[:, None, None] / 100
+
+
+def _sum_of_real_ids(ids: Tensor, mask: Tensor, _: nn.Embedding) -> Tensor:
+    return (ids * mask).sum(1)[:, None, None] / 100
+
+
+def _places_by_pad(ids: Tensor, _: Tensor, embed: nn.Embedding) -> Tensor:
+    real = ids.ne(0)
+    return embed(real.cumsum(1) * real)
+
+
+def _bigrams(ids: Tensor, _: Tensor, embed: nn.Embedding) -> Tensor:
+    return embed((ids * 7 + ids.flatten().roll(1).view_as(ids)) % 96)
+
+
+def _own_bigrams(ids: Tensor, _: Tensor, embed: nn.Embedding) -> Tensor:
+    return embed((ids * 7 + F.pad(ids, (1, -1))) % 96)
+
+
+def _separators(ids: Tensor, _: Tensor, embed: nn.Embedding) -> Tensor:
+    return embed((ids % 2 == 0).flatten().cumsum(0).view_as(ids))
+
+
+def _padded(read: Any) -> Pair:
+    return padded(Reading(read).eval(), extra=6)
+
+
+def _mates(read: Any) -> Pair:
+    model = Reading(read).eval()
+    ids = torch.stack([torch.tensor(words(9, seed=seed)) for seed in (1, 0)])
+    mask = torch.ones_like(ids)
+    a = {"input_ids": ids[1:], "attention_mask": mask[1:]}
+    return Pair(
+        Side(model, a, whole()),
+        Side(model, {"input_ids": ids, "attention_mask": mask}, lambda outputs: outputs[0][1:]),
+    )
+
+
+def _moved_by_ids(pair: Pair, *, moves: bool) -> None:
+    """Other ids where run a has none, and nothing else, move what both runs have in float64, or do not."""
+    model, given = copy.deepcopy(pair.b.model).double(), pair.b.calls[0]
+    ids, mask = given["input_ids"], given["attention_mask"]
+    rows = len(ids)
+    other = torch.where(mask > 0, ids, 2) if rows == 1 else torch.cat([ids[:1].flip(1) % 90 + 3, ids[1:]])
+    with torch.no_grad():
+        gap = (pair.b.pick([model(ids, mask)]) - pair.b.pick([model(other, mask)])).abs().max()
+    assert (float(gap) > 1e-6) == moves
+
+
+for _name, _title, _pair, _read, _moves in (
+    ("pads", "a factor of all ids, padding among them", _padded, _sum_of_ids, True),
+    ("pads-masked", "the same of real tokens alone", _padded, _sum_of_real_ids, False),
+    ("rows", "bigrams over the whole batch", _mates, _bigrams, True),
+    ("rows-own", "bigrams of each row", _mates, _own_bigrams, False),
+    (
+        "rows-separators",
+        "how many separators (even ids) came before, in the whole batch",
+        _mates,
+        _separators,
+        True,
+    ),
+):
+    case(
+        f"52-ids-{_name}", _title, *((semantic("padding_leak", None),) if _moves else SOUND), truth=UNCHECKED,
+        check=partial(_moved_by_ids, moves=_moves),
+    )(partial(_pair, _read))  # fmt: skip
+
+case("52-ids-places", "positions from which ids are pads", *SOUND)(partial(_padded, _places_by_pad))

@@ -122,3 +122,56 @@ def test_the_vector_of_another_row_may_change():
     found = asked(model, {"pixel_values": images[:1]}, {"pixel_values": images})
     assert found.asked
     assert found.result.outcome == "untouched"
+
+
+class Reading(Attending):
+    """Reads ids without a lookup."""
+
+    def forward(self, input_ids: Tensor, **inputs: Any) -> Any:
+        self.read = self.reads(input_ids)
+        return super().forward(input_ids, **inputs)
+
+    def mix(self, hidden: Tensor, attention_mask: Tensor | None = None, **inputs: Any) -> Tensor:
+        return super().mix(hidden, attention_mask, **inputs) + self.read.view(-1, 1, 1)
+
+    def reads(self, ids: Tensor) -> Tensor:
+        return ids.sum(1) / 100
+
+
+class ReadingPads(Reading):
+    def reads(self, ids: Tensor) -> Tensor:
+        return (ids != 0).sum(1) / 100
+
+
+class Counting(Reading):
+    def reads(self, ids: Tensor) -> Tensor:
+        return (ids % 2 == 0).sum().expand(len(ids)) / 100
+
+
+def test_ids_of_padding_that_an_op_reads():
+    found = asked(Reading(), batch(ids()), batch(ids(), right=2))
+    assert (found.leaks, found.ids, found.padding, found.run) == (True, True, True, "b")
+    assert found.result.text.startswith(
+        "other token ids where the other run has none changes the result of run B"
+    )
+
+
+def test_ids_of_padding_that_are_only_compared_are_the_layouts():
+    found = asked(ReadingPads(), batch(ids()), batch(ids(), right=2))
+    assert (found.leaks, found.ids, found.asked) == (False, False, True)
+
+
+def test_ids_of_other_rows():
+    found = asked(Counting(), batch(ids()[:1]), batch(ids()))
+    assert (found.leaks, found.ids, found.padding) == (True, True, False)
+
+
+def test_a_model_that_refuses_other_ids_is_asked_with_its_own():
+    class Refusing(Attending):
+        def forward(self, input_ids: Tensor, **inputs: Any) -> Any:
+            if input_ids.shape[1] == 6 and input_ids[0, -1] != 0:
+                raise ValueError("no padding at the end")
+            return super().forward(input_ids, **inputs)
+
+    found = asked(Refusing(), batch(ids()), batch(ids(), right=2))
+    assert (found.leaks, found.result.outcome) == (False, "untouched")

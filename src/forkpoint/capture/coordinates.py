@@ -186,6 +186,14 @@ class CoordinateTable:
         """Whether an id is a column without a token, or a value that such columns have a part in."""
         return item >= 0 and self.kinds[item] == _PADDING
 
+    def are_padding(self, ids: Ids) -> NDArray[np.bool_]:
+        """The same of many ids."""
+        return self._array("kinds")[ids] == _PADDING
+
+    def rows_of(self, ids: Ids) -> NDArray[np.int64]:
+        """The row of the input that each id is a column of; -1 for others."""
+        return self._array("places")[ids, 0]
+
     def has_padding(self, ids: Ids) -> bool:
         """Whether any of the ids is padding."""
         return any(map(self.is_padding, np.unique(ids).tolist()))

@@ -55,6 +55,11 @@ class Case:
     def root(self) -> Meeting | None:
         return self.origin.root if self.origin is not None else None
 
+    @property
+    def ids_enter(self) -> bool:
+        """Whether other token ids where the other run has none move the result: numbers made of ids are no positions."""
+        return self.content is not None and self.content.leaks and self.content.ids
+
     # ------------------------------------------------------------------ experiments
 
     @cached_property
@@ -72,7 +77,7 @@ class Case:
     @cached_property
     def by_length(self) -> ProbeResult | None:
         """That the origin, which no token's content enters, changes with a longer row."""
-        if self.root is None or not self.of_layout:
+        if self.root is None or self.ids_enter or not self.of_layout:
             return None
         return changes_with_length(self.session, self.root, *self.benches, real=True)
 
@@ -107,7 +112,7 @@ class Case:
         """
         if self.content is None or not self.content.leaks or not (self.origin is None or self.held):
             return None
-        found = entrance(self.session, self.content.run)
+        found = entrance(self.session, self.content)
         if found is None or (self.origin is not None and found[1].seen.a.op.module != self.module):
             return None
         alone, origin = found

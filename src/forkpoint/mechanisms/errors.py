@@ -73,7 +73,7 @@ def of_length(case: Case) -> Mechanism | None:
 def position_ids(case: Case) -> Mechanism | None:
     """The same token has another position, or looks up another row, than in the other run."""
     origin, leaks = case.origin, case.content is not None and case.content.leaks
-    if origin is None or (leaks and origin.closes <= _CLOSES_NOTHING):
+    if origin is None or case.ids_enter or (leaks and origin.closes <= _CLOSES_NOTHING):
         return None  # they differ, but what others hold reaches the result besides
     found = ((part, positions_at(case.session, part)) for part in case.parts)
     part, shown = next((pair for pair in found if pair[1] is not None), (None, None))

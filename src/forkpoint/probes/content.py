@@ -1,4 +1,9 @@
-"""The content probe: does a shared token notice what sits where the other run has nothing?"""
+"""The content probe: does a shared token notice what sits where the other run has nothing?
+
+Other rows of numbers are put in place where an embedding looks them up, and other token ids where they go in: a model may
+read ids besides. Where a model reads its layout from ids (which of them are pads) it may not be given others: ids of
+padding that reach nothing but lookups and comparisons are such, and stay.
+"""
 
 from __future__ import annotations
 
@@ -6,15 +11,26 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from forkpoint.capture.functions import ALWAYS_VIEWS, LOOKUPS
+from forkpoint.errors import reraise_out_of_memory
 from forkpoint.explain.results import ResultComparison, compare_results
-from forkpoint.explain.session import Results, Session
+from forkpoint.explain.session import Results, Session, Traced
 from forkpoint.probes.deciding import UnheldError
 from forkpoint.probes.decisions import other_content
 from forkpoint.probes.held import HeldRuns
 from forkpoint.probes.precision import Precision
-from forkpoint.probes.watchers import OtherContent
+from forkpoint.probes.watchers import OtherContent, Store
 from forkpoint.promotion import Promotion
 from forkpoint.result import ProbeResult
+from forkpoint.runs.layout import DECODER, MAIN, token_tensor
+
+_COMPARISONS = frozenset({"eq", "ne", "lt", "le", "gt", "ge", "isin"})
+_MOVES = ALWAYS_VIEWS | {
+    "to", "type", "type_as", "long", "int", "clone", "contiguous", "reshape", "flatten", "getitem", "cat", "stack", "repeat",
+    "repeat_interleave", "index_select", "output", "pad", "roll", "flip", "masked_fill", "new_zeros", "zeros_like", "ones_like",
+    "full_like", "empty_like", "new_ones", "new_full", "new_empty", "rand_like", "randn_like", "new_tensor",
+}  # fmt: skip
+"""Functions that leave ids what they are, or read no more of them than their shape."""
 
 
 @dataclass(frozen=True)
@@ -25,12 +41,16 @@ class ContentProbe:
         leaks: it does, in exact arithmetic too.
         asked: there was something to replace.
         run: `a` or `b`, the run whose other content was noticed.
+        ids: the ids of tokens are what was noticed, and no row that was looked up for them.
+        padding: ids of padding among them.
     """
 
     leaks: bool
     asked: bool
     run: str
     result: ProbeResult
+    ids: bool = False
+    padding: bool = False
 
 
 def content(session: Session, exact: Precision, compared: ResultComparison) -> ContentProbe:
@@ -39,22 +59,83 @@ def content(session: Session, exact: Precision, compared: ResultComparison) -> C
     A changed bit alone is not a leak where content steers the size of a matrix product (routing to
     experts): it must remain in float64.
     """
+    if isinstance(exact.runs, HeldRuns) or not any(map(id_names, (session.a, session.b))):
+        return _rows(session, exact, compared)
+    found = _with_ids(session, exact, compared)
+    if found is not None and not found.leaks:
+        return found
+    rows = _rows(session, exact, compared)
+    if rows.leaks or found is None:
+        return rows
+    mates = _with_ids(session, exact, compared, padding=False)
+    if mates is not None and mates.leaks:
+        return mates
+    if not reads_ids(session.a if found.run == "a" else session.b):
+        return rows
+    return found
+
+
+def _with_ids(
+    session: Session, exact: Precision, compared: ResultComparison, *, padding: bool = True
+) -> ContentProbe | None:
+    """The same with other token ids as well; None where the model does not run with them."""
+    try:
+        found = _rows(session, exact, compared, ids=True, padding=padding)
+    except Exception as error:  # noqa: BLE001 - a model may count on what it was given
+        reraise_out_of_memory(error)
+        return None
+    text = found.result.text.replace("other content", "other token ids", 1)
+    told = replace(found, ids=True, padding=padding, result=replace(found.result, text=text))
+    return told if found.leaks else found
+
+
+def id_names(traced: Traced) -> frozenset[str]:
+    """Names of a run's inputs that hold token ids."""
+    found = (token_tensor(call, stream) for call in traced.run.calls for stream in (MAIN, DECODER))
+    return frozenset(
+        name for name, value in filter(None, found) if not value.is_floating_point() and value.dim() > 1
+    )
+
+
+def reads_ids(traced: Traced) -> bool:
+    """Whether token ids reach anything but lookups of rows and comparisons, which a layout is read by."""
+    store, names = Store(0), {f"input:{name}" for name in id_names(traced)}
+    traced.again(watcher=store)
+    queue = [event for event, (op, _) in store.ops.items() if not op.module and op.function in names]
+    made_from, seen = store.made_from, set(queue)
+    while queue:
+        for event in made_from.get(queue.pop(), ()):
+            name = store.ops[event][0].function
+            if event in seen or name in LOOKUPS or name in _COMPARISONS:
+                continue
+            if not (name in _MOVES or name.startswith("input:")):
+                return True
+            seen.add(event)
+            queue.append(event)
+    return False
+
+
+def _rows(
+    session: Session, exact: Precision, compared: ResultComparison, *, ids: bool = False, padding: bool = True
+) -> ContentProbe:
+    """Replace the rows that were looked up; token ids as well, if they are asked for."""
     changed = asked = False
     unheld = ""
     for name, traced, numbers in (("b", session.b, session.shared.b), ("a", session.a, session.shared.a)):
         keep = np.asarray(numbers >= 0)
         if keep[traced.trace.table.columns].all():
             continue
-        watcher = OtherContent(keep)
+        names = id_names(traced) if ids else frozenset[str]()
+        watcher = OtherContent(keep, names=names, padding=padding)
         if exact.vanishes:
             results = traced.again(watcher=watcher)
-            if not watcher.replaced:
+            if not watcher.replaced + watcher.ids:
                 continue
             asked = True
             if not _against(session, compared, name, traced.results, results).differs:
                 continue
         changed = changed or exact.vanishes  # else nobody looked at the run's own precision
-        watcher = OtherContent(keep)
+        watcher = OtherContent(keep, names=names, padding=padding)
         if isinstance(exact.runs, HeldRuns):
             try:
                 held = other_content(session, name, watcher)
@@ -65,7 +146,7 @@ def content(session: Session, exact: Precision, compared: ResultComparison) -> C
                 return _leak(name, held.compared, "decisions held in float64 but for those that it moves")
             continue
         moved = traced.again(watcher=watcher, promotion=Promotion())
-        if not watcher.replaced:
+        if not watcher.replaced + watcher.ids:
             continue
         asked = True
         in_float64 = _against(session, compared, name, exact.b if name == "b" else exact.a, moved)

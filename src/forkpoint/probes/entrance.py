@@ -16,6 +16,7 @@ import numpy as np
 from forkpoint.errors import reraise_out_of_memory
 from forkpoint.explain.session import Session
 from forkpoint.match.align import gap, pair_elements
+from forkpoint.probes.content import ContentProbe, id_names
 from forkpoint.probes.meetings import Meeting
 from forkpoint.probes.origin import MAX_STORED, Origin
 from forkpoint.probes.watchers import OtherContent, Patched, Store
@@ -26,19 +27,21 @@ _UNCHANGED = 1e-9
 """Change of a value in float64, relative to its largest element, that is rounding."""
 
 
-def entrance(session: Session, name: str) -> tuple[Session, Origin] | None:
+def entrance(session: Session, leak: ContentProbe) -> tuple[Session, Origin] | None:
     """One run against itself, and where other content first moves a value that both runs have; None where none is found.
 
     Args:
         session: the two runs.
-        name: `a` or `b`, the run whose other content its result noticed.
+        leak: the run whose other content its result noticed, and whether that is token ids.
     """
+    name = leak.run
     traced, numbers = (session.a, session.shared.a) if name == "a" else (session.b, session.shared.b)
     alone = replace(session, a=traced, b=traced, shared=session.shared.within(name))
     before, after = (Store(MAX_STORED, shelf=session.memory.shelf()) for _ in range(2))
     try:
         traced.again(promotion=Promotion(), watcher=before)
-        content = OtherContent(np.asarray(numbers >= 0))
+        names = id_names(traced) if leak.ids else frozenset[str]()
+        content = OtherContent(np.asarray(numbers >= 0), names=names, padding=leak.padding)
         traced.again(promotion=Promotion(), watcher=Patched(content, after))
     except Exception as error:  # noqa: BLE001 - other values may steer the model's code anywhere
         reraise_out_of_memory(error)

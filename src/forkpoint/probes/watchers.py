@@ -34,17 +34,23 @@ _SMALL = 1 << 22
 class OtherContent:
     """Replaces what sits at coordinates that the other run lacks, where content first becomes numbers.
 
-    Token ids stay (a pad token's id says where the padding is, and is the layout's); the rows that an
-    embedding looked up for them, or the rows of a float input, are replaced.
+    The rows that an embedding looked up for token ids, or the rows of a float input, are replaced. Ids stay (a pad token's
+    id says where the padding is, and is the layout's) unless they are asked for.
 
     Attributes:
         keep: for each id, whether the other run has it too.
         replaced: how many rows were.
+        names: inputs that hold token ids of which others are put in place as well, drawn from those that both runs have.
+        padding: whether that is done in padding and in a shared token's own row, too, and not to tokens of other rows alone.
+        ids: how many ids were replaced.
     """
 
     keep: np.ndarray
     seed: int = 0
     replaced: int = 0
+    names: frozenset[str] = frozenset()
+    padding: bool = True
+    ids: int = 0
     entrances_only: ClassVar[bool] = True
 
     def edits(self, key: Key) -> bool:
@@ -53,6 +59,8 @@ class OtherContent:
     def edit(
         self, recorder: Recorder, key: Key, nth: int, output: int, value: Tensor, label: Label | None
     ) -> Tensor | None:
+        if label is not None and key[0] == "" and key[1].removeprefix("input:") in self.names:
+            return self._other_ids(recorder, value, label)
         if label is None or label.k is not None or not value.dtype.is_floating_point:
             return None
         if not self.edits(key):
@@ -67,6 +75,26 @@ class OtherContent:
         scale = float(here.float().std()) if here.numel() > 1 else 1.0
         new = torch.randn(int(mask.sum()), generator=generator) * (2 * scale or 1.0)
         return here.masked_scatter(mask, new.to(here.device, here.dtype)).to(value.device)
+
+    def _other_ids(self, recorder: Recorder, value: Tensor, label: Label) -> Tensor | None:
+        """Token ids with others where the other run has none: each is another than it was, and one of a shared token."""
+        if label.q.shape != tuple(value.shape):
+            return None
+        table = recorder.table
+        keep = self.keep[label.q]
+        other = ~keep & table.is_slot(label.q)
+        if not self.padding:
+            rows = table.rows_of(label.q)
+            other &= ~np.isin(rows, rows[keep]) & ~table.are_padding(label.q)
+        known = value.detach().cpu().numpy().copy()
+        pool = np.unique(known[keep])
+        if not other.any() or len(pool) < 2:
+            return None
+        drawn = np.random.default_rng(self.seed).integers(0, len(pool), int(other.sum()))
+        same = pool[drawn] == known[other]
+        known[other] = pool[(drawn + same) % len(pool)]
+        self.ids += int(other.sum())
+        return torch.from_numpy(known).to(value.device)
 
     def saw(
         self, recorder: Recorder, event: int, value: Tensor, label: Label | None, inputs: list[int]
