@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, replace
@@ -206,13 +207,17 @@ class Bench:
         if event == other or event not in kept or other not in kept or other not in self.content:
             return False
         made, given = kept[event], kept[other]
-        if made.label is None or given.label is None or made.held.shape.numel() != given.held.shape.numel():
+        if made.label is None or given.label is None:
+            return False
+        if math.prod(made.held.shape) != math.prod(given.held.shape):
             return False
         if other not in self.store.behind([event]):
             return False
-        ids = (np.sort(spread(k.label.q, tuple(k.value.shape)), axis=None) for k in (made, given) if k.label)
-        values = (k.value.reshape(-1).sort().values for k in (made, given))
-        return np.array_equal(*ids) and torch.equal(*values)
+        mine, theirs = made.value, given.value
+        ids = np.sort(spread(made.label.q, tuple(mine.shape)), axis=None)
+        if not np.array_equal(ids, np.sort(spread(given.label.q, tuple(theirs.shape)), axis=None)):
+            return False
+        return torch.equal(mine.reshape(-1).sort().values, theirs.reshape(-1).sort().values)
 
     def move(self, chosen: Mask, how: str = DRAWN, **more: Any) -> Moved | None:
         """Give chosen columns other values right before the origin: what moves there; None if none could be given.

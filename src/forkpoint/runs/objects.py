@@ -142,7 +142,7 @@ def readable(value: Any) -> Any:
 
 def _from_array(value: Any) -> Any:
     """What NumPy makes of an object that offers itself as an array: numbers, objects one by one, fields, or bytes."""
-    array = value
+    array: Any = value
     if not isinstance(value, (np.ndarray, np.generic)) and any(
         hasattr(type(value), name) for name in _AS_ARRAY
     ):
@@ -151,5 +151,6 @@ def _from_array(value: Any) -> Any:
     if not isinstance(array, (np.ndarray, np.generic)) or array.dtype.kind in "biufcUS":
         return array
     if array.dtype.names:
-        return {name: array[name] for name in array.dtype.names}
+        fields: Any = array
+        return {name: fields[name] for name in array.dtype.names}
     return array.tolist() if array.dtype.hasobject else f"{array.dtype} {array.shape} {array.tobytes()!r}"
