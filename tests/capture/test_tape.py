@@ -25,6 +25,18 @@ def test_two_functions_called_from_one_place_are_two_ops():
     assert names == [("(model)/sin", 0), ("(model)/cos", 0), ("(model)/sin", 1)]
 
 
+def test_the_condition_of_a_loop_which_is_compiled_twice_is_one_op():
+    def run(x):
+        while x.sum() > 1.0:
+            x = x * 0.5
+        return x
+
+    traced = Traced(run, {"x": marked(left_padded(1, 3), 2)}, left_padded(1, 3))
+    passes = [event.nth for op, event in traced.events if op.function == "sum"]
+    assert len(passes) > 2
+    assert passes == list(range(len(passes)))
+
+
 def test_one_place_with_other_arguments_has_other_labels():
     layout = left_padded(1, 5)
     kept = []

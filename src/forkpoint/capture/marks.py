@@ -86,9 +86,10 @@ class Visits:
         other: the visits of another function that is called from the same place.
     """
 
-    def __init__(self, ops: list[Op], function: Function | None = None, other: Visits | None = None) -> None:
+    def __init__(self, ops: list[Op], function: Function | None = None) -> None:
         self.ops, self.call, self.nth = ops, -1, 0
-        self.function, self.other = function, other
+        self.function = function
+        self.other: Visits | None = None
         self.answers: dict[Any, Answer] | None = None
         self.key: tuple[Any, ...] = ()
         self.answer: Answer | None = None
@@ -100,6 +101,7 @@ class Frame:
     Attributes:
         names: of the arguments of its forward.
         visits: of the functions that it calls, by the place.
+        sources: the same by the place in the source: a loop's condition is compiled twice, and is one op all the same.
         inputs, outputs: visits of what goes into it, by name, and of what comes out, by number.
         taken: rows of passages that begin with it, by the number of the passage and the call, with all modules that they are of.
     """
@@ -107,18 +109,25 @@ class Frame:
     def __init__(self, path: str, names: tuple[str, ...] = ()) -> None:
         self.path, self.names = path, names
         self.visits: dict[Place, Visits] = {}
+        self.sources: dict[str, Visits] = {}
         self.inputs: dict[str, Visits] = {}
         self.outputs: dict[int, Visits] = {}
         self.taken: dict[Any, tuple[tuple[Frame, ...], list[Row]]] = {}
 
     def visits_of(self, function: Function, place: Place, n_outputs: int) -> Visits:
         """The visits of a function that it calls from a place, with an op for each output."""
-        first = self.visits.get(place)
-        visits = first
+        visits = self.visits.get(place)
+        if visits is None and (visits := self.sources.get(place.site.chain)) is not None:
+            self.visits[place] = visits
+        last = None
         while visits is not None and visits.function is not function:
-            visits = visits.other
+            last, visits = visits, visits.other
         if visits is None:
-            visits = self.visits[place] = Visits([], function, first)
+            visits = Visits([], function)
+            if last is None:
+                self.visits[place] = self.sources[place.site.chain] = visits
+            else:
+                last.other = visits
         for index in range(len(visits.ops), n_outputs):
             visits.ops.append(Op(self.path, function.name, place.site, index))
         return visits
