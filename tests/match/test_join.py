@@ -375,6 +375,20 @@ def test_memory_that_nobody_wrote_to_is_not_compared():
     assert row(found, "(model)/fill_").status == "equal"
 
 
+def test_a_pass_that_could_not_be_read_is_said_to_be_left_out():
+    def function(x: Tensor) -> Tensor:
+        made = []
+        for index in range(3):
+            made.append(x * 2)
+            if index == 0:
+                made[0].untyped_storage().resize_(0)
+        return made[1] + made[2]
+
+    mul = row(joined(function, {"x": noise(1, 3, 5)}, {"x": noise(1, 3, 5)}), "(model)/mul")
+    assert (mul.status, mul.passes, mul.left_out) == ("equal", 3, 1)
+    assert mul.reason == "its memory was let go of before it could be read"
+
+
 def test_values_of_other_sizes_are_not_compared_and_say_why():
     def sized(x: Tensor, size: int) -> Tensor:
         return x.sum() * torch.ones(size).cumsum(0).sum() + torch.cat([x] * size, -1).sum()

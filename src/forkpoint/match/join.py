@@ -55,6 +55,9 @@ class Join:
             row.status = "not compared" if row.reason else "view"
             return row
         tally = Tally()
+        unread = [_unread(self.a, events_a), _unread(self.b, events_b)]
+        for reason in dict.fromkeys((*unread[0], *unread[1])):
+            tally.skip(max(reasons.count(reason) for reasons in unread), reason)
         self._compare(passes_a, passes_b, tally)
         row.compared, row.differing, row.left_out = tally.compared, tally.differing, tally.left_out
         row.reason = "; ".join(tally.reasons)
@@ -144,6 +147,12 @@ def _with_digests(trace: Trace, ops: list[Op], events: list[int]) -> list[Pass]:
         if held.status == "digest" and held.digests is not None:
             passes.append(Pass(index, ops[event.op], event, held))
     return [one for one in passes if 0 not in one.event.shape] or passes
+
+
+def _unread(trace: Trace, events: list[int]) -> list[str]:
+    """Of each pass of an op whose value could not be read, why."""
+    held = (trace.held(index) for index in events)
+    return [event.reason for event in held if event.status == "skipped"]
 
 
 def _same_layout(a: CoordinateTable, b: CoordinateTable, pairing: Pairing) -> bool:
