@@ -257,6 +257,8 @@ def _waves(model: Any, mask_given: bool) -> Pair:
 
 
 GROUP = (STATISTICS, LEAK_MEANT)
+STATISTICS_OF_PADDING = semantic("batch_statistics", by_design=False)
+"""The code that calls the norm is given a mask and ignores it."""
 
 
 @case(
@@ -295,8 +297,7 @@ def _() -> Pair:
 @case(
     "17-batchnorm-train-padded",
     "BatchNorm in train mode over padded frames",
-    STATISTICS,
-    LEAK_MEANT,
+    STATISTICS_OF_PADDING,
     floor=1e-2,
     origin="batch_norm",
 )
@@ -307,7 +308,7 @@ def _() -> Pair:
 @case(
     "m-group-norm-time",
     "GroupNorm over all columns, padded on the right",
-    STATISTICS,
+    STATISTICS_OF_PADDING,
     floor=1e-2,
     origin="group_norm",
 )
@@ -318,8 +319,7 @@ def _() -> Pair:
 @case(
     "m-instance-norm",
     "InstanceNorm over all columns, padded on the right",
-    STATISTICS,
-    LEAK_MEANT,
+    STATISTICS_OF_PADDING,
     floor=1e-2,
     origin="instance_norm",
 )

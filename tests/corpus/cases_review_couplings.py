@@ -7,6 +7,7 @@ from functools import partial
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .case import Pair, case
@@ -163,4 +164,62 @@ BY_HAND: dict[str, tuple[Callable[[Tensor], Tensor], Any]] = {
 for _name, (_by_hand, _expected) in BY_HAND.items():
     case(f"51-by-hand-{_name}", f"Statistics over all tokens by hand: {_name}", _expected, floor=1e-3)(
         lambda function=_by_hand: batched(mixing(function), mates=3)
+    )
+
+
+# ---------------------------------------------------------------------- a norm, and who is given the mask
+
+
+class Masking(nn.Module):
+    """Is given a mask, and normalises over all columns, padding among them."""
+
+    def __init__(self, by_module: bool) -> None:
+        super().__init__()
+        self.norm, self.by_module = nn.GroupNorm(2, 32), by_module
+
+    def forward(self, hidden: Tensor, mask: Tensor | None) -> Tensor:
+        turned = hidden.mT
+        return (self.norm(turned) if self.by_module else F.group_norm(turned, 2)).mT
+
+
+for _by_module in (True, False):
+    _how = "module" if _by_module else "function"
+    case(
+        f"51-group-norm-{_how}",
+        f"A group norm over time, a {_how}, in code that is given a mask",
+        semantic("batch_statistics", by_design=False),
+        floor=1e-3,
+    )(lambda by_module=_by_module: padded(seeded(Tagger, Masking(by_module))))
+
+
+# ---------------------------------------------------------------------- rotary positions that are divided by the length
+
+
+class Turning(nn.Module):
+    """Attention with rotary positions of a scale of their own."""
+
+    def __init__(self, positions: Callable[[int], Tensor]) -> None:
+        super().__init__()
+        self.query, self.key, self.positions = nn.Linear(32, 32), nn.Linear(32, 32), positions
+
+    def forward(self, hidden: Tensor, mask: Tensor) -> Tensor:
+        columns = hidden.shape[1]
+        angles = self.positions(columns)[:, None] / 100 ** (torch.arange(0, 32, 2) / 32)
+        cosine, sine = (torch.cat([part, part], -1) for part in (angles.cos(), angles.sin()))
+        query, key = (
+            x * cosine + torch.cat([-x[..., 16:], x[..., :16]], -1) * sine
+            for x in (self.query(hidden), self.key(hidden))
+        )
+        seen = mask[:, None].bool() & torch.ones(columns, columns).tril().bool()
+        return (query @ key.mT / 4).masked_fill(~seen, -1e9).softmax(-1) @ hidden
+
+
+for _name, _positions in {
+    "divided": lambda columns: torch.arange(columns) / columns * 5,
+    "by-number": lambda columns: torch.linspace(0, 5, columns),
+    "centred": lambda columns: torch.arange(columns) / 2 - columns / 3,
+}.items():
+    _expected = SOUND if _name == "centred" else (semantic(None, by_design=None),)  # a shift turns both alike
+    case(f"51-rope-positions-{_name}", f"Rotary positions by the length: {_name}", *_expected)(
+        lambda positions=_positions: padded(seeded(Tagger, Turning(positions)))
     )

@@ -271,8 +271,8 @@ class Case:
 
     @property
     def masked_itself(self) -> bool:
-        """Whether the module of the origin is given a mask in its own call."""
-        return self.masked is not None and self.masked.module == self.module
+        """Whether the module of the origin, or the one whose code calls it, is given a mask in its own call."""
+        return self.masked is not None and self.masked.own
 
     @property
     def module(self) -> str:

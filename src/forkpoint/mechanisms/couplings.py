@@ -250,8 +250,11 @@ def _statistics(case: Case, coupled: Coupling) -> Mechanism:
     )
     masked = case.masked_itself
     whole = case.root is not None and case.root.a.label is not None and _keeps_tokens(case)
+    by_design = True if meant and (whole or ROWS in coupled.what) else None
+    if masked:  # over rows it is meant for the rows, and wrong for the padding
+        by_design = None if ROWS in coupled.what else False
     return Mechanism(
-        "batch_statistics", False if masked else True if meant and (whole or ROWS in coupled.what) else None,
+        "batch_statistics", by_design,
         f"statistics are taken {what}, {' and '.join(coupled.what)} among them"
         + (f", {case.masked}" if masked else ""),
         "Leave padding out of the statistics: sum(x * mask) / sum(mask)." if masked else

@@ -25,6 +25,8 @@ _EQUAL = 1e-9
 """Relative to the largest value: up to which two are one."""
 _TURNED = 1e-6
 """Relative to the largest value: from which something was turned at all."""
+_ON_LINE = 1e-6
+"""Relative to the largest value: how far positions, which may have been made in float32, lie from a line."""
 _STEPS, _FOLLOWING = 3, 24
 """How far behind a product what is turned is looked for, and how many values after it for what comes of it."""
 
@@ -52,6 +54,8 @@ def rotary_by_length(a: Bench, b: Bench, shown: ProbeResult) -> ProbeResult | No
         table = _same_op(longer, rotary_table(longer), short)
     if table is None:
         return None
+    if _moves_positions(short, b if short is a else a, table):
+        return None
     here, before = short.at(table), short.store.kept[table].value
     after = with_columns(here, columns, real=True)
     by = 0.0 if after is None else changed(before, after.value)
@@ -62,6 +66,39 @@ def rotary_by_length(a: Bench, b: Bench, shown: ProbeResult) -> ProbeResult | No
         f"queries meet keys, and which changes at the same positions by {by:.2g}{_between(here, before, columns)}"
     )
     return ProbeResult("coupling", "coupled", by, text)
+
+
+def _moves_positions(short: Bench, longer: Bench, table: int) -> bool:
+    """Whether it is the positions, or all angles by one factor, that depend on the length: no table is chosen then."""
+    kept = short.store.kept
+    for event in sorted(e for e in short.store.reached([short.root]) if e <= table and e in kept):
+        other = _same_op(short, event, longer)
+        if other is not None and _by_one_factor(kept[event].value, longer.store.kept[other].value):
+            return True
+    return False
+
+
+def _by_one_factor(one: Tensor, other: Tensor) -> bool:
+    """Whether values at equal distances by position become others by one factor and one number for all."""
+    if one.dim() != other.dim() or one.dtype == torch.bool or one.is_complex():
+        return False
+    for d in range(one.dim()):
+        size = min(one.shape[d], other.shape[d])
+        one, other = one.narrow(d, 0, size), other.narrow(d, 0, size)
+    x, y = one.double(), other.double()
+    if not any(_at_equal_distances(x, d) for d in range(x.dim())) or not changed(one, other):
+        return False
+    x, y = x - x.mean(), y - y.mean()
+    factor = (x * y).sum() / (x * x).sum()
+    return bool((factor * x - y).abs().max() <= _ON_LINE * y.abs().max())
+
+
+def _at_equal_distances(value: Tensor, dim: int) -> bool:
+    if value.shape[dim] < 3:  # two are always on a line
+        return False
+    steps = value.diff(dim=dim)
+    apart = (steps - steps.narrow(dim, 0, 1)).abs().max()
+    return bool(steps.any() and apart <= _ON_LINE * value.abs().max())
 
 
 def _same_op(one: Bench, event: int | None, other: Bench) -> int | None:
