@@ -104,12 +104,14 @@ DIVIDED: dict[str, tuple[str, Reduction, Reduction]] = {
     ),
 }
 """Losses that are divided by other counts, and the same by the mask."""
+BOTH = ("weights",)
+"""Those of them whose sum padding's own terms enter, too."""
 
 for _kind, _losses, _expected in (("added", ADDED, LEAK_EITHER), ("divided", DIVIDED, NORMALISATION)):
     for _name, (_title, _wrong, _right) in _losses.items():
         for _form, _make in (("", padded), ("-batch", _batch)):
             case(
-                f"48-loss-{_kind}-{_name}{_form}", _title, _expected, truth=UNCHECKED, check=losses_differ,
+                f"48-loss-{_kind}-{_name}{_form}", _title, LEAK_EITHER if _name in BOTH else _expected, truth=UNCHECKED, check=losses_differ,
             )(lambda make=_make, loss=_wrong: make(Trains(loss)))  # fmt: skip
         case(f"48-loss-{_kind}-{_name}-sound", f"{_title}: by the mask", *SOUND, check=losses_agree)(
             lambda loss=_right: _batch(Trains(loss))

@@ -14,13 +14,25 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
 
 from .case import UNCHECKED, Pair, Side, case
-from .cases_results import Reports
+from .cases_results import Reports, Trains, losses_agree, losses_differ
 from .exact import outputs, picked
-from .expect import ATOMICS, FUNCTION, IDENTICAL, KERNEL, LOW_PRECISION, RANDOM, UNDETERMINED, UNKNOWN_CHANCE
+from .expect import (
+    ATOMICS,
+    FUNCTION,
+    IDENTICAL,
+    KERNEL,
+    LEAK_EITHER,
+    LOW_PRECISION,
+    RANDOM,
+    SOUND,
+    UNDETERMINED,
+    UNKNOWN_CHANCE,
+)
 from .modules import Tagger, seeded
-from .pairs import twice
+from .pairs import padded, twice
 from .tokens import row, words
 
 Made = Callable[[Tensor], Any]
@@ -316,4 +328,50 @@ def _() -> Pair:
     return _through(
         lambda h: h.bfloat16().sum(-1, keepdim=True).float(),
         lambda h: h.bfloat16().unflatten(-1, (2, -1)).sum(-1).sum(-1, keepdim=True).float(),
+    )
+
+
+# ---------------------------------------------------------------------- 53: losses that padding's own terms enter
+
+
+def _each(logits: Tensor, ids: Tensor) -> Tensor:
+    return cross_entropy(logits.transpose(1, 2), ids, reduction="none")
+
+
+def _by_mask(terms: Tensor, mask: Tensor) -> Tensor:
+    return (terms * mask).sum() / mask.sum()
+
+
+@case(
+    "53-loss-mean",
+    "The mean of all terms, padding's own too",
+    LEAK_EITHER,
+    truth=UNCHECKED,
+    check=losses_differ,
+)
+def _() -> Pair:
+    return padded(Trains(lambda logits, ids, _: _each(logits, ids).mean()))
+
+
+@case(
+    "53-loss-regulariser",
+    "A mean over real tokens, and a mean of squares over padding, too",
+    LEAK_EITHER,
+    truth=UNCHECKED,
+    check=losses_differ,
+)
+def _() -> Pair:
+    return padded(
+        Trains(lambda logits, ids, mask: _by_mask(_each(logits, ids), mask) + logits.square().mean())
+    )
+
+
+@case("53-loss-by-mask", "The same by the mask", *SOUND, check=losses_agree)
+def _() -> Pair:
+    return padded(
+        Trains(
+            lambda logits, ids, mask: (
+                _by_mask(_each(logits, ids), mask) + _by_mask(logits.square().mean(-1), mask)
+            )
+        )
     )

@@ -42,8 +42,9 @@ def by_mask(logits: Tensor, tokens: Tensor, mask: Tensor) -> Tensor:
     return (terms(logits, tokens) * mask).sum() / mask.sum()
 
 
-def in_one_op(logits: Tensor, tokens: Tensor, _: Tensor) -> Tensor:
-    return F.cross_entropy(logits.flatten(0, 1), tokens.flatten())
+def in_one_op(logits: Tensor, tokens: Tensor, mask: Tensor) -> Tensor:
+    labels = tokens.masked_fill(mask == 0, -100)
+    return F.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="sum") / mask.numel()
 
 
 def asked(a: Model, b: Model, **more: Any) -> ProbeResult | None:
@@ -64,6 +65,11 @@ def test_padding_that_counts(loss: Callable[..., Tensor]):
 
 def test_two_models_that_divide_by_other_counts():
     assert asked(Trains(by_mask), Trains(by_columns)) is not None
+
+
+def test_a_mean_that_padding_enters_is_no_matter_of_divisors():
+    model = Trains(lambda logits, tokens, _: F.cross_entropy(logits.flatten(0, 1), tokens.flatten()))
+    assert asked(model, model) is None
 
 
 def test_two_models_of_one_function_inside_of_an_op():
@@ -92,6 +98,7 @@ def sum_in_op(logits: Tensor, tokens: Tensor) -> Tensor:
         lambda logits, tokens, mask: (
             by_mask(logits, tokens, mask) + (logits.logsumexp(-1) * (1 - mask)).sum()
         ),
+        lambda logits, tokens, mask: by_mask(logits, tokens, mask) + logits.logsumexp(-1).mean(),
     ],
 )
 def test_what_padding_adds_is_no_divisor(loss: Callable[..., Tensor]):
@@ -103,7 +110,7 @@ def test_what_padding_adds_is_no_divisor(loss: Callable[..., Tensor]):
     "loss",
     [
         lambda logits, tokens, mask: sum_in_op(logits, tokens.masked_fill(mask == 0, -100)) / mask.numel(),
-        lambda logits, tokens, mask: by_mask(logits, tokens, mask) + logits.logsumexp(-1).mean(),
+        lambda logits, tokens, mask: by_mask(logits, tokens, mask) + (logits.logsumexp(-1) * mask).mean(),
     ],
 )
 def test_terms_inside_of_an_op_that_other_counts_divide(loss: Callable[..., Tensor]):

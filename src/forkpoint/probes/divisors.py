@@ -144,9 +144,33 @@ def _moves(
     asked[own[(own >= 0) & (home < MAX_CALLS)]] = True
     by = np.random.default_rng(draw).uniform(-_BY, _BY, len(asked)) * asked * _followed(session)
     factors = 1 + np.where(numbers >= 0, by[numbers], 0.0)
+    return _moved_by(traced, name, loss, places, factors)
+
+
+def _moved_by(
+    traced: Traced, name: str, loss: Loss, places: set[Place], factors: NDArray[np.float64]
+) -> list[float]:
     results = traced.again(promotion=Promotion(), watcher=_Scaled(places, factors))
     after = numbers_of(results, name)
     return [after[call] - number for call, number in enumerate(loss.numbers)]
+
+
+def own_terms_enter(traced: Traced, numbers: NDArray[np.int64], name: str, loss: Loss) -> bool:
+    """Whether a loss moves with terms of what its run alone has, such as padding's: the shared ones are not all of it.
+
+    Args:
+        numbers: the shared number of each of the run's ids, -1 for those that it alone has.
+        name: of the result.
+    """
+    by = np.random.default_rng(0).uniform(_BY, 2 * _BY, len(numbers))
+    table = traced.trace.table
+    ids = np.arange(min(len(numbers), len(table.kinds)))
+    own = np.zeros(len(numbers), dtype=bool)
+    own[ids] = (numbers[ids] < 0) & table.is_slot(ids)
+    if not own.any():
+        return False
+    moved = _moved_by(traced, name, loss, {kept.place for kept in loss.terms}, 1 + by * own)
+    return any(abs(by) > _EQUAL * abs(number) for by, number in zip(moved, loss.numbers, strict=True))
 
 
 def _ratios(coarse: Changes, fine: Changes) -> Changes | None:

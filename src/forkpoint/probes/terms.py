@@ -5,7 +5,8 @@ its terms are divided by, although every token is right. From the loss the probe
 made from, as far as these belong to single tokens: where both runs have a token, they must be the same. And it must
 be a quotient with another divisor: each loss is the sum of its terms over a count, and the counts differ; or, where the
 terms are inside of an op (a cross-entropy), one function made both losses, and the same changes of the same terms move
-them by other amounts, in one ratio. Terms of padding that are added to the sum alone are no matter of divisors.
+them by other amounts, in one ratio. Terms of padding that are added to the sum are no matter of divisors:
+where a loss moves with terms of what its run alone has, nothing is said.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from forkpoint.errors import reraise_out_of_memory
 from forkpoint.explain.results import ResultComparison, ResultGap
 from forkpoint.explain.session import Session, Traced
 from forkpoint.match.align import gap, pair_elements
-from forkpoint.probes.divisors import Loss, are_others, counts, divide_otherwise, numbers_of
+from forkpoint.probes.divisors import Loss, are_others, counts, divide_otherwise, numbers_of, own_terms_enter
 from forkpoint.probes.inputs import Weight, same_weights
 from forkpoint.probes.precision import Precision
 from forkpoint.probes.watchers import Kept, Store
@@ -48,6 +49,9 @@ def loss_terms(session: Session, exact: Precision, weights: tuple[Weight, ...] =
         if not count or _agreeing(session, a.marks, b.marks) is None:
             return None
         if not _divide_otherwise(session, number, a, b):
+            return None
+        sides = (session.a, session.shared.a, a), (session.b, session.shared.b, b)
+        if any(own_terms_enter(traced, ids, number.result, loss) for traced, ids, loss in sides):
             return None
     losses = ["; ".join(f"{n:.6g}" for n in loss.numbers) for loss in (a, b)]
     text = (
