@@ -8,6 +8,7 @@ import weakref
 import numpy as np
 import torch
 from tests.capture.tracing import Traced, left_padded, marked
+from torch import Tensor
 
 from forkpoint import Layout
 from forkpoint.capture import digest, tape
@@ -23,6 +24,23 @@ def test_two_functions_called_from_one_place_are_two_ops():
     traced = Traced(run, {"x": marked(left_padded(1, 3), 2)}, left_padded(1, 3))
     names = [(op.name, event.nth) for op, event in traced.events if op.function in ("sin", "cos")]
     assert names == [("(model)/sin", 0), ("(model)/cos", 0), ("(model)/sin", 1)]
+
+
+def test_two_functions_of_one_name_called_from_one_place_are_one_op():
+    layout = left_padded(1, 3)
+    kept = []
+
+    def run(x):
+        weight = x.new_ones(1, 3, 3)
+        for function in (torch.matmul, Tensor.matmul, Tensor.__rmatmul__):
+            kept.append(function(x, weight))
+        return kept[0]
+
+    traced = Traced(run, {"x": marked(layout, 3)}, layout)
+    assert [event.nth for op, event in traced.events if op.function == "matmul"] == [0, 1, 2]
+    rows, same, mixed = (traced.ids(value)[0] for value in kept)
+    assert np.array_equal(rows, same)
+    assert not np.array_equal(rows, mixed), "weight @ x mixes the tokens"
 
 
 def test_the_condition_of_a_loop_which_is_compiled_twice_is_one_op():

@@ -80,10 +80,10 @@ class Visits:
 
     Attributes:
         call: which call that is, of all calls that were ever recorded.
-        function: the torch function, if it is one.
+        function: the torch function, if it is one, or the first of those of one name (`torch.mul`, `Tensor.mul`).
         answers, key, answer: what the last call's answer was taken from, what it depended on, and that answer; see
             `Tape.answer`.
-        other: the visits of another function that is called from the same place.
+        other: the visits of a function of another name that is called from the same place.
     """
 
     def __init__(self, ops: list[Op], function: Function | None = None) -> None:
@@ -120,7 +120,7 @@ class Frame:
         if visits is None and (visits := self.sources.get(place.site.chain)) is not None:
             self.visits[place] = visits
         last = None
-        while visits is not None and visits.function is not function:
+        while visits is not None and (visits.function is None or visits.function.name != function.name):
             last, visits = visits, visits.other
         if visits is None:
             visits = Visits([], function)

@@ -345,6 +345,7 @@ class Tape(Ledger):
             found is not None
             and visits.answers is self.answers
             and not kwargs
+            and visits.key[0] is function
             and len(found.labels) == len(outputs)
             and self.same_marks(args, visits.key)
         ):
