@@ -139,3 +139,11 @@ def test_narrow_dtypes_are_looked_at_as_any_other(dtype: torch.dtype) -> None:
 def part_of(a: torch.Tensor, b: torch.Tensor) -> tuple[int, int, int]:
     part = finite_part(a, b, Pairs(np.arange(len(a)), np.arange(len(a)), np.zeros(len(a), dtype=np.int64)))
     return part.nonfinite_a, part.nonfinite_b, part.apart
+
+
+@pytest.mark.filterwarnings("ignore:Sparse CSR")
+@pytest.mark.parametrize("layout", [torch.sparse_coo, torch.sparse_csr])
+def test_a_sparse_value_is_finite_where_what_it_holds_is(layout):
+    dense = torch.tensor([[0.0, 2.0], [3.0, 0.0]])
+    for value, finite in ((dense, True), (dense / dense, False)):
+        assert all_finite(value.to_sparse(layout=layout)) is finite

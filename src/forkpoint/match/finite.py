@@ -43,7 +43,16 @@ class FinitePart:
 
 def all_finite(value: Tensor) -> bool:
     """Whether no element is NaN or infinite; integers never are."""
-    return not (value.is_floating_point() or value.is_complex()) or bool(is_finite(value).all())
+    return not (value.is_floating_point() or value.is_complex()) or bool(is_finite(_stored(value)).all())
+
+
+def _stored(value: Tensor) -> Tensor:
+    """The elements that a tensor of any layout holds; those that a sparse one leaves out are zero."""
+    if value.layout is torch.strided:
+        return value
+    if value.layout is torch.sparse_coo:
+        return value.coalesce().values()
+    return value.to_dense()
 
 
 def is_finite(value: Tensor) -> Tensor:
