@@ -164,7 +164,7 @@ def own_terms_enter(traced: Traced, numbers: NDArray[np.int64], name: str, loss:
     """
     by = np.random.default_rng(0).uniform(_BY, 2 * _BY, len(numbers))
     table = traced.trace.table
-    ids = np.arange(min(len(numbers), len(table.kinds)))
+    ids = np.arange(min(len(numbers), len(table.kinds)), dtype=np.int32)
     own = np.zeros(len(numbers), dtype=bool)
     own[ids] = (numbers[ids] < 0) & table.is_slot(ids)
     if not own.any():
