@@ -11,6 +11,7 @@ from torch import Tensor
 from forkpoint.errors import reraise_out_of_memory
 from forkpoint.explain.session import Session
 from forkpoint.match.align import gap
+from forkpoint.match.distance import compare
 from forkpoint.probes.bench import Bench
 from forkpoint.probes.meetings import Meeting, pair_values
 from forkpoint.probes.watchers import Kept, Store
@@ -76,8 +77,8 @@ def changed(before: Tensor, after: Tensor) -> float:
         before, after = before.narrow(d, 0, size), after.narrow(d, 0, size)
     if not before.numel():
         return 0.0
-    by = float((before.double() - after.double()).abs().max())
-    return by if by > _UNCHANGED * float(before.double().abs().max()) else 0.0
+    by = float(compare(before, after).apart.max())
+    return by if by > _UNCHANGED * float(before.abs().double().max()) else 0.0
 
 
 def with_columns(bench: Bench, columns: int, *, real: bool) -> Kept | None:

@@ -71,6 +71,12 @@ def native(
     return Native(runs, ProbeResult("native", "one" if len(runs) == 1 else "both", gap, text))
 
 
+def units(session: Session, compared: ResultComparison) -> float:
+    """The largest gap of a comparison, in units in the last place of its largest value."""
+    unit = max(_unit(session.a), _unit(session.b))
+    return max((found.gap.max_rel / unit for found in compared.floating), default=0.0)
+
+
 def times_rounding(
     session: Session, exact: Precision, compared: ResultComparison, beyond: float = BEYOND
 ) -> float:

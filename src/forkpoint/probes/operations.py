@@ -25,7 +25,7 @@ from forkpoint.capture.sites import Place
 from forkpoint.explain.results import ResultComparison, compare_results
 from forkpoint.explain.session import Results, Session, Traced
 from forkpoint.probes.inputs import Weight, same_weights
-from forkpoint.probes.native import times_rounding
+from forkpoint.probes.native import times_rounding, units
 from forkpoint.probes.precision import Precision, excess
 from forkpoint.promotion import Promotion
 from forkpoint.result import ProbeResult, VerdictKind
@@ -120,7 +120,8 @@ def operations(
     runs = (session.a, session.b)
     if not all(traced.functions for traced in runs):
         return None
-    if not any(map(_differ, runs, exact.calls)) and times_rounding(session, exact, compared, _FAR) <= _BEYOND:
+    far = units(session, compared) > _FAR and times_rounding(session, exact, compared, _FAR) > _BEYOND
+    if not far and not any(map(_differ, runs, exact.calls)):
         return None
     native = [_made(traced) for traced in runs]
     wide = [_made(traced, Promotion()) for traced in runs]
