@@ -223,16 +223,43 @@ def test_a_kernel_that_refuses_is_one_error(llama, tokenizer):
     refusing = "sdpa:cudnn"  # there is none for the CPU
     if torch.cuda.is_available():
         pytest.skip("it may run here")
-    with pytest.raises(fp.InputError, match=f"attention '{refusing}' can't run here: "):
+    with pytest.raises(fp.InputError, match=f"attention '{refusing}', which can't run here "):
         fp.attention(llama, tokenizer, PROMPT, refusing)
     assert llama.config._attn_implementation == "sdpa"
 
 
 def test_an_implementation_is_put_back_where_the_model_fails(llama, tokenizer, monkeypatch):
     monkeypatch.setattr(llama, "forward", lambda **_: 1 / 0)
-    with pytest.raises(fp.InputError, match="attention 'eager' can't run here: division by zero"):
+    with pytest.raises(fp.InputError, match=r"attention 'eager', which can't run here \(division by zero\)"):
         fp.attention(llama, tokenizer, PROMPT)
     assert llama.config._attn_implementation == "sdpa"
+
+
+class Counting(nn.Module):
+    """A part of a model that counts its calls."""
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+        self.register_buffer("calls", torch.zeros(()))
+
+    def forward(self, *args: object, **kwargs: object) -> object:
+        self.calls.add_(1)
+        return self.inner(*args, **kwargs)
+
+
+@pytest.mark.parametrize(
+    "ask",
+    [
+        lambda model, tokenizer: fp.attention(model, tokenizer, PROMPT, probes=False),
+        lambda model, tokenizer: fp.compiled(model, tokenizer, PROMPT, "eager", probes=False),
+    ],
+    ids=["attention", "compiled"],
+)
+def test_what_is_tried_first_leaves_the_model_as_it_was(llama, tokenizer, ask):
+    llama.model.norm = Counting(llama.model.norm)
+    ask(llama, tokenizer)
+    assert llama.model.norm.calls == 0
 
 
 # --- dtype, autocast, device -----------------------------------------------------------------------------------

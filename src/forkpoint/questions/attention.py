@@ -5,16 +5,15 @@ from __future__ import annotations
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-import torch
-
 from forkpoint.errors import InputError
 from forkpoint.questions.asking import Options, Question, positions_of, rows_of
+from forkpoint.questions.limits import tried
 from forkpoint.questions.prompts import together
 from forkpoint.runs.modules import innermost
-from forkpoint.runs.run import Run, copy_inputs
+from forkpoint.runs.run import Run
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Generator, Sequence
+    from collections.abc import Generator, Sequence
     from typing import Unpack
 
     from forkpoint.result import Result
@@ -60,25 +59,9 @@ def attention(
         with using(model, chosen):
             return model(**inputs)
 
-    _try(other, model, chosen, dict(a.calls[0]))
     b = Run(model, a.calls, layout=a.layout, call=other, name=chosen)
+    tried(b, f"attention {chosen!r}, which can't run here", "another one, dtype or device")
     return Question(a, b).answer(tokenizer, options)
-
-
-def _try(call: Callable[..., Any], model: Any, implementation: str, inputs: dict[str, Any]) -> None:
-    """Make the call once, before any work: kernels refuse dtypes, sizes and devices only when they run.
-
-    Raises:
-        InputError: it can't run here.
-    """
-    try:
-        with torch.no_grad():
-            call(model, copy_inputs(inputs))
-    except Exception as error:
-        reason = str(error).strip().split("\n")[0] or type(error).__name__
-        raise InputError(
-            f"attention {implementation!r} can't run here: {reason}", "another one, dtype or device"
-        ) from error
 
 
 @contextmanager

@@ -7,12 +7,13 @@ from typing import TYPE_CHECKING, Any, get_args
 import torch
 from torch import Tensor
 
-from forkpoint.errors import InputError
 from forkpoint.explain.drift import layer_paths
 from forkpoint.questions.asking import Options, copied, one_of, positions_of, rows_of, two_models
 from forkpoint.questions.choices import Backend
+from forkpoint.questions.limits import tried
 from forkpoint.questions.prompts import together
 from forkpoint.runs.returned import results_of
+from forkpoint.runs.run import Run
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -49,19 +50,15 @@ def compiled(
     """
     one_of("backend", backend, get_args(Backend))
     rows = rows_of(model, tokenizer, prompts, options)
-    inputs = dict(together(model, tokenizer, rows, position_ids=positions_of(options)).calls[0])
-    plain = _outputs(model, inputs)
+    a = together(model, tokenizer, rows, position_ids=positions_of(options))
+    plain = _outputs(a.execute())
     said: list[str] = []
     other, count = model, 0
     for name in get_args(Backend)[: get_args(Backend).index(backend) + 1]:
         other, count = _compile(model, name)
-        try:
-            apart = _apart(plain, _outputs(other, inputs))
-        except Exception as error:
-            reason = str(error).strip().split("\n")[0] or type(error).__name__
-            raise InputError(
-                f"backend {name} can't compile here: {reason}", "another backend, or what it needs"
-            ) from error
+        run = Run(other, a.calls, layout=a.layout)
+        made = tried(run, f"backend {name}, which can't compile here", "another backend, or what it needs")
+        apart = _apart(plain, _outputs(made))
         said.append(f"{name} changes no bit" if apart == 0 else f"{name} changes results by {apart:.2g}")
     notes = (
         f"{count} module{'s' * (count > 1)} compiled each by itself, and compared by inputs and outputs; "
@@ -83,9 +80,8 @@ def _compile(model: Any, backend: str) -> tuple[Any, int]:
     return other, len(modules)
 
 
-def _outputs(model: Any, inputs: dict[str, Any]) -> list[Tensor]:
-    with torch.no_grad():
-        return list(results_of(model(**inputs)).values())
+def _outputs(made: list[Any]) -> list[Tensor]:
+    return [value for output in made for value in results_of(output).values()]
 
 
 def _apart(plain: list[Tensor], other: list[Tensor]) -> float:

@@ -63,15 +63,32 @@ def check_length(model: Any, inputs: dict[str, Tensor], layout: Layout | None, l
     limit = getattr(getattr(model, "config", None), "max_position_embeddings", None)
     if not isinstance(limit, int) or length <= limit:
         return
+    run = Run(model, inputs, layout=layout)
+    tried(
+        run,
+        f"a length of {length:,} tokens, for a {type(model).__name__} with positions for {limit:,}",
+        f"{limit:,} or fewer",
+    )
+
+
+def tried(run: Run, given: str, expected: str) -> list[Any]:
+    """Make a run once, nothing being left changed, and return what the model returned.
+
+    Models, kernels and compilers refuse lengths, dtypes and devices only when they run.
+
+    Args:
+        run: the run.
+        given, expected: what the error says where it fails.
+
+    Raises:
+        InputError: it fails, with the reason; too little memory is raised as it is.
+    """
     try:
-        Run(model, inputs, layout=layout).execute()
+        return run.execute()
     except Exception as error:
         reraise_out_of_memory(error)
         reason = str(error).strip().split("\n")[0] or type(error).__name__
-        raise InputError(
-            f"a length of {length:,} tokens, for a {type(model).__name__} with positions for {limit:,} ({reason})",
-            f"{limit:,} or fewer",
-        ) from error
+        raise InputError(f"{given} ({reason})", expected) from error
 
 
 def _memory_of(device: torch.device) -> int | None:
