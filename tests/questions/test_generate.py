@@ -164,3 +164,11 @@ def test_what_can_not_be_used(options, message):
     with pytest.raises(fp.InputError) as caught:
         fp.generate(llama(), word_tokenizer(), PROMPTS[0], **options)
     assert str(caught.value) == message
+
+
+def test_generating_leaves_the_model_as_it_was():
+    model = llama()
+    model.model.register_buffer("calls", torch.zeros(()))
+    model.model.norm.register_forward_hook(lambda *_: model.model.calls.add_(1) and None)
+    fp.generate(model, word_tokenizer(), PROMPTS[0], max_new_tokens=3, size=3)
+    assert model.model.calls == 0

@@ -20,6 +20,7 @@ from forkpoint.questions.prompts import pad_token_id, padded
 from forkpoint.result import VerdictKind
 from forkpoint.runs.modules import innermost
 from forkpoint.runs.run import Run
+from forkpoint.runs.state import kept_state
 
 if TYPE_CHECKING:
     from typing import Unpack
@@ -127,7 +128,7 @@ def _generated(model: Any, way: Way, pad: int, new: int) -> list[list[int]]:
     """The tokens that are generated for each row, as they come, with padding behind the end of a row."""
     longest = max(map(len, way.rows))
     inputs = padded(model, way.rows, longest, pad=pad, side="left", position_ids="none").inputs
-    with torch.no_grad(), quiet():
+    with torch.no_grad(), quiet(), kept_state(innermost(model)[1]):
         whole = model.generate(
             input_ids=inputs["input_ids"], attention_mask=inputs.get("attention_mask"), max_new_tokens=new,
             min_new_tokens=None, do_sample=False, num_beams=1, repetition_penalty=1.0, temperature=None, top_k=None,
