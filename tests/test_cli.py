@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import inspect
 import json
 import os
@@ -9,10 +10,12 @@ import shlex
 import shutil
 import subprocess
 import sys
+import weakref
 from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
+from tests.report import samples
 
 import forkpoint
 import forkpoint.report.terminal
@@ -178,6 +181,36 @@ def test_several_prompts_are_a_line_each_and_the_worst_in_full(library, monkeypa
     assert [(one["prompt"], one["result"]["verdict"]["kind"]) for one in written["prompts"]] == list(
         kinds.items()
     )
+
+
+def test_of_several_prompts_the_worst_alone_keeps_its_runs(library, monkeypatch, tmp_path):
+    made: list[weakref.ref] = []
+
+    def padding(model, tokenizer, texts, *rest, **options):
+        class Trace:
+            """Stands for what a result keeps alive."""
+
+            def __call__(self, *arguments, **keywords):
+                saved.append(texts[0])
+
+        trace = Trace()
+        made.append(weakref.ref(trace))
+        gc.collect()
+        alive.append(sum(one() is not None for one in made))
+        kind = VerdictKind.SEMANTIC if texts[0] == "two" else VerdictKind.ROUNDING
+        return replace(result_of(kind), _save=trace, first=samples.semantic().first)
+
+    alive, saved = [], []
+    monkeypatch.setattr(forkpoint, "padding", padding)
+    run(
+        "padding",
+        "demo",
+        *["-p", "one", "-p", "two", "-p", "three", "-p", "four"],
+        "--scene",
+        str(tmp_path / "scene"),
+    )
+    assert max(alive) <= 2  # the worst so far, and the one that is asked for
+    assert saved == ["two"]
 
 
 def test_of_results_of_one_kind_the_larger_gap_is_worse():

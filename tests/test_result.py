@@ -73,7 +73,7 @@ def test_a_result_is_one_line_where_it_is_shown():
 
 def test_a_result_is_pickled_without_its_models():
     result = compared()
-    for back in (pickle.loads(pickle.dumps(result)), copy.deepcopy(result)):
+    for back in (pickle.loads(pickle.dumps(result)), copy.deepcopy(result), result.without_runs()):
         assert back == result
         assert str(back) == str(result)
         with pytest.raises(fp.InputError, match="a result without its runs"):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import enum
 import json
 from collections.abc import Callable, Collection, Hashable
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -519,9 +519,15 @@ class Result:
         )
         return f"<Result: {found.kind.value}{cause}{place}{gap}>"
 
+    def without_runs(self) -> Result:
+        """The same without what asks the models again, which keeps them and their traces alive."""
+        if self._fetch is None and self._save is None and self._write is None:
+            return self
+        return replace(self, _fetch=None, _save=None, _write=None)
+
     def __getstate__(self) -> dict[str, Any]:
-        """Without what asks the models again, which keeps them alive and can't be pickled."""
-        return {**self.__dict__, **dict.fromkeys(("_fetch", "_save", "_write"))}
+        """What asks the models again can't be pickled."""
+        return self.without_runs().__dict__
 
     def save_scene(self, directory: str | Path, *, confirm: Callable[[int], bool] | None = None) -> None:
         """Save all that is needed to replay the first divergent op alone (of the origin, if there is one).

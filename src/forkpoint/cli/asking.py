@@ -1,9 +1,10 @@
 """What the commands that ask a question share: their options, loading, asking for each prompt, and the answer.
 
-@question
-def repeat() -> Ask:
-\"\"\"Compare a run with itself, made again.\"\"\"
-return lambda fp, asked: fp.repeat(asked.model, asked.tokenizer, asked.text, **asked.options)
+    @question
+    def repeat() -> Ask:
+        return lambda fp, asked: fp.repeat(asked.model, asked.tokenizer, asked.text, **asked.options)
+
+That is a whole command, with all the options of `_shared`.
 """
 
 import inspect
@@ -14,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from forkpoint.cli import options, scene
 from forkpoint.cli.loading import load, say_first
-from forkpoint.cli.outcome import finish
+from forkpoint.cli.outcome import finish, let_go
 from forkpoint.support.files import check_writable
 from forkpoint.support.progress import status, watching
 
@@ -137,6 +138,7 @@ def _answer(
             given = {**shared, "progress": progress}
             asked = Asked(model, loaded.model, loaded.tokenizer, text, others, given, again)
             answers.append((text, ask(fp, asked)))
+            let_go(answers)
     finish(
         answers, notes=tuple(loaded.notes), ops=ops, json=json, html=html, lang=lang, probes=not no_probes,
         save=lambda result: _saved(result, scene_folder),

@@ -60,7 +60,7 @@ def finish(
     from forkpoint.report.terminal import render, render_summary
 
     answers = [(text, replace(result, notes=(*notes, *result.notes))) for text, result in answers]
-    index = max(range(len(answers)), key=lambda index: severity(answers[index][1]))
+    index = worst_of(answers)
     text, worst = answers[index]
     worst = replace(worst, notes=(*notes, *save(worst), *worst.notes[len(notes) :]))
     answers[index] = text, worst
@@ -80,6 +80,20 @@ def finish(
     if unwritten is not None:
         raise unwritten
     raise typer.Exit(EXIT_STATUS[worst.verdict.kind] if probes else 0)
+
+
+def worst_of(answers: Sequence[tuple[str, Result]]) -> int:
+    """Index of the result that is shown in full."""
+    return max(range(len(answers)), key=lambda index: severity(answers[index][1]))
+
+
+def let_go(answers: list[tuple[str, Result]]) -> None:
+    """Keep the traces of the worst result alone: only its scene is saved, and those of many prompts would fill the memory."""
+    worst = worst_of(answers)
+    answers[:] = [
+        (text, result if index == worst else result.without_runs())
+        for index, (text, result) in enumerate(answers)
+    ]
 
 
 def severity(result: Result) -> tuple[int, int, float]:
