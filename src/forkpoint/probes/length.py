@@ -78,7 +78,8 @@ def changed(before: Tensor, after: Tensor) -> float:
     if not before.numel():
         return 0.0
     by = float(compare(before, after).apart.max())
-    return by if by > _UNCHANGED * float(before.abs().double().max()) else 0.0
+    largest = float((before if before.is_complex() else before.double()).abs().max())
+    return by if by > _UNCHANGED * largest else 0.0
 
 
 def with_columns(bench: Bench, columns: int, *, real: bool) -> Kept | None:
