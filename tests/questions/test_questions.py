@@ -341,13 +341,35 @@ def test_layers_are_compiled_each_by_itself(tokenizer):
     assert result.verdict.kind in (VerdictKind.ROUNDING, VerdictKind.IDENTICAL)
     note = result.notes[0]
     assert note.startswith(
-        "2 modules compiled each by itself, and compared by inputs and outputs; eager changes no bit"
+        "2 modules handed to torch.compile, each by itself, and compared by inputs and outputs; eager changes no bit"
     )
     assert "aot_eager" in note
     assert (
         not hasattr(llama.model.layers[0], "_compiled_call_impl")
         or llama.model.layers[0]._compiled_call_impl is None
     )
+
+
+def test_every_layer_of_many_is_compiled(tokenizer, monkeypatch):
+    """Each reads its own number for the cache, so that each needs a graph; Dynamo makes eight of one piece of code."""
+    ran: list[int] = []
+
+    def counting(graph, inputs):
+        number = len(ran)
+        ran.append(0)
+
+        def run(*values):
+            ran[number] += 1
+            return graph(*values)
+
+        return run
+
+    monkeypatch.setitem(registry._COMPILER_FNS, "eager", counting)
+    model = ARCHITECTURES["llama"].build(num_hidden_layers=12)
+    result = fp.compiled(model, tokenizer, PROMPT, "eager", probes=False)
+    assert result.notes[0].startswith("12 modules handed to torch.compile, each by itself")
+    assert len(ran) == 12
+    assert min(ran) >= 1
 
 
 def test_a_fault_that_one_backend_makes_is_found_at_its_module(tokenizer, monkeypatch):
