@@ -308,7 +308,9 @@ def test_the_cpu_and_a_gpu_round(tokenizer, name):
 @needs_bitsandbytes
 def test_int8_weights_are_other_weights(tokenizer):
     llama = ARCHITECTURES["llama"].build()
+    before = copy.deepcopy(vars(llama.config))
     result = fp.quantize(llama, tokenizer, PROMPT)
+    assert vars(llama.config) == before
     assert (result.verdict.kind, result.verdict.mechanism) == (VerdictKind.INPUTS, "quantization")
     assert any(row.actual == "Linear8bitLt" for row in result.replaced_modules)
     assert type(llama.model.layers[0].mlp.up_proj) is nn.Linear

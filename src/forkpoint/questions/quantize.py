@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import importlib.util
 import tempfile
 import warnings
@@ -91,7 +92,7 @@ def _bitsandbytes(**settings: Any) -> Callable[[Any], Any]:
 
         plain = innermost(model)[1]
         with quiet(), tempfile.TemporaryDirectory(prefix="forkpoint-") as folder:
-            plain.save_pretrained(folder)
+            _save(plain, folder)
             return (
                 type(plain)
                 .from_pretrained(
@@ -105,6 +106,16 @@ def _bitsandbytes(**settings: Any) -> Callable[[Any], Any]:
             )
 
     return make
+
+
+def _save(model: Any, folder: str) -> None:
+    """Save a model without leaving a mark: `save_pretrained` writes to its configuration."""
+    before = model.config
+    model.config = copy.deepcopy(before)
+    try:
+        model.save_pretrained(folder)
+    finally:
+        model.config = before
 
 
 def _dynamic(model: Any) -> Any:
