@@ -322,6 +322,16 @@ def test_dynamic_int8_of_pytorch(llama, tokenizer):
     assert (result.verdict.kind, result.verdict.mechanism) == (VerdictKind.INPUTS, "quantization")
 
 
+@pytest.mark.filterwarnings("ignore:.*quantized tensor creation.*")
+def test_a_model_that_can_not_run_quantised_is_one_error(tokenizer):
+    """Mamba multiplies by a layer's weight itself, which a packed layer does not have."""
+    with pytest.raises(fp.InputError) as caught:
+        fp.quantize(ARCHITECTURES["mamba"].build(), tokenizer, PROMPT, "int8-dynamic")
+    assert str(caught.value).startswith(
+        "a MambaForCausalLM int8-dynamic, which can't run here (unsupported operand"
+    )
+
+
 def test_a_library_that_is_not_there_is_named(llama, tokenizer, monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(fp.ModelError, match="torchao-int8 without torchao; expected torchao installed"):

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, TypedDict
 
 from forkpoint.comparison import compare
 from forkpoint.errors import InputError
+from forkpoint.questions.limits import tried
 from forkpoint.questions.prompts import together, tokenise
 from forkpoint.support.progress import SILENT
 
@@ -73,12 +74,17 @@ def two_models(
     model: Any, other: Any, tokenizer: Any, prompts: str | Sequence[str], names: tuple[str, str], options: Options,
     notes: tuple[str, ...] = (),
 ) -> Result:  # fmt: skip
-    """Compare the same prompts, `[prompts, longest]`, through two models."""
+    """Compare the same prompts, `[prompts, longest]`, through two models.
+
+    Raises:
+        InputError: the second model can't run: it was made here, of another dtype, kind or device.
+    """
     rows = rows_of(model, tokenizer, prompts, options)
     a, b = (
         together(one, tokenizer, rows, position_ids=positions_of(options), name=name)
         for one, name in zip((model, other), names, strict=True)
     )
+    tried(b, f"a {type(other).__name__} {names[1]}, which can't run here", "a model that can be changed so")
     return Question(a, b, notes).answer(tokenizer, options)
 
 
