@@ -277,7 +277,9 @@ def test_factors(library, monkeypatch, capsys, tmp_path):
     assert "a note of the model" in " ".join(json.loads(file.read_text())["notes"])
     assert asked["arguments"] == ("model", "tokenizer", ["hello"], 9, "left")
     assert asked["options"]["probes"] is True
-    assert run("factors", "demo", "-p", "hello", "--lang", "zh") == 1
+    assert asked["options"]["only"] is None
+    assert run("factors", "demo", "-p", "hello", "--lang", "zh", "--only", "int8, eager") == 1
+    assert asked["options"]["only"] == ["int8", "eager"]
     assert "结论" in capsys.readouterr().out
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -23,6 +23,16 @@ def factors(
     prompts: options.Prompts = None,
     pad_to: options.PadTo = None,
     side: options.PaddingSide = "right",
+    only: Annotated[
+        str | None,
+        typer.Option(
+            "--only",
+            metavar="NAMES",
+            help="The settings that are wanted, as int8,float16,eager; by default all.",
+            rich_help_panel="Run",
+            show_default=False,
+        ),
+    ] = None,
     position_ids: options.Positions = "mask",
     chat_template: options.ChatTemplate = False,
     revision: options.Revision = None,
@@ -59,6 +69,7 @@ def factors(
         found = fp.factors(
             loaded.model, loaded.tokenizer, texts, pad_to, side,
             unquantized=lambda: load(model, **loading).model if load_in_8bit else None,
+            only=None if only is None else [name.strip() for name in only.split(",")],
             position_ids=position_ids, chat_template=chat_template, probes=not no_probes, max_memory=limit,
             progress=progress,
         )  # fmt: skip

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from forkpoint.errors import ForkpointError, InputError
 from forkpoint.models.loading import DTYPES, parse_device
 from forkpoint.questions.answers import FactorRow, Factors
-from forkpoint.questions.asking import Options
+from forkpoint.questions.asking import Options, one_of
 from forkpoint.questions.attention import BACKENDS, implementation_of, using
 from forkpoint.questions.batch import batch
 from forkpoint.questions.cache import cache
@@ -62,6 +62,7 @@ def factors(
     side: Side = "right",
     *,
     unquantized: Callable[[], Any] | None = None,
+    only: Sequence[str] | None = None,
     **options: Unpack[Options],
 ) -> Factors:
     """Compare prompts with the same prompts padded, as the model is and with one thing set otherwise at a time.
@@ -79,17 +80,19 @@ def factors(
         prompts: one text or several, which make one comparison together.
         pad_to, side: as in `fp.padding`.
         unquantized: gives the same model before it was quantised, if it is; without it there is no row without int8.
+        only: names of the settings that are wanted, such as `int8` and `float16`; by default all of them.
         options: see `Options`.
 
     Returns:
         The table; no model is kept in it.
 
     Raises:
-        InputError: what `fp.padding` refuses of the model as it is.
+        InputError: what `fp.padding` refuses of the model as it is, or a name in `only` that is no setting of this model.
     """
     ask = partial(padding, pad_to=pad_to, side=side)
     rows: list[FactorRow] = []
-    planned = [Factor("none", "as it is", partial(_same, model), ask), *_factors(model, ask, unquantized)]
+    planned = [Factor("none", "as it is", partial(_same, model), ask)]
+    planned += _chosen(list(_factors(model, ask, unquantized)), only)
     progress = options.get("progress", SILENT)
     base: Result | None = None
     for number, factor in enumerate(planned, 1):
@@ -123,6 +126,15 @@ def _factors(
     yield Factor("device", other, partial(_made_by, partial(_on, model, other)), ask)
     yield Factor("question", "batch", partial(_same, model), batch)
     yield Factor("question", "cache", partial(_same, model), cache)
+
+
+def _chosen(planned: list[Factor], only: Sequence[str] | None) -> list[Factor]:
+    if only is None:
+        return planned
+    known = [factor.setting for factor in planned]
+    for name in only:
+        one_of("setting", name, known)
+    return [factor for factor in planned if factor.setting in only]
 
 
 # --- how a model is set --------------------------------------------------------------------------------------
