@@ -45,6 +45,7 @@ if TYPE_CHECKING:
     from forkpoint.result import Divergence, Impact, ProbeResult, Result, Verdict, VerdictKind
     from forkpoint.runs.layout import Coordinates, Layout
     from forkpoint.runs.run import Run
+    from forkpoint.traces import compare_traces, record
 
 __version__ = "0.1.0"
 
@@ -75,6 +76,7 @@ __all__ = [
     "cache",
     "checkpoints",
     "compare",
+    "compare_traces",
     "compiled",
     "device",
     "dtype",
@@ -84,6 +86,7 @@ __all__ = [
     "packed",
     "padding",
     "quantize",
+    "record",
     "repeat",
     "testing",
 ]
@@ -107,6 +110,7 @@ _MODULES = {
     "cache": "forkpoint.questions.cache",
     "checkpoints": "forkpoint.questions.checkpoints",
     "compare": "forkpoint.comparison",
+    "compare_traces": "forkpoint.traces",
     "compiled": "forkpoint.questions.compiled",
     "device": "forkpoint.questions.device",
     "dtype": "forkpoint.questions.dtype",
@@ -116,6 +120,7 @@ _MODULES = {
     "packed": "forkpoint.questions.packed",
     "padding": "forkpoint.questions.padding",
     "quantize": "forkpoint.questions.quantize",
+    "record": "forkpoint.traces",
     "repeat": "forkpoint.questions.repeat",
 }
 """Where each public name that needs torch is defined."""

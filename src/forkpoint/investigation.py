@@ -121,7 +121,7 @@ def _assemble(
 ) -> Result:  # fmt: skip
     session.progress.begin("measuring the impact")
     rows = sorted(session.join.rows, key=lambda r: (r.status == "only in b", r.order))
-    ops = tuple(_op_row(row) for row in rows)
+    ops = tuple(op_row(row) for row in rows)
     integers = [r for r in rows if r.difference is not None and not r.floating and not r.op.is_boundary]
     first_integer = min(integers, key=lambda r: r.difference.event_a if r.difference else 0, default=None)
     return Result(
@@ -139,7 +139,7 @@ def _assemble(
         not_compared=_not_compared(session, rows, compared),
         drift=drift.measure(session, compared, layers) if not compared.identical else (),
         replaced_modules=replaced_modules(session.b.run.modules) or replaced_modules(session.a.run.modules),
-        first_integer=_op_row(first_integer) if first_integer is not None else None,
+        first_integer=op_row(first_integer) if first_integer is not None else None,
         notes=(*notes, *_pairing_notes(session)),
         versions=versions(),
         _save=lambda directory, confirm=None: _save_scene(session, located, judged, directory, confirm),
@@ -184,7 +184,8 @@ def _write_script(
     scene.write_script(directory, path)
 
 
-def _op_row(row: Joined) -> OpRow:
+def op_row(row: Joined) -> OpRow:
+    """What a report lists of an op."""
     op, a, b = row.op, row.first_a, row.first_b
     return OpRow(
         op=op.name, module=op.module, function=op.function,

@@ -46,9 +46,7 @@ class CoordinateTable:
     """Ids of a run's coordinates, and what each of them stands for."""
 
     def __init__(self, layout: Layout) -> None:
-        self.layout = layout
-        first = next((c for entry in layout.calls for c in entry.values()), None)
-        self.time_major = first is not None and is_time_major(first.sample.numpy())
+        self.time_major = False
         """Whether the first call's columns are the samples. Looked up here, as a mode of the model's own sees tensors."""
         self._ids: dict[Hashable, int] = {}
         self.kinds: list[int] = []
@@ -64,16 +62,52 @@ class CoordinateTable:
         """
         self._arrays: dict[str, np.ndarray] = {}
         self._mixed = self._add(("padding", "mixed"), _PADDING, None, frozenset())
-        self._slots = [
-            {
-                stream: self._grid(call, stream, c.sample.numpy(), c.position.numpy())
-                for stream, c in entry.items()
-            }
-            for call, entry in enumerate(layout.calls)
-        ]
-        self._most_rows = max(
-            (grid[..., 0].size for slots in self._slots for grid in slots.values()), default=0
-        )
+        self._slots: list[dict[str, Ids]] = []
+        self._most_rows = 0
+        self.grow(layout)
+
+    @classmethod
+    def of(
+        cls, layout: Layout, kinds: list[int], tokens: list[tuple[str, int, int] | None],
+        members: list[frozenset[int]], places: list[tuple[int, int, int]], slots: list[dict[str, Ids]],
+    ) -> CoordinateTable:  # fmt: skip
+        """A table from what another one holds, with the same ids.
+
+        Args:
+            kinds, tokens, members, places: an entry for each id, as the attributes of these names.
+            slots: for each call the ids of its columns, by stream.
+        """
+        table = cls(Layout([]))
+        table.kinds, table.tokens, table.members, table.places = kinds, tokens, members, places
+        table._slots, table.layout = slots, layout
+        for item, (kind, token) in enumerate(zip(kinds, tokens, strict=True)):
+            if kind == _PADDING and places[item] == (-1, -1, -1):
+                table._mixed = item
+            if token is not None:
+                table._ids[token] = item
+            elif kind == _SET:
+                table._ids["set", members[item]] = item
+        first = next((c for entry in layout.calls for c in entry.values()), None)
+        table.time_major = first is not None and is_time_major(first.sample.numpy())
+        sizes = (grid[..., 0].size for entry in slots for grid in entry.values())
+        table._most_rows = max(sizes, default=0)
+        return table
+
+    def grow(self, layout: Layout) -> None:
+        """Add the calls that a layout has beyond those that there are.
+
+        Args:
+            layout: begins with the layout of these.
+        """
+        if not self._slots:
+            first = next((c for entry in layout.calls for c in entry.values()), None)
+            self.time_major = first is not None and is_time_major(first.sample.numpy())
+        self.layout = layout
+        for call in range(len(self._slots), len(layout.calls)):
+            entry = layout.calls[call]
+            grids = {s: self._grid(call, s, c.sample.numpy(), c.position.numpy()) for s, c in entry.items()}
+            self._slots.append(grids)
+            self._most_rows = max([self._most_rows, *(grid[..., 0].size for grid in grids.values())])
 
     def _add(
         self, key: Hashable, kind: int, token: tuple[str, int, int] | None, members: frozenset[int],
@@ -150,7 +184,7 @@ class CoordinateTable:
         if ids.size > self._most_rows:
             return False
         items = ids.reshape(-1).tolist()
-        rows = {self.places[item][0] for item in items if item != NONE and self.places[item][2] > 1}
+        rows = {self.places[item][0] for item in items if item >= 0 and self.places[item][2] > 1}
         return len(rows) == len(items)
 
     def kept_of_earlier(self, ids: Ids) -> NDArray[np.bool_]:

@@ -11,6 +11,7 @@ from forkpoint.cli.questions import COMMANDS
 from forkpoint.cli.replay import replay
 from forkpoint.cli.report import report
 from forkpoint.cli.script import script
+from forkpoint.cli.traces import compare, record
 from forkpoint.errors import InputError
 
 app = typer.Typer(
@@ -28,6 +29,11 @@ app.command(epilog="Example: forkpoint generate demo -p 'Hello there' --against 
 app.command()(replay)
 app.command()(script)
 app.command(epilog="Example: forkpoint report result.json")(report)
+app.command(
+    epilog="Example: forkpoint record -o trace-a run.py --my-option",
+    context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False},
+)(record)
+app.command(epilog="Example: forkpoint compare trace-a trace-b")(compare)
 
 
 @app.callback(invoke_without_command=True)

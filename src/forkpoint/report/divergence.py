@@ -118,15 +118,19 @@ def _blocks(found: Divergence, result: Result, words: Words) -> list[Fact | Para
     if found.variable:
         blocks.append(Fact(words("variable"), (line(code(found.variable)),)))
     blocks.append(Fact(words("where"), (_where(found, result, words),)))
-    blocks.append(Fact(words("values"), _values(found, alone=_is_alone(found))))
-    if not _is_alone(found):
+    if _is_counted(found):
+        some = words("integers.coordinates", part=count(found.differing), whole=count(found.compared))
+        blocks.append(Fact(words("differing"), (line(some),)))
+    else:
+        blocks.append(Fact(words("values"), _values(found, alone=_is_alone(found))))
+    if not _is_alone(found) and not _is_counted(found):
         blocks.append(Fact(words("apart"), (_distance(found, words),)))
         blocks.append(Fact(words("differing"), (_differing(found, words),)))
     if found.largest is not None and _far_beyond(found.largest, found):
         most = found.largest
         blocks.append(Fact(words("largest"), (line(where(most.sample, most.position, most.token, words)),)))
         blocks.append(Fact(words("largest.values"), _values(most)))
-    if found.inputs or not found.between:
+    if (found.inputs or not found.between) and not _is_counted(found):
         blocks.append(Fact(words("inputs"), _inputs(found.inputs, words)))
     if found.arguments:
         blocks.append(Fact(words("arguments"), _arguments(found, words)))
@@ -164,6 +168,11 @@ def _where(found: Divergence, result: Result, words: Words) -> Line:
 def _is_alone(found: Divergence) -> bool:
     """Whether one run alone has what is shown."""
     return not found.compared and bool(found.index_a or found.index_b)
+
+
+def _is_counted(found: Divergence) -> bool:
+    """Whether no value is known, only at how many coordinates they differ: of recorded traces."""
+    return not (found.index_a or found.index_b or found.inputs) and found.value_a is found.value_b is None
 
 
 def _far_beyond(most: Element, first: Divergence) -> bool:

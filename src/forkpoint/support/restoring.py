@@ -288,6 +288,13 @@ def alone(function: Callable[_P, _R]) -> Callable[_P, _R]:
     return call
 
 
+@contextmanager
+def my_turn() -> Generator[None]:
+    """Within the block no other thread is in a function that is `alone`."""
+    with _turn[0]:
+        yield
+
+
 def _forget_other_threads() -> None:
     """A forked process has the thread that forked it, and no other."""
     _turn[0] = threading.RLock()

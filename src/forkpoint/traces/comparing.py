@@ -1,0 +1,300 @@
+"""Two traces compared: op by op, without the models. What only they could tell is said to be unknown."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from forkpoint.capture.recorder import Recorder
+from forkpoint.capture.trace import Op
+from forkpoint.explain import impact
+from forkpoint.explain.columns import input_rows
+from forkpoint.explain.locate import differing_rows, unmatched_before
+from forkpoint.explain.results import ResultComparison, compare_results
+from forkpoint.explain.session import Session, Traced
+from forkpoint.investigation import op_row
+from forkpoint.match import Join, Joined, Shared
+from forkpoint.match.align import gap, index_of, pair_elements, scalar
+from forkpoint.match.distance import ulps
+from forkpoint.result import (
+    ArgumentComparison,
+    Divergence,
+    NotCompared,
+    ProbeResult,
+    Result,
+    RunSummary,
+    Verdict,
+    VerdictKind,
+)
+from forkpoint.runs.batches import paired
+from forkpoint.runs.masks import states_layout
+from forkpoint.runs.run import RandomState, Run
+from forkpoint.support.progress import SILENT, Progress
+from forkpoint.traces.reading import Recorded, read
+from forkpoint.traces.renaming import renamed
+
+
+def compare_traces(
+    a: str | Path, b: str | Path, *, rename: Mapping[str, str] | None = None, progress: Progress = SILENT
+) -> Result:
+    """Compare two traces: the first op at which they part ways, and by how much what the models returned differs.
+
+    The models are not needed, nor the machine. Ops meet by module, function and place in the source; where lines have
+    moved or modules were renamed, by what `renamed` finds, and a note says so. Whether a difference is rounding can't be
+    told without running the models again: the verdict is then `undetermined`, and the advice says what to run.
+
+    Args:
+        a, b: folders that `record` wrote, or where fsspec finds them.
+        rename: begins of module paths of run B, each with what run A has in its place.
+        progress: is told of each stage as it begins.
+
+    Raises:
+        InputError: a folder is no trace, of another version of the format, or damaged.
+        LayoutError: the runs share no sample.
+    """
+    progress.begin("reading the traces")
+    one, other = read(a, "A"), read(b, "B")
+    for recorded, folder in ((one, a), (other, b)):
+        recorded.run.name = os.path.basename(os.path.normpath(str(folder))) or recorded.run.name
+    notes = [*_ends_early("A", one), *_ends_early("B", other)]
+    notes += renamed(one, other, rename or {})
+    session, remarks = _session(one, other, progress)
+    compared = compare_results(session)
+    rows = sorted(session.join.rows, key=lambda r: (r.status == "only in b", r.order))
+    first = _first(session, one, other)
+    return Result(
+        a=_summary(one, session.a), b=_summary(other, session.b), first=first,
+        verdict=_verdict(session, compared, one, other, first),
+        impact=impact.measure(session, compared), ops=tuple(map(op_row, rows)),
+        not_compared=_not_compared(rows, one, other), drift=(), replaced_modules=(),
+        configuration=_configuration(one, other), notes=(*notes, *remarks),
+        versions={**other.manifest["versions"], **one.manifest["versions"]},
+    )  # fmt: skip
+
+
+def _ends_early(name: str, recorded: Recorded) -> list[str]:
+    if recorded.complete:
+        return []
+    return [f"the recording of run {name} did not come to its end: compared as far as it was written"]
+
+
+def _session(one: Recorded, other: Recorded, progress: Progress) -> tuple[Session, tuple[str, ...]]:
+    run_a, run_b, pairing, remarks = paired(one.run, other.run)
+    progress.begin("comparing digests")
+    shared = Shared(one.trace.table, other.trace.table, pairing)
+    join = Join(one.trace, other.trace, shared, progress)
+    return Session(_traced(run_a, one), _traced(run_b, other), shared, join), remarks
+
+
+def _traced(run: Run, recorded: Recorded) -> Traced:
+    """What a comparison knows of a run that it has traced; it can't be made again."""
+    recorder = Recorder(run.layout, None, labels=recorded.labels)
+    return Traced(run, recorded.trace, recorded.results, RandomState.take(), recorder)
+
+
+# ---------------------------------------------------------------------- the first divergence
+
+
+def _first(session: Session, one: Recorded, other: Recorded) -> Divergence | None:
+    """The first op whose digests differ, with values where both traces have kept them."""
+    row = next(iter(differing_rows(session)), None)
+    if row is None or row.difference is None:
+        return None
+    difference = row.difference
+    event = one.trace.events[difference.event_a]
+    theirs = other.trace.events[difference.event_b]
+    found = Divergence(
+        **_place(row.op), sample=_name(session, difference.sample), position=difference.position, token=None,
+        index_a=(), index_b=(), value_a=None, value_b=None, ulps=None, max_abs=None, max_rel=None,
+        differing=row.differing, compared=row.compared, call=event.call, dtype_a=event.dtype, dtype_b=theirs.dtype,
+        shape_a=event.shape, shape_b=theirs.shape,
+        note="its values were not recorded: coordinates are counted, not elements",
+    )  # fmt: skip
+    hidden = unmatched_before(session, row)
+    found = replace(found, between=tuple(f"{run}: {op.place}" for run, op in hidden))
+    return _with_values(session, found, row, one, other)
+
+
+def _with_values(
+    session: Session, found: Divergence, row: Joined, one: Recorded, other: Recorded
+) -> Divergence:
+    difference = row.difference
+    assert difference is not None
+    mine, theirs = one.value(difference.event_a), other.value(difference.event_b)
+    if mine is None or theirs is None:
+        return found
+    pairs = pair_elements(*mine, *theirs, session.shared)
+    if not len(pairs):
+        return found
+    apart = gap(mine[0], theirs[0], pairs)
+    if not apart.differing:
+        return found
+    at_a, at_b = pairs.at(apart.first)
+    value_a, value_b = scalar(mine[0], at_a), scalar(theirs[0], at_b)
+    numbers = isinstance(value_a, float) and isinstance(value_b, float)
+    return replace(
+        found, index_a=index_of(at_a, tuple(mine[0].shape)), index_b=index_of(at_b, tuple(theirs[0].shape)),
+        value_a=value_a, value_b=value_b, max_abs=apart.max_abs, max_rel=apart.max_rel, differing=apart.differing,
+        compared=apart.compared, note="",
+        ulps=ulps(value_a, value_b, mine[0].dtype, theirs[0].dtype) if numbers else None,
+    )  # fmt: skip
+
+
+def _place(op: Op) -> dict[str, Any]:
+    if op.is_boundary:
+        name = op.module or "(model)"
+        return {
+            "op": name,
+            "module": op.module,
+            "function": None,
+            "source": "?",
+            "code": "",
+            "variable": None,
+        }
+    return {
+        "op": op.name, "module": op.module, "function": op.function, "source": op.site.short,
+        "code": op.site.code, "variable": op.site.variable,
+    }  # fmt: skip
+
+
+def _name(session: Session, sample: int | None) -> Any:
+    return None if sample is None else session.a.run.layout.name(sample)
+
+
+# ---------------------------------------------------------------------- the verdict
+
+
+def _verdict(
+    session: Session, compared: ResultComparison, one: Recorded, other: Recorded, first: Divergence | None
+) -> Verdict:
+    checks = (_of_inputs(session), _of_weights(one, other))
+    evidence = tuple(found for found, _ in checks)
+    for found, mechanism in checks:
+        if found.outcome == "differs":
+            return Verdict(VerdictKind.INPUTS, mechanism, None, found.text, evidence, _ADVICE_INPUTS)
+    if any(g.gap.nan_in_one for g in compared.floating):
+        text = "one run returns NaN where the other has numbers"
+        return Verdict(VerdictKind.SEMANTIC, "nan", False, text, evidence)
+    returned = [r for r in session.join.rows if not r.op.module and r.op.function == "output"]
+    differ = compared.differs or any(r.status == "differs" for r in returned)
+    whole = one.complete and other.complete
+    left_open = [r for r in returned if r.status not in ("equal", "differs") or r.left_out]
+    if returned and whole and not (differ or left_open or compared.displaced or compared.missing):
+        return Verdict(VerdictKind.IDENTICAL, None, None, "every result is the same, bit for bit", evidence)
+    if differ or first is not None:
+        missing = "the runs differ; whether that is rounding can't be told from what was recorded"
+    elif not whole:
+        missing = "a recording did not come to its end; as far as both go, they are the same"
+    else:
+        missing = "not all that the models return could be compared"
+    return Verdict(VerdictKind.UNDETERMINED, None, None, missing, evidence, _advice(first))
+
+
+_ADVICE_INPUTS = "Give both runs the same inputs and weights, then record them again."
+
+
+def _advice(first: Divergence | None) -> str:
+    if first is None:
+        return ""
+    parts = ["To tell rounding from a real difference, run both models in one process with fp.compare."]
+    if first.value_a is None:
+        parts.insert(0, f"To see its values, record both again with `--values '{first.op}'`.")
+    return " ".join(parts)
+
+
+Check = tuple[ProbeResult, str | None]
+"""What was seen, and the mechanism where it differs."""
+
+
+def _of_weights(one: Recorded, other: Recorded) -> Check:
+    """Whether both runs have the same parameters and buffers, of those that have one name in both."""
+    common = [(w, other.weights[n]) for n, w in one.weights.items() if n in other.weights]
+    if not common:
+        text = "no parameter has one name in both runs"
+        return ProbeResult("inputs", "unknown", None, text), None
+    dtypes = [(x, y) for x, y in common if x.dtype != y.dtype]
+    differing = [x for x, y in common if x.dtype == y.dtype and not _same(x.digests, y.digests)]
+    if differing:
+        kind = "parameters" if any(w.kind == "parameter" for w in differing) else "buffers"
+        first = next(w for w in differing if kind == "buffers" or w.kind == "parameter")
+        text = f"{len(differing)} {kind} differ, {first.name} first"
+        return ProbeResult("inputs", "differs", float(len(differing)), text), kind
+    if dtypes:
+        x, y = dtypes[0]
+        text = f"{len(dtypes)} weights have another dtype, {x.name} first: {x.dtype} in A, {y.dtype} in B"
+        return ProbeResult("inputs", "unknown", float(len(dtypes)), text), None
+    text = f"{len(common)} parameters and buffers are the same in both runs"
+    return ProbeResult("inputs", "same", 0.0, text), None
+
+
+def _same(x: np.ndarray | None, y: np.ndarray | None) -> bool:
+    return x is not None and y is not None and np.array_equal(x, y)
+
+
+def _of_inputs(session: Session) -> Check:
+    """Whether what goes in is the same at the coordinates that both runs have."""
+    rows = [r for r in session.join.rows if not r.op.module and r.op.is_input]
+    compared = [r for r in rows if r.status in ("equal", "differs")]
+    for row in compared:
+        name = row.op.function.removeprefix("input:")
+        if row.status == "differs" and not states_layout(name):
+            ids = "token_ids" if name in ("input_ids", "decoder_input_ids") else None
+            mechanism = "labels" if name.endswith("labels") else ids
+            text = f"input {name} differs at {row.differing} of {row.compared} coordinates that both runs have"
+            return ProbeResult("inputs", "differs", float(row.differing), text), mechanism
+    if not compared:
+        return ProbeResult("inputs", "unknown", None, "no input could be compared"), None
+    text = "what goes in is the same at the coordinates that both runs have"
+    return ProbeResult("inputs", "same", 0.0, text), None
+
+
+# ---------------------------------------------------------------------- the rest of the result
+
+
+def _not_compared(rows: Iterable[Joined], one: Recorded, other: Recorded) -> tuple[NotCompared, ...]:
+    found = [
+        NotCompared(r.op.name, "" if r.op.is_boundary else r.op.site.short, r.reason, r.floating)
+        for r in rows
+        if (r.status == "not compared" or r.left_out) and r.reason
+    ]
+    left_out = {**other.left_out, **one.left_out}
+    return (*found, *(NotCompared(f"result {name}", "", reason, True) for name, reason in left_out.items()))
+
+
+def _configuration(one: Recorded, other: Recorded) -> tuple[ArgumentComparison, ...]:
+    """Entries in which the configurations, the versions and the settings differ."""
+    found: list[ArgumentComparison] = []
+    for name, of in (("", _configured), ("versions.", "versions"), ("settings.", "settings")):
+        a, b = (of(r.manifest) if callable(of) else r.manifest[of] for r in (one, other))
+        for key in dict.fromkeys([*a, *b]):
+            if a.get(key) != b.get(key):
+                shown = (repr(m[key]) if key in m else "" for m in (a, b))
+                found.append(ArgumentComparison(f"{name}{key}", *shown))
+    return tuple(found)
+
+
+def _configured(manifest: dict[str, Any]) -> dict[str, Any]:
+    return manifest["models"][0]["configuration"] if manifest["models"] else {}
+
+
+def _summary(recorded: Recorded, traced: Traced) -> RunSummary:
+    run = traced.run
+    model = next(iter(recorded.manifest["models"]), {})
+    coordinates = [c for entry in run.layout.calls for c in entry.values()]
+    return RunSummary(
+        name=str(run.name),
+        calls=tuple({k: tuple(v.shape) for k, v in c.items()} for c in run.calls),
+        samples=len(run.layout.samples),
+        tokens=sum(int(c.valid.sum()) for c in coordinates),
+        padding=sum(int((~c.valid).sum()) for c in coordinates),
+        dtype=str(model.get("dtype") or "?"),
+        device=str(model.get("device") or "?"),
+        attention=model.get("attention"),
+        ops=len({op.key for op in recorded.trace.ops if not op.is_boundary}),
+        rows=input_rows(run, lambda _, __: None),
+    )

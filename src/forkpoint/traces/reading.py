@@ -1,0 +1,334 @@
+"""Reading a trace: as far as it was written, without the models and on any machine."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+
+from forkpoint.capture.coordinates import CoordinateTable
+from forkpoint.capture.labels import Label, Labels
+from forkpoint.capture.sites import Site
+from forkpoint.capture.trace import WHOLE, Cells, Form, Op, Trace
+from forkpoint.errors import InputError
+from forkpoint.explain.session import Results
+from forkpoint.runs.layout import Coordinates, Layout
+from forkpoint.runs.run import Run
+from forkpoint.traces.schema import CALLS, FORMAT, MANIFEST, TABLES, VALUES, VERSION
+
+_EXPECTED = "a folder that forkpoint record or fp.record wrote"
+
+
+@dataclass(frozen=True)
+class RecordedSite(Site):
+    """A place in the source of another machine: the line's text was recorded with it."""
+
+    text: str = ""
+    assigns: str | None = None
+
+    @property
+    def code(self) -> str:
+        return self.text
+
+    @property
+    def variable(self) -> str | None:
+        return self.assigns
+
+
+class RecordedRun(Run):
+    """The inputs and the layout of a run whose model is elsewhere."""
+
+    def __init__(self, calls: tuple[dict[str, Any], ...], layout: Layout, name: str) -> None:
+        self.model, self.call, self.name = None, None, name
+        self.calls, self.layout, self.layout_is_read = calls, layout, False
+
+    @property
+    def roots(self) -> tuple[nn.Module, ...]:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return ()
+
+    @property
+    def modules(self) -> nn.Module | None:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return None
+
+
+@dataclass(frozen=True)
+class Weight:
+    """The digests of one parameter or buffer, one for each index of its first dimension."""
+
+    name: str
+    kind: str
+    shape: tuple[int, ...]
+    dtype: str
+    digests: np.ndarray | None
+
+
+@dataclass
+class Recorded:
+    """A trace that was read.
+
+    Attributes:
+        manifest: what ran, and where.
+        complete: whether the recording came to its end.
+        left_out: by result, why its values are not in the trace.
+        values: files of the values that were asked for, by row.
+    """
+
+    folder: Path
+    manifest: dict[str, Any]
+    run: RecordedRun
+    trace: Trace
+    labels: Labels
+    results: Results
+    weights: dict[str, Weight]
+    left_out: dict[str, str] = field(default_factory=dict[str, str])
+    values: dict[int, Path] = field(default_factory=dict[int, Path])
+
+    @property
+    def complete(self) -> bool:
+        return self.manifest["complete"] is True
+
+    def value(self, row: int) -> tuple[Tensor, Label | None] | None:
+        """A value that was kept, and whose its elements are."""
+        path = self.values.get(row)
+        if path is None:
+            return None
+        tensors, _ = _tensors_of(path)
+        return tensors["value"], self._label(tensors)
+
+    def _label(self, tensors: Mapping[str, Tensor]) -> Label | None:
+        return _label_of(self.labels, tensors.get("q"), tensors.get("k"))
+
+
+def read(folder: str | Path, name: str) -> Recorded:
+    """Read a trace.
+
+    Args:
+        folder: a folder, or where fsspec finds one (`s3://…`), which is copied first.
+        name: what to call its run.
+
+    Raises:
+        InputError: it is no trace, of another version of the format, or damaged.
+    """
+    path = _fetched(folder)
+    manifest = _manifest(path)
+    try:
+        return _read(path, manifest, name)
+    except (
+        pa.ArrowException,
+        SafetensorError,
+        OSError,
+        KeyError,
+        IndexError,
+        TypeError,
+        ValueError,
+    ) as error:
+        said = str(error) or type(error).__name__
+        raise InputError(f"{folder}, a trace that can't be read: {said}", _EXPECTED) from error
+
+
+def _read(path: Path, manifest: dict[str, Any], name: str) -> Recorded:
+    coordinates = _table(path, "coordinates")
+    calls, layout, ids = _calls(path, manifest)
+    table = _coordinate_table(coordinates, layout, ids)
+    trace = _trace(path, manifest, table)
+    trace.lengths = [frozenset(map(int, about["lengths"])) for _, (_, about) in calls]
+    labels = Labels(table)
+    results, left_out = _results(calls, labels)
+    run = RecordedRun(tuple(inputs for inputs, _ in calls), layout, name)
+    values = {int(file.stem): file for file in sorted((path / VALUES).glob("*.safetensors"))}
+    return Recorded(path, manifest, run, trace, labels, results, _weights(path, manifest), left_out, values)
+
+
+def _fetched(folder: str | Path) -> Path:
+    if "://" not in str(folder):
+        return Path(folder)
+    import fsspec
+
+    try:
+        system, path = fsspec.url_to_fs(str(folder))
+        target = tempfile.mkdtemp(prefix="forkpoint-trace-")
+        system.get(path.rstrip("/") + "/", target, recursive=True)
+    except Exception as error:
+        raise InputError(f"{folder}: {error}", _EXPECTED) from error
+    return Path(target)
+
+
+def _manifest(path: Path) -> dict[str, Any]:
+    try:
+        found = json.loads((path / MANIFEST).read_bytes())
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path}, which has no {MANIFEST} that can be read", _EXPECTED) from error
+    if not isinstance(found, dict) or found.get("format") != FORMAT:
+        raise InputError(f"{path}, which is no trace", _EXPECTED)
+    if found.get("version") != VERSION:
+        raise InputError(
+            f"{path}, a trace of format version {found.get('version')!r}", f"version {VERSION}",
+            "record it again with this forkpoint, or compare it with the one that wrote it",
+        )  # fmt: skip
+    return found
+
+
+def _table(path: Path, name: str) -> list[dict[str, Any]]:
+    """The rows of a small table, as far as they were written."""
+    return [row for batch in _batches(path, name) for row in batch.to_pylist()]
+
+
+def _batches(path: Path, name: str) -> list[pa.RecordBatch]:
+    found: list[pa.RecordBatch] = []
+    try:
+        with pa.memory_map(str(path / f"{name}.arrow")) as file:
+            stream = pa.ipc.open_stream(file)
+            if stream.schema != TABLES[name]:
+                raise ValueError(f"{name}.arrow has other columns")
+            while True:
+                batch = stream.read_next_batch()
+                batch.validate(full=True)
+                found.append(batch)
+    except StopIteration:
+        pass
+    except (pa.ArrowInvalid, OSError) as error:
+        if not (path / f"{name}.arrow").exists():
+            raise FileNotFoundError(f"no {name}.arrow") from error
+        # it ends in the middle: what was written whole is what there is
+    return found
+
+
+def _tensors_of(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    with safe_open(str(path), "pt") as file:
+        about = json.loads((file.metadata() or {}).get("about", "{}"))
+        return {name: file.get_tensor(name) for name in file.keys()}, about  # noqa: SIM118 - it is no mapping
+
+
+Call = tuple[dict[str, Any], tuple[dict[str, Tensor], dict[str, Any]]]
+
+
+def _calls(path: Path, manifest: dict[str, Any]) -> tuple[list[Call], Layout, list[dict[str, np.ndarray]]]:
+    """Of each call its inputs and all else that is known; the layout; the coordinates' numbers of its columns."""
+    calls: list[Call] = []
+    entries: list[dict[str, Coordinates]] = []
+    ids: list[dict[str, np.ndarray]] = []
+    for file in sorted((path / CALLS).glob("*.safetensors")):
+        tensors, about = _tensors_of(file)
+        inputs = {n.removeprefix("input."): v for n, v in tensors.items() if n.startswith("input.")}
+        streams = sorted({n.split(".")[1] for n in tensors if n.startswith("layout.")}, reverse=True)
+        entries.append(
+            {s: Coordinates(tensors[f"layout.{s}.sample"], tensors[f"layout.{s}.position"]) for s in streams}
+        )
+        ids.append({s: tensors[f"layout.{s}.ids"].numpy() for s in streams})
+        calls.append((inputs, (tensors, about)))
+    if not calls and manifest["complete"]:
+        raise ValueError("it holds no call of a model")
+    names = {int(sample): name for sample, name in manifest.get("names", {}).items()}
+    return calls, Layout(entries, names), ids
+
+
+def _coordinate_table(
+    rows: list[dict[str, Any]], layout: Layout, ids: list[dict[str, np.ndarray]]
+) -> CoordinateTable:
+    """The table with the numbers that the trace has."""
+    tokens = [(r["stream"], r["sample"], r["position"]) if r["stream"] else None for r in rows]
+    members = [frozenset(r["members"]) for r in rows]
+    places = [(r["row"], r["place"], r["columns"]) for r in rows]
+    return CoordinateTable.of(layout, [r["kind"] for r in rows], tokens, members, places, ids)
+
+
+def _trace(path: Path, manifest: dict[str, Any], table: CoordinateTable) -> Trace:
+    prefixes = [str(model["prefix"]) for model in manifest["models"]]
+    ops = [_op(row, prefixes) for row in _table(path, "ops")]
+    forms = [_form(row, len(table.kinds)) for row in _table(path, "forms")]
+    trace = Trace(table)
+    for batch in _batches(path, "rows"):
+        op, call, form, back, reason = (batch.column(i).to_pylist() for i in range(5))
+        digests, flats = batch.column(5), batch.column(6)
+        for i in range(batch.num_rows):
+            index = len(trace.rows)
+            known = forms[form[i]]
+            if reason[i]:
+                trace.skipped[index] = reason[i]
+            found = _numbers(digests, i)
+            if found is not None and not reason[i]:
+                trace.odd[index] = _as_cells(known, found), _numbers(flats, i)
+            if not 0 <= back[i] <= index:
+                raise ValueError(f"row {index} is that of row {index - back[i]}")
+            trace.rows.append((ops[op[i]], call[i], known, back[i], 0))
+    trace.completed = True
+    return trace
+
+
+def _numbers(column: Any, index: int) -> np.ndarray | None:
+    found = column[index]
+    return None if not found.is_valid else found.values.to_numpy()
+
+
+def _as_cells(form: Form, digests: np.ndarray) -> np.ndarray:
+    cells = form.cells
+    if cells.kind == "pair":
+        return digests.reshape(len(cells.ids), 2)
+    if cells.kind == "open":
+        return digests.reshape(len(cells.ids), *cells.open_sizes)
+    return digests.reshape(len(cells.ids))
+
+
+def _op(row: dict[str, Any], prefixes: list[str]) -> Op:
+    parts = prefixes[row["root"]], row["module"]
+    site = RecordedSite(
+        row["file"], row["line"], row["column"], row["chain"], row["definition"], row["code"], row["variable"]
+    )
+    return Op(".".join(part for part in parts if part), row["function"], site, row["output"])
+
+
+def _form(row: dict[str, Any], items: int) -> Form:
+    ids = np.asarray(row["ids"], dtype=np.int32)
+    if len(ids) and not (ids.min() >= WHOLE and ids.max() < items):
+        raise ValueError("a coordinate that there is not")
+    keys = None if row["keys"] is None else np.asarray(row["keys"], dtype=np.int64).reshape(-1, 4)
+    cells = Cells(
+        row["kind"], ids, tuple(row["open_dims"]), tuple(row["open_sizes"]), keys, tuple(row["row_dims"])
+    )
+    width: Any = row["width"][0] if len(row["width"]) == 1 else np.asarray(row["width"], dtype=np.int64)
+    return Form(
+        row["status"], tuple(row["shape"]), row["dtype"], row["floating"], cells, width, row["reason"]
+    )
+
+
+def _results(calls: list[Call], labels: Labels) -> tuple[Results, dict[str, str]]:
+    results: Results = []
+    left_out: dict[str, str] = {}
+    for _, (tensors, about) in calls:
+        found: dict[str, tuple[Tensor, Label | None]] = {}
+        for name in about["results"]:
+            value = tensors.get(f"result.{name}")
+            if value is not None:
+                q, k = tensors.get(f"label.{name}.q"), tensors.get(f"label.{name}.k")
+                found[name] = value, _label_of(labels, q, k)
+        results.append(found)
+        left_out.update(about["left_out"])
+    return results, left_out
+
+
+def _label_of(labels: Labels, q: Tensor | None, k: Tensor | None) -> Label | None:
+    if q is None:
+        return None
+    return labels.make(q.numpy(), None if k is None else k.numpy())
+
+
+def _weights(path: Path, manifest: dict[str, Any]) -> dict[str, Weight]:
+    """The weights of all models by name, each once."""
+    found: dict[str, Weight] = {}
+    prefixes = [str(model["prefix"]) for model in manifest["models"]]
+    for row in _table(path, "weights"):
+        name = ".".join(part for part in (prefixes[row["root"]], row["name"]) if part)
+        digests = None if row["digests"] is None else np.asarray(row["digests"], dtype=np.int64)
+        found.setdefault(name, Weight(name, row["kind"], tuple(row["shape"]), row["dtype"], digests))
+    return found
+
+
+__all__ = ["Recorded", "RecordedRun", "Weight", "read"]

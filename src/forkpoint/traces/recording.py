@@ -1,0 +1,446 @@
+"""Recording: whatever models are called within the block, by whomever, is written as a trace while it runs."""
+
+from __future__ import annotations
+
+import inspect
+import platform
+import sys
+import threading
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from forkpoint.capture import digest
+from forkpoint.capture.calls import Caller
+from forkpoint.capture.cells import collect
+from forkpoint.capture.coordinates import CoordinateTable
+from forkpoint.capture.labels import Label, Labels
+from forkpoint.capture.recorder import Recorder
+from forkpoint.capture.taps import Observation
+from forkpoint.errors import LayoutError
+from forkpoint.investigation import versions
+from forkpoint.runs.layout import Coordinates, Layout
+from forkpoint.runs.modules import walk
+from forkpoint.runs.returned import results_of
+from forkpoint.runs.run import tensors_in
+from forkpoint.support.restoring import my_turn
+from forkpoint.traces.writing import Writer
+
+KEPT_BYTES = 1 << 26
+"""Most bytes of a call's inputs, and of what it returned, that are kept as they are; the rest has digests alone."""
+_CACHES = ("cache", "past_key_values", "cache_params")
+
+
+@contextmanager
+def record(
+    folder: str | Path,
+    *,
+    layout: Layout | None = None,
+    model: nn.Module | None = None,
+    values: Sequence[str] = (),
+) -> Generator[None]:
+    """Write a trace of the models that are called within the block, whatever code calls them.
+
+    The outermost calls of modules are the forward calls of the trace: `model.generate(...)` makes one for each token. A
+    call whose cache holds tokens goes on with the rows of the call before it; any other has samples of its own. What was
+    written can be read at any moment, also if the process is killed. Inputs of integers (prompts!), and what the models
+    return, are part of the trace.
+
+    Args:
+        folder: where to write it; new or empty.
+        layout: where the tokens are, an entry for each call; by default read from each call's inputs.
+        model: gives modules their paths. By default the outermost module that is called; of a part of one that is called
+            later, the paths in that.
+        values: patterns of ops whose values are kept as they are (`model.layers.0.*`, `*/linear`), so that `compare_traces`
+            can show values and their distance, not only that they differ.
+
+    Raises:
+        InputError: there is something in the folder, or it can't be written.
+        LayoutError: the layout has no entry for a call.
+        CaptureError: there is no room for what is to be written.
+
+    >>> import tempfile
+    >>> linear, x = nn.Linear(4, 4), torch.randn(1, 3, 4)
+    >>> with tempfile.TemporaryDirectory() as parent:
+    ...     for name in "ab":
+    ...         with record(f"{parent}/{name}"):
+    ...             _ = linear(x)
+    ...     compare_traces(f"{parent}/a", f"{parent}/b").identical
+    True
+    """
+    if isinstance(values, str):
+        values = (values,)
+    recording = _Recording(Path(folder), layout, model, tuple(values))
+    caller = Caller()
+    recording.caller = caller
+    complete = False
+    try:
+        with my_turn(), caller.replaced(recording.gate(caller.original)):
+            yield
+        complete = True
+    finally:
+        recording.close(complete=complete)
+
+
+class _Recording:
+    """The state of one recording."""
+
+    caller: Caller
+
+    def __init__(
+        self, folder: Path, layout: Layout | None, model: nn.Module | None, values: tuple[str, ...]
+    ) -> None:
+        self.layout, self.values = layout, values
+        self.roots: list[nn.Module] = []
+        self.calls = 0
+        self.group: _Group | None = None
+        self.samples = 0
+        self.thread = threading.get_ident()
+        self.busy = self.closed = False
+        about = {
+            "started": datetime.now(UTC).isoformat(timespec="seconds"),
+            "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
+            "versions": versions(),
+            "settings": _settings(),
+            "values": list(values),
+            "models": [],
+        }
+        self.writer = Writer(folder, about)
+        if model is not None:
+            self.root_of(model)
+
+    def gate(self, original: Callable[..., Any]) -> Callable[..., Any]:
+        """What makes the calls of modules meanwhile."""
+
+        def call(module: nn.Module, /, *args: Any, **kwargs: Any) -> Any:
+            if self.busy or self.closed or threading.get_ident() != self.thread:
+                return original(module, *args, **kwargs)
+            self.busy = True
+            try:
+                return self.recorded(module, args, kwargs)
+            finally:
+                self.busy = False
+
+        return call
+
+    def recorded(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Make an outermost call, and write down what it does."""
+        with torch._C.DisableTorchFunction():
+            root = self.root_of(module)
+            inputs = _named(module, args, kwargs)
+            group = self._group_of(module, inputs)
+            local = group.add(inputs)
+            kept = _kept(inputs)
+        with self.caller.as_before(), group.observation.before_call(local, inputs):
+            output = nn.Module.__call__(module, *args, **kwargs)  # which is watched now
+        with torch._C.DisableTorchFunction():
+            group.observation.after_call(local, output)
+            group.recorder.settle()
+            self._write_call(group, local, root, kept, output)
+        self.calls += 1
+        return output
+
+    def root_of(self, module: nn.Module) -> int:
+        """The number of a model; its weights are written the first time."""
+        for number, root in enumerate(self.roots):
+            if root is module:
+                return number
+        self.roots.append(module)
+        self.writer.manifest["models"] = _models(self.roots)
+        self.writer.save_manifest()
+        self.writer.weights(len(self.roots) - 1, module)
+        return len(self.roots) - 1
+
+    def _group_of(self, module: nn.Module, inputs: Mapping[str, Any]) -> _Group:
+        """The calls that this one goes on with, or a new group of them."""
+        group = self.group
+        if group is not None and group.module is module and (self.layout is not None or _goes_on(inputs)):
+            return group
+        if group is not None:
+            self.samples = max(self.samples, group.next_sample)
+        self.group = group = _Group(self, module, self.root_of(module), self.calls, self.samples)
+        return group
+
+    def _write_call(self, group: _Group, local: int, root: int, kept: dict[str, Tensor], output: Any) -> None:
+        numbers = self.writer.coordinates(group.recorder.table, group.base)
+        tensors: dict[str, Tensor] = {f"input.{name}": value for name, value in kept.items()}
+        for stream, coordinates in group.layout.calls[local].items():
+            ids = group.recorder.table.slots(local, stream)
+            assert ids is not None
+            tensors[f"layout.{stream}.sample"] = coordinates.sample
+            tensors[f"layout.{stream}.position"] = coordinates.position
+            tensors[f"layout.{stream}.ids"] = torch.from_numpy(numbers[ids])
+        left_out: dict[str, str] = {}
+        room = KEPT_BYTES
+        results = results_of(output)
+        for name, value in results.items():
+            if value.nbytes > room:
+                left_out[name] = f"{value.nbytes:,} bytes, of which digests alone were kept"
+                continue
+            room -= value.nbytes
+            tensors[f"result.{name}"] = value
+            label = group.recorder.label_of_result(value, local)
+            if label is not None:
+                tensors[f"label.{name}.q"] = torch.from_numpy(numbers[label.q])
+                if label.k is not None:
+                    tensors[f"label.{name}.k"] = torch.from_numpy(numbers[label.k])
+        about = {
+            "root": root, "inputs": {n: [str(v.dtype), list(v.shape)] for n, v in kept.items()},
+            "results": list(results), "left_out": left_out, "rows": self.writer.rows,
+            "lengths": sorted(group.recorder.trace.lengths[local]),
+        }  # fmt: skip
+        self.writer.call(group.base + local, tensors, about)
+
+    def close(self, *, complete: bool) -> None:
+        self.closed = True
+        if complete and self.layout is not None and self.calls < len(self.layout.calls):
+            complete = False
+        self.writer.manifest["calls"] = self.calls
+        self.writer.close(complete=complete)
+
+
+class _Group:
+    """Calls that go on with the same rows, and the one recorder of them.
+
+    Attributes:
+        base: the index in the trace of its first call.
+        first: the number of its first sample.
+    """
+
+    def __init__(self, recording: _Recording, module: nn.Module, root: int, base: int, first: int) -> None:
+        self.recording, self.module, self.root = recording, module, root
+        self.base, self.first = base, first
+        self.seen: list[dict[str, Any]] = []
+        self.layout = Layout([])
+        table = CoordinateTable(self.layout)
+        watcher = _Keeper(self) if recording.values else None
+        self.recorder = _Streaming(self, Labels(table), watcher)
+        self.observation = Observation(self.recorder)
+        self.row_base = recording.writer.rows
+
+    @property
+    def next_sample(self) -> int:
+        """The number of the first sample that none of its calls has."""
+        return max([self.first, *(s + 1 for s in self.layout.samples)])
+
+    def add(self, inputs: Mapping[str, Any]) -> int:
+        """One more call; returns its index in the group."""
+        given = self.recording.layout
+        index = len(self.layout.calls)
+        if given is not None:
+            if self.base + index >= len(given.calls):
+                raise LayoutError(
+                    f"a layout of {len(given.calls)} calls, and one more call",
+                    "an entry for each call of a model",
+                )
+            entry = given.calls[self.base + index]
+            names = given.names
+        else:
+            self.seen.append({name: _shape_of(value) for name, value in inputs.items()})
+            entry = {
+                stream: _from(c, self.first) for stream, c in Layout.read(self.seen).calls[index].items()
+            }
+            names = {}
+        self.layout = Layout([*self.layout.calls, entry], names)
+        self.recorder.table.grow(self.layout)
+        return index
+
+
+class _Streaming(Recorder):
+    """A recorder that writes what it has digests of, and keeps none of it."""
+
+    def __init__(self, group: _Group, labels: Labels, watcher: _Keeper | None) -> None:
+        self.group = group
+        self.written = 0
+        super().__init__(group.layout, group.module, labels=labels, watcher=watcher)
+
+    def collect(self) -> None:
+        """The digests of all rows so far are there."""
+        tape, writer, base = self.tape, self.group.recording.writer, self.group.base
+        digests, first = tape.batch.results(), self.written
+        tape.batch = digest.Batch()
+        opened = dict(tape.opened)
+        computed = {row: (treatment, tensors) for row, treatment, tensors in tape.computed}
+        tape.opened.clear()
+        tape.computed.clear()
+        numbers = writer.coordinates(self.table, base)
+        slot = 0
+        for index in range(first, len(self.trace.rows)):
+            op, call, form, back, slots = self.trace.rows[index]
+            found: tuple[Any, Any] = (None, None)
+            if index in opened:
+                treatment = opened[index]
+                found = collect(treatment.cut, form.shape, [digests[slot + 1], digests[slot]])
+            elif index in computed:
+                treatment, tensors = computed[index]
+                found = collect(treatment.cut, form.shape, [t.cpu().numpy() for t in tensors])
+            elif slots:
+                found = digests[slot], None
+            slot += slots
+            flat = [None if part is None else part.reshape(-1) for part in found]
+            writer.row(
+                op=writer.op(op, self.group.root), call=base + call, form=writer.form(form, numbers), back=back,
+                reason=self.trace.skipped.pop(index, ""), digests=flat[0], flat=flat[1],
+            )  # fmt: skip
+        self.written = len(self.trace.rows)
+
+
+class _Keeper:
+    """Keeps the values of the ops that were asked for."""
+
+    entrances_only: ClassVar[bool] = False
+
+    def __init__(self, group: _Group) -> None:
+        self.group = group
+
+    def edits(self, key: tuple[str, str, str]) -> bool:  # noqa: ARG002 - the interface of watchers
+        return False
+
+    def edit(
+        self,
+        recorder: Recorder,
+        key: Any,
+        nth: int,
+        output: int,
+        value: Tensor,
+        label: Label | None,  # noqa: ARG002
+    ) -> Tensor | None:
+        return None
+
+    def saw(
+        self,
+        recorder: Recorder,
+        event: int,
+        value: Tensor,
+        label: Label | None,
+        inputs: list[int],  # noqa: ARG002
+    ) -> None:
+        recording = self.group.recording
+        op = recorder.trace.rows[event][0]
+        names = op.name, op.module or "(model)"
+        if not any(fnmatchcase(name, pattern) for name in names for pattern in recording.values):
+            return
+        numbers = recording.writer.coordinates(recorder.table, self.group.base)
+        tensors = {"value": value}
+        if label is not None:
+            tensors["q"] = torch.from_numpy(numbers[label.q])
+            if label.k is not None:
+                tensors["k"] = torch.from_numpy(numbers[label.k])
+        recording.writer.value(self.group.row_base + event, tensors)
+
+
+# ---------------------------------------------------------------------- inputs
+
+
+def _named(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+    """What goes into a module by the names of its parameters."""
+    try:
+        signature = inspect.signature(module.forward)
+        bound = signature.bind(*args, **kwargs)
+    except (TypeError, ValueError):
+        return {**{str(i): value for i, value in enumerate(args)}, **kwargs}
+    named: dict[str, Any] = {}
+    for name, value in bound.arguments.items():
+        kind = signature.parameters[name].kind
+        if kind is inspect.Parameter.VAR_POSITIONAL:
+            named.update({f"{name}[{i}]": item for i, item in enumerate(value)})
+        elif kind is inspect.Parameter.VAR_KEYWORD:
+            named.update(value)
+        else:
+            named[name] = value
+    return named
+
+
+def _kept(inputs: Mapping[str, Any]) -> dict[str, Tensor]:
+    """Copies of the inputs that rows are paired by, before the model can write to them."""
+    room, kept = KEPT_BYTES, dict[str, Tensor]()
+    for name, value in inputs.items():
+        if (
+            isinstance(value, Tensor)
+            and value.layout == torch.strided
+            and not value.is_nested
+            and value.nbytes <= room
+        ):
+            room -= value.nbytes
+            kept[name] = value.detach().cpu().clone()
+    return kept
+
+
+def _shape_of(value: Any) -> Any:
+    """All that layouts are read from: whole numbers as they are, of others the shape."""
+    if (
+        not isinstance(value, Tensor)
+        or value.is_nested
+        or not (value.is_floating_point() or value.is_complex())
+    ):
+        return value.detach().clone() if isinstance(value, Tensor) and not value.is_nested else value
+    return torch.zeros((), dtype=value.dtype).expand(value.shape)
+
+
+def _goes_on(inputs: Mapping[str, Any]) -> bool:
+    """Whether a call is given a cache that holds tokens."""
+    for name in _CACHES:
+        cache = inputs.get(name)
+        if cache is None:
+            continue
+        length = getattr(cache, "get_seq_length", None)
+        if callable(length):
+            try:
+                return int(length()) > 0  # pyright: ignore[reportArgumentType]
+            except (TypeError, ValueError, IndexError):
+                pass
+        return any(bool((t != 0).any()) for t in tensors_in(cache) if t.numel() and not t.is_meta)
+    return False
+
+
+def _from(coordinates: Coordinates, first: int) -> Coordinates:
+    sample = coordinates.sample
+    return Coordinates(torch.where(sample >= 0, sample + first, sample), coordinates.position)
+
+
+# ---------------------------------------------------------------------- what ran
+
+
+def _models(roots: Sequence[nn.Module]) -> list[dict[str, Any]]:
+    """Of each model its class, its configuration, and the path that its modules' paths begin with."""
+    paths = [{id(module): path for path, module in walk(root)} for root in roots]
+    found: list[dict[str, Any]] = []
+    tops = 0
+    for number, root in enumerate(roots):
+        prefix = next((p[id(root)] for i, p in enumerate(paths) if i != number and id(root) in p), None)
+        if prefix is None:
+            prefix = f"{type(root).__name__}#{tops}" if tops else ""
+            tops += 1
+        parameter = next(root.parameters(), None)
+        config = getattr(root, "config", None)
+        plain = {} if config is None or not hasattr(config, "to_dict") else config.to_dict()
+        found.append(
+            {
+                "class": type(root).__qualname__, "prefix": prefix,
+                "dtype": str(parameter.dtype).removeprefix("torch.") if parameter is not None else None,
+                "device": str(parameter.device) if parameter is not None else "cpu",
+                "attention": getattr(config, "_attn_implementation", None),
+                "configuration": {str(k): v if isinstance(v, (int, float, str, bool)) else repr(v) for k, v in plain.items()},
+            }
+        )  # fmt: skip
+    return found
+
+
+def _settings() -> dict[str, Any]:
+    """Settings that results depend on."""
+    found: dict[str, Any] = {
+        "threads": torch.get_num_threads(),
+        "deterministic": torch.are_deterministic_algorithms_enabled(),
+        "float32_matmul_precision": torch.get_float32_matmul_precision(),
+        "cpu": torch.backends.cpu.get_cpu_capability(),
+        "machine": platform.machine(),
+    }
+    if torch.cuda.is_available():
+        found["gpu"] = torch.cuda.get_device_name()
+    return found

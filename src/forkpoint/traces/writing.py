@@ -1,0 +1,231 @@
+"""Writing a trace as it goes: whatever is on disk can be read, also if the process is killed at this moment."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Generator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+from safetensors.torch import save
+from torch import Tensor, nn
+
+from forkpoint.capture import digest
+from forkpoint.capture.coordinates import NONE, CoordinateTable
+from forkpoint.capture.trace import WHOLE, Cells, Form, Op
+from forkpoint.errors import CaptureError, InputError
+from forkpoint.support.files import write_json
+from forkpoint.support.readable import why_unreadable
+from forkpoint.traces.schema import CALLS, FORMAT, MANIFEST, TABLES, VALUES, VERSION
+
+BATCH_ROWS, BATCH_DIGESTS = 1 << 12, 1 << 18
+"""So many rows, or digests, are written in one go."""
+
+
+class Writer:
+    """Writes the folder of one trace.
+
+    Args:
+        folder: a folder that does not exist, or is empty.
+
+    Raises:
+        InputError: there is something already, or the folder can't be made.
+    """
+
+    def __init__(self, folder: Path, manifest: dict[str, Any]) -> None:
+        self.folder = folder
+        self.manifest = {"format": FORMAT, "version": VERSION, "complete": False, **manifest}
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            if any(folder.iterdir()):
+                raise InputError(
+                    f"{folder}, where there is something already", "a folder that is new or empty"
+                )
+            (folder / CALLS).mkdir()
+            self._streams = {
+                name: pa.ipc.new_stream(pa.OSFile(str(folder / f"{name}.arrow"), "wb"), columns)
+                for name, columns in TABLES.items()
+            }
+        except OSError as error:
+            raise InputError(
+                f"{folder}: {error.strerror or error}", "a folder that can be written"
+            ) from error
+        self._waiting: dict[str, list[dict[str, Any]]] = {name: [] for name in TABLES}
+        self._digests = 0
+        self._ops: dict[Any, int] = {}
+        self._forms: dict[Any, int] = {}
+        self._coordinates: dict[Any, int] = {}
+        self._table: CoordinateTable | None = None
+        self._numbers: list[int] = []
+        self._seen: dict[int, tuple[Form, int]] = {}
+        self.rows = 0
+        self.save_manifest()
+
+    # ------------------------------------------------------------------ what rows refer to
+
+    def op(self, op: Op, root: int) -> int:
+        """The number of an op, written if it is new."""
+        key = root, op.key
+        number = self._ops.get(key)
+        if number is None:
+            number = self._ops[key] = len(self._ops)
+            plain = not op.is_boundary
+            self._add(
+                "ops", root=root, module=op.module, function=op.function, output=op.output, file=op.site.file,
+                line=op.site.line, column=op.site.column, definition=op.site.function, chain=op.site.chain,
+                code=op.site.code if plain else "", variable=op.site.variable if plain else None,
+            )  # fmt: skip
+        return number
+
+    def coordinates(self, table: CoordinateTable, base: int) -> np.ndarray:
+        """The trace's own number of each of a table's ids, those that are new being written.
+
+        Args:
+            base: the index in the trace of the table's first call.
+        """
+        if table is not self._table:
+            self._table, self._numbers, self._seen = table, [], {}
+        numbers = self._numbers
+        for item in range(len(numbers), len(table.kinds)):
+            token, members, place = table.tokens[item], table.members[item], table.places[item]
+            mapped = sorted(numbers[member] for member in members)
+            key: Any = token or (
+                tuple(mapped) if mapped else "mixed" if item == table.mixed else (base, item)
+            )
+            number = self._coordinates.get(key)
+            if number is None:
+                number = self._coordinates[key] = len(self._coordinates)
+                stream, sample, position = token or (None, -1, -1)
+                row, at, columns = place
+                self._add(
+                    "coordinates", kind=table.kinds[item], stream=stream, sample=sample, position=position,
+                    members=mapped, row=row, place=at + (base << 32) if at >= 0 else at, columns=columns,
+                )  # fmt: skip
+            numbers.append(number)
+        return np.asarray([*numbers, WHOLE, NONE], dtype=np.int32)  # the last two are for themselves
+
+    def form(self, form: Form, numbers: np.ndarray) -> int:
+        """The number of a form, written if it is new.
+
+        Args:
+            numbers: what `coordinates` gave for the table of its ids.
+        """
+        known = self._seen.get(id(form))
+        if known is None:
+            known = self._seen[id(form)] = form, self._form(form, form.cells, numbers)
+        return known[1]
+
+    def _form(self, form: Form, cells: Cells, numbers: np.ndarray) -> int:
+        row: dict[str, Any] = {
+            "status": form.status, "shape": form.shape, "dtype": form.dtype, "floating": form.floating,
+            "reason": form.reason, "kind": cells.kind, "ids": numbers[cells.ids], "open_dims": cells.open_dims,
+            "open_sizes": cells.open_sizes, "row_dims": cells.row_dims,
+            "keys": None if cells.keys is None else cells.keys.reshape(-1),
+            "width": np.atleast_1d(np.asarray(form.width, dtype=np.int64)),
+        }  # fmt: skip
+        key = tuple(value.tobytes() if isinstance(value, np.ndarray) else value for value in row.values())
+        number = self._forms.get(key)
+        if number is None:
+            number = self._forms[key] = len(self._forms)
+            self._add("forms", **row)
+        return number
+
+    # ------------------------------------------------------------------ rows
+
+    def row(self, *, op: int, call: int, form: int, back: int, reason: str, digests: Any, flat: Any) -> None:
+        """One value that went by."""
+        self._waiting["rows"].append(
+            {"op": op, "call": call, "form": form, "back": back, "reason": reason, "digests": digests, "flat": flat}
+        )  # fmt: skip
+        self.rows += 1
+        self._digests += 0 if digests is None else len(digests)
+        if len(self._waiting["rows"]) >= BATCH_ROWS or self._digests >= BATCH_DIGESTS:
+            self.flush()
+
+    def weights(self, root: int, model: nn.Module) -> None:
+        """The digests of a model's parameters and buffers."""
+        named = [("parameter", *one) for one in model.named_parameters()]
+        named += [("buffer", *one) for one in model.named_buffers()]
+        for kind, name, value in named:
+            plain = value.detach()
+            found = None
+            if not (why_unreadable(plain) or plain.is_quantized or plain.layout != torch.strided):
+                rows = digest.rows(plain[None] if plain.dim() == 0 else plain, (0,))
+                found = rows.cpu().numpy()
+            self._add(
+                "weights", root=root, name=name, kind=kind, shape=list(value.shape),
+                dtype=str(value.dtype).removeprefix("torch."), digests=found,
+            )  # fmt: skip
+        self.flush()
+
+    def _add(self, table: str, **row: Any) -> None:
+        self._waiting[table].append(row)
+
+    def flush(self) -> None:
+        """Write what waits, rows last."""
+        for name in sorted(TABLES, key="rows".__eq__):
+            waiting = self._waiting[name]
+            if waiting:
+                columns = TABLES[name]
+                arrays = [pa.array([row[f.name] for row in waiting], f.type) for f in columns]
+                with self._one_line():
+                    self._streams[name].write_batch(pa.record_batch(arrays, schema=columns))
+                waiting.clear()
+        self._digests = 0
+
+    # ------------------------------------------------------------------ files of their own
+
+    def call(self, index: int, tensors: dict[str, Tensor], about: dict[str, Any]) -> None:
+        """What is known of one call; with what was written of its rows."""
+        self.flush()
+        self._save(Path(CALLS) / f"{index:06d}.safetensors", tensors, about)
+
+    def value(self, row: int, tensors: dict[str, Tensor]) -> None:
+        """A value that was asked for, and whose its elements are."""
+        (self.folder / VALUES).mkdir(exist_ok=True)
+        self._save(Path(VALUES) / f"{row:09d}.safetensors", tensors, {})
+
+    def _save(self, name: Path, tensors: dict[str, Tensor], about: dict[str, Any]) -> None:
+        plain = {key: value.detach().cpu().contiguous().clone() for key, value in tensors.items()}
+        data = save(plain, metadata={"about": json.dumps(about)})
+        target = self.folder / name
+        with self._one_line():
+            unfinished = target.with_suffix(".unfinished")
+            try:
+                unfinished.write_bytes(data)
+                os.replace(unfinished, target)
+            except OSError:
+                with suppress(OSError):
+                    unfinished.unlink()
+                raise
+
+    def save_manifest(self) -> None:
+        write_json(self.folder / MANIFEST, self.manifest)
+
+    def close(self, *, complete: bool) -> None:
+        """The recording is over."""
+        try:
+            self.flush()
+        finally:
+            for stream in self._streams.values():
+                with suppress(OSError, pa.ArrowException):
+                    stream.close()
+        self.manifest.update(complete=complete, rows=self.rows)
+        self.save_manifest()
+
+    @contextmanager
+    def _one_line(self) -> Generator[None]:
+        """What the system says of a file, as one line that names the folder."""
+        try:
+            yield
+        except (OSError, pa.ArrowException) as error:
+            said = getattr(error, "strerror", None) or str(error)
+            raise CaptureError(
+                f"the trace can't be written to {self.folder}: {said}", "room and permission to write",
+                "what was written before can be read",
+            ) from error  # fmt: skip
