@@ -245,7 +245,9 @@ def _of_inputs(session: Session) -> Check:
         if row.status == "differs" and not states_layout(name):
             ids = "token_ids" if name in ("input_ids", "decoder_input_ids") else None
             mechanism = "labels" if name.endswith("labels") else ids
-            text = f"input {name} differs at {row.differing} of {row.compared} coordinates that both runs have"
+            text = (
+                f"input {name} differs at {row.differing} of {row.compared} coordinates that both runs have"
+            )
             return ProbeResult("inputs", "differs", float(row.differing), text), mechanism
     if not compared:
         return ProbeResult("inputs", "unknown", None, "no input could be compared"), None

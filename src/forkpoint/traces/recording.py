@@ -302,15 +302,7 @@ class _Keeper:
     def edits(self, key: tuple[str, str, str]) -> bool:  # noqa: ARG002 - the interface of watchers
         return False
 
-    def edit(
-        self,
-        recorder: Recorder,
-        key: Any,
-        nth: int,
-        output: int,
-        value: Tensor,
-        label: Label | None,  # noqa: ARG002
-    ) -> Tensor | None:
+    def edit(self, *_: Any, **__: Any) -> Tensor | None:
         return None
 
     def saw(
