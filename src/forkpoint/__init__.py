@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from forkpoint.questions.compiled import compiled
     from forkpoint.questions.device import device
     from forkpoint.questions.dtype import autocast, dtype
+    from forkpoint.questions.embed import embed
     from forkpoint.questions.factors import factors
     from forkpoint.questions.generate import generate
     from forkpoint.questions.packed import packed
@@ -80,6 +81,7 @@ __all__ = [
     "compiled",
     "device",
     "dtype",
+    "embed",
     "factors",
     "generate",
     "load",
@@ -114,6 +116,7 @@ _MODULES = {
     "compiled": "forkpoint.questions.compiled",
     "device": "forkpoint.questions.device",
     "dtype": "forkpoint.questions.dtype",
+    "embed": "forkpoint.questions.embed",
     "factors": "forkpoint.questions.factors",
     "generate": "forkpoint.questions.generate",
     "load": "forkpoint.models",

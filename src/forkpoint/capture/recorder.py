@@ -757,6 +757,14 @@ class Recorder:
             return None
         return self.labels.make(ids.reshape(ids.shape + (1,) * (value.dim() - ids.ndim)))
 
+    def label_by_columns(self, value: Tensor, call: int) -> Label | None:
+        """The label of a value with an entry for each column of each of a call's rows; None where it has another size."""
+        slots = self.table.slots(call, DECODER)
+        slots = self.table.slots(call, MAIN) if slots is None else slots
+        if slots is None or slots.ndim != 2 or value.dim() < 3 or tuple(value.shape[:2]) != slots.shape:
+            return None
+        return self.labels.make(slots.reshape(slots.shape + (1,) * (value.dim() - 2)))
+
     def _is_of_other_stream(self, label: Label | None, stream: str) -> bool:
         """Whether a label is of tokens that go into the other part of an encoder-decoder."""
         held = () if label is None else np.unique(label.q).tolist()

@@ -5,6 +5,7 @@ from typing import Annotated
 import typer
 
 from forkpoint import __version__
+from forkpoint.cli.embed import embed
 from forkpoint.cli.factors import factors
 from forkpoint.cli.generate import generate
 from forkpoint.cli.questions import COMMANDS
@@ -26,6 +27,7 @@ for _name, (_command, _example) in COMMANDS.items():
     app.command(_name, epilog=f"Example: {_example}")(_command)
 app.command(epilog="Example: forkpoint factors demo -p 'Hello there' --pad-to 50")(factors)
 app.command(epilog="Example: forkpoint generate demo -p 'Hello there' --against no-cache")(generate)
+app.command(epilog="Example: forkpoint embed ./my-model --texts texts.txt --batch-size 1,32")(embed)
 app.command()(replay)
 app.command()(script)
 app.command(epilog="Example: forkpoint report result.json")(report)

@@ -147,8 +147,8 @@ def read_size(given: str | None) -> int | None:
     return None if given is None else parse_size(given, "--max-memory")
 
 
-def read_prompts(given: list[str] | None, file: Path | None) -> list[str]:
-    """The prompts given one by one, then those of the file, one a line without blank lines.
+def read_prompts(given: list[str] | None, file: Path | None, option: str = "--prompts") -> list[str]:
+    """The prompts given one by one, then those of the file that an option names, one a line without blank lines.
 
     Raises:
         InputError: there is no prompt, or the file can't be read.
@@ -159,13 +159,14 @@ def read_prompts(given: list[str] | None, file: Path | None) -> list[str]:
             with file.open("rb") as opened:
                 data = opened.read(MAX_PROMPTS + 1)
             if len(data) > MAX_PROMPTS:  # /dev/zero, for one, has no end
-                raise InputError(f"--prompts {file} has more than {MAX_PROMPTS:,} bytes", "prompts")
+                raise InputError(f"{option} {file} has more than {MAX_PROMPTS:,} bytes", "prompts")
             lines = data.decode().splitlines()
         except (OSError, ValueError) as error:
             raise InputError(
-                f"--prompts {file} can't be read: {error}", "a UTF-8 file with one prompt a line"
+                f"{option} {file} can't be read: {error}", "a UTF-8 file with one prompt a line"
             ) from None
         prompts += [line for line in lines if line.strip()]
     if not prompts:
-        raise InputError("no prompt", "-p PROMPT or --prompts FILE with a line in it")
+        expected = "-p PROMPT or --prompts FILE" if option == "--prompts" else f"{option} FILE"
+        raise InputError("no prompt", f"{expected} with a line in it")
     return prompts

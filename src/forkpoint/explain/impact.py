@@ -36,7 +36,7 @@ def measure(session: Session, compared: ResultComparison) -> Impact | None:
     gaps = part if part.nonfinite_a or part.nonfinite_b or worst is None else worst.gap
     found = Impact(
         None, None, None, gaps.max_abs, gaps.max_rel, None, None,
-        max(g.coordinates for g in floating or compared.gaps), (), "" if worst is None else worst.name,
+        _coordinates(floating or compared.gaps), (), "" if worst is None else worst.name,
         elements=part.elements, nonfinite_a=part.nonfinite_a, nonfinite_b=part.nonfinite_b,
         nonfinite_apart=part.apart, discrete_compared=compared.discrete_compared,
         discrete_differing=compared.discrete_differing,
@@ -47,6 +47,14 @@ def measure(session: Session, compared: ResultComparison) -> Impact | None:
             predictions=seen.predictions,
         )  # fmt: skip
     return _with_loss(found, session, compared, seen)
+
+
+def _coordinates(gaps: Sequence[ResultGap]) -> int:
+    """How many coordinates were compared, in all calls, of the result that has most."""
+    found: dict[str, set[int]] = {}
+    for g in gaps:
+        found.setdefault(g.result, set()).update(g.pairs.distinct.tolist())
+    return max(map(len, found.values()))
 
 
 def _worst(floating: Sequence[ResultGap], logits: list[ResultGap]) -> ResultGap | None:

@@ -157,7 +157,7 @@ class _Sides:
             Side(self.tables[0], shared.a, shared.sample_rows_a, run_a.run.layout.name),
             Side(self.tables[1], shared.b, shared.sample_rows_b, run_b.run.layout.name),
         )
-        self.by_size = run_a.recorder.label_by_size, run_b.recorder.label_by_size
+        self.recorders = run_a.recorder, run_b.recorder
         self.names = list(dict.fromkeys(name for call in (*a, *b) for name in call))
         self.several = len(a) > 1 or len(b) > 1
 
@@ -172,15 +172,18 @@ class _Sides:
             return [together], ""
         met: list[ResultGap] = []
         reason = "no call returns it in both runs"
-        for index_a, (value_a, label_a) in returned[0].items():
-            for index_b, (value_b, label_b) in returned[1].items():
+        for index_a, (value_a, _) in returned[0].items():
+            for index_b, (value_b, _) in returned[1].items():
                 if len(self.a) == len(self.b) and index_a != index_b:
                     continue
                 rest = self.same_layout and index_a == index_b
-                pairs = pair_elements(value_a, label_a, value_b, label_b, self.shared, rest=rest)
-                if label_a is None and label_b is None and (self.one_run or not len(pairs)):
-                    rows_a, rows_b = self.by_size[0](value_a, index_a), self.by_size[1](value_b, index_b)
-                    pairs = pair_elements(value_a, rows_a, value_b, rows_b, self.shared)
+                columns = self._by_columns(*returned, index_a, index_b)
+                pairs = pair_elements(value_a, columns[0], value_b, columns[1], self.shared, rest=rest)
+                if columns == (None, None) and (self.one_run or not len(pairs)):
+                    pairs = pair_elements(
+                        value_a, self.recorders[0].label_by_size(value_a, index_a),
+                        value_b, self.recorders[1].label_by_size(value_b, index_b), self.shared,
+                    )  # fmt: skip
                 if not len(pairs):
                     empty = not value_a.numel() and not value_b.numel()
                     reason = "" if empty else pairs.reason
@@ -189,6 +192,19 @@ class _Sides:
                 count = len(pairs.distinct)
                 met.append(ResultGap(title, value_a, value_b, pairs, gap(value_a, value_b, pairs), count))
         return met, reason
+
+    def _by_columns(
+        self, a: dict[int, Labelled], b: dict[int, Labelled], index_a: int, index_b: int
+    ) -> tuple[Label | None, Label | None]:
+        """The labels of a result in two calls; where it has none, as of NumPy, those of its size if it has columns in both."""
+        (value_a, label_a), (value_b, label_b) = a[index_a], b[index_b]
+        if label_a is not None or label_b is not None:
+            return label_a, label_b
+        found = (
+            self.recorders[0].label_by_columns(value_a, index_a),
+            self.recorders[1].label_by_columns(value_b, index_b),
+        )
+        return (None, None) if None in found else found
 
     def displaced(self, name: str) -> Displaced | None:
         """Whether what both runs have lies elsewhere in one of them, relative to their layouts."""

@@ -21,3 +21,6 @@ Backend = Literal["eager", "aot_eager", "inductor"]
 
 Generating = Literal["batch", "no-cache"]
 """Another way to generate: in a batch with others, or without a cache."""
+
+Pooling = Literal["mean", "cls"]
+"""How an encoder's tokens become one vector: their mean, or the first of them."""
