@@ -46,6 +46,7 @@ if TYPE_CHECKING:
     from forkpoint.result import Divergence, Impact, ProbeResult, Result, Verdict, VerdictKind
     from forkpoint.runs.layout import Coordinates, Layout
     from forkpoint.runs.run import Run
+    from forkpoint.screening import Screening, logprobs
     from forkpoint.traces import compare_traces, record
 
 __version__ = "0.1.0"
@@ -68,6 +69,7 @@ __all__ = [
     "Result",
     "Run",
     "SceneError",
+    "Screening",
     "Verdict",
     "VerdictKind",
     "__version__",
@@ -85,6 +87,7 @@ __all__ = [
     "factors",
     "generate",
     "load",
+    "logprobs",
     "packed",
     "padding",
     "quantize",
@@ -104,6 +107,7 @@ _MODULES = {
     "ProbeResult": "forkpoint.result",
     "Result": "forkpoint.result",
     "Run": "forkpoint.runs.run",
+    "Screening": "forkpoint.screening",
     "Verdict": "forkpoint.result",
     "VerdictKind": "forkpoint.result",
     "attention": "forkpoint.questions.attention",
@@ -120,6 +124,7 @@ _MODULES = {
     "factors": "forkpoint.questions.factors",
     "generate": "forkpoint.questions.generate",
     "load": "forkpoint.models",
+    "logprobs": "forkpoint.screening",
     "packed": "forkpoint.questions.packed",
     "padding": "forkpoint.questions.padding",
     "quantize": "forkpoint.questions.quantize",

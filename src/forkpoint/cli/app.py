@@ -8,6 +8,7 @@ from forkpoint import __version__
 from forkpoint.cli.embed import embed
 from forkpoint.cli.factors import factors
 from forkpoint.cli.generate import generate
+from forkpoint.cli.logprobs import logprobs
 from forkpoint.cli.questions import COMMANDS
 from forkpoint.cli.replay import replay
 from forkpoint.cli.report import report
@@ -36,6 +37,7 @@ app.command(
     context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False},
 )(record)
 app.command(epilog="Example: forkpoint compare trace-a trace-b")(compare)
+app.command(epilog="Example: forkpoint logprobs trainer.jsonl engine.jsonl")(logprobs)
 
 
 @app.callback(invoke_without_command=True)

@@ -420,9 +420,59 @@ PHRASES: dict[str, str] = {
     "page.reproduce.replay": "不用模型，单独重复该算子",
     "page.reproduce.script": "写成只需要 torch 与 safetensors 的脚本",
     "page.made": "由 forkpoint {version} 生成",
+    "screening.identical": "完全相同",
+    "screening.rounding": "舍入",
+    "screening.temperature": "只有一方用了温度",
+    "screening.top_p": "只有一方用了 top-p",
+    "screening.top_k": "只有一方裁剪了词表",
+    "screening.shifted": "位置错开",
+    "screening.tokenisation": "词元不同",
+    "screening.other_weights": "不是舍入：权重陈旧或不同，或函数不同",
+    "screening.unknown": "未知",
+    "screening.gap": "差距",
+    "screening.gaps": "平均 {mean} 奈特，最大 {most}",
+    "screening.ratio": "p(B) / p(A) 之比",
+    "screening.logit": "以 logit 计",
+    "screening.kept": "保留的",
+    "screening.out": "被排除的",
+    "screening.out.figures": "仅 B 排除 {a} 个词元，仅 A 排除 {b} 个",
+    "screening.compared": "{sequences} 个序列的 {tokens} 个对数概率",
+    "screening.cost": "逐个词元",
+    "screening.tried": "试过的",
 }
 
 SENTENCES: dict[str, str] = {
+    # 对数概率
+    "the log-probabilities are the same, bit for bit": "对数概率逐位相同",
+    "no token has a log-probability in both": "没有词元在两边都有对数概率",
+    "the token ids differ in {n} of {m} sequences, first in sequence {sequence} at token {token}": "{m} 个序列中有 {n} 个的词元编号不同，"
+    "首先是序列 {sequence} 的词元 {token}",
+    "log-probabilities of other tokens can't be compared": "不同词元的对数概率无法比较",
+    "no shift by up to 4 positions brings the lists together": "错开至多 4 个位置都不能使两边一致",
+    "no side spreads its probabilities over a part of the vocabulary": "没有一方把概率分摊到词表的一部分",
+    "no temperature fits the odds of all tokens": "没有一个温度符合所有词元的几率",
+    "the log-probabilities of B are those of A, {n} positions later": "B 的对数概率就是 A 的，晚 {n} 个位置",
+    "the log-probabilities of B are those of A, {n} positions earlier": "B 的对数概率就是 A 的，早 {n} 个位置",
+    "the median gap is {a} nats as they are, {b} when moved": "差距的中位数原样为 {a} 奈特，错开后为 {b}",
+    "only {run}'s probabilities are spread over a top-p of {p}: {share} % are kept in the mean": "只有 {run} 的概率分摊到 top-p {p} "
+    "之内：平均保留 {share} %",
+    "only {run}'s probabilities are spread over a part of the vocabulary, by top-k or another cut that is no top-p: {share} % are "
+    "kept in the mean": "只有 {run} 的概率分摊到词表的一部分，是 top-k 或别的裁剪而不是 top-p：平均保留 {share} %",
+    "{n} of {m} tokens gain, {lost} lose beyond {gap} nats": "{m} 个词元中有 {n} 个增大，{lost} 个减小超过 {gap} 奈特",
+    "one p fits the kept shares of all tokens": "有一个 p 符合所有词元保留的份额",
+    "no top-p fits the kept shares of all tokens": "没有 top-p 符合所有词元保留的份额",
+    "B's log-probabilities are those of A at a temperature of about {t} in place of 1 (or A's those of B at {s})": "B 的对数概率是 A 在"
+    "温度约 {t} 而不是 1 时的（或者 A 的是 B 在 {s} 时的）",
+    "the odds of {n} likely and {m} unlikely tokens fit one power, {p}": "{n} 个可能和 {m} 个不太可能的词元的几率符合同一个幂 {p}",
+    "the gap grows with the log-probability (correlation {r}), as a temperature makes it": "差距随对数概率增长（相关系数 {r}），"
+    "正如温度所致",
+    "{n} tokens are ruled out on one side, and no known cut explains the others": "有 {n} 个词元被一方排除，而没有已知的裁剪能解释"
+    "其余的",
+    "the gap is of the size that rounding in {dtype} makes: {size} of a logit; weights that differ by as little can't be told from "
+    "that": "差距是 {dtype} 舍入所致的大小：一个 logit 的 {size}；相差这么小的权重无法与之区分",
+    "{n} tokens are too few to tell the cause of a gap of {size} of a logit": "{n} 个词元太少，无法判断差距（一个 logit 的 {size}）的原因",
+    "the gap is {size} of a logit, {n} times the epsilon of {dtype}: the engines compute something else, as with stale weights": "差距是"
+    "一个 logit 的 {size}，即 {dtype} 机器精度的 {n} 倍：两个引擎算的不是同一个东西，例如权重陈旧",
     # 磁盘上的记录
     "the recording of run {name} did not come to its end: compared as far as it was written": "运行 {name} 的记录没有写完："
     "只比较已写下的部分",

@@ -1,0 +1,40 @@
+"""`forkpoint logprobs`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from forkpoint.cli import options
+from forkpoint.support.files import check_writable
+
+A = Annotated[Path, typer.Argument(metavar="A.jsonl", help="What one engine recorded.", show_default=False)]
+B = Annotated[Path, typer.Argument(metavar="B.jsonl", help="What the other did.", show_default=False)]
+Narrowest = Annotated[
+    str, typer.Option(help="The narrowest that either engine computes in: float32, float16 or bfloat16.")
+]
+
+
+def logprobs(
+    a: A, b: B, dtype: Narrowest = "bfloat16", json: options.Json = None, lang: options.Language = "en"
+) -> None:
+    """Tell from recorded log-probabilities alone how two engines differ: temperature, top-p, shifted positions, other weights.
+
+    Each file has one JSON object a line, with token_ids and logprobs of one sequence.
+
+    Exit status: 0 if nothing but rounding is seen, 1 if there is another cause, 3 if it can't be told.
+    """
+    if json is not None:
+        check_writable(json)
+    from rich.console import Console
+
+    import forkpoint as fp
+    from forkpoint.report.screening import render_screening
+
+    found = fp.logprobs(a, b, dtype=dtype)
+    render_screening(found, Console(), lang=lang)
+    if json is not None:
+        found.to_json(json)
+    raise typer.Exit(0 if found.agrees else 3 if found.cause == "unknown" else 1)
