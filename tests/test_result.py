@@ -58,7 +58,7 @@ def test_check_fails_for_what_is_not_allowed(result, allow, fails):
     first, _, rest = str(caught.value).partition("\n\n")
     assert first.startswith(repr(result))
     assert first.endswith("is allowed")
-    assert "Evidence" not in rest
+    assert "Evidence\n" not in rest
     assert max(map(len, rest.splitlines())) <= 80
 
 

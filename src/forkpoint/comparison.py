@@ -15,6 +15,7 @@ from forkpoint.runs.batches import paired
 from forkpoint.runs.contents import noted_once
 from forkpoint.runs.run import Run
 from forkpoint.support.background import importing
+from forkpoint.support.called import says_call
 from forkpoint.support.memory import Memory
 from forkpoint.support.progress import SILENT, Progress
 from forkpoint.support.restoring import alone, by_itself, restored
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from forkpoint.result import Result
 
 
+@says_call
 @alone
 @restored
 @by_itself

@@ -18,7 +18,7 @@ from forkpoint import scene
 from forkpoint.errors import SceneError
 from forkpoint.explain import drift, impact
 from forkpoint.explain.arguments import compare_configurations
-from forkpoint.explain.columns import input_rows
+from forkpoint.explain.columns import input_digest, input_rows
 from forkpoint.explain.locate import Located, Tokens, locate
 from forkpoint.explain.replaced import replaced_modules
 from forkpoint.explain.results import ResultComparison, compare_results
@@ -234,7 +234,18 @@ def _summary(traced: Traced, default: str, text: Tokens) -> RunSummary:
         ops=len({op.key for op in traced.trace.ops if not op.is_boundary}),
         notes=traced.remarks,
         rows=input_rows(run, text),
+        model=_model_name(model),
+        digest=input_digest(run),
     )
+
+
+def _model_name(model: nn.Module | None) -> str:
+    """The class of a model, and the last part of what it was loaded from."""
+    if model is None:
+        return ""
+    loaded_from = getattr(getattr(model, "config", None), "_name_or_path", "")
+    last = Path(loaded_from).name if isinstance(loaded_from, str) else ""
+    return type(model).__name__ + (f" ({last})" if last else "")
 
 
 def _dtype(model: nn.Module | None, first: Tensor | None) -> str:

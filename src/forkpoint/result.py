@@ -346,6 +346,10 @@ class RunSummary:
     notes: tuple[str, ...] = ()
     rows: tuple[InputRow, ...] = ()
     """What goes in, token by token; of very many columns the first."""
+    model: str = ""
+    """Class of the model, and the last part of what it was loaded from: `LlamaForCausalLM (my-model)`."""
+    digest: str = ""
+    """The first 12 hex digits of a SHA-256 of the tensors that go in: what has no prompt is known by it."""
 
 
 @dataclass(frozen=True, repr=False)
@@ -378,6 +382,8 @@ class Result:
     """First integer or bool value that differs (masks, `arange`, routing); listed apart."""
     notes: tuple[str, ...] = ()
     versions: dict[str, str] = field(default_factory=dict[str, str])
+    call: str = ""
+    """How it was asked for: `fp.padding(model, tokenizer, prompts, pad_to=50)`, or the command without its prompts."""
     _fetch: Callable[..., Tensor] | None = field(default=None, repr=False, compare=False)
     _save: Callable[..., None] | None = field(default=None, repr=False, compare=False)
     _write: Callable[[Path, bool], None] | None = field(default=None, repr=False, compare=False)
@@ -432,6 +438,18 @@ class Result:
         Characters that can't be seen are escaped, so that it may be shown on a terminal.
         """
         write_json(Path(path), self.to_dict())
+
+    def to_text(self, *, details: bool = True, lang: str = "en", width: int = 80) -> str:
+        """The report as plain text.
+
+        Args:
+            details: all of it; False for the short one, which `print(result)` shows.
+            lang: `en` or `zh`.
+            width: cells of a line.
+        """
+        from forkpoint.report.terminal import to_text
+
+        return to_text(self, details=details, lang=lang, width=width)
 
     def to_html(self, path: str | Path, *, lang: str = "en") -> None:
         """Write the report as one file of HTML that asks nothing of a network.
@@ -492,7 +510,7 @@ class Result:
         if not self.allowed(allowed):
             from forkpoint.report.terminal import to_text
 
-            said = to_text(self, brief=True, width=80)
+            said = to_text(self, details=False, width=80)
             permitted = ", ".join(sorted(allowed | {"identical"}))
             raise DifferenceError(f"{self!r}, where {permitted} is allowed\n\n{said}")
 
@@ -560,4 +578,4 @@ class Result:
     def __str__(self) -> str:
         from forkpoint.report.terminal import to_text
 
-        return to_text(self)
+        return to_text(self, details=False, width=80)

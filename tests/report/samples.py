@@ -39,6 +39,8 @@ def run(name: str, columns: int, padding: int = 0, **changes: object) -> RunSumm
         device="cpu",
         attention="sdpa",
         ops=1671,
+        model="LlamaForCausalLM (smollm2)",
+        digest="6f1b0c2d9a3e",
     )
     return replace(summary, **changes)
 
@@ -254,7 +256,7 @@ def rounding() -> Result:
             NotCompared("model/arange", "masking_utils.py:720", "no token dimension", False),
             NotCompared("model/arange", "masking_utils.py:721", "no token dimension", False),
             NotCompared(
-                "model.rotary_emb/unsqueeze", "modeling_llama.py:111", "other numbers of dimensions", True
+                "model.rotary_emb/unsqueeze", "modeling_llama.py:111", "other sizes a coordinate", True
             ),
         ),
         drift=drift(),
@@ -262,6 +264,46 @@ def rounding() -> Result:
         first_integer=MASK,
         notes=(NO_PAD,),
         versions=VERSIONS,
+        call="fp.padding(model, tokenizer, prompts, pad_to=50)",
+    )
+
+
+def nondeterminism() -> Result:
+    """Dropout that was left on."""
+    again = "run A, made again, gives other bits; from the same random state it repeats itself"
+    return replace(
+        rounding(),
+        verdict=Verdict(
+            VerdictKind.NONDETERMINISM,
+            "random_state",
+            None,
+            again,
+            (ProbeResult("repeat", "differs", 0.25, again),),
+        ),
+        a=run("first time", 15),
+        b=run("second time", 15),
+        call="fp.repeat(model, tokenizer, prompts)",
+    )
+
+
+def undetermined() -> Result:
+    """A custom operator without a float64 form."""
+    return replace(
+        rounding(),
+        verdict=Verdict(
+            VerdictKind.UNDETERMINED,
+            None,
+            None,
+            "float64 could not be used for mylib.attention, and its gap could not be explained otherwise",
+            (
+                ProbeResult("repeat", "same", 0.0, "each run, made again, gives the same bits"),
+                ProbeResult("replay", "nothing", None, "the op has no float64 form to be measured against"),
+            ),
+            "Put plain torch functions in the place of custom operations, and compare again.",
+        ),
+        a=run("A", 15),
+        b=run("B", 50, 35),
+        call="fp.compare(a, b)",
     )
 
 
@@ -391,7 +433,7 @@ def semantic() -> Result:
             35,
             dtype="float32",
             attention=None,
-            notes=("No position ids are given.",),
+            notes=("compiled functions were traced as the Python that they were made from",),
         ),
         first=first,
         origin=origin,

@@ -12,7 +12,7 @@ import pytest
 from tests.report.test_gold import GOLD
 
 COMMAND = ("padding", "demo", "-p", "I've got a lovely bunch of coconuts do do do dooo", "--pad-to", "50",
-           "--dtype", "bfloat16")  # fmt: skip
+           "--dtype", "bfloat16", "--details")  # fmt: skip
 
 
 def section(report: str, title: str) -> str:

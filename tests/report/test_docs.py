@@ -70,8 +70,19 @@ def test_a_result_is_plain_json(case: str) -> None:
     assert json.loads(json.dumps(data, allow_nan=False)) == data
 
 
-def test_the_example_in_the_guide_is_a_report_of_this_version() -> None:
-    text = (DOCS / "reading-the-report.md").read_text(encoding="utf-8")
-    found = re.search(r"<!-- gold: (\S+) -->\n```text\n(.*?)```", text, re.DOTALL)
-    assert found is not None
-    assert found[2] == (GOLD / f"{found[1]}.txt").read_text(encoding="utf-8")
+EXAMPLES = [
+    (path.name, *found)
+    for path in (*sorted(DOCS.rglob("*.md")), *sorted(DOCS.parent.glob("*.md")))
+    for found in re.findall(
+        r"<!-- gold: (\S+) -->\n```text\n(.*?)```", path.read_text(encoding="utf-8"), re.DOTALL
+    )
+]
+
+
+def test_there_are_examples() -> None:
+    assert {page for page, _, _ in EXAMPLES} >= {"reading-the-report.md", "README.md"}
+
+
+@pytest.mark.parametrize(("page", "gold", "shown"), EXAMPLES)
+def test_what_a_page_shows_is_a_report_of_this_version(page: str, gold: str, shown: str) -> None:
+    assert shown == (GOLD / f"{gold}.txt").read_text(encoding="utf-8")

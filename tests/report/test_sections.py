@@ -381,15 +381,26 @@ def test_every_op_is_listed_under_its_module() -> None:
     text = said(result, "ops", every_op=True)
     assert len(text.splitlines()) > len(result.ops)
     assert "\nmodel.layers.3.self_attn\n" in text
-    row = "attn_output | scaled_dot_product_attention | sdpa_attention.py:168 | [1, 9, 15→50, 64] | bfloat16"
-    assert f"{row} | differs 7 of 15" in text
+    row = "scaled_dot_product_attention | attn_output | differs 7 of 15 | sdpa_attention.py:168"
+    assert f"{row} | [1, 9, 15→50, 64] | bfloat16" in text
     assert document(result).section("ops") is None
 
 
 def test_what_goes_into_a_module_is_listed_by_its_name() -> None:
     row = replace(samples.MASK, function="input:attention_mask", source="", code="", status="equal")
     text = said(replace(samples.rounding(), ops=(row,)), "ops", every_op=True)
-    assert "attention_mask | input |  | [1, 1, 50, 50] | bool | equal" in text
+    assert "input | attention_mask | equal |  | [1, 1, 50, 50] | bool" in text
+
+
+@pytest.mark.parametrize(
+    ("pattern", "number"),
+    [("layers.3.", 6), ("*/embedding", 1), ("attn_output", 30), ("sdpa_attention.py", 90), ("nothing", 0)],
+)
+def test_ops_are_listed_by_name_variable_and_place(pattern: str, number: int) -> None:
+    result = samples.rounding()
+    whole = document(result, every_op=True, matching=pattern)
+    text = plain_text(whole.section("ops"))
+    assert text.startswith(f"Every op  {number} of {len(result.ops)} like {pattern}")
 
 
 def test_an_op_that_ran_often_returns_several_and_could_not_be_compared() -> None:
@@ -403,9 +414,8 @@ def test_an_op_that_ran_often_returns_several_and_could_not_be_compared() -> Non
         shape_a=(3, 50),
     )
     text = said(replace(samples.rounding(), ops=(row,)), "ops", every_op=True)
-    assert text.endswith(
-        "le[1] | masking_utils.py:93 | [3, 50] → [1, 1, 50, 50] | bool → float32 | not compared ×8\n    no rule"
-    )
+    place = "masking_utils.py:93 | [3, 50] → [1, 1, 50, 50] | bool → float32"
+    assert text.endswith(f"le[1] |  | not compared ×8 | {place}\n    no rule")
     assert "No op was captured." in said(replace(samples.rounding(), ops=()), "ops", every_op=True)
 
 

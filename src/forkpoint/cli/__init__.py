@@ -8,6 +8,7 @@ import traceback
 from typing import TYPE_CHECKING, NoReturn
 
 from forkpoint.cli.app import app
+from forkpoint.cli.spoken import TYPED
 from forkpoint.errors import ForkpointError, is_out_of_memory
 from forkpoint.printable import printable
 
@@ -20,6 +21,7 @@ INTERRUPTED = 130
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Run a command; its exit status says what came out (`forkpoint.cli.outcome`), 2 that nothing did."""
+    TYPED.set(tuple(sys.argv[1:] if arguments is None else arguments))
     try:
         status = app(arguments, prog_name="forkpoint", standalone_mode=False)
     except KeyboardInterrupt:

@@ -62,10 +62,12 @@ def _shared(
     load_in_8bit: options.Int8 = False,
     trust_remote_code: options.TrustRemoteCode = False,
     max_memory: options.MaxMemory = None,
+    details: options.Details = False,
     ops: options.Ops = False,
+    op: options.Op = None,
     json: options.Json = None,
     html: options.Html = None,
-    lang: options.Language = "en",
+    lang: options.Language = options.LANGUAGE,
     scene_folder: scene.SceneFolder = None,
     no_probes: options.NoProbes = False,
 ) -> None:
@@ -106,7 +108,9 @@ def _answer(
     position_ids: str,
     chat_template: bool,
     max_memory: str | None,
+    details: bool,
     ops: bool,
+    op: str | None,
     json: Any,
     html: Any,
     lang: str,
@@ -140,7 +144,7 @@ def _answer(
             answers.append((text, ask(fp, asked)))
             let_go(answers)
     finish(
-        answers, notes=tuple(loaded.notes), ops=ops, json=json, html=html, lang=lang, probes=not no_probes,
+        answers, notes=tuple(loaded.notes), details=details, ops=ops, op=op, json=json, html=html, lang=lang, probes=not no_probes,
         save=lambda result: _saved(result, scene_folder),
     )  # fmt: skip
 

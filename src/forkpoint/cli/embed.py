@@ -49,10 +49,12 @@ def embed(
     attn: options.Attention = None,
     trust_remote_code: options.TrustRemoteCode = False,
     max_memory: options.MaxMemory = None,
+    details: options.Details = False,
     ops: options.Ops = False,
+    op: options.Op = None,
     json: options.Json = None,
     html: options.Html = None,
-    lang: options.Language = "en",
+    lang: options.Language = options.LANGUAGE,
     scene_folder: scene.SceneFolder = None,
     no_probes: options.NoProbes = False,
 ) -> None:
@@ -78,7 +80,7 @@ def embed(
             progress=progress, **how,
         )  # fmt: skip
     finish(
-        [(f"{len(given)} texts", result)], notes=tuple(loaded.notes), ops=ops, json=json, html=html, lang=lang,
+        [(f"{len(given)} texts", result)], notes=tuple(loaded.notes), details=details, ops=ops, op=op, json=json, html=html, lang=lang,
         probes=not no_probes, save=lambda found: scene.save(found, scene_folder),
     )  # fmt: skip
 

@@ -10,6 +10,7 @@ import typer
 from forkpoint.cli import options
 from forkpoint.cli.loading import load, say_first
 from forkpoint.cli.outcome import worst_status
+from forkpoint.cli.spoken import TYPED, command_line
 from forkpoint.support.files import check_writable
 from forkpoint.support.progress import watching
 
@@ -43,7 +44,7 @@ def factors(
     trust_remote_code: options.TrustRemoteCode = False,
     max_memory: options.MaxMemory = None,
     json: options.Json = None,
-    lang: options.Language = "en",
+    lang: options.Language = options.LANGUAGE,
     no_probes: options.NoProbes = False,
 ) -> None:
     """Compare a prompt with itself padded, under one setting after the other: int8, attention, dtype, device.
@@ -73,7 +74,8 @@ def factors(
             position_ids=position_ids, chat_template=chat_template, probes=not no_probes, max_memory=limit,
             progress=progress,
         )  # fmt: skip
-    found = replace(found, notes=(*loaded.notes, *found.notes))
+    typed = command_line(TYPED.get())
+    found = replace(found, notes=(*loaded.notes, *found.notes), call=typed or found.call)
     try:
         if json is not None:
             found.to_json(json)

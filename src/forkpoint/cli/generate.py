@@ -10,6 +10,7 @@ import typer
 from forkpoint.cli import options
 from forkpoint.cli.loading import load, say_first
 from forkpoint.cli.outcome import worst_status
+from forkpoint.cli.spoken import TYPED, command_line
 from forkpoint.errors import InputError
 from forkpoint.questions.choices import Generating
 from forkpoint.support.files import check_writable
@@ -48,7 +49,7 @@ def generate(
     trust_remote_code: options.TrustRemoteCode = False,
     max_memory: options.MaxMemory = None,
     json: options.Json = None,
-    lang: options.Language = "en",
+    lang: options.Language = options.LANGUAGE,
     no_probes: options.NoProbes = False,
 ) -> None:
     """Generate greedily in two ways: the first token that differs, and the op behind it.
@@ -78,6 +79,7 @@ def generate(
             loaded.model, loaded.tokenizer, texts[0], against, max_new_tokens=new_tokens, size=size,
             chat_template=chat_template, probes=not no_probes, max_memory=limit, progress=progress,
         )  # fmt: skip
+    found = replace(found, call=command_line(TYPED.get()) or found.call)
     if found.result is not None:
         notes = (*loaded.notes, *found.result.notes)
         found = replace(found, result=replace(found.result, notes=notes))

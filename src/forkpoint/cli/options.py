@@ -1,5 +1,7 @@
 """Arguments and options that commands share, and what they read."""
 
+import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -107,6 +109,24 @@ MaxMemory = Annotated[
     ),
 ]
 
+Details = Annotated[
+    bool,
+    typer.Option(
+        "--details",
+        help="The whole report: evidence, inputs, drift, counts.",
+        rich_help_panel=_OUTPUT,
+    ),
+]
+Op = Annotated[
+    str | None,
+    typer.Option(
+        "--op",
+        metavar="PATTERN",
+        help="List the captured values whose name, variable or place in the source is like this: q_proj, '*/softmax'.",
+        rich_help_panel=_OUTPUT,
+        show_default=False,
+    ),
+]
 Ops = Annotated[
     bool, typer.Option("--ops", help="List the captured values by name.", rich_help_panel=_OUTPUT)
 ]
@@ -126,9 +146,28 @@ Html = Annotated[
         show_default=False,
     ),
 ]
+
+
+def of_locale(environment: Mapping[str, str]) -> Literal["en", "zh"]:
+    """The language of messages that the locale asks for, as POSIX has it; English where it is neither.
+
+    >>> of_locale({"LANG": "zh_CN.UTF-8"}), of_locale({"LANG": "zh_CN.UTF-8", "LC_ALL": "C"}), of_locale({})
+    ('zh', 'en', 'en')
+    """
+    names = (environment.get(name) for name in ("LC_ALL", "LC_MESSAGES", "LANG"))
+    return "zh" if next(filter(None, names), "").lower().startswith("zh") else "en"
+
+
+LANGUAGE = of_locale(os.environ)
+"""The language of a report if nothing is said."""
 Language = Annotated[
     Literal["en", "zh"],
-    typer.Option("--lang", help="Language of the report: English or Chinese.", rich_help_panel=_OUTPUT),
+    typer.Option(
+        "--lang",
+        help="Language of the report, English or Chinese; by default the locale's.",
+        rich_help_panel=_OUTPUT,
+        show_default=False,
+    ),
 ]
 NoProbes = Annotated[
     bool,

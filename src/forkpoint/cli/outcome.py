@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 import typer
 
+from forkpoint.cli.spoken import TYPED, command_line
 from forkpoint.errors import ForkpointError
 from forkpoint.result import VerdictKind
 from forkpoint.support.files import write_atomically, write_json
@@ -32,7 +33,9 @@ def finish(
     answers: Sequence[tuple[str, Result]],
     *,
     notes: tuple[str, ...] = (),
+    details: bool = False,
     ops: bool = False,
+    op: str | None = None,
     json: Path | None = None,
     html: Path | None = None,
     lang: str = "en",
@@ -46,7 +49,9 @@ def finish(
     Args:
         answers: each prompt, and what the command found for it.
         notes: what the report should say besides, such as how the model was loaded.
+        details: the whole report, not the short one.
         ops: list the captured values too.
+        op: list those that are like this.
         json, html: the files to write.
         lang: language of the report, `en` or `zh`.
         probes: whether probes were asked for; without them the exit status doesn't depend on the verdict.
@@ -59,7 +64,11 @@ def finish(
 
     from forkpoint.report.terminal import render, render_summary
 
-    answers = [(text, replace(result, notes=(*notes, *result.notes))) for text, result in answers]
+    typed = command_line(TYPED.get())
+    answers = [
+        (text, replace(result, notes=(*notes, *result.notes), call=typed or result.call))
+        for text, result in answers
+    ]
     index = worst_of(answers)
     text, worst = answers[index]
     worst = replace(worst, notes=(*notes, *save(worst), *worst.notes[len(notes) :]))
@@ -76,7 +85,7 @@ def finish(
             unwritten = error  # which is no reason to lose the report
     if len(answers) > 1:
         render_summary(answers, index, Console(), lang=lang)
-    render(worst, Console(), ops=ops, lang=lang)
+    render(worst, Console(), details=details, ops=ops or op is not None, matching=op, lang=lang)
     if unwritten is not None:
         raise unwritten
     raise typer.Exit(EXIT_STATUS[worst.verdict.kind] if probes else 0)

@@ -27,12 +27,14 @@ Private = Annotated[bool, typer.Option("--private", help="Leave those in the iss
 
 def report(
     file: File,
+    details: options.Details = False,
     ops: options.Ops = False,
+    op: options.Op = None,
     html: options.Html = None,
     markdown: Markdown = False,
     issue: Issue = False,
     private: Private = False,
-    lang: options.Language = "en",
+    lang: options.Language = options.LANGUAGE,
 ) -> None:
     """Show the report of a result that was written to a file, without its models; `--html` writes it as a page, too.
 
@@ -55,7 +57,7 @@ def report(
     elif markdown:
         typer.echo(to_markdown(result, lang=lang), nl=False)
     else:
-        render(result, Console(), ops=ops, lang=lang)
+        render(result, Console(), details=details, ops=ops or op is not None, matching=op, lang=lang)
     if html is not None:
         result.to_html(html, lang=lang)
     raise typer.Exit(EXIT_STATUS[result.verdict.kind] if result.verdict.probed else 0)

@@ -63,10 +63,12 @@ def compare(
     trace_a: TraceA,
     trace_b: TraceB,
     rename: Rename = None,
+    details: options.Details = False,
     ops: options.Ops = False,
+    op: options.Op = None,
     json: options.Json = None,
     html: options.Html = None,
-    lang: options.Language = "en",
+    lang: options.Language = options.LANGUAGE,
 ) -> None:
     """Compare two traces, on any machine and without the models.
 
@@ -83,4 +85,4 @@ def compare(
     from forkpoint.traces import compare_traces
 
     result = compare_traces(trace_a, trace_b, rename={theirs: ours for theirs, _, ours in pairs})
-    finish([("", result)], ops=ops, json=json, html=html, lang=lang)
+    finish([("", result)], details=details, ops=ops, op=op, json=json, html=html, lang=lang)

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
+
+import torch
+from torch import Tensor
 
 from forkpoint.result import InputRow
 from forkpoint.runs.layout import MAIN
@@ -38,3 +42,24 @@ def input_rows(run: Run, text: Callable[[int, int], str | None]) -> tuple[InputR
             rows.append(InputRow(call, row, width, columns))
             room -= len(columns)
     return tuple(rows)
+
+
+def input_digest(run: Run) -> str:
+    """The first 12 hex digits of a SHA-256 of every tensor that goes in, with its name and shape; empty if there is none.
+
+    Tensors that don't lie in memory as they look (sparse, nested, meta) count by their name and shape alone.
+    """
+    found = hashlib.sha256()
+    tensors = [
+        (name, value) for call in run.calls for name, value in call.items() if isinstance(value, Tensor)
+    ]
+    for name, value in tensors:
+        found.update(f"{name} {value.dtype} {tuple(value.shape)} ".encode())
+        if (
+            value.layout is torch.strided
+            and type(value) in (Tensor, torch.nn.Parameter)
+            and not value.is_meta
+        ):
+            flat = value.detach().resolve_conj().resolve_neg().cpu().contiguous().reshape(-1)
+            found.update(flat.view(torch.uint8).numpy().tobytes())
+    return found.hexdigest()[:12] if tensors else ""

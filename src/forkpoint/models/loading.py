@@ -101,6 +101,7 @@ def load(
     with quiet(), status(f"loading {name}"), _one_line(name):
         if os.fspath(name) == "demo":
             model, tokenizer, notes = _load_demo(options)
+            model.config.name_or_path = "demo"  # a folder of the cache means nothing to anybody
         else:
             model, tokenizer, notes = _load_from(_find(os.fspath(name), revision, trust_remote_code), options)
         if not load_in_8bit:

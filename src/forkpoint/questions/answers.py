@@ -63,6 +63,7 @@ class Factors:
         rows: the comparison as the model is, then with one thing set otherwise; then other questions of the model as it is.
         notes: what a reader should know besides.
         versions: version of each package that took part.
+        call: how it was asked for.
     """
 
     a: RunSummary
@@ -70,6 +71,7 @@ class Factors:
     rows: tuple[FactorRow, ...]
     notes: tuple[str, ...] = ()
     versions: dict[str, str] = field(default_factory=dict[str, str])
+    call: str = ""
 
     @property
     def matters(self) -> FactorRow | None:
@@ -131,6 +133,7 @@ class Generation:
         exact_a, exact_b: the same two, every operation done in float64.
         label: `tie`, `within rounding` or `confident`; None where that could not be told.
         result: the forward calls of both ways up to that token, compared; None where no token differs.
+        call: how it was asked for.
     """
 
     name_a: str
@@ -152,6 +155,7 @@ class Generation:
     exact_b: float | None = None
     label: str | None = None
     result: Result | None = None
+    call: str = ""
 
     def to_dict(self) -> dict[str, Any]:
         """The whole answer as plain JSON types (docs/json-schema.md)."""

@@ -11,6 +11,7 @@ from forkpoint.questions.limits import tried
 from forkpoint.questions.prompts import together
 from forkpoint.runs.modules import innermost
 from forkpoint.runs.run import Run
+from forkpoint.support.called import says_call
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Sequence
@@ -24,6 +25,7 @@ BACKENDS = {
 """Kernels behind `scaled_dot_product_attention`, by the name after `sdpa:`, as torch calls them."""
 
 
+@says_call
 def attention(
     model: Any,
     tokenizer: Any,

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from forkpoint.questions.asking import Options, Question, positions_of, rows_of
 from forkpoint.questions.mates import TEXTS, mates
 from forkpoint.questions.prompts import alone_run, pad_token_id, padded_run
+from forkpoint.support.called import says_call
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -19,6 +20,7 @@ SIZE = 8
 """Rows of a batch if nothing is said."""
 
 
+@says_call
 def batch(
     model: Any,
     tokenizer: Any,

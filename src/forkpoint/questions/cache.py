@@ -11,6 +11,7 @@ from forkpoint.questions.choices import CacheKind
 from forkpoint.questions.prompts import CACHES, pad_token_id, padded
 from forkpoint.runs.modules import innermost
 from forkpoint.runs.run import Run
+from forkpoint.support.called import says_call
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from forkpoint.result import Result
 
 
+@says_call
 def cache(
     model: Any,
     tokenizer: Any,

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from forkpoint.errors import InputError
 from forkpoint.questions.asking import Options, rows_of, two_models
+from forkpoint.support.called import says_call
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -20,6 +21,7 @@ SHOWN = 3
 """Parameters that are named."""
 
 
+@says_call
 def checkpoints(
     model: Any,
     tokenizer: Any,

@@ -14,6 +14,7 @@ from forkpoint.questions.limits import tried
 from forkpoint.questions.prompts import together
 from forkpoint.runs.returned import results_of
 from forkpoint.runs.run import Run
+from forkpoint.support.called import says_call
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -26,6 +27,7 @@ MAX_GRAPHS = 1 << 14
 """Graphs of one piece of code: layers that are alike need one each where they read their own number, and Dynamo stops at 8."""
 
 
+@says_call
 def compiled(
     model: Any,
     tokenizer: Any,

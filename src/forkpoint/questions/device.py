@@ -11,6 +11,7 @@ from forkpoint.models.loading import parse_device
 from forkpoint.questions.asking import Options, copied, two_models
 from forkpoint.questions.prompts import device_of
 from forkpoint.runs.modules import innermost
+from forkpoint.support.called import says_call
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from forkpoint.result import Result
 
 
+@says_call
 def device(
     model: Any,
     tokenizer: Any,

@@ -12,6 +12,7 @@ from forkpoint.questions.asking import Options, Question, copied, one_of, positi
 from forkpoint.questions.prompts import device_of, together
 from forkpoint.runs.modules import innermost
 from forkpoint.runs.run import Run
+from forkpoint.support.called import says_call
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from forkpoint.result import Result
 
 
+@says_call
 def dtype(
     model: Any,
     tokenizer: Any,
@@ -67,6 +69,7 @@ def cast_to(model: Any, chosen: torch.dtype) -> Any:
         ) from error
 
 
+@says_call
 def autocast(
     model: Any,
     tokenizer: Any,

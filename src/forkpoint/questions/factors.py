@@ -21,6 +21,7 @@ from forkpoint.questions.padding import padding
 from forkpoint.questions.prompts import device_of
 from forkpoint.questions.quantize import is_quantized, quantized
 from forkpoint.runs.modules import innermost
+from forkpoint.support.called import says_call
 from forkpoint.support.progress import SILENT
 
 if TYPE_CHECKING:
@@ -54,6 +55,7 @@ class Factor:
     ask: Callable[..., Result]
 
 
+@says_call
 def factors(
     model: Any,
     tokenizer: Any,

@@ -21,6 +21,7 @@ from forkpoint.result import VerdictKind
 from forkpoint.runs.modules import innermost
 from forkpoint.runs.run import Run
 from forkpoint.runs.state import kept_state
+from forkpoint.support.called import says_call
 
 if TYPE_CHECKING:
     from typing import Unpack
@@ -48,6 +49,7 @@ class Way:
     cached: bool = True
 
 
+@says_call
 def generate(
     model: Any,
     tokenizer: Any,

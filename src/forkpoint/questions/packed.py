@@ -13,6 +13,7 @@ from forkpoint.questions.mates import TEXTS
 from forkpoint.questions.prompts import alone_run, device_of
 from forkpoint.runs.modules import innermost
 from forkpoint.runs.run import Run
+from forkpoint.support.called import says_call
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -24,6 +25,7 @@ BESIDE = 2
 """Samples that stand in the row with a single prompt."""
 
 
+@says_call
 def packed(model: Any, tokenizer: Any, prompts: str | Sequence[str], **options: Unpack[Options]) -> Result:
     """Compare prompts by themselves with the same prompts packed into one row, without padding.
 

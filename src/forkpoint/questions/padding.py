@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from forkpoint.comparison import compare
 from forkpoint.errors import InputError
 from forkpoint.questions.prompts import pad_token_id, padded_run, tokenise
+from forkpoint.support.called import says_call
 from forkpoint.support.progress import SILENT
 
 if TYPE_CHECKING:
@@ -22,6 +23,7 @@ USUAL_LENGTH = 50
 """What prompts are padded to if nothing is said, as long as they are shorter."""
 
 
+@says_call
 def padding(
     model: Any,
     tokenizer: Any,

@@ -17,6 +17,7 @@ from forkpoint.questions.asking import Options, copied, one_of, two_models
 from forkpoint.questions.choices import Quantization
 from forkpoint.questions.prompts import device_of
 from forkpoint.runs.modules import innermost
+from forkpoint.support.called import says_call
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from forkpoint.result import Result
 
 
+@says_call
 def quantize(
     model: Any,
     tokenizer: Any,

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from forkpoint.questions.asking import Options, Question, positions_of, rows_of
 from forkpoint.questions.prompts import together
+from forkpoint.support.called import says_call
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
     from forkpoint.result import Result
 
 
+@says_call
 def repeat(model: Any, tokenizer: Any, prompts: str | Sequence[str], **options: Unpack[Options]) -> Result:
     """Compare a run with itself, made again: is it reproducible?
 

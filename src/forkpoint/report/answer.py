@@ -28,12 +28,6 @@ _ROLES = {
 }
 
 
-def header(result: Result, words: Words) -> Section:
-    """Which run is A and which is B."""
-    names = Fact(words("run.a"), (line(result.a.name),)), Fact(words("run.b"), (line(result.b.name),))
-    return Section("header", (), names)
-
-
 def verdict(result: Result, words: Words) -> Section:
     """The verdict in one line with its meaning, then its cause and what to do."""
     found = result.verdict

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from forkpoint.report import answer, counts, divergence, drift, ops, runs, unfinite
+from forkpoint.report import answer, counts, divergence, drift, identity, ops, runs, unfinite
 from forkpoint.report.document import Document
 from forkpoint.report.words import Words
 
@@ -12,12 +12,15 @@ if TYPE_CHECKING:
     from forkpoint.result import Result
 
 
-def document(result: Result, *, every_op: bool = False, lang: str = "en") -> Document:
+def document(
+    result: Result, *, every_op: bool = False, matching: str | None = None, lang: str = "en"
+) -> Document:
     """What the report says of a result.
 
     Args:
         result: what `compare` returned.
         every_op: add the table of every captured op.
+        matching: of that table only the ops whose name, variable or source this pattern fits.
         lang: `en` or `zh`.
 
     Raises:
@@ -25,7 +28,7 @@ def document(result: Result, *, every_op: bool = False, lang: str = "en") -> Doc
     """
     words = Words(lang)
     sections = (
-        answer.header(result, words),
+        identity.header(result, words),
         answer.verdict(result, words),
         answer.impact(result, words),
         answer.evidence(result, words),
@@ -38,6 +41,6 @@ def document(result: Result, *, every_op: bool = False, lang: str = "en") -> Doc
         counts.integers(result, words),
         counts.section(result, words),
         counts.notes(result, words),
-        ops.section(result, words) if every_op else None,
+        ops.section(result, words, matching) if every_op else None,
     )
     return Document(tuple(section for section in sections if section is not None))

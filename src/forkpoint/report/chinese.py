@@ -11,6 +11,14 @@ PHRASES: dict[str, str] = {
     "semicolon": "；",
     "stop": "。",
     "aside": "（{text}）",
+    # 报告说的是什么，其余部分在哪里
+    "identity.call": "命令",
+    "identity.model": "模型",
+    "identity.prompt": "提示词",
+    "identity.inputs": "输入",
+    "identity.more": "另有 {n} 条",
+    "more.command": "更多：--details（证据与差距变化），--ops（所有算子），--html FILE（网页）。",
+    "more.python": "更多：result.to_text()（证据与差距变化），result.to_html(FILE)（网页）。",
     # 结论：一个词，以及一行的含义
     "kind.identical": "完全一致",
     "kind.rounding": "舍入误差",
@@ -378,6 +386,7 @@ PHRASES: dict[str, str] = {
     "ops.shape": "形状",
     "ops.dtype": "数据类型",
     "ops.status": "状态",
+    "ops.matching": "{whole} 个中有 {n} 个符合 {pattern}",
     "ops.none": "没有记录到算子。",
     "ops.differing": "{whole} 中的 {part}",
     # an issue

@@ -69,6 +69,32 @@ def first(result: Result, words: Words) -> Section:
     return Section("first", title, tuple(blocks))
 
 
+def brief(result: Result, words: Words) -> Section:
+    """The origin if there is one, or else the first divergence: op, line of source, place and values, each in a line."""
+    found = result.origin or result.first
+    if found is None:
+        return first(result, words)
+    at = (found.source + words("comma"),) if found.source else ()
+    facts = [
+        Fact(words("op"), _op(found, words)),
+        Fact(words("where"), (line(*at, *_where(found, result, words)),)),
+    ]
+    text = code_line(found.code)
+    if text:
+        facts.append(Fact(words("source"), (line(code(text)),)))
+    facts.append(Fact(words("values"), (_both(found, words),)))
+    title = words("first" if found is not result.origin else "origin")
+    return Section("first", line(title), tuple(facts))
+
+
+def _both(found: Divergence, words: Words) -> Line:
+    """Both values in one line, and how far they are apart."""
+    alone = _is_alone(found)
+    pairs = (("A", found.index_a, found.value_a), ("B", found.index_b, found.value_b))
+    said = "   ".join(f"{run} {exact(value)}" for run, index, value in pairs if index or not alone)
+    return line(said) if alone else line(said, muted(words("aside", text=_apart(found, words))))
+
+
 def origin(result: Result, words: Words) -> Section | None:
     """Where something other than rounding enters, if that is known and is another place."""
     found = result.origin
@@ -199,6 +225,10 @@ def _values(found: Divergence | Element, *, alone: bool = False) -> Grid:
 
 
 def _distance(found: Divergence, words: Words) -> Line:
+    return line(_apart(found, words))
+
+
+def _apart(found: Divergence, words: Words) -> str:
     parts: list[str] = []
     a, b = found.value_a, found.value_b
     if a is not None and b is not None:
@@ -208,7 +238,7 @@ def _distance(found: Divergence, words: Words) -> Line:
         dtype = narrower(found.dtype_a or "", found.dtype_b or "")
         key = "values.ulps" if dtype else "values.ulps.plain"
         parts.append(words(key, n=ulps(found.ulps), dtype=dtype))
-    return line(words("comma").join(parts) or "?")
+    return words("comma").join(parts) or "?"
 
 
 def _differing(found: Divergence, words: Words) -> Line:

@@ -11,6 +11,14 @@ PHRASES: dict[str, str] = {
     "semicolon": "; ",
     "stop": ".",
     "aside": " ({text})",
+    # what the report is about, and where the rest of it is
+    "identity.call": "asked",
+    "identity.model": "model",
+    "identity.prompt": "prompt",
+    "identity.inputs": "goes in",
+    "identity.more": "and {n} more|and {n} more",
+    "more.command": "More: --details (evidence, drift), --ops (every op), --html FILE (a page).",
+    "more.python": "More: result.to_text() (evidence, drift), result.to_html(FILE) (a page).",
     # verdict: the word, and its meaning in one line
     "kind.identical": "Identical",
     "kind.rounding": "Rounding",
@@ -381,6 +389,7 @@ PHRASES: dict[str, str] = {
     "ops.shape": "shape",
     "ops.dtype": "dtype",
     "ops.status": "status",
+    "ops.matching": "{n} of {whole} like {pattern}",
     "ops.none": "No op was captured.",
     "ops.differing": "{part} of {whole}",
     # an issue

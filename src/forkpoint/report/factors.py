@@ -6,13 +6,11 @@ from math import inf
 from typing import TYPE_CHECKING
 
 from rich.console import Console
-from rich.text import Text
 
 from forkpoint.report import counts
 from forkpoint.report.document import Cell, Document, Grid, Paragraph, Section, code, line, muted, strong
-from forkpoint.report.grid import Page
 from forkpoint.report.numbers import shape, short
-from forkpoint.report.terminal import lines
+from forkpoint.report.terminal import show, written
 from forkpoint.report.words import Words
 
 if TYPE_CHECKING:
@@ -30,14 +28,12 @@ def render_factors(factors: Factors, console: Console, *, lang: str = "en") -> N
         console: gives width, colours and encoding.
         lang: `en` or `zh`.
     """
-    page = Page(console.width, console.encoding)
-    whole = Text("\n").join(lines(document(factors, Words(lang)), page))
-    console.print(whole, no_wrap=True, overflow="ignore", crop=False, highlight=False)
+    show(document(factors, Words(lang)), console)
 
 
 def to_text(factors: Factors, *, lang: str = "en", width: int = 130) -> str:
     """The table as plain text."""
-    return "\n".join(text.plain for text in lines(document(factors, Words(lang)), Page(width)))
+    return written(document(factors, Words(lang)), width)
 
 
 def sentence(factors: Factors, lang: str = "en") -> str:

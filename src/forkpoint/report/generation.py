@@ -5,13 +5,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from rich.console import Console
-from rich.text import Text
 
 from forkpoint.report.build import document as of_result
 from forkpoint.report.document import Document, Fact, Paragraph, Section, line, muted, strong
-from forkpoint.report.grid import Page
 from forkpoint.report.numbers import short
-from forkpoint.report.terminal import lines
+from forkpoint.report.terminal import show, written
 from forkpoint.report.words import Words
 
 if TYPE_CHECKING:
@@ -29,14 +27,12 @@ def render_generation(found: Generation, console: Console, *, lang: str = "en") 
         console: gives width, colours and encoding.
         lang: `en` or `zh`.
     """
-    page = Page(console.width, console.encoding)
-    whole = Text("\n").join(lines(document(found, lang), page))
-    console.print(whole, no_wrap=True, overflow="ignore", crop=False, highlight=False)
+    show(document(found, lang), console)
 
 
 def to_text(found: Generation, *, lang: str = "en", width: int = 100) -> str:
     """The report as plain text."""
-    return "\n".join(text.plain for text in lines(document(found, lang), Page(width)))
+    return written(document(found, lang), width)
 
 
 def document(found: Generation, lang: str) -> Document:

@@ -31,6 +31,8 @@ METER = 24
 """Cells of a bar that has room."""
 LEAST_METER = 6
 LEAST_COLUMN = 8
+USUAL = 0.9
+"""Share of the rows by whose cells it is decided which columns stand beside each other."""
 MOST = 0.5
 """Where more than this share of the rows would be torn, they become paragraphs."""
 
@@ -125,7 +127,7 @@ def rows(grid: Grid, page: Page, width: int) -> Iterator[Text]:
     widths = _fit(sizes, width, _meters(grid))
     torn = sum(any(map(gt, row, widths)) for row in sizes)
     if grid.flows and torn > MOST * len(sizes):
-        yield from _flowing(grid, page, width)
+        yield from _stacked(grid, sizes, page, width) if grid.head else _flowing(grid, page, width)
         return
     if grid.head:
         yield from _row(grid.head, widths, grid.right, page, "dim")
@@ -145,6 +147,35 @@ def _flowing(grid: Grid, page: Page, width: int) -> Iterator[Text]:
             part = Text(end="") if isinstance(cell, Meter) else page.text(cell)
             text.append_text(Text(gap, end="").append_text(part) if text.plain and part.plain else part)
         yield from wrapped(text, width, 0 if len(row) == 1 else 2 * GAP)
+
+
+def _stacked(grid: Grid, sizes: list[list[int]], page: Page, width: int) -> Iterator[Text]:
+    """Each row on several lines with some of its columns each, those lines aligned among each other.
+
+    How many columns have room beside each other is decided by most rows: a few long cells are torn.
+    """
+    usual = [sorted(column)[int(USUAL * (len(column) - 1))] for column in zip(*sizes, strict=True)]
+    lines: list[list[int]] = []
+    room = 0
+    for index, size in enumerate(usual):
+        if not lines or size + GAP > room:
+            room = width - (2 * GAP if lines else 0) + GAP
+            lines.append([])
+        lines[-1].append(index)
+        room -= size + GAP
+    widths = [
+        _fit([[row[index] for index in line] for row in sizes], width - (2 * GAP if number else 0), set())
+        for number, line in enumerate(lines)
+    ]
+    for row in ((grid.head, "dim"), *((cells, "") for cells in grid.rows)):
+        cells, style = row
+        if len(cells) == 1:
+            yield from _row(cells, [width], frozenset(), page)
+            continue
+        for number, (line, sized) in enumerate(zip(lines, widths, strict=True)):
+            for text in _row(tuple(cells[index] for index in line), sized, frozenset(), page, style):
+                if text.plain.strip():
+                    yield indented(text, 2 * GAP) if number else text
 
 
 def _meters(grid: Grid) -> set[int]:

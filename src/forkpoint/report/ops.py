@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from fnmatch import fnmatchcase
 from itertools import groupby
 from typing import TYPE_CHECKING
 
@@ -15,22 +16,39 @@ if TYPE_CHECKING:
     from forkpoint.result import OpRow, Result
 
 
-def section(result: Result, words: Words) -> Section:
-    """All ops in the order of execution, under the module that called them."""
-    title = line(words("ops"), muted(f"  {count(len(result.ops))}"))
-    if not result.ops:
-        return Section("ops", title, (Paragraph(line(words("ops.none"))),))
+def section(result: Result, words: Words, matching: str | None = None) -> Section:
+    """The ops in the order of execution, under the module that called them.
+
+    Args:
+        result, words: as for every section.
+        matching: only those whose name, variable or source this pattern fits, anywhere in it; `*` stands for anything.
+    """
+    whole = count(len(result.ops))
+    shown = [row for row in result.ops if matching is None or _fits(row, matching)]
+    number = (
+        whole
+        if matching is None
+        else words("ops.matching", n=count(len(shown)), whole=whole, pattern=matching)
+    )
+    title = line(words("ops"), muted(f"  {number}"))
+    if not shown:
+        none = () if result.ops else (Paragraph(line(words("ops.none"))),)
+        return Section("ops", title, none)
     heads = tuple(
-        line(words(f"ops.{key}")) for key in ("variable", "function", "source", "shape", "dtype", "status")
+        line(words(f"ops.{key}")) for key in ("function", "variable", "status", "source", "shape", "dtype")
     )
     rows: list[tuple[Cell, ...]] = []
-    for module, group in groupby(result.ops, key=lambda row: row.module):
+    for module, group in groupby(shown, key=lambda row: row.module):
         rows.append((line(strong(module_name(module, words))),))
         for row in group:
             rows.append(_row(row, words))
             if row.reason:
                 rows.append((line(muted(f"    {words.phrase(row.reason)}")),))
     return Section("ops", title, (Grid(tuple(rows), heads, flows=True),))
+
+
+def _fits(row: OpRow, pattern: str) -> bool:
+    return any(fnmatchcase(text, f"*{pattern}*") for text in (row.op, row.variable or "", row.source))
 
 
 def _row(row: OpRow, words: Words) -> tuple[Cell, ...]:
@@ -45,10 +63,10 @@ def _row(row: OpRow, words: Words) -> tuple[Cell, ...]:
     if row.passes > 1:
         status.append(muted(f" ×{count(row.passes)}"))
     return (
-        line(code(variable)),
         line(function),
+        line(code(variable)),
+        line(*status),
         line(muted(row.source)),
         line(shapes(row.shape_a, row.shape_b)),
         line(either(row.dtype_a, row.dtype_b)),
-        line(*status),
     )

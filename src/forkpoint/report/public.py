@@ -6,7 +6,7 @@ import re
 from dataclasses import replace
 from typing import Any
 
-from forkpoint.result import Result
+from forkpoint.result import Result, RunSummary
 
 GONE = "…"
 _NAMES = frozenset(
@@ -58,8 +58,9 @@ def public(result: Result) -> Result:
     bare = replace(
         result,
         notes=(),
-        a=replace(result.a, name=_nameless(result.a.name), notes=(), rows=()),
-        b=replace(result.b, name=_nameless(result.b.name), notes=(), rows=()),
+        call=" ".join(result.call.partition("(")[0].split()[:2]),
+        a=_nobodys(result.a),
+        b=_nobodys(result.b),
     )
     return Result.from_dict(walk(bare.to_dict()))
 
@@ -73,6 +74,12 @@ def without_paths(text: str) -> str:
     "'…'"
     """
     return _PATH.sub(GONE, text)
+
+
+def _nobodys(run: RunSummary) -> RunSummary:
+    """Of the model its class is left; a digest would confirm whoever guesses the prompt."""
+    model = run.model.partition(" ")[0]
+    return replace(run, name=_nameless(run.name), notes=(), rows=(), model=model, digest="")
 
 
 def _nameless(name: str) -> str:

@@ -9,6 +9,7 @@ from rich.cells import cell_len
 from rich.console import Console
 from rich.text import Text
 
+from forkpoint.report.brief import brief
 from forkpoint.report.build import document
 from forkpoint.report.document import Block, Document, Fact, Grid, Line, Paragraph, Section, line, muted
 from forkpoint.report.grid import GAP, Page, finished, indented, rows, wrapped
@@ -23,20 +24,35 @@ NARROW = 48
 """Below this width a label stands above its value, not beside it."""
 
 
-def render(result: Result, console: Console, *, ops: bool = False, lang: str = "en") -> None:
+def render(
+    result: Result, console: Console, *, details: bool = True, ops: bool = False, matching: str | None = None,
+    more: str = "more.command", lang: str = "en",
+) -> None:  # fmt: skip
     """Print the report of a result.
 
     Args:
         result: what `compare` returned; nothing else is read.
         console: gives width, colours and encoding.
+        details: the whole report; without, the short one.
         ops: add the table of every captured op.
+        matching: of that table only what this pattern fits.
+        more: key of the phrase that ends the short report and says how to get the rest.
         lang: `en` or `zh`.
 
     Raises:
         InputError: there is no such language.
     """
+    if details:
+        report = document(result, every_op=ops, matching=matching, lang=lang)
+    else:
+        report = brief(result, every_op=ops, matching=matching, more=more, lang=lang)
+    show(report, console)
+
+
+def show(report: Document, console: Console) -> None:
+    """Print a document, fitted to the console."""
     page = Page(console.width, console.encoding)
-    whole = Text("\n").join(lines(document(result, every_op=ops, lang=lang), page))
+    whole = Text("\n").join(lines(report, page))
     console.print(whole, no_wrap=True, overflow="ignore", crop=False, highlight=False)
 
 
@@ -50,32 +66,29 @@ def render_summary(
         worst: index of the one whose report follows.
         console, lang: as for `render`.
     """
-    page = Page(console.width, console.encoding)
-    whole = Text("\n").join(lines(Document((summary(answers, worst, Words(lang)),)), page))
-    console.print(whole, no_wrap=True, overflow="ignore", crop=False, highlight=False)
+    show(Document((summary(answers, worst, Words(lang)),)), console)
     console.print()
 
 
-BRIEF = ("header", "verdict", "impact", "first", "origin")
-"""Sections of a short report."""
-
-
-def to_text(result: Result, *, lang: str = "en", width: int = 100, brief: bool = False) -> str:
+def to_text(result: Result, *, lang: str = "en", width: int = 100, details: bool = True) -> str:
     """The report as plain text.
 
     Args:
         result: what `compare` returned.
         lang: `en` or `zh`.
         width: cells of a line.
-        brief: the verdict, whether it matters and the first divergence alone.
+        details: the whole report; without, the verdict, whether it matters and the first divergence alone.
 
     Raises:
         InputError: there is no such language.
     """
-    whole = document(result, lang=lang)
-    if brief:
-        whole = Document(tuple(section for section in whole.sections if section.key in BRIEF))
-    return "\n".join(text.plain for text in lines(whole, Page(width)))
+    report = document(result, lang=lang) if details else brief(result, lang=lang, more="more.python")
+    return written(report, width)
+
+
+def written(report: Document, width: int) -> str:
+    """A document as plain text."""
+    return "\n".join(text.plain for text in lines(report, Page(width)))
 
 
 def lines(report: Document, page: Page) -> Iterator[Text]:
