@@ -251,12 +251,15 @@ class Checker:
         for gain in (1.0, program.gain):
             made.append(oracle.watch(program.model(), program.inputs(gain), Witness(program, START)))
         left_out = {(row.op, row.source) for row in result.not_compared}
-        made = [[value for value in run if (value.op, value.line) not in left_out] for run in made]
-        expected = oracle.first_difference(*made)
+        compared = [[value for value in run if (value.op, value.line) not in left_out] for run in made]
+        expected = oracle.first_difference(*compared)
         if any(FALLS_BACK in note for note in (*result.a.notes, *result.b.notes)):
             self.wrong.append(f"fell back to modules: {result.a.notes}")
             return
         found = None if result.first is None else (result.first.op, result.first.source)
+        whole = oracle.first_difference(*made)
+        if isinstance(whole, oracle.Made) and found in left_out and found == (whole.op, whole.line):
+            expected = whole  # of an op that many lines call through a mode, some passes were compared
         if expected == "apart":
             return
         wanted = None if not isinstance(expected, oracle.Made) else (expected.op, expected.line)
