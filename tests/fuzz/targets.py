@@ -32,7 +32,8 @@ from forkpoint.scene.format.manifest import check_header, from_manifest, storage
 from forkpoint.scene.script.source import Writer
 from forkpoint.support.sizes import parse_size
 
-from . import damage
+from . import damage, results
+from .results import expect_one_line
 
 Input = Callable[[], bool]
 """Reads one damaged input; whether it was read. Raises where something doesn't hold."""
@@ -62,11 +63,6 @@ class Target:
     name: str
     prepare: Callable[[Path], Callable[[random.Random], Input]]
     share: int
-
-
-def expect_one_line(error: ForkpointError) -> None:
-    message = str(error)
-    assert damage.is_one_line(message), f"not one readable line: {message[:300]!r}"
 
 
 # --- scenes ------------------------------------------------------------------------------------------------
@@ -365,8 +361,11 @@ def _gguf(folder: Path) -> list[Path]:
 
 
 TARGETS = (
-    Target("manifests", manifests, 500),
-    Target("tensors", tensors, 300),
+    Target("manifests", manifests, 300),
+    Target("tensors", tensors, 180),
+    Target("results", results.results, 200),
+    Target("traces", results.traces, 20),
+    Target("records", results.records, 100),
     Target("prompts", prompts, 99),
     Target("sizes", sizes, 100),
     Target("models", models, 1),

@@ -12,7 +12,10 @@ from . import damage, targets
 from .__main__ import fuzz
 from .targets import TARGETS, Target, check_script
 
-SAMPLE = {"manifests": 400, "tensors": 200, "prompts": 200, "sizes": 500, "models": 4}
+SAMPLE = {
+    "manifests": 400, "tensors": 200, "results": 300, "traces": 60, "records": 200, "prompts": 200, "sizes": 500,
+    "models": 4,
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("target", TARGETS, ids=lambda target: target.name)

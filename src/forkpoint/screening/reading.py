@@ -70,7 +70,10 @@ def _sequence(row: Any, where: str) -> Sequence_:
     values = [math.nan if v is None else v for v in logprobs]
     if not all(isinstance(v, (int, float)) and not isinstance(v, bool) for v in values):
         raise InputError(f"{where}: logprobs that are no numbers", _EXPECTED)
-    array = np.asarray(values, dtype=np.float64)
+    try:
+        array = np.asarray(values, dtype=np.float64)
+    except OverflowError as error:
+        raise InputError(f"{where}: logprobs beyond all bounds", _EXPECTED) from error
     beyond = np.flatnonzero(array > 1e-3)
     if len(beyond):
         raise InputError(

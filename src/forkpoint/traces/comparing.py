@@ -73,7 +73,7 @@ def compare_traces(
         impact=impact.measure(session, compared), ops=tuple(map(op_row, rows)),
         not_compared=_not_compared(rows, one, other), drift=(), replaced_modules=(),
         configuration=_configuration(one, other), notes=(*notes, *remarks),
-        versions={**other.manifest["versions"], **one.manifest["versions"]},
+        versions={str(k): str(v) for r in (other, one) for k, v in r.manifest["versions"].items()},
     )  # fmt: skip
 
 
@@ -296,7 +296,7 @@ def _summary(recorded: Recorded, traced: Traced) -> RunSummary:
         padding=sum(int((~c.valid).sum()) for c in coordinates),
         dtype=str(model.get("dtype") or "?"),
         device=str(model.get("device") or "?"),
-        attention=model.get("attention"),
+        attention=str(model["attention"]) if model.get("attention") else None,
         ops=len({op.key for op in recorded.trace.ops if not op.is_boundary}),
         rows=input_rows(run, lambda _, __: None),
     )

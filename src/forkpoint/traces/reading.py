@@ -164,7 +164,7 @@ def _fetched(folder: str | Path) -> Path:
 def _manifest(path: Path) -> dict[str, Any]:
     try:
         found = json.loads((path / MANIFEST).read_bytes())
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"{path}, which has no {MANIFEST} that can be read", _EXPECTED) from error
     if not isinstance(found, dict) or found.get("format") != FORMAT:
         raise InputError(f"{path}, which is no trace", _EXPECTED)
@@ -173,7 +173,19 @@ def _manifest(path: Path) -> dict[str, Any]:
             f"{path}, a trace of format version {found.get('version')!r}", f"version {VERSION}",
             "record it again with this forkpoint, or compare it with the one that wrote it",
         )  # fmt: skip
+    for name, kind in _FIELDS.items():
+        if not isinstance(found.get(name), kind):
+            raise InputError(f"{path}: {MANIFEST} without {name}", _EXPECTED)
+    for model in found["models"]:
+        sound = isinstance(model, dict) and isinstance(model.get("prefix"), str)
+        if not sound or not isinstance(model.get("configuration"), dict):
+            raise InputError(f"{path}: {MANIFEST} with a model that is none", _EXPECTED)
     return found
+
+
+_FIELDS: dict[str, type] = {
+    "complete": bool, "versions": dict, "settings": dict, "models": list, "values": list,
+}  # fmt: skip
 
 
 def _table(path: Path, name: str) -> list[dict[str, Any]]:
@@ -237,6 +249,11 @@ def _coordinate_table(
     tokens = [(r["stream"], r["sample"], r["position"]) if r["stream"] else None for r in rows]
     members = [frozenset(r["members"]) for r in rows]
     places = [(r["row"], r["place"], r["columns"]) for r in rows]
+    if any(not 0 <= member < index for index, group in enumerate(members) for member in group):
+        raise ValueError("a set of coordinates that there are not")
+    for entry in ids:
+        for grid in entry.values():
+            _check_ids(grid, len(rows))
     return CoordinateTable.of(layout, [r["kind"] for r in rows], tokens, members, places, ids)
 
 
@@ -299,6 +316,11 @@ def _form(row: dict[str, Any], items: int) -> Form:
     )
 
 
+def _check_ids(ids: np.ndarray, items: int) -> None:
+    if ids.dtype != np.int32 or (ids.size and not (ids.min() >= WHOLE and ids.max() < items)):
+        raise ValueError("a coordinate that there is not")
+
+
 def _results(calls: list[Call], labels: Labels) -> tuple[Results, dict[str, str]]:
     results: Results = []
     left_out: dict[str, str] = {}
@@ -317,7 +339,11 @@ def _results(calls: list[Call], labels: Labels) -> tuple[Results, dict[str, str]
 def _label_of(labels: Labels, q: Tensor | None, k: Tensor | None) -> Label | None:
     if q is None:
         return None
-    return labels.make(q.numpy(), None if k is None else k.numpy())
+    arrays = [None if ids is None else ids.numpy() for ids in (q, k)]
+    for ids in arrays:
+        if ids is not None:
+            _check_ids(ids, len(labels.table.kinds))
+    return labels.make(*arrays)  # type: ignore[arg-type]
 
 
 def _weights(path: Path, manifest: dict[str, Any]) -> dict[str, Weight]:

@@ -13,6 +13,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, ClassVar
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -168,28 +169,29 @@ class _Recording:
         return group
 
     def _write_call(self, group: _Group, local: int, root: int, kept: dict[str, Tensor], output: Any) -> None:
-        numbers = self.writer.coordinates(group.recorder.table, group.base)
+        results = results_of(output)
+        labels = {name: group.recorder.label_of_result(value, local) for name, value in results.items()}
+        numbers = self.writer.coordinates(group.recorder.table, group.base)  # labels may have made some
         tensors: dict[str, Tensor] = {f"input.{name}": value for name, value in kept.items()}
         for stream, coordinates in group.layout.calls[local].items():
             ids = group.recorder.table.slots(local, stream)
             assert ids is not None
             tensors[f"layout.{stream}.sample"] = coordinates.sample
             tensors[f"layout.{stream}.position"] = coordinates.position
-            tensors[f"layout.{stream}.ids"] = torch.from_numpy(numbers[ids])
+            tensors[f"layout.{stream}.ids"] = _as_tensor(numbers[ids])
         left_out: dict[str, str] = {}
         room = KEPT_BYTES
-        results = results_of(output)
         for name, value in results.items():
             if value.nbytes > room:
                 left_out[name] = f"{value.nbytes:,} bytes, of which digests alone were kept"
                 continue
             room -= value.nbytes
             tensors[f"result.{name}"] = value
-            label = group.recorder.label_of_result(value, local)
+            label = labels[name]
             if label is not None:
-                tensors[f"label.{name}.q"] = torch.from_numpy(numbers[label.q])
+                tensors[f"label.{name}.q"] = _as_tensor(numbers[label.q])
                 if label.k is not None:
-                    tensors[f"label.{name}.k"] = torch.from_numpy(numbers[label.k])
+                    tensors[f"label.{name}.k"] = _as_tensor(numbers[label.k])
         about = {
             "root": root, "inputs": {n: [str(v.dtype), list(v.shape)] for n, v in kept.items()},
             "results": list(results), "left_out": left_out, "rows": self.writer.rows,
@@ -321,9 +323,9 @@ class _Keeper:
         numbers = recording.writer.coordinates(recorder.table, self.group.base)
         tensors = {"value": value}
         if label is not None:
-            tensors["q"] = torch.from_numpy(numbers[label.q])
+            tensors["q"] = _as_tensor(numbers[label.q])
             if label.k is not None:
-                tensors["k"] = torch.from_numpy(numbers[label.k])
+                tensors["k"] = _as_tensor(numbers[label.k])
         recording.writer.value(self.group.row_base + event, tensors)
 
 
@@ -436,3 +438,8 @@ def _settings() -> dict[str, Any]:
     if torch.cuda.is_available():
         found["gpu"] = torch.cuda.get_device_name()
     return found
+
+
+def _as_tensor(ids: Any) -> Tensor:
+    """Ids as a tensor; of an array without dimensions NumPy makes a number."""
+    return torch.from_numpy(np.asarray(ids, dtype=np.int32))
