@@ -135,7 +135,7 @@ def test_commands_in_documents_and_messages_exist() -> None:
 @pytest.mark.parametrize(
     ("text", "missing"),
     [
-        ("run inside `with\u00a0fp.invariant(model):`", ["here: fp.invariant"]),
+        ("run inside `with\u00a0fp.unvarying(model):`", ["here: fp.unvarying"]),
         ("`fp.Layout.from_mask` and `fp.compare(a, b)`; `fp.Result.identical`", []),
         ("fp.Layout.from_thin_air", ["here: fp.Layout.from_thin_air"]),
         ("`forkpoint.native.IN_USE` of forkpoint.native", []),

@@ -19,6 +19,7 @@ from forkpoint.errors import (
     DifferenceError,
     ForkpointError,
     InputError,
+    InvarianceError,
     LayoutError,
     ModelError,
     SceneError,
@@ -27,6 +28,7 @@ from forkpoint.errors import (
 if TYPE_CHECKING:
     from forkpoint import testing
     from forkpoint.comparison import compare
+    from forkpoint.invariance import Invariance, invariant
     from forkpoint.models import load
     from forkpoint.questions.answers import FactorRow, Factors, Generation
     from forkpoint.questions.attention import attention
@@ -62,6 +64,8 @@ __all__ = [
     "Generation",
     "Impact",
     "InputError",
+    "Invariance",
+    "InvarianceError",
     "Layout",
     "LayoutError",
     "ModelError",
@@ -86,6 +90,7 @@ __all__ = [
     "embed",
     "factors",
     "generate",
+    "invariant",
     "load",
     "logprobs",
     "packed",
@@ -103,6 +108,7 @@ _MODULES = {
     "Factors": "forkpoint.questions.answers",
     "Generation": "forkpoint.questions.answers",
     "Impact": "forkpoint.result",
+    "Invariance": "forkpoint.invariance.block",
     "Layout": "forkpoint.runs.layout",
     "ProbeResult": "forkpoint.result",
     "Result": "forkpoint.result",
@@ -123,6 +129,7 @@ _MODULES = {
     "embed": "forkpoint.questions.embed",
     "factors": "forkpoint.questions.factors",
     "generate": "forkpoint.questions.generate",
+    "invariant": "forkpoint.invariance.block",
     "load": "forkpoint.models",
     "logprobs": "forkpoint.screening",
     "packed": "forkpoint.questions.packed",

@@ -55,6 +55,10 @@ class SceneError(ForkpointError):
     """A scene that can't be saved, loaded or replayed."""
 
 
+class InvarianceError(ForkpointError):
+    """A model, or an operation in it, that has no layout-invariant form."""
+
+
 class DifferenceError(AssertionError):
     """Two runs differ by more than is allowed; the message ends with the short report."""
 
