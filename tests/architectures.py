@@ -353,6 +353,15 @@ _ALL = (
         positions=True,
     ),
     Architecture(
+        "gemma3",
+        lambda: tf.Gemma3TextConfig(
+            **_sizes(num_key_value_heads=2, head_dim=12, sliding_window=6, query_pre_attn_scalar=12),
+            layer_types=["sliding_attention", "full_attention"],
+        ),
+        tf.Gemma3ForCausalLM,
+        positions=True,
+    ),
+    Architecture(
         "stablelm",
         lambda: tf.StableLmConfig(**_sizes(num_key_value_heads=2)),
         tf.StableLmForCausalLM,

@@ -1,0 +1,92 @@
+"""Kernels of our own on a GPU: no bit depends on the tile, on the number of rows, of queries or of keys."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+import forkpoint as fp
+from forkpoint.invariance import gpu
+from forkpoint.invariance.asked import Attention
+from forkpoint.invariance.sequences import Sequence
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available() or not gpu.available(), reason="needs CUDA and Triton"),
+]
+
+NARROW = (torch.bfloat16, torch.float16)
+DTYPES = (*NARROW, torch.float32)
+
+
+def randn(*shape: int, dtype: torch.dtype = torch.float32, seed: int = 0) -> Tensor:
+    generator = torch.Generator("cuda").manual_seed(seed)
+    return torch.randn(*shape, generator=generator, device="cuda").to(dtype)
+
+
+@pytest.mark.parametrize("dtype", NARROW)
+@pytest.mark.parametrize(("columns", "inner"), [(4096, 4096), (1024, 4096), (96, 200)])
+def test_a_product_has_the_same_bits_in_every_tile(dtype, columns, inner):
+    x, weight = randn(700, inner, dtype=dtype), randn(columns, inner, dtype=dtype, seed=1)
+    whole = gpu.product(x, weight, 1, None)
+    for rows in (1, 7, 16, 17, 32, 33, 64, 100, 256, 257, 513):
+        assert torch.equal(gpu.product(x[:rows], weight, 1, None), whole[:rows]), rows
+    exact = x.double() @ weight.double().t()
+    assert (whole.double() - exact).abs().max() <= 2 * (F.linear(x, weight).double() - exact).abs().max()
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("columns", [1024, 4096, 5000])
+def test_the_mean_of_a_row_depends_on_no_other(dtype, columns):
+    x = randn(600, columns, dtype=dtype)
+    with fp.invariant(torch.nn.Identity().eval()):
+        whole = x.float().pow(2).mean(-1, keepdim=True)
+        for rows in (1, 2, 7, 8, 9, 15, 16, 33, 257):
+            assert torch.equal(x[:rows].float().pow(2).mean(-1, keepdim=True), whole[:rows]), rows
+    assert torch.allclose(whole, x.double().pow(2).mean(-1, keepdim=True).float(), rtol=1e-5)
+
+
+def attended(
+    query: Tensor, key: Tensor, value: Tensor, first: int, asked: Attention, window: int = 0, before: int = 0
+) -> Tensor:
+    """Attention of queries from position `first` on to keys from position `before` on: `[batch, queries, heads, size]`."""
+    at = torch.arange(key.shape[2], device="cuda")[None] + before
+    position = torch.arange(query.shape[2], device="cuda")[:, None] + first
+    allowed = at <= position
+    if window:
+        allowed = allowed & (at > position - window)
+    rows = range(query.shape[0])
+    whole, every = slice(0, query.shape[2]), slice(0, key.shape[2])
+    batch = [Sequence(row, whole, every, before, first, allowed) for row in rows]
+    out = torch.zeros(*(query.shape[index] for index in (0, 2, 1, 3)), device="cuda", dtype=query.dtype)
+    gpu.attend(query, key, value, None, batch, asked, out)
+    return out
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("size", [128, 64])
+@pytest.mark.parametrize("kind", ["plain", "softcap", "window", "sinks"])
+def test_attention_depends_on_no_layout(dtype, size, kind):
+    heads, length = 4, 1300
+    query, key, value = (
+        randn(2, count, length, size, dtype=dtype, seed=seed) for seed, count in enumerate((heads, 2, 2))
+    )
+    asked = Attention(
+        size**-0.5, 20.0 if kind == "softcap" else None, randn(heads) if kind == "sinks" else None
+    )
+    window = 300 if kind == "window" else 0
+    whole = attended(query, key, value, 0, asked, window)
+    for start, end in ((0, 1), (0, 16), (0, 50), (0, 129), (40, 300), (511, 513), (700, 1300), (1299, 1300)):
+        keys = slice(0, end)
+        part = attended(query[:, :, start:end], key[:, :, keys], value[:, :, keys], start, asked, window)
+        assert torch.equal(part, whole[:, start:end]), (start, end)
+    if window:
+        keys = slice(900, 1300)
+        part = attended(query[:, :, 1290:], key[:, :, keys], value[:, :, keys], 1290, asked, window, 900)
+        assert torch.equal(part, whole[:, 1290:])
+    if kind == "plain":
+        k, v = (one.repeat_interleave(2, 1) for one in (key, value))
+        wide = F.scaled_dot_product_attention(query.double(), k.double(), v.double(), is_causal=True)
+        stock = F.scaled_dot_product_attention(query, k, v, is_causal=True).double()
+        mine = whole.transpose(1, 2).double()
+        assert (mine - wide).abs().mean() <= 1.1 * (stock - wide).abs().mean()

@@ -1,0 +1,99 @@
+"""Under `fp.invariant` a token's result has the same bits in every layout.
+
+`python -m tests.test_invariant --count 5000 --seed 1` tries that many layouts; `--model smollm2` tries them with SmolLM2.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import sys
+import time
+from collections import Counter
+from typing import Any
+
+import pytest
+import torch
+import transformers as tf
+from tests import layouts
+from tests.layouts import Layout
+
+import forkpoint as fp
+
+
+def differing(model: torch.nn.Module, layout: Layout, invariant: bool = True) -> list[int]:
+    """The rows whose results are not the same bits as alone, in one forward call."""
+    with torch.inference_mode():
+        if invariant:
+            with fp.invariant(model):
+                pairs = zip(layouts.alone(model, layout), layouts.laid_out(model, layout), strict=True)
+        else:
+            pairs = zip(layouts.alone(model, layout), layouts.laid_out(model, layout), strict=True)
+    return [index for index, (one, other) in enumerate(pairs) if not torch.equal(one, other)]
+
+
+@pytest.mark.parametrize("name", layouts.NAMES)
+def test_every_layout_has_the_same_bits(name):
+    for layout in itertools.islice(layouts.draw(seed=1, names=(name,), longest=128), 12):
+        assert differing(layouts.model_of(layout), layout) == [], layout.words
+
+
+def test_without_it_they_have_not():
+    drawn = itertools.islice(layouts.draw(seed=2, names=("llama", "gpt2"), longest=256), 20)
+    assert any(differing(layouts.model_of(layout), layout, invariant=False) for layout in drawn)
+
+
+def _large(name: str, device: str, dtypes: tuple[torch.dtype, ...]) -> dict[torch.dtype, torch.nn.Module]:
+    """SmolLM2, or random weights of the shape of a large model."""
+    if name == "smollm2":
+        return {dtype: fp.load("demo", dtype=_short(dtype), device=device).model for dtype in dtypes}
+    config: Any = tf.LlamaConfig(max_position_embeddings=4096)  # its defaults are Llama-2-7B's shape
+    if name == "qwen3-moe":
+        config = tf.Qwen3MoeConfig(num_hidden_layers=12, num_experts=64, max_position_embeddings=4096)
+    made: dict[torch.dtype, torch.nn.Module] = {}
+    for dtype in dtypes:
+        torch.manual_seed(0)
+        with torch.device(device):
+            made[dtype] = tf.AutoModelForCausalLM.from_config(config, dtype=dtype).eval()
+    return made
+
+
+def _short(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def main() -> int:
+    """Prints a line for each layout that breaks, and what was tried."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--count", type=int, default=100)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--longest", type=int, default=512, help="columns of a call, in all")
+    parser.add_argument("--model", choices=("tiny", "smollm2", "llama-7b", "qwen3-moe"), default="tiny")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--dtype", action="append", help="by default float32 and bfloat16")
+    parser.add_argument("--seconds", type=float, default=float("inf"), help="stop after that time")
+    parser.add_argument("--stock", action="store_true", help="without fp.invariant: how many break")
+    given = parser.parse_args()
+    dtypes = tuple(getattr(torch, name) for name in given.dtype or ()) or layouts.DTYPES
+    large = {} if given.model == "tiny" else _large(given.model, given.device, dtypes)
+    names, vocabulary = ((given.model,), 30000) if large else (layouts.NAMES, None)
+    kinds: Counter[str] = Counter()
+    broken: Counter[str] = Counter()
+    start = time.monotonic()
+    drawn = layouts.draw(given.seed, names, given.longest, vocabulary, dtypes)
+    for layout in itertools.islice(drawn, given.count):
+        if time.monotonic() - start > given.seconds:
+            break
+        model = large[layout.dtype] if large else layouts.model_of(layout)
+        kinds[layout.kind] += 1
+        rows = differing(model, layout, not given.stock)
+        if rows:
+            broken[layout.kind] += 1
+            if not given.stock:
+                print(f"rows {rows} differ: {layout.words}", flush=True)
+    print(f"{kinds.total()} layouts ({dict(kinds)}): {broken.total()} not the same bits {dict(broken) or ''}")
+    return int(bool(broken) and not given.stock)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
