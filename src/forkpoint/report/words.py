@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import cache
 
 from forkpoint.errors import InputError
-from forkpoint.report import chinese, english
+from forkpoint.report import chinese, chinese_sentences, english
 from forkpoint.report.numbers import count
 
 LANGUAGES = ("en", "zh")
@@ -107,7 +107,9 @@ def _stopped(sentence: str | None) -> str | None:
 
 @cache
 def _sentences() -> tuple[tuple[re.Pattern[str], str], ...]:
-    return tuple((_pattern(source), translation) for source, translation in chinese.SENTENCES.items())
+    return tuple(
+        (_pattern(source), translation) for source, translation in chinese_sentences.SENTENCES.items()
+    )
 
 
 _NUMBER, _WORDS = r"[0-9,]+", r"(?:(?!; |\. ).)+?"
