@@ -23,7 +23,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tests.trust.interrupts import state
+from tests.trust.interrupts import part, state
 from tests.trust.saving import comparing, savings, unfinished, unrun
 from torch import nn
 
@@ -171,7 +171,7 @@ def tried(system: System, scenario: Scenario, model: nn.Module, at: int, onwards
 
 
 def disturbed(
-    system: System, scenario: Scenario, model: nn.Module, count: int | None, seed: int
+    system: System, scenario: Scenario, model: nn.Module, count: int | None, seed: int, share: str = "1/1"
 ) -> Iterator[str]:
     """Refuse some calls of a scenario, or all; what was wrong."""
     for _ in range(2):  # the first time, modules are imported
@@ -181,6 +181,7 @@ def disturbed(
     every = [(at, onwards) for at in range(calls) for onwards in (False, True)]
     if count is not None and count < len(every):
         every = random.Random(f"{seed} {scenario.name}").sample(every, count)
+    every = part(every, share)
     for at, onwards in every:
         for what in tried(system, scenario, model, at, onwards):
             yield f"{scenario.name}: {system.name} {at}{' and on' if onwards else ''}: {what}"
@@ -195,6 +196,9 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--count", type=int, help="refusals a scenario; by default all")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--only", help="this scenario")
+    parser.add_argument(
+        "--share", default="1/1", metavar="K/N", help="the K-th of N parts, for processes side by side"
+    )
     given = parser.parse_args(arguments)
     if "refusing" not in os.environ.get("LD_PRELOAD", ""):
         with tempfile.TemporaryDirectory(prefix="forkpoint-test-") as folder:
@@ -207,7 +211,7 @@ def main(arguments: list[str]) -> int:
         model, all_of_them = scenarios(Path(room))
         for scenario in all_of_them:
             if given.only in (None, scenario.name):
-                for what in disturbed(system, scenario, model, given.count, given.seed):
+                for what in disturbed(system, scenario, model, given.count, given.seed, given.share):
                     failed += 1
                     print(what[:1000], flush=True)
     print(f"{failed} wrong")

@@ -1,7 +1,8 @@
 """Ctrl-C, or an error, at every position of a comparison: whatever it changes for a while is as it was before.
 
 `python -m tests.trust.interrupts --count 1000 --seed 0` interrupts at so many of the positions, drawn by the seed;
-without a count at all of them, the first time that each is reached and the last. `--raise MemoryError` raises an error
+without a count at all of them, the first time that each is reached and the last (`--share 2/8` takes the second of eight
+parts of those). `--raise MemoryError` raises an error
 there instead: it comes through, or the result is what it would have been. `--saving` does so while a scene, its script and
 a result are saved: each is there as a whole or not at all.
 
@@ -271,6 +272,16 @@ def drawn(counts: Counter[Position], count: int | None, seed: int) -> list[tuple
     return [(place, draw.randint(1, counts[place])) for place in places]
 
 
+def part(every: list[Any], share: str) -> list[Any]:
+    """One of so many parts of a list.
+
+    >>> part(list("abcde"), "2/2")
+    ['b', 'd']
+    """
+    number, _, parts = share.partition("/")
+    return every[int(number) - 1 :: int(parts)]
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -280,6 +291,9 @@ def main() -> int:
     parser.add_argument("--raise", choices=list(ERRORS), dest="error", help="in place of an interrupt")
     parser.add_argument(
         "--saving", action="store_true", help="what is saved of a comparison, not the comparison"
+    )
+    parser.add_argument(
+        "--share", default="1/1", metavar="K/N", help="the K-th of N parts, for processes side by side"
     )
     given = parser.parse_args()
     signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -296,7 +310,7 @@ def main() -> int:
             wrong = partial(other_result, expected)
         act()
         counts = visited(act)
-        positions = drawn(counts, given.count, given.seed)
+        positions = part(drawn(counts, given.count, given.seed), given.share)
         found = list(left_by(positions, model, act, ERRORS.get(given.error), wrong))
         for where, what in found:
             print(where, what)
