@@ -21,7 +21,7 @@ import forkpoint
 import forkpoint.report.terminal
 from forkpoint.cli import main
 from forkpoint.cli.outcome import EXIT_STATUS, severity, worst_status
-from forkpoint.cli.questions import COMMANDS
+from forkpoint.cli.questions import COMMANDS, FIXES
 from forkpoint.models import LoadedModel, demo
 from forkpoint.report.document import Document
 from forkpoint.result import Impact, Result, RunSummary, Verdict, VerdictKind
@@ -254,6 +254,14 @@ def test_questions_take_the_options_of_all_and_their_own():
             "scene_folder",
             "lang",
         } <= set(names)
+
+
+@pytest.mark.parametrize("name", FIXES)
+def test_each_fix_has_help_with_an_example_that_can_be_read(name, capsys):
+    assert run("fix", name, "--help") == 0
+    out = " ".join(capsys.readouterr().out.replace("│", " ").split())
+    assert f"Example: {FIXES[name][1]}" in out
+    assert shlex.split(FIXES[name][1])[:3] == ["forkpoint", "fix", name]
 
 
 def test_factors(library, monkeypatch, capsys, tmp_path):

@@ -113,7 +113,9 @@ def missing_commands(where: str, text: str) -> Iterator[str]:
             words = words[1:]
             known = {option for command in COMMANDS.values() for option in options(command)}
         elif words[0] in COMMANDS:
-            known = options(COMMANDS[words[0]])
+            command = COMMANDS[words[0]]
+            command = getattr(command, "commands", {}).get("".join(words[1:2]), command)
+            known = options(command)
         else:
             yield f"{where}: forkpoint {words[0]}"
             continue
@@ -149,7 +151,7 @@ def test_a_name_that_does_not_exist_is_found(text: str, missing: list[str]) -> N
 @pytest.mark.parametrize(
     ("text", "missing"),
     [
-        ("`forkpoint fix MODEL`", ["here: forkpoint fix"]),
+        ("`forkpoint mend MODEL`", ["here: forkpoint mend"]),
         ("```\nforkpoint padding demo --no-such-thing 3  # --remark\n```", 1),
         ("```\nforkpoint padding demo -p Hello --dtype bfloat16\n```", []),
         ("the option `--tongue zh` of it", ["here: --tongue"]),

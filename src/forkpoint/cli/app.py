@@ -9,7 +9,7 @@ from forkpoint.cli.embed import embed
 from forkpoint.cli.factors import factors
 from forkpoint.cli.generate import generate
 from forkpoint.cli.logprobs import logprobs
-from forkpoint.cli.questions import COMMANDS
+from forkpoint.cli.questions import COMMANDS, FIXES
 from forkpoint.cli.replay import replay
 from forkpoint.cli.report import report
 from forkpoint.cli.script import script
@@ -26,6 +26,14 @@ app = typer.Typer(
 )
 for _name, (_command, _example) in COMMANDS.items():
     app.command(_name, epilog=f"Example: {_example}")(_command)
+fix = typer.Typer(
+    name="fix",
+    help="Ask a question as it is, and again layout-invariantly: is the difference gone?",
+    epilog="Exit status: 0 identical the second time; 1 not; 2 unusable arguments, or no invariant form; 3 undetermined.",
+)
+for _name, (_command, _example) in FIXES.items():
+    fix.command(_name, epilog=f"Example: {_example}")(_command)
+app.add_typer(fix)
 app.command(epilog="Example: forkpoint factors demo -p 'Hello there' --pad-to 50")(factors)
 app.command(epilog="Example: forkpoint generate demo -p 'Hello there' --against no-cache")(generate)
 app.command(epilog="Example: forkpoint embed ./my-model --texts texts.txt --batch-size 1,32")(embed)

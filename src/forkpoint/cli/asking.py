@@ -9,14 +9,18 @@ That is a whole command, with all the options of `_shared`.
 
 import inspect
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import cache, wraps
 from typing import TYPE_CHECKING, Any
 
+import typer
+
 from forkpoint.cli import options, scene
 from forkpoint.cli.loading import load, say_first
-from forkpoint.cli.outcome import finish, let_go
-from forkpoint.support.files import check_writable
+from forkpoint.cli.outcome import document, finish, let_go, show, worded, worst_if_not_identical
+from forkpoint.cli.spoken import TYPED, command_line
+from forkpoint.support.files import check_writable, write_json
 from forkpoint.support.progress import status, watching
 
 if TYPE_CHECKING:
@@ -62,6 +66,7 @@ def _shared(
     load_in_8bit: options.Int8 = False,
     trust_remote_code: options.TrustRemoteCode = False,
     max_memory: options.MaxMemory = None,
+    invariant: options.Invariant = False,
     details: options.Details = False,
     ops: options.Ops = False,
     op: options.Op = None,
@@ -80,17 +85,24 @@ def question(own: Callable[..., Ask]) -> Callable[..., None]:
     The command has the options of every question as well. The function is called before anything is loaded, so that it
     may refuse what can't be used.
     """
-    shared, mine = (inspect.signature(one).parameters for one in (_shared, own))
-    first = [shared[name] for name in ("model", "prompt", "prompts")]
+    return _command(own, _shared, _answer)
+
+
+def _command(
+    own: Callable[..., Ask], shared: Callable[..., None], answer: Callable[..., None]
+) -> Callable[..., None]:
+    """A command with the options of two functions, which answers what the first of them asks."""
+    theirs, mine = (inspect.signature(one).parameters for one in (shared, own))
+    first = [theirs[name] for name in ("model", "prompt", "prompts")]
     arguments = [one for one in mine.values() if one.default is inspect.Parameter.empty]
     choices = [one for one in mine.values() if one.default is not inspect.Parameter.empty]
-    rest = [one for one in shared.values() if one not in first]
+    rest = [one for one in theirs.values() if one not in first]
     every = [first[0], *arguments, *first[1:], *choices, *rest]
 
     @wraps(own)
     def command(**given: Any) -> None:
         ask = own(**{name: given.pop(name) for name in mine})
-        _answer(ask, **given)
+        answer(ask, **given)
 
     named = inspect.Parameter.POSITIONAL_OR_KEYWORD
     signature = inspect.Signature([one.replace(kind=named) for one in every], return_annotation=None)
@@ -108,6 +120,7 @@ def _answer(
     position_ids: str,
     chat_template: bool,
     max_memory: str | None,
+    invariant: bool,
     details: bool,
     ops: bool,
     op: str | None,
@@ -118,37 +131,142 @@ def _answer(
     no_probes: bool,
     **loading: Any,
 ) -> None:
-    texts = options.read_prompts(prompt, prompts)
-    shared: dict[str, Any] = {
-        "position_ids": position_ids,
-        "chat_template": chat_template,
-        "probes": not no_probes,
-        "max_memory": options.read_size(max_memory),
-    }
+    asking = Asking(
+        ask, model, options.read_prompts(prompt, prompts),
+        {
+            "position_ids": position_ids, "chat_template": chat_template, "probes": not no_probes,
+            "max_memory": options.read_size(max_memory),
+        },
+        loading,
+    )  # fmt: skip
     for file in (json, html):
         if file is not None:
             check_writable(file)
     scene.check(scene_folder)
-    loaded = load(model, **loading)
-    say_first(loaded, lang)
-    again = cache(lambda name: load(name, **loading))
-
-    import forkpoint as fp
-
-    answers: list[tuple[str, Result]] = []
-    with watching() as progress:
-        for index, text in enumerate(texts):
-            others = tuple(texts[index + 1 :] + texts[:index])
-            given = {**shared, "progress": progress}
-            asked = Asked(model, loaded.model, loaded.tokenizer, text, others, given, again)
-            answers.append((text, ask(fp, asked)))
-            let_go(answers)
+    asking.load()
+    say_first(asking.loaded, lang)
+    answers = asking.answers(invariant=invariant)
+    notes = (*asking.loaded.notes, *((INVARIANT_NOTE,) if invariant else ()))
     finish(
-        answers, notes=tuple(loaded.notes), details=details, ops=ops, op=op, json=json, html=html, lang=lang, probes=not no_probes,
+        answers, notes=notes, details=details, ops=ops, op=op, json=json, html=html, lang=lang, probes=not no_probes,
         save=lambda result: _saved(result, scene_folder),
     )  # fmt: skip
+
+
+INVARIANT_NOTE = "Both runs were made under fp.invariant."
+
+
+@dataclass
+class Asking:
+    """A question about some prompts and a model that is loaded once, however often it is asked.
+
+    Attributes:
+        ask: puts the question.
+        model: MODEL, as it was given.
+        texts: the prompts.
+        shared: the options of every question.
+        loading: how models are loaded.
+    """
+
+    ask: Ask
+    model: str
+    texts: list[str]
+    shared: dict[str, Any]
+    loading: dict[str, Any]
+
+    def load(self) -> None:
+        """Loads the model."""
+        self.loaded = load(self.model, **self.loading)
+        self._again = cache(lambda name: load(name, **self.loading))
+
+    def answers(self, *, invariant: bool) -> "list[tuple[str, Result]]":
+        """Each prompt and what was found; the worst alone keeps its traces.
+
+        Args:
+            invariant: both runs of each question are made under `fp.invariant`.
+        """
+        import forkpoint as fp
+
+        found: list[tuple[str, Result]] = []
+        with watching() as progress, ExitStack() as stack:
+
+            def again(name: str) -> Any:
+                other = self._again(name)
+                if invariant:
+                    stack.enter_context(fp.invariant(other.model))
+                return other
+
+            if invariant:
+                stack.enter_context(fp.invariant(self.loaded.model))
+            for index, text in enumerate(self.texts):
+                others = tuple(self.texts[index + 1 :] + self.texts[:index])
+                given = {**self.shared, "progress": progress}
+                asked = Asked(
+                    self.model, self.loaded.model, self.loaded.tokenizer, text, others, given, cache(again)
+                )
+                found.append((text, self.ask(fp, asked)))
+                let_go(found)
+        return found
 
 
 def _saved(result: "Result", folder: Any) -> tuple[str, ...]:
     with status("saving the scene"):
         return scene.save(result, folder)
+
+
+def _fixing(
+    model: options.Model,
+    prompt: options.Prompt = None,
+    prompts: options.Prompts = None,
+    position_ids: options.Positions = "mask",
+    chat_template: options.ChatTemplate = False,
+    revision: options.Revision = None,
+    dtype: options.Dtype = None,
+    device: options.Device = None,
+    attn: options.Attention = None,
+    trust_remote_code: options.TrustRemoteCode = False,
+    max_memory: options.MaxMemory = None,
+    details: options.Details = False,
+    json: options.Json = None,
+    lang: options.Language = options.LANGUAGE,
+) -> None:
+    """The options of every command of `forkpoint fix`; see `fixing`."""
+
+
+def fixing(own: Callable[..., Ask]) -> Callable[..., None]:
+    """The command of `forkpoint fix` for a question: asks it as it is, and again under `fp.invariant`."""
+    return _command(own, _fixing, _fix)
+
+
+def _fix(
+    ask: Ask,
+    *,
+    model: str,
+    prompt: list[str] | None,
+    prompts: Any,
+    position_ids: str,
+    chat_template: bool,
+    max_memory: str | None,
+    details: bool,
+    json: Any,
+    lang: str,
+    **loading: Any,
+) -> None:
+    shared: dict[str, Any] = {
+        "position_ids": position_ids, "chat_template": chat_template, "max_memory": options.read_size(max_memory),
+    }  # fmt: skip
+    asking = Asking(ask, model, options.read_prompts(prompt, prompts), shared, loading)
+    if json is not None:
+        check_writable(json)
+    asking.load()
+    say_first(asking.loaded, lang)
+    notes = tuple(asking.loaded.notes)
+    typed = command_line([word for word in TYPED.get() if word != "fix"])
+    before = worded(asking.answers(invariant=False), notes, typed)
+    show(before, details=details, lang=lang)
+    again = f"{typed} --invariant" if typed else ""
+    after = worded(asking.answers(invariant=True), (*notes, INVARIANT_NOTE), again)
+    show(after, details=details, lang=lang)
+    if json is not None:
+        write_json(json, {"as_it_is": document(before), "invariant": document(after)})
+    raise typer.Exit(worst_if_not_identical(after))

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from forkpoint.cli import options
+from forkpoint.cli.asking import INVARIANT_NOTE
 from forkpoint.cli.loading import load, say_first
 from forkpoint.cli.outcome import worst_status
 from forkpoint.cli.spoken import TYPED, command_line
@@ -48,6 +50,7 @@ def generate(
     load_in_8bit: options.Int8 = False,
     trust_remote_code: options.TrustRemoteCode = False,
     max_memory: options.MaxMemory = None,
+    invariant: options.Invariant = False,
     json: options.Json = None,
     lang: options.Language = options.LANGUAGE,
     no_probes: options.NoProbes = False,
@@ -74,14 +77,16 @@ def generate(
     import forkpoint as fp
     from forkpoint.report.generation import render_generation
 
-    with watching() as progress:
+    within = fp.invariant(loaded.model) if invariant else nullcontext()
+    with watching() as progress, within:
         found = fp.generate(
             loaded.model, loaded.tokenizer, texts[0], against, max_new_tokens=new_tokens, size=size,
             chat_template=chat_template, probes=not no_probes, max_memory=limit, progress=progress,
         )  # fmt: skip
     found = replace(found, call=command_line(TYPED.get()) or found.call)
     if found.result is not None:
-        notes = (*loaded.notes, *found.result.notes)
+        own = (INVARIANT_NOTE,) if invariant else ()
+        notes = (*loaded.notes, *own, *found.result.notes)
         found = replace(found, result=replace(found.result, notes=notes))
     try:
         if json is not None:

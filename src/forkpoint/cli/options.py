@@ -127,6 +127,15 @@ Op = Annotated[
         show_default=False,
     ),
 ]
+Invariant = Annotated[
+    bool,
+    typer.Option(
+        "--invariant",
+        help="Make both runs layout-invariantly, or say what stands in the way.",
+        rich_help_panel=_RUN,
+    ),
+]
+
 Ops = Annotated[
     bool, typer.Option("--ops", help="List the captured values by name.", rich_help_panel=_OUTPUT)
 ]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from math import isnan
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import typer
 
@@ -64,11 +64,7 @@ def finish(
 
     from forkpoint.report.terminal import render, render_summary
 
-    typed = command_line(TYPED.get())
-    answers = [
-        (text, replace(result, notes=(*notes, *result.notes), call=typed or result.call))
-        for text, result in answers
-    ]
+    answers = worded(answers, notes, command_line(TYPED.get()))
     index = worst_of(answers)
     text, worst = answers[index]
     worst = replace(worst, notes=(*notes, *save(worst), *worst.notes[len(notes) :]))
@@ -121,13 +117,48 @@ _SEVERITY = {0: 0, 3: 1, 1: 2}
 """By exit status."""
 
 
+def worded(
+    answers: Sequence[tuple[str, Result]], notes: tuple[str, ...], call: str
+) -> list[tuple[str, Result]]:
+    """The results with what their reports say besides, and with how they were asked for."""
+    return [
+        (text, replace(result, notes=(*notes, *result.notes), call=call or result.call))
+        for text, result in answers
+    ]
+
+
+def document(answers: Sequence[tuple[str, Result]]) -> dict[str, Any]:
+    """What JSON says of one prompt, or of several."""
+    if len(answers) == 1:
+        return answers[0][1].to_dict()
+    return {"prompts": [{"prompt": text, "result": result.to_dict()} for text, result in answers]}
+
+
+def show(answers: Sequence[tuple[str, Result]], *, details: bool, lang: str) -> None:
+    """Print the report that a command would: of several prompts a line for each, and then that of the worst."""
+    from rich.console import Console
+
+    from forkpoint.report.terminal import render, render_summary
+
+    index = worst_of(answers)
+    if len(answers) > 1:
+        render_summary(answers, index, Console(), lang=lang)
+    render(answers[index][1], Console(), details=details, lang=lang)
+
+
+def worst_if_not_identical(answers: Sequence[tuple[str, Result]]) -> int:
+    """0 where every result is identical, 3 where the worst is undetermined, else 1."""
+    kinds = {result.verdict.kind for _, result in answers}
+    if kinds == {VerdictKind.IDENTICAL}:
+        return 0
+    return worst_status(kinds) or 1
+
+
 def _write(path: Path, answers: Sequence[tuple[str, Result]]) -> None:
     if len(answers) == 1:
         answers[0][1].to_json(path)
     else:
-        write_json(
-            path, {"prompts": [{"prompt": text, "result": result.to_dict()} for text, result in answers]}
-        )
+        write_json(path, document(answers))
 
 
 def _write_page(path: Path, answers: Sequence[tuple[str, Result]], worst: int, lang: str) -> None:

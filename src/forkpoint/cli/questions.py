@@ -5,7 +5,7 @@ from typing import Annotated, Any
 import typer
 
 from forkpoint.cli import options
-from forkpoint.cli.asking import Ask, Asked, question
+from forkpoint.cli.asking import Ask, Asked, fixing, question
 from forkpoint.questions.choices import Backend, CacheKind, Quantization
 
 _PROMPT, _RUN = "Prompt", "Run"
@@ -192,3 +192,12 @@ COMMANDS = {
     "models": (models, "forkpoint models demo demo -p 'Hello there'"),
 }
 """By name: the command, and an example of it."""
+
+FIXES = {
+    name: (
+        fixing(COMMANDS[name][0].__wrapped__),
+        f"forkpoint fix {COMMANDS[name][1].removeprefix('forkpoint ')}",
+    )
+    for name in ("padding", "batch", "cache", "packed", "repeat")
+}
+"""By name: what asks a question of layouts as it is and under `fp.invariant`, and an example of it."""
