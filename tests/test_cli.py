@@ -55,7 +55,7 @@ def library(monkeypatch):
             raise seen.kind
         return result_of(seen.kind)
 
-    def render(result, console, *, ops=False, lang="en"):
+    def render(result, console, *, ops=False, lang="en", **shown):
         seen.rendered, seen.ops, seen.lang = result, ops, lang
         console.print("the report")
 
@@ -522,7 +522,7 @@ def folder(tmp_path_factory):
 @pytest.mark.parametrize("side", ["left", "right"])
 def test_a_whole_run(folder, capsys, tmp_path, side):
     file = tmp_path / "result.json"
-    options = ["--pad-to", "20", "--side", side, "--json", str(file), "--no-probes"]
+    options = ["--pad-to", "20", "--side", side, "--json", str(file), "--no-probes", "--details"]
     assert run("padding", folder, "-p", "coconuts", *options) == 0
     out, err = capsys.readouterr()
     assert err == ""

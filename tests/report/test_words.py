@@ -13,7 +13,7 @@ import pytest
 import forkpoint
 from forkpoint.errors import InputError
 from forkpoint.mechanisms import known_slugs
-from forkpoint.report import chinese, chinese_sentences, english
+from forkpoint.report import chinese, chinese_causes, chinese_sentences, english
 from forkpoint.report.words import LANGUAGES, Words
 from forkpoint.result import VerdictKind
 
@@ -31,6 +31,7 @@ PROBES = [
     "packing",
     "cache",
 ]
+CATALOGUES = [Path(one.__file__) for one in (english, chinese, chinese_sentences, chinese_causes)]
 STATUSES = ["equal", "differs", "view", "not compared", "only in a", "only in b"]
 
 
@@ -89,7 +90,7 @@ def texts_in_the_source() -> frozenset[str]:
     """Every text that the package writes, but for the catalogues; of one with placeholders the parts between them."""
     found: set[str] = set()
     for path in Path(forkpoint.__file__).parent.rglob("*.py"):
-        if path not in (Path(english.__file__), Path(chinese.__file__), Path(chinese_sentences.__file__)):
+        if path not in CATALOGUES:
             nodes = ast.walk(ast.parse(path.read_text(encoding="utf-8")))
             found |= {n.value for n in nodes if isinstance(n, ast.Constant) and isinstance(n.value, str)}
     for path in Path(forkpoint.__file__).parent.rglob("*.jinja"):

@@ -18,7 +18,11 @@ Narrowest = Annotated[
 
 
 def logprobs(
-    a: A, b: B, dtype: Narrowest = "bfloat16", json: options.Json = None, lang: options.Language = "en"
+    a: A,
+    b: B,
+    dtype: Narrowest = "bfloat16",
+    json: options.Json = None,
+    lang: options.Language = options.LANGUAGE,
 ) -> None:
     """Tell from recorded log-probabilities alone how two engines differ: temperature, top-p, shifted positions, other weights.
 

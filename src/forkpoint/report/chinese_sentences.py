@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from forkpoint.report import chinese_causes
+
 SENTENCES: dict[str, str] = {
     # 对数概率
     "the log-probabilities are the same, bit for bit": "对数概率逐位相同",
@@ -261,3 +263,4 @@ SENTENCES: dict[str, str] = {
 `{n}` and `{m}` stand for numbers. A sentence is translated by the first template that fits it whole, so that a
 longer template stands before one that would swallow it.
 """
+SENTENCES |= chinese_causes.SENTENCES

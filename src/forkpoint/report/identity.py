@@ -44,9 +44,9 @@ def _cut(text: str) -> str:
 def _name(run: RunSummary, label: str, words: Words, *, model: bool, alike: bool) -> Line:
     """The run's name; what went in where the name tells nothing, and its model where the runs have two."""
     parts: list[str] = []
-    if not alike and run.name != label:
-        parts.append(run.name)
-    else:
+    if run.name != label:
+        parts.append(words.phrase(run.name))
+    if alike or run.name == label:
         parts.append(_inputs(run))
     if model and run.model:
         parts.append(run.model)
