@@ -13,7 +13,7 @@ from forkpoint.report.build import document
 from forkpoint.report.document import line, strong
 from forkpoint.report.markdown import ISSUE, to_issue, to_markdown
 from forkpoint.report.public import public, without_paths
-from forkpoint.report.words import LANGUAGES
+from forkpoint.report.words import LANGUAGES, Words
 from forkpoint.result import ArgumentComparison, InputRow, Result
 
 SECRET = "opensesame"
@@ -49,7 +49,7 @@ def test_every_section_is_there(case: str, lang: str) -> None:
     text = to_markdown(result, lang=lang)
     sections = document(result, lang=lang).sections
     assert headings(text) == sum(bool(section.title) for section in sections)
-    assert result.a.name in texts(text)
+    assert Words(lang).phrase(result.a.name) in texts(text)
     assert "html_block" not in kinds(text) and "html_inline" not in kinds(text)
 
 

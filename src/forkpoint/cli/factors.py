@@ -44,6 +44,7 @@ def factors(
     trust_remote_code: options.TrustRemoteCode = False,
     max_memory: options.MaxMemory = None,
     json: options.Json = None,
+    html: options.Html = None,
     lang: options.Language = options.LANGUAGE,
     no_probes: options.NoProbes = False,
 ) -> None:
@@ -53,8 +54,9 @@ def factors(
     """
     texts = options.read_prompts(prompt, prompts)
     limit = options.read_size(max_memory)
-    if json is not None:
-        check_writable(json)
+    for file in (json, html):
+        if file is not None:
+            check_writable(file)
     loading: dict[str, Any] = {
         "revision": revision, "dtype": dtype, "device": device, "attn": attn, "trust_remote_code": trust_remote_code,
     }  # fmt: skip
@@ -79,6 +81,8 @@ def factors(
     try:
         if json is not None:
             found.to_json(json)
+        if html is not None:
+            found.to_html(html, lang=lang)
     finally:  # a file that can't be written is no reason to lose the table
         render_factors(found, Console(), lang=lang)
     kinds = [row.verdict for row in found.rows if row.verdict is not None and row.probed]

@@ -52,6 +52,7 @@ def generate(
     max_memory: options.MaxMemory = None,
     invariant: options.Invariant = False,
     json: options.Json = None,
+    html: options.Html = None,
     lang: options.Language = options.LANGUAGE,
     no_probes: options.NoProbes = False,
 ) -> None:
@@ -63,8 +64,9 @@ def generate(
     if len(texts) > 1:
         raise InputError(f"{len(texts)} prompts", "one")
     limit = options.read_size(max_memory)
-    if json is not None:
-        check_writable(json)
+    for file in (json, html):
+        if file is not None:
+            check_writable(file)
     loading: dict[str, Any] = {
         "revision": revision, "dtype": dtype, "device": device, "attn": attn, "load_in_8bit": load_in_8bit,
         "trust_remote_code": trust_remote_code,
@@ -91,6 +93,8 @@ def generate(
     try:
         if json is not None:
             found.to_json(json)
+        if html is not None:
+            found.to_html(html, lang=lang)
     finally:  # a file that can't be written is no reason to lose the report
         render_generation(found, Console(), lang=lang)
     verdicts = [] if found.result is None or no_probes else [found.result.verdict.kind]

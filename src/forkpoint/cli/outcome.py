@@ -87,6 +87,29 @@ def finish(
     raise typer.Exit(EXIT_STATUS[worst.verdict.kind] if probes else 0)
 
 
+def show_answers(
+    answers: Sequence[tuple[str, Result]],
+    *,
+    details: bool,
+    ops: bool,
+    op: str | None,
+    html: Path | None,
+    lang: str,
+) -> NoReturn:
+    """Print what was read of several prompts, and write it as a page if one is wanted; then exit."""
+    from rich.console import Console
+
+    from forkpoint.report.terminal import render, render_summary
+
+    index = worst_of(answers)
+    worst = answers[index][1]
+    render_summary(answers, index, Console(), lang=lang)
+    render(worst, Console(), details=details, ops=ops or op is not None, matching=op, lang=lang)
+    if html is not None:
+        _write_page(html, answers, index, lang)
+    raise typer.Exit(EXIT_STATUS[worst.verdict.kind] if worst.verdict.probed else 0)
+
+
 def worst_of(answers: Sequence[tuple[str, Result]]) -> int:
     """Index of the result that is shown in full."""
     return max(range(len(answers)), key=lambda index: severity(answers[index][1]))

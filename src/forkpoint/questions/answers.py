@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from forkpoint.result import Result, RunSummary, VerdictKind
-from forkpoint.support.files import write_json
-from forkpoint.support.records import to_plain
+from forkpoint.support.files import write_atomically, write_json
+from forkpoint.support.records import from_plain, to_plain
 
 TENFOLD = 10.0
 """By how much a setting has to change the gap to be said to matter."""
@@ -107,6 +107,21 @@ class Factors:
         """Write the table as JSON; the file appears whole or not at all."""
         write_json(Path(path), self.to_dict())
 
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> Factors:
+        """What `to_dict` gave.
+
+        Raises:
+            ValueError: it is something else.
+        """
+        return from_plain(cls, data)
+
+    def to_html(self, path: str | Path, *, lang: str = "en") -> None:
+        """Write the table as one page of HTML that asks nothing of a network; `lang` is `en` or `zh`."""
+        from forkpoint.report.factors import to_html
+
+        write_atomically(Path(path), to_html(self, lang=lang))
+
     def __str__(self) -> str:
         from forkpoint.report.factors import to_text
 
@@ -165,6 +180,21 @@ class Generation:
     def to_json(self, path: str | Path) -> None:
         """Write the answer as JSON; the file appears whole or not at all."""
         write_json(Path(path), self.to_dict())
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> Generation:
+        """What `to_dict` gave.
+
+        Raises:
+            ValueError: it is something else.
+        """
+        return from_plain(cls, data)
+
+    def to_html(self, path: str | Path, *, lang: str = "en") -> None:
+        """Write the answer as one page of HTML that asks nothing of a network; `lang` is `en` or `zh`."""
+        from forkpoint.report.generation import to_html
+
+        write_atomically(Path(path), to_html(self, lang=lang))
 
     def __str__(self) -> str:
         from forkpoint.report.generation import to_text

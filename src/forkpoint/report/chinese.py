@@ -141,6 +141,7 @@ PHRASES: dict[str, str] = {
     "generation.first": "首个不同的词元是所生成的第 {number} 个。",
     "generation.candidate": "{run} 选择 {token}，比对方的候选高 {margin}",
     "generation.exact": "（float64 中为 {exact}）",
+    "generation.page": "{a} 与 {b} 比较",
     "label": "性质",
     "label.tie": "平局：两个候选在某次运行或精确算术中相等，由最后一位决定",
     "label.within rounding": "在舍入之内：float64 中两次运行选择相同，仅因舍入才有一次作了不同选择",

@@ -143,6 +143,7 @@ PHRASES: dict[str, str] = {
     "generation.first": "The first token that differs is number {number} of those generated.",
     "generation.candidate": "{run} picks {token}, ahead of the other's by {margin}",
     "generation.exact": " ({exact} in float64)",
+    "generation.page": "{a} against {b}",
     "label": "that is",
     "label.tie": "a tie: both candidates are equal in one of the runs, or in exact arithmetic, so that the last bit decides",
     "label.within rounding": "within rounding: in float64 both runs choose the same, and rounding alone makes one of them choose otherwise",

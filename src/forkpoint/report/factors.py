@@ -2,14 +2,28 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from math import inf
 from typing import TYPE_CHECKING
 
 from rich.console import Console
 
-from forkpoint.report import counts
-from forkpoint.report.document import Cell, Document, Grid, Paragraph, Section, code, line, muted, strong
+from forkpoint.report import counts, identity
+from forkpoint.report.document import (
+    Cell,
+    Document,
+    Grid,
+    Paragraph,
+    Role,
+    Section,
+    Span,
+    code,
+    line,
+    muted,
+    strong,
+)
 from forkpoint.report.numbers import shape, short
+from forkpoint.report.page import plain_page
 from forkpoint.report.terminal import show, written
 from forkpoint.report.words import Words
 
@@ -36,6 +50,19 @@ def to_text(factors: Factors, *, lang: str = "en", width: int = 130) -> str:
     return written(document(factors, Words(lang)), width)
 
 
+def to_html(factors: Factors, *, lang: str = "en") -> str:
+    """The table as a page, what matters most first."""
+    words = Words(lang)
+    _, table, matters, *rest = document(factors, words).sections
+    title = line(Span("● " + sentence(factors, lang), Role.CAUTION if factors.matters else Role.GOOD))
+    answer = replace(matters, key="verdict", title=title, blocks=())
+    return plain_page(sentence(factors, lang), _header(factors, words), [answer, table, *rest], words)
+
+
+def _header(factors: Factors, words: Words) -> Section:
+    return identity.named(factors.call, factors.a, factors.b, words)
+
+
 def sentence(factors: Factors, lang: str = "en") -> str:
     """What matters most, in one sentence."""
     words = Words(lang)
@@ -55,11 +82,13 @@ def document(factors: Factors, words: Words) -> Document:
     """The table, what could not be made, and what matters most."""
     made = [row for row in factors.rows if not row.reason]
     refused = [row for row in factors.rows if row.reason]
-    runs = words("factors.runs", a=_run(factors.a), b=_run(factors.b))
+    runs = words("factors.runs", a=_run(factors.a, words), b=_run(factors.b, words))
     head = tuple(line(words(f"factors.{key}")) for key in COLUMNS)
     grid = Grid(tuple(_row(row, words) for row in made), head, frozenset({3, 4, 5, 6, 7}))
     where = ", ".join(part for part in (factors.a.dtype, factors.a.attention, factors.a.device) if part)
+    about = _header(factors, words)
     sections = [
+        replace(about, blocks=about.blocks[:-2]),  # the runs stand in the title of the table
         Section("factors", line(runs, muted(words("aside", text=where))), (grid,)),
         Section("matters", (), (Paragraph(line(strong(sentence(factors, words.lang)))),)),
     ]
@@ -84,10 +113,11 @@ def document(factors: Factors, words: Words) -> Document:
     return Document(tuple(sections))
 
 
-def _run(run: RunSummary) -> str:
+def _run(run: RunSummary, words: Words) -> str:
     shapes = next(iter(run.calls), {})
     size = next(iter(shapes.values()), None)
-    return run.name if size is None else f"{run.name} {shape(size)}"
+    name = words.phrase(run.name)
+    return name if size is None else f"{name} {shape(size)}"
 
 
 def _row(row: FactorRow, words: Words) -> tuple[Cell, ...]:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from rich.console import Console
 
 from forkpoint.report.build import document as of_result
-from forkpoint.report.document import Document, Fact, Paragraph, Section, line, muted, strong
+from forkpoint.report.document import Document, Fact, Paragraph, Section, code, line, muted, strong
 from forkpoint.report.numbers import short
+from forkpoint.report.page import plain_page
+from forkpoint.report.page import to_html as page_of_result
 from forkpoint.report.terminal import show, written
 from forkpoint.report.words import Words
 
@@ -35,14 +38,31 @@ def to_text(found: Generation, *, lang: str = "en", width: int = 100) -> str:
     return written(document(found, lang), width)
 
 
+def to_html(found: Generation, *, lang: str = "en") -> str:
+    """The report as a page: both texts and the first token that differs, and then the page of the comparison."""
+    words = Words(lang)
+    about, ways, token, *_ = document(found, lang).sections
+    if found.result is None:
+        about = Section(
+            "header", (), (Fact(words("identity.call"), (line(code(found.call)),)),) if found.call else ()
+        )
+        said = words("generation.page", a=found.name_a, b=found.name_b)
+        return plain_page(said, about, [token, ways], words)
+    return page_of_result(replace(found.result, call=found.call), lang=lang, above=(token, ways))
+
+
 def document(found: Generation, lang: str) -> Document:
     """What both ways made, the first token that differs, and the comparison up to there."""
     words = Words(lang)
     ways = tuple(
-        Fact(words(f"run.{run}"), (line(name), line(muted(_shown(text)))))
+        Fact(words(f"run.{run}"), (line(words.phrase(name)), line(muted(_shown(text)))))
         for run, name, text in (("a", found.name_a, found.text_a), ("b", found.name_b, found.text_b))
     )
-    sections = [Section("ways", line(words("generation.ways")), ways)]
+    asked = (Fact(words("identity.call"), (line(code(found.call)),)),) if found.call else ()
+    sections = [
+        Section("header", (), asked),
+        Section("ways", line(words("generation.ways")), ways),
+    ]
     if found.first is None:
         shorter = min(len(found.tokens_a), len(found.tokens_b))
         said = words.many("generation.same", shorter)
@@ -55,7 +75,7 @@ def document(found: Generation, lang: str) -> Document:
         Fact(words("label"), (line(strong(words(f"label.{found.label or 'none'}"))),)),
     )
     sections.append(Section("token", title, blocks))
-    compared = () if found.result is None else of_result(found.result, lang=lang).sections
+    compared = () if found.result is None else of_result(replace(found.result, call=""), lang=lang).sections
     return Document((*sections, *compared))
 
 

@@ -20,10 +20,14 @@ CALL_SHOWN = 120
 
 def header(result: Result, words: Words) -> Section:
     """By what one tells this report from another: what is not known is left out."""
-    a, b = result.a, result.b
+    return named(result.call, result.a, result.b, words)
+
+
+def named(call: str, a: RunSummary, b: RunSummary, words: Words) -> Section:
+    """The same of two runs and the call that compared them."""
     facts: list[Fact] = []
-    if result.call:
-        facts.append(Fact(words("identity.call"), (line(code(_cut(result.call))),)))
+    if call:
+        facts.append(Fact(words("identity.call"), (line(code(_cut(call))),)))
     if a.model and a.model == b.model:
         facts.append(Fact(words("identity.model"), (line(a.model),)))
     prompt = _prompt(a, words)

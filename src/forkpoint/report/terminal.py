@@ -100,7 +100,8 @@ def lines(report: Document, page: Page) -> Iterator[Text]:
         if isinstance(block, Fact)
     ]
     column = max(labels, default=0) + GAP
-    for number, section in enumerate(report.sections):
+    shown = [section for section in report.sections if section.title or section.blocks]
+    for number, section in enumerate(shown):
         if number:
             yield Text()
         yield from map(finished, _section(section, page, column))

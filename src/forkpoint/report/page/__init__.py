@@ -15,6 +15,7 @@ from importlib.resources import files
 from typing import TYPE_CHECKING, Any
 
 from forkpoint.printable import printable
+from forkpoint.report import identity
 from forkpoint.report.document import Fact, Grid, Meter, Section
 from forkpoint.report.page.drawing import data
 from forkpoint.report.page.parts import sections
@@ -48,21 +49,53 @@ def to_html(
     Raises:
         InputError: there is no such language.
     """
+    words = Words(lang)
+    kind = words(f"kind.{result.verdict.kind.value}")
+    return _page(
+        f"{kind} – {result.a.name} / {result.b.name}",
+        identity.header(result, words),
+        [*above, *sections(result, words, interactive=interactive)],
+        words,
+        result if interactive else None,
+        first=result.first is not None,
+    )
+
+
+def plain_page(title: str, header: Section, shown: Sequence[Section], words: Words) -> str:
+    """Sections as a page of the same kind, without scripts.
+
+    Args:
+        title: of the browser's window.
+        header: what the page is about.
+        shown: the sections in their order; one with the key `verdict` is the answer, and has a role in its title.
+        words: the language.
+    """
+    return _page(title, header, shown, words, None)
+
+
+def _page(
+    title: str,
+    header: Section,
+    shown: Sequence[Section],
+    words: Words,
+    drawn: Result | None,
+    *,
+    first: bool = False,
+) -> str:
+    """The template, filled; what is `drawn` has its map, its chart and its table of ops among the sections."""
     from markupsafe import Markup
 
     from forkpoint import __version__
 
-    words = Words(lang)
-    scripts = [Markup(_packaged(name)) for name in SCRIPTS] if interactive else []  # noqa: S704 the package's own
-    kind = words(f"kind.{result.verdict.kind.value}")
+    scripts = [] if drawn is None else [Markup(_packaged(name)) for name in SCRIPTS]  # noqa: S704 the package's own
     return _template().render(
-        lang={"en": "en", "zh": "zh-Hans"}[lang],
-        title=f"forkpoint: {kind} – {result.a.name} / {result.b.name}",
-        runs=((words("run.a"), result.a.name), (words("run.b"), result.b.name)),
-        sections=[*above, *sections(result, words, interactive=interactive)],
+        lang={"en": "en", "zh": "zh-Hans"}[words.lang],
+        title=f"forkpoint: {title}",
+        header=header,
+        sections=shown,
         folded=FOLDED,
-        first=result.first,
-        data=_embedded(data(result, words)) if interactive else "",
+        first=first,
+        data="" if drawn is None else _embedded(data(drawn, words)),
         scripts=scripts,
         allowed=" ".join(map(_digest, scripts)) or "'none'",
         style=Markup(_packaged("page.css")),  # noqa: S704 the package's own
