@@ -34,6 +34,7 @@ def compare(
     b: Run,
     *,
     probes: bool = True,
+    sources: bool = False,
     tokenizer: Any = None,
     notes: Sequence[str] = (),
     max_memory: int | str | None = None,
@@ -44,6 +45,8 @@ def compare(
     Args:
         a, b: the runs.
         probes: False to stop after the first divergence, without experiments and so without a verdict.
+        sources: whether to look for every op that parts ways on equal inputs, not for the first alone (`Result.sources`);
+            needs two runs with every value kept, and one more.
         tokenizer: gives tokens their text in reports; anything with `decode([id])`.
         notes: remarks to carry into the report.
         max_memory: how much host memory the digests, and the values that probes keep, may take, in bytes or as
@@ -82,6 +85,7 @@ def compare(
             pairing,
             memory,
             probes=probes,
+            sources=sources,
             tokenizer=tokenizer,
             notes=(*remarks, *notes),
             progress=progress,

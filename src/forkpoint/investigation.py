@@ -26,6 +26,7 @@ from forkpoint.explain.session import Session, Traced, trace_faithfully
 from forkpoint.explain.untraced import Untraced
 from forkpoint.explain.values import fetch_value
 from forkpoint.match import Join, Joined, Shared
+from forkpoint.probes.sources import sources as find_sources
 from forkpoint.result import NotCompared, OpRow, Result, RunSummary
 from forkpoint.runs.modules import wrappings
 from forkpoint.runs.pairing import Pairing
@@ -45,6 +46,7 @@ def investigate(
     memory: Memory,
     *,
     probes: bool,
+    sources: bool,
     tokenizer: Any,
     notes: Sequence[str],
     progress: Progress,
@@ -56,7 +58,7 @@ def investigate(
         untraced: both as they were made without tracing. The list is emptied, as nobody needs their results for long.
         pairing: which of their coordinates belong together.
         memory: limits what is kept of them.
-        probes, tokenizer, notes, progress: as `compare` takes them.
+        probes, sources, tokenizer, notes, progress: as `compare` takes them.
     """
     traced_a, traced_b = _trace(a, b, untraced, memory, progress)
     session = _join(traced_a, traced_b, pairing, memory, progress)
@@ -72,7 +74,8 @@ def investigate(
         else Judgement(replace(without_probes(compared), probed=False))
     )
     texts = tokens, _token_texts(b, tokenizer)
-    return _assemble(session, located, compared, layers, judged, notes, texts)
+    result = _assemble(session, located, compared, layers, judged, notes, texts)
+    return _with_sources(result, session, tokens) if sources else result
 
 
 def _trace(
@@ -113,6 +116,16 @@ def _token_texts(run: Run, tokenizer: Any) -> Tokens:
 
 
 # ---------------------------------------------------------------------- the result
+
+
+def _with_sources(result: Result, session: Session, tokens: Tokens) -> Result:
+    every = find_sources(session, tokens)
+    left = (
+        ()
+        if every.complete
+        else ("Not all values were kept: sources behind those that were are not listed.",)
+    )
+    return replace(result, sources=every.found, notes=(*result.notes, *left))
 
 
 def _assemble(

@@ -36,7 +36,7 @@ class Asked:
         model, tokenizer: what it names.
         text: the prompt.
         others: the other prompts that were given.
-        options: `position_ids`, `chat_template`, `probes`, `max_memory` and `progress` of every question.
+        options: `position_ids`, `chat_template`, `probes`, `sources`, `max_memory` and `progress` of every question.
         load: loads another model as MODEL was, by its name; each once.
     """
 
@@ -74,6 +74,7 @@ def _shared(
     html: options.Html = None,
     lang: options.Language = options.LANGUAGE,
     scene_folder: scene.SceneFolder = None,
+    all_sources: options.AllSources = False,
     no_probes: options.NoProbes = False,
 ) -> None:
     """The options of every question; see `question`."""
@@ -128,6 +129,7 @@ def _answer(
     html: Any,
     lang: str,
     scene_folder: Any,
+    all_sources: bool,
     no_probes: bool,
     **loading: Any,
 ) -> None:
@@ -135,7 +137,7 @@ def _answer(
         ask, model, options.read_prompts(prompt, prompts),
         {
             "position_ids": position_ids, "chat_template": chat_template, "probes": not no_probes,
-            "max_memory": options.read_size(max_memory),
+            "sources": all_sources, "max_memory": options.read_size(max_memory),
         },
         loading,
     )  # fmt: skip

@@ -56,6 +56,7 @@ def embed(
     html: options.Html = None,
     lang: options.Language = options.LANGUAGE,
     scene_folder: scene.SceneFolder = None,
+    all_sources: options.AllSources = False,
     no_probes: options.NoProbes = False,
 ) -> None:
     """Compare the vectors of texts in batches of one size and of another."""
@@ -76,8 +77,8 @@ def embed(
     how: dict[str, Any] = {} if loaded.tokenizer is None else {"pooling": loaded.pooling}
     with watching() as progress:
         result = fp.embed(
-            loaded.model, given, sizes, tokenizer=loaded.tokenizer, probes=not no_probes, max_memory=limit,
-            progress=progress, **how,
+            loaded.model, given, sizes, tokenizer=loaded.tokenizer, probes=not no_probes, sources=all_sources,
+            max_memory=limit, progress=progress, **how,
         )  # fmt: skip
     finish(
         [(f"{len(given)} texts", result)], notes=tuple(loaded.notes), details=details, ops=ops, op=op, json=json, html=html, lang=lang,

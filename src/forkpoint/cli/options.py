@@ -178,6 +178,14 @@ Language = Annotated[
         show_default=False,
     ),
 ]
+AllSources = Annotated[
+    bool,
+    typer.Option(
+        "--all-sources",
+        help="List every op that parts ways on equal inputs, not the first alone.",
+        rich_help_panel=_OUTPUT,
+    ),
+]
 NoProbes = Annotated[
     bool,
     typer.Option(

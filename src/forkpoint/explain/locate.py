@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from forkpoint.capture.functions import ALWAYS_VIEWS, parameter_names
 from forkpoint.capture.labels import spread
-from forkpoint.capture.recorder import Fetch, Look, Taken
+from forkpoint.capture.recorder import Fetch, Look, Taken, Watcher
 from forkpoint.capture.trace import Event, Op
 from forkpoint.explain.arguments import compare_arguments
 from forkpoint.explain.session import Session, Traced
@@ -151,8 +151,9 @@ def fetch_ops(
     *,
     promotion: Promotion | None = None,
     look: Look | None = None,
+    watcher: Watcher | None = None,
 ) -> list[Taken | None]:
-    """The same for several calls, in one run."""
+    """The same for several calls, in one run, which somebody may watch."""
     found: list[list[Taken]] = [[] for _ in wanted]
     fetches = [
         Fetch(
@@ -161,7 +162,7 @@ def fetch_ops(
         )
         for (op, event), taken in zip(wanted, found, strict=True)
     ]  # fmt: skip
-    traced.again(fetches, promotion=promotion)
+    traced.again(fetches, promotion=promotion, watcher=watcher)
     return [taken[0] if taken else None for taken in found]
 
 
@@ -426,7 +427,7 @@ def _between(session: Session, located: Located) -> Located:
         return located
     hidden = unmatched_before(session, located.row)
     if hidden:
-        module = _common_module(session, hidden)
+        module = common_module(session, hidden)
         listed = tuple(f"{run}: {op.place}" for run, op in hidden)
         place = place_of(session, Op(module, "output", located.row.op.site))
         changed = replace(
@@ -476,7 +477,7 @@ def unmatched_before(session: Session, row: Joined) -> list[tuple[str, Op]]:
     return list(unique.values()) if made else []
 
 
-def _common_module(session: Session, ops: list[tuple[str, Op]]) -> str:
+def common_module(session: Session, ops: list[tuple[str, Op]]) -> str:
     """The innermost module around all of them, by its path in run A."""
     traces = {"a": session.a.trace, "b": session.b.trace}
     plain = [traces[run].plain(op.module) for run, op in ops]

@@ -29,12 +29,13 @@ class Options(TypedDict, total=False):
             `none` leaves them to the model.
         chat_template: put each prompt through the tokenizer's chat template as a user's message.
         probes: False to compare only, without looking for the cause.
-        max_memory, progress: as in `compare`.
+        sources, max_memory, progress: as in `compare`.
     """
 
     position_ids: PositionIds
     chat_template: bool
     probes: bool
+    sources: bool
     max_memory: int | str | None
     progress: Progress
 
@@ -58,6 +59,7 @@ class Question:
             self.a,
             self.b,
             probes=options.get("probes", True),
+            sources=options.get("sources", False),
             tokenizer=tokenizer,
             max_memory=options.get("max_memory"),
             progress=options.get("progress", SILENT),

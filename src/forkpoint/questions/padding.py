@@ -33,6 +33,7 @@ def padding(
     *,
     position_ids: PositionIds = "mask",
     probes: bool = True,
+    sources: bool = False,
     chat_template: bool = False,
     max_memory: int | str | None = None,
     progress: Progress = SILENT,
@@ -55,7 +56,7 @@ def padding(
             leaves them to the model, which may then count the padding.
         probes: whether to look for the cause as well.
         chat_template: put each prompt through the tokenizer's chat template as a user's message.
-        max_memory, progress: as in `compare`.
+        sources, max_memory, progress: as in `compare`.
 
     Raises:
         InputError: an empty prompt, one longer than `pad_to`, no token to pad with, an unknown side, or not
@@ -83,7 +84,9 @@ def padding(
     even = all(len(row) == longest for row in rows)
     a = build(length=longest, name="unpadded" if even else f"padded to the longest on the {side}")
     b = build(length=pad_to, name=f"padded on the {side}")
-    result = compare(a, b, probes=probes, tokenizer=tokenizer, max_memory=max_memory, progress=progress)
+    result = compare(
+        a, b, probes=probes, sources=sources, tokenizer=tokenizer, max_memory=max_memory, progress=progress
+    )
     return replace(result, notes=notes + result.notes)
 
 

@@ -35,6 +35,7 @@ def document(
         unfinite.section(result, words),
         divergence.first(result, words),
         divergence.origin(result, words),
+        divergence.sources(result, words),
         runs.summary(result, words),
         runs.replaced(result, words),
         drift.section(result, words),

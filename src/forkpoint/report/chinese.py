@@ -289,6 +289,8 @@ PHRASES: dict[str, str] = {
     "first.none.but": "有 {n} 个数值无法比较，见下。",
     "first.harmless": "这个差异没有传到结果。",
     "origin": "根源：舍入以外的差异由此进入",
+    "sources": "输入相同而输出不同的操作共 {n} 个，及相差多少",
+    "sources.error": "{n} 个 ULP",
     "origins": "全部根源",
     "origins.layers": "在 {n} 层中相同。",
     "origins.closes": "消除 {share} 的差距",

@@ -67,6 +67,7 @@ SENTENCES: dict[str, str] = {
     "{n} weights are not in the checkpoint and were made up at random: {names}.": "检查点中缺少 {n} 个权重，"
     "已随机生成：{names}。",
     "Both runs were made under fp.invariant.": "两次运行都在 fp.invariant 下进行。",
+    "Not all values were kept: sources behind those that were are not listed.": "没有保留全部数值：其后的来源未列出。",
     "The length to pad to was not given: {n} was chosen.": "没有指定填充到的长度：选用 {n}。",
     # 记录与配对
     "compiled functions were traced as the Python that they were made from": "已编译的函数按其原始 Python 代码运行并跟踪",

@@ -41,6 +41,8 @@ if TYPE_CHECKING:
     from forkpoint.result import Divergence, Element, InputComparison, Result
 
 MODULES_SHOWN = 6
+SOURCES_SHOWN = 40
+"""Sources that the report lists; the JSON has them all."""
 NOTICED = 1e-4
 """Share of the gap below which an origin closes nothing by itself."""
 FAR = 10
@@ -103,6 +105,26 @@ def origin(result: Result, words: Words) -> Section | None:
     return Section(
         "origin", line(words("origin")), (*_blocks(found, result, words), *_origins(result, words))
     )
+
+
+def sources(result: Result, words: Words) -> Section | None:
+    """Every op that parts ways on equal inputs, if that was asked for and there is one."""
+    if not result.sources:
+        return None
+    rows = tuple(_one_source(found, words) for found in result.sources[:SOURCES_SHOWN])
+    blocks: list[Grid | Paragraph] = [Grid(rows, flows=True)]
+    if len(result.sources) > SOURCES_SHOWN:
+        more = words.many("origins.more", len(result.sources) - SOURCES_SHOWN)
+        blocks.append(Paragraph(line(muted(more))))
+    return Section("sources", line(words.many("sources", len(result.sources))), tuple(blocks))
+
+
+def _one_source(found: Divergence, words: Words) -> tuple[Line, ...]:
+    module = module_name(found.module, words)
+    name = module if found.function is None else f"{module}/{found.function}"
+    error = "" if found.error is None else words("sources.error", n=short(found.error))
+    gap = "" if found.max_abs is None else short(found.max_abs)
+    return line(name), line(muted(found.source)), line(error), line(gap)
 
 
 def _origins(result: Result, words: Words) -> list[Fact | Paragraph]:

@@ -291,6 +291,8 @@ PHRASES: dict[str, str] = {
     "first.none.but": "{n} value could not be compared: see below.|{n} values could not be compared: see below.",
     "first.harmless": "It does not reach the result.",
     "origin": "Origin: where something other than rounding enters",
+    "sources": "{n} op that parts ways on equal inputs, and how far|{n} ops that part ways on equal inputs, and how far",
+    "sources.error": "{n} ULP",
     "origins": "origins",
     "origins.layers": "The same in {n} layer.|The same in {n} layers.",
     "origins.closes": "closes {share} of the gap",

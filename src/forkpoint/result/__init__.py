@@ -82,6 +82,8 @@ class Result:
     """The first of the origins."""
     origins: tuple[Divergence, ...] = ()
     """All ops at which something other than rounding enters independently, in the order of execution."""
+    sources: tuple[Divergence, ...] = ()
+    """All ops that part ways on equal inputs, in the order of execution; looked for only where that was asked for."""
     first_nonfinite_a: NonFinite | None = None
     """Where the NaN and infinities of run A's results come from; None where there are none, or without probes."""
     first_nonfinite_b: NonFinite | None = None

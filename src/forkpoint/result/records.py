@@ -106,6 +106,8 @@ class Divergence:
     closes: float | None = None
     """For an origin, the share of the result's gap, 0 to 1, that closes as it is put right after those before it.
     None where that was not tried, and where the gap is infinite."""
+    error: float | None = None
+    """For a source, how far both runs' values are apart on equal inputs, in units in the last place of the largest."""
 
 
 @dataclass(frozen=True)
