@@ -199,3 +199,18 @@ def test_a_part_that_no_token_has_a_part_in_is_compared_too(where: str):
     assert found.differs
     assert found.max_abs == 0.5
     assert not fp.compare(*pair(model, *calls)).identical
+
+
+@pytest.mark.parametrize("columns", [13, 14])
+def test_as_many_features_of_one_token_as_columns_are_no_tokens(columns):
+    """A pooled vector `[rows, features]` has the shape of the padded call's token ids by chance."""
+
+    class Pooled(Model):
+        def forward(self, input_ids, **inputs):
+            hidden = self.layers[0](self.embed(input_ids)).tanh()
+            return {"logits": self.head(hidden), "pooled": self.layers[1](hidden[:, 0]).tanh()}
+
+    tokens = ids(rows=1, columns=9)
+    result = fp.compare(*pair(Pooled(), batch(tokens), batch(tokens, right=columns - 9)))
+    assert result.verdict.kind.value in ("identical", "rounding")
+    assert not [one for one in result.not_compared if one.op.startswith("result")]

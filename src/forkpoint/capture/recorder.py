@@ -732,7 +732,7 @@ class Recorder:
             if slots is None or self._is_of_other_stream(label, stream):
                 continue
             like_input = slots.ndim == 2 and value.dim() >= 2 and tuple(value.shape[:2]) == slots.shape
-            if like_input and self._lost_some(label, call, stream, slots):
+            if like_input and _by_column(label) and self._lost_some(label, call, stream, slots):
                 return self.labels.make(slots.reshape(slots.shape + (1,) * (value.dim() - 2)))
             if known is None:
                 whole = np.full((1,) * value.dim(), self.table.union(slots), dtype=np.int32)
@@ -785,6 +785,7 @@ class Recorder:
 
 # ---------------------------------------------------------------------- helpers
 
+
 _unwatched = torch._C.DisableTorchFunction
 """What the recorder does with tensors is no op of the model, and no other mode may see it either."""
 _RULE_ERRORS = (IndexError, ValueError, TypeError, KeyError, AttributeError, RuntimeError, StopIteration)
@@ -793,6 +794,11 @@ _RULE_ERRORS = (IndexError, ValueError, TypeError, KeyError, AttributeError, Run
 
 _NO_SIZE = torch.Size([-1])
 """Stands for the size of nested tensors, whose rows have lengths of their own."""
+
+
+def _by_column(label: Label | None) -> bool:
+    """Whether a label tells columns apart, or says nothing: as many features of one token as a call has columns are no tokens."""
+    return label is None or label.q.shape[1] > 1
 
 
 def _is_number(mark: Mark) -> bool:
