@@ -31,8 +31,10 @@ _OPTION = re.compile(r"(?<![\w-])--?[a-z][a-z0-9-]*")
 _FENCE = re.compile(r"^```(\w*)\n(.*?)^```", re.DOTALL | re.MULTILINE)
 _INLINE = re.compile(r"`([^`\n]+)`")
 
-OTHERS_OPTIONS = {"--no-deps"}
-"""Options of other programs: pip's."""
+OTHERS_OPTIONS = {
+    "--no-deps", "--forkpoint-report", "--forkpoint-sarif", "--forkpoint-github", "--forkpoint-baselines", "--forkpoint-update",
+}  # fmt: skip
+"""Options of other programs: pip's, and pytest's with the plugin (tests/pytest_plugin/test_docs.py holds them against it)."""
 
 
 def page_texts() -> Iterator[tuple[str, str]]:

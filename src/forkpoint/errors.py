@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from forkpoint.printable import one_line
 
 _GIVEN, _REST = 1000, 400
@@ -60,7 +62,16 @@ class InvarianceError(ForkpointError):
 
 
 class DifferenceError(AssertionError):
-    """Two runs differ by more than is allowed; the message ends with the short report."""
+    """Two runs differ by more than is allowed, or one by anything from its baseline.
+
+    Attributes:
+        result: the `Result` of the comparison, with whose short report the message ends; None for a baseline.
+        op, source: for a baseline, the op at which the run begins to differ, and its `file.py:line`.
+    """
+
+    def __init__(self, message: str, result: Any = None, *, op: str = "", source: str = "") -> None:
+        super().__init__(message)
+        self.result, self.op, self.source = result, op, source
 
 
 _SHORT = ("out of memory", "can't allocate memory", "not enough memory")

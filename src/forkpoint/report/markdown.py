@@ -60,6 +60,15 @@ def to_issue(result: Result, *, lang: str = "en", private: bool = False) -> str:
     return f"## {title}\n\n<!-- {about} -->\n\n{_written((*parts, *([steps] if steps else [])))}"
 
 
+def quoted(text: str) -> str:
+    r"""Somebody's text, as Markdown shows it unread: in a paragraph, a cell of a table or a summary.
+
+    >>> print(quoted("tests/test_x.py::test_b[a|b]"))
+    tests/test_x.py::test_b\[a\|b\]
+    """
+    return _text(text)
+
+
 def _written(sections: tuple[Section, ...]) -> str:
     return "\n\n".join(filter(None, map(_section, sections))) + "\n"
 

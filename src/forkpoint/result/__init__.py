@@ -27,6 +27,7 @@ from forkpoint.result.records import (
     Verdict,
     VerdictKind,
 )
+from forkpoint.support.expectation import expected
 from forkpoint.support.files import write_atomically, write_json
 from forkpoint.support.records import from_plain, to_plain
 
@@ -207,23 +208,24 @@ class Result:
             raise ValueError(f"it has schema version {data['schema']!r}")
         return from_plain(cls, data)
 
-    def check(self, allow: str | Collection[str] = "rounding") -> None:
+    def check(self, allow: str | Collection[str] | None = None) -> None:
         """Fail unless the runs are identical, or differ by no more than is allowed.
 
         Args:
             allow: kinds of verdicts (`rounding`, `semantic`, …) or mechanisms (`int8_outliers`); "identical" allows
-                nothing.
+                nothing. By default what the test's `@pytest.mark.forkpoint(allow=…)` says, else "rounding".
 
         Raises:
             DifferenceError: an AssertionError, with the verdict in its first line and the short report behind it.
         """
-        allowed = {allow} if isinstance(allow, str) else set(allow)
+        __tracebackhide__ = True
+        allowed = expected(allow, self.verdict.kind.value)
         if not self.allowed(allowed):
             from forkpoint.report.terminal import to_text
 
             said = to_text(self, details=False, width=80)
             permitted = ", ".join(sorted(allowed | {"identical"}))
-            raise DifferenceError(f"{self!r}, where {permitted} is allowed\n\n{said}")
+            raise DifferenceError(f"{self!r}, where {permitted} is allowed\n\n{said}", self)
 
     def allowed(self, allow: Collection[str]) -> bool:
         """Whether the verdict is `identical`, or its kind or mechanism is among some."""

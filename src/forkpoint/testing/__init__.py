@@ -29,12 +29,12 @@ if TYPE_CHECKING:
     from forkpoint.result import Result
 
 
-def assert_same(a: Run, b: Run, *, allow: str | Collection[str] = "rounding", **options: Any) -> Result:
+def assert_same(a: Run, b: Run, *, allow: str | Collection[str] | None = None, **options: Any) -> Result:
     """Fail unless two runs are identical or differ by no more than is allowed.
 
     Args:
         a, b: the runs.
-        allow: kinds of verdicts, or mechanisms; see `Result.check`.
+        allow: kinds of verdicts, or mechanisms; by default what the test's mark says, else "rounding". See `Result.check`.
         options: of `fp.compare`.
 
     Returns:
@@ -54,7 +54,7 @@ def assert_matches(
     reference: Any,
     inputs: Mapping[str, Any] | Sequence[Mapping[str, Any]],
     *,
-    allow: str | Collection[str] = "rounding",
+    allow: str | Collection[str] | None = None,
     **options: Any,
 ) -> Result:
     """Fail unless a port of a model computes what the reference does, on the same inputs.
@@ -79,7 +79,7 @@ def assert_padding_invariant(
     *,
     pad_to: int | None = None,
     sides: Sequence[Side] = ("right", "left"),
-    allow: str | Collection[str] = "rounding",
+    allow: str | Collection[str] | None = None,
     **options: Unpack[Options],
 ) -> None:
     """Fail unless each prompt gives the same, padded or not.
@@ -107,7 +107,7 @@ def assert_batch_invariant(
     prompts: str | Sequence[str],
     *,
     size: int | None = None,
-    allow: str | Collection[str] = "rounding",
+    allow: str | Collection[str] | None = None,
     **options: Unpack[Options],
 ) -> None:
     """Fail unless the prompts give the same alone and in one batch, with others if there are fewer than `size`.
@@ -136,7 +136,7 @@ def assert_cache_consistent(
     split: int | None = None,
     chunk: int = 1,
     kind: CacheKind = "dynamic",
-    allow: str | Collection[str] = "rounding",
+    allow: str | Collection[str] | None = None,
     **options: Unpack[Options],
 ) -> None:
     """Fail unless each prompt gives the same in one forward pass and step by step from a cache.

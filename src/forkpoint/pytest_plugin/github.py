@@ -1,0 +1,81 @@
+"""What GitHub Actions reads: the summary of a step in Markdown, and annotations at lines of files."""
+
+from __future__ import annotations
+
+import os
+from html import escape
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from forkpoint.report.markdown import quoted
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from forkpoint.pytest_plugin.finding import Finding
+
+MOST_BYTES = 900_000
+"""Of a summary; GitHub drops one of more than 1 MiB whole."""
+
+
+def summary_file() -> Path | None:
+    """Where the summary of the step goes, in GitHub Actions."""
+    given = os.environ.get("GITHUB_STEP_SUMMARY")
+    return Path(given) if given else None
+
+
+def summary(findings: Sequence[Finding], tests: int) -> str:
+    """The failures in Markdown: a table, and what is known of each, folded, as long as there is room.
+
+    Nothing of it is private: see `Finding.issue`.
+    """
+    failures = "1 failure" if len(findings) == 1 else f"{len(findings)} failures"
+    ran = "1 test" if tests == 1 else f"{tests:,} tests"
+    parts = [f"## forkpoint: {failures} in {ran}\n"]
+    if findings:
+        rows = [
+            f"| {quoted(one.test)} | {one.cause} | {quoted(one.op)} | {quoted(one.source)} |\n"
+            for one in findings
+        ]
+        parts.append("".join(["\n| test | verdict | op | source |\n| --- | --- | --- | --- |\n", *rows]))
+    room = MOST_BYTES - sum(len(part.encode()) for part in parts)
+    left = 0
+    for one in findings:
+        detail = f"\n<details><summary>{escape(one.test)}</summary>\n\n{one.issue}\n</details>\n"
+        if one.issue and (room := room - len(detail.encode())) >= 0:
+            parts.append(detail)
+        elif one.issue:
+            left += 1
+    if left:
+        parts.append(f"\n{left} more would not fit here.\n")
+    return "".join(parts)
+
+
+def annotation(one: Finding, root: Path) -> str:
+    """A workflow command that marks the line of the test at which a comparison failed.
+
+    Args:
+        one: what failed.
+        root: pytest's root folder, to which its file is relative; GitHub counts from the workspace.
+    """
+    file = root / one.file
+    workspace = os.environ.get("GITHUB_WORKSPACE")
+    inside = workspace and file.is_relative_to(workspace)
+    file = file.relative_to(workspace) if inside else Path(one.file)
+    properties = {"file": file.as_posix(), "line": str(one.line), "title": f"forkpoint: {one.cause}"}
+    said = ",".join(f"{key}={_property(value)}" for key, value in properties.items())
+    where = f" ({one.source})" if one.source else ""
+    return f"::error {said}::{_data(one.message + where)}"
+
+
+def _data(text: str) -> str:
+    r"""Text as a workflow command takes it.
+
+    >>> _data("50%\nmore")
+    '50%25%0Amore'
+    """
+    return text.replace("%", "%25").replace("\r", "%0D").replace("\n", "%0A")
+
+
+def _property(text: str) -> str:
+    return _data(text).replace(":", "%3A").replace(",", "%2C")
