@@ -72,6 +72,7 @@ def _shared(
     op: options.Op = None,
     json: options.Json = None,
     html: options.Html = None,
+    quiet: options.Quiet = False,
     lang: options.Language = options.LANGUAGE,
     scene_folder: scene.SceneFolder = None,
     all_sources: options.AllSources = False,
@@ -127,6 +128,7 @@ def _answer(
     op: str | None,
     json: Any,
     html: Any,
+    quiet: bool,
     lang: str,
     scene_folder: Any,
     all_sources: bool,
@@ -146,11 +148,12 @@ def _answer(
             check_writable(file)
     scene.check(scene_folder)
     asking.load()
-    say_first(asking.loaded, lang)
+    say_first(asking.loaded, lang, aside=quiet or json == options.STDOUT)
     answers = asking.answers(invariant=invariant)
     notes = (*asking.loaded.notes, *((INVARIANT_NOTE,) if invariant else ()))
     finish(
-        answers, notes=notes, details=details, ops=ops, op=op, json=json, html=html, lang=lang, probes=not no_probes,
+        answers, notes=notes, details=details, ops=ops, op=op, json=json, html=html, quiet=quiet, lang=lang,
+        probes=not no_probes,
         save=lambda result: _saved(result, scene_folder),
     )  # fmt: skip
 
@@ -261,14 +264,14 @@ def _fix(
     if json is not None:
         check_writable(json)
     asking.load()
-    say_first(asking.loaded, lang)
+    say_first(asking.loaded, lang, aside=json == options.STDOUT)
     notes = tuple(asking.loaded.notes)
     typed = command_line([word for word in TYPED.get() if word != "fix"])
     before = worded(asking.answers(invariant=False), notes, typed)
-    show(before, details=details, lang=lang)
+    show(before, details=details, lang=lang, json=json)
     again = f"{typed} --invariant" if typed else ""
     after = worded(asking.answers(invariant=True), (*notes, INVARIANT_NOTE), again)
-    show(after, details=details, lang=lang)
+    show(after, details=details, lang=lang, json=json)
     if json is not None:
         write_json(json, {"as_it_is": document(before), "invariant": document(after)})
     raise typer.Exit(worst_if_not_identical(after))

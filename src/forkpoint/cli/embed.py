@@ -54,6 +54,7 @@ def embed(
     op: options.Op = None,
     json: options.Json = None,
     html: options.Html = None,
+    quiet: options.Quiet = False,
     lang: options.Language = options.LANGUAGE,
     scene_folder: scene.SceneFolder = None,
     all_sources: options.AllSources = False,
@@ -81,7 +82,7 @@ def embed(
             max_memory=limit, progress=progress, **how,
         )  # fmt: skip
     finish(
-        [(f"{len(given)} texts", result)], notes=tuple(loaded.notes), details=details, ops=ops, op=op, json=json, html=html, lang=lang,
+        [(f"{len(given)} texts", result)], notes=tuple(loaded.notes), details=details, ops=ops, op=op, json=json, html=html, quiet=quiet, lang=lang,
         probes=not no_probes, save=lambda found: scene.save(found, scene_folder),
     )  # fmt: skip
 

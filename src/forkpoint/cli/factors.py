@@ -9,7 +9,7 @@ import typer
 
 from forkpoint.cli import options
 from forkpoint.cli.loading import load, say_first
-from forkpoint.cli.outcome import worst_status
+from forkpoint.cli.outcome import console, worst_status, write_all
 from forkpoint.cli.spoken import TYPED, command_line
 from forkpoint.support.files import check_writable
 from forkpoint.support.progress import watching
@@ -45,6 +45,7 @@ def factors(
     max_memory: options.MaxMemory = None,
     json: options.Json = None,
     html: options.Html = None,
+    quiet: options.Quiet = False,
     lang: options.Language = options.LANGUAGE,
     no_probes: options.NoProbes = False,
 ) -> None:
@@ -61,9 +62,7 @@ def factors(
         "revision": revision, "dtype": dtype, "device": device, "attn": attn, "trust_remote_code": trust_remote_code,
     }  # fmt: skip
     loaded = load(model, load_in_8bit=load_in_8bit, **loading)
-    say_first(loaded, lang)
-
-    from rich.console import Console
+    say_first(loaded, lang, aside=quiet or json == options.STDOUT)
 
     import forkpoint as fp
     from forkpoint.report.factors import render_factors
@@ -78,12 +77,7 @@ def factors(
         )  # fmt: skip
     typed = command_line(TYPED.get())
     found = replace(found, notes=(*loaded.notes, *found.notes), call=typed or found.call)
-    try:
-        if json is not None:
-            found.to_json(json)
-        if html is not None:
-            found.to_html(html, lang=lang)
-    finally:  # a file that can't be written is no reason to lose the table
-        render_factors(found, Console(), lang=lang)
+    render_factors(found, console(quiet=quiet, json=json), lang=lang)
+    write_all((json, found.to_json), (html, lambda path: found.to_html(path, lang=lang)))
     kinds = [row.verdict for row in found.rows if row.verdict is not None and row.probed]
     raise typer.Exit(worst_status(kinds))

@@ -11,7 +11,7 @@ import typer
 from forkpoint.cli import options
 from forkpoint.cli.asking import INVARIANT_NOTE
 from forkpoint.cli.loading import load, say_first
-from forkpoint.cli.outcome import worst_status
+from forkpoint.cli.outcome import console, worst_status, write_all
 from forkpoint.cli.spoken import TYPED, command_line
 from forkpoint.errors import InputError
 from forkpoint.questions.choices import Generating
@@ -53,6 +53,7 @@ def generate(
     invariant: options.Invariant = False,
     json: options.Json = None,
     html: options.Html = None,
+    quiet: options.Quiet = False,
     lang: options.Language = options.LANGUAGE,
     no_probes: options.NoProbes = False,
 ) -> None:
@@ -72,9 +73,7 @@ def generate(
         "trust_remote_code": trust_remote_code,
     }  # fmt: skip
     loaded = load(model, **loading)
-    say_first(loaded, lang)
-
-    from rich.console import Console
+    say_first(loaded, lang, aside=quiet or json == options.STDOUT)
 
     import forkpoint as fp
     from forkpoint.report.generation import render_generation
@@ -90,12 +89,7 @@ def generate(
         own = (INVARIANT_NOTE,) if invariant else ()
         notes = (*loaded.notes, *own, *found.result.notes)
         found = replace(found, result=replace(found.result, notes=notes))
-    try:
-        if json is not None:
-            found.to_json(json)
-        if html is not None:
-            found.to_html(html, lang=lang)
-    finally:  # a file that can't be written is no reason to lose the report
-        render_generation(found, Console(), lang=lang)
+    render_generation(found, console(quiet=quiet, json=json), lang=lang)
+    write_all((json, found.to_json), (html, lambda path: found.to_html(path, lang=lang)))
     verdicts = [] if found.result is None or no_probes else [found.result.verdict.kind]
     raise typer.Exit(worst_status(verdicts))

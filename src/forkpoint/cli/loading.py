@@ -26,10 +26,13 @@ def load(name: str, **options: Any) -> LoadedModel:
     return load(name, **options)
 
 
-def say_first(loaded: LoadedModel, lang: str) -> None:
-    """Print what a reader should know before anything else: that the demo is not the model that is meant by it."""
+def say_first(loaded: LoadedModel, lang: str, *, aside: bool = False) -> None:
+    """Print what a reader should know before anything else: that the demo is not the model that is meant by it.
+
+    It goes to standard error (`aside`) where standard output is for something else.
+    """
     from forkpoint.models.demo import RANDOM_NOTE
     from forkpoint.report.words import Words
 
     if RANDOM_NOTE in loaded.notes:
-        typer.echo(Words(lang).sentence(RANDOM_NOTE))
+        typer.echo(Words(lang).sentence(RANDOM_NOTE), err=aside)

@@ -139,11 +139,27 @@ Invariant = Annotated[
 Ops = Annotated[
     bool, typer.Option("--ops", help="List the captured values by name.", rich_help_panel=_OUTPUT)
 ]
+STDOUT = Path("/dev/stdout")
+
+
+def _stdout(path: Path | None) -> Path | None:
+    return STDOUT if path == Path("-") else path
+
+
 Json = Annotated[
     Path | None,
     typer.Option(
-        "--json", metavar="FILE", help="Write the whole result.", rich_help_panel=_OUTPUT, show_default=False
+        "--json",
+        metavar="FILE",
+        help="Write the whole result; - prints it, and nothing else.",
+        rich_help_panel=_OUTPUT,
+        show_default=False,
+        callback=_stdout,
     ),
+]
+Quiet = Annotated[
+    bool,
+    typer.Option("--quiet", help="Print no report; the exit status tells.", rich_help_panel=_OUTPUT),
 ]
 Html = Annotated[
     Path | None,

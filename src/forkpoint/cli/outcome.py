@@ -8,14 +8,17 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import typer
 
+from forkpoint.cli.options import STDOUT
 from forkpoint.cli.spoken import TYPED, command_line
-from forkpoint.errors import ForkpointError
+from forkpoint.errors import ForkpointError, InputError
 from forkpoint.result import VerdictKind
 from forkpoint.support.files import write_atomically, write_json
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
     from pathlib import Path
+
+    from rich.console import Console
 
     from forkpoint.result import Result
 
@@ -38,11 +41,12 @@ def finish(
     op: str | None = None,
     json: Path | None = None,
     html: Path | None = None,
+    quiet: bool = False,
     lang: str = "en",
     probes: bool = True,
     save: Callable[[Result], tuple[str, ...]] = lambda _: (),
 ) -> NoReturn:
-    """Write the files, print the report, and exit.
+    """Print the report, write the files, and exit.
 
     Of several prompts the report is a line for each, and then that of the worst in full.
 
@@ -53,6 +57,7 @@ def finish(
         ops: list the captured values too.
         op: list those that are like this.
         json, html: the files to write.
+        quiet: print no report.
         lang: language of the report, `en` or `zh`.
         probes: whether probes were asked for; without them the exit status doesn't depend on the verdict.
         save: saves the scene of the result that is shown, if one is wanted, and says so.
@@ -60,8 +65,6 @@ def finish(
     Raises:
         InputError: a file can't be written; the report has been printed.
     """
-    from rich.console import Console
-
     from forkpoint.report.terminal import render, render_summary
 
     answers = worded(answers, notes, command_line(TYPED.get()))
@@ -69,22 +72,41 @@ def finish(
     text, worst = answers[index]
     worst = replace(worst, notes=(*notes, *save(worst), *worst.notes[len(notes) :]))
     answers[index] = text, worst
-    unwritten: ForkpointError | None = None
-    for file, write in (
+    shown = console(quiet=quiet, json=json)
+    if len(answers) > 1:
+        render_summary(answers, index, shown, lang=lang)
+    render(worst, shown, details=details, ops=ops or op is not None, matching=op, lang=lang)
+    write_all(
         (json, lambda path: _write(path, answers)),
         (html, lambda path: _write_page(path, answers, index, lang)),
-    ):
+    )
+    raise typer.Exit(EXIT_STATUS[worst.verdict.kind] if probes else 0)
+
+
+def console(*, quiet: bool = False, json: Path | None = None) -> Console:
+    """Where a report is printed: nowhere, if nobody wants it or JSON goes to standard output."""
+    from rich.console import Console
+
+    return Console(quiet=quiet or json == STDOUT)
+
+
+def write_all(*files: tuple[Path | None, Callable[[Path], None]]) -> None:
+    """Write each file that is wanted, though another can't be written.
+
+    Raises:
+        InputError: some can't be written; each is named.
+    """
+    unwritten: list[ForkpointError] = []
+    for file, write in files:
         try:
             if file is not None:
                 write(file)
         except ForkpointError as error:
-            unwritten = error  # which is no reason to lose the report
-    if len(answers) > 1:
-        render_summary(answers, index, Console(), lang=lang)
-    render(worst, Console(), details=details, ops=ops or op is not None, matching=op, lang=lang)
-    if unwritten is not None:
-        raise unwritten
-    raise typer.Exit(EXIT_STATUS[worst.verdict.kind] if probes else 0)
+            unwritten.append(error)
+    if len(unwritten) == 1:
+        raise unwritten[0]
+    if unwritten:
+        raise InputError("; ".join(map(str, unwritten)))
 
 
 def show_answers(
@@ -157,16 +179,16 @@ def document(answers: Sequence[tuple[str, Result]]) -> dict[str, Any]:
     return {"prompts": [{"prompt": text, "result": result.to_dict()} for text, result in answers]}
 
 
-def show(answers: Sequence[tuple[str, Result]], *, details: bool, lang: str) -> None:
+def show(
+    answers: Sequence[tuple[str, Result]], *, details: bool, lang: str, json: Path | None = None
+) -> None:
     """Print the report that a command would: of several prompts a line for each, and then that of the worst."""
-    from rich.console import Console
-
     from forkpoint.report.terminal import render, render_summary
 
-    index = worst_of(answers)
+    index, shown = worst_of(answers), console(json=json)
     if len(answers) > 1:
-        render_summary(answers, index, Console(), lang=lang)
-    render(answers[index][1], Console(), details=details, lang=lang)
+        render_summary(answers, index, shown, lang=lang)
+    render(answers[index][1], shown, details=details, lang=lang)
 
 
 def worst_if_not_identical(answers: Sequence[tuple[str, Result]]) -> int:

@@ -68,6 +68,7 @@ def compare(
     op: options.Op = None,
     json: options.Json = None,
     html: options.Html = None,
+    quiet: options.Quiet = False,
     lang: options.Language = options.LANGUAGE,
 ) -> None:
     """Compare two traces, on any machine and without the models.
@@ -85,4 +86,4 @@ def compare(
     from forkpoint.traces import compare_traces
 
     result = compare_traces(trace_a, trace_b, rename={theirs: ours for theirs, _, ours in pairs})
-    finish([("", result)], details=details, ops=ops, op=op, json=json, html=html, lang=lang)
+    finish([("", result)], details=details, ops=ops, op=op, json=json, html=html, quiet=quiet, lang=lang)
