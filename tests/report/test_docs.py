@@ -80,7 +80,7 @@ EXAMPLES = [
 
 
 def test_there_are_examples() -> None:
-    assert {page for page, _, _ in EXAMPLES} >= {"reading-the-report.md", "README.md"}
+    assert {page for page, _, _ in EXAMPLES} >= {"reading-the-report.md", "README.md", "README.zh.md"}
 
 
 @pytest.mark.parametrize(("page", "gold", "shown"), EXAMPLES)
