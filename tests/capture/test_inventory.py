@@ -95,7 +95,7 @@ def test_marks_of_weights_say_what_they_are_now():
     layout = Layout.from_mask(torch.ones(1, 3))
     for dtype in (torch.float32, torch.float16):
         recorder = Recorder(layout, held.to(dtype))
-        assert recorder.mark_of(held[2].weight).dtype is dtype
+        assert recorder.resolver.mark_of(held[2].weight).dtype is dtype
 
 
 def test_a_module_keeps_its_frame_while_it_keeps_its_path():

@@ -40,7 +40,7 @@ class Traced:
 
     def lost(self, value: Tensor) -> str:
         """Why the coordinates of a value are not known; empty if they are."""
-        assert self.recorder._find(value) is not None, "no tap saw this value"
+        assert self.recorder.resolver.find(value) is not None, "no tap saw this value"
         return self.recorder.lost(value)
 
     def ids(self, value: Tensor) -> tuple[np.ndarray, np.ndarray | None]:

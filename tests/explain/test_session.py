@@ -13,7 +13,8 @@ from tests.joined import session
 from tests.plain import Model, batch, ids, pair
 from torch import Tensor, nn
 
-from forkpoint.capture.recorder import Recorder
+from forkpoint.capture.boundaries import Boundaries
+from forkpoint.capture.resolver import Resolver
 from forkpoint.errors import CaptureError
 from forkpoint.explain.session import trace_faithfully, trace_run
 from forkpoint.promotion import Promotion
@@ -127,12 +128,12 @@ def test_functions_that_cannot_be_looked_at_leave_the_modules(monkeypatch):
         raise AttributeError("deliberate")
 
     run = Run(nn.Sequential(nn.Linear(3, 3)), {"input": torch.ones(1, 2, 3)})
-    monkeypatch.setattr(Recorder, "treat", fail)
+    monkeypatch.setattr(Resolver, "treat", fail)
     traced = trace_faithfully(run)
     assert not traced.functions
     assert traced.remarks == (
         "single functions of this model could not be looked at; only its modules were watched",
     )
-    monkeypatch.setattr(Recorder, "_boundary", fail)
+    monkeypatch.setattr(Boundaries, "boundary", fail)
     with pytest.raises(CaptureError, match="could not be traced: AttributeError: deliberate"):
         trace_faithfully(run)

@@ -199,7 +199,7 @@ class History:
                 updates.append((place, known[1], row))
         step = Step(
             len(args), sketch.names, sketch.leaves, [o.size() for o in outputs], [o.stride() for o in outputs],
-            [o.dtype for o in outputs], [o.get_device() for o in outputs], self.n_rows, rows, updates, tape.last_outputs,
+            [o.dtype for o in outputs], [o.get_device() for o in outputs], self.n_rows, rows, updates, tape.resolver.last_outputs,
         )  # fmt: skip
         self.n_rows += len(rows)
         return step

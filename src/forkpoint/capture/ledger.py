@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 from bisect import bisect_right
-from typing import Any
 from weakref import proxy
 
 import torch
@@ -12,7 +11,9 @@ from torch import Tensor
 
 from forkpoint.capture.cells import digests_of
 from forkpoint.capture.digest.batch import Batch, Planned, planned
-from forkpoint.capture.labels import Label, Shape
+from forkpoint.capture.functions import Function
+from forkpoint.capture.labels import Label
+from forkpoint.capture.listener import Listener
 from forkpoint.capture.marks import Frame, Known, Treatment, version_of, versions_of
 from forkpoint.capture.mode import Reel
 from forkpoint.capture.resolver import Resolver
@@ -32,7 +33,8 @@ class Ledger(Reel):
     """Rows are added to it, and values queued for their digests, by whoever reads the tape: entry by entry, or a passage at once.
 
     Args:
-        resolver: works out what comes for the first time; held weakly, so that both go when the run is over.
+        listener: whoever records the run; held weakly, so that both go when the run is over.
+        resolver: works out what comes for the first time.
         batch: takes the digests.
         digests: False to follow the labels only.
 
@@ -43,21 +45,21 @@ class Ledger(Reel):
         known: by the id of a tensor.
     """
 
-    def __init__(self, resolver: Resolver, batch: Batch, digests: bool) -> None:
+    def __init__(self, listener: Listener, resolver: Resolver, batch: Batch, digests: bool) -> None:
         super().__init__()
-        self.resolver: Resolver = proxy(resolver)
-        self.rows: list[Row] = resolver.trace.rows
-        self.skipped: dict[int, str] = resolver.trace.skipped
+        self.listener: Listener = proxy(listener)
+        self.resolver = resolver
+        self.rows: list[Row] = listener.trace.rows
+        self.skipped: dict[int, str] = listener.trace.skipped
         self.batch = batch
         self.digests = digests
         self.call = -1
         self.stack: list[Frame] = []
-        self.arguments: list[tuple[Any, ...]] = [()]
+        self.arguments = resolver.arguments
         self.frames: dict[int, Frame] = {}
-        self.known: dict[int, Known] = {}
+        self.known = resolver.known
         self.last_read: tuple[Tensor, int | None] = (NOTHING, None)
         """While the tape is read, the last value, and how often it had been written to when the next function was called."""
-        self.last_outputs: tuple[tuple[Label | None, Shape], ...] = ()
         self.lasting = False
         """Whether what was just recorded is the same for all calls whose arguments have these marks."""
         self.queued: list[tuple[int, Treatment, Planned | None, Planned | None]] = []
@@ -102,6 +104,18 @@ class Ledger(Reel):
         slots = self.queue(row, value, treatment, version) if treatment.digested and self.digests else 0
         self.rows.append((op, self.call, treatment.form, 0, slots))
         return row
+
+    def append(
+        self,
+        op: Op,
+        function: Function | None,
+        value: Tensor,
+        label: Label | None,
+        reason: str = "",
+    ) -> int:
+        """Put a value on the trace that a function wrote, or that a module took or gave."""
+        treatment = self.resolver.treatment(function, value, label, reason, view=False)
+        return self.put(op, self.bounded(treatment), value)
 
     def queue(self, row: int, value: Tensor, treatment: Treatment, version: int | None) -> int:
         """Have a value digested with the next flush; returns how many slots that takes."""
@@ -165,7 +179,7 @@ class Ledger(Reel):
         self.pending_versions.clear()
         self.n_bytes -= self.pending_bytes
         self.pending_bytes = 0
-        self.resolver.collect()
+        self.listener.collect()
 
     def _skip(self, unreadable: dict[int, str]) -> None:
         """Note which rows hold no digest, as the memory of a value could not be read.

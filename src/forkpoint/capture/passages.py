@@ -279,7 +279,7 @@ class Passage:
             op, call, form, _, slots = rows[row]
             tape.rows[base + row] = (op, call, form, base + row - before[number], slots)
         if self.last is not None:
-            tape.last_outputs = self.last
+            tape.resolver.last_outputs = self.last
         if self.frames.popped:
             del tape.stack[-self.frames.popped :]
             del tape.arguments[-self.frames.popped :]

@@ -1,0 +1,82 @@
+"""Serves those who want copies of what passes by (`Fetch`)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
+from typing import Any
+
+from torch import Tensor
+
+from forkpoint.capture.hooks import Fetch, Given, Taken, clone
+from forkpoint.capture.labels import Label
+from forkpoint.capture.marks import Known
+from forkpoint.capture.trace import Op
+from forkpoint.capture.wanted import Wanted
+
+Key = tuple[str, str, str]
+"""What names an op in every run: module, function, chain."""
+
+
+class Fetching:
+    """The fetches of a run by what they want.
+
+    Args:
+        fetches: all of them.
+        wanted: what has to be looked into, where the rest may be followed in passing.
+        read: gives the true value of a tensor, where another mode keeps it elsewhere.
+    """
+
+    def __init__(
+        self, fetches: Sequence[Fetch], wanted: Wanted | None, read: Callable[[Tensor], Tensor] | None
+    ) -> None:
+        self.wanted = wanted
+        self._read = read
+        self._of: dict[Key, list[Fetch]] = {}
+        for fetch in fetches:
+            self._of.setdefault(fetch.key, []).append(fetch)
+
+    def __bool__(self) -> bool:
+        return bool(self._of)
+
+    def of(self, key: Key, call: int, nth: int, output: int | None = None) -> list[Fetch]:
+        """Those that want a pass of an op, or of one output of a module."""
+        return [
+            fetch
+            for fetch in self._of.get(key, ())
+            if fetch.call in (None, call)
+            and fetch.nth in (None, nth)
+            and (output is None or fetch.output in (None, output))
+        ]
+
+    def hand_over(
+        self,
+        func: Any,
+        call: int,
+        given: Given,
+        recorded: tuple[Op, int, tuple[Tensor, ...], list[Label | None]],
+        fetches: Iterable[tuple[Fetch, Any]],
+    ) -> None:
+        """Hand a finished call to those who want it, each with what it saw right before and after."""
+        op, nth, outputs, labels = recorded
+        copies = tuple(clone(output if self._read is None else self._read(output)) for output in outputs)
+        taken = Taken(
+            op, call, nth, func, given.args, given.kwargs, copies, given.labels, tuple(labels), given.owned
+        )
+        for fetch, seen in fetches:
+            fetch.take(replace(taken, seen=seen))
+
+    def hand_value(self, op: Op, call: int, nth: int, value: Tensor, label: Label | None) -> None:
+        """Hand a module's input or output to those who want it."""
+        for fetch in self.of((op.module, op.function, op.site.chain), call, nth, op.output):
+            copies = (value.detach().clone(),)
+            fetch.take(Taken(op, call, nth, None, (), {}, copies, {}, (label,)))
+
+    def deliver(self, find: Callable[[Tensor], Known | None], call: int) -> None:
+        """Hand over the outputs of modules that were looked into whose labels are known by now."""
+        if self.wanted is None:
+            return
+        for returned, label in self.wanted.settle(find):
+            op = returned.frame.visits_out(returned.index).ops[0]
+            copies = (returned.copied,)
+            returned.fetch.take(Taken(op, call, returned.nth, None, (), {}, copies, {}, (label,)))
