@@ -118,6 +118,7 @@ def test_defaults(library):
         {
             "position_ids": "mask",
             "probes": True,
+            "sources": False,
             "chat_template": False,
             "max_memory": None,
             "progress": SILENT,
@@ -149,6 +150,7 @@ def test_all_options(library, tmp_path):
         {
             "position_ids": "none",
             "probes": False,
+            "sources": False,
             "chat_template": True,
             "max_memory": 2 << 30,
             "progress": SILENT,

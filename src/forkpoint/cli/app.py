@@ -21,7 +21,6 @@ app = typer.Typer(
     help="Find the first operation where two runs of a model part ways.",
     epilog="Exit status: 0 identical or rounding; 1 semantic, nondeterminism or inputs; 2 unusable arguments; "
     "3 undetermined.",
-    add_completion=False,
     pretty_exceptions_enable=False,
 )
 for _name, (_command, _example) in COMMANDS.items():

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from forkpoint.cli import options, scene
+from forkpoint.cli.configured import Config
 from forkpoint.cli.loading import load, say_first
 from forkpoint.cli.outcome import document, finish, let_go, show, worded, worst_if_not_identical
 from forkpoint.cli.spoken import TYPED, command_line
@@ -77,6 +78,7 @@ def _shared(
     scene_folder: scene.SceneFolder = None,
     all_sources: options.AllSources = False,
     no_probes: options.NoProbes = False,
+    config: Config = None,
 ) -> None:
     """The options of every question; see `question`."""
 
@@ -103,6 +105,7 @@ def _command(
 
     @wraps(own)
     def command(**given: Any) -> None:
+        given.pop("config", None)  # its callback has read it
         ask = own(**{name: given.pop(name) for name in mine})
         answer(ask, **given)
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from forkpoint.cli import options, scene
+from forkpoint.cli.configured import Config
 from forkpoint.cli.outcome import finish
 from forkpoint.errors import InputError
 from forkpoint.questions.choices import Pooling
@@ -59,6 +60,7 @@ def embed(
     scene_folder: scene.SceneFolder = None,
     all_sources: options.AllSources = False,
     no_probes: options.NoProbes = False,
+    config: Config = None,  # noqa: ARG001 - its callback has read it
 ) -> None:
     """Compare the vectors of texts in batches of one size and of another."""
     given = [_pair(line) for line in options.read_prompts(None, texts, "--texts")]

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from forkpoint.cli import options
+from forkpoint.cli.configured import Config
 from forkpoint.cli.loading import load, say_first
 from forkpoint.cli.outcome import console, worst_status, write_all
 from forkpoint.cli.spoken import TYPED, command_line
@@ -48,6 +49,7 @@ def factors(
     quiet: options.Quiet = False,
     lang: options.Language = options.LANGUAGE,
     no_probes: options.NoProbes = False,
+    config: Config = None,  # noqa: ARG001 - its callback has read it
 ) -> None:
     """Compare a prompt with itself padded, under one setting after the other: int8, attention, dtype, device.
 

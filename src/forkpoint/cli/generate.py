@@ -10,6 +10,7 @@ import typer
 
 from forkpoint.cli import options
 from forkpoint.cli.asking import INVARIANT_NOTE
+from forkpoint.cli.configured import Config
 from forkpoint.cli.loading import load, say_first
 from forkpoint.cli.outcome import console, worst_status, write_all
 from forkpoint.cli.spoken import TYPED, command_line
@@ -56,6 +57,7 @@ def generate(
     quiet: options.Quiet = False,
     lang: options.Language = options.LANGUAGE,
     no_probes: options.NoProbes = False,
+    config: Config = None,  # noqa: ARG001 - its callback has read it
 ) -> None:
     """Generate greedily in two ways: the first token that differs, and the op behind it.
 

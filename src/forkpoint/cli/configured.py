@@ -1,0 +1,85 @@
+"""`--config FILE`: the options of a long comparison, kept in a file.
+
+    model = "./my-model"
+    prompt = ["Hello there", "How are you?"]
+    pad-to = 50
+    all-sources = true
+
+A key is an option without its dashes, or MODEL. What the command line says comes before what the file says.
+"""
+
+from __future__ import annotations
+
+import tomllib
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from forkpoint.errors import InputError
+
+MAX_CONFIG = 1 << 20
+"""Most bytes of a file."""
+
+
+def configure(context: typer.Context, file: str | None) -> None:
+    """Take what a file says as the defaults of a command: the callback of its option.
+
+    Raises:
+        InputError: it can't be read, or has a key or a value that the command can't use.
+    """
+    if file is None:
+        return
+    named = {_key(one): one for one in context.command.params if _key(one) not in ("config", "help")}
+    found: dict[str, Any] = {}
+    for key, value in _read(Path(file)).items():
+        parameter = named.get(key.replace("_", "-"))
+        if parameter is None:
+            raise InputError(f"{key!r} in {file}", "one of " + ", ".join(sorted(named)))
+        found[parameter.name] = _value(value, parameter, f"{key} = {value!r} in {file}")
+    context.default_map = {**(context.default_map or {}), **found}
+
+
+def _key(parameter: Any) -> str:
+    """An option without its dashes, the longest of its names; an argument by its name."""
+    return max(parameter.opts, key=len).lstrip("-").replace("_", "-").lower()
+
+
+def _read(file: Path) -> dict[str, Any]:
+    try:
+        with file.open("rb") as opened:
+            data = opened.read(MAX_CONFIG + 1)
+        if len(data) > MAX_CONFIG:
+            raise InputError(f"--config {file} has more than {MAX_CONFIG:,} bytes", "options")
+        return tomllib.loads(data.decode())
+    except (OSError, ValueError, RecursionError) as error:
+        raise InputError(f"--config {file} can't be read: {error}", "a TOML file") from None
+
+
+def _value(value: Any, parameter: Any, given: str) -> Any:
+    """A value as the command line would give it, so that it is checked in the same way."""
+    if getattr(parameter, "is_flag", False):
+        if not isinstance(value, bool):
+            raise InputError(given, "true or false")
+        return value
+    if getattr(parameter, "multiple", False):
+        values = value if isinstance(value, list) else [value]
+        if not all(isinstance(one, str) for one in values):
+            raise InputError(given, "a text, or a list of texts")
+        return values
+    if isinstance(value, bool) or not isinstance(value, (str, int, float)):
+        raise InputError(given, "a text or a number")
+    return str(value)
+
+
+Config = Annotated[
+    str | None,
+    typer.Option(
+        "--config",
+        metavar="FILE",
+        help="Read options from a TOML file; what is given here comes first.",
+        callback=configure,
+        is_eager=True,
+        show_default=False,
+    ),
+]
