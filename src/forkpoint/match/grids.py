@@ -81,7 +81,9 @@ def _over_the_same(a: Pass, b: Pass) -> tuple[Grid, Grid] | None:
     a_is_whole = a.cells.ids[0] == WHOLE
     (whole, held), other = ((grid_a, a), grid_b) if a_is_whole else ((grid_b, b), grid_a)
     lacking = [d for d in other.dims if d not in whole.dims]
-    if any(d not in other.dims for d in whole.dims) or any(held.shape[d] != 1 for d in lacking):
+    if any(d not in other.dims for d in whole.dims):
+        return None
+    if any(d >= len(held.shape) or held.shape[d] != 1 for d in lacking):
         return None
     widened = Grid(other.dims, whole.digests.reshape([held.shape[d] for d in other.dims]))
     return (widened, other) if a_is_whole else (other, widened)
