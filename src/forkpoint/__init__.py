@@ -27,6 +27,7 @@ from forkpoint.errors import (
 
 if TYPE_CHECKING:
     from forkpoint import testing
+    from forkpoint.auditing import Audit, audit
     from forkpoint.comparison import compare
     from forkpoint.invariance import Invariance, invariant
     from forkpoint.models import load
@@ -54,6 +55,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
+    "Audit",
     "CaptureError",
     "Coordinates",
     "DifferenceError",
@@ -78,6 +80,7 @@ __all__ = [
     "VerdictKind",
     "__version__",
     "attention",
+    "audit",
     "autocast",
     "batch",
     "cache",
@@ -102,6 +105,7 @@ __all__ = [
 ]
 
 _MODULES = {
+    "Audit": "forkpoint.auditing",
     "Coordinates": "forkpoint.runs.layout",
     "Divergence": "forkpoint.result",
     "FactorRow": "forkpoint.questions.answers",
@@ -117,6 +121,7 @@ _MODULES = {
     "Verdict": "forkpoint.result",
     "VerdictKind": "forkpoint.result",
     "attention": "forkpoint.questions.attention",
+    "audit": "forkpoint.auditing",
     "autocast": "forkpoint.questions.dtype",
     "batch": "forkpoint.questions.batch",
     "cache": "forkpoint.questions.cache",

@@ -87,3 +87,12 @@ def test_fix_names_what_stands_in_the_way(folder, capsys):
     out, err = capsys.readouterr()
     assert "convolution at modeling_mamba.py" in err
     assert "pad" in out
+
+
+def test_an_audit_of_a_model(llama, tmp_path, capsys):
+    file = tmp_path / "audit.json"
+    assert run("audit", llama, "--longest", "9", "--invariant", "--json", str(file)) == 0
+    assert "No layout that was tried changes a bit" in capsys.readouterr().out
+    assert json.loads(file.read_text())["holds"] is True
+    assert run("audit", llama, "--longest", "9") == 1
+    assert "Breaks: " in capsys.readouterr().out

@@ -5,6 +5,7 @@ from typing import Annotated
 import typer
 
 from forkpoint import __version__
+from forkpoint.cli.audit import audit
 from forkpoint.cli.embed import embed
 from forkpoint.cli.factors import factors
 from forkpoint.cli.generate import generate
@@ -33,6 +34,7 @@ fix = typer.Typer(
 for _name, (_command, _example) in FIXES.items():
     fix.command(_name, epilog=f"Example: {_example}")(_command)
 app.add_typer(fix)
+app.command(epilog="Example: forkpoint audit demo --longest 70 --invariant")(audit)
 app.command(epilog="Example: forkpoint factors demo -p 'Hello there' --pad-to 50")(factors)
 app.command(epilog="Example: forkpoint generate demo -p 'Hello there' --against no-cache")(generate)
 app.command(epilog="Example: forkpoint embed ./my-model --texts texts.txt --batch-size 1,32")(embed)

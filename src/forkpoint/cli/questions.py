@@ -1,5 +1,6 @@
 """The commands that ask one question of a model, each the same as the function of that name in Python."""
 
+from inspect import unwrap
 from typing import Annotated, Any
 
 import typer
@@ -195,7 +196,7 @@ COMMANDS = {
 
 FIXES = {
     name: (
-        fixing(COMMANDS[name][0].__wrapped__),
+        fixing(unwrap(COMMANDS[name][0])),
         f"forkpoint fix {COMMANDS[name][1].removeprefix('forkpoint ')}",
     )
     for name in ("padding", "batch", "cache", "packed", "repeat")

@@ -1,0 +1,55 @@
+"""`forkpoint audit`."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from forkpoint.cli import options
+from forkpoint.cli.loading import load, say_first
+from forkpoint.support.files import check_writable
+
+if TYPE_CHECKING:
+    from typing import Any
+
+_RUN = "Run"
+
+
+def audit(
+    model: options.Model,
+    longest: Annotated[int, typer.Option(min=2, help="Most tokens of a row.", rich_help_panel=_RUN)] = 130,
+    seconds: Annotated[
+        float, typer.Option(min=0, help="The time after which nothing more is tried.", rich_help_panel=_RUN)
+    ] = 300.0,
+    invariant: options.Invariant = False,
+    revision: options.Revision = None,
+    dtype: options.Dtype = None,
+    device: options.Device = None,
+    attn: options.Attention = None,
+    load_in_8bit: options.Int8 = False,
+    trust_remote_code: options.TrustRemoteCode = False,
+    json: options.Json = None,
+) -> None:
+    """Look for layouts in which the same tokens get other bits: padding, batches, caches, at sizes where kernels change.
+
+    Exit status: 0 if no layout that was tried changes a bit, else 1.
+    """
+    if json is not None:
+        check_writable(json)
+    loading: dict[str, Any] = {
+        "revision": revision, "dtype": dtype, "device": device, "attn": attn, "load_in_8bit": load_in_8bit,
+        "trust_remote_code": trust_remote_code,
+    }  # fmt: skip
+    loaded = load(model, **loading)
+    say_first(loaded, "en")
+
+    import forkpoint as fp
+
+    with fp.invariant(loaded.model) if invariant else nullcontext():
+        found = fp.audit(loaded.model, longest=longest, seconds=seconds)
+    typer.echo(str(found))
+    if json is not None:
+        found.to_json(json)
+    raise typer.Exit(0 if found.holds else 1)
