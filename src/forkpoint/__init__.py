@@ -158,3 +158,8 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     return sorted({*globals(), *__all__})
+
+
+def load_ipython_extension(ipython: Any) -> None:
+    """What `%load_ext forkpoint` calls: `%%forkpoint` compares two calls in a cell."""
+    importlib.import_module("forkpoint.notebook").load(ipython)
