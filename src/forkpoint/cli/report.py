@@ -6,7 +6,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from forkpoint.cli import options
-from forkpoint.cli.outcome import EXIT_STATUS, show_answers, worst_status
+from forkpoint.cli.outcome import EXIT_STATUS, show_answers, worst_status, write_all
 from forkpoint.errors import InputError
 from forkpoint.questions.answers import Factors, Generation
 from forkpoint.result import Result
@@ -24,6 +24,24 @@ Issue = Annotated[
         help="Print an issue in Markdown, without texts of prompts, names of samples, paths and notes.",
     ),
 ]
+Table = Annotated[
+    Path | None,
+    typer.Option(
+        "--table",
+        metavar="FILE",
+        help="Write the table of ops as FILE.csv or FILE.parquet (with pyarrow).",
+        show_default=False,
+    ),
+]
+Explorer = Annotated[
+    Path | None,
+    typer.Option(
+        "--model-explorer",
+        metavar="FILE",
+        help="Write a graph for Model Explorer, and its node data beside it.",
+        show_default=False,
+    ),
+]
 Private = Annotated[bool, typer.Option("--private", help="Leave those in the issue.")]
 
 
@@ -33,6 +51,8 @@ def report(
     ops: options.Ops = False,
     op: options.Op = None,
     html: options.Html = None,
+    table: Table = None,
+    model_explorer: Explorer = None,
     markdown: Markdown = False,
     issue: Issue = False,
     private: Private = False,
@@ -44,12 +64,17 @@ def report(
     """
     if private and not issue:
         raise InputError("--private without --issue", "both, or neither")
-    if html is not None:
-        check_writable(html)
+    for path in (html, table, model_explorer):
+        if path is not None:
+            check_writable(path)
     with status("reading"):
         from forkpoint.cli.reading import read
 
         found = read(file)
+    if (table or model_explorer) and not isinstance(found, Result):
+        raise InputError(
+            f"--{'table' if table else 'model-explorer'} of {file}", "the result of one comparison"
+        )
     if isinstance(found, list):
         show_answers(found, details=details, ops=ops, op=op, html=html, lang=lang)
     if not isinstance(found, Result):
@@ -69,8 +94,13 @@ def report(
         from forkpoint.report.terminal import render
 
         render(found, Console(), details=details, ops=ops or op is not None, matching=op, lang=lang)
-    if html is not None:
-        found.to_html(html, lang=lang)
+    from forkpoint.report.export import write_model_explorer, write_table
+
+    write_all(
+        (html, lambda path: found.to_html(path, lang=lang)),
+        (table, lambda path: write_table(found, path)),
+        (model_explorer, lambda path: write_model_explorer(found, path)),
+    )
     raise typer.Exit(EXIT_STATUS[found.verdict.kind] if found.verdict.probed else 0)
 
 

@@ -48,7 +48,15 @@ def write_atomically(path: Path, text: str) -> None:
         InputError: there is no folder for it, what is there can't be written, or there is no room; whatever was
             there before is still there.
     """
-    data = text.encode("utf-8", "backslashreplace")
+    write_bytes(path, text.encode("utf-8", "backslashreplace"))
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """Write bytes to a file that appears whole or not at all; the rest is as for `write_atomically`.
+
+    Raises:
+        InputError: as `write_atomically`.
+    """
     with _one_line(path):
         target = _replaceable(path)
         if target is None:
