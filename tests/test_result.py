@@ -12,6 +12,7 @@ from tests.report import samples
 from torch import nn
 
 import forkpoint as fp
+from forkpoint.result import MECHANISMS
 
 
 class Doubling(nn.Module):
@@ -60,6 +61,17 @@ def test_check_fails_for_what_is_not_allowed(result, allow, fails):
     assert first.endswith("is allowed")
     assert "Evidence\n" not in rest
     assert max(map(len, rest.splitlines())) <= 80
+
+
+@pytest.mark.parametrize("allow", ["typo", ("rounding", "semantics"), "", 3, [torch.ones(2)]])
+@pytest.mark.parametrize("result", [samples.identical(), samples.semantic()])
+def test_check_refuses_what_no_verdict_is(result, allow):
+    """Else a test with a slip of the pen would pass where it should, and tell nobody."""
+    with pytest.raises(fp.InputError) as caught:
+        result.check(allow)
+    said = str(caught.value)
+    assert said.startswith("allow=")
+    assert all(name in said for name in (*fp.VerdictKind, *MECHANISMS))
 
 
 def test_a_result_is_one_line_where_it_is_shown():

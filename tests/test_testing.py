@@ -94,3 +94,13 @@ def test_nothing_to_test_is_no_success(sound, tokenizer):
     ):
         with pytest.raises(fp.InputError, match="no prompt"):
             ask(sound, tokenizer, [])
+
+
+def test_what_no_verdict_is_can_not_be_allowed_and_nothing_is_run():
+    for ask in (
+        testing.assert_padding_invariant, testing.assert_batch_invariant, testing.assert_cache_consistent,
+        testing.assert_matches, testing.assert_same,
+    ):  # fmt: skip
+        given = [None] * (2 if ask is testing.assert_same else 3)
+        with pytest.raises(fp.InputError, match="allow='typo'"):
+            ask(*given, allow="typo")

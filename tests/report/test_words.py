@@ -12,10 +12,9 @@ import pytest
 
 import forkpoint
 from forkpoint.errors import InputError
-from forkpoint.mechanisms import known_slugs
 from forkpoint.report import chinese, chinese_causes, chinese_sentences, english
 from forkpoint.report.words import LANGUAGES, Words
-from forkpoint.result import VerdictKind
+from forkpoint.result import MECHANISMS, VerdictKind
 
 PROBES = [
     "nan",
@@ -75,7 +74,7 @@ def test_every_slug_has_words(lang: str) -> None:
     for kind in VerdictKind:
         assert words.find(f"kind.{kind.value}")
         assert words.find(f"meaning.{kind.value}")
-    for mechanism in known_slugs():
+    for mechanism in MECHANISMS:
         assert words.find(f"mechanism.{mechanism}")
         assert words.find(f"advice.{mechanism}")
     for probe in PROBES:

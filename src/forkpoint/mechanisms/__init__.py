@@ -28,7 +28,6 @@ from forkpoint.mechanisms.mechanism import (
     TWO_FUNCTIONS,
     UNTOLD,
     Mechanism,
-    known_slugs,
 )
 
 _TESTS: tuple[Callable[[Case], Mechanism | None], ...] = (
@@ -109,6 +108,5 @@ __all__ = [
     "TWO_FUNCTIONS",
     "Case",
     "Mechanism",
-    "known_slugs",
     "recognise",
 ]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 
 from forkpoint.result import ProbeResult
@@ -79,11 +78,3 @@ ROUNDING_ADVICE = {
     "low_precision": "Nothing is wrong; the gap is what the narrower dtype costs. Use the wider one where it matters.",
 }
 """What to do about each kind of rounding."""
-
-
-def known_slugs() -> Iterable[str]:
-    """All slugs that a verdict can have."""
-    return (*ROUNDING_ADVICE, "nan", "int8_outliers", "dynamic_scale", "expert_capacity", "packing",
-            "length_dependent_rope", "position_ids", "pooling", "batch_statistics", "attention_mask", "cache_state",
-            "padding_leak", "loss_normalisation", "result_order", "labels", "token_ids", "parameters", "buffers", "quantization", "atomics",
-            "random_state")  # fmt: skip

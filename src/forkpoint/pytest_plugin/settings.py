@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from forkpoint.result import VerdictKind
+from forkpoint.result import MECHANISMS, VerdictKind
 from forkpoint.support.expectation import USUAL, names
 
 BASELINES = "forkpoint-baselines"
@@ -126,14 +126,9 @@ def known(allow: frozenset[str]) -> frozenset[str]:
     Raises:
         ValueError: there is no such thing.
     """
-    if not allow:
-        return allow
-    from forkpoint.report.english import PHRASES
-
-    kinds = {kind.value for kind in VerdictKind}
     for name in sorted(allow):
-        if name not in kinds and f"mechanism.{name}" not in PHRASES:
+        if name not in (*VerdictKind, *MECHANISMS):
             raise ValueError(
-                f"{name!r} is neither a kind of verdict ({', '.join(sorted(kinds))}) nor a mechanism"
+                f"{name!r} is neither a kind of verdict ({', '.join(sorted(VerdictKind))}) nor a mechanism"
             )
     return allow

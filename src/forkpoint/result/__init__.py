@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from forkpoint.errors import DifferenceError, InputError, SceneError
 from forkpoint.result.records import (
+    MECHANISMS,
     ArgumentComparison,
     Divergence,
     Element,
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "MAX_BYTES",
+    "MECHANISMS",
     "SCHEMA_VERSION",
     "ArgumentComparison",
     "Divergence",
@@ -54,6 +56,7 @@ __all__ = [
     "RunSummary",
     "Verdict",
     "VerdictKind",
+    "allowance",
 ]
 
 MAX_BYTES = 1 << 30
@@ -217,9 +220,10 @@ class Result:
 
         Raises:
             DifferenceError: an AssertionError, with the verdict in its first line and the short report behind it.
+            InputError: no verdict has such a kind or mechanism.
         """
         __tracebackhide__ = True
-        allowed = expected(allow, self.verdict.kind.value)
+        allowed = expected(allowance(allow), self.verdict.kind.value)
         if not self.allowed(allowed):
             from forkpoint.report.terminal import to_text
 
@@ -292,3 +296,22 @@ class Result:
         from forkpoint.report.terminal import to_text
 
         return to_text(self, details=False, width=80)
+
+
+def allowance(allow: str | Collection[str] | None) -> frozenset[str] | None:
+    """What `Result.check` is asked to allow, each a kind of verdict or a mechanism; None if that is not said.
+
+    Raises:
+        InputError: no verdict has such a kind or mechanism.
+    """
+    if allow is None:
+        return None
+    given = allow if isinstance(allow, Collection) and not isinstance(allow, str) else (allow,)
+    for one in given:
+        if not isinstance(one, str) or one not in (*VerdictKind, *MECHANISMS):
+            raise InputError(
+                f"allow={one!r}",
+                "a kind of verdict: " + ", ".join(VerdictKind),
+                "or a mechanism: " + ", ".join(MECHANISMS),
+            )
+    return frozenset(map(str, given))

@@ -151,6 +151,15 @@ class VerdictKind(enum.StrEnum):
     UNDETERMINED = "undetermined"
 
 
+MECHANISMS = (
+    "reduction_order", "kernel_choice", "low_precision", "nan", "int8_outliers", "dynamic_scale", "expert_capacity", "packing",
+    "length_dependent_rope", "position_ids", "pooling", "batch_statistics", "attention_mask", "cache_state", "padding_leak",
+    "loss_normalisation", "result_order", "labels", "token_ids", "parameters", "buffers", "quantization", "atomics",
+    "random_state",
+)  # fmt: skip
+"""All that `Verdict.mechanism` can be, but for None."""
+
+
 @dataclass(frozen=True)
 class ProbeResult:
     """One experiment: what was done, what it showed."""

@@ -18,6 +18,7 @@ from forkpoint.errors import InputError
 from forkpoint.questions.batch import SIZE, batch
 from forkpoint.questions.cache import cache
 from forkpoint.questions.padding import padding
+from forkpoint.result import allowance
 from forkpoint.runs.run import Run
 
 if TYPE_CHECKING:
@@ -42,8 +43,10 @@ def assert_same(a: Run, b: Run, *, allow: str | Collection[str] | None = None, *
 
     Raises:
         DifferenceError: an AssertionError.
+        InputError: no verdict has a kind or mechanism that `allow` names, said before anything is run.
     """
     __tracebackhide__ = True
+    allow = allowance(allow)
     result = compare(a, b, **options)
     result.check(allow)
     return result
@@ -66,8 +69,10 @@ def assert_matches(
 
     Raises:
         DifferenceError: an AssertionError.
+        InputError: no verdict has a kind or mechanism that `allow` names, said before anything is run.
     """
     __tracebackhide__ = True
+    allow = allowance(allow)
     a, b = Run(reference, inputs, name="reference"), Run(port, inputs, name="port")
     return assert_same(a, b, allow=allow, **options)
 
@@ -94,8 +99,10 @@ def assert_padding_invariant(
 
     Raises:
         DifferenceError: an AssertionError.
+        InputError: no verdict has a kind or mechanism that `allow` names, said before anything is run.
     """
     __tracebackhide__ = True
+    allow = allowance(allow)
     for text in _texts(prompts):
         for side in sides:
             padding(model, tokenizer, text, pad_to, side, **options).check(allow)
@@ -121,8 +128,10 @@ def assert_batch_invariant(
 
     Raises:
         DifferenceError: an AssertionError.
+        InputError: no verdict has a kind or mechanism that `allow` names, said before anything is run.
     """
     __tracebackhide__ = True
+    allow = allowance(allow)
     texts = _texts(prompts)
     rows = max(SIZE, len(texts)) if size is None else size
     batch(model, tokenizer, texts, rows, **options).check(allow)
@@ -150,8 +159,10 @@ def assert_cache_consistent(
 
     Raises:
         DifferenceError: an AssertionError.
+        InputError: no verdict has a kind or mechanism that `allow` names, said before anything is run.
     """
     __tracebackhide__ = True
+    allow = allowance(allow)
     for text in _texts(prompts):
         cache(model, tokenizer, text, split, chunk=chunk, kind=kind, **options).check(allow)
 
