@@ -224,7 +224,9 @@ def interrupted(
 
 def _traced(trace: Any, function: Callable[[], Any]) -> Any:
     before = sys.gettrace()
-    sys._getframe().f_trace_opcodes = True  # where no frame wants them yet, Python 3.12 traces no instructions
+    sys._getframe().f_trace_opcodes = (
+        True  # where no frame wants them yet, Python 3.12 traces no instructions
+    )
     sys.settrace(trace)
     try:
         return function()
