@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from forkpoint import scene
+from forkpoint.capture.shortcuts import plain_way
 from forkpoint.errors import SceneError
 from forkpoint.explain import drift, impact
 from forkpoint.explain.arguments import compare_configurations
@@ -153,7 +154,7 @@ def _assemble(
         drift=drift.measure(session, compared, layers) if not compared.identical else (),
         replaced_modules=replaced_modules(session.b.run.modules) or replaced_modules(session.a.run.modules),
         first_integer=op_row(first_integer) if first_integer is not None else None,
-        notes=(*notes, *_pairing_notes(session)),
+        notes=(*notes, *_pairing_notes(session), *filter(None, [plain_way()])),
         versions=versions(),
         _save=lambda directory, confirm=None: _save_scene(session, located, judged, directory, confirm),
         _write=lambda path, synthetic: _write_script(session, located, judged, path, synthetic=synthetic),

@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 import torch
-from tests.native.python import in_python
 from torch import Tensor, nn
 
 import forkpoint as fp
+from forkpoint.native.choice import python_alone
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
@@ -25,7 +25,7 @@ def _both(request: pytest.FixtureRequest) -> Generator[None]:
     if request.param:
         yield
     else:
-        with in_python():
+        with python_alone():
             yield
     torch.compiler.reset()
 

@@ -8,11 +8,11 @@ from collections.abc import Generator
 
 import pytest
 import torch
-from tests.native.python import in_python
 from torch import Tensor, nn
 from torch.utils import swap_tensors
 
 import forkpoint as fp
+from forkpoint.native.choice import python_alone
 
 
 @pytest.fixture(params=[True, False], ids=["C", "Python"], autouse=True)
@@ -20,7 +20,7 @@ def _both(request: pytest.FixtureRequest) -> Generator[None]:
     if request.param:
         yield
     else:
-        with in_python():
+        with python_alone():
             yield
 
 

@@ -18,7 +18,6 @@ from hypothesis import strategies as st
 from tests.trust.wrapping import Wrapping
 from torch import Tensor, nn
 
-from forkpoint import native
 from forkpoint.capture import inventory, mode, pattern
 from forkpoint.capture.digest import places
 from forkpoint.capture.functions import resolve
@@ -26,7 +25,7 @@ from forkpoint.capture.marks import LEAVING, Frame, Mark, python_versions, versi
 from forkpoint.capture.pattern import Likeness, PythonPattern
 from forkpoint.capture.sites import NOWHERE
 from forkpoint.capture.trace import Form
-from forkpoint.native import compiled
+from forkpoint.native import choice, compiled
 from forkpoint.runs.modules import c_survey, python_survey
 from forkpoint.runs.state import PythonHeld
 
@@ -43,7 +42,7 @@ def test_it_is_compiled_where_there_is_a_compiler():
 def test_what_was_built_from_another_version_is_left_aside(monkeypatch):
     monkeypatch.setattr(compiled, "FORM", 0)
     with pytest.warns(RuntimeWarning, match="built from another version"):
-        found = runpy.run_path(native.__file__)
+        found = runpy.run_path(choice.__file__)
     assert found["compiled"] is None
     assert not found["IN_USE"]
 

@@ -21,7 +21,7 @@ from tests.corpus import models
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from forkpoint import Run
+from forkpoint import Run, compare, investigation
 from forkpoint.capture import shortcuts, taps
 from forkpoint.capture.mode import Tap
 from forkpoint.capture.shortcuts import targets
@@ -443,3 +443,54 @@ def test_a_call_that_torch_refuses_ends_nothing():
     traced, _ = both_ways(run_of(forward))
     assert not traced.trace.skipped
     assert len(refused) == 4
+
+
+# ---------------------------------------------------------------------- the fence
+
+
+def made(monkeypatch: pytest.MonkeyPatch) -> bool:
+    """Whether shortcuts are taken while a run is traced."""
+    asked: list[bool] = []
+    monkeypatch.setattr(shortcuts, "_made", lambda: bool(asked.append(True)))
+    trace_run(run_of(arithmetic))
+    return bool(asked)
+
+
+def test_shortcuts_are_taken_with_versions_on_the_list(monkeypatch):
+    assert shortcuts.unchecked() == ""
+    assert shortcuts.plain_way() == ""
+    assert made(monkeypatch)
+
+
+def test_the_environment_leaves_them_out_and_nothing_is_said(monkeypatch):
+    monkeypatch.setenv("FORKPOINT_SHORTCUTS", "0")
+    monkeypatch.setattr(torch, "__version__", "9.9.0")
+    assert not made(monkeypatch)
+    assert shortcuts.plain_way() == ""
+
+
+@pytest.mark.parametrize(
+    ("owner", "name", "value", "what"),
+    [
+        (torch, "__version__", "9.9.0+cpu", "torch 9.9"),
+        (sys, "version_info", (3, 99, 0), "cpython 3.99"),
+        (sys, "_is_gil_enabled", lambda: False, "Python without a global lock"),
+    ],
+)
+def test_what_was_not_checked_takes_torchs_way_and_the_report_says_so_once(
+    monkeypatch, owner, name, value, what
+):
+    run = run_of(arithmetic)
+    fast = trace_run(run)
+    with monkeypatch.context() as patched:
+        patched.setattr(owner, name, value, raising=False)
+        assert shortcuts.unchecked() == what
+        patched.setattr(shortcuts, "_made", lambda: pytest.fail("shortcuts were made"))
+        forget()
+        slow = trace_run(run)
+        said = shortcuts.plain_way()
+    assert_same(slow.trace, fast.trace)
+    assert said.endswith(f"not checked with {what}")
+    monkeypatch.setattr(investigation, "plain_way", lambda: said)
+    notes = compare(run, run).notes
+    assert list(notes).count(said) == 1

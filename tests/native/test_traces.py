@@ -14,7 +14,6 @@ import torch
 from tests.capture.passages import assert_same, assert_same_labels, forget
 from tests.capture.test_passages import MODELS, PROMPT
 from tests.corpus import models
-from tests.native.python import in_python
 from tests.native.test_parts import called_with
 from torch import Tensor, nn
 
@@ -24,13 +23,14 @@ from forkpoint.capture.marks import LEAVING
 from forkpoint.capture.sites import NOWHERE
 from forkpoint.explain.session import trace_run
 from forkpoint.native import compiled
+from forkpoint.native.choice import python_alone
 
 pytestmark = pytest.mark.skipif(compiled is None, reason="not compiled")
 
 
 def check(run: Run) -> None:
     forget()
-    with in_python():
+    with python_alone():
         slow = [trace_run(run) for _ in range(2)]
     forget()
     fast = [trace_run(run) for _ in range(2)]
@@ -281,7 +281,7 @@ def growth(run: Run, model: nn.Module) -> tuple[list[int], int]:
 def test_tracing_leaves_no_references_behind(name):
     model = models.llama(num_hidden_layers=3) if name == "llama" else Calls()
     run = Run(model, PROMPT if name == "llama" else {"x": torch.rand(1, 4, 4) + 0.1})
-    with in_python():
+    with python_alone():
         growth(run, model)  # what earlier tests have left goes meanwhile
         slow, slow_objects = growth(run, model)
     fast, fast_objects = growth(run, model)

@@ -13,13 +13,13 @@ from unittest.mock import patch
 import numpy as np
 import torch
 from tests.capture.passages import assert_same, assert_same_labels, forget
-from tests.native.python import in_python
 from torch import Tensor, nn
 
 import forkpoint as fp
 from forkpoint.capture import tape
 from forkpoint.explain.session import trace_run
 from forkpoint.native import compiled
+from forkpoint.native.choice import python_alone
 
 from . import oracle
 from .program import COMPILED, Program
@@ -285,7 +285,7 @@ class Checker:
         program = self.program
         layout = fp.Layout.read([{"x": call["x"]} for call in program.inputs()])
         traces = []
-        for context in (in_python, None):
+        for context in (python_alone, None):
             forget()
             model = program.model()
             run = fp.Run(model, program.inputs(), layout=layout, call=Witness(program, START))

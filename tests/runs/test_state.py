@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tests.native.python import in_python
 from torch import Tensor, nn
 
 from forkpoint import Run
+from forkpoint.native.choice import python_alone
 from forkpoint.runs.state import kept_state
 
 
@@ -243,7 +243,7 @@ class Oddities(nn.Module):
 
 
 @pytest.mark.parametrize("had_gradients", [False, True])
-@pytest.mark.parametrize("context", [nullcontext, in_python])
+@pytest.mark.parametrize("context", [nullcontext, python_alone])
 def test_slots_arrays_generators_and_gradients_are_put_back(context: Any, had_gradients: bool):
     torch.manual_seed(0)
     model = Oddities()

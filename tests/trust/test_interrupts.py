@@ -10,12 +10,12 @@ from functools import partial
 
 import pytest
 import torch
-from tests.native.python import in_python
 from tests.trust.interrupts import comparison, drawn, left_by, other_result, positions_of, visited
 from tests.trust.saving import Everything
 from torch import nn
 from torch.overrides import TorchFunctionMode, _get_current_function_mode_stack, _push_mode
 
+from forkpoint.native.choice import python_alone
 from forkpoint.support import restoring
 from forkpoint.support.restoring import on_stack, restored, undone
 
@@ -32,7 +32,7 @@ def test_an_interrupt_leaves_nothing(in_c: bool):
     if in_c:
         _interrupt_some()
     else:
-        with in_python():
+        with python_alone():
             _interrupt_some()
 
 

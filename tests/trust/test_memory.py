@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from tests.native.python import in_python
 from tests.trust import wrapping
 from tests.trust.wrapping import Between, Wrapping
 from torch import Tensor
 
 import forkpoint as fp
+from forkpoint.native.choice import python_alone
 
 LET_GO = "its memory was let go of before it could be read"
 KINDS: list[tuple[Callable[[Tensor], Tensor], str]] = [
@@ -31,7 +31,7 @@ def _both(request: pytest.FixtureRequest) -> Generator[None]:
     if request.param:
         yield
     else:
-        with in_python():
+        with python_alone():
             yield
 
 

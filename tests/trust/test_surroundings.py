@@ -14,7 +14,6 @@ from typing import Any
 
 import pytest
 import torch
-from tests.native.python import in_python
 from tests.trust.wrapping import Between
 from torch import Tensor
 from torch.overrides import TorchFunctionMode, _get_current_function_mode_stack
@@ -22,6 +21,7 @@ from torch.utils._python_dispatch import TorchDispatchMode, _get_current_dispatc
 from torch.utils.flop_counter import FlopCounterMode
 
 import forkpoint as fp
+from forkpoint.native.choice import python_alone
 
 
 @pytest.fixture(params=[True, False], ids=["C", "Python"], autouse=True)
@@ -29,7 +29,7 @@ def _both(request: pytest.FixtureRequest) -> Generator[None]:
     if request.param:
         yield
     else:
-        with in_python():
+        with python_alone():
             yield
 
 

@@ -11,10 +11,10 @@ from typing import Any
 
 import pytest
 import torch
-from tests.native.python import in_python
 from torch import Tensor, nn
 
 import forkpoint as fp
+from forkpoint.native.choice import python_alone
 
 
 @pytest.fixture(params=[True, False], ids=["C", "Python"], autouse=True)
@@ -22,7 +22,7 @@ def _both(request: pytest.FixtureRequest) -> Generator[None]:
     if request.param:
         yield
     else:
-        with in_python():
+        with python_alone():
             yield
 
 

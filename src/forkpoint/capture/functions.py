@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from forkpoint.native import compiled
+from forkpoint.native.choice import choose
 
 OPERATORS = {
     "add": "add", "radd": "add", "iadd": "add_", "sub": "sub", "rsub": "sub", "isub": "sub_", "mul": "mul",
@@ -83,7 +83,10 @@ class PythonTraits:
     flags: int
 
 
-Traits = PythonTraits if TYPE_CHECKING or compiled is None else compiled.Traits
+if TYPE_CHECKING:
+    Traits = PythonTraits
+else:
+    Traits = choose(PythonTraits, "Traits")
 
 
 class Function(Traits):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from weakref import WeakKeyDictionary, ref
 
 import torch
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from forkpoint.capture.labels import Labels
 from forkpoint.capture.marks import Frame, Known, Mark, entering
 from forkpoint.capture.pattern import device_of, size_of
-from forkpoint.native import compiled
+from forkpoint.native.choice import choose
 from forkpoint.runs.modules import Survey, owned, survey, walk
 
 Form = tuple[torch.dtype, torch.Size, int]
@@ -107,7 +107,7 @@ def python_same_weights(
     )
 
 
-same_weights = python_same_weights if TYPE_CHECKING or compiled is None else compiled.same_weights
+same_weights = choose(python_same_weights, "same_weights")
 
 
 def _frames_of(modules: list[tuple[str, nn.Module]], last: dict[int, Frame]) -> dict[int, Frame]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable
 from functools import cache
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +16,7 @@ from forkpoint.capture.functions import Function
 from forkpoint.capture.labels import Label, Shape
 from forkpoint.capture.sites import NOWHERE, Place
 from forkpoint.capture.trace import Form, Op, Row
-from forkpoint.native import compiled
+from forkpoint.native.choice import choose
 
 
 class Mark:
@@ -192,4 +192,4 @@ def python_versions(tensors: list[Tensor]) -> list[int]:
     return list(map(version_of, tensors))
 
 
-versions_of = python_versions if TYPE_CHECKING or compiled is None else compiled.versions
+versions_of = choose(python_versions, "versions")

@@ -18,6 +18,7 @@ from forkpoint.capture.functions import Function, resolve, resolved
 from forkpoint.capture.marks import LEAVING, Entering, Leaving, entering
 from forkpoint.capture.sites import NOWHERE, Place, direct, kind_of, place_of
 from forkpoint.native import compiled
+from forkpoint.native.choice import choose
 
 LASTING = frozenset(
     {
@@ -219,7 +220,11 @@ else:
     compiled.connect_taps(
         resolved, resolve, kind_of, Place.after, NOWHERE, LASTING, Tensor, transforms, transparent, entering, LEAVING
     )  # fmt: skip
-    Reel = compiled.Reel
+    Reel = choose(PythonReel, "Reel")
 
-    class Tap(compiled.Tap, TorchFunctionMode):
+    class _Tap(compiled.Tap, TorchFunctionMode):
         """The same, in C."""
+
+    _Tap.__name__ = _Tap.__qualname__ = "Tap"
+    Tap = choose(PythonTap, _Tap)
+    del _Tap

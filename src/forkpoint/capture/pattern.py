@@ -23,6 +23,7 @@ from forkpoint.capture.sites import Place
 from forkpoint.capture.steps import state_of
 from forkpoint.capture.trace import Form
 from forkpoint.native import compiled
+from forkpoint.native.choice import choose
 
 if TYPE_CHECKING:
     from forkpoint.capture.ledger import Ledger
@@ -306,4 +307,4 @@ else:
     compiled.connect_passages(
         size_of, stride_of, device_of, Tensor.is_conj, Tensor.is_neg, use_count, torch.strided, state_of
     )
-    Pattern = compiled.Pattern
+    Pattern = choose(PythonPattern, "Pattern")

@@ -2,10 +2,15 @@
 
 What that is for and how it is done is said in `native/shortcut.c`. Whatever has no shortcut comes torch's way and is
 recorded alike, so that it is no matter of right or wrong which functions have one, but of time.
+
+They change entry points in torch's own objects, so they are fenced: they are made only for versions of Python and torch
+on the lists below, with which the tests have run, and `FORKPOINT_SHORTCUTS=0` leaves them out.
 """
 
 from __future__ import annotations
 
+import os
+import sys
 from collections.abc import Generator
 from contextlib import contextmanager
 from functools import cache, partial
@@ -20,11 +25,39 @@ from forkpoint.capture.mode import Tap
 from forkpoint.native import compiled
 from forkpoint.support.restoring import undone
 
+CHECKED_PYTHONS = frozenset({(3, 11), (3, 12)})
+CHECKED_TORCHES = frozenset({"2.11", "2.13"})
+"""Versions with which the tests of shortcuts have run."""
+
+
+def unchecked() -> str:
+    """What nobody has checked shortcuts with, of what this process runs on; empty if all is known."""
+    if not getattr(sys, "_is_gil_enabled", lambda: True)() or "free-threading" in sys.version:
+        return "Python without a global lock"
+    if sys.implementation.name != "cpython" or sys.version_info[:2] not in CHECKED_PYTHONS:
+        return f"{sys.implementation.name} {sys.version_info[0]}.{sys.version_info[1]}"
+    torchs = ".".join(torch.__version__.split(".")[:2])
+    return "" if torchs in CHECKED_TORCHES else f"torch {torchs}"
+
+
+def permitted() -> bool:
+    """Whether shortcuts may be made at all."""
+    return os.environ.get("FORKPOINT_SHORTCUTS") != "0" and not unchecked()
+
+
+def plain_way() -> str:
+    """Why traces take longer than they might, for the notes of a report; empty where they don't or somebody wants it so."""
+    if compiled is None or os.environ.get("FORKPOINT_SHORTCUTS") == "0" or not (what := unchecked()):
+        return ""
+    return (
+        f"torch's own way to the tracer was taken, which takes longer: shortcuts were not checked with {what}"
+    )
+
 
 @contextmanager
 def shortcuts_to(tap: Tap) -> Generator[None]:
     """Tell a tap of calls without torch's own way to it, where that can be."""
-    if compiled is None or not _made():
+    if compiled is None or not permitted() or not _made():
         yield
         return
     with undone(partial(compiled.leave_shortcuts, tap)):

@@ -13,42 +13,11 @@ that they need no more than a compiler where the package is installed:
 
 Both do the same, and tests hold one against the other. `shortcut.c` alone has no Python: it tells a tap what torch tells it
 by itself, in less time (`capture.shortcuts`). `make` builds the C anew when a file of it has changed, as does
-`pip install -e .`. Where it was not compiled, or `FORKPOINT_PURE_PYTHON` is set to anything but nothing, the Python is
-taken: a trace then says the same and takes longer.
+`pip install -e .`. Which of both is taken is decided in `choice.py`; without the C a trace says the same and takes longer.
 """
 
 from __future__ import annotations
 
-import os
-import warnings
-from types import ModuleType
-from typing import TYPE_CHECKING
+from forkpoint.native.choice import FORM, IN_USE, compiled
 
-FORM = 10
-"""What the C has to be built from; increased here and in `module.c` when an earlier one no longer fits."""
-
-if TYPE_CHECKING:
-    from forkpoint.native import compiled
-else:
-
-    def _compiled() -> ModuleType | None:
-        if os.environ.get("FORKPOINT_PURE_PYTHON"):
-            return None
-        try:
-            from forkpoint.native import compiled as found
-        except ImportError:
-            return None
-        if getattr(found, "FORM", None) != FORM:
-            warnings.warn(
-                f"{found.__file__} was built from another version of forkpoint and is left aside, so that tracing "
-                "takes longer; install forkpoint again to build it anew (pip install -e . in a clone)",
-                RuntimeWarning,
-                stacklevel=2,
-            )
-            return None
-        return found
-
-    compiled = _compiled()
-
-IN_USE: bool = compiled is not None
-"""Whether the C is there and to be used; else `compiled` is None."""
+__all__ = ["FORM", "IN_USE", "compiled"]

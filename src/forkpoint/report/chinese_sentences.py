@@ -70,6 +70,8 @@ SENTENCES: dict[str, str] = {
     "Not all values were kept: sources behind those that were are not listed.": "没有保留全部数值：其后的来源未列出。",
     "The length to pad to was not given: {n} was chosen.": "没有指定填充到的长度：选用 {n}。",
     # 记录与配对
+    "torch's own way to the tracer was taken, which takes longer: shortcuts were not checked with {what}": "跟踪走的是 torch 自己的"
+    "路径，因而较慢：捷径尚未在 {what} 上检验过",
     "compiled functions were traced as the Python that they were made from": "已编译的函数按其原始 Python 代码运行并跟踪",
     "not looked into, since that would change its bits: {path}": "没有深入 {path}，因为那会改变它的数值",
     "the run does not repeat itself bit for bit, from the same random state": "随机状态相同，这次运行重复一遍却不逐位相同",

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
 from forkpoint.native import compiled
+from forkpoint.native.choice import choose
 
 
 def walk(model: nn.Module | None) -> list[tuple[str, nn.Module]]:
@@ -76,7 +77,7 @@ def c_survey(model: nn.Module) -> Survey:
         return python_survey(model)
 
 
-survey = python_survey if TYPE_CHECKING or compiled is None else c_survey
+survey = choose(python_survey, c_survey)
 
 
 def wrappings(a: nn.Module | None, b: nn.Module | None) -> tuple[str, str]:

@@ -12,12 +12,12 @@ from contextlib import contextmanager, suppress
 from functools import partial
 from itertools import chain, compress, filterfalse
 from types import BuiltinFunctionType, FunctionType, MethodType, ModuleType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from forkpoint.native import compiled
+from forkpoint.native.choice import choose
 from forkpoint.runs.contents import Contents, shared
 from forkpoint.runs.modules import Survey, survey
 from forkpoint.runs.objects import is_pythons
@@ -303,7 +303,7 @@ class PythonHeld:
         return all(map(operator.is_, keys, self._keys)) and all(map(operator.is_, values, self._values))
 
 
-Held = PythonHeld if TYPE_CHECKING or compiled is None else compiled.Held
+Held = choose(PythonHeld, "Held")
 
 
 def held_by(modules: list[nn.Module]) -> PythonHeld:

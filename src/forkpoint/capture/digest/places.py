@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
 
 import numpy as np
 from torch import Tensor
 
-from forkpoint.native import compiled
+from forkpoint.native.choice import choose
 from forkpoint.support.readable import PLAIN, address_of, begin_of, place_of, size_of, storage_of
 
 
@@ -27,7 +26,7 @@ def python_places(
     return places[:, 0].tobytes(), places[:, 1].tobytes()
 
 
-_places = python_places if TYPE_CHECKING or compiled is None else compiled.places
+_places = choose(python_places, "places")
 FUNCTIONS: tuple[Callable[..., object], ...] = (storage_of, begin_of, size_of, address_of)
 """What the C asks of a plain tensor, in this order."""
 
