@@ -34,7 +34,7 @@ SEAMS: list[Seam] = []
 """All parts of which the C was taken, by the modules that have been imported."""
 
 if TYPE_CHECKING:
-    from forkpoint.native import compiled
+    import forkpoint.native.compiled as compiled  # noqa: PLR0402 - the package imports this file
 else:
 
     def _forced() -> bool | None:
@@ -49,7 +49,7 @@ else:
         if forced is False:
             return None
         try:
-            from forkpoint.native import compiled as found
+            import forkpoint.native.compiled as found
         except ImportError as error:
             if forced:
                 raise ImportError(f"FORKPOINT_COMPILED is set, but there is no extension: {error}") from error
