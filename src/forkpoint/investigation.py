@@ -29,7 +29,7 @@ from forkpoint.explain.values import fetch_value
 from forkpoint.match import Join, Joined, Shared
 from forkpoint.probes.sources import sources as find_sources
 from forkpoint.result import NotCompared, OpRow, Result, RunSummary
-from forkpoint.runs.modules import wrappings
+from forkpoint.runs.modules import attribute_of, wrappings
 from forkpoint.runs.pairing import Pairing
 from forkpoint.runs.run import Run, token_ids
 from forkpoint.support.files import check_writable, is_file
@@ -257,7 +257,7 @@ def _model_name(model: nn.Module | None) -> str:
     """The class of a model, and the last part of what it was loaded from."""
     if model is None:
         return ""
-    loaded_from = getattr(getattr(model, "config", None), "_name_or_path", "")
+    loaded_from = getattr(attribute_of(model, "config"), "_name_or_path", "")
     last = Path(loaded_from).name if isinstance(loaded_from, str) else ""
     return type(model).__name__ + (f" ({last})" if last else "")
 
@@ -279,7 +279,7 @@ def _dtype(model: nn.Module | None, first: Tensor | None) -> str:
 
 
 def _attention(model: nn.Module | None) -> str | None:
-    config = getattr(model, "config", None)
+    config = attribute_of(model, "config")
     value = getattr(config, "_attn_implementation", None)
     return value if isinstance(value, str) else None
 

@@ -13,6 +13,7 @@ from torch import nn
 from forkpoint.capture.functions import ALWAYS_VIEWS, parameter_names
 from forkpoint.capture.recorder import Taken
 from forkpoint.result import ArgumentComparison
+from forkpoint.runs.modules import attribute_of
 
 _OF_SIZES = ALWAYS_VIEWS | {
     "reshape",
@@ -86,7 +87,7 @@ def compare_configurations(a: nn.Module | None, b: nn.Module | None) -> tuple[Ar
     """The entries in which the configurations of two models (of transformers, mappings, dataclasses) differ, nested ones by their path."""
     if a is b:
         return ()
-    mine, theirs = (dict(_entries(getattr(model, "config", None))) for model in (a, b))
+    mine, theirs = (dict(_entries(attribute_of(model, "config"))) for model in (a, b))
     if not mine or not theirs:
         return ()
     names = [name for name in dict.fromkeys((*mine, *theirs)) if mine.get(name) != theirs.get(name)]

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-from torch import Tensor, nn
+from torch import Tensor
 
 from forkpoint.capture.functions import ALWAYS_VIEWS, parameter_names
 from forkpoint.capture.labels import spread
@@ -26,7 +26,7 @@ from forkpoint.match.finite import FinitePart, all_finite, finite_part
 from forkpoint.match.pairs import Pairs
 from forkpoint.promotion import Promotion
 from forkpoint.result import Divergence, Element, InputComparison
-from forkpoint.runs.modules import WRAPPER
+from forkpoint.runs.modules import WRAPPER, module_at
 
 Tokens = Callable[[int, int], str | None]
 """The text of the token at (sample of run A, position), if known."""
@@ -316,7 +316,7 @@ def _definition(session: Session, path: str) -> tuple[str, int]:
     """Where a module's forward is defined."""
     model = session.a.run.modules
     try:
-        module: nn.Module | None = model.get_submodule(path) if model is not None else None
+        module = module_at(model, path) if model is not None else None
         forward = inspect.unwrap(type(module).forward) if module is not None else None
         if forward is None:
             return "", 0

@@ -8,6 +8,7 @@ from forkpoint.capture.recorder import Fetch, Taken
 from forkpoint.capture.trace import Op
 from forkpoint.errors import InputError
 from forkpoint.explain.session import Session, Traced
+from forkpoint.runs.modules import module_at
 from forkpoint.support.restoring import alone, by_itself, restored
 
 
@@ -25,14 +26,11 @@ def fetch_value(session: Session, module: str, name: str, *, run: str, call: int
     traced = session.a if run == "a" else session.b
     model = traced.run.modules
     if model is not None:
-        try:
-            owner = model.get_submodule(module)
-        except AttributeError:
-            raise InputError(
-                f"no module {module!r} in the model", "a path of model.named_modules()"
-            ) from None
+        owner = module_at(model, module)
+        if owner is None:
+            raise InputError(f"no module {module!r} in the model", "a path of model.named_modules()")
         for table in (owner._parameters, owner._buffers):
-            parameter = table.get(name)
+            parameter = dict(table.items()).get(name)  # a scripted module's is no dict
             if parameter is not None:
                 return parameter.detach().clone()
     ops = [op for op in traced.trace.ops if op.module == module]

@@ -13,6 +13,7 @@ from forkpoint.capture.labels import spread
 from forkpoint.probes.bench import Bench
 from forkpoint.probes.watchers import Kept
 from forkpoint.runs.layout import MAIN
+from forkpoint.runs.modules import module_at
 from forkpoint.runs.run import Run
 
 
@@ -72,10 +73,7 @@ def _around(run: Run, module: str) -> Iterator[tuple[str, bool]]:
 
 
 def _is_of_torch(model: nn.Module | None, path: str) -> bool:
-    try:
-        found = None if model is None else model.get_submodule(path)
-    except AttributeError:  # a module that is made for the call
-        return False
+    found = None if model is None else module_at(model, path)  # none: a module that is made for the call
     return found is not None and type(found).__module__.partition(".")[0] == "torch"
 
 

@@ -17,7 +17,7 @@ from forkpoint.match.distance import spacing, unit_at
 from forkpoint.result import ProbeResult
 from forkpoint.runs.layout import DECODER, MAIN
 from forkpoint.runs.masks import states_layout
-from forkpoint.runs.modules import predicts_next, unwrapped, wrappings
+from forkpoint.runs.modules import attribute_of, predicts_next, unwrapped, wrappings
 from forkpoint.runs.pairing import read_content
 from forkpoint.runs.run import Run
 from forkpoint.support.equality import same_bits
@@ -258,7 +258,7 @@ def _by_path(model: nn.Module, wrapping: str) -> dict[str, nn.Module]:
 
 
 def _base(module: nn.Module) -> nn.Module:
-    base = getattr(module, "base_layer", None)
+    base = attribute_of(module, "base_layer")
     return base if isinstance(base, nn.Module) else module
 
 
@@ -316,7 +316,7 @@ def _eps(weight: Tensor) -> float:
 
 def _adapters(module: nn.Module, name: str) -> tuple[Tensor, Tensor] | None:
     """What unmerged adapters add to a weight in exact arithmetic, and the sizes of its terms; None without any."""
-    if name != "weight" or not hasattr(module, "base_layer") or getattr(module, "merged", False):
+    if name != "weight" or attribute_of(module, "base_layer") is None or getattr(module, "merged", False):
         return None
     lora_a, lora_b = getattr(module, "lora_A", {}), getattr(module, "lora_B", {})
     total: tuple[Tensor, Tensor] | None = None

@@ -33,6 +33,27 @@ def walk(model: nn.Module | None) -> list[tuple[str, nn.Module]]:
     return found
 
 
+def module_at(model: nn.Module, path: str) -> nn.Module | None:
+    """The module under a path; None if there is none. Scripted modules know no `get_submodule`.
+
+    >>> module_at(nn.Sequential(nn.ReLU()), "0"), module_at(nn.ReLU(), "0")
+    (ReLU(), None)
+    """
+    found: nn.Module | None = model
+    for name in path.split(".") if path else ():
+        children = found._modules if found is not None else {}
+        found = children[name] if name in children else None  # noqa: SIM401 - a scripted module's have no `get`
+    return found
+
+
+def attribute_of(module: Any, name: str) -> Any:
+    """An attribute of a module of anybody's, whose `__getattr__` may raise whatever it likes; None if it has none."""
+    try:
+        return getattr(module, name, None)
+    except Exception:  # noqa: BLE001 - it has none then
+        return None
+
+
 class Survey(NamedTuple):
     """What a model consists of, in no order that matters; two that are equal are of one model that is as it was.
 
@@ -106,10 +127,11 @@ def innermost(model: Any) -> tuple[str, Any]:
     """
     path: list[str] = []
     while True:
-        if hasattr(model, "_orig_mod"):
-            name, inner = "_orig_mod", model._orig_mod  # noqa: SLF001 - torch.compile offers no other way to it
-        elif hasattr(model, "get_base_model"):
-            inner = model.get_base_model()
+        inner = attribute_of(model, "_orig_mod")  # torch.compile offers no other way to it
+        if inner is not None:
+            name = "_orig_mod"
+        elif (base := attribute_of(model, "get_base_model")) is not None:
+            inner = base()
             name = next((name for name, module in model.named_modules() if module is inner), "")
         else:
             return ".".join(path), model
@@ -153,6 +175,6 @@ def predicts_next(model: nn.Module | None) -> bool:
     """Whether the model shifts its labels by one: causal language models do."""
     if model is None:
         return False
-    kind = getattr(model, "loss_type", None)
+    kind = attribute_of(model, "loss_type")
     name = type(innermost(model)[1]).__name__
     return kind == "ForCausalLM" or name.endswith(("ForCausalLM", "LMHeadModel"))

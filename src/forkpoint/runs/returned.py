@@ -100,6 +100,12 @@ def _leaves(
     if output is None or _is_cache(output, key) or id(output) in within:
         return
     within = (*within, id(output))
+    if len(within) > DEEPEST:
+        raise CaptureError(
+            f"what the model returned holds something {DEEPEST} levels deep",
+            "values in fewer levels",
+            "give call= a function that returns tensors",
+        )
     output = readable(output)
     if isinstance(output, PackedSequence):  # the rest of it says how the rows of the batch lie
         yield f"{name}.data" if name else "data", output.data
@@ -157,7 +163,8 @@ def _plain(name: str, value: Tensor) -> dict[str, Tensor]:
         if value.is_quantized:
             return {name: value.dequantize()}
         if value.layout is torch.strided:
-            return {name: value}
+            packed = value.dtype == _PACKED  # torch can't even copy its numbers
+            return {name: value.view(torch.uint8) if packed else value}
         if value.numel() * value.dtype.itemsize <= _DENSE_BYTES:
             return {name: value.to_dense()}
         if value.layout is torch.sparse_coo:
@@ -166,6 +173,12 @@ def _plain(name: str, value: Tensor) -> dict[str, Tensor]:
         return {name: value}
 
 
+DEEPEST = 200
+"""Most containers in containers that a model may return."""
+_DIMENSIONS = 32
+"""Most dimensions of an array that every NumPy makes of lists."""
+_PACKED = getattr(torch, "float4_e2m1fn_x2", None)
+"""The dtype of two numbers a byte."""
 _DENSE_BYTES = 1 << 28
 """Largest size, with all its zeros, of a sparse result that is compared element by element."""
 
@@ -187,10 +200,15 @@ def _is_text(value: Any) -> bool:
     return isinstance(value, (str, bytes))
 
 
-def _shape(value: Any) -> tuple[tuple[int, ...], bool] | None:
-    """The shape of nested lists of numbers alone or of texts alone, and which of them; None for any others."""
+def _shape(value: Any, deep: int = 0) -> tuple[tuple[int, ...], bool] | None:
+    """The shape of nested lists of numbers alone or of texts alone, and which of them; None for any others.
+
+    A list that holds itself would have no end of dimensions.
+    """
     if isinstance(value, (list, tuple)):
-        items = {_shape(item) for item in value}  # pyright: ignore[reportUnknownVariableType]
+        if deep >= _DIMENSIONS:
+            return None
+        items = {_shape(item, deep + 1) for item in value}  # pyright: ignore[reportUnknownVariableType]
         if len(items) != 1 or (only := items.pop()) is None:
             return None
         return (len(value), *only[0]), only[1]  # pyright: ignore[reportUnknownArgumentType]

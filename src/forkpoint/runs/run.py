@@ -13,6 +13,7 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from forkpoint.errors import InputError, reraise_out_of_memory
 from forkpoint.runs.layout import MAIN, Layout, token_tensor
@@ -195,7 +196,22 @@ def _leaves(value: Any, depth: int = 4) -> Iterator[Any]:
 
 def _check_model(model: Any, call: Callable[..., Any] | None) -> None:
     if isinstance(model, nn.Module):
-        empty = [name for name, p in model.named_parameters() if p.device.type == "meta"]
+        try:
+            parameters = dict(model.named_parameters())
+        except Exception as error:
+            reraise_out_of_memory(error)
+            raise InputError(
+                f"a {type(model).__name__} whose parameters torch can't list: {type(error).__name__}: {error}",
+                "a torch.nn.Module",
+            ) from error
+        lazy = [name for name, p in parameters.items() if is_lazy(p)]
+        if lazy:
+            raise InputError(
+                f"{len(lazy)} parameters that the first call makes, {lazy[0]} first",
+                "a model that has its weights",
+                "call it once before, so that both runs have the same weights",
+            )
+        empty = [name for name, p in parameters.items() if p.device.type == "meta"]
         if empty:
             raise InputError(
                 f"{len(empty)} parameters without values, {empty[0]} first",

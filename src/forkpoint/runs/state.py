@@ -100,7 +100,7 @@ class Kept:
             self._held.append(held)
             self.modules += more
             self.tensors += held.tensors
-            others = [*held.others, *self._on_parameters(more)]
+            others = [*held.others, *self._on_parameters(more), *self._in_slots(more)]
             more = []
             for hidden in self._look_into(others, known):
                 more += [module for module in survey(hidden).modules if id(module) not in known]
@@ -143,6 +143,17 @@ class Kept:
                 if attributes:
                     self._deeper.append((attributes, dict(attributes)))
                     held += attributes.values()
+        nothing = _holding_nothing(held)
+        return [value for value in held if type(value) not in nothing]
+
+    def _in_slots(self, modules: list[nn.Module]) -> list[Any]:
+        """Note what modules hold in slots of their classes."""
+        held: list[Any] = []
+        slotted = {kind for kind in set(map(type, modules)) if slots_of(kind)}
+        for odd in map(odd_of, (module for module in modules if type(module) in slotted)):
+            if odd is not None:
+                self._odd.append(odd)
+                held += odd.inside
         nothing = _holding_nothing(held)
         return [value for value in held if type(value) not in nothing]
 
