@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 
 import numpy as np
@@ -12,7 +13,8 @@ from hypothesis import strategies as st
 from tests.joined import joined, noise, padded
 
 from forkpoint import Layout
-from forkpoint.match.align import gap, index_of, pair_cells, pair_elements, pair_flat, rows, scalar
+from forkpoint.match import align
+from forkpoint.match.align import Gap, gap, index_of, pair_cells, pair_elements, pair_flat, rows, scalar
 from forkpoint.match.pairs import Pairs
 
 
@@ -29,6 +31,31 @@ def test_a_gap_names_the_worst_and_counts_all():
     assert (found.differing, found.compared, found.first) == (2, 4, 1)
     assert (found.max_abs, found.max_rel) == (1.0, 0.25)
     assert found.largest.tolist() == [1]
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.int64, torch.bool])
+@pytest.mark.parametrize("beyond", [0.0, 1.0])
+def test_a_gap_of_few_elements_is_that_of_many(dtype, beyond, monkeypatch):
+    drawn = np.random.default_rng(0)
+    odd = [math.nan, math.inf, -math.inf, -0.0, 0.5, 1e31]
+    for width in (1, 3):
+        for _ in range(40):
+            a, b = (torch.from_numpy(drawn.integers(-2, 3, 30).astype(np.float64)) for _ in range(2))
+            b = torch.where(torch.from_numpy(drawn.random(30) < 0.7), a, b)
+            if dtype.is_floating_point:
+                for value in (a, b):
+                    value[torch.from_numpy(drawn.integers(0, 30, 3))] = float(drawn.choice(odd))
+            a, b = a.to(dtype), b.to(dtype)
+            cells = drawn.permutation(30 // width)[:6] * width
+            in_turn = np.arange(6) * width
+            pairs = Pairs(cells, in_turn, drawn.integers(0, 3, 6), inner_a=np.arange(width), inner_b=np.arange(width))  # fmt: skip
+            at_once = gap(a, b, pairs, beyond)
+            with monkeypatch.context() as patched:
+                patched.setitem(align._CHUNK, "cpu", 1)
+                in_chunks = gap(a, b, pairs, beyond)
+            for field in dataclasses.fields(Gap):
+                one, other = getattr(at_once, field.name), getattr(in_chunks, field.name)
+                assert np.array_equal(one, other), (field.name, one, other)
 
 
 def test_what_counts_as_equal():

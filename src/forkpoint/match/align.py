@@ -7,7 +7,7 @@ its elements are paired here, one by one, by their coordinates.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -213,6 +213,11 @@ def gap(a: Tensor, b: Tensor, pairs: Pairs, beyond: float = 0.0) -> Gap:
     Args:
         beyond: how far two elements may be apart and not count as different.
     """
+    of_a_kind = a.dtype.is_floating_point == b.dtype.is_floating_point
+    if of_a_kind and _on_host(a) and _on_host(b) and len(pairs) <= _CHUNK["cpu"]:
+        found = _gap_on_host(a, b, pairs, beyond)
+        if found is not None:
+            return found
     largest = np.zeros(len(pairs.first_a))
     differing, nan, first = 0, False, _First(pairs)
     for start, left, right in rows(a, b, pairs):
@@ -224,13 +229,65 @@ def gap(a: Tensor, b: Tensor, pairs: Pairs, beyond: float = 0.0) -> Gap:
         differing += int(wrong.sum())
         nan = nan or bool(nan_in_one.any())
         largest[start : start + len(left)] = apart.amax(1).cpu().numpy()
-        first.among(start, np.flatnonzero(wrong.cpu().numpy()), same)
+        first.among(
+            start,
+            np.flatnonzero(wrong.cpu().numpy()),
+            lambda cells, same=same: same[torch.from_numpy(cells).to(same.device)].cpu().numpy(),
+        )
     most = float(largest.max(initial=0.0))
     scale = 0.0
     if most:
         scale = max(_scale(left) for _, left, _ in rows(a, b, pairs))
     relative = most / scale if scale > 0 else (0.0 if most == 0 else float("inf"))
     return Gap(differing, len(pairs), first.pair, most, relative, largest, nan)
+
+
+_SIMPLE = frozenset({torch.float64, torch.float32, torch.int64, torch.int32, torch.bool})
+"""Dtypes that numpy has, and compares as torch does."""
+
+
+def _on_host(value: Tensor) -> bool:
+    return (
+        type(value) in (Tensor, torch.nn.Parameter)
+        and value.device.type == "cpu"
+        and value.dtype in _SIMPLE
+        and value.layout is torch.strided
+        and not value.is_neg()
+    )
+
+
+def _gap_on_host(a: Tensor, b: Tensor, pairs: Pairs, beyond: float) -> Gap | None:
+    """As `gap`, of few elements on the host, where numpy's calls are the cheaper ones; None for integers that differ."""
+    cells, width = len(pairs.first_a), len(pairs.inner_a)
+    left, right = (
+        value.detach().reshape(-1).numpy()[place].reshape(cells, width)
+        for value, place in ((a, pairs.rows_a), (b, pairs.rows_b))
+    )
+    same = left == right
+    if same.all():
+        return Gap(0, len(pairs), -1, 0.0, 0.0, np.zeros(cells))
+    if not (a.dtype.is_floating_point and b.dtype.is_floating_point):
+        return None
+    left, right = left.astype(np.float64, copy=False), right.astype(np.float64, copy=False)
+    nan_a, nan_b = np.isnan(left), np.isnan(right)
+    same |= nan_a & nan_b
+    with np.errstate(invalid="ignore", over="ignore"):
+        apart = np.abs(left - right)
+    apart[~np.isfinite(apart)] = np.inf
+    apart[same] = 0.0
+    if beyond:
+        same |= apart <= beyond
+    wrong, largest = ~same, apart.max(1)
+    first = _First(pairs)
+    first.among(0, np.flatnonzero(wrong.any(1)), lambda cells: same[cells])
+    most, scale = float(largest.max()), 0.0
+    if most:
+        magnitude = np.abs(left)
+        scale = float(magnitude[magnitude < _MASKED].max(initial=0.0))
+    relative = most / scale if scale > 0 else (0.0 if most == 0 else math.inf)
+    return Gap(
+        int(wrong.sum()), len(pairs), first.pair, most, relative, largest, bool((nan_a != nan_b).any())
+    )
 
 
 def largest_pair(a: Tensor, b: Tensor, pairs: Pairs, found: Gap) -> int:
@@ -270,13 +327,17 @@ class _First:
         self.pairs, self.pair = pairs, -1
         self._found: tuple[int, int] | None = None
 
-    def among(self, start: int, cells: Ints, same: Tensor) -> None:
-        """Look at the cells of a chunk that have a difference; the chunk begins with the cell `start`."""
+    def among(self, start: int, cells: Ints, same: Callable[[Ints], NDArray[np.bool_]]) -> None:
+        """Look at the cells of a chunk that have a difference; the chunk begins with the cell `start`.
+
+        Args:
+            same: gives, for some cells of the chunk, which of their elements are the same.
+        """
         if not len(cells):
             return
         coordinates = self.pairs.coordinates[start + cells]
         cells = cells[coordinates == coordinates.min()]
-        places = same[torch.from_numpy(cells).to(same.device)].to(torch.uint8).argmin(1).cpu().numpy()
+        places = same(cells).argmin(1)
         elements = self.pairs.first_a[start + cells] + self.pairs.inner_a[places]
         best = int(elements.argmin())
         found = int(coordinates.min()), int(elements[best])

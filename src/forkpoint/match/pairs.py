@@ -80,6 +80,16 @@ class Pairs:
         """The coordinates that there are, ascending."""
         return self.coordinates[self.order[self.starts]]
 
+    @cached_property
+    def rows_a(self) -> slice | Ints:
+        """[cells, elements of a cell], where the elements lie in A, flat; a slice where they lie side by side."""
+        return _rows(self.first_a, self.inner_a)
+
+    @cached_property
+    def rows_b(self) -> slice | Ints:
+        """The same in B."""
+        return _rows(self.first_b, self.inner_b)
+
     @classmethod
     def none(cls, reason: str) -> Pairs:
         empty = np.zeros(0, dtype=np.int64)
@@ -91,3 +101,16 @@ class Pairs:
         every = np.arange(count, dtype=np.int64)
         first = _ONE if count else every
         return cls(first, first, first, inner_a=every, inner_b=every)
+
+
+def lie_densely(first: Ints, inner: Ints) -> bool:
+    """Whether cells lie side by side, as their elements do."""
+    width = len(inner)
+    dense = width > 0 and int(inner[-1]) == width - 1
+    return dense and len(first) > 0 and bool((first[1:] - first[:-1] == width).all())
+
+
+def _rows(first: Ints, inner: Ints) -> slice | Ints:
+    if lie_densely(first, inner):
+        return slice(int(first[0]), int(first[0]) + len(first) * len(inner))
+    return first[:, None] + inner

@@ -297,6 +297,8 @@ def _pairs(session: Session, a: Kept, b: Kept, numbers: Ints | None) -> Pairs:
         return pairs
     if pairs.by_sample:
         return Pairs.none("they share no coordinate")
+    if np.array_equal(pairs.coordinates, numbers):
+        return pairs
     keep = np.isin(pairs.coordinates, numbers)
     if keep.all():
         return pairs
