@@ -62,6 +62,31 @@ def test_the_same_operations_are_nothing_to_tell(monkeypatch):
     assert asked("none") is None
 
 
+class Moved(Model):
+    """Calls what torch itself asks of tensors when a module is moved, and holds a layer that is not looked into."""
+
+    def __init__(self, *, fused: bool) -> None:
+        super().__init__()
+        width = self.embed.embedding_dim
+        self.fused = torch.nn.TransformerEncoderLayer(width, 1, 8, batch_first=True) if fused else None
+        self.other = torch.nn.Linear(width, width)
+
+    def mix(self, hidden: Tensor, **inputs: Any) -> Tensor:
+        self.other.to(hidden.device)
+        return self.other(hidden if self.fused is None else self.fused(hidden))
+
+
+@pytest.mark.parametrize("fused", [False, True])
+def test_calls_that_no_trace_shows_are_no_other_operations(fused, monkeypatch):
+    model = Moved(fused=fused).eval()
+    both = session(Run(model, {"input_ids": ids(1)}), Run(model, {"input_ids": ids(2)[:1]}))
+    assert bool(both.a.trace.opaque) is fused
+    for traced in (both.a, both.b):
+        promotion = Promotion()
+        traced.in_float64(promotion)
+        assert not probe._differ(traced, promotion.calls)
+
+
 @pytest.mark.parametrize(
     ("path", "says"), [("sign", "/neg ("), ("number", "with other numbers than natively")]
 )

@@ -8,8 +8,9 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
+from forkpoint.capture.calls import Caller
 from forkpoint.capture.labels import Label
 from forkpoint.capture.recorder import Fetch, Look, Recorder, Watcher
 from forkpoint.capture.taps import Observation
@@ -130,7 +131,7 @@ class Traced:
         """
         total = sum(row[2].status == "digest" and not row[0].is_boundary for row in self.trace.rows)
         self.progress.count(lambda: min(promotion.computed, total), total)
-        with self._random_as_before():
+        with self._random_as_before(), self._opaque_uncounted(promotion):
             outputs = self.run.execute(around=_around(promotion, under))
         return [
             {
@@ -139,6 +140,28 @@ class Traced:
             }
             for index, call in enumerate(all_results(outputs))
         ]
+
+    @contextmanager
+    def _opaque_uncounted(self, promotion: Promotion) -> Generator[None]:
+        """Have a promotion count no calls that the trace could not see, in modules that were not looked into."""
+        model = self.run.modules
+        paths = frozenset(self.trace.opaque)
+        opaque = (
+            {id(m) for path, m in model.named_modules() if path in paths}
+            if paths and model is not None
+            else set[int]()
+        )
+        if not opaque:
+            yield
+            return
+        caller = Caller()
+
+        def makes(module: nn.Module, /, *args: Any, **kwargs: Any) -> Any:
+            with promotion.uncounted() if id(module) in opaque else nullcontext():
+                return caller.original(module, *args, **kwargs)
+
+        with caller.replaced(makes):
+            yield
 
     def _label_of(self, call: int, name: str, value: Tensor) -> Label | None:
         """The label of a result of a run that nobody watched: that of the trace's, if it is of the same shape."""
@@ -349,6 +372,8 @@ class Session:
     progress: Progress = SILENT
     look: Look | None = None
     """What is to be known of a call that is kept, besides its values."""
+    experiments: dict[Any, Any] = field(default_factory=dict[Any, Any])
+    """What came of runs that were made with other values in them, by which these were."""
 
     @property
     def pairing(self) -> Pairing:

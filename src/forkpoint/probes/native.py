@@ -9,11 +9,12 @@ result grows with the unit.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
 
-from forkpoint.explain.results import ResultComparison, compare_results
+from forkpoint.explain.results import ResultComparison, ResultGap, compare_results
 from forkpoint.explain.session import Session, Traced
 from forkpoint.probes.inputs import Weight
 from forkpoint.probes.precision import Precision
@@ -71,21 +72,27 @@ def native(
     return Native(runs, ProbeResult("native", "one" if len(runs) == 1 else "both", gap, text))
 
 
-def units(session: Session, compared: ResultComparison) -> float:
-    """The largest gap of a comparison, in units in the last place of its largest value."""
+def beyond(session: Session, compared: ResultComparison, units: float) -> Iterator[ResultGap]:
+    """The floating-point results that are more than some units in the last place of their largest value apart."""
     unit = max(_unit(session.a), _unit(session.b))
-    return max((found.gap.max_rel / unit for found in compared.floating), default=0.0)
+    return (found for found in compared.floating if found.gap.max_rel > units * unit)
 
 
 def times_rounding(
-    session: Session, exact: Precision, compared: ResultComparison, beyond: float = BEYOND
-) -> float:
+    session: Session, exact: Precision, compared: ResultComparison, beyond: float = BEYOND, margin: float = 0.0
+) -> float:  # fmt: skip
     """The largest gap of a comparison, in multiples of what rounding in the dtypes of the runs makes of that result.
+
+    What the runs differ by in float64 is made by rounding, where their gap vanishes there: more noise is measured only
+    where that is too little.
 
     Args:
         beyond: units in the last place up to which the gap itself is said in those; what rounding makes is not measured.
+        margin: multiples up to which noise is not measured, where they are within them already.
     """
     unit = max(_unit(session.a), _unit(session.b))
+    grown = unit / torch.finfo(torch.float64).eps
+    left = _left(exact)
     most = 0.0
     for found in compared.floating:
         largest, relative = found.gap.max_abs, found.gap.max_rel
@@ -94,9 +101,21 @@ def times_rounding(
         if relative <= beyond * unit:
             most = max(most, relative / unit)
             continue
-        noise = exact.noise.get(found.result, 0.0) * unit / torch.finfo(torch.float64).eps
+        if largest <= margin * left.get(found.result, 0.0) * grown:
+            most = max(most, largest / (left[found.result] * grown))
+            continue
+        noise = exact.noise.get(found.result, 0.0) * grown
         most = max(most, largest / max(noise, unit * largest / relative))
     return most
+
+
+def _left(exact: Precision) -> dict[str, float]:
+    """By result, what two runs differ by in float64, where that is so little that no noise was measured."""
+    left: dict[str, float] = {}
+    if exact.vanishes and not exact.rounding.found:
+        for found in exact.compared.floating:
+            left[found.result] = max(left.get(found.result, 0.0), found.gap.max_abs)
+    return left
 
 
 def _unit(traced: Traced) -> float:

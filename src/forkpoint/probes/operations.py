@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
 import torch
@@ -25,7 +25,7 @@ from forkpoint.capture.sites import Place
 from forkpoint.explain.results import ResultComparison, compare_results
 from forkpoint.explain.session import Results, Session, Traced
 from forkpoint.probes.inputs import Weight, same_weights
-from forkpoint.probes.native import times_rounding, units
+from forkpoint.probes.native import beyond, times_rounding
 from forkpoint.probes.precision import Precision, excess
 from forkpoint.promotion import Promotion
 from forkpoint.result import ProbeResult, VerdictKind
@@ -120,8 +120,9 @@ def operations(
     runs = (session.a, session.b)
     if not all(traced.functions for traced in runs):
         return None
-    far = units(session, compared) > _FAR and times_rounding(session, exact, compared, _FAR) > _BEYOND
-    if not far and not any(map(_differ, runs, exact.calls)):
+    far = replace(compared, gaps=tuple(beyond(session, compared, _FAR)))
+    is_far = bool(far.gaps) and times_rounding(session, exact, far, _FAR, _BEYOND) > _BEYOND
+    if not is_far and not any(map(_differ, runs, exact.calls)):
         return None
     native = [_made(traced) for traced in runs]
     wide = [_made(traced, Promotion()) for traced in runs]

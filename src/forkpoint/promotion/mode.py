@@ -5,11 +5,13 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager, nullcontext
+from functools import lru_cache
 from typing import Any, TypeAlias
 
 import torch
 from torch._ops import _compute_keyset
 from torch.overrides import TorchFunctionMode, _get_current_function_mode_stack
+from torch.utils import _pytree as pytree
 
 from forkpoint.errors import reraise_out_of_memory
 from forkpoint.promotion import casts, kinds, operators, rewrites
@@ -29,6 +31,9 @@ _BLOCK_ELSEWHERE = 1 << 26
 """Elements of a weight beyond which `linear` casts and multiplies it in blocks of rows: on a CPU what its caches
 hold, on a GPU what its memory can spare."""
 
+
+_kind_of = lru_cache(1 << 12)(kinds.kind_of)
+"""As `kinds.kind_of`: the answer takes as long as a call, and each run asks for the same functions."""
 
 _RECURRENT: frozenset[Function] = frozenset({torch.lstm, torch.gru, torch.rnn_tanh, torch.rnn_relu})
 
@@ -61,6 +66,7 @@ class PromotionMode(TorchFunctionMode):
         self._hook = hook
         self._told = told
         self._handlers: dict[Function, Handler] = {}
+        self._by_kind: dict[Kind, Handler] = {}
         self._entered: dict[Function, Function] = {}
 
     def __torch_function__(
@@ -71,19 +77,24 @@ class PromotionMode(TorchFunctionMode):
         if handler is None:
             handler = self._handlers[func] = self._handler_for(func)
         result = handler(func, args, kwargs or {})
-        if not self._entrances and (result is not None or (args and isinstance(args[0], torch.Tensor))):
+        if not self._entrances and (isinstance(result, torch.Tensor) or _makes_tensors(result, args)):
             self.calls[func] = self.calls.get(func, 0) + 1
         return result
 
     @contextmanager
-    def _within(self) -> Generator[None]:
-        """This mode for what a call of the model makes itself: that is no call of the model."""
+    def uncounted(self) -> Generator[None]:
+        """What is called meanwhile is not counted."""
         self._entrances += 1
         try:
-            with self:
-                yield
+            yield
         finally:
             self._entrances -= 1
+
+    @contextmanager
+    def _within(self) -> Generator[None]:
+        """This mode for what a call of the model makes itself: that is no call of the model."""
+        with self.uncounted(), self:
+            yield
 
     @property
     def active(self) -> bool:
@@ -93,14 +104,20 @@ class PromotionMode(TorchFunctionMode):
     def forget(self) -> None:
         """Lets go of what only served the block. Twins stay, for `Values.of`."""
         self._handlers.clear()
+        self._by_kind.clear()
         self._entered.clear()
         self._values.forget_casts()
 
     def _handler_for(self, func: Function) -> Handler:
-        kind = kinds.kind_of(func)
+        kind = _kind_of(func)
         if kind in (Kind.COMPUTE, Kind.CUSTOM) and kinds.name_of(func) in rewrites.REWRITTEN:
             return self._rewritten
-        handlers: dict[Kind, Handler] = {
+        if not self._by_kind:
+            self._by_kind = self._handlers_by_kind()
+        return self._by_kind[kind]
+
+    def _handlers_by_kind(self) -> dict[Kind, Handler]:
+        return {
             Kind.READ: _read,
             Kind.DTYPE: self._dtype,
             Kind.RESTRIDE: self._restride,
@@ -118,7 +135,6 @@ class PromotionMode(TorchFunctionMode):
             Kind.CUSTOM: self._custom,
             Kind.COMPUTE: self.compute,
         }
-        return handlers[kind]
 
     # --- what needs no arithmetic -------------------------------------------------------------------------
 
@@ -416,3 +432,10 @@ class PromotionMode(TorchFunctionMode):
 
 def _read(func: Function, args: Args, kwargs: Kwargs) -> Any:
     return func(*args, **kwargs)
+
+
+def _makes_tensors(result: Any, args: Args) -> bool:
+    """Whether a call whose result is no tensor made some, or wrote to its first argument."""
+    if result is None:
+        return bool(args) and isinstance(args[0], torch.Tensor)
+    return any(isinstance(leaf, torch.Tensor) for leaf in pytree.tree_leaves(result))

@@ -89,6 +89,10 @@ class Promotion:
         """How often the model called each function so far; not what these call themselves."""
         return self._mode.calls
 
+    def uncounted(self) -> contextlib.AbstractContextManager[None]:
+        """What the model calls meanwhile is not among `calls`."""
+        return self._mode.uncounted()
+
     @property
     def exact(self) -> bool:
         """Whether everything was computed in float64."""
