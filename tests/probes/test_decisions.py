@@ -19,7 +19,7 @@ import forkpoint.probes.decisions as module
 from forkpoint.explain.results import compare_results
 from forkpoint.explain.session import Session
 from forkpoint.probes.content import content
-from forkpoint.probes.deciding import Forcing, Noting, decided_apart
+from forkpoint.probes.deciding import Forcing, Noting, decided_apart, may_decide
 from forkpoint.probes.decisions import coupling_at, decisions
 from forkpoint.probes.origin import origin
 from forkpoint.probes.precision import precision
@@ -322,3 +322,23 @@ def test_values_are_kept_within_a_limit_of_memory():
     assert expected is not None
     assert held.result == expected.result
     assert both.memory.written > 0
+
+
+class Positions(Model):
+    """Makes whole numbers of whole numbers alone."""
+
+    def mix(self, hidden: Tensor, **inputs: Any) -> Tensor:
+        at = torch.arange(hidden.shape[1]).unsqueeze(0) + 1
+        return hidden * at.unsqueeze(-1)
+
+
+@pytest.mark.parametrize("model", [Tied(), Rounded()])
+def test_a_run_that_decides_may_decide(model: Model):
+    assert may_decide(session(*pair(model, batch(ids()), batch(ids()))).a.trace)
+
+
+def test_a_run_that_makes_no_whole_numbers_of_others_is_not_made_again(monkeypatch):
+    both = session(*pair(Positions(), batch(ids()), batch(ids())))
+    assert not may_decide(both.a.trace)
+    monkeypatch.setattr(type(both.a), "again", None)
+    assert decisions(both) == (None, None)

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from forkpoint.capture.functions import Function
+from forkpoint.capture.functions import ALWAYS_VIEWS, Function
 from forkpoint.capture.labels import Label
 from forkpoint.capture.mode import transforms, writes
 from forkpoint.capture.recorder import Recorder, Watcher
@@ -73,6 +73,33 @@ def is_decision(function: Function, inputs: list[Tensor], outputs: list[Tensor])
     if function.name in _CASTS and is_whole(inputs[0]):
         return False  # counts, as of a histogram: there is nothing to be rounded
     return function.name in STEPS or any(map(is_discrete, outputs))
+
+
+_KEEPS_DTYPE = ALWAYS_VIEWS | _NOT_OF_VALUES | {
+    "add", "add_", "sub", "sub_", "mul", "mul_", "neg", "abs", "arange", "zeros", "ones", "full", "empty", "tril", "triu", "clone",
+    "contiguous", "reshape", "flatten", "cat", "stack", "repeat", "repeat_interleave", "masked_fill", "masked_fill_", "roll", "flip",
+    "gather", "pad",
+}  # fmt: skip
+"""Functions that make whole numbers of whole numbers alone, or of none."""
+
+
+def may_decide(trace: Trace) -> bool:
+    """Whether a run made any call that can be a decision, as far as the dtypes of its values tell."""
+    return any(
+        op.function in STEPS
+        or (not (form.floating and _wide(form.dtype)) and op.function not in _KEEPS_DTYPE)
+        for op, _, form, *_ in trace.rows
+        if not op.is_boundary
+    )
+
+
+def _wide(dtype: str) -> bool:
+    """Whether a dtype of floating-point numbers is none of a quantiser's steps.
+
+    >>> _wide("bfloat16"), _wide("float8_e4m3fn")
+    (True, False)
+    """
+    return not dtype.startswith("float8") and not dtype.startswith("float4")
 
 
 _CASTS = frozenset({"to", "type", "int", "long", "short", "char"})

@@ -35,7 +35,7 @@ from forkpoint.explain.results import ResultComparison, ResultGap, compare_resul
 from forkpoint.explain.session import Results, Session, Traced
 from forkpoint.match import Shared
 from forkpoint.match.align import gap, pair_elements
-from forkpoint.probes.deciding import Decision, Forcing, Key, Noting, TooLargeError, UnheldError
+from forkpoint.probes.deciding import Decision, Forcing, Key, Noting, TooLargeError, UnheldError, may_decide
 from forkpoint.probes.held import HeldRuns, Inputs64, Side
 from forkpoint.probes.inputs import Weight, same_weights
 from forkpoint.probes.moved import told
@@ -155,6 +155,8 @@ def _hold(
 
 def _noted(session: Session, a: Side, b: Side, shared: Shared) -> tuple[Noting, Forcing, Results] | None:
     """Both runs in their own precision, the second with its decisions taken on the first's values; what that returned."""
+    if not may_decide(a.traced.trace):
+        return None
     shelf = session.memory.shelf()
     noting = Noting(a.traced.trace, shelf, MAX_NOTED, a.other)
     a.traced.again(watcher=noting)
