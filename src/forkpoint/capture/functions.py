@@ -243,6 +243,23 @@ def is_view(output: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bo
     return False
 
 
+def put_in_place(
+    function: Function,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    result: Any,
+    output: Tensor,
+    new: Tensor,
+) -> Any:
+    """What a finished call returns with another value in place of one of its outputs; the model goes on with it."""
+    view = is_view(output, args, kwargs) if function.may_view is None else function.may_view
+    if isinstance(result, Tensor) and (view or output.dtype != new.dtype):
+        return new
+    if output.dtype == new.dtype:
+        output.copy_(new)
+    return result
+
+
 def _shares(output: Tensor, value: Tensor) -> bool:
     try:
         return _same_storage(output, value)

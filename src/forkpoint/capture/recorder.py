@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any, ClassVar, Protocol, runtime_checkable
+from typing import Any, ClassVar, Protocol, cast
 
 import torch
 from torch import Tensor, nn
@@ -18,7 +18,7 @@ from forkpoint.capture import digest
 from forkpoint.capture.completion import complete, shelve
 from forkpoint.capture.entry import intake, nested_labels
 from forkpoint.capture.fetching import Fetching, Key
-from forkpoint.capture.functions import BORROWING, LOOKS_UP, Function, is_view
+from forkpoint.capture.functions import BORROWING, LOOKS_UP, Function, put_in_place
 from forkpoint.capture.history import History
 from forkpoint.capture.hooks import Fetch, Look, Taken, copied
 from forkpoint.capture.inventory import inventory_of
@@ -75,7 +75,6 @@ class Watcher(Protocol):
         ...
 
 
-@runtime_checkable
 class Maker(Watcher, Protocol):
     """A watcher that makes the model's calls itself."""
 
@@ -100,7 +99,8 @@ class Watching:
 
     def __init__(self, watcher: Watcher) -> None:
         self.watcher = watcher
-        self.maker = watcher if isinstance(watcher, Maker) else None
+        # `isinstance` of a protocol takes as long as a layer
+        self.maker = cast("Maker", watcher) if hasattr(watcher, "make") else None
         self._lent: list[tuple[Tensor, Tensor]] = []
 
     def edit_input(self, recorder: Recorder, name: str, value: Tensor, label: Label | None) -> None:
@@ -133,13 +133,8 @@ class Watching:
         nth = visits.nth
         for index, (output, label) in enumerate(zip(outputs, labels, strict=True)):
             new = self.watcher.edit(recorder, key, nth, index, recorder.true_value(output), label)
-            if new is None:
-                continue
-            view = is_view(output, args, kwargs) if function.may_view is None else function.may_view
-            if isinstance(result, Tensor) and (view or output.dtype != new.dtype):
-                result = new
-            elif output.dtype == new.dtype:
-                output.copy_(new)
+            if new is not None:
+                result = put_in_place(function, args, kwargs, result, output, new)
         return result
 
     def edit_boundary(

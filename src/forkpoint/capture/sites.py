@@ -138,6 +138,11 @@ def place_of(frame: FrameType | None) -> Place:
     return place
 
 
+def outermost(chain: str) -> str:
+    """The line outside torch that a place ends with: a call that somebody hands on passes torch's own lines twice."""
+    return chain.rpartition(" < ")[2]
+
+
 direct: dict[int, Place] = {}
 """The places that are no more than a line outside torch, by the address of the instruction there."""
 NOWHERE = Place(())

@@ -19,7 +19,7 @@ from forkpoint.capture.labels import Label
 from forkpoint.capture.mode import transforms
 from forkpoint.capture.recorder import Watcher
 from forkpoint.capture.rules import tensors_in
-from forkpoint.capture.sites import place_of
+from forkpoint.capture.sites import outermost, place_of
 from forkpoint.explain.session import Results, Traced
 from forkpoint.match import Shared
 from forkpoint.match.align import pair_elements
@@ -57,7 +57,7 @@ class Hold(TorchFunctionMode):
         self._waiting: dict[tuple[str, str], deque[Decision]] = {}
         for decision in decisions:
             _, name, chain = decision.key
-            self._waiting.setdefault((name, _outermost(chain)), deque()).append(decision)
+            self._waiting.setdefault((name, outermost(chain)), deque()).append(decision)
         self._names = {name for name, _ in self._waiting}
         self.inputs: dict[Any, dict[int, Tensor]] = {}
         self.missed = 0
@@ -76,7 +76,7 @@ class Hold(TorchFunctionMode):
                 return function.inner(*args, **kwargs)
         if function.name not in self._names or transforms() is not None:
             return func(*args, **kwargs)
-        waiting = self._waiting.get((function.name, _outermost(place_of(_getframe(1)).site.chain)))
+        waiting = self._waiting.get((function.name, outermost(place_of(_getframe(1)).site.chain)))
         if waiting is None:
             return func(*args, **kwargs)
         with torch._C.DisableTorchFunction():
@@ -131,11 +131,6 @@ class Hold(TorchFunctionMode):
             self.missed += 1
             return natural
         return noted.clone() if is_discrete(noted) else noted.double()
-
-
-def _outermost(chain: str) -> str:
-    """The line outside torch that a place ends with: a call that a watcher hands on passes torch's own lines twice."""
-    return chain.rpartition(" < ")[2]
 
 
 def _mixed(a: Tensor, label_a: Label | None, b: Tensor, label_b: Label | None, shared: Shared) -> Tensor:

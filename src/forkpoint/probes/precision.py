@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Protocol
 
 from forkpoint.capture.recorder import Watcher
@@ -12,7 +13,8 @@ from forkpoint.explain.results import ResultComparison, compare_results, finite_
 from forkpoint.explain.session import Results, Session
 from forkpoint.probes.inputs import Weight, same_weights
 from forkpoint.probes.noise import Noise
-from forkpoint.probes.watchers import Patch, Patched, Place, Values
+from forkpoint.probes.passing import Passing, Turn, turns_of
+from forkpoint.probes.watchers import Patch, Patched, Place, Store, Values
 from forkpoint.promotion import Promotion
 from forkpoint.result import ProbeResult
 
@@ -72,20 +74,45 @@ class Runs(Protocol):
 
 @dataclass
 class PlainRuns:
-    """Both runs as they are, in float64."""
+    """Both runs as they are, in float64.
+
+    Attributes:
+        first: what was kept of run B when it was made with all values kept.
+    """
 
     session: Session
+    first: Store | None = None
 
     def run(self, name: str, watcher: Watcher | None = None) -> Results:
+        if name == "b" and isinstance(watcher, Store):
+            self.first = watcher
         traced = self.session.a if name == "a" else self.session.b
         return traced.again(promotion=Promotion(), watcher=watcher)
+
+    @cached_property
+    def _turns(self) -> dict[Place, Turn]:
+        """Where the values come that were kept of run B."""
+        return {} if self.first is None else turns_of(self.first)
 
     def patched(
         self, values: Values, store: Watcher | None = None, apart: dict[Place, float] | None = None
     ) -> Results | None:
+        if store is None and apart is None:
+            results = self._in_passing(values)
+            if results is not None:
+                return results
         patch = Patch(values, {} if apart is None else apart)
         results = self.run("b", patch if store is None else Patched(patch, store))
         return None if patch.applied < len(values) else results
+
+    def _in_passing(self, values: Values) -> Results | None:
+        """The same with nobody watching; None if that can't be told to have been the same."""
+        if not all(place in self._turns for place in values):
+            return None
+        promotion = Promotion()
+        passing = Passing(Patch(values), self._turns, promotion)
+        results = self.session.b.in_float64(promotion, under=lambda: passing)
+        return results if passing.complete else None
 
 
 @dataclass(frozen=True)

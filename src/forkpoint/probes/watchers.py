@@ -126,7 +126,10 @@ class Patch:
     def edit(
         self, recorder: Recorder, key: Key, nth: int, output: int, value: Tensor, label: Label | None
     ) -> Tensor | None:
-        place = key, nth, output, recorder.call
+        return self.put((key, nth, output, recorder.call), value)
+
+    def put(self, place: Place, value: Tensor) -> Tensor | None:
+        """What to go on with in place of a value; None where it stays."""
         found = self.values.get(place)
         if found is None:
             return None
