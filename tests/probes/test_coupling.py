@@ -70,3 +70,26 @@ def test_choices_that_count_other_tokens_do():
 
 def test_without_others_there_is_nothing_to_read():
     assert not asked(Everything(), ALONE, ALONE)
+
+
+def test_what_was_tried_once_is_not_tried_again(monkeypatch):
+    model = Everything()
+    other = twin(model)
+    other.by = 0.5
+    both = session(*pair(model, ALONE, batch(TOKENS), other))
+    found = origin(both, precision(both))
+    assert found is not None
+    made = []
+    again = type(both.b).again
+    monkeypatch.setattr(type(both.b), "again", lambda *a, **k: made.append(1) or again(*a, **k))
+    first = coupling(both, found)
+    ordered, runs = first.ordered(), len(made)
+    assert runs
+    second = coupling(both, found)
+    assert (second.what, second.by, second.moved, second.ordered()) == (
+        first.what,
+        first.by,
+        first.moved,
+        ordered,
+    )
+    assert len(made) == runs

@@ -14,7 +14,6 @@ import torch
 from numpy.typing import NDArray
 
 from forkpoint.capture.labels import spread
-from forkpoint.capture.recorder import Watcher
 from forkpoint.errors import reraise_out_of_memory
 from forkpoint.explain.session import Session, Traced
 from forkpoint.match import Ints, Shared
@@ -22,7 +21,7 @@ from forkpoint.match.align import gap, pair_elements
 from forkpoint.match.pairs import Pairs
 from forkpoint.probes.meetings import Meeting
 from forkpoint.probes.origin import Origin
-from forkpoint.probes.resampled import DRAWN, Resampled
+from forkpoint.probes.resampled import DRAWN, Resampled, Rescaled
 from forkpoint.probes.watchers import Kept, Patched, Place, Store
 from forkpoint.promotion import Promotion
 from forkpoint.runs.layout import MAIN
@@ -46,6 +45,21 @@ class Moved:
     by: float
 
 
+@dataclass(frozen=True)
+class _Made:
+    """What came of an experiment.
+
+    Attributes:
+        keys: ops of which the values were kept.
+        found: these; None where the run ended in an error.
+        replaced: how many values or rows were changed.
+    """
+
+    keys: frozenset[Any]
+    found: Store | None
+    replaced: int
+
+
 @dataclass
 class Bench:
     """One run at the origin.
@@ -57,6 +71,7 @@ class Bench:
         met: its events that the other run has, too.
         whole: whether the runs' values of the origin were compared as those of no coordinate.
         cells: flat indices of the elements of the origin's value that were.
+        asked: ops at which the same experiments are looked at, besides the origin.
     """
 
     session: Session
@@ -67,6 +82,7 @@ class Bench:
     met: frozenset[int]
     whole: bool
     cells: Ints
+    asked: frozenset[Any] = frozenset()
 
     def at(self, event: int) -> Bench:
         """The same run, looked at after another event."""
@@ -249,16 +265,24 @@ class Bench:
         found = self.again(watcher)
         return found if watcher.replaced else None
 
-    def again(self, watcher: Watcher) -> Kept | None:
-        """The origin's value with a watcher in the run."""
+    def again(self, watcher: Resampled | Rescaled) -> Kept | None:
+        """The origin's value with a watcher in the run; one that does what another did is told what came of that."""
         kept = self.store.kept[self.root]
-        found = Store(self.store.limit, lambda op: op.key == kept.op.key, self.store.shelf)
+        made, key = self.session.experiments, (self.side, watcher.key)
+        known = made.get(key)
+        if known is None or kept.op.key not in known.keys:
+            known = made[key] = self._made(watcher, self.asked | {kept.op.key})
+        watcher.replaced = known.replaced
+        return None if known.found is None else _at(known.found, kept.place)
+
+    def _made(self, watcher: Resampled | Rescaled, keys: frozenset[Any]) -> _Made:
+        found = Store(self.store.limit, lambda op: op.key in keys, self.store.shelf)
         try:
             self.traced.again(promotion=Promotion(), watcher=Patched(watcher, found))
         except Exception as error:  # noqa: BLE001 - other values may steer the model's code anywhere
             reraise_out_of_memory(error)
-            return None
-        return _at(found, kept.place)
+            return _Made(keys, None, watcher.replaced)
+        return _Made(keys, found, watcher.replaced)
 
     def compare(self, before: Kept, after: Kept) -> Moved:
         """Which of the coordinates that both runs have differ between two values of the origin."""
@@ -311,11 +335,16 @@ def benches(session: Session, origin: Origin, at: Meeting | None = None) -> Iter
     """Both runs at the origin (or at another meeting), run B first: it is the one with more in it, mostly."""
     at = at or origin.root
     whole = not at.pairs.by_sample and not at.pairs.coordinates.any()
+    met_a = frozenset(origin.meetings)
     met_b = frozenset(meeting.event_b for meeting in origin.meetings.values())
-    yield Bench(session, "b", session.b, origin.store_b, at.event_b, met_b, whole, at.pairs.b)
-    yield Bench(
-        session, "a", session.a, origin.store_a, at.event_a, frozenset(origin.meetings), whole, at.pairs.a
-    )
+    shown = [meeting for part in (origin, *origin.others) for meeting in (part.root, part.seen)]
+    for side, traced, store, met in (
+        ("b", session.b, origin.store_b, met_b),
+        ("a", session.a, origin.store_a, met_a),
+    ):
+        event, cells = (at.event_b, at.pairs.b) if side == "b" else (at.event_a, at.pairs.a)
+        asked = frozenset((m.b if side == "b" else m.a).op.key for m in shown)
+        yield Bench(session, side, traced, store, event, met, whole, cells, asked)
 
 
 def shown_in_content(session: Session, origin: Origin) -> Meeting | None:

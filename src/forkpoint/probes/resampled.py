@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Hashable
 from dataclasses import dataclass, field
 from typing import ClassVar
 
@@ -44,6 +45,17 @@ class Resampled:
 
     def __post_init__(self) -> None:
         self._keys = {place[0] for place in self.places}
+
+    @property
+    def key(self) -> Hashable:
+        """What it does, for whoever would do the same."""
+        groups = self.groups if self.how == ROTATED else None
+        return (
+            frozenset(self.places),
+            self.chosen.tobytes(),
+            self.how,
+            None if groups is None else groups.tobytes(),
+        )
 
     def edits(self, key: Key) -> bool:
         return key in self._keys
@@ -101,6 +113,12 @@ class Rescaled:
 
     def __post_init__(self) -> None:
         self._keys = {place[0] for place in self.places}
+
+    @property
+    def key(self) -> Hashable:
+        """What it does, for whoever would do the same."""
+        nudged = None if self.nudged is None else (self.nudged.tobytes(), self.nudge)
+        return frozenset(self.places), self.factor, self.shift, nudged
 
     def edits(self, key: Key) -> bool:
         return key in self._keys
