@@ -143,14 +143,16 @@ class Run:
             torch.no_grad(),
             kept_state(whole, found=known, by=self, settle=settle, returned=returned),
         ):
-            for index, given in enumerate(self.calls if calls is None else calls):
+            made = self.calls if calls is None else calls
+            for index, given in enumerate(made):
                 inputs = {**without_named(handed, given), **copy_inputs(given)}
                 watch = observer.before_call(index, inputs) if observer is not None else nullcontext()
                 with as_called(), around(), watch:
                     output = self._invoke(inputs)
                 if observer is not None:
                     observer.after_call(index, output)
-                handed = caches_in(output, self.model) if self._goes_on(index) else {}
+                goes_on = index + 1 < len(made) and self._goes_on(index)
+                handed = caches_in(output, self.model) if goes_on else {}
                 outputs.append(output)
         return outputs
 
@@ -158,7 +160,7 @@ class Run:
         """Whether the call after this one has a sample of this one; where no layout is known, it may have."""
         now, following = (
             {s for c in entry.values() for s in c.sample[c.valid].tolist()}
-            for entry in (*self.layout.calls[index : index + 2], {})[:2]
+            for entry in self.layout.calls[index : index + 2]
         )
         return not now or not following or bool(now & following)
 
