@@ -116,7 +116,7 @@ def missing_commands(where: str, text: str) -> Iterator[str]:
                     yield f"{where}: {option}"
             continue
         words = found[1].split("#")[0].split()
-        if not words or words[0] in ("…", "--help", "--version"):
+        if not words or words[0] in ("…", "--help", "--version", "--install-completion", "--show-completion"):
             words = words[1:]
             known = {option for command in COMMANDS.values() for option in options(command)}
         elif words[0] in COMMANDS:
