@@ -9,15 +9,36 @@ WORKERS ?= 2
 # Tests of what is also written in C, which are repeated without it.
 ALSO_IN_C := $(wildcard tests/capture/test_*.py) tests/runs/test_state.py tests/test_no_observer_effect.py
 
-.PHONY: demo test check browser corpus programs benchmark faults matrix sanitize clean
+.PHONY: demo test boards warnings wheels check browser corpus programs benchmark faults matrix sanitize clean
 .DELETE_ON_ERROR:
 
 demo: $(READY)
+	@echo "Compares a prompt with the same prompt padded to 50 tokens on the CPU: about half a minute, the first time longer."
 	$(BIN)/forkpoint padding demo -p "I've got a lovely bunch of coconuts do do do dooo" --pad-to 50
 
+# Both halves run, whatever the first gives; it is red if one of them is. `make boards` has the slow ones.
 test: $(READY)
-	$(THREADS) $(BIN)/python -m pytest -n $(WORKERS) -m "not slow" $(ARGS)
-	$(if $(ARGS),,$(THREADS) FORKPOINT_PURE_PYTHON=1 $(BIN)/python -m pytest -n $(WORKERS) -m "not slow" -q $(ALSO_IN_C))
+	@echo "Tests on $(WORKERS) workers, then those of what is also written in C once more without it: some 10 minutes on two quiet cores."
+	status=0; \
+	$(THREADS) $(BIN)/python -m pytest -n $(WORKERS) -m "not slow" $(ARGS) || status=1; \
+	$(if $(ARGS),,$(THREADS) FORKPOINT_PURE_PYTHON=1 $(BIN)/python -m pytest -n $(WORKERS) -m "not slow" -q $(ALSO_IN_C) || status=1;) \
+	exit $$status
+
+# What takes more than ten seconds a test.
+boards: $(READY)
+	@echo "The slow tests: an hour or more on two cores."
+	$(THREADS) $(BIN)/python -m pytest -n $(WORKERS) -m slow $(ARGS)
+
+# The extension once more with every warning an error; users' own builds from source take whatever their compiler says.
+warnings: $(READY)
+	CFLAGS="-Wall -Wextra -Wno-missing-field-initializers -Wno-cast-function-type -Werror" $(BIN)/python setup.py -q build_ext --force --build-temp $(VENV)/warnings --build-lib $(VENV)/warnings
+	test -n "$$(find $(VENV)/warnings -name 'compiled*.so')"
+
+# Wheels for the Pythons that are there, into dist.
+wheels: $(READY)
+	for python in python3.11 python3.12 python3.13; do \
+		if command -v $$python >/dev/null; then $$python -m pip wheel -q --no-deps -w dist . || exit 1; else echo "$$python is not there: not built"; fi; \
+	done
 
 check: $(READY)
 	$(BIN)/ruff check .

@@ -212,7 +212,7 @@ def test_files_variables_and_targets_in_the_documents_exist() -> None:
     source = "\n".join(p.read_text(encoding="utf-8") for p in (*SOURCES, ROOT / "setup.py"))
     extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
     targets = re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
-    folders = (ROOT, ROOT / "docs", ROOT / "src/forkpoint", ROOT / "src/forkpoint/capture")
+    folders = (ROOT, ROOT / "docs", *(ROOT / "src/forkpoint" / n for n in ("", "capture", "native")))
     for where, text in page_texts():
         for variable in re.findall(r"FORKPOINT_[A-Z_]+", text):
             assert f'"{variable}"' in source, f"{where}: {variable}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -81,3 +82,50 @@ def test_no_file_imports_itself_through_others():
 
 def test_eight_files_at_most_stand_beside_the_packages():
     assert len(list(ROOT.glob("*.py"))) <= 8
+
+
+MOST_LINES = {"file": 500, "class": 300}
+STILL_LONGER = {"verdict": 620, "scene.script.source.Writer": 340, "probes.origin._Search": 310,
+                "promotion.mode.PromotionMode": 380}  # fmt: skip
+"""What is longer, and how long it may be until it is cut: these numbers only go down."""
+
+
+def too_long(name: str, source: str) -> dict[str, int]:
+    """The file and those of its classes that are longer than they may be, with their lines."""
+    found = {name: source.count("\n")} if source.count("\n") > MOST_LINES["file"] else {}
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.ClassDef):
+            lines = (node.end_lineno or 0) - node.lineno + 1
+            if lines > MOST_LINES["class"]:
+                found[f"{name}.{node.name}"] = lines
+    return found
+
+
+def test_long_files_and_classes_are_found():
+    source = "class A:\n" + "    x = 1\n" * 300
+    assert too_long("a", source) == {"a.A": 301}
+    assert too_long("a", source + "x = 1\n" * 200) == {"a.A": 301, "a": 501}
+
+
+def test_no_file_has_more_than_500_lines_and_no_class_more_than_300():
+    found: dict[str, int] = {}
+    for name, path in modules().items():
+        found |= too_long(name.removeprefix("forkpoint."), path.read_text(encoding="utf-8"))
+    assert {name: lines for name, lines in found.items() if lines > STILL_LONGER.get(name, 0)} == {}
+
+
+INTERNALS = ROOT.parents[1] / "docs" / "internals.md"
+
+
+def test_paths_that_the_internals_name_exist():
+    paths = re.findall(r"`((?:src|tests|docs)/[\w./-]+)`", INTERNALS.read_text(encoding="utf-8"))
+    assert len(paths) > 50
+    assert [path for path in paths if not (INTERNALS.parents[1] / path).exists()] == []
+
+
+def test_the_glossary_has_40_words_at_most():
+    glossary = INTERNALS.read_text(encoding="utf-8").partition("## Glossary")[2]
+    rows = re.findall(r"^\| ([^|]+) \|", glossary, re.MULTILINE)
+    words = [word for row in rows[2:] for word in row.split(", ")]
+    assert "layout" in words
+    assert len(words) == len(set(words)) <= 40

@@ -39,7 +39,7 @@ else:
 
     def _forced() -> bool | None:
         """Whether the C is asked for (True) or the Python (False)."""
-        pure, in_c = (bool(os.environ.get(f"FORKPOINT_{name}")) for name in ("PURE_PYTHON", "COMPILED"))
+        pure, in_c = (bool(os.environ.get(n)) for n in ("FORKPOINT_PURE_PYTHON", "FORKPOINT_COMPILED"))
         if pure and in_c:
             raise ImportError("FORKPOINT_PURE_PYTHON and FORKPOINT_COMPILED are both set: set one of them")
         return in_c if pure or in_c else None
