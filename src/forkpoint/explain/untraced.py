@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor
 
 from forkpoint.capture.digest import prepare
+from forkpoint.errors import reraise_out_of_memory
 from forkpoint.runs.returned import all_results
 from forkpoint.runs.run import RandomState, Run
 from forkpoint.support.progress import SILENT, Progress
@@ -40,4 +42,22 @@ def run_untraced(run: Run, *, progress: Progress = SILENT, name: str = "") -> Un
         prepare(device)
     progress.begin(f"run {name} without tracing")
     random = RandomState.take()
-    return Untraced(random, all_results(run.execute()))
+    return Untraced(random, all_results(_made(run, random)))
+
+
+def _made(run: Run, random: RandomState) -> list[Any]:
+    """What the calls return; with gradients on where they fail without and end well with them, as forces of energies do."""
+    try:
+        return run.execute()
+    except Exception as error:
+        reraise_out_of_memory(error)
+        if run.gradients:
+            raise
+        random.restore()
+        run.gradients = True
+        try:
+            return run.execute()
+        except Exception as again:  # noqa: BLE001 - what is raised is what it said without
+            reraise_out_of_memory(again)
+            run.gradients = False
+            raise error from None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -25,6 +26,8 @@ from forkpoint.support.readable import LET_GO, why_unreadable
 from forkpoint.support.restoring import as_called, by_itself, restored
 
 Inputs = Mapping[str, Any]
+Given = Inputs | Tensor | tuple[Any, ...]
+"""What one forward call may be given: arguments by name, or positional ones."""
 
 
 class Observer(Protocol):
@@ -44,8 +47,8 @@ class Run:
 
     Args:
         model: any `torch.nn.Module` (or, with `call`, anything).
-        inputs: keyword arguments of one forward call, or a list of them for several calls in order
-            (prefill, then decoding steps). In a list the cache that one call returns
+        inputs: keyword arguments of one forward call (or a tensor, or a tuple of positional ones), or a list of them for
+            several calls in order (prefill, then decoding steps). In a list the cache that one call returns
             (`cache`, `past_key_values`, `cache_params`) is handed to the next, unless that mapping names one, or
             the layout says that the next call holds other samples.
         layout: where the tokens are; by default read from the inputs (`Layout.read`).
@@ -66,16 +69,18 @@ class Run:
     def __init__(
         self,
         model: Any,
-        inputs: Inputs | Sequence[Inputs],
+        inputs: Given | Sequence[Given],
         *,
         layout: Layout | None = None,
         call: Callable[[Any, dict[str, Any]], Any] | None = None,
         name: str | None = None,
     ) -> None:
         self.model = model
-        self.calls: tuple[dict[str, Any], ...] = _as_calls(inputs)
+        self.calls: tuple[dict[str, Any], ...] = _as_calls(inputs, model)
         self.call = call
         self.name = name
+        self.gradients = False
+        """Whether the calls are made with gradients on: only where they fail without."""
         _check_model(model, call)
         if layout is not None:
             _check_layout(layout, self.calls)
@@ -122,7 +127,7 @@ class Run:
         """Make the calls and return what the model returned for each.
 
         The inputs are copied first, caches too; whatever the model rewrites of itself is put back by value;
-        gradients are off.
+        gradients are off, unless the calls need them.
 
         Args:
             observer: watches the calls.
@@ -140,7 +145,7 @@ class Run:
         whole = self._all_modules
         known = found if whole is self.modules else None
         with (
-            torch.no_grad(),
+            torch.set_grad_enabled(self.gradients),
             kept_state(whole, found=known, by=self, settle=settle, returned=returned),
         ):
             made = self.calls if calls is None else calls
@@ -170,8 +175,9 @@ class Run:
         return self.model(**inputs)
 
 
-def _as_calls(inputs: Inputs | Sequence[Inputs]) -> tuple[dict[str, Any], ...]:
-    calls = [inputs] if isinstance(inputs, Mapping) else list(inputs)
+def _as_calls(inputs: Given | Sequence[Given], model: Any) -> tuple[dict[str, Any], ...]:
+    given = [inputs] if isinstance(inputs, (Mapping, Tensor, tuple)) else list(inputs)
+    calls = [_by_name(one, model) for one in given]
     if not calls or not all(isinstance(c, Mapping) for c in calls):  # pyright: ignore[reportUnnecessaryIsInstance]
         raise InputError(
             f"inputs of type {type(inputs).__name__}",
@@ -183,6 +189,29 @@ def _as_calls(inputs: Inputs | Sequence[Inputs]) -> tuple[dict[str, Any], ...]:
                 f"call {index} has no tensor among {sorted(call)}", "inputs with at least one tensor"
             )
     return tuple(dict(call) for call in calls)
+
+
+def _by_name(given: Any, model: Any) -> Any:
+    """Positional arguments under the names of the parameters that take them.
+
+    Raises:
+        InputError: the model's call has no such names.
+    """
+    if not isinstance(given, (Tensor, tuple)):
+        return given
+    values = (given,) if isinstance(given, Tensor) else given
+    try:
+        parameters = inspect.signature(getattr(model, "forward", model)).parameters.values()
+    except (TypeError, ValueError):
+        parameters = ()
+    names = [one.name for one in parameters if one.kind is inspect.Parameter.POSITIONAL_OR_KEYWORD]
+    if len(values) > len(names):
+        raise InputError(
+            f"{len(values)} positional inputs for a {type(model).__name__} that has names for {len(names)}",
+            "a mapping from names to inputs",
+            "or say how to call it: call=",
+        )
+    return dict(zip(names, values, strict=False))
 
 
 def _leaves(value: Any, depth: int = 4) -> Iterator[Any]:

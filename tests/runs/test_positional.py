@@ -1,0 +1,59 @@
+"""Positional inputs, and calls that need gradients."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+import forkpoint as fp
+
+
+class Force(nn.Module):
+    """What an energy gives: its gradient by the positions."""
+
+    def __init__(self, scale: float = 1.0) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.linear = nn.Linear(3, 1)
+        self.scale = scale
+
+    def forward(self, x):
+        energy = self.linear(torch.tanh(x) * self.scale).sum()
+        return torch.autograd.grad(energy, x)[0]
+
+
+def test_positional_inputs_go_by_the_names_of_the_parameters():
+    x, w = torch.randn(1, 3, 4), torch.randn(1, 3, 4)
+    assert list(fp.Run(nn.Linear(4, 2), x).calls[0]) == ["input"]
+    assert list(fp.Run(nn.Bilinear(4, 4, 2), (x, w)).calls[0]) == ["input1", "input2"]
+    assert len(fp.Run(nn.Linear(4, 2), [x, x]).calls) == 2
+    result = fp.compare(fp.Run(nn.Bilinear(4, 4, 2), (x, w)), fp.Run(nn.Bilinear(4, 4, 2), (x, w)))
+    assert result.verdict.mechanism == "parameters"
+
+
+def test_more_of_them_than_there_are_names():
+    with pytest.raises(fp.InputError, match="2 positional inputs for a Linear that has names for 1"):
+        fp.Run(nn.Linear(4, 2), (torch.randn(1, 4), torch.randn(1, 4)))
+
+
+def test_a_call_that_needs_gradients():
+    x = torch.randn(2, 4, 3, requires_grad=True)
+    alone = x.detach()[:1].clone().requires_grad_()
+    model = Force()
+    assert fp.compare(fp.Run(model, x), fp.Run(model, alone)).identical
+    result = fp.compare(fp.Run(model, x), fp.Run(Force(1.5), alone))
+    assert result.verdict.kind in (fp.VerdictKind.SEMANTIC, fp.VerdictKind.UNDETERMINED), str(result)
+    assert result.first.function == "mul"
+    assert all(p.grad is None for p in model.parameters())
+
+
+def test_a_call_that_fails_with_gradients_too_says_what_it_said():
+    class Failing(nn.Module):
+        def forward(self, x):
+            raise ValueError(f"gradients {torch.is_grad_enabled()}")
+
+    run = fp.Run(Failing(), torch.zeros(1, 2))
+    with pytest.raises(ValueError, match="gradients False"):
+        fp.compare(run, run)
+    assert run.gradients is False
