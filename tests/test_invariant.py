@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import argparse
+import copy
 import itertools
 import sys
 import time
@@ -16,6 +17,7 @@ import pytest
 import torch
 import transformers as tf
 from tests import layouts
+from tests.architectures import ARCHITECTURES, prompt
 from tests.layouts import Layout
 
 import forkpoint as fp
@@ -36,6 +38,23 @@ def differing(model: torch.nn.Module, layout: Layout, invariant: bool = True) ->
 def test_every_layout_has_the_same_bits(name):
     for layout in itertools.islice(layouts.draw(seed=1, names=(name,), longest=128), 12):
         assert differing(layouts.model_of(layout), layout) == [], layout.words
+
+
+@pytest.mark.parametrize("dtype", layouts.DTYPES)
+@pytest.mark.parametrize("name", ["llama", "gemma2"])
+def test_it_is_as_exact_as_stock(name, dtype):
+    inputs = {"input_ids": torch.tensor([prompt(100)])}
+    gaps = [0.0, 0.0]
+    for seed in range(4):
+        model = ARCHITECTURES[name].build(seed=seed, dtype=dtype)
+        with torch.inference_mode():
+            stock = model(**inputs).logits
+            with fp.invariant(model):
+                invariant = model(**inputs).logits
+            exact = copy.deepcopy(model).double()(**inputs).logits
+        for index, made in enumerate((stock, invariant)):
+            gaps[index] += float((made.double() - exact).abs().mean())
+    assert gaps[1] <= 1.1 * gaps[0]
 
 
 def test_without_it_they_have_not():
