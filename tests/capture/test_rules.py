@@ -442,6 +442,8 @@ OTHERS: dict[str, Callable[[Tensor], Tensor]] = {
     "unsqueeze_": lambda x: x.clone().unsqueeze_(1),
     "squeeze_": lambda x: x[:, None].clone().squeeze_(1),
     "squeeze_ of no dimension": lambda x: x.clone().squeeze_(1),
+    "as_strided": lambda x: x.as_strided((2, 2, 3), (9, 3, 1), 3),
+    "as_strided of its own shape": lambda x: x[0].as_strided((3, 3), (1, 3)),
     "heads": lambda x: x.view(2, 3, 1, 3).transpose(1, 2).expand(2, 3, 3, 3).reshape(6, 3, 3),
 }
 
@@ -458,8 +460,6 @@ UNFOLLOWED: dict[str, Callable[[Tensor], Tensor]] = {
     "column_stack": lambda x: torch.column_stack((x[..., 0], x[..., 0])),
     "block_diag": lambda x: torch.block_diag(x[0], x[1]),
     "interpolate": lambda x: F.interpolate(x.mT, scale_factor=2),
-    "as_strided": lambda x: x.as_strided((2, 2, 3), (9, 3, 1), 3),
-    "as_strided of its own shape": lambda x: x[0].as_strided((3, 3), (1, 3)),
     "slice_scatter": lambda x: torch.slice_scatter(nothing(2, 4, 3), x, 1, 1, 4),
     "select_scatter": lambda x: torch.select_scatter(x, x[:, 0], 1, 2),
     "masked_scatter": lambda x: x.masked_scatter(

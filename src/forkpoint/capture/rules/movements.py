@@ -78,6 +78,23 @@ def _replay_one(call: Call, source: Tensor, ids: Ids) -> list[Ids]:
         return [t.numpy() for t in tensors_in((function(full, *rest, **kwargs),))]
 
 
+@rule("as_strided")
+def _as_strided(call: Call) -> Label | None:
+    """The ids are put into a storage laid out like the source's, and read from it as the value is."""
+    source, out = call.arg(0, "input", "self"), call.outputs[0]
+    elements = source.untyped_storage().nbytes() // source.element_size()
+    if elements > MAX_WRITTEN_OUT:
+        raise UnknownMovementError("too large for its coordinates to be followed")
+
+    def move(ids: Ids) -> Ids:
+        held = torch.full((elements,), NONE, dtype=torch.from_numpy(ids).dtype)
+        full = torch.from_numpy(np.array(spread(ids, tuple(source.shape)), copy=True))
+        held.as_strided(source.shape, source.stride(), source.storage_offset()).copy_(full)
+        return held.as_strided(out.shape, out.stride(), out.storage_offset()).numpy().copy()
+
+    return call.labels.apply(call.label(source), move)
+
+
 @rule("squeeze_", "unsqueeze_", "transpose_", "swapaxes_", "swapdims_", "t_")
 def _reshape_in_place(call: Call) -> Label | None:
     """The tensor has its new shape already, so the ids are moved as they are, compressed."""

@@ -140,7 +140,7 @@ def _masked_scatter(call: Call) -> Label | None:
 
 
 @rule(
-    "as_strided", "slice_scatter", "select_scatter", "diagonal_scatter", "as_strided_scatter", "pad_sequence", "take",
+    "slice_scatter", "select_scatter", "diagonal_scatter", "as_strided_scatter", "pad_sequence", "take",
     "put", "put_",
 )  # fmt: skip
 def _unfollowed(call: Call) -> Label | None:
