@@ -7,7 +7,6 @@ from typing import NamedTuple
 
 import numpy as np
 
-from forkpoint.capture.trace import WHOLE
 from forkpoint.match.columns import Columns, Line, along_both
 from forkpoint.match.joined import Difference, Pass, Tally
 from forkpoint.match.numbering import Ints
@@ -49,10 +48,10 @@ def compare_grids(
         return
     grid_a, grid_b = grids
     for sample_a, sample_b in pairs:
-        places = zip(
-            _places(a, columns_a, grid_a.dims, sample_a), _places(b, columns_b, grid_b.dims, sample_b), strict=True
-        )  # fmt: skip
-        lines = [_line(x, y) for x, y in places]
+        lines = [
+            _line(_places(a, columns_a, d, sample_a, one=b.shape[d] == 1), _places(b, columns_b, d, sample_b, one=a.shape[d] == 1))
+            for d in grid_a.dims
+        ]  # fmt: skip
         if any(line is None for line in lines):
             tally.skip(1, other_shape)
             return
@@ -74,35 +73,36 @@ def compare_grids(
 
 
 def _over_the_same(a: Pass, b: Pass) -> tuple[Grid, Grid] | None:
-    """Both grids over the same dimensions: one without tokens has size 1 in those that it lacks; else None."""
+    """Both grids over the same dimensions: one has size 1 in those that it lacks; else None."""
     grid_a, grid_b = _grid(a), _grid(b)
-    if grid_a.dims == grid_b.dims and len(a.shape) == len(b.shape):
-        return grid_a, grid_b
-    a_is_whole = a.cells.ids[0] == WHOLE
-    (whole, held), other = ((grid_a, a), grid_b) if a_is_whole else ((grid_b, b), grid_a)
-    lacking = [d for d in other.dims if d not in whole.dims]
-    if any(d not in other.dims for d in whole.dims):
+    dims = tuple(sorted({*grid_a.dims, *grid_b.dims}))
+    if len(a.shape) != len(b.shape):
         return None
-    if any(d >= len(held.shape) or held.shape[d] != 1 for d in lacking):
+    if any(of.shape[d] != 1 for of, grid in ((a, grid_a), (b, grid_b)) for d in dims if d not in grid.dims):
         return None
-    widened = Grid(other.dims, whole.digests.reshape([held.shape[d] for d in other.dims]))
-    return (widened, other) if a_is_whole else (other, widened)
+    wide_a, wide_b = (
+        Grid(dims, grid.digests.reshape([of.shape[d] for d in dims]))
+        for of, grid in ((a, grid_a), (b, grid_b))
+    )
+    return wide_a, wide_b
 
 
-def _places(
-    of: Pass, columns: Columns, dims: tuple[int, ...], sample: int
-) -> list[dict[int, int] | int | None]:
-    """For each dimension of a grid where the sample's tokens are; or the one row that is the sample's."""
-    places: list[dict[int, int] | int | None] = []
-    for d in dims:
-        size = of.shape[d]
-        if size == 1:
-            places.append(0)
-        elif d == 0 and (row := columns.row(of.call, size, sample)) is not None:
-            places.append(row)
-        else:
-            places.append(columns.of((of.op, of.call), size).get(sample))
-    return places
+def _places(of: Pass, columns: Columns, d: int, sample: int, *, one: bool) -> dict[int, int] | int | None:
+    """Where a sample's tokens are along a dimension of a grid; or the one row that is the sample's.
+
+    Args:
+        of, columns: the pass, and where its run's tokens are.
+        d: the dimension.
+        sample: of that run.
+        one: whether the other run's value has size 1 there: a dimension of size 1 is a token's, the only one of a call,
+            where the other is not.
+    """
+    size = of.shape[d]
+    if size == 1 and (one or d == 0):
+        return 0
+    if d == 0 and (row := columns.row(of.call, size, sample)) is not None:
+        return row
+    return columns.of((of.op, of.call), size).get(sample)
 
 
 def _line(x: dict[int, int] | int | None, y: dict[int, int] | int | None) -> Line | None:
