@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING, Any, get_args
 from forkpoint.errors import InputError
 from forkpoint.questions.asking import Options, Question, one_of, positions_of, rows_of
 from forkpoint.questions.choices import CacheKind
+from forkpoint.questions.limits import tried
 from forkpoint.questions.prompts import CACHES, pad_token_id, padded
 from forkpoint.runs.modules import innermost
+from forkpoint.runs.returned import caches_in, results_of
 from forkpoint.runs.run import Run
 from forkpoint.support.called import says_call
 
@@ -17,8 +19,16 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from typing import Unpack
 
+    from torch import Tensor
+
     from forkpoint.questions.prompts import Padded
     from forkpoint.result import Result
+
+
+LATER = 0.01
+"""Relative change of what comes out for a token, from which on it sees a later one that was changed."""
+KEPT = "kept"
+"""Stands for the cache that the calls before have filled, where a model does not return it."""
 
 
 @says_call
@@ -71,10 +81,11 @@ def cache(
     pad = 0 if even else pad_token_id(model, tokenizer)
     made = padded(model, rows, longest, pad=pad, side="left", position_ids=positions_of(options))
     a = Run(model, made.inputs, layout=made.layout, name="one forward pass")
+    calls = stepwise(plain, made, split, chunk, kind)
     b = Run(
         model,
-        stepwise(plain, made, split, chunk, kind),
-        call=_with_own(plain, kind, longest) if kind == "offloaded" else None,
+        calls,
+        call=_with_own(plain, kind, longest) if kind == "offloaded" else kept_apart(plain, calls),
         name=f"{split} tokens, then {_counted(chunk)} at a time",
     )
     return Question(a, b, notes).answer(tokenizer, options)
@@ -94,10 +105,29 @@ def check_decodes(model: Any) -> None:
     if not any(name in takes for name in CACHES):
         raise InputError(f"a {type(model).__name__}, which takes no cache", "a model that decodes")
     causal = {module.is_causal for module in model.modules() if hasattr(module, "is_causal")}
-    if causal == {False}:
+    if causal == {False} or _sees_later_tokens(model):
         raise InputError(
             f"a {type(model).__name__}, whose tokens see those after them", "a model that decodes"
         )
+
+
+def _sees_later_tokens(model: Any) -> bool:
+    """Whether another last token changes what comes out for those before it, by far more than rounding."""
+    outputs: list[Tensor] = []
+    for last in (1, 2):
+        made = padded(model, [[1, 2, 3, last]], 4, pad=0)
+        output = tried(
+            Run(model, made.inputs, layout=made.layout), f"a {type(model).__name__}", "a model that runs"
+        )[-1]
+        found = next(
+            (value for value in results_of(output).values() if value.is_floating_point() and value.dim() > 1),
+            None,
+        )
+        if found is None or found.shape[:2] != (1, 4):
+            return False
+        outputs.append(found[:, :3].double())
+    size = float(outputs[0].abs().max())
+    return bool((outputs[0] - outputs[1]).abs().max() > LATER * size)
 
 
 def stepwise(model: Any, made: Padded, split: int, chunk: int, kind: CacheKind) -> list[dict[str, Any]]:
@@ -130,6 +160,32 @@ def _with_own(model: Any, kind: CacheKind, length: int) -> Callable[[Any, dict[s
         return given(**inputs)
 
     return call
+
+
+def kept_apart(model: Any, calls: list[dict[str, Any]]) -> Callable[[Any, dict[str, Any]], Any] | None:
+    """How to call a model that fills a cache which it is given, but returns none; None where it returns one.
+
+    The cache is made before the first call, as `generate` does; `calls` say where it goes on.
+    """
+    if "past_key_values" not in inspect.signature(model.forward).parameters:
+        return None
+    (output,) = tried(Run(model, calls[0]), f"a {type(model).__name__}", "a model that runs with a cache")
+    if caches_in(output, model):
+        return None
+    from transformers import DynamicCache
+
+    for index, call in enumerate(calls):
+        call["past_key_values"] = KEPT if index else None
+    kept: list[Any] = [None]
+
+    def call_it(given: Any, inputs: dict[str, Any]) -> Any:
+        if "past_key_values" not in inputs:
+            return given(**inputs)
+        if inputs["past_key_values"] is None:
+            kept[0] = DynamicCache(config=model.config.get_text_config(decoder=True))
+        return given(**{**inputs, "past_key_values": kept[0]})
+
+    return call_it
 
 
 def _made(model: Any, kind: str, length: int) -> Any:

@@ -1,0 +1,36 @@
+"""Models whose caches, or whose tokens, are not those of most decoders; and how much of a cached run is compared."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from tests.architectures import ARCHITECTURES
+from tests.questions.words import word_tokenizer
+
+import forkpoint as fp
+from zoo import ZOO
+
+PROMPT = "w5 w6 w7 w8 w9 w10 w11 w12"
+
+
+def test_a_model_that_fills_a_cache_but_returns_none():
+    """It is given one, as `generate` gives it: without, its attention would forget every earlier token."""
+    torch.manual_seed(0)
+    model = ZOO["recurrent_gemma"].build()
+    result = fp.cache(model, word_tokenizer(), PROMPT)
+    assert result.verdict.kind is fp.VerdictKind.ROUNDING
+    assert result.impact.max_abs < 1e-4
+
+
+@pytest.mark.parametrize("name", ["roformer", "xlm"])
+def test_a_model_whose_tokens_see_those_after_them_has_no_steps(name):
+    with pytest.raises(fp.InputError, match="whose tokens see those after them"):
+        fp.cache(ZOO[name].build(), word_tokenizer(), PROMPT)
+
+
+@pytest.mark.parametrize("question", ["batch", "cache"])
+def test_masks_over_queries_and_keys_are_lined_up(question):
+    """Of one row and of many, of all tokens and of one at a time."""
+    result = getattr(fp, question)(ARCHITECTURES["llama"].build(), word_tokenizer(), PROMPT)
+    assert [row.op for row in result.ops if row.status == "not compared" and row.floating] == []
+    assert [value.op for value in result.not_compared if value.floating] == []
