@@ -130,6 +130,18 @@ def test_labels(kind, margins, exact, expected):
     assert label(found, result) == expected
 
 
+def test_what_float64_can_not_tell_apart_is_a_tie():
+    verdict = fp.Verdict(VerdictKind.ROUNDING, None, None, "")
+    result = fp.Result(
+        a=None, b=None, first=None, verdict=verdict, impact=None, ops=(), not_compared=(), drift=(), replaced_modules=(),
+    )  # fmt: skip
+    found = fp.Generation(
+        "a", "b", 3, (1,), (2,), "", "", 0, 1, 2, margin_a=1e-7, margin_b=2e-7, exact_a=4e-16, exact_b=0.0, result=result
+    )  # fmt: skip
+    assert label(found, result, 1e-13) == "tie"
+    assert label(replace(found, exact_a=4e-9, exact_b=-4e-9), result, 1e-13) == "within rounding"
+
+
 # --- how it is shown, and what is refused --------------------------------------------------------------------
 
 

@@ -13,7 +13,7 @@ from forkpoint.models.loading import quiet
 from forkpoint.promotion import Promotion
 from forkpoint.questions.answers import FAILING, Generation
 from forkpoint.questions.asking import Options, Question, one_of, positions_of, rows_of
-from forkpoint.questions.cache import check_decodes, stepwise
+from forkpoint.questions.cache import check_decodes, kept_apart, stepwise
 from forkpoint.questions.choices import Generating
 from forkpoint.questions.mates import TEXTS, mates
 from forkpoint.questions.prompts import pad_token_id, padded
@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 
     from forkpoint.result import Result
 
+NOISE = 2.0**-52 * 256
+"""What float64's rounding makes of a margin, relative to the largest logit: far below what float32 can tell apart."""
 NEW_TOKENS = 32
 """Tokens to generate if nothing is said."""
 
@@ -170,7 +172,8 @@ def _calls(
         calls = stepwise(plain, full, longest, 1, "dynamic") if first else calls
     if brief and "logits_to_keep" in inspect.signature(plain.forward).parameters:
         calls = [{**call, "logits_to_keep": 1} for call in calls]
-    return Run(model, calls, layout=full.layout if len(calls) == 1 else None, name=way.name)
+    own = kept_apart(plain, calls) if len(calls) > 1 else None
+    return Run(model, calls, layout=full.layout if len(calls) == 1 else None, call=own, name=way.name)
 
 
 def _last_logits(run: Run, promotion: Promotion | None = None) -> Tensor:
@@ -200,21 +203,28 @@ def _labelled(found: Generation, result: Result, runs: list[Run]) -> Generation:
         found, exact_a=_margin(exact[0], found.token_a, found.token_b),
         exact_b=_margin(exact[1], found.token_b, found.token_a),
     )  # fmt: skip
-    return replace(found, label=label(found, result))
+    noise = NOISE * max(float(logits[logits.isfinite()].abs().max()) for logits in exact)
+    return replace(found, label=label(found, result, noise))
 
 
-def label(found: Generation, result: Result) -> str | None:
+def label(found: Generation, result: Result, noise: float = 0.0) -> str | None:
     """What a first token that differs is: `tie`, `within rounding`, `confident`; None where that was not shown.
 
     The verdict on the runs says whether rounding is all that differs. If it is, the candidates tie where their logits are
     equal in a run, or where float64's own noise decides between them; else rounding moved one past the other. If it is
     not, each run is sure of its token if it chooses it in float64 as well, or if a run is off its own operations there.
+
+    Args:
+        found: with the margins of both runs.
+        result: the comparison of both runs.
+        noise: size of a margin that float64's own rounding makes.
     """
     assert found.margin_a is not None and found.margin_b is not None
     assert found.exact_a is not None and found.exact_b is not None
     tied = 0 in (found.margin_a, found.margin_b)
     if result.verdict.kind is VerdictKind.ROUNDING:
-        apart = (found.exact_a > 0) is not (found.exact_b > 0)
+        decided = max(abs(found.exact_a), abs(found.exact_b)) > noise
+        apart = decided and (found.exact_a > 0) is not (found.exact_b > 0)
         return "within rounding" if apart and not tied else "tie"
     if result.verdict.kind in FAILING and result.verdict.kind is not VerdictKind.NONDETERMINISM:
         beyond = any(probe.name == "native" for probe in result.verdict.evidence)
