@@ -9,7 +9,7 @@ WORKERS ?= 2
 # Tests of what is also written in C, which are repeated without it.
 ALSO_IN_C := $(wildcard tests/capture/test_*.py) tests/runs/test_state.py tests/test_no_observer_effect.py
 
-.PHONY: demo test boards warnings wheels check browser corpus programs benchmark faults matrix sanitize clean
+.PHONY: demo test boards warnings wheels check browser docs corpus programs benchmark faults matrix sanitize clean
 .DELETE_ON_ERROR:
 
 demo: $(READY)
@@ -62,6 +62,11 @@ browser: $(READY)
 	$(BIN)/python -m pip install -q playwright
 	command -v chromium google-chrome >/dev/null || $(BIN)/python -m playwright install chromium
 	$(THREADS) $(BIN)/python -m pytest -m browser tests/report/test_browser.py $(ARGS)
+
+# The documentation as a site, in site/: its pages of verdicts and mechanisms and its gallery show comparisons made then.
+docs: $(READY)
+	$(BIN)/python -m pip install -q -e '.[docs]'
+	$(THREADS) $(BIN)/python -m mkdocs build --strict
 
 # Random programs, traced with the part in C and without: tests/programs.
 programs: $(READY)

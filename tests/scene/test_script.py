@@ -147,7 +147,10 @@ def test_a_script_that_fails_says_so(linear_scene, monkeypatch):
 @pytest.mark.slow
 def test_the_script_needs_a_folder(linear_scene, tmp_path):
     scene.write_script(linear_scene, tmp_path / "script.py")
-    assert alone(tmp_path / "script.py").returncode == 1
+    ended = alone(tmp_path / "script.py")
+    assert ended.returncode == 1
+    assert ended.stderr.startswith("usage: python ")
+    assert "SCENE" in ended.stderr
 
 
 @pytest.mark.slow

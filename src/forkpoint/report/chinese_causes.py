@@ -3,6 +3,21 @@
 from __future__ import annotations
 
 SENTENCES: dict[str, str] = {
+    "a scale that should belong to one token is reduced over {what}": "应属于单个词元的缩放系数却在{what}上归约",
+    "other tokens": "其他词元",
+    "Reduce the scale over the feature dimension only (dim=-1), so that every token has its own.": "请只在特征维度（dim=-1）上归约缩放系数，"
+    "使每个词元都有自己的。",
+    "a scale is taken from several tokens, {what} among them": "缩放系数取自多个词元，其中有{what}",
+    "whether it is one for the whole tensor or one for each row can't be told from runs of one row": "只有一行的运行无法分辨它是整个张量"
+    "一个还是每行一个",
+    "Compare fewer layers, or a part of the model: what small changes grow to hides the cause.": "请比较更少的层或模型的一部分：微小变化的"
+    "放大掩盖了原因。",
+    "Give both runs the same {names}.": "请给两次运行同样的 {names}。",
+    "taken on the same values in both runs, none still does, and with all of them held the float64 gap is {gap}, where rounding makes "
+    "{noise}": "两次运行用同样的数值来决定时全部相同；全部保持一致时 float64 中的差距为 {gap}，而舍入造成 {noise}",
+    "with run A's value put in place right behind {op}, {share} % of the gap of {gap} closes": "在紧接 {op} 之后换上运行 A 的数值，"
+    "{gap} 的差距消失了 {share} %",
+    "the query of {a} has a weight on the key of {b} in run {run} alone": "只有在运行 {run} 中，{a} 的查询才给 {b} 的键以权重",
     "the same terms enter the loss at every token that both have, but they are divided by other counts": "在两次运行都有的每个词元上，进入损失的各项相同，但除以的个数不同",
     "Divide the sum over all labels that count by their number, once for the whole batch: neither for each micro-batch nor over padding.": "请把所有计入的标签之和除以它们的个数，对整个批次只除一次：不要按微批次，也不要计入填充。",
     "the terms that enter {name} are the same at all {n} places that both runs have, but it is {a} in run A and {b} in run B: they are divided by other counts": "在两次运行都有的全部 {n} 处，进入 {name} 的各项相同，但它在运行 A 中是 {a}，在运行 B 中是 {b}：除以的个数不同",

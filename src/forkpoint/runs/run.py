@@ -61,8 +61,9 @@ class Run:
 
     >>> import torch
     >>> run = Run(torch.nn.Linear(4, 2), {"input": torch.zeros(1, 3, 4)})
-    >>> [tuple(output.shape) for output in run.execute()]
-    [(1, 3, 2)]
+    >>> for output in run.execute():
+    ...     tuple(output.shape)
+    (1, 3, 2)
     """
 
     @by_itself

@@ -198,7 +198,12 @@ class Writer:
                 for i, filling in self._recipe.fillings.items()
             ]
             return "\n".join([*lines, "}"])
-        lines = ["folder = sys.argv[1]", f'data = load_file(f"{{folder}}/{TENSORS}")']
+        lines = [
+            "if len(sys.argv) != 2:",
+            '    sys.exit(f"usage: python {sys.argv[0]} SCENE, the folder that forkpoint saved")',
+            "folder = sys.argv[1]",
+            f'data = load_file(f"{{folder}}/{TENSORS}")',
+        ]
         for number, key in self._keys.items():
             storage, source = self._scene.storages[number], f"data[{quoted(key)}]"
             if storage.file != TENSORS:
