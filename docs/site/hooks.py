@@ -23,9 +23,9 @@ ROOT = Path(__file__).parents[2]
 sys.path[:0] = [str(ROOT / "src"), str(ROOT)]
 
 from tests.corpus import CASES, Case  # noqa: E402
+from tests.slugs import slugs_in_the_source  # noqa: E402
 
 import forkpoint as fp  # noqa: E402
-from forkpoint.mechanisms import known_slugs  # noqa: E402
 from forkpoint.report.english import PHRASES  # noqa: E402
 
 log = logging.getLogger("mkdocs.hooks.forkpoint")
@@ -39,7 +39,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     gallery: list[str] = []
     for group, slugs in (
         ("verdicts", [kind.value for kind in fp.VerdictKind]),
-        ("mechanisms", sorted(known_slugs())),
+        ("mechanisms", sorted(slugs_in_the_source())),
     ):
         rows: list[str] = []
         for slug in slugs:
