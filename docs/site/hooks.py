@@ -23,7 +23,6 @@ ROOT = Path(__file__).parents[2]
 sys.path[:0] = [str(ROOT / "src"), str(ROOT)]
 
 from tests.corpus import CASES, Case  # noqa: E402
-from tests.slugs import slugs_in_the_source  # noqa: E402
 
 import forkpoint as fp  # noqa: E402
 from forkpoint.report.english import PHRASES  # noqa: E402
@@ -39,7 +38,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     gallery: list[str] = []
     for group, slugs in (
         ("verdicts", [kind.value for kind in fp.VerdictKind]),
-        ("mechanisms", sorted(slugs_in_the_source())),
+        ("mechanisms", [key.partition(".")[2] for key in PHRASES if key.startswith("mechanism.")]),
     ):
         rows: list[str] = []
         for slug in slugs:
