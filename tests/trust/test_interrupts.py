@@ -7,6 +7,7 @@ import signal
 import warnings
 from collections.abc import Generator
 from functools import partial
+from pathlib import Path
 
 import pytest
 import torch
@@ -16,6 +17,7 @@ from torch import nn
 from torch.overrides import TorchFunctionMode, _get_current_function_mode_stack, _push_mode
 
 from forkpoint.native.choice import python_alone
+from forkpoint.scene.format import folder
 from forkpoint.support import restoring
 from forkpoint.support.restoring import on_stack, restored, undone
 
@@ -175,3 +177,42 @@ def test_positions_are_those_where_python_looks_for_signals():
 
     assert len(positions_of(function.__code__)) == 2
     assert nn.Module.__call__.__code__.co_name == "_wrapped_call_impl"
+
+
+@pytest.mark.parametrize("number", [1, 2])
+def test_an_interrupt_right_after_a_scene_is_moved_loses_none(tmp_path, monkeypatch, number):
+    """The old one is aside then, or the new one there already."""
+    for name, text in (("scene", "old"), ("new", "new")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "data").write_text(text)
+    rename, moves = Path.rename, []
+
+    def moved(path: Path, target: Path) -> Path:
+        rename(path, target)
+        moves.append(target)
+        if len(moves) == number:
+            raise KeyboardInterrupt
+        return target
+
+    monkeypatch.setattr(Path, "rename", moved)
+    with pytest.raises(KeyboardInterrupt):
+        folder._put_in_place(tmp_path / "new", tmp_path / "scene")
+    assert (tmp_path / "scene" / "data").read_text() == ("old" if number == 1 else "new")
+    assert not list(tmp_path.glob(".scene*"))
+
+
+def test_an_error_while_interrupts_are_deferred_leaves_them_heard(monkeypatch):
+    before = signal.getsignal(signal.SIGINT)
+    leave = restoring._Deferred.__exit__
+
+    def failing(*_: object) -> None:
+        monkeypatch.setattr(restoring._Deferred, "__exit__", leave)
+        raise MemoryError
+
+    @restoring.restored
+    def act() -> None:
+        monkeypatch.setattr(restoring._Deferred, "__exit__", failing)
+
+    with pytest.raises(MemoryError):
+        act()
+    assert signal.getsignal(signal.SIGINT) == before

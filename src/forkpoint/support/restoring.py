@@ -115,10 +115,12 @@ class _Before:
         self._grad, self._dtype = torch.is_grad_enabled(), torch.get_default_dtype()
         self._collects, self._frozen = gc.isenabled(), gc.get_freeze_count()
         self._filters = warnings.filters
+        self._handler = signal.getsignal(signal.SIGINT)
 
     def restore(self) -> None:
         """Put all back; nothing happens where that was done."""
         if self._done:
+            self._hear()
             return
         with _Deferred():
             _close_suspended(sys.exception())
@@ -133,6 +135,15 @@ class _Before:
                 torch._C._set_default_dtype(self._dtype)
             self._restore_python()
             self._done = True
+        self._hear()
+
+    def _hear(self) -> None:
+        """Have Ctrl-C heard as before, where an error in the midst of deferring it left it deferred."""
+        deferring = getattr(signal.getsignal(signal.SIGINT), "__self__", None)
+        outer = getattr(self._handler, "__self__", None)
+        if isinstance(deferring, _Deferred) and deferring is not outer:
+            with suppress(ValueError):  # another thread's than the main one
+                signal.signal(signal.SIGINT, self._handler)
 
     def _restore_python(self) -> None:
         if self._frozen < FROZEN_AT_START <= gc.get_freeze_count():

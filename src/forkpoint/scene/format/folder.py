@@ -11,11 +11,11 @@ from __future__ import annotations
 import json
 import os
 import re
+import secrets
 import shutil
 import stat
-import tempfile
 from collections.abc import Callable, Generator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -136,16 +136,18 @@ def _put_in_place(temporary: Path, directory: Path) -> None:
         temporary.rename(directory)
         return
     # Not called unfinished: between the two steps the old scene is nowhere else.
-    aside = Path(tempfile.mkdtemp(dir=directory.parent, prefix=f".{directory.name[:200]}.replaced-"))
+    aside = directory.parent / f".{directory.name[:200]}.replaced-{secrets.token_hex(4)}"
     try:
+        aside.mkdir(0o700)
         directory.rename(aside / "old")
-        try:
-            temporary.rename(directory)
-        except BaseException:
+        temporary.rename(directory)
+    except BaseException:  # wherever it comes: the old scene may be aside already, or the new one be there
+        with suppress(OSError):  # one of them is there
             (aside / "old").rename(directory)
-            raise
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
+        if directory.exists():
+            shutil.rmtree(aside, ignore_errors=True)
+        raise
+    shutil.rmtree(aside, ignore_errors=True)
 
 
 def _write_tensors(folder: Path, scene: Scene) -> None:
