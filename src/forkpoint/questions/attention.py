@@ -61,7 +61,7 @@ def attention(
         with using(model, chosen):
             return model(**inputs)
 
-    b = Run(model, a.calls, layout=a.layout, call=other, name=chosen)
+    b = Run(model, list(a.calls), layout=a.layout, call=other, name=chosen)
     tried(b, f"attention {chosen!r}, which can't run here", "another one, dtype or device")
     return Question(a, b).answer(tokenizer, options)
 

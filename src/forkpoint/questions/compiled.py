@@ -62,7 +62,7 @@ def compiled(
     b, count = a, 0
     for name in get_args(Backend)[: get_args(Backend).index(backend) + 1]:
         other, count = _compile(model, name)
-        b = Run(other, a.calls, layout=a.layout, call=_call, name=f"compiled by {name}")
+        b = Run(other, list(a.calls), layout=a.layout, call=_call, name=f"compiled by {name}")
         made = tried(b, f"backend {name}, which can't compile here", "another backend, or what it needs")
         apart = _apart(plain, _outputs(made))
         said.append(f"{name} changes no bit" if apart == 0 else f"{name} changes results by {apart:.2g}")

@@ -100,7 +100,7 @@ def autocast(
         with torch.autocast(device, chosen):
             return model(**inputs)
 
-    b = Run(model, a.calls, layout=a.layout, call=cast, name=f"autocast to {_word(chosen)}")
+    b = Run(model, list(a.calls), layout=a.layout, call=cast, name=f"autocast to {_word(chosen)}")
     return Question(a, b).answer(tokenizer, options)
 
 
