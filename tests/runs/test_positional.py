@@ -57,3 +57,12 @@ def test_a_call_that_fails_with_gradients_too_says_what_it_said():
     with pytest.raises(ValueError, match="gradients False"):
         fp.compare(run, run)
     assert run.gradients is False
+
+
+def test_a_tuple_of_mappings_is_a_list_of_calls() -> None:
+    """As `Run.calls` is one: a run with the calls of another is the same run."""
+    run = fp.Run(nn.Linear(4, 2), [{"input": torch.ones(1, 4)}, {"input": torch.zeros(1, 4)}])
+    again = fp.Run(run.model, run.calls)
+    assert [set(call) for call in again.calls] == [{"input"}, {"input"}]
+    with pytest.raises(fp.InputError, match="inputs of type tuple"):
+        fp.Run(nn.Linear(4, 2), ())

@@ -177,7 +177,9 @@ class Run:
 
 
 def _as_calls(inputs: Given | Sequence[Given], model: Any) -> tuple[dict[str, Any], ...]:
-    given = [inputs] if isinstance(inputs, (Mapping, Tensor, tuple)) else list(inputs)
+    calls_in_turn = isinstance(inputs, tuple) and all(isinstance(one, Mapping) for one in inputs)
+    one_call = isinstance(inputs, (Mapping, Tensor, tuple)) and not calls_in_turn
+    given: list[Any] = [inputs] if one_call else list(inputs)
     calls = [_by_name(one, model) for one in given]
     if not calls or not all(isinstance(c, Mapping) for c in calls):  # pyright: ignore[reportUnnecessaryIsInstance]
         raise InputError(
