@@ -71,6 +71,7 @@ def compare(
     for name, run in (("a", a), ("b", b)):
         if not isinstance(run, Run):  # pyright: ignore[reportUnnecessaryIsInstance]
             raise InputError(f"{name} is a {type(run).__name__}", "an fp.Run(model, inputs)")
+        run.check_weights()
     memory = Memory(None if max_memory is None else parse_size(max_memory))
     a, b, pairing, remarks = paired(a, b)
     with noted_once(digest.of_memory):

@@ -58,7 +58,7 @@ def test_an_argument_that_differs_is_shown_with_both_values(
     assert [(a.name, a.value_a, a.value_b) for a in result.first.arguments] == [
         (name, repr(one), repr(other))
     ]
-    text = str(result)
+    text = to_text(result)
     assert f"arguments     {name}  A {one!r}  B {other!r}" in text
     assert "Its tensors are equal, other arguments are not" in text
     assert "其他参数" in to_text(result, lang="zh")
@@ -76,7 +76,7 @@ def test_an_origin_shows_the_argument_that_differs(name: str) -> None:
     assert [(a.name, a.value_a, a.value_b) for a in result.origin.arguments] == [
         (argument, repr(one), repr(other))
     ]
-    assert f"{argument}  A {one!r}  B {other!r}" in str(result)
+    assert f"{argument}  A {one!r}  B {other!r}" in to_text(result)
 
 
 def test_a_dimension_counted_from_behind_is_no_other() -> None:
@@ -156,4 +156,4 @@ def test_entries_of_configurations_that_differ() -> None:
     ids = torch.tensor([[1, 2, 3]])
     result = fp.compare(fp.Run(one, {"input_ids": ids}), fp.Run(other, {"input_ids": ids}))
     assert [c.name for c in result.configuration] == ["rms_norm_eps"]
-    assert "config.rms_norm_eps  1e-06" in str(result)
+    assert "config.rms_norm_eps  1e-06" in to_text(result)

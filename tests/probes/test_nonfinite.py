@@ -71,7 +71,7 @@ def test_what_is_meant_or_reaches_nothing_is_not_named(name: str) -> None:
 def test_no_headline_contradicts_what_was_counted(name: str) -> None:
     result = compared(name)
     assert result.impact is not None
-    text = str(result)
+    text = result.to_text(width=120)
     for nonsense in ("at most 0 nats", "ahead by nan", "relative inf", "inf × the epsilon", "gap nan", "gap inf",
                      "gap is inf", "gap of inf", "by inf"):  # fmt: skip
         if nonsense != "at most 0 nats" or result.impact.nonfinite_a or result.impact.nonfinite_b:
@@ -107,7 +107,7 @@ def test_a_weight_or_an_input_that_holds_it_is_named() -> None:
     x[0, 0, 0] = math.nan
     result = fp.compare(fp.Run(Given(), {"x": x}), fp.Run(Given(), {"x": x}))
     assert (made(result, "b").cause, made(result, "b").name) == ("input", "x")
-    assert "is given NaN in x" in str(result)
+    assert "is given NaN in x" in result.to_text(width=120)
 
 
 def test_without_nan_no_pass_is_made(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -72,7 +72,7 @@ def places(run):
 def test_options_reach_the_comparison(runs, llama, tokenizer):
     result = fp.repeat(llama, tokenizer, PROMPT, probes=False, max_memory="1GB", position_ids="none")
     assert runs.options == {
-        "probes": False, "tokenizer": tokenizer, "max_memory": "1GB", "progress": fp.questions.asking.SILENT,
+        "probes": False, "tokenizer": tokenizer, "max_memory": "1GB", "progress": fp.questions.asking.SILENT, "sources": False,
     }  # fmt: skip
     assert "position_ids" not in runs.a.calls[0]
     assert result.notes == ("a note of the comparison",)

@@ -204,6 +204,10 @@ def rooms(monkeypatch) -> list[Memory]:
 def test_a_limit_changes_nothing_in_the_result(rooms, name, limit):
     free = fp.compare(*PAIRS[name]()).to_dict()
     tight = fp.compare(*PAIRS[name](), max_memory=limit).to_dict()
+    assert (free.pop("call"), tight.pop("call")) == (
+        "fp.compare(a, b)",
+        f"fp.compare(a, b, max_memory={limit!r})",
+    )
     assert tight == free
     unlimited, limited = rooms
     assert unlimited.written == 0

@@ -60,8 +60,8 @@ def annotation(one: Finding, root: Path) -> str:
     """
     file = root / one.file
     workspace = os.environ.get("GITHUB_WORKSPACE")
-    inside = workspace and file.is_relative_to(workspace)
-    file = file.relative_to(workspace) if inside else Path(one.file)
+    inside = workspace is not None and file.is_relative_to(workspace)
+    file = file.relative_to(workspace) if workspace is not None and inside else Path(one.file)
     properties = {"file": file.as_posix(), "line": str(one.line), "title": f"forkpoint: {one.cause}"}
     said = ",".join(f"{key}={_property(value)}" for key, value in properties.items())
     where = f" ({one.source})" if one.source else ""

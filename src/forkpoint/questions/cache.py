@@ -105,7 +105,7 @@ def check_decodes(model: Any) -> None:
     if not any(name in takes for name in CACHES):
         raise InputError(f"a {type(model).__name__}, which takes no cache", "a model that decodes")
     causal = {module.is_causal for module in model.modules() if hasattr(module, "is_causal")}
-    if causal == {False} or _sees_later_tokens(model):
+    if causal == {False} or (True not in causal and _sees_later_tokens(model)):
         raise InputError(
             f"a {type(model).__name__}, whose tokens see those after them", "a model that decodes"
         )

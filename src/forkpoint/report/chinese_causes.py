@@ -139,8 +139,10 @@ _REACHED = {
     "reaches a real token": "影响到真实的词元",
 }
 # A template that began with a placeholder would fit whatever ends like it.
-SENTENCES |= {
-    f"{what} {reaches}": f"{place}中的内容{reached}"
-    for what, place in _PLACES.items()
-    for reaches, reached in _REACHED.items()
-}
+SENTENCES.update(
+    {
+        f"{what} {reaches}": f"{place}中的内容{reached}"
+        for what, place in _PLACES.items()
+        for reaches, reached in _REACHED.items()
+    }
+)

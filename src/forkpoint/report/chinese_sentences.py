@@ -266,4 +266,4 @@ SENTENCES: dict[str, str] = {
 `{n}` and `{m}` stand for numbers. A sentence is translated by the first template that fits it whole, so that a
 longer template stands before one that would swallow it.
 """
-SENTENCES |= chinese_causes.SENTENCES
+SENTENCES.update(chinese_causes.SENTENCES)

@@ -82,12 +82,17 @@ class Words:
         return said
 
 
+_PROSE = re.compile(r"\b[a-z]+ [a-z]+ [a-z]+\b|, its own place|, where ")
+"""English in what was put into a sentence: half of one language and half of another is none."""
+
+
 def _translated(text: str) -> str | None:
     for pattern, translation in _sentences():
         found = pattern.fullmatch(text)
         if found:
             values = {name: _translated(value) or value for name, value in found.groupdict().items()}
-            return translation.format(**values)
+            if not any(map(_PROSE.search, values.values())):
+                return translation.format(**values)
     return None
 
 

@@ -306,7 +306,9 @@ def allowance(allow: str | Collection[str] | None) -> frozenset[str] | None:
     """
     if allow is None:
         return None
-    given = allow if isinstance(allow, Collection) and not isinstance(allow, str) else (allow,)
+    given: Collection[object] = (
+        (allow,) if isinstance(allow, str) or not hasattr(allow, "__iter__") else allow
+    )
     for one in given:
         if not isinstance(one, str) or one not in (*VerdictKind, *MECHANISMS):
             raise InputError(

@@ -116,6 +116,21 @@ class Run:
         inputs = (value for call in self.calls for value in _leaves(call) if isinstance(value, Tensor))
         return {tensor.device for tensor in (*weights, *inputs)}
 
+    def check_weights(self) -> None:
+        """Fail where the first call would make weights: two runs would not have the same.
+
+        Raises:
+            InputError: the model has such parameters.
+        """
+        named = [] if self.modules is None else self.modules.named_parameters()
+        lazy = [name for name, parameter in named if is_lazy(parameter)]
+        if lazy:
+            raise InputError(
+                f"{len(lazy)} parameters that the first call makes, {lazy[0]} first",
+                "a model that has its weights",
+                "call it once before, so that both runs have the same weights",
+            )
+
     @restored
     def execute(
         self,
@@ -238,13 +253,6 @@ def _check_model(model: Any, call: Callable[..., Any] | None) -> None:
                 f"a {type(model).__name__} whose parameters torch can't list: {type(error).__name__}: {error}",
                 "a torch.nn.Module",
             ) from error
-        lazy = [name for name, p in parameters.items() if is_lazy(p)]
-        if lazy:
-            raise InputError(
-                f"{len(lazy)} parameters that the first call makes, {lazy[0]} first",
-                "a model that has its weights",
-                "call it once before, so that both runs have the same weights",
-            )
         empty = [name for name, p in parameters.items() if p.device.type == "meta"]
         if empty:
             raise InputError(

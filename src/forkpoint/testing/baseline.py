@@ -102,7 +102,7 @@ class Baseline:
                 sizes = tuple(map(int, re.findall(r"\d+", shape)))
                 values.append(Value(module, name, dtype, sizes, int(passes or 1), digest))
             elif not line[0].isspace():
-                module = "" if line == _ROOT else line
+                module = line.removeprefix(_ROOT)
             else:
                 raise ValueError(f"a line that is no value: {line.strip()[:80]!r}")
         return cls(tuple(values), made.removeprefix(_MADE))
