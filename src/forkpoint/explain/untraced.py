@@ -51,8 +51,8 @@ def _made(run: Run, random: RandomState) -> list[Any]:
         return run.execute()
     except Exception as error:
         reraise_out_of_memory(error)
-        if run.gradients:
-            raise
+        if run.gradients or not (isinstance(error, RuntimeError) and "require grad" in str(error)):
+            raise  # a model that fails for another reason may go well the next time, and that would hide it
         random.restore()
         run.gradients = True
         try:

@@ -66,13 +66,13 @@ def record(
         LayoutError: the layout has no entry for a call.
         CaptureError: there is no room for what is to be written.
 
-    >>> import tempfile
+    >>> import tempfile, forkpoint as fp
     >>> linear, x = nn.Linear(4, 4), torch.randn(1, 3, 4)
     >>> with tempfile.TemporaryDirectory() as parent:
     ...     for name in "ab":
     ...         with record(f"{parent}/{name}"):
     ...             _ = linear(x)
-    ...     compare_traces(f"{parent}/a", f"{parent}/b").identical
+    ...     fp.compare_traces(f"{parent}/a", f"{parent}/b").identical
     True
     """
     if isinstance(values, str):
