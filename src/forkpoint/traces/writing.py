@@ -15,8 +15,8 @@ import torch
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from forkpoint.capture import digest
 from forkpoint.capture.coordinates import NONE, CoordinateTable
+from forkpoint.capture.digest import torch_impl
 from forkpoint.capture.trace import WHOLE, Cells, Form, Op
 from forkpoint.errors import CaptureError, InputError
 from forkpoint.support.files import write_json
@@ -155,7 +155,7 @@ class Writer:
             plain = value.detach()
             found = None
             if not (why_unreadable(plain) or plain.is_quantized or plain.layout != torch.strided):
-                rows = digest.rows(plain[None] if plain.dim() == 0 else plain, (0,))
+                rows = torch_impl.rows(plain[None] if plain.dim() == 0 else plain, (0,))
                 found = rows.cpu().numpy()
             self._add(
                 "weights", root=root, name=name, kind=kind, shape=list(value.shape),
