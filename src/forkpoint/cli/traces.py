@@ -53,10 +53,12 @@ def record(script: Script, output: Output, values: Values = None) -> None:
     sys.argv, sys.path[0:0] = list(script), [str(path.resolve().parent)]
     try:
         with recorded(output, values=values or ()):
-            runpy.run_path(str(path), run_name="__main__")
+            try:
+                runpy.run_path(str(path), run_name="__main__")
+            finally:
+                typer.echo(f"the trace is in {output}", err=True)
     finally:
         sys.argv, sys.path[:] = before
-    typer.echo(f"trace written to {output}", err=True)
 
 
 def compare(

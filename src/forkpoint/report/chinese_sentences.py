@@ -40,8 +40,7 @@ SENTENCES: dict[str, str] = {
     "the recording of run {name} did not come to its end: compared as far as it was written": "运行 {name} 的记录没有写完："
     "只比较已写下的部分",
     "modules matched by their weights: {names}": "按权重对应的模块：{names}",
-    "{n} ops whose lines have moved were matched by their order, function and text": "有 {n} 个算子所在的行已移动，按其顺序、函数和"
-    "文本对应",
+    "{n} ops whose lines have moved were matched by their order and function": "有 {n} 个算子所在的行已移动，按其顺序和函数对应",
     "its values were not recorded: coordinates are counted, not elements": "没有记录它的数值：计数的是坐标，而不是元素",
     "the runs differ; whether that is rounding can't be told from what was recorded": "两次运行不同；仅凭记录无法判断是否只是舍入",
     "a recording did not come to its end; as far as both go, they are the same": "有一份记录没有写完；就两者都有的部分而言，它们相同",
@@ -56,7 +55,9 @@ SENTENCES: dict[str, str] = {
     "{n} parameters and buffers are the same in both runs": "有 {n} 个参数和缓冲区在两次运行中相同",
     "input {name} differs at {n} of {m} coordinates that both runs have": "输入 {name} 在两次运行共有的 {m} 个坐标中有 {n} 个不同",
     "no input could be compared": "没有输入可以比较",
-    "what goes in is the same at the coordinates that both runs have": "在两次运行共有的坐标上，输入相同",
+    "inputs that are the same at the coordinates that both runs have: {names}": "在两次运行共有的坐标上相同的输入：{names}",
+    "{n} parameters and buffers are the same in both runs; {m} are in one alone, {rest} could not be read": "有 {n} 个参数和缓冲区在两次"
+    "运行中相同；{m} 个只在一方，{rest} 个无法读取",
     # 模型与分词器
     "The tokenizer has no pad token; its eos token {token} is used.": "分词器没有填充词元；改用其结束词元 {token}。",
     "The tokenizer's pad token is its eos token {token}.": "分词器的填充词元就是其结束词元 {token}。",

@@ -218,7 +218,11 @@ def _of_weights(one: Recorded, other: Recorded) -> Check:
         text = "no parameter has one name in both runs"
         return ProbeResult("inputs", "unknown", None, text), None
     dtypes = [(x, y) for x, y in common if x.dtype != y.dtype]
-    differing = [x for x, y in common if x.dtype == y.dtype and not _same(x.digests, y.digests)]
+    read = [
+        (x, y) for x, y in common if x.dtype == y.dtype and x.digests is not None and y.digests is not None
+    ]
+    differing = [x for x, y in read if not np.array_equal(x.digests, y.digests)]  # type: ignore[arg-type]
+    alone = len(one.weights.keys() ^ other.weights.keys())
     if differing:
         kind = "parameters" if any(w.kind == "parameter" for w in differing) else "buffers"
         first = next(w for w in differing if kind == "buffers" or w.kind == "parameter")
@@ -228,21 +232,25 @@ def _of_weights(one: Recorded, other: Recorded) -> Check:
         x, y = dtypes[0]
         text = f"{len(dtypes)} weights have another dtype, {x.name} first: {x.dtype} in A, {y.dtype} in B"
         return ProbeResult("inputs", "unknown", float(len(dtypes)), text), None
+    if alone or len(read) < len(common):
+        text = (
+            f"{len(read)} parameters and buffers are the same in both runs; {alone} are in one alone, {len(common) - len(read)} "
+            "could not be read"
+        )
+        return ProbeResult("inputs", "unknown", float(alone + len(common) - len(read)), text), None
     text = f"{len(common)} parameters and buffers are the same in both runs"
     return ProbeResult("inputs", "same", 0.0, text), None
-
-
-def _same(x: np.ndarray | None, y: np.ndarray | None) -> bool:
-    return x is not None and y is not None and np.array_equal(x, y)
 
 
 def _of_inputs(session: Session) -> Check:
     """Whether what goes in is the same at the coordinates that both runs have."""
     rows = [r for r in session.join.rows if not r.op.module and r.op.is_input]
-    compared = [r for r in rows if r.status in ("equal", "differs")]
-    for row in compared:
-        name = row.op.function.removeprefix("input:")
-        if row.status == "differs" and not states_layout(name):
+    compared = {
+        row.op.function.removeprefix("input:"): row for row in rows if row.status in ("equal", "differs")
+    }
+    compared = {name: row for name, row in compared.items() if not states_layout(name)}
+    for name, row in compared.items():
+        if row.status == "differs":
             ids = "token_ids" if name in ("input_ids", "decoder_input_ids") else None
             mechanism = "labels" if name.endswith("labels") else ids
             text = (
@@ -251,7 +259,7 @@ def _of_inputs(session: Session) -> Check:
             return ProbeResult("inputs", "differs", float(row.differing), text), mechanism
     if not compared:
         return ProbeResult("inputs", "unknown", None, "no input could be compared"), None
-    text = "what goes in is the same at the coordinates that both runs have"
+    text = f"inputs that are the same at the coordinates that both runs have: {', '.join(compared)}"
     return ProbeResult("inputs", "same", 0.0, text), None
 
 

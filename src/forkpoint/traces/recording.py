@@ -85,6 +85,9 @@ def record(
         with my_turn(), caller.replaced(recording.gate(caller.original)):
             yield
         complete = True
+    except SystemExit as ended:  # as a script that has done all that it was to do ends
+        complete = ended.code in (None, 0)
+        raise
     finally:
         recording.close(complete=complete)
 

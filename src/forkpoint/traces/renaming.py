@@ -29,7 +29,7 @@ def renamed(one: Recorded, other: Recorded, rename: Mapping[str, str]) -> list[s
         notes.append(f"modules matched by their weights: {listed}{more}")
     moved = _by_place(one.trace, other.trace)
     if moved:
-        notes.append(f"{moved} ops whose lines have moved were matched by their order, function and text")
+        notes.append(f"{moved} ops whose lines have moved were matched by their order and function")
     return notes
 
 
