@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import random
@@ -265,6 +266,40 @@ def test_an_error_in_the_block_leaves_an_incomplete_trace(tmp_path: Path) -> Non
     result = fp.compare_traces(tmp_path / "a", whole)
     assert result.verdict.kind is fp.VerdictKind.UNDETERMINED
     assert any("did not come to its end" in note for note in result.notes)
+
+
+def test_a_script_that_exits_well_has_come_to_its_end(tmp_path: Path) -> None:
+    linear, x = nn.Linear(4, 4), torch.randn(1, 3, 4)
+
+    def ends(code: int) -> None:
+        linear(x)
+        sys.exit(code)
+
+    for code in (0, 3):
+        with pytest.raises(SystemExit):
+            recorded(tmp_path / str(code), lambda code=code: ends(code))
+    assert read(tmp_path / "0", "A").complete
+    assert not read(tmp_path / "3", "B").complete
+
+
+def test_a_trace_from_elsewhere_leaves_no_copy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    linear, x = nn.Linear(4, 4), torch.randn(1, 3, 4)
+    folder = recorded(tmp_path / "a", lambda: linear(x))
+    copies = tmp_path / "copies"
+    copies.mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(copies))
+    assert fp.compare_traces(folder, f"file://{folder}").identical
+    gc.collect()
+    assert list(copies.iterdir()) == []
+
+
+def test_weights_that_can_not_be_read_are_not_said_to_differ(tmp_path: Path) -> None:
+    model, x = nn.Sequential(nn.Linear(4, 4)), torch.randn(1, 3, 4)
+    model.register_buffer("sparse", torch.eye(4).to_sparse())
+    folders = [recorded(tmp_path / name, lambda: model(x)) for name in "ab"]
+    verdict = fp.compare_traces(*folders).verdict
+    assert verdict.kind is fp.VerdictKind.IDENTICAL
+    assert any("1 could not be read" in probe.text for probe in verdict.evidence)
 
 
 def test_a_layout_by_hand_that_is_too_short_is_one_line(tmp_path: Path) -> None:

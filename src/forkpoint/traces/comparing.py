@@ -58,11 +58,29 @@ def compare_traces(
         LayoutError: the runs share no sample.
     """
     progress.begin("reading the traces")
-    one, other = read(a, "A"), read(b, "B")
-    for recorded, folder in ((one, a), (other, b)):
+    one = read(a, "A")
+    try:
+        other = read(b, "B")
+        try:
+            return _compared((a, one), (b, other), rename or {}, progress)
+        finally:
+            other.close()
+    finally:
+        one.close()
+
+
+def _compared(
+    a: tuple[str | Path, Recorded],
+    b: tuple[str | Path, Recorded],
+    rename: Mapping[str, str],
+    progress: Progress,
+) -> Result:
+    """What `compare_traces` says of two traces that were read, each with the folder that it was asked for."""
+    (_, one), (_, other) = a, b
+    for folder, recorded in (a, b):
         recorded.run.name = os.path.basename(os.path.normpath(str(folder))) or recorded.run.name
     notes = [*_ends_early("A", one), *_ends_early("B", other)]
-    notes += renamed(one, other, rename or {})
+    notes += renamed(one, other, rename)
     session, remarks = _session(one, other, progress)
     compared = compare_results(session)
     rows = sorted(session.join.rows, key=lambda r: (r.status == "only in b", r.order))

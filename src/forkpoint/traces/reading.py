@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import tempfile
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from forkpoint.capture.coordinates import CoordinateTable
 from forkpoint.capture.labels import Label, Labels
 from forkpoint.capture.sites import Site
 from forkpoint.capture.trace import WHOLE, Cells, Form, Op, Trace
-from forkpoint.errors import InputError
+from forkpoint.errors import InputError, reraise_out_of_memory
 from forkpoint.explain.session import Results
 from forkpoint.runs.layout import Coordinates, Layout
 from forkpoint.runs.run import Run
@@ -90,6 +90,13 @@ class Recorded:
     weights: dict[str, Weight]
     left_out: dict[str, str] = field(default_factory=dict[str, str])
     values: dict[int, Path] = field(default_factory=dict[int, Path])
+    copied: tempfile.TemporaryDirectory[str] | None = None
+    """Where what was copied from elsewhere lies, until `close`."""
+
+    def close(self) -> None:
+        """Remove what was copied from elsewhere; no value can be read any more."""
+        if self.copied is not None:
+            self.copied.cleanup()
 
     @property
     def complete(self) -> bool:
@@ -117,10 +124,14 @@ def read(folder: str | Path, name: str) -> Recorded:
     Raises:
         InputError: it is no trace, of another version of the format, or damaged.
     """
-    path = _fetched(folder)
-    manifest = _manifest(path)
+    copied = _copied(str(folder)) if "://" in str(folder) else None
+    path = Path(folder if copied is None else copied.name)
     try:
-        return _read(path, manifest, name)
+        return replace(_read(path, _manifest(path), name), copied=copied)
+    except InputError:
+        if copied is not None:
+            copied.cleanup()
+        raise
     except (
         pa.ArrowException,
         SafetensorError,
@@ -130,6 +141,8 @@ def read(folder: str | Path, name: str) -> Recorded:
         TypeError,
         ValueError,
     ) as error:
+        if copied is not None:
+            copied.cleanup()
         said = str(error) or type(error).__name__
         raise InputError(f"{folder}, a trace that can't be read: {said}", _EXPECTED) from error
 
@@ -147,18 +160,17 @@ def _read(path: Path, manifest: dict[str, Any], name: str) -> Recorded:
     return Recorded(path, manifest, run, trace, labels, results, _weights(path, manifest), left_out, values)
 
 
-def _fetched(folder: str | Path) -> Path:
-    if "://" not in str(folder):
-        return Path(folder)
+def _copied(folder: str) -> tempfile.TemporaryDirectory[str]:
     import fsspec
 
+    target = tempfile.TemporaryDirectory(prefix="forkpoint-trace-")
     try:
-        system, path = fsspec.url_to_fs(str(folder))
-        target = tempfile.mkdtemp(prefix="forkpoint-trace-")
-        system.get(path.rstrip("/") + "/", target, recursive=True)
+        system, path = fsspec.url_to_fs(folder)
+        system.get(path.rstrip("/") + "/", target.name + "/", recursive=True)
     except Exception as error:
+        reraise_out_of_memory(error)
         raise InputError(f"{folder}: {error}", _EXPECTED) from error
-    return Path(target)
+    return target
 
 
 def _manifest(path: Path) -> dict[str, Any]:
