@@ -192,6 +192,32 @@ def test_a_line_that_is_no_json_is_named(tmp_path: Path) -> None:
         fp.logprobs(path, path)
 
 
+def test_sequences_of_one_file_alone_are_counted() -> None:
+    ours, _, _ = pair("identical", 0)
+    for number, row in enumerate(ours):
+        row["id"] = number
+    found = fp.logprobs(ours, ours[:5])
+    assert (found.cause, found.sequences) == ("identical", 5)
+    assert found.evidence == ("3 sequences that only one of both has were not compared",)
+    with pytest.raises(fp.InputError, match="two sequences of B with the id 1"):
+        fp.logprobs(ours, [*ours, ours[1]])
+
+
+def test_only_what_was_tried_is_evidence() -> None:
+    """Lists that agree are not moved, and of few tokens nothing is asked."""
+    ours = [{"token_ids": [1, 2], "logprobs": [-1.0, -2.0]}]
+    theirs = [{"token_ids": [1, 2], "logprobs": [-1.01, -2.0]}]
+    assert fp.logprobs(ours, theirs).evidence == ()
+    rounded = fp.logprobs(*pair("rounding", 1)[:2]).evidence
+    assert rounded == (
+        "no side spreads its probabilities over a part of the vocabulary",
+        "no temperature fits the odds of all tokens",
+    )
+    assert fp.logprobs(*pair("other_weights", 1)[:2]).evidence[0] == (
+        "no shift by up to 4 positions brings the lists together"
+    )
+
+
 def test_few_tokens_prove_nothing() -> None:
     ours = [{"token_ids": [1, 2], "logprobs": [-1.0, -2.0]}]
     theirs = [{"token_ids": [1, 2], "logprobs": [-3.0, -0.5]}]

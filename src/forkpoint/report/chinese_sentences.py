@@ -6,25 +6,26 @@ from forkpoint.report import chinese_causes
 
 SENTENCES: dict[str, str] = {
     # 对数概率
+    "{n} sequences that only one of both has were not compared": "有 {n} 个序列只在一方，没有比较",
     "the log-probabilities are the same, bit for bit": "对数概率逐位相同",
     "no token has a log-probability in both": "没有词元在两边都有对数概率",
     "the token ids differ in {n} of {m} sequences, first in sequence {sequence} at token {token}": "{m} 个序列中有 {n} 个的词元编号不同，"
     "首先是序列 {sequence} 的词元 {token}",
     "log-probabilities of other tokens can't be compared": "不同词元的对数概率无法比较",
-    "no shift by up to 4 positions brings the lists together": "错开至多 4 个位置都不能使两边一致",
+    "no shift by up to {n} positions brings the lists together": "错开至多 {n} 个位置都不能使两边一致",
     "no side spreads its probabilities over a part of the vocabulary": "没有一方把概率分摊到词表的一部分",
     "no temperature fits the odds of all tokens": "没有一个温度符合所有词元的几率",
     "the log-probabilities of B are those of A, {n} positions later": "B 的对数概率就是 A 的，晚 {n} 个位置",
     "the log-probabilities of B are those of A, {n} positions earlier": "B 的对数概率就是 A 的，早 {n} 个位置",
     "the median gap is {a} nats as they are, {b} when moved": "差距的中位数原样为 {a} 奈特，错开后为 {b}",
-    "only {run}'s probabilities are spread over a top-p of {p}: {share} % are kept in the mean": "只有 {run} 的概率分摊到 top-p {p} "
+    "the probabilities of {run} lie as if spread over a top-p of {p}: {share} % are kept in the mean": "只有 {run} 的概率分摊到 top-p {p} "
     "之内：平均保留 {share} %",
-    "only {run}'s probabilities are spread over a part of the vocabulary, by top-k or another cut that is no top-p: {share} % are "
+    "the probabilities of {run} lie as if spread over a part of the vocabulary, by top-k or another cut that is no top-p: {share} % are "
     "kept in the mean": "只有 {run} 的概率分摊到词表的一部分，是 top-k 或别的裁剪而不是 top-p：平均保留 {share} %",
     "{n} of {m} tokens gain, {lost} lose beyond {gap} nats": "{m} 个词元中有 {n} 个增大，{lost} 个减小超过 {gap} 奈特",
     "one p fits the kept shares of all tokens": "有一个 p 符合所有词元保留的份额",
     "no top-p fits the kept shares of all tokens": "没有 top-p 符合所有词元保留的份额",
-    "B's log-probabilities are those of A at a temperature of about {t} in place of 1 (or A's those of B at {s})": "B 的对数概率是 A 在"
+    "B's log-probabilities lie as those of A do at a temperature of about {t} in place of 1 (or A's those of B at {s})": "B 的对数概率是 A 在"
     "温度约 {t} 而不是 1 时的（或者 A 的是 B 在 {s} 时的）",
     "the odds of {n} likely and {m} unlikely tokens fit one power, {p}": "{n} 个可能和 {m} 个不太可能的词元的几率符合同一个幂 {p}",
     "the gap grows with the log-probability (correlation {r}), as a temperature makes it": "差距随对数概率增长（相关系数 {r}），"

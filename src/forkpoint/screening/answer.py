@@ -35,7 +35,7 @@ class Screening:
     side: str | None = None
     """`a` or `b`: the one that was changed, where only one was."""
     temperature: float | None = None
-    """Of that side, where the other has 1."""
+    """Of B, about, where A has 1."""
     top_p: float | None = None
     kept_mass: float | None = None
     """Mean share of the probability that was kept, where it was spread over a part of the vocabulary."""

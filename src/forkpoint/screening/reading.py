@@ -94,11 +94,11 @@ def paired(a: list[Sequence_], b: list[Sequence_]) -> list[tuple[Sequence_, Sequ
     """The sequences that belong together: by their `id` where all have one, else in order.
 
     Raises:
-        InputError: another number of them, or none belong together.
+        InputError: an id twice in one list, another number of sequences, or none belong together.
     """
     if all(s.key is not None for s in (*a, *b)):
-        by_key = {_key(s.key): s for s in b}
-        pairs = [(s, by_key[_key(s.key)]) for s in a if _key(s.key) in by_key]
+        by_a, by_b = _by_id(a, "A"), _by_id(b, "B")
+        pairs = [(one, by_b[key]) for key, one in by_a.items() if key in by_b]
         if not pairs:
             raise InputError("sequences whose ids are all others in the second file", "ids that both have")
         return pairs
@@ -111,5 +111,11 @@ def paired(a: list[Sequence_], b: list[Sequence_]) -> list[tuple[Sequence_, Sequ
     return list(zip(a, b, strict=True))
 
 
-def _key(value: Any) -> str:
-    return json.dumps(value, sort_keys=True, default=str)
+def _by_id(sequences: list[Sequence_], name: str) -> dict[str, Sequence_]:
+    found: dict[str, Sequence_] = {}
+    for one in sequences:
+        key = json.dumps(one.key, sort_keys=True, default=str)
+        if key in found:
+            raise InputError(f"two sequences of {name} with the id {key}", "an id for each")
+        found[key] = one
+    return found

@@ -1,6 +1,7 @@
 """The screening: which of the known causes explains how two lists of log-probabilities differ.
 
-Of a sampled token, engine A recorded log p and engine B log q. Each cause leaves marks that no other leaves:
+Of a sampled token, engine A recorded log p and engine B log q. Each cause leaves marks. Other weights could lay them by
+chance, or by being trained to; so what is said is how the records lie, not what was done.
 
 - A *cut of the vocabulary* (top-p, top-k) spreads what was cut over the rest: q = p / m, where m is the share that was
   kept. So no token loses, beyond rounding. Of top-p, the kept share is at least p_top, and without its least likely member
@@ -74,7 +75,16 @@ def logprobs(a: Source, b: Source, *, dtype: str = "bfloat16") -> Screening:
     """
     if dtype not in EPSILON:
         raise InputError(f"dtype {dtype!r}", f"one of {', '.join(EPSILON)}")
-    pairs = paired(read(a, "A"), read(b, "B"))
+    sequences = read(a, "A"), read(b, "B")
+    pairs = paired(*sequences)
+    found = _cause(pairs, dtype)
+    alone = sum(map(len, sequences)) - 2 * len(pairs)
+    note = (f"{alone} sequences that only one of both has were not compared",) if alone else ()
+    return replace(found, evidence=(*found.evidence, *note))
+
+
+def _cause(pairs: list[tuple[Sequence_, Sequence_]], dtype: str) -> Screening:
+    """The cause that explains how these differ; see `logprobs`."""
     other = _other_tokens(pairs)
     if other is not None:
         return _of_other_tokens(pairs, *other)
@@ -84,11 +94,13 @@ def logprobs(a: Source, b: Source, *, dtype: str = "bfloat16") -> Screening:
         return replace(plain, cause="unknown", summary="no token has a log-probability in both")
     if not (tokens.only_a or tokens.only_b or bool(tokens.gap.any())):
         return replace(plain, cause="identical", summary="the log-probabilities are the same, bit for bit")
-    for tried in (_shifted, _cut, _temperature):
-        found = tried(plain, tokens, pairs)
-        if found is not None:
-            return found
-    return _rest(plain, tokens, dtype)
+    tried: list[str] = []
+    found = _shifted(plain, tokens, pairs, tried)
+    if found is None:
+        found = _cut(plain, tokens, tried)
+    if found is None:
+        found = _temperature(plain, tokens, tried)
+    return _rest(plain, tokens, dtype, tuple(tried)) if found is None else found
 
 
 # ---------------------------------------------------------------------- the same question?
@@ -154,8 +166,14 @@ def _logit_noise(tokens: _Tokens) -> float | None:
 # ---------------------------------------------------------------------- causes
 
 
-def _shifted(plain: Screening, tokens: _Tokens, pairs: list[tuple[Sequence_, Sequence_]]) -> Screening | None:
-    """Whether the lists agree when one is moved by some positions, and not as they are."""
+def _shifted(
+    plain: Screening, tokens: _Tokens, pairs: list[tuple[Sequence_, Sequence_]], tried: list[str]
+) -> Screening | None:
+    """Whether the lists agree when one is moved by some positions, and not as they are.
+
+    Args:
+        tried: is told what was tried in vain.
+    """
     here = _distance(pairs, 0)
     if here is None or here <= tokens.noise:
         return None
@@ -165,11 +183,12 @@ def _shifted(plain: Screening, tokens: _Tokens, pairs: list[tuple[Sequence_, Seq
         return None
     shift = min(known, key=lambda s: (known[s], abs(s)))
     if known[shift] > min(tokens.noise, here / 10):
+        tried.append(f"no shift by up to {MAX_SHIFT} positions brings the lists together")
         return None
     where = "later" if shift > 0 else "earlier"
     text = f"the log-probabilities of B are those of A, {abs(shift)} positions {where}"
-    tried = f"the median gap is {here:.3g} nats as they are, {known[shift]:.3g} when moved"
-    return replace(plain, cause="shifted", summary=text, shift=shift, evidence=(tried,))
+    shown = f"the median gap is {here:.3g} nats as they are, {known[shift]:.3g} when moved"
+    return replace(plain, cause="shifted", summary=text, shift=shift, evidence=(shown,))
 
 
 def _distance(pairs: list[tuple[Sequence_, Sequence_]], shift: int) -> float | None:
@@ -185,8 +204,10 @@ def _distance(pairs: list[tuple[Sequence_, Sequence_]], shift: int) -> float | N
     return float(np.median(found)) if len(found) >= FEW else None
 
 
-def _cut(plain: Screening, tokens: _Tokens, pairs: list[tuple[Sequence_, Sequence_]]) -> Screening | None:  # noqa: ARG001
+def _cut(plain: Screening, tokens: _Tokens, tried: list[str]) -> Screening | None:
     """Whether one side has spread the probability over a part of the vocabulary."""
+    if len(tokens.p) < FEW:
+        return None
     for side, p, q, lost in (
         ("b", tokens.p, tokens.q, tokens.only_a),
         ("a", tokens.q, tokens.p, tokens.only_b),
@@ -195,12 +216,7 @@ def _cut(plain: Screening, tokens: _Tokens, pairs: list[tuple[Sequence_, Sequenc
         doubt = np.maximum(-np.expm1(p), 1e-9)
         room = np.maximum(_spread(gain), 1e-12)  # what rounding makes, read from the tokens that lose
         loses, gains = gain < -tokens.noise * doubt, gain > np.maximum(4 * room, 1e-6)
-        if (
-            len(p) < FEW
-            or loses.mean() > 0.01
-            or gains.sum() < FEW
-            or gain.mean() < 4 * room / math.sqrt(len(p))
-        ):
+        if loses.mean() > 0.01 or gains.sum() < FEW or gain.mean() < 4 * room / math.sqrt(len(p)):
             continue
         if _mean(gain[gains]) < 6 * room and not lost:
             continue
@@ -208,21 +224,22 @@ def _cut(plain: Screening, tokens: _Tokens, pairs: list[tuple[Sequence_, Sequenc
         mass = float(np.exp(-gain).mean())
         top_p = _fitting_top_p(kept, np.exp(p), max(room, tokens.noise / 6))
         run, share = side.upper(), f"{100 * mass:.3g}"
-        tried = (
+        shown = (
             f"{int(gains.sum())} of {len(p)} tokens gain, {int((gain < -4 * room).sum())} lose beyond {4 * room:.2g} nats",
             "one p fits the kept shares of all tokens" if top_p is not None else "no top-p fits the kept shares of all tokens",
         )  # fmt: skip
         if top_p is not None:
-            text = f"only {run}'s probabilities are spread over a top-p of {top_p:.3g}: {share} % are kept in the mean"
+            text = f"the probabilities of {run} lie as if spread over a top-p of {top_p:.3g}: {share} % are kept in the mean"
         else:
             text = (
-                f"only {run}'s probabilities are spread over a part of the vocabulary, by top-k or another cut that is no top-p: "
+                f"the probabilities of {run} lie as if spread over a part of the vocabulary, by top-k or another cut that is no top-p: "
                 f"{share} % are kept in the mean"
             )
         return replace(
             plain, cause="top_k" if top_p is None else "top_p", summary=text, side=side, top_p=top_p, kept_mass=mass,
-            evidence=tried,
+            evidence=shown,
         )  # fmt: skip
+    tried.append("no side spreads its probabilities over a part of the vocabulary")
     return None
 
 
@@ -242,23 +259,21 @@ def _fitting_top_p(kept: Floats, p: Floats, room: float) -> float | None:
     return float(np.clip(np.quantile(kept, 0.01), 0.0, 1.0))
 
 
-def _temperature(
-    plain: Screening,
-    tokens: _Tokens,
-    pairs: list[tuple[Sequence_, Sequence_]],  # noqa: ARG001
-) -> Screening | None:
+def _temperature(plain: Screening, tokens: _Tokens, tried: list[str]) -> Screening | None:
     """Whether one s = 1/T other than 1 fits the odds of all tokens."""
     if tokens.only_a or tokens.only_b:
         return None
     found = _power_of_all(tokens) or _power_by_trend(tokens)
     if found is None:
+        if len(tokens.p) >= ENOUGH:
+            tried.append("no temperature fits the odds of all tokens")
         return None
-    power, tried = found
+    power, shown = found
     text = (
-        f"B's log-probabilities are those of A at a temperature of about {1 / power:.2g} in place of 1 (or A's those of B at "
+        f"B's log-probabilities lie as those of A do at a temperature of about {1 / power:.2g} in place of 1 (or A's those of B at "
         f"{power:.2g})"
     )
-    return replace(plain, cause="temperature", summary=text, temperature=1 / power, evidence=(tried,))
+    return replace(plain, cause="temperature", summary=text, temperature=1 / power, evidence=(shown,))
 
 
 def _power_of_all(tokens: _Tokens) -> tuple[float, str] | None:
@@ -276,8 +291,8 @@ def _power_of_all(tokens: _Tokens) -> tuple[float, str] | None:
     ):
         fits = (other - bound) * sign >= -2 * slack
         if fits and (bound - 1) * sign > 2 * slack and (other - 1) * sign > slack:
-            tried = f"the odds of {int(likely.sum())} likely and {int(unlikely.sum())} unlikely tokens fit one power, {bound:.3g}"
-            return float(bound), tried
+            shown = f"the odds of {int(likely.sum())} likely and {int(unlikely.sum())} unlikely tokens fit one power, {bound:.3g}"
+            return float(bound), shown
     return None
 
 
@@ -312,13 +327,12 @@ def _logit(logp: Floats) -> Floats:
         return logp - np.log(-np.expm1(np.minimum(logp, 0.0)))
 
 
-def _rest(plain: Screening, tokens: _Tokens, dtype: str) -> Screening:
-    """Rounding, if the gap is of its size; else something that changes the function."""
-    tried = (
-        "no shift by up to 4 positions brings the lists together",
-        "no side spreads its probabilities over a part of the vocabulary",
-        "no temperature fits the odds of all tokens",
-    )
+def _rest(plain: Screening, tokens: _Tokens, dtype: str, tried: tuple[str, ...]) -> Screening:
+    """Rounding, if the gap is of its size; else something that changes the function.
+
+    Args:
+        tried: what was tried in vain.
+    """
     noise = plain.logit_noise
     if tokens.only_a or tokens.only_b:
         text = f"{tokens.only_a + tokens.only_b} tokens are ruled out on one side, and no known cut explains the others"
@@ -332,7 +346,7 @@ def _rest(plain: Screening, tokens: _Tokens, dtype: str) -> Screening:
         return replace(plain, cause="rounding", summary=text, evidence=tried)
     if plain.tokens < FEW:
         text = f"{plain.tokens} tokens are too few to tell the cause of a gap of {size:.3g} of a logit"
-        return replace(plain, cause="unknown", summary=text)
+        return replace(plain, cause="unknown", summary=text, evidence=tried)
     text = (
         f"the gap is {size:.3g} of a logit, {size / tokens.noise * NOISE:.0f} times the epsilon of {dtype}: the engines compute "
         "something else, as with stale weights"
