@@ -201,3 +201,19 @@ def test_weights_that_a_quantised_module_keeps_packed_are_quantised():
     found = inputs(session(Run(model, x), Run(other, x)))
     assert (found.differs, found.mechanism) == (True, "quantization")
     assert found.result.text == "2 weights differ, 0.weight first"
+
+
+@pytest.mark.parametrize("rounded", [False, True])
+def test_floats_of_another_dtype_are_compared_by_value(rounded):
+    """A digest takes in the dtype: equal values are no difference of what goes in, rounded ones are."""
+    model = nn.Linear(4, 4)
+    x = torch.randn(2, 3, 4)
+    narrow = x.to(torch.bfloat16)
+    wide = x if rounded else narrow.float()
+    found = inputs(session(Run(model, {"input": wide}), Run(model, {"input": narrow}, call=_as_float32)))
+    assert found.differs is rounded
+    assert found.names == (("input",) if rounded else ())
+
+
+def _as_float32(model, inputs_):
+    return model(inputs_["input"].float())

@@ -12,7 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from forkpoint.capture.entry import intake
 from forkpoint.explain.session import Session
+from forkpoint.match.align import gap, pair_elements
 from forkpoint.match.distance import spacing, unit_at
 from forkpoint.result import ProbeResult
 from forkpoint.runs.layout import DECODER, MAIN
@@ -139,13 +141,33 @@ def _different_tensors(session: Session) -> list[str]:
         if row.op.is_input and session.a.trace.plain(row.op.module) == "" and row.differing:
             name = row.op.function.removeprefix("input:")
             known = states_layout(name) or name in ("labels", "decoder_labels") or name in names
-            if not known and not (name == "pixel_values" and _same_pixels(session)):
+            same = (name == "pixel_values" and _same_pixels(session)) or _same_values(session, name)
+            if not known and not same:
                 names.append(name)
     for call_a, call_b in zip(session.a.run.calls, session.b.run.calls, strict=False):
         types = [c.get("token_type_ids") for c in (call_a, call_b)]
         if sum(t is None for t in types) == 1 and any(isinstance(t, Tensor) and bool(t.any()) for t in types):
             names.append("token_type_ids")
     return names
+
+
+def _same_values(session: Session, name: str) -> bool:
+    """Whether an input of another dtype in each run, which has other digests, holds the same values."""
+    a, b = session.a, session.b
+    if len(a.run.calls) != len(b.run.calls):
+        return False
+    for index, calls in enumerate(zip(a.run.calls, b.run.calls, strict=True)):
+        x, y = (call.get(name) for call in calls)
+        if not (isinstance(x, Tensor) and isinstance(y, Tensor)) or x.dtype == y.dtype:
+            return False
+        label_x, label_y = (
+            intake(traced.recorder.labels, index, call).labels[name]
+            for traced, call in zip((a, b), calls, strict=True)
+        )
+        pairs = pair_elements(x, label_x, y, label_y, session.shared)
+        if not len(pairs) or gap(x, y, pairs).differing:
+            return False
+    return True
 
 
 def _same_pixels(session: Session) -> bool:
