@@ -31,7 +31,7 @@ from forkpoint.explain.session import Session
 from forkpoint.match.align import gap
 from forkpoint.match.distance import unit_at
 from forkpoint.probes.meetings import Meeting, meet_values
-from forkpoint.probes.watchers import Key, Place, Store, Values
+from forkpoint.probes.watchers import Key, Place, Store, Values, with_elements
 from forkpoint.result import Divergence, InputComparison
 
 MAX_STORED = 1 << 31
@@ -106,11 +106,7 @@ class _Forced:
         if not any(gap(source, value, pairs).differing for source, pairs in given):
             return None
         self.apart[place] = value.detach().clone(), label
-        new = value.detach().clone().contiguous()
-        for source, pairs in given:
-            taken = source.reshape(-1)[torch.from_numpy(pairs.a)].to(value.device, value.dtype)
-            new.view(-1)[torch.from_numpy(pairs.b).to(value.device)] = taken
-        return new
+        return with_elements(value, given)
 
     def saw(
         self, recorder: Recorder, event: int, value: Tensor, label: Label | None, inputs: list[int]

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar
 
@@ -102,6 +102,19 @@ class OtherContent:
         return None
 
 
+def with_elements(value: Tensor, given: Sequence[tuple[Tensor, Pairs]]) -> Tensor:
+    """A copy of a value with elements of others in place of some of its own.
+
+    Args:
+        given: the others, each with the pairs of its elements and those of the value.
+    """
+    new = value.detach().clone().contiguous()
+    for source, pairs in given:
+        taken = source.reshape(-1)[torch.from_numpy(pairs.a)].to(value.device, value.dtype)
+        new.view(-1)[torch.from_numpy(pairs.b).to(value.device)] = taken
+    return new
+
+
 @dataclass
 class Patch:
     """Puts other values in place at chosen ops.
@@ -133,13 +146,10 @@ class Patch:
         found = self.values.get(place)
         if found is None:
             return None
-        new = value.detach().clone().contiguous()
         for source, pairs in found:
             self.apart[place] = max(self.apart.get(place, 0.0), gap(source, value, pairs).max_abs)
-            taken = source.reshape(-1)[torch.from_numpy(pairs.a)].to(value.device, value.dtype)
-            new.view(-1)[torch.from_numpy(pairs.b).to(value.device)] = taken
         self.applied += 1
-        return new
+        return with_elements(value, found)
 
     def saw(
         self, recorder: Recorder, event: int, value: Tensor, label: Label | None, inputs: list[int]
