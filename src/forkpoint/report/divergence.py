@@ -84,7 +84,8 @@ def brief(result: Result, words: Words) -> Section:
     text = code_line(found.code)
     if text:
         facts.append(Fact(words("source"), (line(code(text)),)))
-    facts.append(Fact(words("values"), (_both(found, words),)))
+    counted = _is_counted(found)
+    facts.append(_counted(found, words) if counted else Fact(words("values"), (_both(found, words),)))
     title = words("first" if found is not result.origin else "origin")
     return Section("first", line(title), tuple(facts))
 
@@ -167,8 +168,7 @@ def _blocks(found: Divergence, result: Result, words: Words) -> list[Fact | Para
         blocks.append(Fact(words("variable"), (line(code(found.variable)),)))
     blocks.append(Fact(words("where"), (_where(found, result, words),)))
     if _is_counted(found):
-        some = words("integers.coordinates", part=count(found.differing), whole=count(found.compared))
-        blocks.append(Fact(words("differing"), (line(some),)))
+        blocks.append(_counted(found, words))
     else:
         blocks.append(Fact(words("values"), _values(found, alone=_is_alone(found))))
     if not _is_alone(found) and not _is_counted(found):
@@ -221,6 +221,11 @@ def _is_alone(found: Divergence) -> bool:
 def _is_counted(found: Divergence) -> bool:
     """Whether no value is known, only at how many coordinates they differ: of recorded traces."""
     return not (found.index_a or found.index_b or found.inputs) and found.value_a is found.value_b is None
+
+
+def _counted(found: Divergence, words: Words) -> Fact:
+    some = words("integers.coordinates", part=count(found.differing), whole=count(found.compared))
+    return Fact(words("differing"), (line(some),))
 
 
 def _far_beyond(most: Element, first: Divergence) -> bool:
