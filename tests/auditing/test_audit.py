@@ -9,6 +9,7 @@ from tests.architectures import ARCHITECTURES
 from torch import Tensor, nn
 
 import forkpoint as fp
+from forkpoint.auditing.record import Audit
 from forkpoint.auditing.sizes import thresholds
 
 X = torch.randn(600, 64, generator=torch.Generator().manual_seed(0))
@@ -159,7 +160,9 @@ def test_it_is_written(tmp_path):
 
 
 def test_time_that_runs_out_is_said():
-    assert "want of time" in fp.audit(lambda x: x * 2, X, seconds=-1).unfinished
+    found = fp.audit(lambda x: x * 2, X, seconds=-1)
+    assert "want of time" in found.unfinished
+    assert found.tried or not found.holds
 
 
 def test_what_cannot_be_audited():
@@ -173,3 +176,11 @@ def test_thresholds():
     sizes = thresholds(600, edges=(300,))
     assert {1, 40, 63, 64, 65, 255, 256, 257, 299, 300, 301, 511, 513, 600} <= set(sizes)
     assert max(sizes) == 600
+
+
+def test_what_compared_nothing_does_not_hold():
+    found = Audit("f", 0, (), unfinished="all, for want of time")
+    assert not found.holds
+    assert "Nothing was compared" in str(found)
+    with pytest.raises(fp.DifferenceError):
+        found.check()

@@ -1,4 +1,4 @@
-"""Is something layout-invariant? An audit proves or refutes it: for a function, a module, a model, or an engine."""
+"""Is something layout-invariant? An audit looks for a layout that refutes it: for a function, a module, a model, or an engine."""
 
 from __future__ import annotations
 

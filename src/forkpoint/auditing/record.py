@@ -78,8 +78,10 @@ class Audit:
 
     @property
     def holds(self) -> bool:
-        """Whether nothing broke, and nothing is less exact than its reference."""
-        return not self.breaks and not (self.precision is not None and self.precision.worse)
+        """Whether something was compared, nothing of it broke, and nothing is less exact than its reference."""
+        return (
+            self.tried > 0 and not self.breaks and not (self.precision is not None and self.precision.worse)
+        )
 
     def check(self) -> None:
         """Raise unless it holds.
@@ -104,7 +106,9 @@ class Audit:
     def _lines(self) -> list[str]:
         lines = [f"Audit of {self.subject}: {self.tried} layouts compared, bit for bit."]
         if not self.breaks:
-            lines.append("  No layout that was tried changes a bit.")
+            lines.append(
+                "  No layout that was tried changes a bit." if self.tried else "  Nothing was compared."
+            )
         for one in self.breaks:
             lines.append(
                 f"  Breaks: {one.words}; {one.differing} of {one.compared} values differ, by at most {one.gap:.3g}."
