@@ -23,11 +23,11 @@ def slugs_in_the_source() -> set[str]:
 
 def rounding_slugs() -> set[str]:
     """Those that a verdict of rounding can have."""
-    path = Path(forkpoint.__file__).parent / "verdict.py"
+    path = Path(forkpoint.__file__).parent / "verdict" / "rounding.py"
     returned = [
         statement.value
         for function in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
-        if isinstance(function, ast.FunctionDef) and function.name == "_rounding_slug"
+        if isinstance(function, ast.FunctionDef) and function.name == "rounding_slug"
         for statement in ast.walk(function)
         if isinstance(statement, ast.Return) and statement.value is not None
     ]

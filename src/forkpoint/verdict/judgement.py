@@ -1,0 +1,25 @@
+"""What the experiments come to."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from forkpoint.explain.locate import Located
+from forkpoint.probes.nonfinite import Unfinite
+from forkpoint.probes.origin import Origin
+from forkpoint.result import Divergence, Verdict
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """A verdict, and the origins if the runs differ in exact arithmetic and they could be located.
+
+    Attributes:
+        located: the first origin as it ran in both runs, where that is known without another pass.
+    """
+
+    verdict: Verdict
+    origins: tuple[Divergence, ...] = ()
+    found: Origin | None = None
+    unfinite: Unfinite | None = None
+    located: Located | None = None

@@ -1,0 +1,73 @@
+"""The values at the places where a difference enters."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+from forkpoint.capture.recorder import Taken
+from forkpoint.explain.locate import (
+    Located,
+    Tokens,
+    describe_choice,
+    describe_values,
+    fetch_op,
+    fetch_ops,
+)
+from forkpoint.explain.session import Session
+from forkpoint.probes.meetings import Meeting
+from forkpoint.probes.origin import Origin
+from forkpoint.promotion import Promotion
+from forkpoint.result import Divergence
+
+
+def origins_shown(
+    session: Session, found: Origin | None, tokens: Tokens, *, held: bool
+) -> tuple[Divergence, ...]:
+    """The values at the origins: in float64, or where decisions were held in the precision in which they were taken."""
+    if found is None:
+        return ()
+    origins = (found, *found.others)
+    taken_a, taken_b = (
+        fetch_ops(
+            traced, [(kept.op, kept.event) for kept in all_kept], promotion=None if held else Promotion()
+        )
+        for traced, all_kept in (
+            (session.a, [origin.seen.a for origin in origins]),
+            (session.b, [origin.seen.b for origin in origins]),
+        )
+    )
+    described = (
+        (origin, _described(session, origin.seen, a, b, tokens))
+        for origin, a, b in zip(origins, taken_a, taken_b, strict=True)
+    )
+    return tuple(
+        replace(shown, closes=None if math.isnan(origin.closes) else origin.closes)
+        for origin, shown in described
+        if shown is not None
+    )
+
+
+def _described(
+    session: Session, seen: Meeting, a: Taken | None, b: Taken | None, tokens: Tokens
+) -> Divergence | None:
+    if a is None or b is None:
+        return None
+    op = seen.a.op
+    output = 0 if op.is_boundary else op.output
+    if seen.absent:
+        return describe_choice(session, op, output, a, b, tokens, seen.absent)
+    beyond_noise = describe_values(session, op, output, a, b, tokens, beyond=seen.noise)
+    return beyond_noise or describe_values(session, op, output, a, b, tokens)
+
+
+def locate_meeting(session: Session, meeting: Meeting) -> Located | None:
+    """The op of a meeting as it ran in native precision in both runs; None where it does not differ there."""
+    a = fetch_op(session.a, meeting.a.op, meeting.a.event, look=session.look)
+    b = fetch_op(session.b, meeting.b.op, meeting.b.event, look=session.look)
+    row = next((r for r in session.join.rows if r.op.key == meeting.a.op.key), None)
+    if a is None or b is None or row is None or row.difference is None:
+        return None
+    output = meeting.a.op.output if not meeting.a.op.is_boundary else 0
+    divergence = describe_values(session, meeting.a.op, output, a, b, lambda _, __: None)
+    return None if divergence is None else Located(row, divergence, a, b)

@@ -1,0 +1,121 @@
+"""The runs differ in exact arithmetic, or in what goes in: why."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from forkpoint.explain.locate import Tokens
+from forkpoint.explain.results import ResultComparison, finite_parts
+from forkpoint.explain.session import Session
+from forkpoint.mechanisms import LOSS_NORMALISATION, Case, recognise
+from forkpoint.probes.content import ContentProbe
+from forkpoint.probes.held import HeldRuns
+from forkpoint.probes.inputs import Inputs, same_weights
+from forkpoint.probes.maker import maker
+from forkpoint.probes.nonfinite import Unfinite, advice
+from forkpoint.probes.origin import origin
+from forkpoint.probes.precision import Precision
+from forkpoint.probes.terms import loss_terms
+from forkpoint.probes.whole import Whole
+from forkpoint.result import ProbeResult, Verdict, VerdictKind
+from forkpoint.verdict.judgement import Judgement
+from forkpoint.verdict.origins import origins_shown
+
+_NO_ORIGIN_ADVICE = "Where it enters could not be located: see what differs first, and compare the models' code and configuration there."
+
+
+def semantic(
+    session: Session, exact: Precision, other: ContentProbe | None, given: Inputs, compared: ResultComparison,
+    evidence: list[ProbeResult], tokens: Tokens,
+) -> Judgement:  # fmt: skip
+    """The runs differ in exact arithmetic: where that enters, and whether its cause is a known one.
+
+    Args:
+        exact: both runs in float64.
+        other: what other content in the padding does, which alone may be the reason for this verdict.
+        evidence: of the probes so far; what is asked here is added to it.
+    """
+    session.progress.begin("probe: where the difference enters")
+    found = origin(session, exact, given.rounded) if not exact.vanishes else None
+    if found is not None:
+        evidence.append(found.result)
+    held = isinstance(exact.runs, HeldRuns)
+    session.progress.begin("looking for a known cause")
+    terms = loss_terms(session, exact, given.rounded) if not exact.vanishes else None
+    if terms is not None:
+        evidence.append(terms)
+        mechanism = LOSS_NORMALISATION
+    else:
+        case = Case(session, exact.compared if not exact.vanishes else compared, other, found, held=held)
+        with same_weights(given.rounded):
+            mechanism = recognise(case)
+        evidence += case.evidence
+    summary = f"the runs differ in exact arithmetic: {mechanism.summary}"
+    verdict = Verdict(
+        VerdictKind.SEMANTIC, mechanism.slug, mechanism.by_design, summary, tuple(evidence), mechanism.advice
+    )
+    return Judgement(verdict, origins_shown(session, found, tokens, held=held), found)
+
+
+def not_finite(
+    session: Session, exact: Precision, made: Unfinite, given: Inputs, evidence: list[ProbeResult],
+    tokens: Tokens,
+) -> Judgement:  # fmt: skip
+    """One run alone has NaN or infinity somewhere: that goes before all else that may differ."""
+    session.progress.begin("probe: where the difference enters")
+    found = origin(session, exact, given.rounded) if finite_parts(exact.compared).apart else None
+    if found is not None:
+        evidence.append(found.result)
+    part = made.part
+    assert made.worst is not None
+    _, worst = made.worst
+    summary = (
+        f"{part.apart:,} of {part.elements:,} elements are NaN or infinite in one run alone; {worst.text}"
+    )
+    exactly = finite_parts(exact.compared)
+    finite = not exactly.nonfinite_a and not exactly.nonfinite_b
+    advised = advice(worst, finite_in_float64=finite)
+    verdict = Verdict(VerdictKind.SEMANTIC, "nan", False, summary, tuple(evidence), advised)
+    made_at, located = maker(session, made, tokens)
+    shown = (made_at,) if made_at is not None else origins_shown(session, found, tokens, held=False)
+    return Judgement(verdict, shown, found, located=located)
+
+
+def inputs_differ(given: Inputs, evidence: list[ProbeResult]) -> Verdict:
+    """What goes in differs already."""
+    advice = {
+        "token_ids": "Compare the same tokens: check special tokens, truncation and the chat template.",
+        "labels": "Mask labels by the attention mask, not by the pad token's id, and mask the first real token after "
+        "left padding.",
+        "parameters": "Load both models from one checkpoint, or find what changed the weights.",
+        "buffers": "Load both models from one checkpoint, or find what changed the buffers.",
+        "quantization": "Quantised weights are other weights: compare with the quantisation off to find other causes.",
+    }.get(given.mechanism or "", f"Give both runs the same {', '.join(given.names)}.")
+    by_design = False if given.mechanism == "labels" else None
+    return Verdict(VerdictKind.INPUTS, given.mechanism, by_design, given.result.text, tuple(evidence), advice)
+
+
+def displaced(order: ProbeResult, evidence: list[ProbeResult]) -> Verdict:
+    """What both runs have lies elsewhere in one, in float64 too."""
+    summary = f"what both runs have is not returned in the same place: {order.text}"
+    advice = (
+        "Put rows and tokens back where they went in before they are returned: a result is read by its place."
+    )
+    return Verdict(VerdictKind.SEMANTIC, "result_order", None, summary, tuple(evidence), advice)
+
+
+def collapsed(whole: Whole, evidence: list[ProbeResult]) -> Verdict:
+    """Positions that a narrow dtype can't tell apart, where float64 can."""
+    return Verdict(
+        VerdictKind.SEMANTIC, None, None, f"the runs differ beyond rounding: {whole.text}", tuple(evidence),
+        "Compute positions as integers or in float32, and round what is made of them last.",
+    )  # fmt: skip
+
+
+def without_origin(judged: Judgement) -> Verdict:
+    """Where neither a cause nor a place is known, nothing is said of a place."""
+    verdict = judged.verdict
+    if verdict.kind is not VerdictKind.SEMANTIC or verdict.mechanism is not None or judged.origins:
+        return verdict
+    summary = verdict.summary.removesuffix(" here")
+    return replace(verdict, summary=summary, advice=_NO_ORIGIN_ADVICE)
