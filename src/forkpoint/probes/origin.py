@@ -10,8 +10,8 @@ the gap, and without any one of them it stays open.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -21,6 +21,7 @@ from forkpoint.explain.drift import layer_paths
 from forkpoint.explain.session import Session
 from forkpoint.probes.inputs import Weight, same_weights
 from forkpoint.probes.meetings import Meeting, first_seen, meet_values
+from forkpoint.probes.origins import Account, Origin
 from forkpoint.probes.precision import Precision
 from forkpoint.probes.trials import (
     Part,
@@ -29,12 +30,10 @@ from forkpoint.probes.trials import (
     are_many_layers,
     in_order,
     one_by_one,
-    percent,
     site,
     values,
 )
 from forkpoint.probes.watchers import Place, Store
-from forkpoint.result import ProbeResult
 
 MAX_STORED = 1 << 31
 """Bytes of values kept of each run at once; beyond it only the first layer that differs is looked into."""
@@ -46,30 +45,6 @@ _CLOSES_SOME = 0.01
 """Share below which roots have closed nothing."""
 _RELATIVE_NOISE = 1e3
 """How many times a result's relative noise a single value may differ, relative to its largest element."""
-
-
-@dataclass
-class Origin:
-    """Where something other than rounding enters.
-
-    Attributes:
-        root: the first value that differs though its inputs don't, and whose difference reaches the result.
-        seen: the first floating-point value that the difference shows in; often the same.
-        closes: how much of the result's gap goes away when it is put right, 0 to 1; of several, when it is after those
-            before it. NaN where that was not tried.
-        store_a, store_b: what was kept of both runs.
-        meetings: the values that both have, by A's event.
-        others: the origins after the first, which close the gap together with it; in the order of execution.
-    """
-
-    root: Meeting
-    seen: Meeting
-    closes: float
-    result: ProbeResult
-    store_a: Store
-    store_b: Store
-    meetings: dict[int, Meeting]
-    others: tuple[Origin, ...] = ()
 
 
 def origin(session: Session, exact: Precision, weights: tuple[Weight, ...] = ()) -> Origin | None:
@@ -147,6 +122,7 @@ class _Search:
     def __post_init__(self) -> None:
         self._limits = _threshold(self.exact)
         self.trials = Trials(self.session, self.exact)
+        self.account = Account(self.trials, self.store_a, self.chosen, self.worse)
 
     def run(self) -> Origin | None:
         current, rounds, idle = self._round(self.store_b), 0, 0
@@ -155,7 +131,7 @@ class _Search:
             before = self.trials.of(self.right)
             new = self._put_right(found)
             if self.trials.of(self.right).closed:
-                return self._described(self._minimal(new))
+                return self.account.of(self._minimal(new))
             if not (found or self.chosen) or self.trials.spent:
                 break
             if found and not new and not any(part.of_tokens for part in found):
@@ -168,7 +144,7 @@ class _Search:
             current, alike = self._further(current, found)
             self.needed += self._that_matter([*new, *alike])
             if self.trials.of(self.right).closed:
-                return self._described(self._minimal([]))
+                return self.account.of(self._minimal([]))
         return self._fallback()
 
     def _round(self, store: Store) -> Round:
@@ -340,85 +316,10 @@ class _Search:
     def _fallback(self) -> Origin | None:
         """What closes some of the gap where nothing found closes all of it."""
         if self.needed and self.trials.nearer(self.trials.of(self.needed)) > _CLOSES_SOME:
-            return self._described(in_order(self.needed))
+            return self.account.of(in_order(self.needed))
         moving = next((p for p in self.right if p.numeric and self.trials.of([p]).moves > 1), self.unpatched)
         moving = moving or next(iter(self.chosen), None)
-        return None if moving is None else self._described([moving])
+        return None if moving is None else self.account.of([moving])
 
-    # ------------------------------------------------------------------ in words
 
-    def _described(self, parts: list[Part]) -> Origin:
-        closed = [0.0, *self._shares(parts)]
-        shares: dict[Part, float] = {}
-        for part, before, after in zip(parts, closed, closed[1:], strict=False):
-            choice = self._choice(part)
-            shares[choice] = shares.get(choice, 0.0) + after - before
-        first, *others = [self._origin(part, shares[part]) for part in in_order(shares)]
-        trial = self.trials.of(parts)
-        closes = self.trials.closes(trial)
-        outcome = "chooses" if parts[0] in self.chosen else self.trials.outcome(trial)
-        result = ProbeResult("patch", outcome, None if np.isnan(closes) else closes, self._text(parts))
-        return replace(first, result=result, others=tuple(others))
-
-    def _choice(self, part: Part) -> Part:
-        """The choice of other tokens that a difference comes from; the part itself where it comes from none."""
-        event = part.root.event_a
-        return next((c for c in self.chosen if event in self.store_a.reached([c.root.event_a])), part)
-
-    def _origin(self, part: Part, closes: float) -> Origin:
-        closes = min(max(closes, 0.0), 1.0) if not np.isnan(closes) else closes
-        share = percent(closes) if not np.isnan(closes) else ""
-        text = f"put right after those before it, it closes {share or 0} % of the gap"
-        figure = None if np.isnan(closes) else closes
-        result = ProbeResult("patch", "closes", figure, text)
-        root = self._entry(part).root
-        return Origin(root, part.seen, closes, result, self.store_a, part.of.store, part.of.meetings.by_a)
-
-    def _entry(self, part: Part) -> Part:
-        """Where the difference of a decision enters: maybe at a number that could not be put right by itself.
-
-        A count of tokens is held against a limit, say, and both depend on the batch. Numbers that reach the decision only
-        through what tokens hold, as their positions do, are not what it is made from.
-        """
-        if part.numeric or part.root.absent:
-            return part
-        kept = self.store_a.kept
-        made_from = self.store_a.behind([part.root.event_a], lambda e: e in kept and not kept[e].numeric)
-        before = (worse for worse in self.worse if not worse.numeric)
-        return next((one for one in before if one.root.event_a in made_from), part)
-
-    def _shares(self, parts: Sequence[Part]) -> list[float]:
-        """How much of the gap is closed with the first, the first two, ... put right; NaN where it was not tried."""
-        shares: list[float] = []
-        for number in range(1, len(parts) + 1):
-            trial = self.trials.of(parts[:number])
-            untold = trial.moves < 0 and self.trials.spent
-            shares.append(float("nan") if untold else self.trials.closes(trial))
-        return shares
-
-    def _text(self, parts: Sequence[Part]) -> str:
-        by_site: dict[tuple[bool, object], list[Part]] = {}
-        for part in parts:
-            choice = self._choice(part)
-            alike = by_site.setdefault((choice is part, choice.site), [])
-            if choice not in alike:
-                alike.append(choice)
-        places = [
-            ("" if itself else "right behind ")
-            + alike[0].root.a.op.place
-            + (f" and in {len(alike) - 1} more layer{'s' * (len(alike) > 2)}" if len(alike) > 1 else "")
-            for (itself, _), alike in by_site.items()
-        ]
-        if parts[0] in self.chosen:
-            return f"the runs choose other tokens at {places[0]}"
-        trial = self.trials.of(parts)
-        text = (
-            f"with run A's {'values' if parts[1:] else 'value'} put in place at {' and at '.join(places)}, "
-        )
-        text = text.replace("at right behind", "right behind") + self.trials.told(trial)
-        if sum(map(len, by_site.values())) > 1:
-            told = trial.closed and not any(map(are_many_layers, by_site.values()))
-            return f"{text}, and each of them is needed" if told else text
-        first = self._choice(parts[0])
-        root, seen = first.root, first.seen
-        return text if seen is root else f"{text}; it shows first in {seen.a.op.name}"
+__all__ = ["MAX_ROUNDS", "MAX_STORED", "Origin", "origin"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager, nullcontext
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any, TypeAlias
 
 import torch
@@ -14,23 +14,17 @@ from torch.overrides import TorchFunctionMode, _get_current_function_mode_stack
 from torch.utils import _pytree as pytree
 
 from forkpoint.errors import reraise_out_of_memory
-from forkpoint.promotion import casts, kinds, operators, rewrites
+from forkpoint.promotion import blocks, casts, kinds, operators, plain, rewrites
 from forkpoint.promotion.arguments import Args, Arguments, Kwargs, hidden, widened
-from forkpoint.promotion.dtypes import READABLE, WIDE
+from forkpoint.promotion.dtypes import WIDE
 from forkpoint.promotion.errors import CannotRewriteError
+from forkpoint.promotion.fallback import Fallback
 from forkpoint.promotion.kinds import Kind
-from forkpoint.promotion.operators import Place
-from forkpoint.promotion.refusals import Refusal, refusal
+from forkpoint.promotion.refusals import Refusal
 from forkpoint.promotion.values import Values, is_alias
 
 Function: TypeAlias = Callable[..., Any]
 Handler: TypeAlias = Callable[[Function, Args, Kwargs], Any]
-
-_BLOCK = {"cpu": 1 << 20}
-_BLOCK_ELSEWHERE = 1 << 26
-"""Elements of a weight beyond which `linear` casts and multiplies it in blocks of rows: on a CPU what its caches
-hold, on a GPU what its memory can spare."""
-
 
 _kind_of = lru_cache(1 << 12)(kinds.kind_of)
 """As `kinds.kind_of`: the answer takes as long as a call, and each run asks for the same functions."""
@@ -63,6 +57,7 @@ class PromotionMode(TorchFunctionMode):
         self._entrances = 0
         self._values = values
         self._arguments = Arguments(values)
+        self._fallback = Fallback(values, self._arguments, self.refused)
         self._hook = hook
         self._told = told
         self._handlers: dict[Function, Handler] = {}
@@ -118,18 +113,18 @@ class PromotionMode(TorchFunctionMode):
 
     def _handlers_by_kind(self) -> dict[Kind, Handler]:
         return {
-            Kind.READ: _read,
+            Kind.READ: plain.read,
             Kind.DTYPE: self._dtype,
-            Kind.RESTRIDE: self._restride,
-            Kind.POINTER: self._pointer,
+            Kind.RESTRIDE: partial(plain.restride, self._values),
+            Kind.POINTER: partial(plain.pointer, self._values),
             Kind.VIEW: self._view,
             Kind.CAST: self._cast,
-            Kind.LIKE: self._like,
+            Kind.LIKE: plain.like,
             Kind.LOOKUP: self._lookup,
             Kind.LINEAR: self._linear,
             Kind.WRITE: self._write,
             Kind.STATISTICS: self._statistics,
-            Kind.SET_DATA: self._set_data,
+            Kind.SET_DATA: partial(plain.set_data, self._values),
             Kind.COMPOSITE: self._composite,
             Kind.HIGHER_ORDER: self._higher_order,
             Kind.CUSTOM: self._custom,
@@ -150,37 +145,8 @@ class PromotionMode(TorchFunctionMode):
                 args, kwargs = self._arguments.as_is(args), self._arguments.as_is(kwargs)
         return func(*args, **kwargs)
 
-    def _restride(self, func: Function, args: Args, kwargs: Kwargs) -> Any:
-        result = func(*args, **kwargs)
-        with hidden():
-            self._values.acknowledge(args[0])
-        return result
-
-    def _pointer(self, func: Function, args: Args, _: Kwargs) -> Any:
-        # Who takes the address of a tensor that says it is float64 (a Triton launch does) reads float64 there.
-        with hidden():
-            wide = self._values.writable(args[0])
-        return func(wide)
-
     def _cast(self, func: Function, args: Args, kwargs: Kwargs) -> Any:
         return casts.cast_call(self._values, func, args, kwargs, self.compute)
-
-    def _like(self, func: Function, args: Args, kwargs: Kwargs) -> Any:
-        # Only shape, device and dtype of the model matter: its values need not be cast.
-        model = args[0] if args else kwargs.get("input")
-        with hidden():
-            if isinstance(model, torch.Tensor) and kwargs.get("dtype") is None and model.dtype in WIDE:
-                kwargs = {**kwargs, "dtype": WIDE[model.dtype]}
-            elif kwargs.get("dtype") in WIDE:
-                kwargs = {**kwargs, "dtype": WIDE[kwargs["dtype"]]}
-        return func(*args, **kwargs)
-
-    def _set_data(self, func: Function, args: Args, kwargs: Kwargs) -> Any:
-        target, data = args
-        with hidden():
-            if target.dtype in WIDE and (data.dtype in READABLE or data.dtype in WIDE.values()):
-                return self._values.set_data(target, data, func)
-        return func(*args, **kwargs)
 
     # --- what computes ------------------------------------------------------------------------------------
 
@@ -246,32 +212,10 @@ class PromotionMode(TorchFunctionMode):
             return self.compute(func, args, kwargs)
         bias = args[2] if len(args) > 2 else kwargs.get("bias")
         with hidden():
-            weight = args[1]
-            block = _BLOCK.get(weight.device.type, _BLOCK_ELSEWHERE)
-            if self._fits_blocks(weight, block):
+            if blocks.pays(args[1]) and not self._values.keeps(args[1]):
                 self.computed += 1
-                return self._linear_in_blocks(args[0], weight, bias, block)
+                return blocks.linear(self._values, args[0], args[1], bias)
         return self.compute(func, args, kwargs)
-
-    def _fits_blocks(self, weight: torch.Tensor, block: int) -> bool:
-        return (
-            weight.dtype in WIDE
-            and weight.dim() == 2
-            and weight.numel() > block
-            and weight.layout is torch.strided
-            and not self._values.keeps(weight)
-        )
-
-    def _linear_in_blocks(
-        self, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, block: int
-    ) -> torch.Tensor:
-        x = self._values.of(x)
-        rows = max(1, block // weight.shape[1])
-        result = x.new_empty(*x.shape[:-1], weight.shape[0])
-        for start in range(0, weight.shape[0], rows):
-            part = weight[start : start + rows].to(x.dtype)
-            result[..., start : start + rows] = torch.nn.functional.linear(x, part)
-        return result if bias is None else result.add_(self._values.of(bias))
 
     def _answered(self, func: Function, args: Args, kwargs: Kwargs) -> Any:
         """What the caller's own hook has to say to the call, or NotImplemented."""
@@ -342,7 +286,7 @@ class PromotionMode(TorchFunctionMode):
                 )
             except CannotRewriteError as error:
                 reason = error
-        return self._natively(func, args, kwargs, reason)
+        return self._fallback.call(func, args, kwargs, reason)
 
     def _custom(self, func: Any, args: Args, kwargs: Kwargs) -> Any:
         overload = operators.overload_of(func, args, kwargs)
@@ -368,10 +312,12 @@ class PromotionMode(TorchFunctionMode):
                     result = overload.redispatch(keys, *wide_args, **wide_kwargs)
         except Exception as error:  # noqa: BLE001 - any operator may refuse in any way
             reraise_out_of_memory(error)
-            return self._natively(func, args, kwargs, error, written)
+            return self._fallback.call(func, args, kwargs, error, written)
         narrow = operators.first_narrow(result)
         if narrow is not None:
-            self._refuse(func, f"returned {str(narrow).removeprefix('torch.')} although given float64", None)
+            self._fallback.note(
+                func, f"returned {str(narrow).removeprefix('torch.')} although given float64", None
+            )
         return widened(result)
 
     def _otherwise(self, func: Function, args: Args, kwargs: Kwargs, error: Exception) -> Any:
@@ -384,54 +330,7 @@ class PromotionMode(TorchFunctionMode):
                 except RuntimeError as other:  # then it is not the dtype that is at fault
                     reraise_out_of_memory(other)
                     raise error from None
-        return self._natively(func, args, kwargs, error)
-
-    def _natively(
-        self,
-        func: Function,
-        args: Args,
-        kwargs: Kwargs,
-        error: Exception,
-        written: frozenset[Place] = frozenset(),
-    ) -> Any:
-        """The call in the dtype that the model would have used, since float64 was refused.
-
-        If that fails too, the call is at fault and not the dtype: the model gets the first error.
-        """
-        with hidden():
-            dtypes = operators.native_dtypes((args, kwargs), self._values.native)
-        for dtype in dtypes:
-            with hidden():
-                narrow_args, narrow_kwargs = (
-                    self._arguments.narrow(args, dtype),
-                    self._arguments.narrow(kwargs, dtype),
-                )
-            try:
-                result = func(*narrow_args, **narrow_kwargs)
-            except Exception as other:  # noqa: BLE001 - the next dtype may do, and the first error is kept
-                reraise_out_of_memory(other)
-                continue
-            self._refuse(func, error, dtype)
-            with hidden(), torch.no_grad():
-                for place in written:
-                    before, after = (
-                        (args[place], narrow_args[place])
-                        if isinstance(place, int)
-                        else (kwargs[place], narrow_kwargs[place])
-                    )
-                    if isinstance(before, torch.Tensor) and after is not before:
-                        self._values.writable(before).copy_(after)
-            return widened(result)
-        raise error
-
-    def _refuse(self, func: Function, reason: Exception | str, dtype: torch.dtype | None) -> None:
-        entry = refusal(kinds.name_of(func), reason, dtype)
-        if entry not in self.refused:
-            self.refused.append(entry)
-
-
-def _read(func: Function, args: Args, kwargs: Kwargs) -> Any:
-    return func(*args, **kwargs)
+        return self._fallback.call(func, args, kwargs, error)
 
 
 def _makes_tensors(result: Any, args: Args) -> bool:

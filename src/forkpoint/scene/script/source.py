@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import textwrap
 from typing import Any
 
 import torch
@@ -12,15 +11,13 @@ from forkpoint.errors import SceneError
 from forkpoint.scene.format import flags
 from forkpoint.scene.format.arguments import Ref, short
 from forkpoint.scene.format.folder import TENSORS
-from forkpoint.scene.format.functions import package_of
 from forkpoint.scene.format.records import Scene, Side
 from forkpoint.scene.format.sharing import Sharing, as_indexing, index_text, repeat_text
 from forkpoint.scene.format.tensors import stored_dtype
 from forkpoint.scene.replaying.calling import run_result
 from forkpoint.scene.replaying.exactness import computes_in_float64
-from forkpoint.scene.replaying.replay import compare_input
-from forkpoint.scene.script import template
-from forkpoint.scene.script.expressions import call_source, mentions_device, plain_text, quoted
+from forkpoint.scene.script import heading, names, template
+from forkpoint.scene.script.expressions import call_source, mentions_device, quoted
 from forkpoint.scene.script.synthetic import Copy, Recipe
 
 WIDTH = 110
@@ -45,10 +42,10 @@ class Writer:
         self._scene = scene
         self._recipe = recipe
         self._seed = seed
-        self._names = {run: self._named(run) for run in "ab"}
-        self._keys = self._named_storages()
-        self._leads = self._found_leads() if aligned else {}
-        self._on_cpu = self._staying()
+        self._names = {run: names.tensors(scene, run) for run in "ab"}
+        self._keys = names.storages(scene, self._names)
+        self._leads = names.leads(scene, self._keys) if aligned else {}
+        self._on_cpu = names.staying(scene, self._keys)
         self._paired = False
         sides = (scene.a, scene.b)
         self._random = any(side.random for side in sides)
@@ -58,9 +55,10 @@ class Writer:
 
     def text(self) -> str:
         """The whole script."""
+        head = heading.head(self._scene, synthetic=self._recipe is not None)
         shared = self._shared()  # says whether `paired` is needed
         parts = [
-            f'"""{self._head()}"""\n\n{self._imports()}\n\n{self._settings()}\n{self._data()}',
+            f'"""{head}"""\n\n{self._imports()}\n\n{self._settings()}\n{self._data()}',
             self._specs(),
             template.PAIRED.strip() if self._paired else "",
             shared,
@@ -70,107 +68,12 @@ class Writer:
             self._end(),
         ]
         text = parts[0]
-        for part in parts[1:]:
-            text += (
-                (
-                    "\n\n\n"
-                    if part.startswith("def ") or text.rstrip().split("\n")[-1].startswith("    ")
-                    else "\n\n"
-                )
-                + part
-                if part
-                else ""
-            )
+        for part in filter(None, parts[1:]):
+            after_function = text.rstrip().split("\n")[-1].startswith("    ")
+            text += ("\n\n\n" if part.startswith("def ") or after_function else "\n\n") + part
         return text + "\n"
 
-    # ------------------------------------------------------------------ names
-
-    def _named(self, run: str) -> dict[int, str]:
-        """What the tensors of a run are called, by their numbers."""
-        found: dict[int, str] = {}
-        for pair in self._scene.inputs:
-            number = pair.a if run == "a" else pair.b
-            if number is not None:
-                found.setdefault(number, pair.name)
-        for number in self._scene.side(run).tensors:
-            found.setdefault(number, f"tensor {number}")
-        return found
-
-    def _named_storages(self) -> dict[int, str]:
-        """The key of each storage in the script's `data`."""
-        names: dict[int, str] = {}
-        for run in "ab":
-            for number in (*self._scene.side(run).tensors, *self._scene.side(run).outputs):
-                storage = self._scene.layouts[number].storage
-                stored = self._scene.storages[storage]
-                name = stored.key if stored.file == TENSORS else self._names[run].get(number, "weight")
-                while storage not in names and name in names.values():
-                    name += "_"
-                names.setdefault(storage, name)
-        return names
-
-    def _found_leads(self) -> dict[str, int]:
-        """By storage, how many elements after an aligned address it began."""
-        found: dict[str, int] = {}
-        for run in "ab":
-            for number in self._scene.side(run).tensors:
-                layout = self._scene.layouts[number]
-                lead = layout.alignment // self._scene.storages[layout.storage].dtype.itemsize
-                if lead:
-                    found[self._keys[layout.storage]] = lead
-        return found
-
-    def _staying(self) -> list[str]:
-        """Storages that were on the CPU although the op ran on another device."""
-        if self._scene.machine.device == "cpu":
-            return []
-        numbers = (*self._scene.a.tensors, *self._scene.b.tensors)
-        stay = [
-            self._keys[self._scene.layouts[n].storage]
-            for n in numbers
-            if self._scene.layouts[n].device == "cpu"
-        ]
-        return list(dict.fromkeys(stay))
-
     # ------------------------------------------------------------------ the head
-
-    def _head(self) -> str:
-        scene, place = self._scene, self._scene.place
-        differing = [
-            c.name for i in range(len(scene.inputs)) if (c := compare_input(scene, i)).equal is False
-        ]
-        first = (
-            f"{place.function} in two runs of a model: what goes in differs already ({', '.join(differing)})."
-            if differing
-            else f"{place.function} gives the same tokens other bits in two runs of a model."
-        )
-        what = (
-            f"It is called in {place.module or 'the model'} ({place.source}). Run A: {scene.a.run}, output "
-            f"{_shape(scene, 'a')}; run B: {scene.b.run}, output {_shape(scene, 'b')}. Recorded on "
-            f"{scene.machine.device}, {scene.machine.text}, torch {scene.machine.libraries.get('torch', '?')}."
-        )
-        if self._recipe is None:
-            expect = (
-                f"Expect there: both outputs are the recorded ones, bit for bit, and {_expected(scene)} Another machine "
-                "or version of torch may choose other kernels, and so give other bits."
-            )
-            usage = f"    python script.py SCENE    # the folder with scene.json; needs {self._needs()}"
-        else:
-            expect = (
-                "The data are random: shapes, strides, dtypes, spread and masks are those of the model's run, and what "
-                "both runs have is equal in both. Expect that their outputs differ all the same; on another machine or "
-                "version of torch they may agree."
-            )
-            usage = f"    python script.py    # needs {self._needs()}"
-        wrapped = ["\n".join(textwrap.wrap(plain_text(text), 100)) for text in (first, what, expect)]
-        return "\n\n".join([*wrapped, usage]) + "\n"
-
-    def _packages(self) -> list[str]:
-        packages = {package_of(side.function) for side in (self._scene.a, self._scene.b)}
-        return sorted(package for package in packages if package is not None)
-
-    def _needs(self) -> str:
-        return ", ".join(["torch", *(["safetensors"] if self._recipe is None else []), *self._packages()])
 
     def _imports(self) -> str:
         packed = self._recipe is not None and any(f.kind == "packed" for f in self._recipe.fillings.values())
@@ -180,7 +83,7 @@ class Writer:
         lines = [f"import {name}" for name in standard] + [""]
         if environment:
             lines += [*(f"os.environ[{quoted(k)}] = {quoted(str(v))}" for k, v in environment.items()), ""]
-        lines += [f"import {name}" for name in sorted(["torch", *self._packages()])]
+        lines += [f"import {name}" for name in sorted(["torch", *heading.packages(self._scene)])]
         return "\n".join(
             [*lines, *(["from safetensors.torch import load_file"] if self._recipe is None else [])]
         )
@@ -383,22 +286,3 @@ def _paths(result: Any, path: str = "") -> list[str]:
 
 def _dict(values: dict[str, int]) -> str:
     return "{" + ", ".join(f"{quoted(key)}: {value}" for key, value in values.items()) + "}"
-
-
-def _shape(scene: Scene, run: str) -> str:
-    layout = scene.layouts[scene.side(run).outputs[scene.output]]
-    return f"{list(layout.shape)} {short(scene.storages[layout.storage].dtype)}"
-
-
-def _expected(scene: Scene) -> str:
-    """What the recorded outputs show."""
-    left, right = scene.sharing.take(*(scene.recorded(run)[scene.output] for run in "ab"))
-    differ = ~((left == right) | ((left != left) & (right != right)))
-    count = int(differ.sum())
-    if not count:
-        return "they are equal in all shared elements."
-    at = int(differ.to(torch.uint8).argmax())
-    return (
-        f"they differ in {count:,} of {differ.numel():,} shared elements, first {left[at].item()!r} in A against "
-        f"{right[at].item()!r} in B."
-    )
