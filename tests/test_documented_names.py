@@ -37,7 +37,7 @@ _FENCE = re.compile(r"^```(\w*)\n(.*?)^```", re.DOTALL | re.MULTILINE)
 _INLINE = re.compile(r"`([^`\n]+)`")
 
 OTHERS_OPTIONS = {
-    "--no-deps", "--forkpoint-report", "--forkpoint-sarif", "--forkpoint-github", "--forkpoint-baselines", "--forkpoint-update",
+    "--no-deps", "--forkpoint-report", "--forkpoint-sarif", "--forkpoint-github", "--forkpoint-baselines", "--forkpoint-update", "--forkpoint-lang",
 }  # fmt: skip
 """Options of other programs: pip's, and pytest's with the plugin (tests/pytest_plugin/test_docs.py holds them against it)."""
 

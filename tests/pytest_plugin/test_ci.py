@@ -52,6 +52,27 @@ def test_the_summary_and_annotations_of_github(project, monkeypatch, extra):
     assert str(project.path) not in text
 
 
+def test_all_that_is_written_is_in_the_language_asked_for(project, monkeypatch):
+    path = project.path / "summary.md"
+    monkeypatch.setenv("GITHUB_STEP_SUMMARY", str(path))
+    project.makeini("[pytest]\nforkpoint_lang = zh\n")
+    found = project.runpytest_inprocess(
+        *PLUGIN, "--forkpoint-github", "--forkpoint-report=out", "--forkpoint-sarif=it.sarif"
+    )
+    assert any("1 份报告：" in line for line in found.outlines)
+    assert "## forkpoint: 4 个测试中有 1 个失败\n\n| 测试 | 结论 | 算子 | 源码 |" in path.read_text()
+    index = (project.path / "out" / "index.html").read_text()
+    assert '<html lang="zh">' in index
+    assert "4 个测试中有 1 个失败" in index
+    assert "语义差异" in index
+    page = next(one for one in (project.path / "out").glob("*.html") if one.name != "index.html")
+    assert "语义差异" in page.read_text()
+    [rule] = json.loads((project.path / "it.sarif").read_text())["runs"][0]["tool"]["driver"]["rules"]
+    assert "不是舍入" in rule["shortDescription"]["text"]
+    found = project.runpytest_inprocess(*PLUGIN, "--forkpoint-github", "--forkpoint-lang=en")
+    assert "## forkpoint: 1 failure in 4 tests\n" in path.read_text()
+
+
 def test_nothing_of_a_prompt_is_in_the_summary(pytester, monkeypatch):
     make(pytester, monkeypatch)
     result = samples.semantic()

@@ -334,7 +334,9 @@ def test_a_model_that_can_not_run_quantised_is_one_error(tokenizer):
 
 def test_a_library_that_is_not_there_is_named(llama, tokenizer, monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(fp.ModelError, match="torchao-int8 without torchao; expected torchao installed"):
+    with pytest.raises(
+        fp.ModelError, match="quantisation torchao-int8 without torchao; expected the package torchao"
+    ):
         fp.quantize(llama, tokenizer, PROMPT, "torchao-int8")
 
 
@@ -353,7 +355,7 @@ def test_layers_are_compiled_each_by_itself(tokenizer):
     assert result.verdict.kind in (VerdictKind.ROUNDING, VerdictKind.IDENTICAL)
     note = result.notes[0]
     assert note.startswith(
-        "2 modules handed to torch.compile, each by itself, and compared by inputs and outputs; eager changes no bit"
+        "2 modules handed to torch.compile, each by itself, and compared by inputs and outputs; by eager no bit changes"
     )
     assert "aot_eager" in note
     assert (
@@ -398,7 +400,7 @@ def test_a_fault_that_one_backend_makes_is_found_at_its_module(tokenizer, monkey
     monkeypatch.setitem(registry._COMPILER_FNS, "aot_eager", faulty)
     llama = ARCHITECTURES["llama"].build()
     result = fp.compiled(llama, tokenizer, PROMPT, "aot_eager")
-    assert "eager changes no bit, aot_eager changes results by" in result.notes[0]
+    assert "by eager no bit changes, by aot_eager results change by" in result.notes[0]
     assert result.first.op.startswith("model.layers.0")
     assert (result.verdict.kind, result.verdict.mechanism, result.verdict.by_design) == (
         VerdictKind.SEMANTIC,

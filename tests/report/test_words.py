@@ -12,7 +12,17 @@ import pytest
 
 import forkpoint
 from forkpoint.errors import InputError
-from forkpoint.report import chinese, chinese_causes, chinese_sentences, english
+from forkpoint.report import (
+    chinese,
+    chinese_causes,
+    chinese_commands,
+    chinese_errors,
+    chinese_help,
+    chinese_sentences,
+    chinese_speech,
+    english,
+    english_commands,
+)
 from forkpoint.report.words import LANGUAGES, Words
 from forkpoint.result import MECHANISMS, VerdictKind
 
@@ -30,7 +40,20 @@ PROBES = [
     "packing",
     "cache",
 ]
-CATALOGUES = [Path(one.__file__) for one in (english, chinese, chinese_sentences, chinese_causes)]
+CATALOGUES = [
+    Path(one.__file__)
+    for one in (
+        english,
+        english_commands,
+        chinese,
+        chinese_commands,
+        chinese_sentences,
+        chinese_causes,
+        chinese_errors,
+        chinese_help,
+        chinese_speech,
+    )
+]
 STATUSES = ["equal", "differs", "view", "not compared", "only in a", "only in b"]
 
 
@@ -53,7 +76,7 @@ def test_a_phrase_has_the_same_placeholders_in_both(key: str) -> None:
 @pytest.mark.parametrize("key", english.PHRASES)
 def test_a_chinese_phrase_is_chinese(key: str) -> None:
     phrase = chinese.PHRASES[key]
-    is_name = key in {"run.a", "run.b"} or not phrase.strip("，：；。（）{tex}")
+    is_name = key in {"run.a", "run.b", "replay.allclose"} or not phrase.strip("，：；。（）{tex}")
     assert is_name or re.search(r"[\u4e00-\u9fff]", phrase)
 
 
@@ -107,6 +130,9 @@ def test_every_phrase_is_used() -> None:
     texts = texts_in_the_source()
     by_slug = (
         "screening",
+        "replay",
+        "tests",
+        "help",
         "factors",
         "setting",
         "generation",

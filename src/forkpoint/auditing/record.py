@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from forkpoint.errors import DifferenceError
+from forkpoint.report.words import Words
 from forkpoint.support.files import write_json
 
 
@@ -100,47 +101,57 @@ class Audit:
         """Write it to a file."""
         write_json(Path(path), self.to_dict())
 
-    def __str__(self) -> str:
-        return "\n".join(self._lines())
+    def to_text(self, *, lang: str = "en") -> str:
+        """What was found, in lines.
 
-    def _lines(self) -> list[str]:
-        lines = [f"Audit of {self.subject}: {self.tried} layouts compared, bit for bit."]
+        Args:
+            lang: `en` or `zh`.
+
+        Raises:
+            InputError: there is no such language.
+        """
+        return "\n".join(self._lines(Words(lang)))
+
+    def __str__(self) -> str:
+        return self.to_text()
+
+    def _lines(self, words: Words) -> list[str]:
+        lines = [words.many("audit.subject", self.tried, subject=self.subject)]
         if not self.breaks:
-            lines.append(
-                "  No layout that was tried changes a bit." if self.tried else "  Nothing was compared."
-            )
+            lines.append("  " + words("audit.holds" if self.tried else "audit.nothing"))
         for one in self.breaks:
-            lines.append(
-                f"  Breaks: {one.words}; {one.differing} of {one.compared} values differ, by at most {one.gap:.3g}."
-            )
+            numbers = {"differing": one.differing, "compared": one.compared, "gap": f"{one.gap:.3g}"}
+            lines.append("  " + words("audit.breaks", words=words.phrase(one.words), **numbers))
             if one.op is not None:
-                lines.append(f"    first at {one.op}")
+                lines.append("    " + words("audit.first", op=words.phrase(one.op)))
             if one.kernels is not None:
                 lines += [
-                    f"    kernels with {size}: {', '.join(names) or 'none seen'}"
+                    "    "
+                    + words("audit.kernels", size=size, names=", ".join(names) or words("audit.unseen"))
                     for size, names in zip((one.size, one.other), one.kernels, strict=True)
                 ]
         if self.breaking:
-            lines.append(f"  Sizes with other bits than the largest: {_ranges(self.breaking)}.")
+            lines.append("  " + words("audit.sizes", sizes=_ranges(self.breaking, words)))
         if self.precision is not None:
-            lines += self._exactness(self.precision)
+            lines += ["  " + line for line in _exactness(self.precision, words)]
         if self.unfinished:
-            lines.append(f"  Not tried: {self.unfinished}.")
+            lines.append("  " + words("audit.unfinished", what=words.phrase(self.unfinished)))
         return lines
 
-    @staticmethod
-    def _exactness(precision: Precision) -> list[str]:
-        line = f"  Distance from float64: {precision.mean:.3g} on the mean, at most {precision.largest:.3g}"
-        if precision.reference_mean is None:
-            return [f"{line}."]
-        beside = f"; the reference's: {precision.reference_mean:.3g}, {precision.reference_largest:.3g}."
-        return [line + beside, *(["  It is less exact than the reference."] if precision.worse else [])]
+
+def _exactness(precision: Precision, words: Words) -> list[str]:
+    own = {"mean": f"{precision.mean:.3g}", "largest": f"{precision.largest:.3g}"}
+    if precision.reference_mean is None:
+        return [words("audit.exact", **own)]
+    others = {"other_mean": f"{precision.reference_mean:.3g}", "other": f"{precision.reference_largest:.3g}"}
+    said = words("audit.reference", **own, **others)
+    return [said, *([words("audit.worse")] if precision.worse else [])]
 
 
-def _ranges(sizes: tuple[int, ...]) -> str:
+def _ranges(sizes: tuple[int, ...], words: Words) -> str:
     """Whole numbers with neighbours put together.
 
-    >>> _ranges((1, 2, 3, 7, 9, 10))
+    >>> _ranges((1, 2, 3, 7, 9, 10), Words())
     '1 to 3, 7, 9 to 10'
     """
     runs: list[list[int]] = []
@@ -149,4 +160,5 @@ def _ranges(sizes: tuple[int, ...]) -> str:
             runs[-1].append(size)
         else:
             runs.append([size])
-    return ", ".join(str(run[0]) if len(run) == 1 else f"{run[0]} to {run[-1]}" for run in runs)
+    said = (str(run[0]) if len(run) == 1 else words("audit.range", a=run[0], b=run[-1]) for run in runs)
+    return words("comma").join(said)

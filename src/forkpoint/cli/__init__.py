@@ -7,7 +7,10 @@ import sys
 import traceback
 from typing import TYPE_CHECKING, NoReturn
 
+import typer
+
 from forkpoint.cli.app import app
+from forkpoint.cli.language import asked_for, speaking, translate, worded, words
 from forkpoint.cli.spoken import TYPED
 from forkpoint.errors import ForkpointError, is_out_of_memory
 from forkpoint.printable import printable
@@ -21,18 +24,25 @@ INTERRUPTED = 130
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Run a command; its exit status says what came out (`forkpoint.cli.outcome`), 2 that nothing did."""
-    TYPED.set(tuple(sys.argv[1:] if arguments is None else arguments))
+    typed = tuple(sys.argv[1:] if arguments is None else arguments)
+    TYPED.set(typed)
+    with speaking(asked_for(typed, os.environ)):
+        sys.exit(_status(typed))
+
+
+def _status(arguments: tuple[str, ...]) -> int:
+    command = typer.main.get_command(app)
+    translate(command)
     try:
-        status = app(arguments, prog_name="forkpoint", standalone_mode=False)
+        return command(arguments, prog_name="forkpoint", standalone_mode=False) or 0
     except KeyboardInterrupt:
-        sys.exit(INTERRUPTED)
+        return INTERRUPTED
     except ForkpointError as error:
-        _fail(str(error))
+        _fail(worded(error))
     except Exception as error:  # noqa: BLE001 - the front door: nobody above could say more
         if os.environ.get("FORKPOINT_DEBUG"):
             traceback.print_exc()
-        _fail(_worded(error))
-    sys.exit(status or 0)
+        _fail(_other(error))
 
 
 def _fail(message: str) -> NoReturn:
@@ -40,10 +50,11 @@ def _fail(message: str) -> NoReturn:
     sys.exit(UNUSABLE)
 
 
-def _worded(error: Exception) -> str:
+def _other(error: Exception) -> str:
     if hasattr(error, "format_message"):  # a usage error; typer and click have classes of their own for it
-        return f"{error.format_message()} (forkpoint --help)"  # pyright: ignore[reportAttributeAccessIssue]
+        said: str = error.format_message()  # pyright: ignore[reportAttributeAccessIssue]
+        return f"{words().error(said) or said} (forkpoint --help)"
     if is_out_of_memory(error):
         said = str(error) or type(error).__name__
-        return f"not enough memory: {said} (a shorter prompt or a narrower --dtype needs less, and --max-memory limits records)"
-    return f"{type(error).__name__}: {error} (FORKPOINT_DEBUG=1 shows where)"
+        return words()("error.memory", said=said)
+    return words()("error.other", said=f"{type(error).__name__}: {error}")

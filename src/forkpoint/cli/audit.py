@@ -31,6 +31,7 @@ def audit(
     load_in_8bit: options.Int8 = False,
     trust_remote_code: options.TrustRemoteCode = False,
     json: options.Json = None,
+    lang: options.Language = options.LANGUAGE,
 ) -> None:
     """Look for layouts in which the same tokens get other bits: padding, batches, caches, at sizes where kernels change.
 
@@ -43,13 +44,14 @@ def audit(
         "trust_remote_code": trust_remote_code,
     }  # fmt: skip
     loaded = load(model, **loading)
-    say_first(loaded, "en")
+    say_first(loaded, lang, aside=json == options.STDOUT)
 
     import forkpoint as fp
 
     with fp.invariant(loaded.model) if invariant else nullcontext():
         found = fp.audit(loaded.model, longest=longest, seconds=seconds)
-    typer.echo(str(found))
+    if json != options.STDOUT:
+        typer.echo(found.to_text(lang=lang))
     if json is not None:
         found.to_json(json)
     raise typer.Exit(0 if found.holds else 1)

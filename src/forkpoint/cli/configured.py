@@ -35,8 +35,8 @@ def configure(context: typer.Context, file: str | None) -> None:
     for key, value in _read(Path(file)).items():
         parameter = named.get(key.replace("_", "-"))
         if parameter is None:
-            raise InputError(f"{key!r} in {file}", "one of " + ", ".join(sorted(named)))
-        found[parameter.name] = _value(value, parameter, f"{key} = {value!r} in {file}")
+            raise InputError(f"--config {file} with the key {key!r}", "one of " + ", ".join(sorted(named)))
+        found[parameter.name] = _value(value, parameter, f"--config {file} with {key} = {value!r}")
     context.default_map = {**(context.default_map or {}), **found}
 
 

@@ -1,14 +1,14 @@
 """Arguments and options that commands share, and what they read."""
 
 import os
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import typer
 
 from forkpoint.errors import InputError
 from forkpoint.questions.choices import PositionIds, Side
+from forkpoint.support.language import Lang, of_locale
 from forkpoint.support.sizes import parse_size
 
 MAX_PROMPTS = 1 << 28
@@ -173,20 +173,10 @@ Html = Annotated[
 ]
 
 
-def of_locale(environment: Mapping[str, str]) -> Literal["en", "zh"]:
-    """The language of messages that the locale asks for, as POSIX has it; English where it is neither.
-
-    >>> of_locale({"LANG": "zh_CN.UTF-8"}), of_locale({"LANG": "zh_CN.UTF-8", "LC_ALL": "C"}), of_locale({})
-    ('zh', 'en', 'en')
-    """
-    names = (environment.get(name) for name in ("LC_ALL", "LC_MESSAGES", "LANG"))
-    return "zh" if next(filter(None, names), "").lower().startswith("zh") else "en"
-
-
 LANGUAGE = of_locale(os.environ)
 """The language of a report if nothing is said."""
 Language = Annotated[
-    Literal["en", "zh"],
+    Lang,
     typer.Option(
         "--lang",
         help="Language of the report, English or Chinese; by default the locale's.",

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from forkpoint.cli import options
+from forkpoint.cli.language import say, words
 from forkpoint.printable import printable
 from forkpoint.support.progress import status
 
@@ -29,6 +31,7 @@ def replay(
     device: Annotated[
         str | None, typer.Option(help="cpu or cuda; by default every one that is here.", show_default=False)
     ] = None,
+    lang: options.Language = options.LANGUAGE,  # noqa: ARG001 - the command line was read for it before
 ) -> None:
     """Repeat the op of a scene on the inputs of both runs, on every device present, and compare.
 
@@ -65,23 +68,32 @@ def report(scene: Scene, replays: Sequence[Replay]) -> Iterator[RenderableType]:
     for run, side in (("A", scene.a), ("B", scene.b)):
         layout = scene.layouts[side.outputs[scene.output]]
         dtype = str(scene.storages[layout.storage].dtype).removeprefix("torch.")
-        yield _text(f"run {run}: {side.run}, {side.function}, output {list(layout.shape)} {dtype}")
+        shape = list(layout.shape)
+        yield _text(
+            words()(
+                "replay.run", run=run, name=say(side.run), function=side.function, shape=shape, dtype=dtype
+            )
+        )
     torch_version = scene.machine.libraries.get("torch", "?")
-    yield _text(f"recorded on {scene.machine.device}: {scene.machine.text}, torch {torch_version}")
+    home = scene.machine
+    yield _text(words()("replay.recorded", device=home.device, machine=home.text, torch=torch_version))
     yield _text("")
     yield table(replays)
     lines = scene.inside.lines if scene.inside is not None else ()
     if lines:
         yield _text("")
-        yield _text("Inside the op, when the scene was saved", "bold")
-        yield from (Padding(_text(line), (0, 0, 0, 2)) for line in lines)
+        yield _text(words()("replay.inside"), "bold")
+        yield from (Padding(_text(say(line)), (0, 0, 0, 2)) for line in lines)
     for one in replays:
         yield _text("")
-        yield _text(f"{one.device}: {evidence(one.kernels_a, one.kernels_b)}")
+        yield _text(one.device + words()("colon") + say(evidence(one.kernels_a, one.kernels_b)))
     remarks = [*scene.notes, *(remark for one in replays for remark in one.remarks)]
     if remarks:
         yield _text("")
-        yield from (_text(f"note: {remark}", "yellow") for remark in dict.fromkeys(remarks))
+        yield from (
+            _text(words()("replay.note", text=words().error(remark) or remark), "yellow")
+            for remark in dict.fromkeys(remarks)
+        )
     yield _text("")
     yield _text(_outcome(scene, replays), "bold")
 
@@ -115,26 +127,27 @@ def table(replays: Sequence[Replay]) -> RenderableType:
     def row(label: str, show: Callable[[Replay], Text]) -> None:
         found.add_row(_text(label), *(show(one) for one in replays))
 
+    known = words()
     for kind in ("weights", "inputs"):
         for index, check in enumerate(getattr(replays[0], kind)):
-            suffix = " equal" if kind == "weights" else " equal where shared"
-            row(check.name + suffix, lambda one, kind=kind, index=index: _check(getattr(one, kind)[index]))
-    row("A's output as recorded", lambda one: _check(one.recorded_a, expected=one.recorded_here))
-    row("B's output as recorded", lambda one: _check(one.recorded_b, expected=one.recorded_here))
-    row("outputs equal to each other", lambda one: _check(one.outputs, neutral=True))
-    row("first unequal element", _first)
+            label = known(f"replay.{kind}", name=check.name)
+            row(label, lambda one, kind=kind, index=index: _check(getattr(one, kind)[index]))
+    row(known("replay.output", run="A"), lambda one: _check(one.recorded_a, expected=one.recorded_here))
+    row(known("replay.output", run="B"), lambda one: _check(one.recorded_b, expected=one.recorded_here))
+    row(known("replay.outputs"), lambda one: _check(one.outputs, neutral=True))
+    row(known("replay.first"), _first)
     for index, (atol, _) in enumerate(replays[0].allclose):
         row(
-            f"allclose, atol {atol:.0e}",
-            lambda one, index=index: _text("yes" if one.allclose[index][1] else "no"),
+            known("replay.allclose", atol=f"{atol:.0e}"),
+            lambda one, index=index: _text(known("replay.yes" if one.allclose[index][1] else "replay.no")),
         )
-    row("error of A against float64", lambda one: _exactness(one.exact_a))
-    row("error of B against float64", lambda one: _exactness(one.exact_b))
+    row(known("replay.exact", run="A"), lambda one: _exactness(one.exact_a))
+    row(known("replay.exact", run="B"), lambda one: _exactness(one.exact_b))
     for run, of in (("A", attrgetter("kernels_a")), ("B", attrgetter("kernels_b"))):
         row(
-            f"kernels of {run}",
+            known("replay.kernels", run=run),
             lambda one, of=of: _lines(
-                *(map(short_name, of(one).names) if of(one).names else [of(one).reason])
+                *(map(short_name, of(one).names) if of(one).names else [say(of(one).reason)])
             ),
         )
     return found
@@ -142,50 +155,55 @@ def table(replays: Sequence[Replay]) -> RenderableType:
 
 def _check(check: Check, *, expected: bool = True, neutral: bool = False) -> Text:
     """How a comparison came out; in red only where it should have come out otherwise."""
+    known = words()
     if check.equal is None:
-        return _text(check.reason or "not compared", "dim")
+        return _text(say(check.reason) or known("replay.unknown"), "dim")
     if check.equal:
-        return _text("yes", "" if neutral else "green")
-    text = "no"
-    if check.compared and not check.reason:
-        text += f": {check.differing:,} of {check.compared:,} differ, by up to {check.max_abs:.3g}"
-    elif check.reason:
-        text += f": {check.reason}"
+        return _text(known("replay.yes"), "" if neutral else "green")
+    text = known("replay.no")
+    if check.reason:
+        text = known("replay.because", reason=say(check.reason))
+    elif check.compared:
+        numbers = {"n": f"{check.differing:,}", "whole": f"{check.compared:,}", "gap": f"{check.max_abs:.3g}"}
+        text = known("replay.differ", **numbers)
     return _text(text, "red" if expected and not neutral else "")
 
 
 def _first(one: Replay) -> Text:
     if one.first is None:
-        return _text("none")
+        return _text(words()("replay.none"))
     first = one.first
     values = f"A{list(first.index_a)} {first.value_a!r}", f"B{list(first.index_b)} {first.value_b!r}"
-    return _lines(*values, *(() if first.ulps is None else (f"{first.ulps:.3g} ULP apart",)))
+    apart = () if first.ulps is None else (words()("replay.ulps", ulps=f"{first.ulps:.3g}"),)
+    return _lines(*values, *apart)
 
 
 def _exactness(found: Exactness) -> Text:
     if found.median is None or found.largest is None:
-        return _text(found.reason)
-    there = "" if found.first is None else f"{found.first:.3g} ULP there; "
-    return _text(f"{there}median {found.median:.3g}, largest {found.largest:.3g}")
+        return _text(say(found.reason))
+    numbers = {"median": f"{found.median:.3g}", "largest": f"{found.largest:.3g}"}
+    if found.first is None:
+        return _text(words()("replay.spread", **numbers))
+    return _text(words()("replay.there", first=f"{found.first:.3g}", **numbers))
 
 
 def _outcome(scene: Scene, replays: Sequence[Replay]) -> str:
-    home = scene.machine.device
+    home, known = scene.machine.device, words()
     if any(one.reproduces for one in replays):
-        return f"It reproduces: on {home} both outputs are the recorded ones, bit for bit."
+        return known("replay.reproduces", device=home)
     here = [one for one in replays if one.recorded_here]
     if not here:
-        return f"It was recorded on {home}, and was not replayed there."
-    wrong = " and ".join(
-        name for name, check in (("A", here[0].recorded_a), ("B", here[0].recorded_b)) if not check.equal
-    )
+        return known("replay.elsewhere", device=home)
+    outputs = ("A", here[0].recorded_a), ("B", here[0].recorded_b)
+    wrong = [name for name, check in outputs if not check.equal]
+    runs = known("replay.and", a="A", b="B") if len(wrong) > 1 else wrong[0]
     changed = [
-        f"{what} {then} then, {now} now"
+        known("replay.changed", what=what, then=then, now=now)
         for what, then, now in (
             ("torch", scene.machine.libraries.get("torch", "?"), here[0].machine.libraries["torch"]),
-            ("device", scene.machine.text, here[0].machine.text),
+            (known("replay.device"), scene.machine.text, here[0].machine.text),
         )
         if then != now
     ]
-    why = f" ({'; '.join(changed)})" if changed else ""
-    return f"It does not reproduce: on {home} the output of {wrong} is not the recorded one{why}."
+    why = known("aside", text=known("semicolon").join(changed)) if changed else ""
+    return known("replay.differs", device=home, runs=runs, why=why)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from forkpoint.cli.language import words
 from forkpoint.errors import SceneError
 
 if TYPE_CHECKING:
@@ -57,4 +58,4 @@ def _confirmed(size: int) -> bool:
     """Ask on the terminal whether to write so many bytes; without a terminal the answer is no."""
     if not sys.stdin.isatty():
         return False
-    return typer.confirm(f"The scene takes {size / (1 << 30):.1f} GiB. Write it?", err=True)
+    return typer.confirm(words()("scene.confirm", size=f"{size / (1 << 30):.1f}"), err=True)

@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from forkpoint.cli import options
+from forkpoint.cli.language import say, words
 from forkpoint.cli.replay import Folder
 from forkpoint.printable import printable
 from forkpoint.support.progress import error_console, status
@@ -26,6 +28,7 @@ def script(
             "--synthetic", help="Random data in place of the scene's own; the script then needs no scene."
         ),
     ] = False,
+    lang: options.Language = options.LANGUAGE,  # noqa: ARG001 - the command line was read for it before
 ) -> None:
     """Write a scene as a script that needs only torch and safetensors, and run it before handing it over.
 
@@ -45,9 +48,8 @@ def script(
     console = error_console()
     how = "python script.py" if synthetic else f"python script.py {scene}"
     if done.reproduced:
-        seen = "on random data the two runs differ, too" if synthetic else "it reproduced the recorded bits"
-        said = f"{seen}. ({how})"
+        said = words()("script.random" if synthetic else "script.reproduced", how=how)
     else:
-        said = f"it did not reproduce the recorded bits. {done.note}"
-    console.print(printable(f"It was run here, alone: {said}"), highlight=False, markup=False)
+        said = words()("script.not", note=say(done.note)).rstrip()
+    console.print(printable(said), highlight=False, markup=False)
     raise typer.Exit(0 if done.reproduced else 1)

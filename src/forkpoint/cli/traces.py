@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 from forkpoint.cli import options
+from forkpoint.cli.language import words
 from forkpoint.cli.outcome import finish
 from forkpoint.errors import InputError
 from forkpoint.support.files import check_writable
@@ -56,7 +57,7 @@ def record(script: Script, output: Output, values: Values = None) -> None:
             try:
                 runpy.run_path(str(path), run_name="__main__")
             finally:
-                typer.echo(f"the trace is in {output}", err=True)
+                typer.echo(words()("record.written", folder=output), err=True)
     finally:
         sys.argv, sys.path[:] = before
 

@@ -74,9 +74,13 @@ def difference(error: BaseException | None) -> DifferenceError | None:
 
 
 def finding(
-    item: pytest.Item, call: pytest.CallInfo[Any], error: DifferenceError, folder: Path | None
+    item: pytest.Item,
+    call: pytest.CallInfo[Any],
+    error: DifferenceError,
+    folder: Path | None,
+    lang: str = "en",
 ) -> Finding:
-    """What is known of a failure; its page is written to a folder, if there is one."""
+    """What is known of a failure; its page is written to a folder, if there is one, in a language."""
     file, line = _place(item, call)
     message = str(error).split("\n", 1)[0]
     result = error.result
@@ -89,7 +93,7 @@ def finding(
     if folder is not None:
         page = page_name(item.nodeid if call.when == "call" else f"{item.nodeid} {call.when}")
         try:
-            write_atomically(folder / page, _page(result))
+            write_atomically(folder / page, _page(result, lang))
         except ForkpointError as unwritten:
             page, trouble = "", str(unwritten)
     return Finding(
@@ -97,7 +101,7 @@ def finding(
         mechanism=result.verdict.mechanism, op="" if place is None else place.op,
         source="" if place is None else place.source,
         gap=None if result.impact is None else result.impact.max_abs,
-        page=page, issue=to_issue(result), trouble=trouble,
+        page=page, issue=to_issue(result, lang=lang), trouble=trouble,
     )  # fmt: skip
 
 
@@ -112,10 +116,10 @@ def page_name(test: str) -> str:
     return f"{shown}-{digest}.html"
 
 
-def _page(result: Result) -> str:
+def _page(result: Result, lang: str) -> str:
     from forkpoint.report.page import to_html
 
-    return to_html(result)
+    return to_html(result, lang=lang)
 
 
 def _place(item: pytest.Item, call: pytest.CallInfo[Any]) -> tuple[str, int]:

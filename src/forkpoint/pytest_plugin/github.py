@@ -7,7 +7,9 @@ from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from forkpoint.pytest_plugin.index import cause, title
 from forkpoint.report.markdown import quoted
+from forkpoint.report.words import Words
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -24,20 +26,20 @@ def summary_file() -> Path | None:
     return Path(given) if given else None
 
 
-def summary(findings: Sequence[Finding], tests: int) -> str:
+def summary(findings: Sequence[Finding], tests: int, lang: str = "en") -> str:
     """The failures in Markdown: a table, and what is known of each, folded, as long as there is room.
 
     Nothing of it is private: see `Finding.issue`.
     """
-    failures = "1 failure" if len(findings) == 1 else f"{len(findings)} failures"
-    ran = "1 test" if tests == 1 else f"{tests:,} tests"
-    parts = [f"## forkpoint: {failures} in {ran}\n"]
+    words = Words(lang)
+    parts = [f"## forkpoint: {title(len(findings), tests, words)}\n"]
     if findings:
         rows = [
-            f"| {quoted(one.test)} | {one.cause} | {quoted(one.op)} | {quoted(one.source)} |\n"
+            f"| {quoted(one.test)} | {cause(one, words)} | {quoted(one.op)} | {quoted(one.source)} |\n"
             for one in findings
         ]
-        parts.append("".join(["\n| test | verdict | op | source |\n| --- | --- | --- | --- |\n", *rows]))
+        head = " | ".join(words(f"tests.{key}") for key in ("test", "verdict", "op", "source"))
+        parts.append("".join([f"\n| {head} |\n| --- | --- | --- | --- |\n", *rows]))
     room = MOST_BYTES - sum(len(part.encode()) for part in parts)
     left = 0
     for one in findings:
@@ -47,7 +49,7 @@ def summary(findings: Sequence[Finding], tests: int) -> str:
         elif one.issue:
             left += 1
     if left:
-        parts.append(f"\n{left} more would not fit here.\n")
+        parts.append(f"\n{words.many('tests.left', left)}\n")
     return "".join(parts)
 
 

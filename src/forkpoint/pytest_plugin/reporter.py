@@ -16,6 +16,7 @@ from forkpoint.pytest_plugin import github
 from forkpoint.pytest_plugin.finding import Finding, difference, finding
 from forkpoint.pytest_plugin.index import to_index
 from forkpoint.pytest_plugin.sarif import to_sarif
+from forkpoint.report.words import Words
 from forkpoint.support.files import check_writable, write_atomically, write_json
 
 if TYPE_CHECKING:
@@ -75,7 +76,7 @@ class Reporter:
             self._note(item, report, "forkpoint_comparisons", said)
         error = difference(call.excinfo.value) if call.excinfo is not None else None
         if report.failed and error is not None:
-            found = finding(item, call, error, self._settings.report)
+            found = finding(item, call, error, self._settings.report, self._settings.lang)
             setattr(report, _ATTRIBUTE, found.to_plain())
             for name in ("cause", "op", "source", "page"):
                 if getattr(found, name):
@@ -117,22 +118,22 @@ class Reporter:
                 self._troubles.append(str(error))
 
     def _write_index(self, folder: Path) -> None:
-        write_atomically(folder / INDEX, to_index(self._findings, len(self._tests)))
+        write_atomically(folder / INDEX, to_index(self._findings, len(self._tests), self._settings.lang))
 
     def _write_sarif(self, path: Path) -> None:
-        write_json(path, to_sarif(self._findings))
+        write_json(path, to_sarif(self._findings, self._settings.lang))
 
     def _write_summary(self, path: Path) -> None:
         with path.open("a", encoding="utf-8") as file:  # other steps' commands may have written there, too
-            file.write(github.summary(self._findings, len(self._tests)))
+            file.write(github.summary(self._findings, len(self._tests), self._settings.lang))
 
     def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
         folder = self._settings.report
         if folder is not None:
             terminalreporter.section("forkpoint")
             pages = sum(bool(one.page) for one in self._findings)
-            many = "1 report" if pages == 1 else f"{pages} reports"
-            terminalreporter.write_line(f"{many}: {folder / INDEX}")
+            said = Words(self._settings.lang).many("tests.reports", pages, path=folder / INDEX)
+            terminalreporter.write_line(said)
         for trouble in self._troubles:
             terminalreporter.write_line(f"forkpoint: {trouble}", red=True)
         if self._settings.github:

@@ -9,6 +9,8 @@ import hashlib
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
+from forkpoint.report.words import Words
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -17,7 +19,7 @@ if TYPE_CHECKING:
 SCHEMA = "https://docs.oasis-open.org/sarif/sarif/v2.1.0/errata01/os/schemas/sarif-schema-2.1.0.json"
 
 
-def to_sarif(findings: Sequence[Finding]) -> dict[str, Any]:
+def to_sarif(findings: Sequence[Finding], lang: str = "en") -> dict[str, Any]:
     """A log of one run; each kind of verdict, with its mechanism, is a rule."""
     from forkpoint import __version__
 
@@ -25,7 +27,9 @@ def to_sarif(findings: Sequence[Finding]) -> dict[str, Any]:
     driver = {
         "name": "forkpoint",
         "version": __version__,
-        "rules": [{"id": rule, "shortDescription": {"text": _described(rule)}} for rule in rules],
+        "rules": [
+            {"id": rule, "shortDescription": {"text": _described(rule, Words(lang))}} for rule in rules
+        ],
     }
     run = {
         "tool": {"driver": driver},
@@ -39,13 +43,10 @@ def _rule(one: Finding) -> str:
     return f"{one.kind}/{one.mechanism}" if one.mechanism else one.kind
 
 
-def _described(rule: str) -> str:
-    from forkpoint.report.english import PHRASES
-
+def _described(rule: str, words: Words) -> str:
     kind, _, mechanism = rule.partition("/")
-    meaning = PHRASES.get(f"meaning.{kind}", "the run is not what its baseline says")
-    cause = PHRASES.get(f"mechanism.{mechanism}", mechanism)
-    return f"{meaning}: {cause}" if cause else meaning
+    meaning = words.find(f"meaning.{kind}") or words("tests.baseline")
+    return meaning + words("colon") + words.name("mechanism", mechanism) if mechanism else meaning
 
 
 def _result(one: Finding, rules: list[str]) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import pytest
 
 from forkpoint.result import MECHANISMS, VerdictKind
 from forkpoint.support.expectation import USUAL, names
+from forkpoint.support.language import Lang, of_locale
 
 BASELINES = "forkpoint-baselines"
 """Folder of the baselines, beside the file with the tests."""
@@ -32,6 +34,7 @@ class Settings:
         update: whether baselines are written rather than held against.
         baselines: their folder, relative to the file with the tests.
         allow: what comparisons may differ by, unless a mark or a call says otherwise.
+        lang: language of what is written.
     """
 
     report: Path | None = None
@@ -41,6 +44,7 @@ class Settings:
     update: bool = False
     baselines: str = BASELINES
     allow: frozenset[str] = USUAL
+    lang: Lang = "en"
 
     @property
     def reports(self) -> bool:
@@ -70,6 +74,7 @@ class Settings:
             or config.getini("forkpoint_baselines")
             or BASELINES,
             allow=allow,
+            lang=_lang(config),
         )
 
     def relay(self, workerinput: dict[str, object]) -> None:
@@ -88,6 +93,13 @@ def _path(config: pytest.Config, name: str, relayed: dict[str, str | None]) -> P
     return config.rootpath / str(written) if written else None
 
 
+def _lang(config: pytest.Config) -> Lang:
+    given = config.getoption("forkpoint_lang") or config.getini("forkpoint_lang") or of_locale(os.environ)
+    if given not in ("en", "zh"):
+        raise pytest.UsageError(f"forkpoint_lang: language {given!r}; expected one of en, zh")
+    return given
+
+
 def add_options(parser: pytest.Parser) -> None:
     """Options, each with a twin in the ini file but for `--forkpoint-update`, which is asked for each time."""
     group = parser.getgroup("forkpoint", "runs of models that should be the same (forkpoint)")
@@ -101,6 +113,9 @@ def add_options(parser: pytest.Parser) -> None:
     text = f"folder of the baselines, beside the file with the tests (default: {BASELINES})"
     group.addoption("--forkpoint-baselines", metavar="DIR", help=text)
     parser.addini("forkpoint_baselines", text, default="")
+    text = "language of what is written, en or zh (default: the locale's)"
+    group.addoption("--forkpoint-lang", choices=("en", "zh"), help=text)
+    parser.addini("forkpoint_lang", text, default="")
     text = "write the baselines of the tests that run, rather than hold their runs against them"
     group.addoption("--forkpoint-update", action="store_true", help=text)
     text = "what comparisons may differ by unless a mark says otherwise, kinds of verdicts or mechanisms (default: rounding)"

@@ -65,7 +65,7 @@ def compiled(
         b = Run(other, list(a.calls), layout=a.layout, call=_call, name=f"compiled by {name}")
         made = tried(b, f"backend {name}, which can't compile here", "another backend, or what it needs")
         apart = _apart(plain, _outputs(made))
-        said.append(f"{name} changes no bit" if apart == 0 else f"{name} changes results by {apart:.2g}")
+        said.append(f"by {name} no bit changes" if apart == 0 else f"by {name} results change by {apart:.2g}")
     notes = (
         f"{count} module{'s' * (count > 1)} handed to torch.compile, each by itself, and compared by inputs and outputs; "
         + ", ".join(said)

@@ -67,7 +67,7 @@ def quantized(model: Any, kind: Quantization) -> Any:
         raise InputError(f"a {type(model).__name__} that is quantised already", "a model that is not")
     make, library, hint = _WAYS[chosen]
     if importlib.util.find_spec(library) is None:
-        raise ModelError(f"{chosen} without {library}", f"{library} installed", hint)
+        raise ModelError(f"quantisation {chosen} without {library}", f"the package {library}", hint)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # each library says of itself that it is about to move
@@ -77,7 +77,7 @@ def quantized(model: Any, kind: Quantization) -> Any:
     except Exception as error:
         reason = str(error).split("\n")[0] or type(error).__name__
         raise ModelError(
-            f"{chosen} for a {type(model).__name__}: {reason}", "a model that it can quantise"
+            f"quantisation {chosen} for a {type(model).__name__}: {reason}", "a model that it can quantise"
         ) from error
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from forkpoint.report import chinese_commands
+
 PHRASES: dict[str, str] = {
     # 两次运行的名字
     "run.a": "A",
@@ -452,3 +454,4 @@ PHRASES: dict[str, str] = {
     "screening.cost": "逐个词元",
     "screening.tried": "试过的",
 }
+PHRASES.update(chinese_commands.PHRASES)

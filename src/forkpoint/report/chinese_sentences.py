@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from forkpoint.report import chinese_causes
+from forkpoint.report import chinese_causes, chinese_speech
 
 SENTENCES: dict[str, str] = {
     # 对数概率
@@ -269,3 +269,4 @@ SENTENCES: dict[str, str] = {
 longer template stands before one that would swallow it.
 """
 SENTENCES.update(chinese_causes.SENTENCES)
+SENTENCES.update(chinese_speech.SENTENCES)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from forkpoint.report import english_commands
+
 PHRASES: dict[str, str] = {
     # names of the runs
     "run.a": "A",
@@ -457,3 +459,4 @@ PHRASES: dict[str, str] = {
     "screening.cost": "Token by token",
     "screening.tried": "What was tried",
 }
+PHRASES.update(english_commands.PHRASES)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import cache
 
 from forkpoint.errors import InputError
-from forkpoint.report import chinese, chinese_sentences, english
+from forkpoint.report import chinese, chinese_errors, chinese_help, chinese_sentences, english
 from forkpoint.report.numbers import count
 
 LANGUAGES = ("en", "zh")
@@ -61,6 +61,35 @@ class Words:
             return whole
         return self("semicolon").join(_sentence_wise(part) or part for part in text.split("; "))
 
+    def help(self, paragraph: str) -> str:
+        """A paragraph of a command's help; an example stays as it is typed.
+
+        >>> Words("zh").help("Example: forkpoint report result.json")
+        '例：forkpoint report result.json'
+        """
+        if self.lang == "en":
+            return paragraph
+        head, _, command = paragraph.partition("Example: ")
+        if command and not head:
+            return chinese_help.EXAMPLE + command
+        return chinese_help.HELP.get(paragraph, paragraph)
+
+    def error(self, part: str) -> str | None:
+        """One of the three parts of an error; None where it is not known. Names, numbers and commands are in every language.
+
+        >>> Words("zh").error("no file or folder ./model"), Words("zh").error("--device cpu")
+        ('没有文件或文件夹 ./model', '--device cpu')
+        """
+        if self.lang == "en":
+            return part
+        for pattern, translation in _errors():
+            found = pattern.fullmatch(part)
+            if found:
+                return translation.format(
+                    **{name: self.error(value) or value for name, value in found.groupdict().items()}
+                )
+        return None if _TOLD.search(part) else part
+
     def can_say(self, text: str) -> bool:
         """Whether `phrase` would leave nothing of the text in another language; an empty text says nothing."""
         if self.lang == "en":
@@ -84,6 +113,8 @@ class Words:
 
 _PROSE = re.compile(r"\b[a-z]+ [a-z]+ [a-z]+\b|, its own place|, where ")
 """English in what was put into a sentence: half of one language and half of another is none."""
+_TOLD = re.compile(r"^(?!pip |mkdir |-)(?=.*[a-z]{2,} [a-z]{2,})", re.DOTALL)
+"""Words in a row that are neither a command nor an option."""
 
 
 def _translated(text: str) -> str | None:
@@ -108,6 +139,13 @@ def _sentence_wise(text: str) -> str | None:
 
 def _stopped(sentence: str | None) -> str | None:
     return None if sentence is None else f"{sentence}{_PHRASES['zh']['stop']}"
+
+
+@cache
+def _errors() -> tuple[tuple[re.Pattern[str], str], ...]:
+    """The template with the most text of its own first."""
+    by_text = sorted(chinese_errors.ERRORS.items(), key=lambda item: -len(re.sub(r"\{\w+\}", "", item[0])))
+    return tuple((_pattern(source), translation) for source, translation in by_text)
 
 
 @cache

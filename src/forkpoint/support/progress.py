@@ -7,6 +7,7 @@ from functools import cache
 from typing import TYPE_CHECKING, Protocol
 
 from forkpoint.printable import printable
+from forkpoint.support.language import SAID
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterable
@@ -54,7 +55,7 @@ def status(text: str) -> Generator[None, None, None]:
     """A spinner with what is going on."""
     from rich.text import Text
 
-    with error_console().status(Text(printable(text))):
+    with error_console().status(Text(printable(SAID.get()(text)))):
         yield
 
 
@@ -68,7 +69,7 @@ def stages(text: str, total: int) -> Generator[Callable[[str], None], None, None
     """
     from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-    text = printable(text)
+    text = printable(SAID.get()(text))
     columns = (
         SpinnerColumn(), TextColumn("{task.description}", markup=False), BarColumn(), TimeElapsedColumn(),
     )  # fmt: skip
@@ -79,7 +80,7 @@ def stages(text: str, total: int) -> Generator[Callable[[str], None], None, None
 
         def begin(stage: str) -> None:
             nonlocal begun
-            bar.update(task, completed=begun, description=f"{text}: {stage}", refresh=True)
+            bar.update(task, completed=begun, description=f"{text}: {SAID.get()(stage)}", refresh=True)
             begun += 1
 
         yield begin
@@ -123,7 +124,7 @@ def watching() -> Generator[Progress, None, None]:
                 self.done = None
                 if self.task is not None:
                     self.remove_task(self.task)
-                self.task = self.add_task(stage, total=None)
+                self.task = self.add_task(SAID.get()(stage), total=None)
             self.refresh()
 
         def count(self, done: Callable[[], int], total: int | None) -> None:
