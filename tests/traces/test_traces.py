@@ -7,24 +7,25 @@ import json
 import os
 import random
 import re
-import signal
-import subprocess
 import sys
-import textwrap
 import threading
-import time
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from tests.architectures import ARCHITECTURES, prompt
+from tests.traces import kills
 from torch import nn
 
 import forkpoint as fp
+from forkpoint.match.passes import Passes
+from forkpoint.traces import stored
 from forkpoint.traces.reading import read
 from forkpoint.traces.schema import TABLES
+from forkpoint.traces.stored import StoredTrace
 
 PADDED = ("llama", "gpt2", "bert", "mixtral", "mamba", "t5")
 
@@ -354,38 +355,55 @@ def test_a_damaged_trace_is_one_line_or_shorter(seed: int, tmp_path: Path) -> No
         fp.compare_traces(whole, folder)
 
 
-SCRIPT = """
-import sys, torch
-from torch import nn
-import forkpoint as fp
-model = nn.Sequential(*(nn.Linear(16, 16) for _ in range(40)))
-x = torch.ones(2, 8, 16)
-with torch.no_grad(), fp.record(sys.argv[1]):
-    print("ready", flush=True)
-    for _ in range(int(sys.argv[2])):
-        model(x)
-"""
-
-
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="the board forks")
 def test_a_killed_process_leaves_what_it_had_written(tmp_path: Path) -> None:
-    torch.manual_seed(0)
-    script = tmp_path / "script.py"
-    script.write_text(textwrap.dedent(SCRIPT))
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
-    for index in range(2):
-        folder = tmp_path / f"trace{index}"
-        process = subprocess.Popen(
-            [sys.executable, str(script), str(folder), "100000"], stdout=subprocess.PIPE, env=environment
-        )
-        assert process.stdout is not None and process.stdout.readline() == b"ready\n"
-        while not list(folder.glob("calls/*.safetensors")):
-            time.sleep(0.01)
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-        process.stdout.close()
-        trace = read(folder, "A")
-        assert not trace.complete and trace.trace.rows
-        assert len(trace.run.calls) >= 1
+    """The board of 50 is `python -m tests.traces.kills`."""
+    wrong, where = kills.kill_some(2, 0, tmp_path)
+    assert not wrong and where.total() == 2
+
+
+def test_other_rows_than_a_whole_recording_has_are_noticed(tmp_path: Path) -> None:
+    kills.work(tmp_path)
+    rows = kills.rows_of(read(tmp_path, "A"))
+    manifest = json.loads((tmp_path / "manifest.json").read_text())
+    assert kills.check(tmp_path, rows, len(rows)) == "says that it is complete"
+    (tmp_path / "manifest.json").write_text(json.dumps({**manifest, "complete": False}))
+    assert kills.check(tmp_path, rows, len(rows)) == ""
+    assert kills.check(tmp_path, rows, len(rows) + 1).endswith("that were written")
+    assert kills.check(tmp_path, rows[1:], 0) == "holds other rows than a whole recording"
+
+
+@pytest.mark.parametrize("name", ["llama", "mixtral", "mamba"])
+def test_by_columns_ops_compare_as_they_do_one_by_one(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Many calls against one, against other tokens, and against the same: with the columns taken away it's the same answer."""
+    architecture = ARCHITECTURES[name]
+    model = architecture.build()
+    traces = [tmp_path / side for side in ("steps", "other", "whole")]
+    for folder, tokens in zip(traces, (prompt(6), [*prompt(5), 99], None), strict=True):
+        ids = torch.tensor([tokens or prompt(9)])
+        with torch.no_grad(), fp.record(folder):
+            if tokens:
+                model.generate(ids, max_new_tokens=4, min_new_tokens=4, do_sample=False, pad_token_id=0)
+            else:
+                model(input_ids=ids)
+    pairs = [(0, 0), (0, 1), (0, 2), (2, 0)]
+    by_columns = [fp.compare_traces(traces[a], traces[b]) for a, b in pairs]
+    monkeypatch.setattr(StoredTrace, "series", lambda *_: None)
+    monkeypatch.setattr(Passes, "same_as", lambda *_: False)
+    for (a, b), fast in zip(pairs, by_columns, strict=True):
+        slow = fp.compare_traces(traces[a], traces[b])
+        assert slow.to_dict() == fast.to_dict()
+
+
+def test_digests_in_a_file_are_those_in_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    kills.work(tmp_path)
+    in_memory = kills.rows_of(read(tmp_path, "A"))
+    monkeypatch.setattr(stored, "IN_MEMORY", 1 << 10)
+    recorded = read(tmp_path, "A")
+    assert isinstance(recorded.trace.values, np.memmap)
+    assert kills.rows_of(recorded) == in_memory
 
 
 def test_the_streams_are_those_of_the_documentation() -> None:

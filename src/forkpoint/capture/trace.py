@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from operator import itemgetter
@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from forkpoint.capture.coordinates import CoordinateTable
+from forkpoint.capture.series import Series
 from forkpoint.capture.sites import Site
 from forkpoint.runs.modules import unwrapped
 from forkpoint.support.memory import Shelf, Shelved, load_array
@@ -181,7 +182,7 @@ class Trace:
     """By id of an op: recorders keep one object for each."""
 
     @cached_property
-    def events(self) -> list[Event]:
+    def events(self) -> Sequence[Event]:
         """All events of a finished trace."""
         self.complete()
         return [self.event(index) for index in range(len(self.rows))]
@@ -193,6 +194,21 @@ class Trace:
             self._number(row[0])
         self._numbered = len(self.rows)
         return self._ops
+
+    def by_op(self) -> list[Sequence[int]]:
+        """For each of `ops`, the indices of its events in the order of execution."""
+        found: list[list[int]] = [[] for _ in self.ops]
+        for index, event in enumerate(self.events):
+            found[event.op].append(index)
+        return [*found]
+
+    def op_of(self, index: int) -> int:
+        """The number of the op of an event."""
+        return self.events[index].op
+
+    def series(self, events: Sequence[int]) -> Series | None:  # noqa: ARG002 - that of a trace on disk needs them
+        """The passes of an op as columns; None where they have to be looked at one by one."""
+        return None
 
     def complete(self) -> None:
         """Do what is left to do, if the run is over."""

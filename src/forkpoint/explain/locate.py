@@ -464,15 +464,18 @@ def unmatched_before(session: Session, row: Joined) -> list[tuple[str, Op]]:
             for r in session.join.rows
             if r.status == "equal" and r.floating and not r.op.is_boundary
         }
-        for index in range(stop - 1, -1, -1):
-            event = trace.events[index]
-            op = trace.ops[event.op]
-            key = trace.key(op)
-            if key in alone and not op.is_boundary:
-                found.insert(0, (run, op))
-                made = made or event.status != "view"
-            elif key in equal and event.status == "digest":
+        keys = [trace.key(op) for op in trace.ops]
+        hidden = {i for i, op in enumerate(trace.ops) if keys[i] in alone and not op.is_boundary}
+        known = {i for i, key in enumerate(keys) if key in equal}
+        passed: list[tuple[str, Op]] = []
+        for index in range(stop - 1, -1, -1) if hidden else ():
+            number = trace.op_of(index)
+            if number in hidden:
+                passed.append((run, trace.ops[number]))
+                made = made or trace.events[index].status != "view"
+            elif number in known and trace.events[index].status == "digest":
                 break
+        found = [*reversed(passed), *found]
     unique: dict[tuple[str, Any], tuple[str, Op]] = {(run, op.key): (run, op) for run, op in found}
     return list(unique.values()) if made else []
 

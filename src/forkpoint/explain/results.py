@@ -173,9 +173,10 @@ class _Sides:
         met: list[ResultGap] = []
         reason = "no call returns it in both runs"
         for index_a, (value_a, _) in returned[0].items():
-            for index_b, (value_b, _) in returned[1].items():
-                if len(self.a) == len(self.b) and index_a != index_b:
+            for index_b in [index_a] if len(self.a) == len(self.b) else returned[1]:
+                if index_b not in returned[1]:
                     continue
+                value_b, _ = returned[1][index_b]
                 rest = self.same_layout and index_a == index_b
                 columns = self._by_columns(*returned, index_a, index_b)
                 pairs = pair_elements(value_a, columns[0], value_b, columns[1], self.shared, rest=rest)

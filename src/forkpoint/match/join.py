@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+from collections.abc import Hashable, Sequence
 
 from forkpoint.capture.coordinates import CoordinateTable
 from forkpoint.capture.labels import Label
@@ -13,7 +13,7 @@ from forkpoint.match.elements import pair_open
 from forkpoint.match.joined import Joined, Pass, Tally
 from forkpoint.match.numbering import Shared
 from forkpoint.match.pairs import Pairs
-from forkpoint.match.repeated import compare_loop, compare_passes
+from forkpoint.match.repeated import compare_loop, compare_passes, compare_series, may_meet
 from forkpoint.match.tables import Tables
 from forkpoint.runs.pairing import Pairing
 from forkpoint.support.progress import SILENT, Progress
@@ -44,10 +44,19 @@ class Join:
             if key not in by_op_a:
                 self.rows.append(_alone(events, "only in b", b, self._ops_b))
 
-    def _join(self, events_a: list[int], events_b: list[int]) -> Joined:
+    def _join(self, events_a: Sequence[int], events_b: Sequence[int]) -> Joined:
         """Compare an op that both runs have, from the indices of its events in each."""
         first_a, first_b = self.a.events[events_a[0]], self.b.events[events_b[0]]
-        row = Joined(self._ops_a[first_a.op], "equal", first_a, first_b, events_a[0], len(events_a))
+        row = Joined(self._ops_a[first_a.op], "equal", first_a, first_b, int(events_a[0]), len(events_a))
+        if len(events_a) > 1 or len(events_b) > 1:
+            columns_a, columns_b = self.a.series(events_a), self.b.series(events_b)
+            if columns_a is not None and columns_b is not None and may_meet(columns_a, columns_b):
+                tally = Tally()
+                if columns_a.passes and columns_b.passes:
+                    compare_series(columns_a, columns_b, self.shared, tally)
+                    return _told(row, tally)
+                row.status = "view"
+                return row
         passes_a = _with_digests(self.a, self._ops_a, events_a)
         passes_b = _with_digests(self.b, self._ops_b, events_b)
         if not passes_a or not passes_b:
@@ -59,15 +68,7 @@ class Join:
         for reason in dict.fromkeys((*unread[0], *unread[1])):
             tally.skip(max(reasons.count(reason) for reasons in unread), reason)
         self._compare(passes_a, passes_b, tally)
-        row.compared, row.differing, row.left_out = tally.compared, tally.differing, tally.left_out
-        row.reason = "; ".join(tally.reasons)
-        row.difference = tally.earliest
-        if tally.differing:
-            row.status = "differs"
-        elif not tally.compared:
-            row.status = "not compared"
-            row.reason = row.reason or "the runs share no coordinate of it"
-        return row
+        return _told(row, tally)
 
     def _compare(self, a: list[Pass], b: list[Pass], tally: Tally) -> None:
         """Compare the passes of an op in whichever way their digests lie."""
@@ -124,32 +125,49 @@ class Join:
         return pair_open(samples, *columns, (maker_a, maker_b), (shape_a, shape_b))
 
 
-def _by_key(trace: Trace, ops: list[Op]) -> dict[Hashable, list[int]]:
-    """The indices of the events of each op, in the order of execution."""
-    by_key: dict[Hashable, list[int]] = {}
-    keys = [trace.key(op) for op in ops]
-    for index, event in enumerate(trace.events):
-        by_key.setdefault(keys[event.op], []).append(index)
-    return by_key
+def _told(row: Joined, tally: Tally) -> Joined:
+    """An op with what was counted of it."""
+    row.compared, row.differing, row.left_out = tally.compared, tally.differing, tally.left_out
+    row.reason = "; ".join(tally.reasons)
+    row.difference = tally.earliest
+    if tally.differing:
+        row.status = "differs"
+    elif not tally.compared:
+        row.status = "not compared"
+        row.reason = row.reason or "the runs share no coordinate of it"
+    return row
 
 
-def _alone(events: list[int], status: str, trace: Trace, ops: list[Op]) -> Joined:
+def _by_key(trace: Trace, ops: list[Op]) -> dict[Hashable, Sequence[int]]:
+    """The indices of the events of each op, in the order of execution, ops that came first coming first."""
+    by_key: dict[Hashable, list[Sequence[int]]] = {}
+    for op, events in zip(ops, trace.by_op(), strict=True):
+        if len(events):
+            by_key.setdefault(trace.key(op), []).append(events)
+    found = {
+        key: parts[0] if len(parts) == 1 else sorted(int(i) for part in parts for i in part)
+        for key, parts in by_key.items()
+    }
+    return dict(sorted(found.items(), key=lambda one: one[1][0]))
+
+
+def _alone(events: Sequence[int], status: str, trace: Trace, ops: list[Op]) -> Joined:
     event = trace.events[events[0]]
     first_a, first_b = (event, None) if status == "only in a" else (None, event)
-    return Joined(ops[event.op], status, first_a, first_b, events[0], len(events))
+    return Joined(ops[event.op], status, first_a, first_b, int(events[0]), len(events))
 
 
-def _with_digests(trace: Trace, ops: list[Op], events: list[int]) -> list[Pass]:
+def _with_digests(trace: Trace, ops: list[Op], events: Sequence[int]) -> list[Pass]:
     """The passes of an op that have digests; without those that made no element, such as of idle experts."""
     passes: list[Pass] = []
     for index in events:
         event, held = trace.events[index], trace.held(index)
         if held.status == "digest" and held.digests is not None:
-            passes.append(Pass(index, ops[event.op], event, held))
+            passes.append(Pass(int(index), ops[event.op], event, held))
     return [one for one in passes if 0 not in one.event.shape] or passes
 
 
-def _unread(trace: Trace, events: list[int]) -> list[str]:
+def _unread(trace: Trace, events: Sequence[int]) -> list[str]:
     """Of each pass of an op whose value could not be read, why."""
     held = (trace.held(index) for index in events)
     return [event.reason for event in held if event.status == "skipped"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -35,14 +36,26 @@ class Passes:
     events: Ints
     calls: Ints
 
-    def __post_init__(self) -> None:
+    @cached_property
+    def keys(self) -> Ints:
         group = self.numbers * 2 + self.again
-        self.keys = group * _FIELD + _ranks(group)
-        self.ranks = _ranks(self.numbers * (int(self.calls.max(initial=0)) + 1) + self.calls)
+        return group * _FIELD + _ranks(group)
+
+    @cached_property
+    def ranks(self) -> Ints:
+        return _ranks(self.numbers * (int(self.calls.max(initial=0)) + 1) + self.calls)
+
+    @cached_property
+    def _own(self) -> tuple[Ints, Ints]:
+        """The rows in the coordinate's own call, and what each is found by, ascending."""
         home = np.flatnonzero(~self.again)
-        self._own_keys = self.numbers[home] * _FIELD + self.ranks[home]
-        order = np.argsort(self._own_keys, kind="stable")
-        self._own_rows, self._own_keys = home[order], self._own_keys[order]
+        keys = self.numbers[home] * _FIELD + self.ranks[home]
+        order = np.argsort(keys, kind="stable")
+        return home[order], keys[order]
+
+    def same_as(self, other: Passes) -> bool:
+        """Whether all rows stand for the same as those of the other run, one for one."""
+        return np.array_equal(self.numbers, other.numbers) and np.array_equal(self.again, other.again)
 
     def own(self, numbers: Ints, ranks: Ints) -> tuple[Ints, NDArray[np.bool_]]:
         """The rows of some passes at some coordinates in their own call, and whether there are any.
@@ -55,10 +68,11 @@ class Passes:
         return np.where(found, rows, first), found | alone
 
     def _find(self, keys: Ints) -> tuple[Ints, NDArray[np.bool_]]:
-        if not len(self._own_rows):
+        rows, own = self._own
+        if not len(rows):
             return np.zeros(len(keys), dtype=np.int64), np.zeros(len(keys), dtype=bool)
-        place = np.minimum(np.searchsorted(self._own_keys, keys), len(self._own_rows) - 1)
-        return self._own_rows[place], self._own_keys[place] == keys
+        place = np.minimum(np.searchsorted(own, keys), len(rows) - 1)
+        return rows[place], own[place] == keys
 
 
 def _ranks(groups: Ints) -> Ints:
@@ -82,6 +96,9 @@ def meet(a: Passes, b: Passes) -> tuple[list[tuple[Ints, Ints]], tuple[Ints, Int
     A value that one run reads again later meets the one of its token's own call if the other run did not read it again:
     the k-th pass of the later call meets the k-th there, since one line may be passed for keys and then for values.
     """
+    if a.same_as(b):
+        every, none = np.arange(len(a.numbers)), np.zeros(0, dtype=np.int64)
+        return [(every, every)], (none, none)
     _, rows_a, rows_b = np.intersect1d(a.keys, b.keys, assume_unique=True, return_indices=True)
     met, alone = [(rows_a, rows_b)], list[Ints]()
     for mine, theirs, rows, swap in ((a, b, rows_a, False), (b, a, rows_b, True)):

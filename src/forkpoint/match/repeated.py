@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from forkpoint.capture.series import Series
 from forkpoint.capture.trace import Trace
 from forkpoint.match.joined import Difference, Pass, Tally
 from forkpoint.match.numbering import WHOLE_NUMBER, Ints, Shared
@@ -19,8 +20,27 @@ def compare_passes(a: list[Pass], b: list[Pass], shared: Shared, tally: Tally) -
     A value read again later (keys from a cache) meets the one of its token's own call if the other run
     did not read it again.
     """
-    table_a = _digested(a, shared.a, shared.home_a)
-    table_b = _digested(b, shared.b, shared.home_b)
+    _compare_tables(
+        _digested(a, shared.a, shared.home_a), _digested(b, shared.b, shared.home_b), shared, tally
+    )
+
+
+def may_meet(a: Series, b: Series) -> bool:
+    """Whether passes can be compared by their columns alone: several of one kind and dtype, or none at all in a run."""
+    if not (a.passes and b.passes):
+        return True
+    several = a.passes > 1 or b.passes > 1
+    return several and a.kind == b.kind and a.dtypes == b.dtypes and a.whole == b.whole
+
+
+def compare_series(a: Series, b: Series, shared: Shared, tally: Tally) -> None:
+    """`compare_passes`, of passes that are columns already; both have some, and `may_meet`."""
+    table_a = _digested_columns(a, shared.a, shared.home_a)
+    table_b = _digested_columns(b, shared.b, shared.home_b)
+    _compare_tables(table_a, table_b, shared, tally)
+
+
+def _compare_tables(table_a: _Digested, table_b: _Digested, shared: Shared, tally: Tally) -> None:
     met, alone = meet(table_a, table_b)
     tally.skip(sum(map(len, alone)), "a pass that the other run does not make")
     for rows_a, rows_b in met:
@@ -85,6 +105,16 @@ def _digested(passes: list[Pass], numbers: Ints, homes: Ints) -> _Digested:
         keys = cells.keys[keep] if cells.keys is not None else np.zeros((len(keep), 0), dtype=np.int64)
         parts.append((number[keep], again, events, calls, one.flat[keep], keys, one.widths[keep]))
     return _Digested(*(np.concatenate(column) for column in zip(*parts, strict=True)))
+
+
+def _digested_columns(series: Series, numbers: Ints, homes: Ints) -> _Digested:
+    """The same of a series."""
+    number = numbers[series.ids]
+    again = np.where(number == WHOLE_NUMBER, series.calls > 0, homes[series.ids] != series.calls)
+    columns = number, again, series.events, series.calls, series.digests, series.keys, series.widths
+    if (keep := number >= 0).all():
+        return _Digested(*columns)
+    return _Digested(*(column[keep] for column in columns))
 
 
 def _compare_rows(

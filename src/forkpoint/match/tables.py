@@ -26,10 +26,15 @@ class Tables:
     def compare(self, a: list[Pass], b: list[Pass], tally: Tally) -> None:
         """Compare the passes of an op: those of a call with the same of that call, if there are as many calls."""
         as_many = len(self.a.trace.lengths) == len(self.b.trace.lengths)
+
+        def which(one: Pass) -> tuple[int, int]:
+            return one.event.nth, one.call if as_many else 0
+
+        there: dict[tuple[int, int], list[Pass]] = {}
+        for pass_b in b:
+            there.setdefault(which(pass_b), []).append(pass_b)
         for pass_a in a:
-            partners = [
-                p for p in b if p.event.nth == pass_a.event.nth and (p.call == pass_a.call or not as_many)
-            ]
+            partners = there.get(which(pass_a), [])
             if not partners:
                 tally.skip(1, "a pass that the other run does not make")
             for pass_b in partners:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Generator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -17,12 +18,13 @@ from torch import Tensor, nn
 from forkpoint.capture.coordinates import CoordinateTable
 from forkpoint.capture.labels import Label, Labels
 from forkpoint.capture.sites import Site
-from forkpoint.capture.trace import WHOLE, Cells, Form, Op, Trace
+from forkpoint.capture.trace import WHOLE, Op
 from forkpoint.errors import InputError, reraise_out_of_memory
 from forkpoint.explain.session import Results
 from forkpoint.runs.layout import Coordinates, Layout
 from forkpoint.runs.run import Run
 from forkpoint.traces.schema import CALLS, FORMAT, MANIFEST, TABLES, VALUES, VERSION
+from forkpoint.traces.stored import StoredTrace
 
 _EXPECTED = "a folder that forkpoint record or fp.record wrote"
 
@@ -84,7 +86,7 @@ class Recorded:
     folder: Path
     manifest: dict[str, Any]
     run: RecordedRun
-    trace: Trace
+    trace: StoredTrace
     labels: Labels
     results: Results
     weights: dict[str, Weight]
@@ -205,24 +207,21 @@ def _table(path: Path, name: str) -> list[dict[str, Any]]:
     return [row for batch in _batches(path, name) for row in batch.to_pylist()]
 
 
-def _batches(path: Path, name: str) -> list[pa.RecordBatch]:
-    found: list[pa.RecordBatch] = []
-    try:
-        with pa.memory_map(str(path / f"{name}.arrow")) as file:
-            stream = pa.ipc.open_stream(file)
-            if stream.schema != TABLES[name]:
-                raise ValueError(f"{name}.arrow has other columns")
-            while True:
-                batch = stream.read_next_batch()
-                batch.validate(full=True)
-                found.append(batch)
-    except StopIteration:
-        pass
-    except (pa.ArrowInvalid, OSError) as error:
-        if not (path / f"{name}.arrow").exists():
-            raise FileNotFoundError(f"no {name}.arrow") from error
-        # it ends in the middle: what was written whole is what there is
-    return found
+def _batches(path: Path, name: str) -> Generator[pa.RecordBatch]:
+    """The batches of a table, as far as they were written whole."""
+    file = path / f"{name}.arrow"
+    if not file.exists():
+        if not _manifest(path)["complete"]:
+            return
+        raise FileNotFoundError(f"no {name}.arrow")
+    with suppress(pa.ArrowInvalid, OSError, StopIteration), pa.OSFile(str(file), "rb") as opened:
+        stream = pa.ipc.open_stream(opened)
+        if stream.schema != TABLES[name]:
+            raise ValueError(f"{name}.arrow has other columns")
+        while True:
+            batch = stream.read_next_batch()
+            batch.validate(full=True)
+            yield batch
 
 
 def _tensors_of(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -269,41 +268,10 @@ def _coordinate_table(
     return CoordinateTable.of(layout, [r["kind"] for r in rows], tokens, members, places, ids)
 
 
-def _trace(path: Path, manifest: dict[str, Any], table: CoordinateTable) -> Trace:
+def _trace(path: Path, manifest: dict[str, Any], table: CoordinateTable) -> StoredTrace:
     prefixes = [str(model["prefix"]) for model in manifest["models"]]
     ops = [_op(row, prefixes) for row in _table(path, "ops")]
-    forms = [_form(row, len(table.kinds)) for row in _table(path, "forms")]
-    trace = Trace(table)
-    for batch in _batches(path, "rows"):
-        op, call, form, back, reason = (batch.column(i).to_pylist() for i in range(5))
-        digests, flats = batch.column(5), batch.column(6)
-        for i in range(batch.num_rows):
-            index = len(trace.rows)
-            known = forms[form[i]]
-            if reason[i]:
-                trace.skipped[index] = reason[i]
-            found = _numbers(digests, i)
-            if found is not None and not reason[i]:
-                trace.odd[index] = _as_cells(known, found), _numbers(flats, i)
-            if not 0 <= back[i] <= index:
-                raise ValueError(f"row {index} is that of row {index - back[i]}")
-            trace.rows.append((ops[op[i]], call[i], known, back[i], 0))
-    trace.completed = True
-    return trace
-
-
-def _numbers(column: Any, index: int) -> np.ndarray | None:
-    found = column[index]
-    return None if not found.is_valid else found.values.to_numpy()
-
-
-def _as_cells(form: Form, digests: np.ndarray) -> np.ndarray:
-    cells = form.cells
-    if cells.kind == "pair":
-        return digests.reshape(len(cells.ids), 2)
-    if cells.kind == "open":
-        return digests.reshape(len(cells.ids), *cells.open_sizes)
-    return digests.reshape(len(cells.ids))
+    return StoredTrace(table, ops, _batches(path, "forms"), _batches(path, "rows"))
 
 
 def _op(row: dict[str, Any], prefixes: list[str]) -> Op:
@@ -312,20 +280,6 @@ def _op(row: dict[str, Any], prefixes: list[str]) -> Op:
         row["file"], row["line"], row["column"], row["chain"], row["definition"], row["code"], row["variable"]
     )
     return Op(".".join(part for part in parts if part), row["function"], site, row["output"])
-
-
-def _form(row: dict[str, Any], items: int) -> Form:
-    ids = np.asarray(row["ids"], dtype=np.int32)
-    if len(ids) and not (ids.min() >= WHOLE and ids.max() < items):
-        raise ValueError("a coordinate that there is not")
-    keys = None if row["keys"] is None else np.asarray(row["keys"], dtype=np.int64).reshape(-1, 4)
-    cells = Cells(
-        row["kind"], ids, tuple(row["open_dims"]), tuple(row["open_sizes"]), keys, tuple(row["row_dims"])
-    )
-    width: Any = row["width"][0] if len(row["width"]) == 1 else np.asarray(row["width"], dtype=np.int64)
-    return Form(
-        row["status"], tuple(row["shape"]), row["dtype"], row["floating"], cells, width, row["reason"]
-    )
 
 
 def _check_ids(ids: np.ndarray, items: int) -> None:

@@ -8,8 +8,9 @@ from dataclasses import replace
 from difflib import SequenceMatcher
 
 from forkpoint.capture.sites import Site
-from forkpoint.capture.trace import Op, Trace
+from forkpoint.capture.trace import Op
 from forkpoint.traces.reading import Recorded, Weight
+from forkpoint.traces.stored import StoredTrace
 
 
 def renamed(one: Recorded, other: Recorded, rename: Mapping[str, str]) -> list[str]:
@@ -43,24 +44,12 @@ def _by_hand(path: str, rename: Mapping[str, str]) -> str:
 
 def _move(recorded: Recorded, to: Callable[[str], str]) -> None:
     """Rename the modules of a trace, and its weights with them."""
-    _replace_ops(recorded.trace, lambda op: replace(op, module=to(op.module)))
+    recorded.trace.rename(lambda op: replace(op, module=to(op.module)))
     weights: dict[str, Weight] = {}
     for name, weight in recorded.weights.items():
         module, _, last = name.rpartition(".")
         weights[".".join(part for part in (to(module), last) if part)] = weight
     recorded.weights = weights
-
-
-def _replace_ops(trace: Trace, by: Callable[[Op], Op]) -> None:
-    made: dict[int, Op] = {}
-
-    def new(op: Op) -> Op:
-        found = made.get(id(op))
-        if found is None:
-            found = made[id(op)] = by(op)
-        return found
-
-    trace.rows[:] = [(new(op), *rest) for op, *rest in trace.rows]  # type: ignore[misc]
 
 
 # ---------------------------------------------------------------------- modules by their weights
@@ -97,7 +86,7 @@ def _modules(recorded: Recorded) -> dict[str, Hashable]:
 # ---------------------------------------------------------------------- ops whose lines have moved
 
 
-def _by_place(one: Trace, other: Trace) -> int:
+def _by_place(one: StoredTrace, other: StoredTrace) -> int:
     """Give ops of `other` the places that `one` has for them, module by module; returns how many."""
     mine, theirs = _per_module(one), _per_module(other)
     sites: dict[int, Site] = {}
@@ -116,7 +105,7 @@ def _by_place(one: Trace, other: Trace) -> int:
                 pairs = _by_function(known[a0:a1], ops[b0:b1])
             sites.update({id(b): a.site for a, b in pairs if a.site.chain != b.site.chain})
     if sites:
-        _replace_ops(other, lambda op: replace(op, site=sites[id(op)]) if id(op) in sites else op)
+        other.rename(lambda op: replace(op, site=sites[id(op)]) if id(op) in sites else op)
     return len(sites)
 
 
@@ -136,12 +125,11 @@ def _text(op: Op) -> Hashable:
     return op.function, op.output, op.site.code, op.site.variable
 
 
-def _per_module(trace: Trace) -> dict[str, list[Op]]:
+def _per_module(trace: StoredTrace) -> dict[str, list[Op]]:
     """The ops of each module, but for what goes in and comes out, in the order in which they first ran."""
     found: dict[str, list[Op]] = {}
-    seen: set[int] = set()
-    for op, *_ in trace.rows:
-        if id(op) not in seen and not op.is_boundary:
-            seen.add(id(op))
+    for number in sorted(range(len(trace.ops)), key=trace.first_of):
+        op = trace.ops[number]
+        if not op.is_boundary and trace.first_of(number) < len(trace):
             found.setdefault(op.module, []).append(op)
     return found

@@ -46,6 +46,7 @@ class Writer:
                 raise InputError(
                     f"{folder}, where there is something already", "a folder that is new or empty"
                 )
+            self.save_manifest()  # first of all: from now on it is a trace
             (folder / CALLS).mkdir()
             self._streams = {
                 name: pa.ipc.new_stream(pa.OSFile(str(folder / f"{name}.arrow"), "wb"), columns)
@@ -64,7 +65,6 @@ class Writer:
         self._numbers: list[int] = []
         self._seen: dict[int, tuple[Form, int]] = {}
         self.rows = 0
-        self.save_manifest()
 
     # ------------------------------------------------------------------ what rows refer to
 
@@ -162,6 +162,13 @@ class Writer:
                 dtype=str(value.dtype).removeprefix("torch."), digests=found,
             )  # fmt: skip
         self.flush()
+
+    def rows_at_once(self, batch: pa.RecordBatch) -> None:
+        """Rows that are columns already, after whatever they refer to."""
+        self.flush()
+        with self._one_line():
+            self._streams["rows"].write_batch(batch)
+        self.rows += batch.num_rows
 
     def _add(self, table: str, **row: Any) -> None:
         self._waiting[table].append(row)
