@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import itertools
 import platform
 import sys
 import threading
@@ -31,7 +32,7 @@ from forkpoint.runs.modules import walk
 from forkpoint.runs.returned import results_of
 from forkpoint.runs.run import tensors_in
 from forkpoint.support.restoring import my_turn
-from forkpoint.traces.writing import Writer
+from forkpoint.traces.writing import Rows, Writer
 
 KEPT_BYTES = 1 << 26
 """Most bytes of a call's inputs, and of what it returned, that are kept as they are; the rest has digests alone."""
@@ -263,6 +264,8 @@ class _Streaming(Recorder):
     def __init__(self, group: _Group, labels: Labels, watcher: _Keeper | None) -> None:
         self.group = group
         self.written = 0
+        self.op_numbers: dict[int, int] = {}
+        """By id of an op, which the trace keeps."""
         super().__init__(group.layout, group.module, labels=labels, watcher=watcher)
 
     def collect(self) -> None:
@@ -275,24 +278,30 @@ class _Streaming(Recorder):
         tape.opened.clear()
         tape.computed.clear()
         numbers = writer.coordinates(self.table, base)
+        skipped, ops, forms = self.trace.skipped, self.op_numbers, dict[int, int]()
+        rows = Rows()
         slot = 0
-        for index in range(first, len(self.trace.rows)):
-            op, call, form, back, slots = self.trace.rows[index]
-            found: tuple[Any, Any] = (None, None)
+        for index, (op, call, form, back, slots) in enumerate(
+            itertools.islice(self.trace.rows, first, None), first
+        ):
+            flat: Any = None
             if index in opened:
                 treatment = opened[index]
-                found = collect(treatment.cut, form.shape, [digests[slot + 1], digests[slot]])
+                found, flat = collect(treatment.cut, form.shape, [digests[slot + 1], digests[slot]])
             elif index in computed:
                 treatment, tensors = computed[index]
-                found = collect(treatment.cut, form.shape, [t.cpu().numpy() for t in tensors])
-            elif slots:
-                found = digests[slot], None
+                found, flat = collect(treatment.cut, form.shape, [t.cpu().numpy() for t in tensors])
+            else:
+                found = digests[slot] if slots else None
             slot += slots
-            flat = [None if part is None else part.reshape(-1) for part in found]
-            writer.row(
-                op=writer.op(op, self.group.root), call=base + call, form=writer.form(form, numbers), back=back,
-                reason=self.trace.skipped.pop(index, ""), digests=flat[0], flat=flat[1],
-            )  # fmt: skip
+            number = ops.get(id(op))
+            if number is None:
+                number = ops[id(op)] = writer.op(op, self.group.root)
+            of = forms.get(id(form))
+            if of is None:
+                of = forms[id(form)] = writer.form(form, numbers)
+            rows.add(number, base + call, of, back, skipped.pop(index, ""), found, flat)
+        writer.rows_at_once(rows.batch())
         self.written = len(self.trace.rows)
 
 

@@ -21,10 +21,46 @@ from forkpoint.capture.trace import WHOLE, Cells, Form, Op
 from forkpoint.errors import CaptureError, InputError
 from forkpoint.support.files import write_json
 from forkpoint.support.readable import why_unreadable
-from forkpoint.traces.schema import CALLS, FORMAT, MANIFEST, TABLES, VALUES, VERSION
+from forkpoint.traces.schema import CALLS, FORMAT, INTS, MANIFEST, TABLES, VALUES, VERSION
 
-BATCH_ROWS, BATCH_DIGESTS = 1 << 12, 1 << 18
-"""So many rows, or digests, are written in one go."""
+
+class Rows:
+    """Rows that are written in one go."""
+
+    def __init__(self) -> None:
+        self.plain: tuple[list[int], list[int], list[int], list[int]] = ([], [], [], [])
+        self.reasons: list[str] = []
+        self.digests: tuple[list[np.ndarray | None], list[np.ndarray | None]] = ([], [])
+
+    def add(
+        self, op: int, call: int, form: int, back: int, reason: str, digests: np.ndarray | None, flat: np.ndarray | None
+    ) -> None:  # fmt: skip
+        """One value that went by; `flat` where it has open cells."""
+        for column, number in zip(self.plain, (op, call, form, back), strict=True):
+            column.append(number)
+        self.reasons.append(reason)
+        self.digests[0].append(digests)
+        self.digests[1].append(flat)
+
+    def batch(self) -> pa.RecordBatch:
+        """The rows as columns of the table of that name."""
+        schema = TABLES["rows"]
+        plain = [np.asarray(self.plain[i], dtype=np.int64 if i == 3 else np.int32) for i in range(4)]
+        columns = [*plain, self.reasons, *map(_lists, self.digests)]
+        return pa.record_batch(
+            [pa.array(c) if not isinstance(c, pa.Array) else c for c in columns], schema=schema
+        )
+
+
+def _lists(parts: list[np.ndarray | None]) -> pa.Array:
+    """A list of numbers for each part, or nothing."""
+    there = np.asarray([part is not None for part in parts], dtype=bool)
+    if not there.any():
+        return pa.nulls(len(parts), INTS)
+    sizes = np.asarray([0 if part is None else part.size for part in parts])
+    values = np.concatenate([part.reshape(-1) for part in parts if part is not None])
+    ends = np.concatenate([[0], np.cumsum(sizes)]).astype(np.int32)
+    return pa.ListArray.from_arrays(pa.array(ends), pa.array(values), mask=pa.array(~there))
 
 
 class Writer:
@@ -56,8 +92,7 @@ class Writer:
             raise InputError(
                 f"{folder}: {error.strerror or error}", "a folder that can be written"
             ) from error
-        self._waiting: dict[str, list[dict[str, Any]]] = {name: [] for name in TABLES}
-        self._digests = 0
+        self._waiting: dict[str, list[dict[str, Any]]] = {name: [] for name in TABLES if name != "rows"}
         self._ops: dict[Any, int] = {}
         self._forms: dict[Any, int] = {}
         self._coordinates: dict[Any, int] = {}
@@ -137,15 +172,12 @@ class Writer:
 
     # ------------------------------------------------------------------ rows
 
-    def row(self, *, op: int, call: int, form: int, back: int, reason: str, digests: Any, flat: Any) -> None:
-        """One value that went by."""
-        self._waiting["rows"].append(
-            {"op": op, "call": call, "form": form, "back": back, "reason": reason, "digests": digests, "flat": flat}
-        )  # fmt: skip
-        self.rows += 1
-        self._digests += 0 if digests is None else len(digests)
-        if len(self._waiting["rows"]) >= BATCH_ROWS or self._digests >= BATCH_DIGESTS:
-            self.flush()
+    def rows_at_once(self, batch: pa.RecordBatch) -> None:
+        """Write rows, after whatever they refer to."""
+        self.flush()
+        with self._one_line():
+            self._streams["rows"].write_batch(batch)
+        self.rows += batch.num_rows
 
     def weights(self, root: int, model: nn.Module) -> None:
         """The digests of a model's parameters and buffers."""
@@ -163,27 +195,18 @@ class Writer:
             )  # fmt: skip
         self.flush()
 
-    def rows_at_once(self, batch: pa.RecordBatch) -> None:
-        """Rows that are columns already, after whatever they refer to."""
-        self.flush()
-        with self._one_line():
-            self._streams["rows"].write_batch(batch)
-        self.rows += batch.num_rows
-
     def _add(self, table: str, **row: Any) -> None:
         self._waiting[table].append(row)
 
     def flush(self) -> None:
-        """Write what waits, rows last."""
-        for name in sorted(TABLES, key="rows".__eq__):
-            waiting = self._waiting[name]
+        """Write what waits."""
+        for name, waiting in self._waiting.items():
             if waiting:
                 columns = TABLES[name]
                 arrays = [pa.array([row[f.name] for row in waiting], f.type) for f in columns]
                 with self._one_line():
                     self._streams[name].write_batch(pa.record_batch(arrays, schema=columns))
                 waiting.clear()
-        self._digests = 0
 
     # ------------------------------------------------------------------ files of their own
 
@@ -198,8 +221,7 @@ class Writer:
         self._save(Path(VALUES) / f"{row:09d}.safetensors", tensors, {})
 
     def _save(self, name: Path, tensors: dict[str, Tensor], about: dict[str, Any]) -> None:
-        plain = {key: value.detach().cpu().contiguous().clone() for key, value in tensors.items()}
-        data = save(plain, metadata={"about": json.dumps(about)})
+        data = save(_apart(tensors), metadata={"about": json.dumps(about)})
         target = self.folder / name
         with self._one_line():
             unfinished = target.with_suffix(".unfinished")
@@ -236,3 +258,17 @@ class Writer:
                 f"the trace can't be written to {self.folder}: {said}", "room and permission to write",
                 "what was written before can be read",
             ) from error  # fmt: skip
+
+
+def _apart(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Tensors on the host none of which shares its memory with another, as files of tensors want them."""
+    found: dict[str, Tensor] = {}
+    seen: set[int] = set()
+    for name, value in tensors.items():
+        plain = value.detach().cpu().contiguous()
+        storage = plain.untyped_storage()
+        if storage.nbytes() != plain.nbytes or storage.data_ptr() in seen:
+            plain = plain.clone()
+        seen.add(plain.untyped_storage().data_ptr())
+        found[name] = plain
+    return found
