@@ -570,4 +570,4 @@ def test_the_demo(capsys):
     assert run("padding", "demo", "-p", prompt, "--pad-to", "50", "--no-probes") == 0
     out, err = capsys.readouterr()
     assert err == ""
-    assert "model.layers.0.self_attn/scaled_dot_product_attention" in out
+    assert "model.layers.0.self_attn" in out  # which op of it is the first depends on the processor

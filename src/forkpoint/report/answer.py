@@ -39,7 +39,7 @@ def verdict(result: Result, words: Words) -> Section:
     title = line(Span("● " + words(f"kind.{found.kind.value}"), role), f" — {meaning}")
     blocks: list[Paragraph | Fact] = []
     summary = _summary(found, words)
-    if summary:
+    if summary and words.phrase(found.summary) != meaning:
         blocks.append(Paragraph(line(summary)))
     if found.mechanism is not None:
         blocks.append(Fact(words("cause"), (_cause(found.mechanism, words),)))

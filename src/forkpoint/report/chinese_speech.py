@@ -119,4 +119,7 @@ SENTENCES: dict[str, str] = {
     "a tensor on the meta device has no values": "meta 设备上的张量没有数值",
     "a nested tensor has no rows and columns": "嵌套张量没有行和列",
     "a {kind} has no memory of its own that could be read": "{kind} 没有自己的、可以读取的内存",
+    # 配对
+    "{n} with {m}, {rest}": "{n} 与 {m}，{rest}",
+    "{n} with {m}": "{n} 与 {m}",
 }
