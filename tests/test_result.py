@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import pickle
+from dataclasses import replace
 
 import pytest
 import torch
@@ -78,6 +79,9 @@ def test_a_result_is_one_line_where_it_is_shown():
     assert repr(samples.identical()) == "<Result: identical>"
     semantic = samples.semantic()
     assert repr(semantic).startswith(f"<Result: semantic ({semantic.verdict.mechanism}) at ")
+    unlocated = replace(semantic, origin=None, origins=())
+    assert semantic.first is not None and unlocated.origin is None
+    assert f"origin not found, first difference at {semantic.first.op} (maybe rounding)" in repr(unlocated)
     assert all(
         "\n" not in repr(r) and len(repr(r)) < 200 for r in (semantic, samples.rounding(), samples.decode())
     )

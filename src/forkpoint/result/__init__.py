@@ -245,8 +245,13 @@ class Result:
     def __repr__(self) -> str:
         found = self.verdict
         cause = f" ({found.mechanism})" if found.mechanism else ""
-        first = self.origin or self.first
-        place = f" at {first.op}" if first is not None and not self.identical else ""
+        place = ""
+        if self.origin is not None:
+            place = f" at {self.origin.op}"
+        elif self.first is not None and found.kind is VerdictKind.SEMANTIC:
+            place = f", origin not found, first difference at {self.first.op} (maybe rounding)"
+        elif self.first is not None and not self.identical:
+            place = f" at {self.first.op}"
         gap = (
             f", largest gap {self.impact.max_abs:.3g}"
             if self.impact is not None and not self.identical
