@@ -1,9 +1,9 @@
 """What forkpoint says of many architectures of transformers, each asked the same questions.
 
-    python benchmarks/architectures.py [--only TEXT] [--again TEXT]
+    python benchmarks/architectures.py [--only TEXT] [--again TEXT] [--jobs N]
 
 Makes the rows that are missing (of `--only`: whose `architecture question` holds the text; those of `--again`, and those of
-other versions of torch and transformers, are made anew), keeps them in `results/architectures.json` as they come, and writes
+other versions of torch and transformers or of another commit, are made anew), keeps them in `results/architectures.json` as they come, and writes
 the page of the documentation from that file. Run from the clone, with its root on PYTHONPATH.
 """
 
@@ -13,10 +13,13 @@ import argparse
 import datetime as dt
 import json
 import re
+import subprocess
 import time
 import warnings
 from collections import Counter
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from multiprocessing import get_context
 from typing import Any
 
 import torch
@@ -24,6 +27,7 @@ import transformers
 from tests.questions.words import word_tokenizer
 
 import forkpoint as fp
+from forkpoint.match.join import OF_OTHERS
 from forkpoint.questions.attention import using
 from forkpoint.questions.dtype import cast_to
 from machine import describe
@@ -34,6 +38,9 @@ from zoopage import PAGE, page
 FILE = RESULTS / "architectures.json"
 PROMPT = "w5 w6 w7 w8 w9 w10 w11 w12"
 OTHERS = ["w3 w4", "w20 w21 w22 w23 w24 w25 w26 w27 w28 w29 w30 w31", "w9"]
+NO_PARTNER = {OF_OTHERS, "not written yet"}
+"""Reasons for which there is nothing to compare a value with: it stands for tokens that the other run has not there, or is
+memory that was only reserved."""
 QUESTIONS = ("padding right", "padding left", "batch", "cache", "attention", "dtype")
 
 
@@ -124,6 +131,7 @@ def row(name: str, question: str) -> Json:
     except NotAskedError as error:
         return {"reason": str(error)}
     missing = [r for r in result.ops if r.status == "not compared"]
+    alone = sum(r.floating and r.reason in NO_PARTNER for r in missing)
     place = result.origin or result.first
     return {
         "verdict": result.verdict.kind.value,
@@ -134,7 +142,8 @@ def row(name: str, question: str) -> Json:
         "gap": None if result.impact is None else result.impact.max_abs,
         "compared": sum(r.status in ("equal", "differs", "view") for r in result.ops),
         "floats": sum(r.floating and not r.status.startswith("only in") for r in result.ops),
-        "missing_floats": sum(r.floating for r in missing),
+        "no_partner": alone,
+        "missing_floats": sum(r.floating for r in missing) - alone,
         "missing_whole": sum(not r.floating for r in missing),
         "reasons": dict(Counter(kind_of(r.reason) for r in missing).most_common()),
         "only_in_one": sum(r.status.startswith("only in") for r in result.ops),
@@ -147,40 +156,61 @@ def kind_of(reason: str) -> str:
     return re.sub(r"\[[^]]*\]|\d+", "…", reason.partition(";")[0]) or "the runs share no coordinate of it"
 
 
-def versions() -> Json:
-    return {"torch": torch.__version__, "transformers": transformers.__version__}
+def versions(of: str) -> Json:
+    return {"torch": torch.__version__, "transformers": transformers.__version__, "commit": of}
+
+
+def last_commit() -> str:
+    """The last commit that changed what the rows depend on."""
+    paths = ["src", "benchmarks/architectures.py", "benchmarks/zoo.py", "tests/architectures.py"]
+    found = subprocess.run(
+        ["git", "log", "-1", "--format=%h", "--", *paths], capture_output=True, text=True, check=False
+    )
+    return found.stdout.strip()
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
     parser.add_argument("--only", default="", metavar="TEXT")
     parser.add_argument("--again", metavar="TEXT")
+    parser.add_argument(
+        "--jobs", type=int, default=1, metavar="N", help="processes that make rows at the same time"
+    )
+    parser.add_argument("--commit", default=last_commit(), metavar="ID", help="where there is no git to ask")
     given = parser.parse_args()
-    transformers.logging.set_verbosity_error()
-    warnings.simplefilter("ignore")
+    of = versions(given.commit)
     known: Json = json.loads(FILE.read_text(encoding="utf-8")) if FILE.exists() else {}
-    rows: Json = known.get("rows", {}) if known.get("of") == versions() else {}
-    for name in ZOO:
-        for question in QUESTIONS:
-            key = f"{name} {question}"
-            fresh = key in rows and (given.again is None or given.again not in key)
-            if given.only not in key or fresh:
-                continue
-            rows[key] = row(name, question)
-            print(
-                key,
-                *(rows[key].get(k) for k in ("verdict", "mechanism", "not_compared", "reason", "seconds")),
-                flush=True,
+    rows: Json = known.get("rows", {}) if known.get("of") == of else {}
+    keys = [f"{name} {question}" for name in ZOO for question in QUESTIONS]
+    wanted = [key for key in keys if given.only in key and (key not in rows or _again(key, given.again))]
+    with ProcessPoolExecutor(given.jobs, mp_context=get_context("spawn"), initializer=_quiet) as workers:
+        made = {workers.submit(row, *key.split(" ", 1)): key for key in wanted}
+        for done in as_completed(made):
+            key = made[done]
+            rows[key] = done.result()
+            shown = (
+                rows[key].get(k) for k in ("verdict", "mechanism", "missing_floats", "reason", "seconds")
             )
-        written(rows)
+            print(key, *shown, flush=True)
+            written(of, rows)
     PAGE.write_text(page(json.loads(FILE.read_text(encoding="utf-8"))), encoding="utf-8")
 
 
-def written(rows: Json) -> None:
+def _again(key: str, text: str | None) -> bool:
+    return text is not None and text in key
+
+
+def _quiet() -> None:
+    transformers.logging.set_verbosity_error()
+    warnings.simplefilter("ignore")
+    torch.set_num_threads(1)
+
+
+def written(of: Json, rows: Json) -> None:
     ordered = {f"{name} {q}": rows[f"{name} {q}"] for name in ZOO for q in QUESTIONS if f"{name} {q}" in rows}
     data = {
         "date": dt.datetime.now(dt.UTC).date().isoformat(),
-        "of": versions(),
+        "of": of,
         "machine": describe(torch.device("cpu")),
         "rows": ordered,
     }

@@ -551,6 +551,7 @@ def gradient(x: Tensor, *, of_weight: bool = False) -> Tensor:
 
 TOKENWISE: dict[str, Callable[[Tensor], Any]] = {
     "gradient": gradient,
+    "beside zeros": lambda x: torch.zeros_like(x) + x,
     "linear": lambda x: F.linear(x, weight(4, x.shape[-1]), weight(4)),
     "linear by name": lambda x: F.linear(input=x, weight=weight(x.shape[1], x.shape[-1])),
     "matmul": lambda x: x @ weight(x.shape[-1], x.shape[1]),
@@ -661,6 +662,11 @@ CAUSAL: dict[str, Callable[[Tensor], Any]] = {
     "cumprod": lambda x: torch.cumprod(x, dim=1),
     "shift": lambda x: x + F.pad(x, (0, 0, 1, -1)) * 0.5,
     "scan": lambda x: torch.stack([x[:, : t + 1].sum(1) for t in range(x.shape[1])], 1),
+    "triangular solution": lambda x: torch.linalg.solve_triangular(
+        (weight(x.shape[1], x.shape[1]).tril(-1) + torch.eye(x.shape[1])).expand(len(x), -1, -1),
+        x,
+        upper=False,
+    ),
     "triangular product": lambda x: weight(x.shape[1], x.shape[1]).tril() @ x,
     "scan with a state": _scan,
     **{

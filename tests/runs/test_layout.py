@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from forkpoint import Coordinates, InputError, Layout, LayoutError
-from forkpoint.runs.layout import DECODER, MAIN, grid_shape, stream_of, token_tensor
+from forkpoint.runs.layout import DECODER, IMAGE, MAIN, grid_shape, stream_of, token_tensor
 from forkpoint.runs.pairing import Pairing, pair_samples, read_content
 
 
@@ -363,3 +363,31 @@ def test_a_layout_that_contradicts_itself_is_refused(call, text):
 )  # fmt: skip
 def test_a_mask_that_does_not_fit_its_tokens_is_refused(inputs, text):
     assert message(InputError, lambda: Layout.read([inputs])) == text
+
+
+# --- Images beside a text -------------------------------------------------------------------------
+
+
+def test_an_image_beside_a_text_is_that_of_the_sample_in_its_row():
+    inputs = {"input_ids": torch.ones(2, 3).long(), "pixel_values": torch.ones(2, 3, 4, 4)}
+    layout = Layout.read([inputs])
+    assert samples(layout, stream=IMAGE) == [0, 1]
+    assert positions(layout, stream=IMAGE) == [0, 0]
+    assert token_tensor(inputs, IMAGE) == ("pixel_values", inputs["pixel_values"])
+    assert Layout([{"input_ids": layout.calls[0][MAIN], IMAGE: layout.calls[0][IMAGE]}]).calls == layout.calls
+
+
+@pytest.mark.parametrize(
+    "inputs",
+    [
+        {"pixel_values": torch.ones(2, 3, 4, 4)},  # all that there is
+        {"input_ids": torch.ones(2, 3).long(), "pixel_values": torch.ones(5, 3, 4, 4)},  # whose are they?
+        {"input_ids": torch.ones(2, 3).long(), "pixel_values": torch.ones(2, 12)},  # patches of all images
+        {  # two samples in a row
+            "input_ids": torch.ones(1, 4).long(), "position_ids": torch.tensor([[0, 1, 0, 1]]),
+            "pixel_values": torch.ones(1, 3, 4, 4),
+        },
+    ],
+)  # fmt: skip
+def test_images_that_are_no_row_s_have_no_coordinates(inputs):
+    assert IMAGE not in Layout.read([inputs]).calls[0]

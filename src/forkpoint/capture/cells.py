@@ -15,7 +15,7 @@ from forkpoint.capture import digest
 from forkpoint.capture.coordinates import NONE, CoordinateTable, Ids
 from forkpoint.capture.labels import Label, Shape, split_blocks, spread
 from forkpoint.capture.trace import WHOLE, Cells, Digests, Width
-from forkpoint.runs.layout import MAIN
+from forkpoint.runs.layout import STREAMS
 
 MAX_OPEN_CELLS = {"without tokens": 1 << 22, "with tokens": 1 << 18}
 """Most cells of one value whose token dimensions are only suspected; a value that has a known one
@@ -77,8 +77,8 @@ def cut(
     width = math.prod(shape) // rows if rows else 0
     if len(unique) == rows:
         open_dims = tuple(d for d, n in enumerate(shape) if d not in row_dims and n in lengths and n > 1)
-        if label is None and open_dims and 0 not in open_dims and shape[0] == table.rows > 1:
-            open_dims = (0, *open_dims)  # a table that was made as often as there are rows
+        if label is None and shape and 0 not in open_dims and shape[0] == table.rows > 1:
+            open_dims = (0, *open_dims)  # what was made as often as there are rows: a table, a state, queries
         sizes = tuple(shape[d] for d in open_dims)
         most = MAX_OPEN_CELLS["without tokens" if label is None else "with tokens"]
         if open_dims and rows * math.prod(sizes) <= most:
@@ -102,7 +102,7 @@ def _pairs(table: CoordinateTable, label: Label, keys: Ids, shape: Shape) -> Cut
     query = spread(q, shape, dims).reshape(grid)
     key = spread(k, shape, dims).reshape(grid)
     tokens = table.tokens
-    stream = np.asarray([0 if t is None else 1 if t[0] == MAIN else 2 for t in tokens] + [0])
+    stream = np.asarray([0 if t is None else 1 + STREAMS.index(t[0]) for t in tokens] + [0])
     sample = np.asarray([-1 if t is None else t[1] for t in tokens] + [-1])
     position = np.asarray([-1 if t is None else t[2] for t in tokens] + [-1])
     mine = (sample[key] == sample[query]) & (sample[key] >= 0)

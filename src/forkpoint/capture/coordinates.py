@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from forkpoint.runs.layout import Layout
+from forkpoint.runs.layout import IMAGE, Layout
 
 Ids = NDArray[np.int32]
 
@@ -123,7 +123,7 @@ class CoordinateTable:
         return found
 
     def _grid(self, call: int, stream: str, sample: NDArray[np.int64], position: NDArray[np.int64]) -> Ids:
-        columns, nothing = sample.shape[-1], frozenset[int]()
+        columns, nothing = 1 if sample.ndim == 1 else sample.shape[-1], frozenset[int]()
         across = is_time_major(sample)
         pairs = list(zip(sample.reshape(-1).tolist(), position.reshape(-1).tolist(), strict=True))
         ids: list[int] = []
@@ -179,6 +179,16 @@ class CoordinateTable:
         take_y = (places[x, 0] == places[y, 0]) & (places[y, 1] > places[x, 1])
         return np.where(take_y, y, x).astype(np.int32)
 
+    def are_images(self, ids: Ids) -> bool:
+        """Whether all ids are of images that go in beside a text."""
+        named = [self.tokens[item] for item in np.unique(ids).tolist() if item >= 0]
+        return bool(named) and all(token is not None and token[0] == IMAGE for token in named)
+
+    def are_rows(self, ids: Ids) -> bool:
+        """Whether each id is all there is of its row, as an image is: rows without columns."""
+        whole = [grid for slots in self._slots for grid in slots.values() if grid.ndim == 1]
+        return bool(whole) and bool(np.isin(ids, np.concatenate(whole)).all())
+
     def one_of_many(self, ids: Ids) -> bool:
         """Whether ids are one column of each of some rows, in a call that has more columns."""
         if ids.size > self._most_rows:
@@ -207,7 +217,7 @@ class CoordinateTable:
     def rows(self) -> int:
         """Rows of the first call's input."""
         grid = next((g for slots in self._slots for g in slots.values()), None)
-        if grid is None or grid.ndim != 2:
+        if grid is None or grid.ndim > 2:
             return 1
         return int(grid.shape[1 if self.time_major else 0])
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from forkpoint.capture.coordinates import CoordinateTable
 from forkpoint.capture.labels import Label, Labels
-from forkpoint.runs.layout import DECODER, MAIN, has_columns_last, stream_of, token_tensor
+from forkpoint.runs.layout import DECODER, IMAGE, MAIN, has_columns_last, stream_of, token_tensor
 
 
 class Intake(NamedTuple):
@@ -77,19 +77,21 @@ def input_label(
     stream = DECODER if name.startswith("decoder_") else MAIN
     if name in ("labels", "decoder_labels") and table.slots(call, DECODER) is not None:
         stream = DECODER
+    if name.startswith("pixel_") and table.slots(call, IMAGE) is not None:
+        stream = IMAGE
     slots = table.slots(call, stream)
     if slots is None or value.is_nested:
         return None
     shape = tuple(value.shape)
     found = token_tensor(inputs, stream)
-    own = found is not None and found[1] is value
+    own = found is not None and (found[1] is value or name.startswith("pixel_"))
     if own and has_columns_last(value, slots.shape):
         return labels.make(slots[:, None, :])
     for grid in (slots, table.slots_so_far(call, stream)):
         if (
             grid is not None
             and shape[: grid.ndim] == grid.shape
-            and (grid.ndim > 1 or len(shape) == 1 or found is None or found[1] is value)
+            and (grid.ndim > 1 or len(shape) == 1 or found is None or own)
         ):
             return labels.make(grid.reshape(grid.shape + (1,) * (len(shape) - grid.ndim)))
         if grid is not None and grid.ndim == 2 and shape == grid.shape[::-1]:

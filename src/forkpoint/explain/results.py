@@ -21,6 +21,7 @@ from forkpoint.match.pairs import Pairs
 Labelled = tuple[Tensor, Label | None]
 
 _MIXED = "it is of tokens that one run alone has, too"
+_OF_PADDING = "it is of padding in run {run}, as where the first column is taken for the first token"
 
 
 @dataclass(frozen=True)
@@ -131,7 +132,8 @@ def compare_results(
         if lost:
             missing.append(f"{lost} tokens that both runs have could not be compared in {name}")
         elif not sides.is_of_one_run(name):
-            reason = _MIXED if sides.mixes(name) else reason
+            padding = sides.of_padding(name)
+            reason = _OF_PADDING.format(run=padding) if padding else _MIXED if sides.mixes(name) else reason
             missing.append(f"{name}: {reason}")
         left_out[name] = missing[-1] if lost else reason
     for name, kind in {**traced[1].closed, **traced[0].closed}.items():
@@ -247,6 +249,19 @@ class _Sides:
     def mixes(self, name: str) -> bool:
         """Whether a value in a result is of tokens that both runs have and of some that one alone has."""
         return any(0 < shared < members for members, shared in self._members(name))
+
+    def of_padding(self, name: str) -> str:
+        """The run in which all of a result is of padding; empty where there is none."""
+        for run, calls, table in zip("AB", self.calls(name), self.tables, strict=True):
+            labels = [label for _, label in calls.values() if label is not None]
+            ids = (
+                np.unique(np.concatenate([label.q.reshape(-1) for label in labels]))
+                if labels
+                else np.zeros(0)
+            )
+            if len(ids := ids[ids >= 0]) and table.are_padding(ids).all():
+                return run
+        return ""
 
     def _members(self, name: str) -> Iterator[tuple[int, int]]:
         """For each value in a result how many tokens it is of, and how many of them both runs have; (0, 0) for none."""

@@ -268,7 +268,8 @@ def _gap_on_host(a: Tensor, b: Tensor, pairs: Pairs, beyond: float) -> Gap | Non
         return Gap(0, len(pairs), -1, 0.0, 0.0, np.zeros(cells))
     if not (a.dtype.is_floating_point and b.dtype.is_floating_point):
         return None
-    left, right = left.astype(np.float64, copy=False), right.astype(np.float64, copy=False)
+    with np.errstate(invalid="ignore"):  # a signalling NaN is a NaN
+        left, right = left.astype(np.float64, copy=False), right.astype(np.float64, copy=False)
     nan_a, nan_b = np.isnan(left), np.isnan(right)
     same |= nan_a & nan_b
     with np.errstate(invalid="ignore", over="ignore"):

@@ -72,11 +72,13 @@ class Columns:
     def row(self, call: int, size: int, sample: int) -> int | None:
         """The sample's row, in a first dimension that is as long as the call has rows."""
         grid = self.trace.table.slots(call, MAIN)
-        if grid is None or grid.ndim != 2 or grid.shape[0] != size:
+        if grid is None or grid.ndim > 2 or grid.shape[0] != size:
             return None
         tokens = self.trace.table.tokens
         for row in range(size):
-            if any((t := tokens[item]) is not None and t[1] == sample for item in grid[row].tolist()):
+            if any(
+                (t := tokens[item]) is not None and t[1] == sample for item in grid[row].reshape(-1).tolist()
+            ):
                 return row
         return None
 

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
 
+import numpy as np
+
 from forkpoint.capture.coordinates import CoordinateTable
 from forkpoint.capture.labels import Label
-from forkpoint.capture.trace import Op, Trace
+from forkpoint.capture.trace import WHOLE, Op, Trace
 from forkpoint.match.columns import Columns, Maker
 from forkpoint.match.coordinates import Alignment, compare_once, count_all
 from forkpoint.match.elements import pair_open
@@ -17,6 +19,9 @@ from forkpoint.match.repeated import compare_loop, compare_passes, compare_serie
 from forkpoint.match.tables import Tables
 from forkpoint.runs.pairing import Pairing
 from forkpoint.support.progress import SILENT, Progress
+
+OF_OTHERS = "each run has it of tokens, or of padding, of which the other has none there"
+"""Why a value is not compared that stands for other coordinates in each run: a state after the padding, chunks cut elsewhere."""
 
 
 class Join:
@@ -68,7 +73,18 @@ class Join:
         for reason in dict.fromkeys((*unread[0], *unread[1])):
             tally.skip(max(reasons.count(reason) for reasons in unread), reason)
         self._compare(passes_a, passes_b, tally)
-        return _told(row, tally)
+        found = _told(row, tally)
+        if found.status == "not compared" and self._is_of_others(passes_a, passes_b):
+            found.reason = OF_OTHERS
+        return found
+
+    def _is_of_others(self, a: list[Pass], b: list[Pass]) -> bool:
+        """Whether each run has values of known tokens, of which the other has none there."""
+        ids_a, ids_b = (np.concatenate([p.cells.ids for p in run]) for run in (a, b))
+        if any(WHOLE in ids or not (ids >= 0).any() for ids in (ids_a, ids_b)):
+            return False
+        numbers = np.intersect1d(self.shared.a[ids_a], self.shared.b[ids_b])
+        return not (numbers >= 0).any()
 
     def _compare(self, a: list[Pass], b: list[Pass], tally: Tally) -> None:
         """Compare the passes of an op in whichever way their digests lie."""
@@ -95,7 +111,20 @@ class Join:
         elif "pair" not in kinds:
             self._tables.compare(a, b, tally)
         else:
+            self._compare_apart(a, b, tally)
+
+    def _compare_apart(self, a: list[Pass], b: list[Pass], tally: Tally) -> None:
+        """Compare the attention weights among the passes of an op with each other, and the other values with each other."""
+        weights_a, weights_b = ([p for p in run if p.cells.kind == "pair"] for run in (a, b))
+        others_a, others_b = ([p for p in run if p.cells.kind != "pair"] for run in (a, b))
+        if not (weights_a and weights_b) and not (others_a and others_b):
             tally.skip(len(a), "attention weights of another form in the other run")
+            return
+        for one, other in ((weights_a, weights_b), (others_a, others_b)):
+            if one and other:
+                self._compare(one, other, tally)
+            else:
+                tally.skip(len(one) + len(other), "a pass that the other run does not make")
 
     # ------------------------------------------------------------------ elements
 

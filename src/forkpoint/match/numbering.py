@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from forkpoint.capture.coordinates import CoordinateTable
 from forkpoint.match.pairs import Pairs
-from forkpoint.runs.layout import DECODER, MAIN
+from forkpoint.runs.layout import DECODER, IMAGE, MAIN
 from forkpoint.runs.pairing import Pairing
 
 Ints = NDArray[np.int64]
@@ -156,6 +156,8 @@ class Shared:
         key = self.names[number]
         if isinstance(key, tuple) and key[0] in (MAIN, DECODER):
             return key[1], key[2]
+        if isinstance(key, tuple) and key[0] == IMAGE:
+            return key[1], None
         return self._whole_samples.get(number), None
 
 

@@ -43,7 +43,7 @@ class Tables:
     def _compare_two(self, a: Pass, b: Pass, tally: Tally) -> None:
         both_have_cells = len(a.cells.ids) > 0 and len(b.cells.ids) > 0
         one_has_tokens = both_have_cells and a.is_whole != b.is_whole
-        if not one_has_tokens and (a.shape == b.shape or _same_slices(a, b)):
+        if not one_has_tokens and (a.shape == b.shape or self._same_slices(a, b)):
             self._compare_whole_or_lined_up(a, b, tally)
         elif not (has_grid(a) and has_grid(b)):
             shapes = f"shape {list(a.shape)} in A, {list(b.shape)} in B"
@@ -143,8 +143,24 @@ class Tables:
             else:
                 columns_a = self.a.of((a.op, a.call), a.shape[d]).get(sample_a, {})
                 columns_b = self.b.of((b.op, b.call), b.shape[d]).get(sample_b, {})
-                lines.append(along_both(columns_a, columns_b))
+                line = along_both(columns_a, columns_b)
+                lines.append(line if line.positions or d else self._rows(a, b, samples) or line)
         return lines
+
+    def _same_slices(self, a: Pass, b: Pass) -> bool:
+        """Whether both have known tokens, of which they share some, with as many elements for each of these."""
+        if a.is_whole or b.is_whole or not len(a.cells.ids) or not len(b.cells.ids):
+            return False
+        index_a, index_b, _ = self.alignment.of(a.cells, b.cells)
+        return len(index_a) > 0 and bool((a.widths[index_a] == b.widths[index_b]).all())
+
+    def _rows(self, a: Pass, b: Pass, samples: tuple[int, int]) -> Line | None:
+        """Where a pair of samples lies along the first dimension, if that has an entry for each row of the call."""
+        row_a = self.a.row_if_any(a.call, a.shape[0], samples[0])
+        row_b = self.b.row_if_any(b.call, b.shape[0], samples[1])
+        if row_a is None or row_b is None:
+            return None
+        return Line(None, np.asarray([row_a]), np.asarray([row_b]))
 
 
 def _compare_lines(
@@ -169,10 +185,3 @@ def _compare_lines(
 def _sizes(of: Pass, dims: list[int]) -> list[int]:
     """The size of each dimension in a cell's digests: 1 for those that a digest takes in."""
     return [of.shape[d] if d in of.cells.open_dims else 1 for d in dims]
-
-
-def _same_slices(a: Pass, b: Pass) -> bool:
-    """Whether both have a known token for every cell, and as many elements in each."""
-    if a.is_whole or b.is_whole or not len(a.cells.ids) or not len(b.cells.ids):
-        return False
-    return len({int(width) for one in (a, b) for width in np.unique(one.widths)}) == 1

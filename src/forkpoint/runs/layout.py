@@ -26,11 +26,13 @@ from forkpoint.support.restoring import by_itself
 PADDING = -1
 """Sample and position of a column that holds no token."""
 
-MAIN, DECODER = "main", "decoder"
-"""The two streams of coordinates: what goes into the model, and into the decoder of an encoder-decoder."""
+MAIN, DECODER, IMAGE = "main", "decoder", "image"
+"""Streams of coordinates: what goes into the model, into the decoder of an encoder-decoder, and the image beside a text."""
+STREAMS = (MAIN, DECODER, IMAGE)
 
 _TOKENS = ("input_ids", "inputs_embeds", "input_values", "input_features", "pixel_values")
 _DECODER_TOKENS = ("decoder_input_ids", "decoder_inputs_embeds")
+_IMAGES = "pixel_values"
 
 
 @dataclass(frozen=True)
@@ -72,6 +74,8 @@ def stream_of(input_name: str) -> str:
     >>> stream_of("decoder_input_ids"), stream_of("inputs_embeds")
     ('decoder', 'main')
     """
+    if input_name == IMAGE:
+        return IMAGE
     return DECODER if input_name == DECODER or input_name.startswith("decoder_") else MAIN
 
 
@@ -81,7 +85,8 @@ class Layout:
 
     Args:
         calls: one entry a call: `Coordinates`, or a mapping from input name (`input_ids`,
-            `decoder_input_ids`) to `Coordinates` where the model has two streams.
+            `decoder_input_ids`, `image` for the images that go in beside a text, one a row) to `Coordinates` where the
+            model has several streams.
         names: names given to samples, by index; unnamed samples go by their index.
     """
 
@@ -190,6 +195,9 @@ class Layout:
                 if coordinates is not None:
                     entry[stream] = coordinates
                     seen[stream] = _count(coordinates, seen.get(stream))
+            images = _read_images(inputs, entry.get(MAIN))
+            if images is not None:
+                entry[IMAGE] = images
             entries.append(entry)
         layout = cls(entries)
         streams = [c for entry in layout.calls for c in entry.values()]
@@ -284,6 +292,9 @@ def _from_lengths(cu_seqlens: Tensor, shape: tuple[int, ...] | None) -> Coordina
 
 def token_tensor(inputs: Mapping[str, Any], stream: str) -> tuple[str, Tensor] | None:
     """The tensor of a call that carries a stream's tokens: its name and itself; None without one."""
+    if stream == IMAGE:
+        pixels = inputs.get(_IMAGES)
+        return (_IMAGES, pixels) if isinstance(pixels, Tensor) else None
     names = _TOKENS if stream == MAIN else _DECODER_TOKENS
     for name in names:
         value = inputs.get(name)
@@ -375,6 +386,19 @@ def _read_stream(
         if int(packed.sample.max()) + 1 > valid.shape[0] and seen is None:
             return packed
     return _from_mask(valid.cpu(), seen)
+
+
+def _read_images(inputs: Mapping[str, Any], text: Coordinates | None) -> Coordinates | None:
+    """The images that go in beside a text, each that of the sample in its row; None where that can't be told."""
+    found = token_tensor(inputs, IMAGE)
+    beside = token_tensor(inputs, MAIN)
+    if found is None or text is None or beside is None or beside[0] == found[0] or text.sample.dim() != 2:
+        return None
+    pixels, samples = found[1], text.sample.max(-1).values
+    several = ((text.sample != samples[:, None]) & text.valid).any()
+    if pixels.dim() < 4 or pixels.shape[0] != len(samples) or bool(several) or bool((samples < 0).any()):
+        return None
+    return Coordinates(samples, torch.zeros_like(samples))
 
 
 def _fit_mask(

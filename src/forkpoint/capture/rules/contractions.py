@@ -48,6 +48,13 @@ def _rmatmul(call: Call) -> Label | None:
     return _product(call, call.args[1], call.args[0])
 
 
+@rule("linalg_solve_triangular", "triangular_solve")
+def _solved(call: Call) -> list[Label | None]:
+    """X of A X = B, A triangular over the tokens of a chunk: row by row that of B, of which it is made."""
+    right = call.label(call.arg(1, "B")) if call.name.startswith("linalg") else call.label(call.args[0])
+    return [right if index == 0 else None for index, _ in enumerate(call.outputs)]
+
+
 @rule("addmm", "addbmm", "baddbmm", "addmv", "baddbmm_", "addmm_")
 def _addmm(call: Call) -> Label | None:
     product = _product(call, call.arg(1, "batch1", "mat1", "mat"), call.arg(2, "batch2", "mat2", "vec"))
@@ -82,12 +89,20 @@ def _product(call: Call, x: Tensor, y: Tensor) -> Label | None:
         and _one_by_one(x, y)
         and _scores(call, lx, ly)
     ):
-        merged = call.labels.make(merged.q, merged.q)  # a single query meets its own, single key
+        merged = _met_once(call, merged, lx, ly)
     if merged is not None and x.dim() == 1:
         merged = call.labels.apply(merged, lambda ids: np.squeeze(ids, -2))
     if merged is not None and y.dim() == 1:
         merged = call.labels.apply(merged, lambda ids: np.squeeze(ids, -1))
     return merged
+
+
+def _met_once(call: Call, merged: Label, x: Label, y: Label) -> Label | None:
+    """The label of the score of a single query and its own, single key: of one token, or of a text and an image."""
+    images = call.labels.table.are_images
+    if images(x.q) == images(y.q):
+        return call.labels.make(merged.q, merged.q)
+    return call.labels.make(np.squeeze(x.q, -2), np.squeeze(y.q, -2))
 
 
 def _query_key_table(call: Call, x: Label | None, y: Label | None, ndim: int) -> Label | None:

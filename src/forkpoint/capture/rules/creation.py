@@ -12,7 +12,7 @@ from forkpoint.capture.rules.registry import rule
 
 @rule(
     "new_zeros", "new_ones", "new_full", "new_empty", "new_tensor", "zeros", "ones", "full", "empty", "arange",
-    "zeros_like", "ones_like", "empty_like", "full_like", "eye", "linspace", "rand", "randn", "randint", "finfo", "iinfo", "empty_strided",
+    "eye", "linspace", "rand", "randn", "randint", "finfo", "iinfo", "empty_strided",
 )  # fmt: skip
 def _creation(_: Call) -> Label | None:
     return None
@@ -21,6 +21,7 @@ def _creation(_: Call) -> Label | None:
 @rule(
     "tensor", "as_tensor", "to", "type", "type_as", "clone", "contiguous", "detach", "float", "half", "bfloat16", "double", "long", "int",
     "bool", "cpu", "cuda", "requires_grad_", "alias", "data", "real", "imag", "rand_like", "randn_like", "bernoulli",
+    "zeros_like", "ones_like", "full_like", "empty_like",
     "fill_", "zero_", "normal_", "uniform_", "layer_norm", "rms_norm",
     "group_norm", "batch_norm", "instance_norm", "dropout", "softmax", "log_softmax", "_to_copy", "pin_memory",
 )  # fmt: skip

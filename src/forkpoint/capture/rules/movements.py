@@ -133,9 +133,11 @@ def _join(call: Call, parts: list[tuple[Label | None, Shape]], dim: int) -> Labe
         return None
     ndim = call.outputs[0].dim()
     arrays: list[Ids] = []
+    rows = _rows_of(call, parts, dim)
     for which in ("q", "k"):
         pieces: list[Ids] = []
         for label, shape in parts:
+            label = rows if label is None else label
             ids = None if label is None else getattr(label, which)
             if ids is None:
                 ids = np.full((1,) * ndim, NONE, dtype=np.int32)
@@ -144,6 +146,14 @@ def _join(call: Call, parts: list[tuple[Label | None, Shape]], dim: int) -> Labe
         grown = [np.broadcast_to(p, (*others[:dim], p.shape[dim], *others[dim + 1 :])) for p in pieces]
         arrays.append(np.concatenate(grown, axis=dim))
     return call.labels.make(arrays[0], arrays[1])
+
+
+def _rows_of(call: Call, parts: list[tuple[Label | None, Shape]], dim: int) -> Label | None:
+    """The label of what is put beside an image's patches in its row (a class token): the image's; None for other parts."""
+    label = next(label for label, _ in parts if label is not None)
+    if label.k is not None or label.q.shape[dim] > 1 or not call.labels.table.are_rows(label.q):
+        return None
+    return label if all(other is None or other is label for other, _ in parts) else None
 
 
 @rule("pad", "constant_pad_nd")

@@ -134,7 +134,8 @@ def _scatter(call: Call) -> Label | None:
 
 @rule("masked_scatter", "masked_scatter_")
 def _masked_scatter(call: Call) -> Label | None:
-    if call.label(call.arg(2, "source")) is not None:
+    source = call.label(call.arg(2, "source"))
+    if source is not None and (source.k is not None or not call.labels.table.are_images(source.q)):
         raise UnknownMovementError(f"no rule says how {call.name} moves tokens")
     return call.label(call.args[0])  # an image's features in the places of its tokens
 

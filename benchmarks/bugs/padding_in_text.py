@@ -1,0 +1,27 @@
+"""ConvBERT, Nyströmformer, Funnel: padding on the right changes real tokens, though the attention mask is given.
+
+In float64 a gap of rounding would be about 1e-15.
+"""
+
+import torch
+import transformers as tf
+
+sizes = {"vocab_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48}
+configs = {
+    tf.ConvBertModel: tf.ConvBertConfig(**sizes, hidden_size=32, embedding_size=24, conv_kernel_size=3),
+    tf.NystromformerModel: tf.NystromformerConfig(
+        **sizes, hidden_size=32, num_landmarks=4, segment_means_seq_len=4
+    ),
+    tf.FunnelModel: tf.FunnelConfig(
+        vocab_size=64, block_sizes=[1, 1], d_model=32, n_head=4, d_head=8, d_inner=48
+    ),
+}
+for kind, config in configs.items():
+    torch.manual_seed(0)
+    model = kind(config).double().eval()
+    ids = torch.randint(3, 60, (1, 8))
+    padded = torch.nn.functional.pad(ids, (0, 6))
+    with torch.no_grad():
+        alone = model(ids, attention_mask=torch.ones_like(ids)).last_hidden_state
+        beside = model(padded, attention_mask=(padded != 0).long()).last_hidden_state[:, :8]
+    print(f"{kind.__name__}: {(alone - beside).abs().max():.2g} of {alone.abs().max():.2g}")
