@@ -13,6 +13,7 @@ import argparse
 import datetime as dt
 import json
 import re
+import shutil
 import subprocess
 import time
 import warnings
@@ -162,6 +163,8 @@ def versions(of: str) -> Json:
 
 def last_commit() -> str:
     """The last commit that changed what the rows depend on."""
+    if shutil.which("git") is None:
+        return ""
     paths = ["src", "benchmarks/architectures.py", "benchmarks/zoo.py", "tests/architectures.py"]
     found = subprocess.run(
         ["git", "log", "-1", "--format=%h", "--", *paths], capture_output=True, text=True, check=False
