@@ -187,7 +187,7 @@ def _whisper_inputs(samples: int) -> dict[str, torch.Tensor]:
 def _wav2vec2_config() -> Any:
     return tf.Wav2Vec2Config(
         vocab_size=VOCABULARY, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
-        conv_dim=(16, 16), conv_kernel=(5, 3), conv_stride=(3, 2), num_feat_extract_layers=2,
+        conv_dim=(16, 16), conv_kernel=(5, 3), conv_stride=(3, 2), num_feat_extract_layers=2,  # pyright: ignore[reportCallIssue]
         num_conv_pos_embeddings=8, num_conv_pos_embedding_groups=2, feat_extract_norm="layer",
         do_stable_layer_norm=True,
     )  # fmt: skip
@@ -277,7 +277,7 @@ _ALL = (
         lambda: tf.T5Config(
             vocab_size=VOCABULARY, d_model=32, d_kv=8, d_ff=48, num_layers=2, num_decoder_layers=2, num_heads=4,
             relative_attention_num_buckets=8, relative_attention_max_distance=16, pad_token_id=PAD, eos_token_id=2,
-            decoder_start_token_id=PAD,
+            decoder_start_token_id=PAD,  # pyright: ignore[reportCallIssue]
         ),
         tf.T5ForConditionalGeneration,
         decoder=True,

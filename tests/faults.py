@@ -17,7 +17,7 @@ from __future__ import annotations
 import contextlib
 import inspect
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -221,7 +221,7 @@ class Scene:
 
 
 @contextlib.contextmanager
-def _set(owner: Any, name: str, value: Any) -> Iterator[None]:
+def _set(owner: Any, name: str, value: Any) -> Generator[None]:
     before = vars(owner).get(name, _set)
     # Not by setattr: a module would take it for one of its parameters.
     if isinstance(owner, nn.Module):
@@ -425,7 +425,7 @@ def position_relative(scene: Scene) -> Planting | None:
 
     def place(model: nn.Module, armed: bool) -> AbstractContextManager[None]:
         module = model.get_submodule(scene.anatomy.part(0, scene.anatomy.attention))
-        original = type(module)._relative_position_bucket
+        original = type(module)._relative_position_bucket  # pyright: ignore[reportAttributeAccessIssue]
 
         def planted(relative_position: Tensor, **kwargs: Any) -> Tensor:
             shifted = relative_position.clone()
@@ -606,7 +606,7 @@ def head_scaling(scene: Scene) -> Planting | None:
 
     def place(model: nn.Module, armed: bool) -> AbstractContextManager[None]:
         module = model.get_submodule(path)
-        return _set(module, "scaling", module.scaling * factor)
+        return _set(module, "scaling", module.scaling * factor)  # pyright: ignore[reportOperatorIssue]
 
     return Planting(f"layer {layer} scaling times {factor}", (path + "!",), place)
 

@@ -80,9 +80,12 @@ def draw(
         name = numbers.choice(names)
         cached = name in CACHED or name not in NAMES
         kinds: list[Kind] = ["padded"]
-        kinds += ["stepwise", "chunked"] if cached else []
-        kinds += ["packed"] if name in PACKED or name not in NAMES else []
-        kinds += ["decoder"] if name == "t5" else []
+        if cached:
+            kinds.extend(("stepwise", "chunked"))
+        if name in PACKED or name not in NAMES:
+            kinds.append("packed")
+        if name == "t5":
+            kinds.append("decoder")
         kind = numbers.choice(kinds)
         count = 1 if numbers.random() < 0.3 and kind != "packed" else numbers.randint(1, 32)
         room = min(2048, longest // count)

@@ -171,7 +171,9 @@ def tried(cell: Cell, folder: Path, shared: Path, tests: Sequence[str], every: i
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m tests.matrix", description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m tests.matrix", description=(__doc__ or "").split("\n")[0]
+    )
     parser.add_argument("--folder", type=Path, required=True, help="for the environments")
     parser.add_argument("--torch-from", type=Path, action="append", default=[], metavar="SITE-PACKAGES")
     parser.add_argument("--only", default="", help="cells whose line holds this text")

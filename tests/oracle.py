@@ -167,7 +167,7 @@ def public_name(func: Any) -> str:
         name = func.__self__.__name__
     if name.startswith("__") and name.endswith("__"):
         name = name.strip("_")
-    return PUBLIC_NAMES.get(name, name)
+    return PUBLIC_NAMES.get(name, name)  # pyright: ignore[reportReturnType]
 
 
 def caller(frame: FrameType | None, *own: str) -> tuple[str, int, int]:
@@ -495,7 +495,8 @@ def sample_and_position(coordinate: Coordinate) -> tuple[int | None, int | None]
             return sample, position
         case (_, sample, position, *_):
             return sample, position
-    raise AssertionError(coordinate)
+        case _:
+            raise AssertionError(coordinate)
 
 
 def same(a: torch.Tensor, b: torch.Tensor) -> bool:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import contextlib
 import functools
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from pathlib import Path
 from typing import Any
 
@@ -71,7 +71,7 @@ class Replacements:
         ]
 
     @contextlib.contextmanager
-    def installed(self) -> Iterator[None]:
+    def installed(self) -> Generator[None]:
         """The stand-ins are in place, and count from 0. A function mode that watches is there already."""
         self.calls.clear()
         self._watched = torch._C._is_torch_function_mode_enabled()
@@ -120,8 +120,8 @@ class Replacements:
             "execute": execute,
         }
         exec(REPLACEMENT, names)
-        replacement = functools.wraps(original)(names["replacement"])
-        replacement.planted_key = key
+        replacement = functools.wraps(original)(names["replacement"])  # pyright: ignore[reportArgumentType]
+        replacement.planted_key = key  # pyright: ignore[reportAttributeAccessIssue]
         return replacement
 
     def _next(self, key: str) -> int:

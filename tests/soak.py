@@ -64,7 +64,7 @@ def soak(count: int, *, new: bool) -> Iterator[float]:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m tests.soak", description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(prog="python -m tests.soak", description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--count", type=int, default=500)
     parser.add_argument("--new", action="store_true", help="a new model for each comparison")
     given = parser.parse_args(arguments)

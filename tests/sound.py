@@ -540,7 +540,7 @@ def decoding(draw: Draw) -> Comparison | None:
     model = draw.model(dtype, attention)
     inputs, coordinates = batch(draw.architecture, rows)
     with torch.no_grad():
-        encoded = model.get_encoder()(inputs["input_ids"], attention_mask=inputs["attention_mask"])
+        encoded = model.get_encoder()(inputs["input_ids"], attention_mask=inputs["attention_mask"])  # pyright: ignore[reportCallIssue]
     given = {"encoder_outputs": encoded, "attention_mask": inputs["attention_mask"]}
     whole = {**given, "decoder_input_ids": inputs["decoder_input_ids"]}
     start = draw.numbers.randint(1, 5)
@@ -564,7 +564,8 @@ def static(draw: Draw) -> Comparison | None:
     comparison = _in_steps(draw, "static", rows, [1] * draw.numbers.randint(1, 3))
     size = draw.numbers.randint(24, 40)
     comparison.b.calls[0]["past_key_values"] = tf.StaticCache(
-        config=comparison.b.model.config, max_cache_len=size
+        config=comparison.b.model.config,
+        max_cache_len=size,  # pyright: ignore[reportArgumentType]
     )
     comparison.detail += f", of {size}"
     return comparison
@@ -584,7 +585,7 @@ def packed(draw: Draw) -> Comparison | None:
     }
     places = torch.tensor([[row.sample * 1000 + n for row in order for n in range(len(row.tokens))]])
     for made in (a[0], inputs):
-        made["use_cache"] = False
+        made["use_cache"] = False  # pyright: ignore[reportArgumentType]
     detail = f"{dtype} {attention} {[len(row.tokens) for row in rows]} as {[row.sample for row in order]}"
     return Comparison(
         draw.name, "packed", detail, _side(model, a), Side(model, [inputs], [{"tokens": places}])
@@ -602,7 +603,7 @@ def embeddings(draw: Draw) -> Comparison | None:
     for inputs, _ in (a, b):
         ids = inputs.pop("input_ids")
         with torch.no_grad():
-            vectors = model.get_input_embeddings()(ids)
+            vectors = model.get_input_embeddings()(ids)  # pyright: ignore[reportCallIssue]
         noise = torch.randn(vectors.shape, generator=torch.Generator().manual_seed(7)).to(vectors.dtype)
         inputs["inputs_embeds"] = torch.where(inputs["attention_mask"][..., None] > 0, vectors, noise)
     detail = f"{dtype} {attention} {side} {len(row.tokens)} to {width}"

@@ -54,7 +54,7 @@ class Traced:
 
 def grid(layout: Layout) -> Tensor:
     """The id of every column of a layout's first call, as numbers to compute with."""
-    return torch.from_numpy(Recorder(layout, None).table.slots(0, "main").astype(np.float64))
+    return torch.from_numpy(Recorder(layout, None).table.slots(0, "main").astype(np.float64))  # pyright: ignore[reportOptionalMemberAccess]
 
 
 def marked(layout: Layout, *features: int) -> Tensor:

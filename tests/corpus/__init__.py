@@ -4,6 +4,7 @@
 the row of the table of cases that they stand for, `m-` where users meet more of the kind.
 """
 
+# pyright: reportUnusedImport=false
 from __future__ import annotations
 
 from . import (  # noqa: F401  (each registers its cases)

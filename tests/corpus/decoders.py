@@ -38,7 +38,8 @@ class CachedDecoder(nn.Module):
         mixed = self.attend(query, key, value, past)
         logits = self.head(hidden + one.out(mixed.transpose(1, 2).flatten(2)))
         return CausalLMOutputWithPast(
-            logits=logits, past_key_values=self.kept(key, value, past + input_ids.shape[1])
+            logits=logits,
+            past_key_values=self.kept(key, value, past + input_ids.shape[1]),  # pyright: ignore[reportArgumentType]
         )
 
     def length(self, cache: tuple[Tensor, ...]) -> int:
@@ -163,8 +164,8 @@ class ForgetfulCache(CachedDecoder):
         super().__init__(width, positions)
         self.cache: tuple[Tensor, Tensor] | None = None
 
-    def forward(self, input_ids: Tensor, position_ids: Tensor | None = None) -> BaseModelOutput:
+    def forward(self, input_ids: Tensor, position_ids: Tensor | None = None) -> BaseModelOutput:  # pyright: ignore[reportIncompatibleMethodOverride]
         given = torch.arange(input_ids.shape[1])[None] if position_ids is None else position_ids
         out = super().forward(input_ids, given, self.cache)
-        self.cache = out.past_key_values
+        self.cache = out.past_key_values  # pyright: ignore[reportAttributeAccessIssue]
         return BaseModelOutput(last_hidden_state=out.logits)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import inspect
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -50,7 +50,7 @@ def _widen(value: Any) -> Any:
 
 
 @contextmanager
-def _exactly() -> Iterator[None]:
+def _exactly() -> Generator[None]:
     before = torch.get_default_dtype()
     torch.set_default_dtype(torch.float64)
     try:
@@ -103,7 +103,7 @@ def _double(value: Any) -> Any:
         return value.double() if value.is_floating_point() else value
     if isinstance(value, Mapping):
         for name in list(value):
-            value[name] = _double(value[name])
+            value[name] = _double(value[name])  # pyright: ignore[reportIndexIssue]
     return value
 
 

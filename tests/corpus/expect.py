@@ -35,7 +35,7 @@ class Expect:
             return self.kind
         names = "|".join(sorted(name or "-" for name in self.mechanism))
         design = ""
-        if self.by_design is not ANY and self.by_design != {None}:
+        if self.by_design is not ANY and self.by_design != frozenset({None}):
             design = ", by design " + "|".join(sorted(str(value) for value in self.by_design))
         return f"{self.kind} ({names}{design})" if names != "-" or design else self.kind
 

@@ -214,7 +214,7 @@ class DynamicLinear(nn.Linear):
         # Meant to be one scale a token, reduced over the tokens instead.
         return x.abs().amax(-2, keepdim=True)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
         scale = self.amax(x) / 127
         steps = torch.clamp(torch.round(x / scale), -128, 127)
         return F.linear(steps * scale, self.weight, self.bias)

@@ -187,7 +187,7 @@ def t5(attn: str | None = None, seed: int = 0) -> Any:
         initializer_factor=2.0,
         pad_token_id=PAD,
         eos_token_id=EOS,
-        decoder_start_token_id=PAD,
+        decoder_start_token_id=PAD,  # pyright: ignore[reportCallIssue]
     )
     return build(tf.T5ForConditionalGeneration, config, attn, seed)
 
@@ -239,7 +239,7 @@ def wav2vec2(norm: str = "group", attn: str | None = None, seed: int = 0) -> Any
         conv_kernel=(4, 3),
         conv_stride=(2, 2),
         conv_bias=True,
-        num_feat_extract_layers=2,
+        num_feat_extract_layers=2,  # pyright: ignore[reportCallIssue]
         num_conv_pos_embeddings=4,
         num_conv_pos_embedding_groups=2,
         feat_extract_norm=norm,

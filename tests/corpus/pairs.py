@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from itertools import pairwise
 from typing import Any
@@ -123,7 +123,7 @@ def twice(model: Any, model_b: Any = None, *, length: int = 9, mask: bool = Fals
 
 
 @contextmanager
-def replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
+def replaced(owner: Any, name: str, value: Any) -> Generator[None]:
     """An attribute of a module or object patched, and put back."""
     before = getattr(owner, name)
     setattr(owner, name, value)

@@ -37,8 +37,10 @@ def prove(case: Case) -> Truth:
         if case.truth in (SAME, DIFFERS):
             exact = gap(picked(pair.a, exact=True), picked(pair.b, exact=True))
         if case.truth == SAME:
+            assert exact is not None
             assert exact < NOISE, f"a gap of {exact:.2g} in float64"
         elif case.truth == DIFFERS:
+            assert exact is not None
             assert exact > case.floor, f"only {exact:.2g} in float64, {case.floor:.2g} meant"
         elif case.truth == BITS:
             assert native == 0, f"a gap of {native:.2g}"

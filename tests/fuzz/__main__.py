@@ -64,7 +64,7 @@ def fuzz(target: Target, seed: int, numbers: range) -> list[str]:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m tests.fuzz", description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(prog="python -m tests.fuzz", description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--count", type=int, default=1000, help="inputs in all")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--target", choices=[target.name for target in TARGETS], help="only this one")

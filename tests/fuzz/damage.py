@@ -125,8 +125,9 @@ def damaged_bytes(data: bytes, rng: random.Random) -> bytes:
                 changed[at:at] = rng.choice(
                     (b"\x00", b"\xff", b'"', b"{", b"\x1b", b"\xed\xa0\x80", b"9" * 30)
                 )
-            case _ if rng.random() < 0.2:
-                del changed[at:]
+            case _:
+                if rng.random() < 0.2:
+                    del changed[at:]
     return bytes(changed)
 
 

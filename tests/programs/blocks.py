@@ -154,7 +154,7 @@ def behind_the_back(model: Any, x: Tensor, y: Tensor, gain: float) -> Tensor:
     z.data.mul_(gain)
     w = z * 2
     z.numpy()[:] += 1
-    z.set_(z.clone())
+    z.set_(z.clone())  # pyright: ignore[reportArgumentType]
     return z + w
 
 
@@ -353,7 +353,7 @@ def subclasses(model: Any, x: Tensor, y: Tensor, gain: float) -> Tensor:
 @block
 def wrapping(model: Any, x: Tensor, y: Tensor, gain: float) -> Tensor:
     wrapped = Wrapping(x) * gain
-    return torch.relu(wrapped + Wrapping(y)).inner * 1.0
+    return torch.relu(wrapped + Wrapping(y)).inner * 1.0  # pyright: ignore[reportOperatorIssue]
 
 
 @block
@@ -447,7 +447,7 @@ def mapped(model: Any, x: Tensor, y: Tensor, gain: float) -> Tensor:
 @gradient_block
 def transformed(model: Any, x: Tensor, y: Tensor, gain: float) -> Tensor:
     z = torch.func.grad(lambda a: (a.sin() * gain).sum())(x)
-    value, tangent = torch.func.jvp(torch.tanh, (x,), (y,))
+    value, tangent = torch.func.jvp(torch.tanh, (x,), (y,))  # pyright: ignore[reportAssignmentType]
     row = torch.func.jacrev(lambda a: a.square())(y[0, 0]).diagonal()
     weights = {name: weight * 0.5 for name, weight in model.last.named_parameters()}
     return z + value + tangent + row + torch.func.functional_call(model.last, weights, (model.first(x),))

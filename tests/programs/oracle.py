@@ -52,7 +52,7 @@ class Watch(TorchFunctionMode):
         kwargs = kwargs or {}
         before = {address(t) for t in tensors((args, kwargs))}
         result = func(*args, **kwargs)
-        if torch._C._functorch.peek_interpreter_stack() is not None:
+        if torch._C._functorch.peek_interpreter_stack() is not None:  # pyright: ignore[reportAttributeAccessIssue]
             return result
         name = public_name(func)
         if isinstance(func, torch._ops.OpOverload):
@@ -90,7 +90,7 @@ class Watch(TorchFunctionMode):
                 self.stack.pop()
             with torch._C.DisableTorchFunction():
                 copies = tuple(copied(t) for t in tensors(result) if readable(t))
-                if torch._C._functorch.peek_interpreter_stack() is None:
+                if torch._C._functorch.peek_interpreter_stack() is None:  # pyright: ignore[reportAttributeAccessIssue]
                     self.made.append(Made(f"{path or '(model)'}/output", "", copies))
             return result
 

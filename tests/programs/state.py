@@ -70,7 +70,7 @@ class Model(nn.Module):
         self.batch = nn.BatchNorm1d(WIDTH)
         self.hooked = nn.Linear(WIDTH, WIDTH)
         self.hooked.register_forward_pre_hook(lambda _, args: (args[0] + 1,))
-        self.hooked.register_forward_hook(lambda _, __, output: torch.relu(output))
+        self.hooked.register_forward_hook(lambda _, __, output: torch.relu(output))  # pyright: ignore[reportArgumentType]
         self.hooked.register_forward_hook(lambda *_: None, with_kwargs=True)
         self.scale = nn.Parameter(torch.ones(WIDTH))
         self.register_buffer("running", torch.zeros(WIDTH))

@@ -75,7 +75,7 @@ def check(log: Any, form: Form = _LOG, place: str = "log") -> None:
         for name, value in log.items():
             check(value, known[name], f"{place}.{name}")
     if form is _LOG:
-        for run in log["runs"]:
+        for run in log["runs"]:  # pyright: ignore[reportArgumentType, reportCallIssue]
             for result in run["results"]:
                 assert run["tool"]["driver"]["rules"][result["ruleIndex"]]["id"] == result["ruleId"]
                 for location in result["locations"]:

@@ -24,7 +24,7 @@ def _one_thread():
 
 
 @pytest.fixture(scope="session")
-def linear_scene(tmp_path_factory) -> Path:
+def linear_scene(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """F.linear with two weights."""
     directory = tmp_path_factory.mktemp("linear") / "scene"
     save(*other_weights("linear"), directory)
@@ -32,7 +32,7 @@ def linear_scene(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def padded_scene(tmp_path_factory) -> Path:
+def padded_scene(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Attention of a tiny BERT, unpadded and padded: equal inputs, other bits."""
     torch.set_num_threads(1)
     architecture = ARCHITECTURES["bert"]

@@ -50,6 +50,7 @@ def outcome(compare: Callable[[], Any]) -> tuple[str, str]:
     checks = {"A": found.recorded_a, "B": found.recorded_b}
     wrong = [f"{run}: {c.differing} of {c.compared} {c.reason}" for run, c in checks.items() if not c.equal]
     place = result.origin or result.first
+    assert place is not None
     return f"OTHER BITS at {place.op} ({', '.join(wrong)})", kind
 
 

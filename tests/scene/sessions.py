@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from forkpoint import scene
 from forkpoint.explain.locate import Located, locate
@@ -33,7 +33,7 @@ def join(a: Run, b: Run) -> tuple[Session, Located | None]:
     return session, here(partial(locate, session, lambda _sample, _position: None))
 
 
-def save(a: Run, b: Run, directory: Path, **options) -> scene.Scene:
+def save(a: Run, b: Run, directory: Path, **options: Any) -> scene.Scene:
     """The scene of the first divergence of two runs, which must differ."""
     session, located = join(a, b)
     assert located is not None, "the runs don't differ"

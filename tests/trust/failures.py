@@ -174,6 +174,7 @@ def disturbed(
     system: System, scenario: Scenario, model: nn.Module, count: int | None, seed: int, share: str = "1/1"
 ) -> Iterator[str]:
     """Refuse some calls of a scenario, or all; what was wrong."""
+    undisturbed: list[str] = []
     for _ in range(2):  # the first time, modules are imported
         undisturbed = list(tried(system, scenario, model, -1, onwards=False))
     assert undisturbed == []
@@ -191,7 +192,7 @@ def disturbed(
 
 def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(
-        prog="python -m tests.trust.failures", description=__doc__.split("\n")[0]
+        prog="python -m tests.trust.failures", description=(__doc__ or "").split("\n")[0]
     )
     parser.add_argument("--count", type=int, help="refusals a scenario; by default all")
     parser.add_argument("--seed", type=int, default=0)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
-from typing import Any, Self
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -17,13 +17,13 @@ class Wrapping(Tensor):
     inner: Tensor
 
     @staticmethod
-    def __new__(cls, inner: Tensor) -> Self:
+    def __new__(cls: type[Wrapping], inner: Tensor) -> Wrapping:  # noqa: PYI034 - Self is not allowed where cls is declared
         return Tensor._make_wrapper_subclass(
             cls, inner.shape, dtype=inner.dtype, device=inner.device, strides=inner.stride()
         )
 
     def __init__(self, inner: Tensor) -> None:
-        self.inner = inner
+        self.inner = inner  # pyright: ignore[reportIncompatibleMethodOverride]
 
     @classmethod
     def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -83,7 +83,7 @@ def shared(y: Tensor) -> Tensor:
 
 
 def wrapped(y: Tensor) -> Tensor:
-    return torch.relu(Wrapping(y) * 2).inner * 1.0
+    return torch.relu(Wrapping(y) * 2).inner * 1.0  # pyright: ignore[reportOperatorIssue]
 
 
 def masked(y: Tensor) -> Tensor:
@@ -91,7 +91,7 @@ def masked(y: Tensor) -> Tensor:
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch calls them a prototype
-        return (masked_tensor(y, y > 0) * 2.0).to_tensor(0.0)
+        return (masked_tensor(y, y > 0) * 2.0).to_tensor(0.0)  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def fake(y: Tensor) -> Tensor:
@@ -108,4 +108,4 @@ def distributed(y: Tensor) -> Tensor:
     from torch.distributed.tensor import DTensor, Replicate
 
     mesh = init_device_mesh("cpu", (1,))
-    return torch.relu(DTensor.from_local(y, mesh, [Replicate()]) * 2).to_local() * 1.0
+    return torch.relu(DTensor.from_local(y, mesh, [Replicate()]) * 2).to_local() * 1.0  # pyright: ignore[reportAttributeAccessIssue]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from hypothesis import strategies as st
@@ -101,7 +102,7 @@ def tensors(draw: st.DrawFn, dtypes: list[torch.dtype] = DTYPES, most: int = 400
 
 
 @st.composite
-def tensors_and_dims(draw: st.DrawFn, **options) -> tuple[Tensor, tuple[int, ...]]:
+def tensors_and_dims(draw: st.DrawFn, **options: Any) -> tuple[Tensor, tuple[int, ...]]:
     """A tensor and ascending dimensions of it."""
     x = draw(tensors(**options))
     dims = draw(st.sets(st.integers(0, x.dim() - 1))) if x.dim() else set()
