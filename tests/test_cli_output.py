@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -41,6 +43,15 @@ def test_each_file_that_cannot_be_written_is_named_and_the_other_is_there(capsys
 def test_a_full_disk_is_named(full):
     with pytest.raises(InputError, match="/dev/full can't be written: No space left on device"):
         finish(ANSWERS, **{full: Path("/dev/full")})
+
+
+def test_a_full_disk_behind_standard_output_is_said(tmp_path):
+    ANSWERS[0][1].to_json(tmp_path / "it.json")
+    command = [sys.executable, "-m", "forkpoint", "report", str(tmp_path / "it.json")]
+    with open("/dev/full", "wb") as full:
+        ended = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    assert ended.returncode == 2
+    assert ended.stderr == "forkpoint: standard output can't be written: No space left on device\n"
 
 
 def test_quiet_prints_nothing_and_the_status_tells(capsys):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 import traceback
@@ -57,4 +58,6 @@ def _other(error: Exception) -> str:
     if is_out_of_memory(error):
         said = str(error) or type(error).__name__
         return words()("error.memory", said=said)
+    if isinstance(error, OSError) and error.errno == errno.ENOSPC and error.filename is None:
+        return words()("error.output", said=words().error(error.strerror) or error.strerror)
     return words()("error.other", said=f"{type(error).__name__}: {error}")

@@ -16,6 +16,7 @@ PHRASES: dict[str, str] = {
     "help.Output": "输出",
     "error.expected": "{given}；应为 {expected}",
     "error.memory": "内存不足：{said}（较短的提示词或较窄的 --dtype 需要得少，--max-memory 可限制记录）",
+    "error.output": "无法写到标准输出：{said}",
     "error.other": "{said}（FORKPOINT_DEBUG=1 显示出错之处）",
     # audit
     "audit.subject": "审查 {subject}：逐位比较了 {n} 种布局。",

@@ -16,6 +16,7 @@ PHRASES: dict[str, str] = {
     "help.Output": "Output",
     "error.expected": "{given}; expected {expected}",
     "error.memory": "not enough memory: {said} (a shorter prompt or a narrower --dtype needs less, and --max-memory limits records)",
+    "error.output": "standard output can't be written: {said}",
     "error.other": "{said} (FORKPOINT_DEBUG=1 shows where)",
     # audit
     "audit.subject": "Audit of {subject}: {n} layout compared, bit for bit.|Audit of {subject}: {n} layouts compared, bit for bit.",
