@@ -91,6 +91,21 @@ def test_a_translated_sentence_keeps_its_placeholders(source: str, translation: 
     assert not Words("zh").can_say(f"Nobody wrote: {text}")
 
 
+def test_no_sentence_is_translated_in_two_places() -> None:
+    """Of two the later would count, wherever the earlier was written for."""
+    placed = chinese_causes.SENTENCES.keys() & chinese_speech.SENTENCES.keys()
+    own = Path(chinese_sentences.__file__).read_text(encoding="utf-8")
+    keys = {
+        ast.literal_eval(ast.unparse(key))
+        for node in ast.walk(ast.parse(own))
+        if isinstance(node, ast.Dict)
+        for key in node.keys
+        if key
+    }
+    assert not placed | (keys & (chinese_causes.SENTENCES.keys() | chinese_speech.SENTENCES.keys()))
+    assert Words("zh").phrase("padded on the right") == "在右侧填充"
+
+
 @pytest.mark.parametrize("lang", LANGUAGES)
 def test_every_slug_has_words(lang: str) -> None:
     words = Words(lang)

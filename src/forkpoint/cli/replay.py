@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from operator import attrgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -83,7 +84,7 @@ def report(scene: Scene, replays: Sequence[Replay]) -> Iterator[RenderableType]:
     if lines:
         yield _text("")
         yield _text(words()("replay.inside"), "bold")
-        yield from (Padding(_text(say(line)), (0, 0, 0, 2)) for line in lines)
+        yield from (Padding(_text(_inside(line)), (0, 0, 0, 2)) for line in lines)
     for one in replays:
         yield _text("")
         yield _text(one.device + words()("colon") + say(evidence(one.kernels_a, one.kernels_b)))
@@ -96,6 +97,19 @@ def report(scene: Scene, replays: Sequence[Replay]) -> Iterator[RenderableType]:
         )
     yield _text("")
     yield _text(_outcome(scene, replays), "bold")
+
+
+def _inside(line: str) -> str:
+    """A line of what a look into the op showed, in the language of the command."""
+    arguments = line.removeprefix("called with other arguments: ")
+    if arguments == line:
+        return say(line)
+    known, told = words(), re.compile(r"(\S+) (.*) in A, (.*) in B")
+    parts = [
+        one and known("replay.argument", name=one[1], a=say(one[2]), b=say(one[3]))
+        for one in map(told.fullmatch, arguments.split("; "))
+    ]
+    return known("replay.arguments", what=known("semicolon").join(map(str, parts))) if all(parts) else line
 
 
 def _text(line: str, style: str = "") -> Text:

@@ -36,6 +36,8 @@ PHRASES: dict[str, str] = {
     "replay.run": "运行 {run}：{name}，{function}，输出 {shape} {dtype}",
     "replay.recorded": "记录于 {device}：{machine}，torch {torch}",
     "replay.inside": "保存现场时，该算子的内部",
+    "replay.arguments": "调用参数不同：{what}",
+    "replay.argument": "{name} 在 A 中为 {a}，在 B 中为 {b}",
     "replay.note": "注：{text}",
     "replay.weights": "{name} 相同",
     "replay.inputs": "{name} 的共有部分相同",

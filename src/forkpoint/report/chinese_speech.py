@@ -34,10 +34,7 @@ SENTENCES: dict[str, str] = {
     "looking for a known cause": "寻找已知的原因",
     # 审查
     "{n} tokens {how} have other bits than alone": "{n} 个词元{how}与单独运行时数值不同",
-    "with {n} columns of padding on the {side}": "在{side}侧有 {n} 列填充时",
-    "left": "左",
-    "right": "右",
-    "in a batch of {n}": "在 {n} 行的批次中",
+    "with {n} columns of padding on the {side}": "在{side}有 {n} 列填充时",
     "with the last one from a cache": "最后一个由缓存得出时",
     "in two calls": "分两次调用时",
     "prompt {n} has other bits {how} than alone": "第 {n} 条提示词{how}与单独运行时数值不同",
@@ -122,4 +119,13 @@ SENTENCES: dict[str, str] = {
     # 配对
     "{n} with {m}, {rest}": "{n} 与 {m}，{rest}",
     "{n} with {m}": "{n} 与 {m}",
+    # 展开
+    "masked scores (scores where the mask lets the key be seen, else -inf)": "masked scores（mask 允许看到的键取 scores，否则为 -inf）",
+    "softmax (softmax over the keys)": "softmax（对键求 softmax）",
+    "normalised (centred and divided by the standard deviation)": "normalised（减去均值，除以标准差）",
+    "scale of each row (max |x| without outliers)": "每行的缩放系数（除离群值外 |x| 的最大值）",
+    "quantised (the input in int8)": "quantised（int8 的输入）",
+    "outlier columns (x · weightᵀ over the columns with outliers)": "离群列（在有离群值的列上 x · weightᵀ）",
+    "not given": "没有给出",
+    "a {dtype} tensor of {n} dimensions": "{n} 维的 {dtype} 张量",
 }

@@ -36,6 +36,8 @@ PHRASES: dict[str, str] = {
     "replay.run": "run {run}: {name}, {function}, output {shape} {dtype}",
     "replay.recorded": "recorded on {device}: {machine}, torch {torch}",
     "replay.inside": "Inside the op, when the scene was saved",
+    "replay.arguments": "called with other arguments: {what}",
+    "replay.argument": "{name} {a} in A, {b} in B",
     "replay.note": "note: {text}",
     "replay.weights": "{name} equal",
     "replay.inputs": "{name} equal where shared",
