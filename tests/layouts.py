@@ -73,8 +73,12 @@ def draw(
     longest: int = 512,
     vocabulary: int | None = None,
     dtypes: tuple[torch.dtype, ...] = DTYPES,
+    pool: Rows | None = None,
 ) -> Iterator[Layout]:
-    """Layouts at random, without end; no call has more than `longest` columns in all, nor a row more than 2,048."""
+    """Layouts at random, without end; no call has more than `longest` columns in all, nor a row more than 2,048.
+
+    With a `pool` of rows each row is the beginning of one of them.
+    """
     numbers = random.Random(seed)
     while True:
         name = numbers.choice(names)
@@ -92,7 +96,9 @@ def draw(
         top = max(1, int(room ** numbers.uniform(0.3, 1)))
         lengths = [numbers.randint(1, top) for _ in range(count)]
         rows = [prompt(length, numbers.randrange(1 << 30)) for length in lengths]
-        if vocabulary is not None:
+        if pool is not None:
+            rows = [numbers.choice(pool)[:length] for length in lengths]
+        elif vocabulary is not None:
             rows = [[numbers.randrange(3, vocabulary) for _ in row] for row in rows]
         width = max(lengths) + numbers.randint(0, room - max(lengths)) * (numbers.random() < 0.6)
         side = numbers.choice(("left", "right")) if name in LEFT or name not in NAMES else "right"

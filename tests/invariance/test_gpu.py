@@ -1,5 +1,7 @@
 """Kernels of our own on a GPU: no bit depends on the tile, on the number of rows, of queries or of keys."""
 
+import contextlib
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -58,9 +60,7 @@ def attended(
     rows = range(query.shape[0])
     whole, every = slice(0, query.shape[2]), slice(0, key.shape[2])
     batch = [Sequence(row, whole, every, before, first, allowed) for row in rows]
-    out = torch.zeros(*(query.shape[index] for index in (0, 2, 1, 3)), device="cuda", dtype=query.dtype)
-    gpu.attend(query, key, value, None, batch, asked, out)
-    return out
+    return gpu.attend(query, key, value, None, batch, asked)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -90,3 +90,23 @@ def test_attention_depends_on_no_layout(dtype, size, kind):
         stock = F.scaled_dot_product_attention(query, k, v, is_causal=True).double()
         mine = whole.transpose(1, 2).double()
         assert (mine - wide).abs().mean() <= 1.1 * (stock - wide).abs().mean()
+
+
+@pytest.mark.parametrize("rows", [3, 700])
+def test_gradients_pass_products_and_are_refused_in_attention(rows):
+    layer = torch.nn.Linear(11008, 4096, device="cuda", dtype=torch.bfloat16).eval()
+    x = randn(rows, 11008, dtype=torch.bfloat16).requires_grad_()
+    made: list[list[Tensor]] = []
+    for block in (contextlib.nullcontext(), fp.invariant(layer)):
+        with block:
+            out = layer(x)
+            again = layer(x)
+            assert torch.equal(out, again)
+        made.append(list(torch.autograd.grad(again.float().sum(), (x, layer.weight, layer.bias))))
+    for one, other in zip(*made, strict=True):
+        assert torch.allclose(one, other, rtol=1e-2, atol=1e-2)
+    query, key, value = (randn(1, 4, 20, 64, dtype=torch.bfloat16, seed=seed) for seed in range(3))
+    asked = Attention(64**-0.5, None, None)
+    out = attended(query.requires_grad_(), key, value, 0, asked)
+    with pytest.raises(fp.InvarianceError, match="gradient"):
+        out.sum().backward()

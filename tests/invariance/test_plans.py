@@ -118,3 +118,24 @@ def test_a_linear_of_tokens_with_tokens_is_refused():
         assert F.linear(torch.randn(3, 40).double(), model.weight.double()).shape == (3, 24)
         with pytest.raises(fp.InvarianceError, match=r"linear.*both its factors"):
             F.linear(torch.randn(3, 40), torch.randn(7, 40))
+
+
+def test_with_a_reference_of_one_kernel_a_trial_waits_for_another_call():
+    calls: list[str] = []
+
+    def whole(rows, weight, bias):
+        calls.append("whole")
+        return F.linear(rows, weight, bias)
+
+    def reference(rows, weight, bias):
+        calls.append("reference")
+        return F.linear(rows, weight, bias)
+
+    sums = Sums("another test", whole, partial(plans.cancelling, 1), reference)
+    rows = torch.randn(5, 40)
+    for _ in range(3):  # several layers of one call
+        sums.plan(rows, WEIGHT, None)(rows, WEIGHT, None)
+    assert calls == ["reference"] * 3 and sums.computed(5) is None
+    plans.begin()
+    sums.plan(rows, WEIGHT, None)
+    assert "whole" in calls and sums.computed(5) == 5

@@ -58,25 +58,46 @@ def mask(*args: Any, **kwargs: Any) -> torch.Tensor:
     other = _elsewhere(kwargs.get("config"))
     if other is not None:
         return ALL_MASK_ATTENTION_FUNCTIONS[other](*args, **kwargs)
-    kwargs.update(allow_is_causal_skip=False, allow_is_bidirectional_skip=False)
-    with plain():
-        made = sdpa_mask(*args, **kwargs)
+    function, valid = kwargs.get("mask_function", causal_mask_function), kwargs.get("attention_mask")
+    q_offset, kv_offset = int(kwargs.get("q_offset", 0)), int(kwargs.get("kv_offset", 0))
+    made = known = None
+    if function is causal_mask_function and not args and _on_gpu(kwargs.get("device")):
+        made, known = _causal(kwargs, q_offset, kv_offset)
+    if made is None:
+        kwargs.update(allow_is_causal_skip=False, allow_is_bidirectional_skip=False)
+        with plain():
+            made = sdpa_mask(*args, **kwargs)
     assert made is not None
-    known: list[Sequences] = []
+    batch: list[Sequences] = [] if known is None else [known]
 
     def own() -> Sequences:
-        if not known:
-            function, valid = kwargs.get("mask_function", causal_mask_function), kwargs.get("attention_mask")
-            q_offset, kv_offset = int(kwargs.get("q_offset", 0)), int(kwargs.get("kv_offset", 0))
+        if not batch:
             if function is causal_mask_function and valid is None:
-                known.append(sequences.of_causal_mask(made, q_offset, kv_offset))
+                batch.append(sequences.of_causal_mask(made, q_offset, kv_offset))
             else:
                 causal = sequences.is_causal(function, made.device)
-                known.append(sequences.of_mask(made, valid, q_offset, kv_offset, causal))
-        return known[0]
+                batch.append(sequences.of_mask(made, valid, q_offset, kv_offset, causal))
+        return batch[0]
 
     setattr(made, _OWN, own)
     return made
+
+
+def _causal(
+    asked: dict[str, Any], q_offset: int, kv_offset: int
+) -> tuple[torch.Tensor, Sequences] | tuple[None, None]:
+    """A mask that nothing reads, and the sequences that a kernel is told of instead; None where a mask must be read."""
+    device, valid = torch.device(asked["device"]), asked.get("attention_mask")
+    shape = asked["batch_size"], 1, asked["q_length"], asked["kv_length"]
+    made = torch.ones((), dtype=torch.bool, device=device).expand(shape)
+    if valid is None:
+        return made, sequences.of_causal_mask(made, q_offset, kv_offset)
+    batch = sequences.of_causal_padding(valid, *shape[2:], q_offset, kv_offset, device)
+    return (None, None) if batch is None else (made, batch)
+
+
+def _on_gpu(device: Any) -> bool:
+    return device is not None and torch.device(device).type == "cuda" and gpu.available()
 
 
 def attention(
@@ -128,10 +149,13 @@ def attention(
             is_causal=is_causal,
             **rest,
         )
+    own: Callable[[], Sequences] | None = getattr(attention_mask, _OWN, None)
+    if own is not None and query.is_cuda and not dropout and query.dtype in gpu.DTYPES and gpu.available():
+        scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+        return gpu.attend(query, key, value, position_bias, own(), Attention(scale, softcap, s_aux)), None
     if dropout:
         state.refuse("dropout in attention", "it draws random numbers by the layout")
     with plain():
-        own: Callable[[], Sequences] | None = getattr(attention_mask, _OWN, None)
         if own is not None:
             batch = own()
         elif attention_mask is None:
@@ -145,10 +169,9 @@ def attention(
                 module, query, key, value, attention_mask, scaling, position_bias, softcap, s_aux
             ), None
         asked = Attention(query.shape[-1] ** -0.5 if scaling is None else scaling, softcap, s_aux)
-        result = query.new_zeros(query.shape[0], query.shape[2], query.shape[1], value.shape[-1])
         if query.device.type == "cuda" and query.dtype in gpu.DTYPES and gpu.available():
-            gpu.attend(query, key, value, position_bias, batch, asked, result)
-            return result, None
+            return gpu.attend(query, key, value, position_bias, batch, asked), None
+        result = query.new_zeros(query.shape[0], query.shape[2], query.shape[1], value.shape[-1])
         for one in batch:
             if not sequences.count(one.queries):
                 continue
@@ -156,6 +179,8 @@ def attention(
             if position_bias is not None:
                 bias = position_bias[min(one.row, position_bias.shape[0] - 1)]
                 bias = bias[:, one.queries][..., one.keys]
+            if query.is_cuda:
+                one = sequences.written_out(one)
             k, v = key[one.row][:, one.keys], value[one.row][:, one.keys]
             made = blocks.attend(query[one.row][:, one.queries], k, v, bias, one, asked)
             result[one.row, one.queries] = made

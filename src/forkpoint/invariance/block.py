@@ -9,7 +9,17 @@ from typing import Any
 import torch
 
 from forkpoint.errors import InvarianceError
-from forkpoint.invariance import attention, dispatch, fitness, means, pointwise, products, state
+from forkpoint.invariance import (
+    attention,
+    dispatch,
+    entrances,
+    fitness,
+    means,
+    padding,
+    pointwise,
+    products,
+    state,
+)
 from forkpoint.invariance.inspection import Inspection
 from forkpoint.invariance.state import Invariance, Unsupported
 
@@ -48,6 +58,7 @@ def invariant(model: torch.nn.Module, *, unsupported: Unsupported = "raise") -> 
     with ExitStack() as stack:
         stack.enter_context(_attending(model))
         stack.enter_context(_inspected(block))
+        stack.enter_context(entrances.replaced(model))
         stack.enter_context(state.opened(block))
         stack.enter_context(dispatch.caught())
         yield block
@@ -100,6 +111,7 @@ def _inspected(block: Invariance) -> Generator[None]:
             fitness.check(module)
             block.models.append(module)
         stack = ExitStack()
+        stack.callback(padding.end, padding.begin(module, args, kwargs))
         way = _way(args, kwargs)
         if way not in block.seen and not open_:
             block.seen.add(way)

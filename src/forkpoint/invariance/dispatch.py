@@ -17,9 +17,9 @@ import torch
 from torch import _C
 
 _KEY = "TESTING_ONLY_GenericMode"
-_PARSED: Any = _C._dispatch_key_parse(_KEY)
+KEY: Any = _C._dispatch_key_parse(_KEY)
 _included = _C._dispatch_tls_is_dispatch_key_included
-_set_included = _C._dispatch_tls_set_dispatch_key_included
+set_caught = _C._dispatch_tls_set_dispatch_key_included
 
 Stock: TypeAlias = Callable[..., Any]
 Kernel: TypeAlias = Callable[..., Any]
@@ -45,12 +45,12 @@ _thread = _Thread()
 
 def is_active() -> bool:
     """Whether calls of this thread are caught."""
-    return _included(_PARSED)
+    return _included(KEY)
 
 
 def is_models_own() -> bool:
     """Whether a call of this thread is the model's: one that is caught, or that what catches it lets through."""
-    return _included(_PARSED) or _thread.passes
+    return _included(KEY) or _thread.passes
 
 
 @contextmanager
@@ -74,12 +74,12 @@ def plain() -> Generator[None]:
 
 @contextmanager
 def _switched(on: bool) -> Generator[None]:
-    before = _included(_PARSED)
-    _set_included(_PARSED, on)
+    before = _included(KEY)
+    set_caught(KEY, on)
     try:
         yield
     finally:
-        _set_included(_PARSED, before)
+        set_caught(KEY, before)
 
 
 def kernel(name: str) -> Callable[[Kernel], Kernel]:
@@ -122,12 +122,12 @@ def _outermost(name: str, function: Kernel) -> Kernel:
 
     @functools.wraps(function)
     def entered(*args: Any, **kwargs: Any) -> Any:
-        _set_included(_PARSED, False)
+        set_caught(KEY, False)
         try:
             result = function(stock, *args, **kwargs)
             return _passed(stock, args, kwargs) if result is NotImplemented else result
         finally:
-            _set_included(_PARSED, True)
+            set_caught(KEY, True)
 
     return entered
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
 from contextlib import nullcontext
 from typing import Any
 
 import torch
 
+from forkpoint.errors import InvarianceError
 from forkpoint.invariance import triton_kernels
 from forkpoint.invariance.asked import Attention
 from forkpoint.invariance.sequences import Kind, Sequence, Sequences
@@ -28,66 +29,210 @@ def available() -> bool:
 
 def product(x: torch.Tensor, weight: torch.Tensor, inner: int, bias: torch.Tensor | None) -> torch.Tensor:
     """`[rows, inner]`, contiguous, times a matrix whose dimension `inner` is the one that is summed over."""
+    if _needs_gradients(x, weight, bias):
+        return _Product.apply(x, weight, inner, bias)
     matrix = weight.t() if inner else weight
-    rows, columns = x.shape[0], matrix.shape[1]
-    out = torch.empty(rows, columns, dtype=x.dtype, device=x.device)
-    tile, how = _tile(rows)
-    grid = (-(-rows // tile[0]) * -(-columns // tile[1]), 1, 1)
-    added = x if bias is None else bias
-    sizes = rows, columns, x.shape[1], x.stride(0), *matrix.stride(), columns, *tile, bias is not None, 8
-    told = sizes, x.dtype, x.data_ptr() % 16, matrix.data_ptr() % 16, added.data_ptr() % 16
-    _launched(triton_kernels.product, told, grid, (x, matrix, added, out, *sizes), how)
+    out = x.new_empty(x.shape[0], matrix.shape[1])
+    grid, numbers, how = _product(x, matrix, bias)
+    _launched(triton_kernels.product, grid, (x, weight, x if bias is None else bias, out), numbers, how)
     return out
 
 
+def product_of(
+    x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None
+) -> Callable[..., torch.Tensor] | None:
+    """What multiplies rows of that form with a `[columns, inner]` matrix of that form; None where it can't be prepared.
+
+    It takes a tensor of the same number of rows, `[…, inner]`, contiguous and aligned, the matrix, and a bias or None.
+    """
+    device, columns = x.device, weight.shape[0]
+    grid, numbers, how = _product(x, weight.t(), bias)
+    out = x.new_empty(x.shape[0], columns)
+    launch = _compiled(
+        triton_kernels.product, device, grid, numbers, how, (x, weight, x if bias is None else bias, out)
+    )
+    if device.type != "cuda":
+        return None
+    current, index = torch._C._cuda_getDevice, device.index
+
+    def multiplied(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+        if _needs_gradients(x, weight, bias):
+            return _Product.apply(x.reshape(-1, x.shape[-1]), weight, 1, bias).view(*x.shape[:-1], columns)
+        out = x.new_empty((*x.shape[:-1], columns))
+        if index == current():
+            launch(x, weight, x if bias is None else bias, out)
+        else:
+            with torch.cuda.device(device):
+                launch(x, weight, x if bias is None else bias, out)
+        return out
+
+    return multiplied
+
+
+def _needs_gradients(*tensors: torch.Tensor | None) -> bool:
+    return torch.is_grad_enabled() and any(one is not None and one.requires_grad for one in tensors)
+
+
+class _Product(torch.autograd.Function):
+    """A product whose gradients are torch's own products."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: torch.Tensor, weight: torch.Tensor, inner: int, bias: torch.Tensor | None
+    ) -> torch.Tensor:
+        """The product."""
+        ctx.save_for_backward(x, weight)
+        ctx.inner = inner
+        return product(x, weight, inner, bias)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        """Of the rows, the matrix and the bias, as far as they are asked for."""
+        (grad,), (x, weight) = grads, ctx.saved_tensors
+        rows = of_matrix = of_bias = None
+        if ctx.needs_input_grad[0]:
+            rows = grad @ (weight if ctx.inner else weight.t())
+        if ctx.needs_input_grad[1]:
+            of_matrix = grad.t() @ x if ctx.inner else x.t() @ grad
+        if ctx.needs_input_grad[3]:
+            of_bias = grad.sum(0)
+        return rows, of_matrix, None, of_bias
+
+
+class _WithoutGradients(torch.autograd.Function):
+    """A result that depends on tensors, and has no gradient: to ask for one is an error."""
+
+    @staticmethod
+    def forward(ctx: Any, made: torch.Tensor, *_: torch.Tensor) -> torch.Tensor:
+        """The result."""
+        del ctx
+        return made.detach()
+
+    @staticmethod
+    def backward(ctx: Any, *grads: torch.Tensor) -> Any:
+        """No gradient.
+
+        Raises:
+            InvarianceError: always.
+        """
+        del ctx, grads
+        raise InvarianceError(
+            "a gradient of layout-invariant attention on a GPU",
+            "a forward pass",
+            "differentiate outside the block",
+        )
+
+
+def _product(
+    x: torch.Tensor, matrix: torch.Tensor, bias: torch.Tensor | None
+) -> tuple[tuple[int, int, int], tuple[Any, ...], dict[str, Any]]:
+    """The grid, the numbers and the options of a product."""
+    rows, columns = x.shape[0], matrix.shape[1]
+    tile, how = _tile(rows)
+    grid = (-(-rows // tile[0]) * -(-columns // tile[1]), 1, 1)
+    numbers = rows, columns, x.shape[1], x.stride(0), *matrix.stride(), columns, *tile, bias is not None, 8
+    return grid, numbers, how
+
+
 def _launched(
-    kernel: Any, told: Hashable, grid: tuple[int, int, int], arguments: tuple[Any, ...], how: dict[str, int]
-) -> None:
+    kernel: Any, grid: tuple[int, int, int], tensors: tuple[torch.Tensor, ...], numbers: tuple[Any, ...],
+    how: dict[str, Any],
+) -> None:  # fmt: skip
     """Launches a kernel; what Triton works out for each launch is kept by what it works it out from."""
-    device = arguments[0].device
-    ready = _ready.get((kernel, device, told))
-    if ready is not None and device.index == torch.cuda.current_device():
-        ready[grid](*arguments)
+    device = tensors[0].device
+    places = tuple([one.data_ptr() % 16 == 0 for one in tensors])
+    told = kernel, device, grid, numbers, places, tuple([one.dtype for one in tensors])
+    ready = _ready.get(told)
+    if ready is None:
+        ready = _ready[told] = _compiled(kernel, device, grid, numbers, how, tensors)
+        if len(_ready) > _MANY:
+            _ready.clear()
         return
+    if device.type != "cuda" or device.index == torch._C._cuda_getDevice():
+        ready(*tensors)
+    else:
+        with torch.cuda.device(device):
+            ready(*tensors)
+
+
+_MANY = 1 << 14
+_ready: dict[Hashable, Callable[..., None]] = {}
+"""Launches, by what they are compiled for and the numbers that go with them."""
+
+
+def _compiled(
+    kernel: Any, device: torch.device, grid: tuple[int, int, int], numbers: tuple[Any, ...], how: dict[str, Any],
+    tensors: tuple[torch.Tensor, ...],
+) -> Callable[..., None]:  # fmt: skip
+    """Launches a kernel for the first time, and returns what launches it on other tensors."""
     with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
-        made = kernel[grid](*arguments, **how)
-    if made is not None:  # Triton's interpreter compiles nothing
-        _ready[kernel, device, told] = made
+        made = kernel[grid](*tensors, *numbers, **how)
+    if made is None:  # Triton's interpreter compiles nothing
+        return lambda *given: kernel[grid](*given, *numbers, **how)
+    return _bound(made, grid, numbers, device.index)
 
 
-_ready: dict[tuple[Any, torch.device, Hashable], Any] = {}
-"""Compiled kernels, by what they are compiled for."""
+def _bound(
+    made: Any, grid: tuple[int, int, int], numbers: tuple[Any, ...], device: int
+) -> Callable[..., None]:
+    """A compiled kernel with all but its tensors: Triton's own launcher, asked without what is the same every time."""
+    run = made.run
+    stream_of = torch._C._cuda_getCurrentRawStream
+    plain = _FAST and all(
+        getattr(run, name, 1) == 0 for name in ("global_scratch_size", "profile_scratch_size")
+    )
+    if not plain:
+        ready = made[grid]
+        return lambda *tensors: ready(*tensors, *numbers)
+    launch, function, packed = run.launch, made.function, made.packed_metadata
+    cooperative, dependent = run.launch_cooperative_grid, run.launch_pdl
+    x, y, z = grid
+
+    def launched(*tensors: torch.Tensor) -> None:
+        launch(
+            x, y, z, stream_of(device), function, cooperative, dependent, None, None, packed, None, None, None,
+            *tensors, *numbers,
+        )  # fmt: skip
+
+    return launched
 
 
-def _tile(rows: int) -> tuple[tuple[int, int, int], dict[str, int]]:
+_FAST = triton_kernels.triton is not None and triton_kernels.triton.__version__.startswith("3.6.")
+"""Whether the arguments of Triton's launcher are known: they are those of this version."""
+
+
+def _tile(rows: int) -> tuple[tuple[int, int, int], dict[str, Any]]:
     """Rows, columns and depth of a tile; they change the pace, never a bit."""
     if rows <= 16:
-        return (16, 32, 128), {"num_warps": 2, "num_stages": 5}
-    if rows <= 32:
-        return (32, 32, 128), {"num_warps": 4, "num_stages": 4}
+        return (16, 64, 256), {"num_warps": 4, "num_stages": 3}
     if rows <= 64:
-        return (64, 64, 64), {"num_warps": 4, "num_stages": 4}
+        return (64, 32, 128), {"num_warps": 4, "num_stages": 4}
+    if rows <= 128:
+        return (64, 64, 128), {"num_warps": 4, "num_stages": 4}
     if rows <= 256:
-        return (128, 64, 64), {"num_warps": 4, "num_stages": 4}
+        return (64, 128, 64), {"num_warps": 4, "num_stages": 4}
     return (128, 256, 64), {"num_warps": 8, "num_stages": 3}
 
 
 def attend(
     query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, bias: torch.Tensor | None, batch: Sequences,
-    asked: Attention, out: torch.Tensor,
-) -> None:  # fmt: skip
-    """The attention of all sequences of a batch, written to `out`, `[batch, queries, heads, size]`.
+    asked: Attention,
+) -> torch.Tensor:  # fmt: skip
+    """The attention of all sequences of a batch: `[batch, queries, heads, size]`, zeros for padding.
 
     Args:
         query, key, value, bias: as `attention.attention` has them.
         batch: the sequences.
         asked: the rest.
-        out: where it goes; padding is left as it is.
     """
     query, key, value = (one if one.stride(-1) == 1 else one.contiguous() for one in (query, key, value))
     if bias is not None:
         bias = (bias if bias.stride(-1) == 1 else bias.contiguous()).expand(query.shape[0], -1, -1, -1)
-    for group in _groups(batch, query.device):
+    groups, covered = _groups(batch, query.device)
+    rows, heads, queries = query.shape[:3]
+    room = query.new_empty if covered == rows * queries else query.new_zeros
+    out = room((rows, queries, heads, value.shape[3]))
+    for group in groups:
         if group.gathered is None:
             _launch(query, key, value, bias, group, asked, out)
             continue
@@ -102,6 +247,9 @@ def attend(
         )
         _launch(own, k, v, biased, group, asked, made)
         out[one.row, asking] = made[0]
+    return (
+        _WithoutGradients.apply(out, query, key, value) if _needs_gradients(query, key, value, bias) else out
+    )
 
 
 class _Group:
@@ -114,6 +262,7 @@ class _Group:
         chunks: how many chunks of keys there are at most.
         mask: the mask to read, or None.
         gathered: the one sequence, if its columns must be brought together first; its row is 0 then.
+        launches: what attends to them, by the forms of the tensors.
     """
 
     def __init__(self, members: Sequences, kind: Kind, gathered: Sequence | None) -> None:
@@ -143,16 +292,17 @@ class _Group:
         self.count = len(blocks) // 2
         self.mask = members[0].allowed.contiguous() if self.masked else None
         self.gathered = gathered
+        self.launches: dict[Hashable, Callable[..., None]] = {}
 
 
-def _groups(batch: Sequences, device: torch.device) -> list[_Group]:
-    """Which sequences are attended to together; made once for all layers."""
-    members = [one for one in batch if one.allowed.numel()]
-    if not members:
-        return []
-    ready = members[0].made.get("groups")
+def _groups(batch: Sequences, device: torch.device) -> tuple[list[_Group], int]:
+    """Which sequences are attended to together, and how many queries they have; made once for all layers."""
+    ready = batch[0].made.get("groups") if batch else None
     if ready is not None:
         return ready
+    members = [one for one in batch if one.allowed.numel()]
+    if not members:
+        return [], 0
     kinds = [one.kind for one in members if one.kind is not None]
     if len(kinds) < len(members):
         kinds = _kinds(members, device)
@@ -165,8 +315,9 @@ def _groups(batch: Sequences, device: torch.device) -> list[_Group]:
         else:
             together.setdefault((kind, one.allowed.shape[0] <= _FEW), []).append(one)
     groups += [_Group(several, kind, None) for (kind, _), several in together.items()]
-    members[0].made["groups"] = groups
-    return groups
+    made = groups, sum(one.allowed.shape[0] for one in members)
+    batch[0].made["groups"] = made
+    return made
 
 
 def _kinds(members: Sequences, device: torch.device) -> list[Kind]:
@@ -193,6 +344,22 @@ def _launch(
     query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, bias: torch.Tensor | None, group: _Group,
     asked: Attention, out: torch.Tensor,
 ) -> None:  # fmt: skip
+    given = (
+        query.shape, query.stride(), key.shape, key.stride(), value.shape, value.stride(), out.stride(),
+        None if bias is None else bias.stride(), asked.scale, asked.softcap, asked.sinks is None,
+        (query.data_ptr() | key.data_ptr() | value.data_ptr()) % 16,
+    )  # fmt: skip
+    launch = group.launches.get(given)
+    if launch is None:
+        launch = group.launches[given] = _attention(query, key, value, bias, group, asked, out)
+    launch(query, key, value, bias, asked.sinks, out)
+
+
+def _attention(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, bias: torch.Tensor | None, group: _Group,
+    asked: Attention, out: torch.Tensor,
+) -> Callable[..., None]:  # fmt: skip
+    """What attends to the sequences of a group, for tensors of these forms."""
     heads, size, values = query.shape[1], query.shape[3], value.shape[3]
     size_block, values_block = (max(16, 1 << (one - 1).bit_length()) for one in (size, values))
     wide = query.dtype is torch.float32
@@ -202,45 +369,49 @@ def _launch(
         blocks = _finer(group, rows)
         count = len(blocks) // 2
     split = group.few and group.chunks > 1
-    partial = sums = out
-    if split:
-        places = count * heads * group.chunks
-        partial = torch.empty(places, rows, values_block, dtype=torch.float32, device=out.device)
-        sums = torch.empty(places, 2, rows, dtype=torch.float32, device=out.device)
+    places = count * heads * group.chunks if split else 0
+    # Where several warps share a row, the sums over its keys are made in another order.
     warps = 1 if group.few else 4 if rows <= 64 else 8
     bias_strides = (0, 0, 0) if bias is None else bias.stride()[:3]
-    added, mask = out if bias is None else bias, out if group.mask is None else group.mask.view(torch.uint8)
-    sinks = out if asked.sinks is None else asked.sinks
+    mask = None if group.mask is None else group.mask.view(torch.uint8)
     strides = (
         *query.stride()[:3], *key.stride()[:3], *value.stride()[:3], *bias_strides,
-        0 if group.mask is None else group.mask.stride(0), *out.stride()[:3], heads, heads // key.shape[1], group.chunks,
+        0 if mask is None else mask.stride(0), *out.stride()[:3], heads, heads // key.shape[1], group.chunks,
     )  # fmt: skip
     constants = (
         rows, _KEYS, _CHUNK, size, values, size_block, values_block, group.causal, group.window > 0,
         asked.softcap is not None, bias is not None, group.masked, asked.sinks is not None, split,
     )  # fmt: skip
-    pointers = query, key, value, added, mask, sinks, out, partial, sums, group.sequences, blocks
-    told = (
-        constants, query.dtype, _specialised(*strides, group.window), _specialised(*(x.data_ptr() for x in pointers)),
-        added.dtype, sinks.dtype,
-    )  # fmt: skip
-    arguments = (*pointers, *strides, asked.scale, asked.softcap or 0.0, group.window, *constants)
-    how = {"num_warps": warps, "num_stages": 1 if wide else 3 if group.few else 2}
-    _launched(triton_kernels.attention, told, (count, heads, group.chunks if split else 1), arguments, how)
-    if split:
-        strides = *out.stride()[:3], heads, group.chunks
-        pointers = partial, sums, sinks, out, group.sequences, blocks
-        constants = rows, values, values_block, asked.sinks is not None
-        told = (
-            constants, out.dtype, sinks.dtype, _specialised(*strides), _specialised(*(x.data_ptr() for x in pointers)),
+    numbers = (*strides, asked.scale, asked.softcap or 0.0, group.window, *constants)
+    how = {"num_warps": warps, "num_stages": 1 if wide else 2 if rows == 64 else 3, "enable_fp_fusion": False}
+    grid = (count, heads, group.chunks if split else 1)
+    sequences = group.sequences
+    joining = (*out.stride()[:3], heads, group.chunks, rows, values, values_block, asked.sinks is not None)
+
+    def launch(
+        query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, bias: torch.Tensor | None,
+        sinks: torch.Tensor | None, out: torch.Tensor,
+    ) -> None:  # fmt: skip
+        partial = sums = out
+        if split:
+            partial = query.new_empty((places, rows, values_block), dtype=torch.float32)
+            sums = query.new_empty((places, 2, rows), dtype=torch.float32)
+        tensors = (
+            query, key, value, out if bias is None else bias, out if mask is None else mask, out if sinks is None else sinks,
+            out, partial, sums, sequences, blocks,
         )  # fmt: skip
-        arguments = (*pointers, *strides, *constants)
-        _launched(triton_kernels.joined, told, (count, heads, 1), arguments, {"num_warps": 4})
+        _launched(triton_kernels.attention, grid, tensors, numbers, how)
+        if split:
+            tensors = partial, sums, out if sinks is None else sinks, out, sequences, blocks
+            _launched(
+                triton_kernels.joined,
+                (count, heads, 1),
+                tensors,
+                joining,
+                {"num_warps": 4, "enable_fp_fusion": False},
+            )
 
-
-def _specialised(*numbers: int) -> tuple[int, ...]:
-    """What Triton compiles for, of each whole number: 1, multiples of 16, numbers of 64 bits."""
-    return tuple([1 if one == 1 else 2 * (one % 16 == 0) + 4 * (one >= 1 << 31) for one in numbers])
+    return launch
 
 
 def _finer(group: _Group, rows: int) -> torch.Tensor:

@@ -24,6 +24,8 @@ _BLOCK_ELSEWHERE = 256
 """Rows of a block of the reference."""
 _FEW = (4, 8, 16, 32, 64, 128)
 """Numbers of rows that few rows are padded to, smallest first."""
+_FEW_FOR_REFERENCE = 64
+"""Numbers of rows below which a reference of one kernel is cheaper than to pad."""
 ALIGNMENT = 64
 """Bytes: some libraries choose the order by where the rows begin."""
 _SHIFT = 3
@@ -61,8 +63,16 @@ class Sums:
         count = rows.shape[0]
         padded = _plans.get((self.size, count))
         if padded is None:
+            if self.reference is not None and _met.setdefault((self.size, count), _calls[0]) == _calls[0]:
+                return (
+                    self._referred
+                )  # a trial costs more than it gains for what comes in one call of a model alone
             padded = _plans[self.size, count] = self._tried(rows, weight, bias)
         return self._way(padded, count)
+
+    def computed(self, count: int) -> int | None:
+        """How many rows are computed for that many, as a trial found: `count`, more, or 0 for the reference; None before it."""
+        return _plans.get((self.size, count))
 
     def _way(self, padded: int, count: int) -> Rows:
         if padded == count:
@@ -89,6 +99,8 @@ class Sums:
         expected = self._referred(rows, weight, bias)
         nothing = None if bias is None else torch.zeros_like(bias)
         candidates = [count, *(few for few in _FEW if few > count)]
+        if self.reference is not None and count < _FEW_FOR_REFERENCE:
+            candidates = candidates[:1]
         for seed in range(max(1, min(16, _VALUES // expected.numel()))):
             given, matrix = self.cancelling(rows, weight, seed)
             rest = self._referred(given, matrix, nothing)
@@ -109,8 +121,16 @@ class Sums:
 _REFERENCE = 0
 """Stands for the reference among numbers of rows."""
 
+_calls = [0]
+_met: dict[tuple[Hashable, int], int] = {}
+"""For each size and number of rows for which a reference of one kernel did at first, the call of a model that it came in."""
 _plans: dict[tuple[Hashable, int], int] = {}
 """For each size and number of rows, the number that is computed."""
+
+
+def begin() -> None:
+    """Another call of a model begins."""
+    _calls[0] += 1
 
 
 def aligned(tensor: torch.Tensor) -> torch.Tensor:

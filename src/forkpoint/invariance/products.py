@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from forkpoint.invariance import gpu, plans, state
+from forkpoint.invariance import gpu, padding, plans, state
 from forkpoint.invariance.dispatch import Stock, kernel
 from forkpoint.invariance.plans import Rows, Sums, cancelling
 
@@ -18,23 +18,26 @@ _TWO_ACTIVATIONS = (
 )
 _ORDINARY = (torch.Tensor, torch.nn.Parameter)
 _MANY = 1 << 16
+_PARTS = 4
+"""Parts of a sum of float32 on a GPU."""
 _ways: dict[tuple[Hashable, ...], Rows] = {}
 """By the address of a matrix and what tells calls apart: how a product is computed, so that a later call asks nothing."""
 _MM: Any = torch.ops.aten.mm.default
+_C: Any = torch._C
+LINEAR: Any = _C._nn.linear
+"""`F.linear` itself, whatever stands under its name."""
 
 
 @kernel("linear")
 def linear(stock: Stock, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> Any:
     """`F.linear`."""
-    key = weight.data_ptr(), weight.shape, x.shape, x.dtype, bias is None
-    way = _ways.get(key)
-    if (
-        way is not None
-        and x.is_contiguous()
-        and weight.is_contiguous()
-        and not x.data_ptr() % plans.ALIGNMENT
-    ):
-        return way(x.view(-1, x.shape[-1]), weight, bias).view(*x.shape[:-1], -1)
+    tokens = padding.of(x)
+    if tokens is not None:
+        made = linear(stock, tokens.taken(x), weight, bias)
+        return made if made is NotImplemented else tokens.put(made)
+    way = ready(x, weight, bias)
+    if way is not None:
+        return way(x, weight, bias)
     if weight.dim() != 2 or not _concerns(x):
         return NotImplemented
     if not state.resembles_constant(weight):
@@ -44,11 +47,57 @@ def linear(stock: Stock, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tens
     if not len(rows):
         return stock(x, weight, bias)
     size = ("linear", bias is None, *_size(weight))
-    way = Sums(size, stock, partial(cancelling, 1), _reference(weight, 1)).plan(rows, weight, bias)
-    if len(_ways) > _MANY:
-        _ways.clear()
-    _ways[key] = way
+    whole = _in_parts if x.is_cuda and x.dtype is torch.float32 else _whole
+    sums = Sums(size, whole, partial(cancelling, 1), _reference(weight, 1))
+    way = sums.plan(rows, weight, bias)
+    if sums.computed(len(rows)) is not None:
+        if len(_ways) > _MANY:
+            _ways.clear()
+        _ways[_key(x, weight, bias)] = _short(sums, way, rows, weight, bias)
     return way(rows, weight, bias).view(*x.shape[:-1], weight.shape[0])
+
+
+def ready(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> Rows | None:
+    """What computes `F.linear` for tensors of this form, `[…, inner]`, with this matrix; None if it must be asked for first."""
+    way = _ways.get(_key(x, weight, bias))
+    if way is None or not x.is_contiguous() or not weight.is_contiguous() or x.data_ptr() % plans.ALIGNMENT:
+        return None
+    return way
+
+
+def _key(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> tuple[Hashable, ...]:
+    return weight.data_ptr(), weight.shape, x.shape, x.dtype, bias is None
+
+
+def _whole(rows: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+    return LINEAR(rows[None], weight, bias)[0]
+
+
+def _in_parts(rows: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+    """The same as a sum of products of a quarter of the columns each: fewer values are added up one by one.
+
+    A library that splits the sums of few rows is as exact as this, and more exact than it is for many rows.
+    """
+    size = rows.shape[1]
+    step = -(-size // _PARTS // 16) * 16
+    made = LINEAR(rows[:, :step], weight[:, :step], bias)
+    for start in range(step, size, step):
+        made = torch.addmm(made, rows[:, start : start + step], weight[:, start : start + step].t())
+    return made
+
+
+def _short(
+    sums: Sums, way: Rows, rows: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None
+) -> Rows:
+    """The same way for `[…, inner]`, with as few calls as can be."""
+    computed = sums.computed(len(rows))
+    if computed == len(rows) and sums.whole is _whole:
+        return LINEAR
+    if not computed and sums.reference is not None:
+        short = gpu.product_of(rows, weight, bias)
+        if short is not None:
+            return short
+    return lambda x, weight, bias: way(x.view(-1, x.shape[-1]), weight, bias).view(*x.shape[:-1], -1)
 
 
 @kernel("addmm")
@@ -133,6 +182,7 @@ def _concerns(x: torch.Tensor) -> bool:
 
 def refresh() -> None:
     """Reads again what the order of sums may depend on, at the beginning of a block and of each call of its model."""
+    plans.begin()
     reduced = torch._C._get_cublas_allow_bf16_reduced_precision_reduction()
     now = torch.get_num_threads(), torch.get_float32_matmul_precision(), reduced
     if _settings[0] != now:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeAlias
 
 import torch
@@ -25,7 +25,7 @@ class Sequence:
         before: how many of its keys come before the first of these and are kept no longer, as in a sliding window's
             cache.
         position: how many of its tokens come before the first of its queries.
-        allowed: `[queries, keys]`, bool: whether a query sees a key.
+        allowed: `[queries, keys]`, bool: whether a query sees a key; on a GPU of that shape alone where `kind` says it.
         kind: what the mask is, where it is known without a look at it.
         made: what an attention makes of this once, for all layers.
     """
@@ -88,6 +88,52 @@ def of_causal_mask(mask: torch.Tensor, q_offset: int, kv_offset: int) -> Sequenc
         Sequence(row, asking, every, kv_offset, q_offset, mask[row, 0, :, :last], (True, 0, False))
         for row in range(batch)
     ]
+
+
+def of_causal_padding(
+    valid: torch.Tensor, queries: int, keys: int, q_offset: int, kv_offset: int, device: torch.device
+) -> Sequences | None:
+    """The same for rows with padding, where each row's tokens are next to each other; None where they are not.
+
+    Args:
+        valid: `[batch, columns so far]`, bool: whether a column is a token.
+        queries, keys: how many there are.
+        q_offset, kv_offset: the column of the first query, and of the first key.
+        device: of the model.
+    """
+    told = valid.to("cpu", torch.int64)
+    width = q_offset + queries
+    told = torch.nn.functional.pad(told, (0, max(0, width - told.shape[1])))[:, :width]
+    if kv_offset + keys < width:
+        return None
+    counts = told.sum(1)
+    first = told.argmax(1)
+    last = width - told.flip(1).argmax(1)
+    if bool((counts > 0).logical_and(last - first != counts).any()):
+        return None
+    some = torch.ones((), dtype=torch.bool, device=device)
+    made: Sequences = []
+    for row, (begin, end, count) in enumerate(
+        zip(first.tolist(), last.tolist(), counts.tolist(), strict=True)
+    ):
+        if not count:
+            continue
+        seen = slice(max(begin - kv_offset, 0), max(end - kv_offset, 0))
+        asking = slice(max(begin - q_offset, 0), max(end - q_offset, 0))
+        allowed = some.expand(asking.stop - asking.start, seen.stop - seen.start)
+        before, position = (min(max(offset - begin, 0), count) for offset in (kv_offset, q_offset))
+        made.append(Sequence(row, asking, seen, before, position, allowed, (True, 0, False)))
+    return made
+
+
+def written_out(sequence: Sequence) -> Sequence:
+    """The same with its mask, where it has only been told to be causal."""
+    if sequence.kind != (True, 0, False):
+        return sequence
+    queries, keys = sequence.allowed.shape
+    device = sequence.allowed.device
+    position = torch.arange(queries, device=device)[:, None] + sequence.position
+    return replace(sequence, allowed=torch.arange(keys, device=device)[None] + sequence.before <= position)
 
 
 def without_mask(query: torch.Tensor, key: torch.Tensor, causal: bool) -> Sequences:

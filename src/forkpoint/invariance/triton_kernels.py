@@ -18,9 +18,10 @@ except ImportError:  # doctest reads this module where there is no Triton; `gpu`
     tl: Any = None
 
 _jit: Any = triton.jit if triton else lambda function: function
+_jit_for_any_rows: Any = triton.jit(do_not_specialize=["rows"]) if triton else lambda function: function
 
 
-@_jit
+@_jit_for_any_rows
 def product(
     x, weight, bias, out, rows, columns, inner, x_row, weight_inner, weight_column, out_row,
     ROWS: tl.constexpr, COLUMNS: tl.constexpr, INNER: tl.constexpr, BIAS: tl.constexpr, GROUP: tl.constexpr,
@@ -55,19 +56,76 @@ def product(
 
 
 @_jit
+def _tanh(x):
+    """The hyperbolic tangent of float32, near zero by a polynomial (Cephes' `tanhf`), as exact there as elsewhere."""
+    square = x * x
+    near = -5.70498872745e-3 * square + 2.06390887954e-2
+    near = near * square - 5.37397155531e-2
+    near = near * square + 1.33314422036e-1
+    near = near * square - 3.33332819422e-1
+    far = 2.0 * tl.sigmoid(2.0 * x) - 1.0
+    return tl.where(tl.abs(x) < 0.625, near * square * x + x, far)
+
+
+@_jit
+def _weight(difference):
+    """`exp` of a difference of scores: of a small one the error is small, as it would not be of each score by itself."""
+    return tl.exp2(difference * 1.4426950408889634)
+
+
+@_jit
+def _seen_block(
+    query, key, value, key_row, value_row, largest, total, result, column, scale, softcap,
+    SIZE: tl.constexpr, VALUES: tl.constexpr, SIZE_BLOCK: tl.constexpr, VALUES_BLOCK: tl.constexpr,
+    SOFTCAP: tl.constexpr,
+):  # fmt: skip
+    """The largest score, the sum of the weights and the weighted sum, with a block of keys that every query sees."""
+    size = tl.arange(0, SIZE_BLOCK)
+    values = tl.arange(0, VALUES_BLOCK)
+    k_at = key + column.to(tl.int64)[None, :] * key_row + size[:, None]
+    v_at = value + column.to(tl.int64)[:, None] * value_row + values[None, :]
+    k = tl.load(k_at) if SIZE == SIZE_BLOCK else tl.load(k_at, mask=(size < SIZE)[:, None], other=0.0)
+    v = tl.load(v_at) if VALUES == VALUES_BLOCK else tl.load(v_at, mask=(values < VALUES)[None, :], other=0.0)
+    score = tl.dot(query, k, input_precision="ieee") * scale
+    if SOFTCAP:
+        score = softcap * _tanh(score / softcap)
+    larger = tl.maximum(largest, tl.max(score, 1))
+    weights = _weight(score - larger[:, None])
+    before = _weight(largest - larger)
+    total = total * before + tl.sum(weights, 1)
+    result = result * before[:, None]
+    result = tl.dot(weights.to(v.dtype), v, result, input_precision="ieee")
+    return larger, total, result
+
+
+@_jit
 def _chunk(
-    query, key, value, key_row, value_row, bias, bias_row, seen, seen_row, query_rows, there, first, last, key_position,
-    keys, position, window, scale, softcap,
+    query, key, value, key_row, value_row, bias, bias_row, seen, seen_row, query_rows, there, first, last, seen_by_all,
+    key_position, keys, position, window, scale, softcap,
     ROWS: tl.constexpr, KEYS: tl.constexpr, SIZE: tl.constexpr, VALUES: tl.constexpr, SIZE_BLOCK: tl.constexpr,
     VALUES_BLOCK: tl.constexpr, CAUSAL: tl.constexpr, WINDOW: tl.constexpr, SOFTCAP: tl.constexpr, BIAS: tl.constexpr,
     SEEN: tl.constexpr,
 ):  # fmt: skip
-    """The largest score, the sum of the weights and the weighted sum of the values, over keys `first` to `last`."""
+    """The largest score, the sum of the weights and the weighted sum of the values, over keys `first` to `last`.
+
+    Every query sees the keys up to `seen_by_all`: for whole blocks of these the same sums are made without asking.
+    """
     largest = tl.full((ROWS,), float("-inf"), dtype=tl.float32)
     total = tl.zeros((ROWS,), dtype=tl.float32)
     result = tl.zeros((ROWS, VALUES_BLOCK), dtype=tl.float32)
     size = tl.arange(0, SIZE_BLOCK)
     values = tl.arange(0, VALUES_BLOCK)
+    if not (BIAS or SEEN or WINDOW):
+        whole = first
+        if first >= key_position:
+            whole = first + tl.maximum(tl.minimum(last, seen_by_all) - first, 0) // KEYS * KEYS
+        for start in range(first, whole, KEYS):
+            column = start + tl.arange(0, KEYS) - key_position
+            largest, total, result = _seen_block(
+                query, key, value, key_row, value_row, largest, total, result, column, scale, softcap,
+                SIZE, VALUES, SIZE_BLOCK, VALUES_BLOCK, SOFTCAP,
+            )  # fmt: skip
+        first = whole
     for start in range(first, last, KEYS):
         at = start + tl.arange(0, KEYS)
         column = at - key_position
@@ -79,7 +137,7 @@ def _chunk(
         )
         score = tl.dot(query, k, input_precision="ieee") * scale
         if SOFTCAP:
-            score = softcap * (2.0 * tl.sigmoid(2.0 * score / softcap) - 1.0)
+            score = softcap * _tanh(score / softcap)
         if BIAS:
             at_bias = bias + query_rows.to(tl.int64)[:, None] * bias_row + column[None, :]
             score += tl.load(at_bias, mask=there[:, None] & inside[None, :], other=0.0).to(tl.float32)
@@ -91,11 +149,11 @@ def _chunk(
         if SEEN:
             at_seen = seen + query_rows.to(tl.int64)[:, None] * seen_row + column[None, :]
             sees = sees & (tl.load(at_seen, mask=sees, other=0) != 0)
-        score = tl.where(sees, score * 1.4426950408889634, float("-inf"))
+        score = tl.where(sees, score, float("-inf"))
         larger = tl.maximum(largest, tl.max(score, 1))
         safe = tl.where(larger == float("-inf"), 0.0, larger)
-        weights = tl.exp2(score - safe[:, None])
-        before = tl.exp2(largest - safe)
+        weights = _weight(score - safe[:, None])
+        before = _weight(largest - safe)
         total = total * before + tl.sum(weights, 1)
         v = tl.load(
             value + column.to(tl.int64)[:, None] * value_row + values[None, :],
@@ -113,8 +171,8 @@ def _merged(largest, total, result, more_largest, more_total, more_result):
     """Two parts of an attention as one, in this order."""
     larger = tl.maximum(largest, more_largest)
     safe = tl.where(larger == float("-inf"), 0.0, larger)
-    before = tl.exp2(largest - safe)
-    after = tl.exp2(more_largest - safe)
+    before = _weight(largest - safe)
+    after = _weight(more_largest - safe)
     total = total * before + more_total * after
     result = result * before[:, None] + more_result * after[:, None]
     return larger, total, result
@@ -124,10 +182,10 @@ def _merged(largest, total, result, more_largest, more_total, more_result):
 def _finished(largest, total, result, sinks, head, SINKS: tl.constexpr):
     """The weighted mean; a sink takes weight and has no value."""
     if SINKS:
-        sink = tl.load(sinks + head).to(tl.float32) * 1.4426950408889634
+        sink = tl.load(sinks + head).to(tl.float32)
         larger = tl.maximum(largest, sink)
-        before = tl.exp2(largest - larger)
-        total = total * before + tl.exp2(sink - larger)
+        before = _weight(largest - larger)
+        total = total * before + _weight(sink - larger)
         result = result * before[:, None]
     return result / tl.where(total == 0.0, 1.0, total)[:, None]
 
@@ -172,8 +230,10 @@ def attention(
     if WINDOW:
         begin = tl.maximum(begin, position + start - window + 1)
     end = key_position + keys
+    seen_by_all = end
     if CAUSAL:
         end = tl.minimum(end, position + start + ROWS)
+        seen_by_all = tl.minimum(seen_by_all, position + start + 1)
     from_chunk, to_chunk = begin // CHUNK, tl.cdiv(end, CHUNK)
     if SPLIT:
         from_chunk = begin // CHUNK + tl.program_id(2)
@@ -185,8 +245,8 @@ def attention(
         first = tl.maximum(chunk * CHUNK, begin // KEYS * KEYS)
         last = tl.minimum((chunk + 1) * CHUNK, end)
         more_largest, more_total, more_result = _chunk(
-            q, key, value, key_row, value_row, bias, bias_row, seen, seen_row, rows, there, first, last, key_position,
-            keys, positions, window, scale, softcap,
+            q, key, value, key_row, value_row, bias, bias_row, seen, seen_row, rows, there, first, last, seen_by_all,
+            key_position, keys, positions, window, scale, softcap,
             ROWS, KEYS, SIZE, VALUES, SIZE_BLOCK, VALUES_BLOCK, CAUSAL, WINDOW, SOFTCAP, BIAS, SEEN,
         )  # fmt: skip
         largest, total, result = _merged(largest, total, result, more_largest, more_total, more_result)
