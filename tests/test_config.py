@@ -59,6 +59,7 @@ def test_options_come_from_a_file_and_those_given_come_first(asked, tmp_path, ca
         ("dtype = [1]", "dtype = [1] in FILE; expected a text or a number"),
         ("[table]\na = 1", "'table' in FILE"),
         ('config = "other.toml"', "'config' in FILE"),
+        ("trust_remote_code = true", "expected --trust-remote-code on the command line: it runs code"),
     ],
 )
 def test_what_can_not_be_used_is_one_line(asked, tmp_path, capsys, text, said):

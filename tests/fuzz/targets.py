@@ -32,7 +32,7 @@ from forkpoint.scene.format.manifest import check_header, from_manifest, storage
 from forkpoint.scene.script.source import Writer
 from forkpoint.support.sizes import parse_size
 
-from . import damage, results
+from . import damage, options, results
 from .results import expect_one_line
 
 Input = Callable[[], bool]
@@ -366,7 +366,8 @@ TARGETS = (
     Target("results", results.results, 200),
     Target("traces", results.traces, 20),
     Target("records", results.records, 100),
-    Target("prompts", prompts, 99),
-    Target("sizes", sizes, 100),
+    Target("configurations", options.configurations, 100),
+    Target("prompts", prompts, 59),
+    Target("sizes", sizes, 40),
     Target("models", models, 1),
 )

@@ -9,23 +9,25 @@ import pytest
 from forkpoint.errors import SceneError
 
 from . import damage, targets
-from .__main__ import fuzz
+from .__main__ import main
+from .many import fuzz
 from .targets import TARGETS, Target, check_script
 
 SAMPLE = {
-    "manifests": 400, "tensors": 200, "results": 300, "traces": 60, "records": 200, "prompts": 200, "sizes": 500,
+    "manifests": 400, "tensors": 200, "results": 300, "traces": 60, "records": 200, "configurations": 200, "prompts": 200, "sizes": 500,
     "models": 4,
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("target", TARGETS, ids=lambda target: target.name)
-def test_damaged_files_are_read_or_refused_in_one_line(target, capsys):
-    assert fuzz(target, 0, range(SAMPLE[target.name])) == []
-    _, inputs, *_ = capsys.readouterr().out.split()
-    assert int(inputs) == SAMPLE[target.name]
+def test_damaged_files_are_read_or_refused_in_one_line(target):
+    found = fuzz(target, 0, range(SAMPLE[target.name]))
+    assert found.wrong == []
+    assert found.inputs == SAMPLE[target.name]
+    assert target.name == "models" or 0 < found.read < found.inputs
 
 
-def test_what_is_not_refused_in_one_line_is_found(monkeypatch, capsys):
+def test_what_is_not_refused_in_one_line_is_found(monkeypatch):
     [target] = [target for target in TARGETS if target.name == "manifests"]
     for wrong in (KeyError("x"), RecursionError(), SceneError("x" * 3000)):
         if isinstance(wrong, SceneError):
@@ -37,8 +39,18 @@ def test_what_is_not_refused_in_one_line_is_found(monkeypatch, capsys):
         with monkeypatch.context() as patched:
             patched.setattr(targets, "parsed", fail)
             found = fuzz(target, 0, range(5))
-        assert found  # not all: some are read from the disk
-        assert f"{len(found)} wrong" in capsys.readouterr().out
+        assert found.wrong  # not all: some are read from the disk
+
+
+def test_processes_share_the_inputs(capsys):
+    assert main(["--target", "sizes", "prompts", "--each", "41", "--workers", "2"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split(" read")[0] for line in lines] == [
+        f"{target.name}: 41 inputs, {fuzz(target, 0, range(41)).read}"
+        for name in ("prompts", "sizes")
+        for target in TARGETS
+        if target.name == name
+    ]
 
 
 @pytest.mark.parametrize("text", ["import os\nos.system('x')", "print('\u202e')", "x = ("])

@@ -5,7 +5,8 @@
     pad-to = 50
     all-sources = true
 
-A key is an option without its dashes, or MODEL. What the command line says comes before what the file says.
+A key is an option without its dashes, or MODEL. What the command line says comes before what the file says; that a model's
+own code may run, only the command line says.
 """
 
 from __future__ import annotations
@@ -20,6 +21,8 @@ from forkpoint.errors import InputError
 
 MAX_CONFIG = 1 << 20
 """Most bytes of a file."""
+TYPED = "trust-remote-code"
+"""What nobody asks for without having typed it."""
 
 
 def configure(context: typer.Context, file: str | None) -> None:
@@ -34,8 +37,11 @@ def configure(context: typer.Context, file: str | None) -> None:
     found: dict[str, Any] = {}
     for key, value in _read(Path(file)).items():
         parameter = named.get(key.replace("_", "-"))
+        if parameter is not None and _key(parameter) == TYPED:
+            raise InputError(f"--config {file} with the key {key!r}", f"--{TYPED} on the command line: it runs code")
         if parameter is None:
-            raise InputError(f"--config {file} with the key {key!r}", "one of " + ", ".join(sorted(named)))
+            expected = "one of " + ", ".join(sorted({*named} - {TYPED}))
+            raise InputError(f"--config {file} with the key {key!r}", expected)
         found[parameter.name] = _value(value, parameter, f"--config {file} with {key} = {value!r}")
     context.default_map = {**(context.default_map or {}), **found}
 
