@@ -150,7 +150,7 @@ class Checker:
             return
         for check in (
             lambda: self.observed(expected),
-            self.rows,
+            lambda: self.rows(expected[0]),
             *([lambda: self.probed(expected)] if program.probed else []),
         ):
             try:
@@ -221,11 +221,11 @@ class Checker:
         self.notes = result.a.notes
         if frozen(model) != before:
             self.wrong.append("the model was left changed: " + difference(before, frozen(model)))
-        for name, gain, witness, plain in zip("AB", gains, witnesses, expected, strict=True):
-            self.compare_calls(name, gain, witness.seen, plain)
+        for name, witness, plain in zip("AB", witnesses, expected, strict=True):
+            self.compare_calls(name, witness.seen, plain)
         self.compare_answer(result)
 
-    def compare_calls(self, name: str, gain: float, seen: list[Seen], plain: list[Seen]) -> None:
+    def compare_calls(self, name: str, seen: list[Seen], plain: list[Seen]) -> None:
         """Each call that forkpoint had made against the plain one from the same random state."""
         n = len(plain)
         self.calls += len(seen)
@@ -278,8 +278,8 @@ class Checker:
         if wanted is None and any(row.status == "differs" for row in result.ops):
             self.wrong.append("equal runs have rows that differ")
 
-    def rows(self) -> None:
-        """With the part in C and without, every row says the same."""
+    def rows(self, expected: list[Seen]) -> None:
+        """With the part in C and without, every row says the same, and no bit of the model's is another one."""
         if compiled is None:
             return
         program = self.program
@@ -288,7 +288,8 @@ class Checker:
         for context in (python_alone, None):
             forget()
             model = program.model()
-            run = fp.Run(model, program.inputs(), layout=layout, call=Witness(program, START))
+            witness = Witness(program, START)
+            run = fp.Run(model, program.inputs(), layout=layout, call=witness)
             made = []
             for _ in range(2):
                 torch.set_rng_state(START)
@@ -298,6 +299,7 @@ class Checker:
                     with context():
                         made.append(trace_run(run))
             traces.append(made)
+            self.compare_calls("A in Python" if context else "A in C", witness.seen, expected)
         for slow, fast in zip(*traces, strict=True):
             assert_same(slow.trace, fast.trace)
             assert_same_labels(slow, fast)

@@ -2,9 +2,9 @@
 
 `python -m tests.trust.interrupts --count 1000 --seed 0` interrupts at so many of the positions, drawn by the seed;
 without a count at all of them, the first time that each is reached and the last (`--share 2/8` takes the second of eight
-parts of those). `--raise MemoryError` raises an error
-there instead: it comes through, or the result is what it would have been. `--saving` does so while a scene, its script and
-a result are saved: each is there as a whole or not at all.
+parts of those, `--seconds 100` as many as that allows). `--raise MemoryError` raises an error there instead: it comes
+through, or the result is what it would have been. `--saving` does so while a scene, its script and a result are saved: each
+is there as a whole or not at all.
 
 A position is an instruction of forkpoint, or of a context manager that it uses, before which Python may look whether there
 was a signal: the first of a function, and those after a call or a jump back.
@@ -21,9 +21,10 @@ import random
 import signal
 import sys
 import tempfile
+import time
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import cache, partial
 from pathlib import Path
 from types import CodeType, FrameType
@@ -235,7 +236,7 @@ def _traced(trace: Any, function: Callable[[], Any]) -> Any:
 
 
 def left_by(
-    positions: list[tuple[Position, int]],
+    positions: Iterable[tuple[Position, int]],
     model: nn.Module,
     act: Callable[[], Any],
     error: type[Exception] | None = None,
@@ -285,6 +286,16 @@ def part(every: list[Any], share: str) -> list[Any]:
     return every[int(number) - 1 :: int(parts)]
 
 
+def within(seconds: float, positions: list[Any], taken: list[Any]) -> Iterator[Any]:
+    """Positions one after the other, until the time is over; those that were taken are added to a list."""
+    end = time.monotonic() + seconds
+    for position in positions:
+        if time.monotonic() >= end:
+            return
+        taken.append(position)
+        yield position
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -298,6 +309,7 @@ def main() -> int:
     parser.add_argument(
         "--share", default="1/1", metavar="K/N", help="the K-th of N parts, for processes side by side"
     )
+    parser.add_argument("--seconds", type=float, default=float("inf"), help="take no more after these")
     given = parser.parse_args()
     signal.signal(signal.SIGINT, signal.default_int_handler)
     with tempfile.TemporaryDirectory(prefix="forkpoint-test-") as room:
@@ -314,15 +326,19 @@ def main() -> int:
         act()
         counts = visited(act)
         positions = part(drawn(counts, given.count, given.seed), given.share)
-        found = list(left_by(positions, model, act, ERRORS.get(given.error), wrong))
-        for where, what in found:
-            print(where, what)
+        taken: list[Any] = []
+        left = 0
+        for where, what in left_by(
+            within(given.seconds, positions, taken), model, act, ERRORS.get(given.error), wrong
+        ):
+            left += 1
+            print(where, what, flush=True)
         same = wrong(act()) == []
     print(
-        f"{len(counts)} positions, {len(positions)} of them interrupted, {len(found)} left something; "
+        f"{len(counts)} positions, {len(taken)} of {len(positions)} interrupts made, {left} left something; "
         f"the same afterwards: {same}"
     )
-    return int(bool(found) or not same or not positions)
+    return int(left > 0 or not same or not taken)
 
 
 def other_result(expected: Any, returned: Any) -> list[str]:

@@ -107,13 +107,15 @@ def python_alone() -> Generator[None]:
     Classes that are already made keep their bases (`Reel`, `Traits`), which hold attributes and do nothing; without those,
     too, a process runs with `FORKPOINT_PURE_PYTHON`.
     """
+    instead = {id(seam.in_c): seam.python for seam in SEAMS if seam.in_c is not None}
+    if compiled is not None:
+        instead[id(compiled)] = None
     with ExitStack() as stack:
         for module in _modules():
             for name, value in list(vars(module).items()):
-                seam = next((seam for seam in SEAMS if seam.in_c is value), None)
-                if seam is not None or (compiled is not None and value is compiled):
+                if id(value) in instead:
                     stack.callback(setattr, module, name, value)
-                    setattr(module, name, None if seam is None else seam.python)
+                    setattr(module, name, instead[id(value)])
         yield
 
 
