@@ -38,7 +38,9 @@ def configure(context: typer.Context, file: str | None) -> None:
     for key, value in _read(Path(file)).items():
         parameter = named.get(key.replace("_", "-"))
         if parameter is not None and _key(parameter) == TYPED:
-            raise InputError(f"--config {file} with the key {key!r}", f"--{TYPED} on the command line: it runs code")
+            raise InputError(
+                f"--config {file} with the key {key!r}", f"--{TYPED} on the command line: it runs code"
+            )
         if parameter is None:
             expected = "one of " + ", ".join(sorted({*named} - {TYPED}))
             raise InputError(f"--config {file} with the key {key!r}", expected)
