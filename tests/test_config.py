@@ -50,15 +50,15 @@ def test_options_come_from_a_file_and_those_given_come_first(asked, tmp_path, ca
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("pad-too = 3", "'pad-too' in FILE; expected one of all-sources, "),
+        ("pad-too = 3", "--config FILE with the key 'pad-too'; expected one of all-sources, "),
         ('pad-to = "x"', "Invalid value for '--pad-to'"),
         ('side = "up"', "Invalid value for '--side'"),
         ("pad-to =", "--config FILE can't be read: Invalid value"),
-        ('no-probes = "yes"', "no-probes = 'yes' in FILE; expected true or false"),
-        ("prompt = 3", "prompt = 3 in FILE; expected a text, or a list of texts"),
-        ("dtype = [1]", "dtype = [1] in FILE; expected a text or a number"),
-        ("[table]\na = 1", "'table' in FILE"),
-        ('config = "other.toml"', "'config' in FILE"),
+        ('no-probes = "yes"', "--config FILE with no-probes = 'yes'; expected true or false"),
+        ("prompt = 3", "--config FILE with prompt = 3; expected a text, or a list of texts"),
+        ("dtype = [1]", "--config FILE with dtype = [1]; expected a text or a number"),
+        ("[table]\na = 1", "with the key 'table'"),
+        ('config = "other.toml"', "with the key 'config'"),
         ("trust_remote_code = true", "expected --trust-remote-code on the command line: it runs code"),
     ],
 )
@@ -81,4 +81,4 @@ def test_a_file_that_is_none(asked, tmp_path, capsys):
 def test_every_question_takes_one(command, tmp_path, capsys):
     file = tmp_path / "long.toml"
     file.write_text("nonsense = 1")
-    assert "'nonsense' in" in run(capsys, command, "--config", str(file))
+    assert "with the key 'nonsense'" in run(capsys, command, "--config", str(file))

@@ -39,11 +39,12 @@ def configure(context: typer.Context, file: str | None) -> None:
         parameter = named.get(key.replace("_", "-"))
         if parameter is not None and _key(parameter) == TYPED:
             raise InputError(
-                f"--config {file} with the key {key!r}", f"--{TYPED} on the command line: it runs code"
+                f"--config {file} with the key {key!r}",
+                "--trust-remote-code on the command line: it runs code",
             )
         if parameter is None:
-            expected = "one of " + ", ".join(sorted({*named} - {TYPED}))
-            raise InputError(f"--config {file} with the key {key!r}", expected)
+            others = sorted({*named} - {TYPED})
+            raise InputError(f"--config {file} with the key {key!r}", "one of " + ", ".join(others))
         found[parameter.name] = _value(value, parameter, f"--config {file} with {key} = {value!r}")
     context.default_map = {**(context.default_map or {}), **found}
 
