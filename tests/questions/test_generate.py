@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+import torch.nn.functional as F
 from tests.architectures import ARCHITECTURES
 from tests.questions.words import word_tokenizer
 
@@ -48,7 +49,7 @@ def planted(position):
     return model
 
 
-@pytest.mark.parametrize("against", ["batch", "no-cache"])
+@pytest.mark.parametrize("against", ["batch", "no-cache", "static", "assisted"])
 @pytest.mark.parametrize("prompt", PROMPTS)
 def test_near_ties(prompt, against):
     found = fp.generate(nearly_twins(0), word_tokenizer(), prompt, against, max_new_tokens=16, size=3)
@@ -76,7 +77,65 @@ def test_a_planted_fault_of_one_pass_over_all_tokens():
     assert (found.first, found.label) == (3, "confident")
 
 
-@pytest.mark.parametrize("against", ["batch", "no-cache"])
+def favouring(*columns):
+    """A model that favours a token, by far, where it is given so many columns at once."""
+    model = llama()
+    wanted = model.lm_head.weight[33].detach()
+
+    def favour(module, args, output):
+        return output + 50 * wanted / wanted.square().sum() if output.shape[1] in columns else output
+
+    model.model.norm.register_forward_hook(favour)
+    return model
+
+
+def test_a_planted_fault_of_several_candidates_at_once():
+    """The prompt ends as it began, so that the first call is about the prompt and what came next there, too."""
+    prompt = "w5 w6 w7 w8 w5 w6"
+    found = fp.generate(favouring(*range(7, 12)), word_tokenizer(), prompt, "assisted", max_new_tokens=6)
+    assert found.name_b.startswith("assisted")
+    assert (found.label, found.token_b) == ("confident", 33)
+    assert found.result.verdict.kind is VerdictKind.SEMANTIC
+
+
+def test_what_an_assistant_guesses_is_not_compared():
+    model = llama()
+    other = ARCHITECTURES["qwen2"].build(attention="sdpa")
+    other.generation_config.eos_token_id = None
+    found = fp.generate(model, word_tokenizer(), PROMPTS[0], "assisted", max_new_tokens=8, assistant=other)
+    assert (found.name_b, found.first) == ("assisted", None)
+    near = fp.generate(
+        nearly_twins(0), word_tokenizer(), PROMPTS[0], "assisted", max_new_tokens=16, assistant=other
+    )
+    assert near.label in ("tie", "within rounding")
+
+
+def test_a_cache_that_keeps_a_window_alone():
+    model = ARCHITECTURES["mistral"].build(attention="sdpa")
+    model.generation_config.eos_token_id = None
+    long = " ".join(f"w{n}" for n in range(3, 15))
+    assert fp.generate(model, word_tokenizer(), long, "sliding", max_new_tokens=4).first is None
+
+
+def test_a_fault_of_a_static_cache_is_confident():
+    model = llama()
+
+    def favour(module, args, kwargs, output):
+        from transformers import StaticCache
+
+        wanted = module.lm_head.weight[33].detach()
+        if isinstance(kwargs.get("past_key_values"), StaticCache):
+            output.logits = (
+                output.logits + 50 * F.one_hot(torch.tensor(33), output.logits.shape[-1]) * wanted.norm()
+            )
+        return output
+
+    model.register_forward_hook(favour, with_kwargs=True)
+    found = fp.generate(model, word_tokenizer(), PROMPTS[0], "static", max_new_tokens=4)
+    assert (found.first, found.token_b, found.label) == (0, 33, "confident")
+
+
+@pytest.mark.parametrize("against", ["batch", "no-cache", "static", "assisted"])
 def test_a_sound_model_generates_the_same(against):
     found = fp.generate(llama(), word_tokenizer(), PROMPTS[0], against, max_new_tokens=8, size=3)
     assert found.first is None
@@ -168,8 +227,19 @@ def test_a_model_that_does_not_decode():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"against": "beams"}, "way 'beams'; expected one of batch, no-cache"),
+        (
+            {"against": "beams"},
+            "way 'beams'; expected one of batch, no-cache, static, sliding, offloaded, quantized, assisted",
+        ),
         ({"max_new_tokens": 0}, "0 tokens to generate; expected 1 or more"),
+        (
+            {"against": "sliding"},
+            "a sliding cache for a LlamaForCausalLM without a sliding window; expected dynamic or static",
+        ),
+        (
+            {"assistant": object()},
+            "an assistant; expected against='assisted', and another model than the one that it assists",
+        ),
     ],
 )
 def test_what_can_not_be_used(options, message):

@@ -184,7 +184,22 @@ def test_prompts_of_other_lengths_are_padded_on_the_left(runs, llama, tokenizer)
         ("llama", {"chunk": 0}, "chunks of 0 tokens; expected 1 or more"),
         ("bert", {}, "a BertModel, whose tokens see those after them; expected a model that decodes"),
         ("distilbert", {}, "a DistilBertModel, which takes no cache"),
-        ("t5", {}, "a T5ForConditionalGeneration, an encoder-decoder; expected a decoder"),
+        (
+            "t5",
+            {"kind": "static"},
+            "a static cache for a T5ForConditionalGeneration, an encoder-decoder; expected dynamic",
+        ),
+        (
+            "t5",
+            {"prompts": ["w5 w6", "w7"]},
+            "prompts of several lengths for a T5ForConditionalGeneration, an encoder",
+        ),
+        (
+            "llama",
+            {"kind": "sliding"},
+            "a sliding cache for a LlamaForCausalLM without a sliding window; expected",
+        ),
+        ("mistral", {"kind": "sliding", "prompts": "w5 w6 w7"}, "3 tokens, within the window of"),
         ("mamba", {"kind": "static"}, "a static cache for a MambaForCausalLM, which keeps its own"),
     ],
 )
@@ -194,11 +209,35 @@ def test_what_can_not_be_cached(tokenizer, name, arguments, message):
     assert str(caught.value).startswith(message)
 
 
-@pytest.mark.parametrize(("name", "kind"), [("llama", "dynamic"), ("llama", "static"), ("mamba", "dynamic")])
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        ("llama", "dynamic"),
+        ("llama", "static"),
+        ("mamba", "dynamic"),
+        ("mistral", "sliding"),
+        ("bart", "dynamic"),
+    ],
+)
 def test_decoding_of_a_sound_model_rounds(tokenizer, name, kind):
     result = fp.cache(ARCHITECTURES[name].build(), tokenizer, PROMPT, kind=kind)
     assert result.verdict.kind in (VerdictKind.ROUNDING, VerdictKind.IDENTICAL)
     assert result.impact.tokens == 7
+
+
+def test_a_decoder_that_forgets_what_it_read_is_told_from_its_cache(tokenizer):
+    model = ARCHITECTURES["t5"].build()
+
+    def forget(module, args, kwargs, output):
+        past = kwargs.get("past_key_values")
+        if past is not None and past.get_seq_length():
+            past.self_attention_cache.layers[0].values.mul_(0.5)
+        return output
+
+    model.decoder.block[0].register_forward_hook(forget, with_kwargs=True)
+    result = fp.cache(model, tokenizer, PROMPT, split=3)
+    assert (result.verdict.kind, result.verdict.mechanism) == (VerdictKind.SEMANTIC, "cache_state")
+    assert result.origin.module.startswith("decoder.block.")
 
 
 # --- attention -----------------------------------------------------------------------------------------------

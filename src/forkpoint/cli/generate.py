@@ -34,10 +34,19 @@ def generate(
         Generating,
         typer.Option(
             "--against",
-            help="batch: in a batch with others; no-cache: without a cache.",
+            help="batch: in a batch with others; no-cache: without a cache; static, sliding, offloaded, quantized: with a cache "
+            "of that kind; assisted: several candidates in one call.",
             rich_help_panel=_RUN,
         ),
     ] = "batch",
+    assistant: Annotated[
+        str | None,
+        typer.Option(
+            help="For assisted, a model that guesses the candidates; without one they are looked up in the text so far.",
+            metavar="MODEL",
+            rich_help_panel=_RUN,
+        ),
+    ] = None,
     new_tokens: Annotated[
         int, typer.Option("--new-tokens", min=1, help="Most tokens to generate.", rich_help_panel=_RUN)
     ] = 32,
@@ -80,10 +89,11 @@ def generate(
     import forkpoint as fp
     from forkpoint.report.generation import render_generation
 
+    guessing = None if assistant is None else load(assistant, **{**loading, "revision": None}).model
     within = fp.invariant(loaded.model) if invariant else nullcontext()
     with watching() as progress, within:
         found = fp.generate(
-            loaded.model, loaded.tokenizer, texts[0], against, max_new_tokens=new_tokens, size=size,
+            loaded.model, loaded.tokenizer, texts[0], against, max_new_tokens=new_tokens, size=size, assistant=guessing,
             chat_template=chat_template, probes=not no_probes, max_memory=limit, progress=progress,
         )  # fmt: skip
     found = replace(found, call=command_line(TYPED.get()) or found.call)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import inspect
 from typing import TYPE_CHECKING, Any, get_args
 
+import torch
+
 from forkpoint.errors import InputError
 from forkpoint.questions.asking import Options, Question, one_of, positions_of, rows_of
 from forkpoint.questions.choices import CacheKind
@@ -48,25 +50,29 @@ def cache(
 
     Run A has one forward call, `[prompts, tokens]`. Run B begins with the first `split` tokens and goes on with `chunk`
     at a time, each call being given the cache of those before. Several prompts of other lengths are padded on the left,
-    as `generate` does, in both runs.
+    as `generate` does, in both runs. The decoder of an encoder-decoder is given its start token and then the prompt, in run B
+    step by step; the encoder runs once.
 
     Args:
-        model: a decoder of transformers.
+        model: a decoder or encoder-decoder of transformers.
         tokenizer: its tokenizer.
         prompts: one text or several.
         split: tokens of the first call; by default three quarters of them.
         chunk: tokens of each call after that: 1 decodes, more is a chunked prefill.
-        kind: how the cache is kept: `dynamic`, `static` (as long as the prompt), `offloaded` or `quantized`.
+        kind: how the cache is kept: `dynamic`, `static` (as long as the prompt), `sliding` (as `dynamic`, of a model whose
+            layers keep no more than a window, which the prompt has to exceed), `offloaded` or `quantized`.
         options: see `Options`.
 
     Raises:
-        InputError: an encoder or encoder-decoder, a prompt of one token, a split or chunk that does not fit, or a kind of
+        InputError: an encoder, a prompt of one token, a split or chunk that does not fit, or a kind of
             cache that can't be made here.
     """
     rows = rows_of(model, tokenizer, prompts, options)
     longest = max(map(len, rows))
     plain = innermost(model)[1]
-    check_decodes(plain)
+    two_streams = is_encoder_decoder(plain)
+    if not two_streams:
+        check_decodes(plain)
     if longest < 2:
         raise InputError("a prompt of 1 token", "2 or more, to be given in steps")
     notes: tuple[str, ...] = ()
@@ -78,6 +84,15 @@ def cache(
     if chunk < 1:
         raise InputError(f"chunks of {chunk} tokens", "1 or more")
     even = all(len(row) == longest for row in rows)
+    name = f"{split} tokens, then {_counted(chunk)} at a time"
+    if two_streams:
+        if kind != "dynamic" or not even:
+            given = f"a {kind} cache" if kind != "dynamic" else "prompts of several lengths"
+            raise InputError(
+                f"{given} for a {type(plain).__name__}, an encoder-decoder",
+                "dynamic, and prompts of one length",
+            )
+        return Question(*_two_streams(model, rows, split, chunk, name), notes).answer(tokenizer, options)
     pad = 0 if even else pad_token_id(model, tokenizer)
     made = padded(model, rows, longest, pad=pad, side="left", position_ids=positions_of(options))
     a = Run(model, made.inputs, layout=made.layout, name="one forward pass")
@@ -85,10 +100,38 @@ def cache(
     b = Run(
         model,
         calls,
-        call=_with_own(plain, kind, longest) if kind == "offloaded" else kept_apart(plain, calls),
-        name=f"{split} tokens, then {_counted(chunk)} at a time",
+        call=with_own(plain, kind, longest) if kind == "offloaded" else kept_apart(plain, calls),
+        name=name,
     )
     return Question(a, b, notes).answer(tokenizer, options)
+
+
+def is_encoder_decoder(model: Any) -> bool:
+    return bool(getattr(getattr(model, "config", None), "is_encoder_decoder", False))
+
+
+def _two_streams(model: Any, rows: list[list[int]], split: int, chunk: int, name: str) -> tuple[Run, Run]:
+    """One pass of an encoder-decoder over all of the decoder's tokens, and one that reads the earlier ones from a cache."""
+    length = len(rows[0])
+    made = padded(model, rows, length, pad=0).inputs
+    decoder = torch.cat([made["decoder_input_ids"], made["input_ids"][:, :-1]], 1)
+    whole = {**made, "decoder_input_ids": decoder}
+    ends = list(dict.fromkeys([split, *range(split + chunk, length, chunk), length]))
+    calls: list[dict[str, Any]] = []
+    for start, end in zip([0, *ends], ends, strict=False):
+        encoded = {key: value for key, value in made.items() if key != "input_ids" or not start}
+        calls.append({**encoded, "decoder_input_ids": decoder[:, start:end], "use_cache": True})
+    kept: list[Any] = []
+    from transformers.modeling_outputs import BaseModelOutput
+
+    def decode(given: Any, inputs: dict[str, Any]) -> Any:
+        if "input_ids" in inputs:
+            output = given(**inputs)
+            kept[:] = [BaseModelOutput(last_hidden_state=output.encoder_last_hidden_state)]
+            return output
+        return given(encoder_outputs=kept[0], **inputs)
+
+    return Run(model, whole, name="one forward pass"), Run(model, calls, call=decode, name=name)
 
 
 def check_decodes(model: Any) -> None:
@@ -97,7 +140,7 @@ def check_decodes(model: Any) -> None:
     Raises:
         InputError: it does not.
     """
-    if getattr(getattr(model, "config", None), "is_encoder_decoder", False):
+    if is_encoder_decoder(model):
         raise InputError(
             f"a {type(model).__name__}, an encoder-decoder", "a decoder", "compare runs of it by fp.compare"
         )
@@ -130,10 +173,16 @@ def _sees_later_tokens(model: Any) -> bool:
     return bool((outputs[0] - outputs[1]).abs().max() > LATER * size)
 
 
-def stepwise(model: Any, made: Padded, split: int, chunk: int, kind: CacheKind) -> list[dict[str, Any]]:
-    """The inputs of each call: its tokens and positions, and the mask of all so far, or of its own where no keys are kept."""
+def stepwise(
+    model: Any, made: Padded, split: int, chunk: int, kind: CacheKind, room: int | None = None
+) -> list[dict[str, Any]]:
+    """The inputs of each call: its tokens and positions, and the mask of all so far, or of its own where no keys are kept.
+
+    Args:
+        room: tokens that a static cache has room for; by default as many as there are.
+    """
     length = made.mask.shape[1]
-    ends = [split, *range(split + chunk, length, chunk), length]
+    ends = list(dict.fromkeys([split, *range(split + chunk, length, chunk), length]))
     takes = inspect.signature(model.forward).parameters
     keys = "past_key_values" in takes
     calls: list[dict[str, Any]] = []
@@ -145,13 +194,13 @@ def stepwise(model: Any, made: Padded, split: int, chunk: int, kind: CacheKind) 
         if "use_cache" in takes:
             call["use_cache"] = True
         calls.append(call)
-    first = _made(model, one_of("cache", kind, get_args(CacheKind)), length)
+    first = _made(model, one_of("cache", kind, get_args(CacheKind)), room or length)
     if first is not None and kind != "offloaded":
         calls[0]["past_key_values"] = first
     return calls
 
 
-def _with_own(model: Any, kind: CacheKind, length: int) -> Callable[[Any, dict[str, Any]], Any]:
+def with_own(model: Any, kind: CacheKind, length: int) -> Callable[[Any, dict[str, Any]], Any]:
     """Calls a model, the first time with a cache of its own: one with streams of its own can't be copied with the inputs."""
 
     def call(given: Any, inputs: dict[str, Any]) -> Any:
@@ -188,6 +237,15 @@ def kept_apart(model: Any, calls: list[dict[str, Any]]) -> Callable[[Any, dict[s
     return call_it
 
 
+def check_cache(model: Any, kind: CacheKind, length: int) -> None:
+    """Check that a cache of a kind can be made for so many tokens.
+
+    Raises:
+        InputError: it can't.
+    """
+    _made(model, kind, length)
+
+
 def _made(model: Any, kind: str, length: int) -> Any:
     """An empty cache of a kind; None for the one that the model makes itself."""
     if kind == "dynamic":
@@ -198,7 +256,11 @@ def _made(model: Any, kind: str, length: int) -> Any:
         raise InputError(
             f"a {kind} cache for a {type(model).__name__}, which keeps its own", "the cache dynamic"
         )
+    if kind == "offloaded" and not torch.accelerator.is_available():
+        raise InputError("an offloaded cache without an accelerator to take it off", "dynamic or static")
     config = model.config.get_text_config(decoder=True)
+    if kind == "sliding":
+        return _sliding(DynamicCache(config=config), model, length)
     try:
         if kind == "static":
             return StaticCache(config=config, max_cache_len=length)
@@ -208,6 +270,18 @@ def _made(model: Any, kind: str, length: int) -> Any:
     except Exception as error:
         reason = str(error).split("\n")[0] or type(error).__name__
         raise InputError(f"a {kind} cache can't be made here: {reason}", "dynamic or static") from error
+
+
+def _sliding(cache: Any, model: Any, length: int) -> Any:
+    """A cache of which some layers keep a window alone, shorter than what they are given."""
+    windows = [layer.sliding_window for layer in cache.layers if getattr(layer, "is_sliding", False)]
+    if not windows:
+        raise InputError(
+            f"a sliding cache for a {type(model).__name__} without a sliding window", "dynamic or static"
+        )
+    if length <= min(windows):
+        raise InputError(f"{length} tokens, within the window of {min(windows)}", "a longer prompt")
+    return cache
 
 
 def _counted(chunk: int) -> str:

@@ -10,7 +10,7 @@ Side = Literal["left", "right"]
 PositionIds = Literal["mask", "none"]
 """Made from the mask as the architecture does in `generate`, or left to the model."""
 
-CacheKind = Literal["dynamic", "static", "offloaded", "quantized"]
+CacheKind = Literal["dynamic", "static", "sliding", "offloaded", "quantized"]
 """How the keys and values of earlier calls are kept."""
 
 Quantization = Literal["int8", "nf4", "int8-dynamic", "torchao-int8"]
@@ -19,8 +19,8 @@ Quantization = Literal["int8", "nf4", "int8-dynamic", "torchao-int8"]
 Backend = Literal["eager", "aot_eager", "inductor"]
 """What `torch.compile` hands the captured graph to."""
 
-Generating = Literal["batch", "no-cache"]
-"""Another way to generate: in a batch with others, or without a cache."""
+Generating = Literal["batch", "no-cache", "static", "sliding", "offloaded", "quantized", "assisted"]
+"""Another way to generate: in a batch with others, without a cache, with a cache of that kind, or assisted."""
 
 Pooling = Literal["mean", "cls"]
 """How an encoder's tokens become one vector: their mean, or the first of them."""

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import inspect
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING, Any, cast, get_args
 
 import torch
 
@@ -13,8 +14,9 @@ from forkpoint.models.loading import quiet
 from forkpoint.promotion import Promotion
 from forkpoint.questions.answers import FAILING, Generation
 from forkpoint.questions.asking import Options, Question, one_of, positions_of, rows_of
-from forkpoint.questions.cache import check_decodes, kept_apart, stepwise
-from forkpoint.questions.choices import Generating
+from forkpoint.questions.assisted import LOOKED_UP, Recorded, again, recording
+from forkpoint.questions.cache import check_cache, check_decodes, kept_apart, stepwise, with_own
+from forkpoint.questions.choices import CacheKind, Generating
 from forkpoint.questions.mates import TEXTS, mates
 from forkpoint.questions.prompts import pad_token_id, padded
 from forkpoint.result import VerdictKind
@@ -44,11 +46,32 @@ class Way:
         name: what reports call it.
         rows: token ids of each row; the prompt's is the first.
         cached: whether earlier tokens are read from a cache.
+        kind: of that cache.
+        assisted: whether several candidates are looked at in one call.
+        assistant: the model that guesses them; None where they are looked up in the text so far.
     """
 
     name: str
     rows: list[list[int]]
     cached: bool = True
+    kind: CacheKind = "dynamic"
+    assisted: bool = False
+    assistant: Any = None
+
+
+@dataclass(frozen=True)
+class Made:
+    """What was generated.
+
+    Attributes:
+        tokens: of each row, as they came, with padding behind the end of a row.
+        recorded: the forward calls of assisted generation.
+        room: tokens that a static cache has room for.
+    """
+
+    tokens: list[list[int]]
+    recorded: list[Recorded]
+    room: int
 
 
 @says_call
@@ -60,6 +83,7 @@ def generate(
     *,
     max_new_tokens: int = NEW_TOKENS,
     size: int = 8,
+    assistant: Any = None,
     **options: Unpack[Options],
 ) -> Generation:
     """Generate greedily in two ways, and explain the first token that differs.
@@ -74,13 +98,17 @@ def generate(
         model: a decoder of transformers.
         tokenizer: its tokenizer.
         prompt: one text.
-        against: `batch`, in a batch with others, padded on the left; or `no-cache`.
+        against: `batch`, in a batch with others, padded on the left; `no-cache`; a cache that is `static`, `sliding`,
+            `offloaded` or `quantized`; or `assisted`, where each call looks at several candidates for the next tokens.
         max_new_tokens: most tokens to generate.
         size: rows of the batch.
+        assistant: for `assisted`, a model of the same vocabulary that guesses the candidates; without one they are looked
+            up in the text so far.
         options: see `Options`.
 
     Raises:
-        InputError: a model that does not decode, an empty prompt, another way, or no token to pad with.
+        InputError: a model that does not decode, an empty prompt, another way, no token to pad with, or a cache that can't
+            be made here.
     """
     plain = innermost(model)[1]
     check_decodes(plain)
@@ -94,11 +122,15 @@ def generate(
         others = mates([row], rows_of(model, tokenizer, TEXTS, {}), size, same_length=False)
         b = Way(f"in a batch of {size}", [row, *others])
     else:
-        b = Way("without a cache", [row], cached=False)
+        b = _other_way(against, row, assistant)
+    if assistant is not None and (against != "assisted" or innermost(assistant)[1] is plain):
+        raise InputError("an assistant", "against='assisted', and another model than the one that it assists")
+    if b.kind != "dynamic":
+        check_cache(plain, b.kind, len(row) + max_new_tokens - 1)
     pad = pad_token_id(model, tokenizer)
     made_a, made_b = (_generated(plain, way, pad, max_new_tokens) for way in (a, b))
     ends = _ends(plain)
-    tokens_a, tokens_b = (_until_end(made[0], ends) for made in (made_a, made_b))
+    tokens_a, tokens_b = (_until_end(made.tokens[0], ends) for made in (made_a, made_b))
     found = Generation(
         a.name, b.name, len(row), tuple(tokens_a), tuple(tokens_b), tokenizer.decode(tokens_a),
         tokenizer.decode(tokens_b),
@@ -107,13 +139,12 @@ def generate(
     if first is None:
         return found
     ways = ((a, made_a), (b, made_b))
-    compared = [
-        _calls(model, way, made, first, pad, options, brief=a.cached and b.cached) for way, made in ways
-    ]
+    brief = a.cached and b.cached and not b.assisted
+    compared = [_calls(model, way, made, first, pad, options, brief=brief)[0] for way, made in ways]
     result = Question(compared[0], compared[1]).answer(tokenizer, options)
     runs = [_calls(model, way, made, first, pad, options) for way, made in ways]
     token_a, token_b = tokens_a[first], tokens_b[first]
-    native = [_last_logits(run) for run in runs]
+    native = [_last_logits(*run) for run in runs]
     found = replace(
         found, first=first, token_a=token_a, token_b=token_b, candidate_a=tokenizer.decode([token_a]),
         candidate_b=tokenizer.decode([token_b]), result=result,
@@ -128,17 +159,38 @@ def generate(
 # --- generating ----------------------------------------------------------------------------------------------
 
 
-def _generated(model: Any, way: Way, pad: int, new: int) -> list[list[int]]:
-    """The tokens that are generated for each row, as they come, with padding behind the end of a row."""
+def _other_way(against: Generating, row: list[int], assistant: Any) -> Way:
+    if against == "no-cache":
+        return Way("without a cache", [row], cached=False)
+    if against == "assisted":
+        name = (
+            "assisted"
+            if assistant is not None
+            else f"assisted, {LOOKED_UP} tokens at a time looked up in the text"
+        )
+        return Way(name, [row], assisted=True, assistant=assistant)
+    return Way(f"with a {against} cache", [row], kind=cast("CacheKind", against))
+
+
+def _generated(model: Any, way: Way, pad: int, new: int) -> Made:
+    """What is generated for each row, and with which forward calls if it is assisted."""
     longest = max(map(len, way.rows))
     inputs = padded(model, way.rows, longest, pad=pad, side="left", position_ids="none").inputs
-    with torch.no_grad(), quiet(), kept_state(innermost(model)[1]):
+    if way.assistant is not None:
+        own: dict[str, Any] = {"assistant_model": innermost(way.assistant)[1]}
+    elif way.assisted:
+        own = {"prompt_lookup_num_tokens": LOOKED_UP}
+    else:
+        plain = way.kind in ("dynamic", "sliding")
+        own = {"cache_implementation": None if plain else way.kind, "disable_compile": True}
+    note = recording(model) if way.assisted else nullcontext(list[Recorded]())
+    with torch.no_grad(), quiet(), kept_state(innermost(model)[1]), note as recorded:
         whole = model.generate(
             input_ids=inputs["input_ids"], attention_mask=inputs.get("attention_mask"), max_new_tokens=new,
             min_new_tokens=None, do_sample=False, num_beams=1, repetition_penalty=1.0, temperature=None, top_k=None,
-            top_p=None, use_cache=way.cached, pad_token_id=pad,
+            top_p=None, use_cache=way.cached, pad_token_id=pad, **own,
         )  # fmt: skip
-    return whole[:, longest:].tolist()
+    return Made(whole[:, longest:].tolist(), recorded, longest + new - 1)
 
 
 def _ends(model: Any) -> set[int]:
@@ -156,32 +208,37 @@ def _until_end(tokens: list[int], ends: set[int]) -> list[int]:
 
 
 def _calls(
-    model: Any, way: Way, made: list[list[int]], first: int, pad: int, options: Options, *, brief: bool = True
-) -> Run:
-    """The forward calls that `generate` makes up to the token that differs.
+    model: Any, way: Way, made: Made, first: int, pad: int, options: Options, *, brief: bool = True
+) -> tuple[Run, int]:
+    """The forward calls that `generate` makes up to the token that differs, and the column of the last that chooses it.
 
     As there, each is asked for its last logits alone; unless `brief`, for those of all tokens: one pass over all tokens and
     many of one token can be compared at every token then.
     """
     plain = innermost(model)[1]
-    rows = [row + new[:first] for row, new in zip(way.rows, made, strict=True)]
     longest = max(map(len, way.rows))
+    if way.assisted:
+        return again(model, made.recorded, longest + first, way.name)
+    rows = [row + new[:first] for row, new in zip(way.rows, made.tokens, strict=True)]
     full = padded(model, rows, longest + first, pad=pad, side="left", position_ids=positions_of(options))
     calls: list[dict[str, Any]] = [dict(full.inputs)]
     if way.cached:
-        calls = stepwise(plain, full, longest, 1, "dynamic") if first else calls
+        steps = first or way.kind != "dynamic"
+        calls = stepwise(plain, full, longest, 1, way.kind, made.room) if steps else calls
     if brief and "logits_to_keep" in inspect.signature(plain.forward).parameters:
         calls = [{**call, "logits_to_keep": 1} for call in calls]
     own = kept_apart(plain, calls) if len(calls) > 1 else None
-    return Run(model, calls, layout=full.layout if len(calls) == 1 else None, call=own, name=way.name)
+    if way.kind == "offloaded":
+        own = with_own(plain, way.kind, made.room)
+    return Run(model, calls, layout=full.layout if len(calls) == 1 else None, call=own, name=way.name), -1
 
 
-def _last_logits(run: Run, promotion: Promotion | None = None) -> Tensor:
+def _last_logits(run: Run, column: int, promotion: Promotion | None = None) -> Tensor:
     """The logits, `[vocabulary]`, from which the token that differs is chosen for the prompt's row."""
     if promotion is None:
-        return run.execute()[-1].logits[0, -1].double()
+        return run.execute()[-1].logits[0, column].double()
     logits = run.execute(around=lambda: promotion)[-1].logits
-    return promotion.value(logits)[0, -1].double()
+    return promotion.value(logits)[0, column].double()
 
 
 def _margin(logits: Tensor, token: int, other: int) -> float:
@@ -191,11 +248,11 @@ def _margin(logits: Tensor, token: int, other: int) -> float:
 # --- what it is ----------------------------------------------------------------------------------------------
 
 
-def _labelled(found: Generation, result: Result, runs: list[Run]) -> Generation:
+def _labelled(found: Generation, result: Result, runs: list[tuple[Run, int]]) -> Generation:
     """The same with what float64 says of the two candidates."""
     assert found.token_a is not None and found.token_b is not None
     try:
-        exact = [_last_logits(run, Promotion()) for run in runs]
+        exact = [_last_logits(*run, Promotion()) for run in runs]
     except Exception as error:  # noqa: BLE001 - a model may refuse float64 in its own way
         reraise_out_of_memory(error)
         return found

@@ -105,7 +105,11 @@ HELP: dict[str, str] = {
     "Most tokens of a row.": "一行最多多少个词元。",
     "The time after which nothing more is tried.": "超过这一时间（秒）就不再尝试。",
     "The settings that are wanted, as int8,float16,eager; by default all.": "需要哪些设置，如 int8,float16,eager；默认为全部。",
-    "batch: in a batch with others; no-cache: without a cache.": "batch：放进批次；no-cache：不用缓存。",
+    "batch: in a batch with others; no-cache: without a cache; static, sliding, offloaded, quantized: with a cache "
+    "of that kind; assisted: several candidates in one call.": "batch：放进批次；no-cache：不用缓存；static、sliding、offloaded、"
+    "quantized：用该种缓存；assisted：一次调用看多个候选词元。",
+    "For assisted, a model that guesses the candidates; without one they are looked up in the text so far.": "用于 assisted："
+    "猜测候选词元的模型；不给时从已有的文本中查找。",
     "Most tokens to generate.": "最多生成多少个词元。",
     "The batch sizes of both runs.": "两次运行的批次大小。",
     "Pool the encoder's last hidden state; by default what sentence-transformers does, else mean.": "对编码器的最后一层隐藏状态作池化；"

@@ -246,6 +246,7 @@ SENTENCES: dict[str, str] = {
     "another number of elements a coordinate in the other run": "另一次运行中每个坐标的元素个数不同",
     "{n} elements a coordinate in A, {m} in B": "每个坐标的元素个数：A 中 {n}，B 中 {m}",
     "the runs share no coordinate of it": "两次运行没有它的共有坐标",
+    "assisted, {n} tokens at a time looked up in the text": "辅助生成，每次从文本中查找 {n} 个词元",
     "each run has it of tokens, or of padding, of which the other has none there": "两次运行中它各属于另一次运行在此处没有的词元或填充",
     "it is of padding in run {run}, as where the first column is taken for the first token": "在运行 {run} 中它属于填充，例如把第一列当作第一个词元时",
     "other sizes a coordinate": "每个坐标的大小不同",

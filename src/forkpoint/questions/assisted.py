@@ -1,0 +1,82 @@
+"""The forward calls of assisted generation, which looks at several candidates at once and takes back what it rejects."""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from forkpoint.runs.layout import PADDING, Coordinates, Layout
+from forkpoint.runs.run import Run
+
+if TYPE_CHECKING:
+    from collections.abc import Generator
+
+    from torch import Tensor
+
+LOOKED_UP = 10
+"""Tokens that are guessed at once from what the text had before, where there is no model to guess them."""
+_KEPT = "kept_tokens"
+_TENSORS = ("input_ids", "attention_mask", "position_ids")
+
+
+@dataclass(frozen=True)
+class Recorded:
+    """One forward call that generation has made.
+
+    Attributes:
+        inputs: its tensors by name, `input_ids` int64 [1, columns] among them.
+        kept: tokens that its cache held.
+    """
+
+    inputs: dict[str, Tensor]
+    kept: int
+
+
+@contextmanager
+def recording(model: Any) -> Generator[list[Recorded]]:
+    """Within the block, the forward calls of a model are added to the list."""
+    calls: list[Recorded] = []
+
+    def note(_: Any, __: tuple[Any, ...], given: dict[str, Any]) -> None:
+        past = given.get("past_key_values")
+        inputs = {name: given[name].clone() for name in _TENSORS if isinstance(given.get(name), torch.Tensor)}
+        calls.append(Recorded(inputs, 0 if past is None else int(past.get_seq_length())))
+
+    handle = model.register_forward_pre_hook(note, with_kwargs=True)
+    try:
+        yield calls
+    finally:
+        handle.remove()
+
+
+def again(model: Any, recorded: list[Recorded], end: int, name: str) -> tuple[Run, int]:
+    """A run of the calls up to the one that sees token `end - 1`, and the column of the last one in which that is.
+
+    A candidate that was rejected, and what comes after token `end - 1`, is no token of the layout.
+    """
+    used = [call for call in recorded if call.kept < end]
+    ends = [*(call.kept for call in used[1:]), end]
+    coordinates: list[Coordinates] = []
+    for call, stop in zip(used, ends, strict=True):
+        position = call.kept + torch.arange(call.inputs["input_ids"].shape[1])[None]
+        taken = position < stop
+        coordinates.append(Coordinates(torch.where(taken, 0, PADDING), torch.where(taken, position, PADDING)))
+    calls = [{**call.inputs, "use_cache": True, _KEPT: call.kept} for call in used]
+    return Run(model, calls, layout=Layout(coordinates), call=_cropping, name=name), end - 1 - used[-1].kept
+
+
+def _cropping(model: Any, inputs: dict[str, Any]) -> Any:
+    """Call a model with a cache from which the rejected tokens are taken."""
+    inputs = dict(inputs)
+    kept, past = inputs.pop(_KEPT), inputs.get("past_key_values")
+    if past is None:
+        output = model(**inputs)
+        record_past = getattr(output.past_key_values, "activate_past_recording", None)
+        if record_past is not None:  # so that what slid out of a window can be taken back
+            record_past()
+        return output
+    past.crop(kept - past.get_seq_length())
+    return model(**inputs)
