@@ -9,7 +9,7 @@ from torch import Tensor
 
 from . import decoders, models
 from .case import Pair, Side, case
-from .expect import CACHE, FUNCTION, LEAK_EITHER, MASK, POSITIONS, ROPE, SOUND, one_of, semantic
+from .expect import CACHE, FUNCTION, LEAK_EITHER, MASK, POSITIONS, ROPE, SOUND, STATE, one_of, semantic
 from .modules import seeded
 from .pairs import cached
 from .tokens import at, joined, pad, row, whole, words
@@ -315,7 +315,7 @@ def _after_another(model: Any) -> Pair:
 @case(
     "m-state-in-buffer",
     "A recurrent state kept in a buffer, not reset between sentences",
-    CACHE,
+    STATE,
     floor=1e-3,
     origin=("(model)/", "mix/linear"),
 )
@@ -326,10 +326,79 @@ def _() -> Pair:
 @case(
     "m-cache-in-attribute",
     "A cache kept in an attribute of the module, not reset between sentences",
-    CACHE,
+    STATE,
     floor=1e-3,
     origin=("(model)/", "cat"),
     note="an attribute that is no buffer must be put back too, else the run does not repeat",
 )
 def _() -> Pair:
     return _after_another(seeded(decoders.ForgetfulCache))
+
+
+# ---------------------------------------------------------------------- left in the model, by default layouts
+
+
+def _after(model: Any, inputs: dict[str, Any], before: dict[str, Any]) -> Pair:
+    """A call at once, and after one on other rows; nothing says which rows the calls hold but what is in them."""
+    return Pair(Side(model, inputs, whole()), Side(model, [before, inputs], whole(call=1)))
+
+
+def _uncached(*rows: list[int]) -> list[dict[str, Any]]:
+    return [{"input_ids": row(one), "use_cache": False} for one in rows]
+
+
+@case(
+    "m-state-ntk-default-layout",
+    "Dynamic NTK, a short row at once or after a long one: the base stays (patched)",
+    semantic("length_dependent_rope", "module_state", by_design=one_of(False, None, True)),
+    floor=1e-3,
+    origin="rotary_emb",
+)
+def _() -> Pair:
+    model = _dynamic_llama()
+    model.model.rotary_emb.original_max_seq_len = 0
+    return _after(model, *_uncached(words(9), words(40, 1)))
+
+
+@case("m-state-ntk-default-layout-sound", "The same, unpatched: the base is reset", *SOUND)
+def _() -> Pair:
+    return _after(_dynamic_llama(), *_uncached(words(9), words(40, 1)))
+
+
+def _bird(before: int) -> Pair:
+    ids, others = row(words(48)), row(words(before, 1))
+    return _after(
+        models.big_bird(),
+        {"input_ids": ids, "attention_mask": torch.ones_like(ids)},
+        {"input_ids": others, "attention_mask": torch.ones_like(others)},
+    )
+
+
+@case(
+    "m-state-big-bird-switch",
+    "BigBird, a long row at once or after a short one, which switches it to full attention for good",
+    STATE,
+    floor=1e-3,
+    source="transformers, BigBirdModel.set_attention_type",
+)
+def _() -> Pair:
+    return _bird(6)
+
+
+@case("m-state-big-bird-sound", "The same after a long row, which leaves the attention as it is", *SOUND)
+def _() -> Pair:
+    return _bird(52)
+
+
+@case(
+    "m-state-running-mean", "A norm that subtracts a running mean, which each call moves", STATE, floor=1e-3
+)
+def _() -> Pair:
+    return _after(seeded(decoders.Running), {"input_ids": row(words(6))}, {"input_ids": row(words(8, 1))})
+
+
+@case("m-state-running-mean-sound", "The same with a mean that stays", *SOUND)
+def _() -> Pair:
+    model = seeded(decoders.Running)
+    model.momentum = 0.0
+    return _after(model, {"input_ids": row(words(6))}, {"input_ids": row(words(8, 1))})

@@ -157,6 +157,22 @@ class Streaming(nn.Module):
         return self.head(torch.stack(outputs))[None]
 
 
+class Running(nn.Module):
+    """Takes a running mean off each token, and moves it by the tokens' own mean in each call."""
+
+    def __init__(self, width: int = WIDTH) -> None:
+        super().__init__()
+        self.embed, self.head = nn.Embedding(VOCABULARY, width), nn.Linear(width, VOCABULARY)
+        self.register_buffer("mean", torch.zeros(width))
+        self.momentum = 0.1
+
+    def forward(self, input_ids: Tensor) -> Tensor:
+        hidden = self.embed(input_ids)
+        centred = hidden - self.mean
+        self.mean += self.momentum * (hidden.mean((0, 1)) - self.mean)
+        return self.head(torch.tanh(centred))
+
+
 class ForgetfulCache(CachedDecoder):
     """Keeps its cache in an attribute, and so from one sentence to the next."""
 

@@ -156,6 +156,11 @@ def bert(attn: str | None = None, seed: int = 0, **over: Any) -> Any:
     return build(tf.BertModel, _encoder(tf.BertConfig, **over), attn, seed)
 
 
+def big_bird(seed: int = 0) -> Any:
+    """Block-sparse attention, from more than 5 + 3 blocks of 4 columns on."""
+    return build(tf.BigBirdModel, _encoder(tf.BigBirdConfig, block_size=4, num_random_blocks=1), None, seed)
+
+
 def roberta(attn: str | None = None, seed: int = 0) -> Any:
     return build(tf.RobertaModel, _encoder(tf.RobertaConfig), attn, seed)
 

@@ -103,3 +103,17 @@ def test_a_cache_is_handed_on_to_the_same_samples_alone() -> None:
 def _second(mask: Tensor) -> Any:
     entry = Layout.from_mask(mask).calls[0]["main"]
     return fp.Coordinates(entry.sample + 2, entry.position)
+
+
+def test_the_same_last_call_after_calls_on_other_rows_is_paired_with_itself() -> None:
+    other = batch((ROWS[:1] + 1) % 20)
+    pairs, notes = asked(batch(ROWS[:1]), [other, batch(ROWS[:1])])
+    assert pairs == [(0, 1)]
+    assert notes == ("calls hold other samples each: the last call of both runs holds the same",)
+    assert (1, 1) in asked([batch(ROWS[1:2]), batch(ROWS[:1])], [other, batch(ROWS[:1])])[0]
+
+
+def test_a_step_that_happens_to_be_the_other_run_s_row_goes_on() -> None:
+    steps = [batch(ROWS[:1, :2]), batch(ROWS[:1, 2:])]
+    pairs, notes = asked(batch(ROWS[:1]), steps)
+    assert (pairs, notes) == ([(0, 0)], ())

@@ -15,6 +15,7 @@ from forkpoint.mechanisms.errors import (
     attention_mask,
     cache_state,
     length_dependent_rope,
+    module_state,
     of_length,
     packing,
     pooling,
@@ -32,6 +33,7 @@ from forkpoint.mechanisms.mechanism import (
 
 _TESTS: tuple[Callable[[Case], Mechanism | None], ...] = (
     packing,
+    module_state,
     attention_mask,
     length_dependent_rope,
     position_ids,

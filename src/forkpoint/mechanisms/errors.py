@@ -5,6 +5,7 @@ from __future__ import annotations
 from forkpoint.mechanisms.case import Case
 from forkpoint.mechanisms.mechanism import Mechanism
 from forkpoint.probes.cache import reads_cache
+from forkpoint.probes.earlier import changed_by_earlier_calls
 from forkpoint.probes.packing import reads_packed
 from forkpoint.probes.pooling import other_token, pools_columns, pools_padding
 from forkpoint.probes.positions import other_positions, positions_at
@@ -104,6 +105,19 @@ def pooling(case: Case) -> Mechanism | None:
     return Mechanism(
         "pooling", False, "the tokens of a sample are pooled together with its padding, or the wrong token is taken",
         "Pool with the attention mask: sum(x * mask) / sum(mask), or take the last real token of each row.",
+    )  # fmt: skip
+
+
+def module_state(case: Case) -> Mechanism | None:
+    """Calls on other rows, made before, have left something in the model that changes a later one."""
+    shown = changed_by_earlier_calls(case.session)
+    if shown is None:
+        return None
+    case.evidence.append(shown)
+    return length_dependent_rope(case) or Mechanism(
+        "module_state", False, "an earlier call, on other rows, has left something in the model that changes a later one",
+        "Look for what the model's modules keep from call to call (buffers, running statistics, attributes), and have it set "
+        "back, or load the model anew.",
     )  # fmt: skip
 
 

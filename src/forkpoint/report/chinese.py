@@ -58,6 +58,7 @@ PHRASES: dict[str, str] = {
     "mechanism.attention_mask": "词元看到了不该看到的词元，或漏看了一些",
     "mechanism.padding_leak": "填充或另一行影响到了真实的词元",
     "mechanism.length_dependent_rope": "旋转位置编码表取决于最长一行的长度",
+    "mechanism.module_state": "之前的调用留在模型里的内容改变了结果",
     "mechanism.cache_state": "缓存的内容改变了结果",
     "mechanism.packing": "打包在一起的样本互相可见",
     "mechanism.pooling": "池化向量计入了不该计入的词元",
@@ -85,6 +86,7 @@ PHRASES: dict[str, str] = {
     "advice.attention_mask": "请在每次调用时都传入 attention mask，并检查下面的算子如何使用它。",
     "advice.padding_leak": "请在下面的算子之前遮住填充，或只把等长的行放进同一批次。",
     "advice.length_dependent_rope": "长度不同，数值就会不同；也可以改用固定的旋转位置编码表。",
+    "advice.module_state": "请找出各模块在调用之间保留的内容并将其复位，或重新加载模型。",
     "advice.cache_state": "请从空的缓存开始，并与一次完整的前向计算比较。",
     "advice.packing": "请使用知道样本边界的注意力核函数，或者不要打包。",
     "advice.pooling": "池化时请使用 attention mask。",
@@ -210,6 +212,7 @@ PHRASES: dict[str, str] = {
     "probe.swap": "对调",
     "probe.pooling": "池化",
     "probe.packing": "打包",
+    "probe.earlier": "更早的调用",
     "probe.cache": "缓存",
     # 证据：实验没有给出中文句子时
     "outcome.nan.overflow": "有算子溢出；结果中有 {figure} 个元素是 NaN 或无穷。",
@@ -270,6 +273,7 @@ PHRASES: dict[str, str] = {
     "outcome.pooling.other token": "另一次运行取的是另一个词元。",
     "outcome.pooling.counts padding": "再多几列填充，池化向量变化 {figure}。",
     "outcome.packing.coupled": "换掉打包在一起的另一个样本的内容，该算子变化 {figure}。",
+    "outcome.earlier.change": "去掉之前对其他行的调用，最后一次调用的结果变化 {figure}。",
     "outcome.cache.reads": "换掉缓存的内容，该算子变化 {figure}。",
     # NaN 与无穷
     "unfinite": "NaN 和无穷从何而来",

@@ -58,6 +58,7 @@ PHRASES: dict[str, str] = {
     "mechanism.attention_mask": "a token attends to tokens that it should not see, or misses some",
     "mechanism.padding_leak": "the padding, or another row, reaches the real tokens",
     "mechanism.length_dependent_rope": "the rotary table depends on the length of the longest row",
+    "mechanism.module_state": "what an earlier call left in the model changes the result",
     "mechanism.cache_state": "what the cache holds changes the result",
     "mechanism.packing": "packed samples see each other",
     "mechanism.pooling": "the pooled vector counts tokens that it should not",
@@ -86,6 +87,7 @@ PHRASES: dict[str, str] = {
     "advice.attention_mask": "Pass the attention mask to every call, and check how the op below uses it.",
     "advice.padding_leak": "Mask the padding before the op below, or put only rows of equal length in a batch.",
     "advice.length_dependent_rope": "Expect other values for other lengths, or use a fixed rotary table.",
+    "advice.module_state": "Look for what modules keep from call to call, and have it set back, or load the model anew.",
     "advice.cache_state": "Start from an empty cache, and compare with one full forward pass.",
     "advice.packing": "Use an attention kernel that gets the boundaries of the samples, or don't pack.",
     "advice.pooling": "Pool with the attention mask.",
@@ -212,6 +214,7 @@ PHRASES: dict[str, str] = {
     "probe.swap": "swap",
     "probe.pooling": "pooling",
     "probe.packing": "packing",
+    "probe.earlier": "earlier calls",
     "probe.cache": "cache",
     # evidence where the probe left no sentence, and in Chinese
     "outcome.nan.overflow": "An op overflows; {figure} elements of the results are NaN or infinite.",
@@ -272,6 +275,7 @@ PHRASES: dict[str, str] = {
     "outcome.pooling.other token": "Another token is taken in the other run.",
     "outcome.pooling.counts padding": "More columns of padding move the pooled vector by {figure}.",
     "outcome.packing.coupled": "Other content of a packed neighbour moves the op by {figure}.",
+    "outcome.earlier.change": "The last call gives something else without the calls on other rows before it, by {figure}.",
     "outcome.cache.reads": "Other values in what was cached move the op by {figure}.",
     # NaN and infinities
     "unfinite": "What makes NaN and infinities",

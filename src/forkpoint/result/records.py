@@ -153,7 +153,7 @@ class VerdictKind(enum.StrEnum):
 
 MECHANISMS = (
     "reduction_order", "kernel_choice", "low_precision", "nan", "int8_outliers", "dynamic_scale", "expert_capacity", "packing",
-    "length_dependent_rope", "position_ids", "pooling", "batch_statistics", "attention_mask", "cache_state", "padding_leak",
+    "length_dependent_rope", "position_ids", "pooling", "batch_statistics", "attention_mask", "module_state", "cache_state", "padding_leak",
     "loss_normalisation", "result_order", "labels", "token_ids", "parameters", "buffers", "quantization", "atomics",
     "random_state",
 )  # fmt: skip
@@ -166,7 +166,7 @@ class ProbeResult:
 
     name: str
     """`nan`, `repeat`, `inputs`, `precision`, `decisions`, `content`, `whole`, `order`, `terms`, `patch`, `coupling`,
-    `positions`, `attention`, `pooling`, `packing`, `cache`, `swap`, `inside`, `replay`."""
+    `positions`, `attention`, `pooling`, `packing`, `earlier`, `cache`, `swap`, `inside`, `replay`."""
     outcome: str
     """A slug: what the probe found."""
     figure: float | None

@@ -35,6 +35,9 @@ def paired(a: Run, b: Run) -> tuple[Run, Run, Pairing, tuple[str, ...]]:
                     f"the calls of run {name} hold other samples each: each of their rows is one of the other run's"
                 )
         a, b = apart_a, apart_b
+    elif _end_alike(apart_a, apart_b) and not _any_begins(a, b):
+        notes.append("calls hold other samples each: the last call of both runs holds the same")
+        a, b = apart_a, apart_b
     content_a, content_b = read_content(a.layout, a.calls), read_content(b.layout, b.calls)
     try:
         pairing = pair_samples(a.layout, b.layout, content_a, content_b)
@@ -81,6 +84,31 @@ def _are_rows_of(a: Run, b: Run) -> bool:
     if unknown or not (several_a or several_b):
         return False
     return (not several_a or one <= other) and (not several_b or other <= one)
+
+
+def _end_alike(a: Run, b: Run) -> bool:
+    """Whether the last calls of two runs, one at least of several calls, hold the same samples, and none of them an earlier one."""
+    if len(a.calls) == len(b.calls) == 1:
+        return False
+    ends: list[Counter[tuple[object, ...]]] = []
+    for run in (a, b):
+        content = read_content(run.layout, run.calls)
+        last = {int(s) for c in run.layout.calls[-1].values() for s in c.sample[c.valid].unique()}
+        if any(
+            int(s) in last
+            for entry in run.layout.calls[:-1]
+            for c in entry.values()
+            for s in c.sample.unique()
+        ):
+            return False
+        ends.append(Counter(content[sample] for sample in last))
+    return () not in ends[0] and bool(ends[0]) and ends[0] == ends[1]
+
+
+def _any_begins(a: Run, b: Run) -> bool:
+    """Whether a sample of a run, as it was read, begins as one of the other's does."""
+    others = read_content(b.layout, b.calls)
+    return any(_begins(one, others) for one in read_content(a.layout, a.calls).values())
 
 
 def _go_on(a: Run, b: Run) -> bool:
