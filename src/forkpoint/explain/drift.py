@@ -31,13 +31,13 @@ def layer_paths(model: nn.Module | None) -> list[str]:
     >>> layer_paths(nn.Sequential(nn.ModuleList([nn.Linear(2, 2), nn.Linear(2, 2)])))
     ['0.0', '0.1']
     """
-    paths: list[str] = []
+    paths: dict[str, None] = {}
     for name, module in model.named_modules() if model is not None else ():
-        inside = any(name.startswith(f"{path}.") for path in paths)
+        inside = any(name[:end] in paths for end, letter in enumerate(name) if letter == ".")
         listed = isinstance(module, (nn.ModuleList, nn.Sequential)) and len(module) > 1 and not inside
         if listed and len({type(child) for child in module.children()}) == 1:
-            paths += [f"{name}.{key}" if name else key for key, _ in module.named_children()]
-    return paths
+            paths |= dict.fromkeys(f"{name}.{key}" if name else key for key, _ in module.named_children())
+    return list(paths)
 
 
 class LayerOutputs:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import sys
 from collections.abc import Callable, Generator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
@@ -334,6 +335,12 @@ def _trace_modules(run: Run, error: Exception, memory: Memory | None, progress: 
         raise
     except Exception as again:
         reraise_out_of_memory(again)
+        if isinstance(again, RecursionError):
+            raise CaptureError(
+                f"the run could not be traced: {sys.getrecursionlimit()} calls within one another, the most that Python allows, are too few to look at it",
+                "a model that needs fewer",
+                "sys.setrecursionlimit(10_000) before the comparison allows more",
+            ) from again
         raise CaptureError(
             f"the run could not be traced: {type(error).__name__}: {error}".splitlines()[0][:300],
             "a model whose functions can be looked at while it runs",

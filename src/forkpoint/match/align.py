@@ -351,7 +351,7 @@ class _Rows:
     """The elements of each cell of a value as a row, [cells, elements of a cell]; a view where they lie so."""
 
     def __init__(self, value: Tensor, device: torch.device, first: Ints, inner: Ints) -> None:
-        self.flat = readable(value.detach()).to(device).reshape(-1)
+        self.flat = readable(value).to(device).reshape(-1)
         self.first, self.inner = first, inner
         self.dense = len(inner) > 0 and int(inner[-1]) == len(inner) - 1
 
@@ -385,4 +385,4 @@ def index_of(flat: int, shape: tuple[int, ...]) -> tuple[int, ...]:
 
 def scalar(value: Tensor, flat: int) -> Any:
     """One element as a Python number, in full precision."""
-    return readable(value.detach()).reshape(-1)[flat].cpu().item()
+    return readable(value).reshape(-1)[flat].cpu().item()

@@ -10,6 +10,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from forkpoint.support.readable import bare
+
 _LONG = frozenset([torch.int64, torch.uint64])
 """Integers that float64 does not hold, beyond 2**53."""
 _PACKED = getattr(torch, "float4_e2m1fn_x2", None)
@@ -54,8 +56,9 @@ def compare(left: Tensor, right: Tensor) -> Compared:
 
 
 def readable(value: Tensor) -> Tensor:
-    """The value, or its bytes where torch has no arithmetic for its dtype."""
-    return value.view(torch.uint8) if value.dtype == _PACKED else value
+    """The value as a plain tensor, or its bytes where torch has no arithmetic for its dtype."""
+    plain = bare(value)
+    return plain.view(torch.uint8) if plain.dtype == _PACKED else plain
 
 
 def _parts(value: Tensor) -> Tensor:

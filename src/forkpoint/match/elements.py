@@ -26,6 +26,8 @@ def pair_open(
     shape_a, shape_b = shapes
     if len(shape_a) != len(shape_b):
         return Pairs.none(f"shape {list(shape_a)} in A, {list(shape_b)} in B")
+    if 0 in shape_a or 0 in shape_b:  # beside a size of 0 another may be beyond all bounds
+        return Pairs.none("no elements")
     flat_a: list[Ints] = []
     flat_b: list[Ints] = []
     for pair in samples:

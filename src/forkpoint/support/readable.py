@@ -45,6 +45,19 @@ def extent_of(x: Tensor) -> int:
     return (1 + steps) * x.dtype.itemsize
 
 
+def bare(x: Tensor) -> Tensor:
+    """A tensor without gradients and without a class of its own, on the same memory.
+
+    >>> bare(torch.nn.Parameter(torch.ones(2)))
+    tensor([1., 1.])
+    """
+    if type(x) in PLAIN:
+        return x.detach()
+    # what a class makes of its calls is not asked: it may refuse them, or give its own kind again
+    with torch._C.DisableTorchFunctionSubclass(), torch._C._DisableTorchDispatch():
+        return x.detach().as_subclass(Tensor)
+
+
 LET_GO = "its memory was let go of before it could be read"
 
 
