@@ -27,7 +27,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from functools import cache, partial
 from pathlib import Path
-from types import CodeType, FrameType
+from types import CodeType, FrameType, FunctionType
 from typing import Any
 
 import torch
@@ -132,8 +132,8 @@ def state(model: nn.Module) -> dict[str, Any]:
 
 
 def _functions() -> list[Any]:
-    """What has shortcuts: each of these objects says how it is entered."""
-    return [target for target in targets() if not isinstance(target, type)]
+    """What has shortcuts: each of these objects says how it is entered. Functions of Python, which others number, have none."""
+    return [target for target in targets() if not isinstance(target, (type, FunctionType))]
 
 
 # ---------------------------------------------------------------------- positions

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
@@ -46,6 +47,7 @@ class Noise(TorchFunctionMode):
         super().__init__()
         self._seed, self._value = seed, value
         self._generators: dict[torch.device, torch.Generator] = {}
+        self._drawn = np.random.default_rng(seed)
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -74,8 +76,16 @@ class Noise(TorchFunctionMode):
         generator = self._generators.get(value.device)
         if generator is None:  # drawn where the value is: elsewhere it takes longer than all that is computed
             generator = self._generators[value.device] = torch.Generator(value.device).manual_seed(self._seed)
+        if torch._C._functorch.peek_interpreter_stack() is not None:
+            return self._moved_in_a_transform(value)
         drawn = torch.randint(
             0, 2, value.shape, generator=generator, dtype=torch.float64, device=value.device
         )
         factor = drawn.mul_(2.0**-51).add_(1 - 2.0**-52)  # 1 - 2**-52 or 1 + 2**-52, exactly
         return torch.where(value.abs() < 1e300, factor.mul_(value), value)
+
+    def _moved_in_a_transform(self, value: Tensor) -> Tensor:
+        """The same within `vmap` and its like, which let nothing be drawn, and nothing batched be written to what is not."""
+        drawn = torch.from_numpy(self._drawn.integers(0, 2, tuple(value.shape)).astype(np.float64))
+        factor = drawn.mul_(2.0**-51).add_(1 - 2.0**-52).to(value.device)
+        return torch.where(value.abs() < 1e300, factor * value, value)

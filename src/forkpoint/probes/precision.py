@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Protocol
 
+import torch
+
 from forkpoint.capture.recorder import Watcher
 from forkpoint.explain.results import ResultComparison, compare_results, finite_parts
 from forkpoint.explain.session import Results, Session
@@ -237,8 +239,9 @@ def largest_changes(exact: Results, moved: Results) -> dict[str, float]:
         for name, (value, _) in before.items():
             if name not in after or value.shape != after[name][0].shape or not value.numel():
                 continue
-            if value.dtype.is_floating_point:
-                change = (after[name][0].double() - value.double()).abs().nan_to_num(0.0, 0.0, 0.0).max()
+            if value.dtype.is_floating_point or value.dtype.is_complex:
+                wide = torch.complex128 if value.dtype.is_complex else torch.float64
+                change = (after[name][0].to(wide) - value.to(wide)).abs().nan_to_num(0.0, 0.0, 0.0).max()
             else:
                 change = (after[name][0] != value).sum()
             noise[name] = max(noise.get(name, 0.0), float(change))

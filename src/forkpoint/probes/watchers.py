@@ -18,7 +18,7 @@ from forkpoint.capture.trace import Event, Op
 from forkpoint.match.align import gap
 from forkpoint.match.pairs import Pairs
 from forkpoint.support.memory import Memory, Shelf, Shelved, load
-from forkpoint.support.readable import why_unreadable
+from forkpoint.support.readable import bare, why_unreadable
 
 Key = tuple[str, str, str]
 Place = tuple[Key, int, int, int]
@@ -69,7 +69,7 @@ class OtherContent:
         if not other.any():
             return None
         self.replaced += int(other.sum())
-        here = value.detach().cpu() if value.numel() <= _SMALL else value.detach()
+        here = bare(value).cpu() if value.numel() <= _SMALL else bare(value)
         mask = torch.from_numpy(other).to(here.device).expand(here.shape)
         generator = torch.Generator().manual_seed(self.seed + nth)
         scale = float(here.float().std()) if here.numel() > 1 else 1.0
@@ -86,7 +86,7 @@ class OtherContent:
         if not self.padding:
             rows = table.rows_of(label.q)
             other &= ~np.isin(rows, rows[keep]) & ~table.are_padding(label.q)
-        known = value.detach().cpu().numpy().copy()
+        known = bare(value).cpu().numpy().copy()
         pool = np.unique(known[keep])
         if not other.any() or len(pool) < 2:
             return None
@@ -108,7 +108,7 @@ def with_elements(value: Tensor, given: Sequence[tuple[Tensor, Pairs]]) -> Tenso
     Args:
         given: the others, each with the pairs of its elements and those of the value.
     """
-    new = value.detach().clone().contiguous()
+    new = bare(value).clone().contiguous()
     for source, pairs in given:
         taken = source.reshape(-1)[torch.from_numpy(pairs.a)].to(value.device, value.dtype)
         new.view(-1)[torch.from_numpy(pairs.b).to(value.device)] = taken
@@ -225,7 +225,7 @@ class Store:
             return
         if self.used + value.nbytes <= self.limit:
             self.used += value.nbytes
-            self.kept[event] = Kept(op, record, self.shelf.keep(value.detach().clone()), label, inputs)
+            self.kept[event] = Kept(op, record, self.shelf.keep(bare(value).clone()), label, inputs)
 
     @property
     def made_from(self) -> dict[int, list[int]]:
