@@ -35,6 +35,7 @@ from forkpoint.runs.run import Run, token_ids
 from forkpoint.support.files import check_writable, is_file
 from forkpoint.support.memory import Memory
 from forkpoint.support.progress import Progress
+from forkpoint.support.readable import sizes_of
 from forkpoint.support.restoring import alone, by_itself, restored
 from forkpoint.verdict import Judgement, judge, locate_meeting, without_probes
 
@@ -238,7 +239,7 @@ def _summary(traced: Traced, default: str, text: Tokens) -> RunSummary:
     )  # fmt: skip
     return RunSummary(
         name=run.name or default,
-        calls=tuple({k: tuple(v.shape) for k, v in c.items() if isinstance(v, Tensor)} for c in run.calls),
+        calls=tuple({k: sizes_of(v) for k, v in c.items() if isinstance(v, Tensor)} for c in run.calls),
         samples=len(run.layout.samples),
         tokens=tokens,
         padding=padding,

@@ -11,6 +11,7 @@ from torch import Tensor
 from forkpoint.result import InputRow
 from forkpoint.runs.layout import MAIN
 from forkpoint.runs.run import Run
+from forkpoint.support.readable import sizes_of
 
 MAX_COLUMNS = 4096
 """Columns of a run that are written down: the first."""
@@ -54,11 +55,11 @@ def input_digest(run: Run) -> str:
         (name, value) for call in run.calls for name, value in call.items() if isinstance(value, Tensor)
     ]
     for name, value in tensors:
-        found.update(f"{name} {value.dtype} {tuple(value.shape)} ".encode())
+        found.update(f"{name} {value.dtype} {sizes_of(value)} ".encode())
         if (
             value.layout is torch.strided
             and type(value) in (Tensor, torch.nn.Parameter)
-            and not value.is_meta
+            and not (value.is_meta or value.is_nested)
         ):
             flat = value.detach().resolve_conj().resolve_neg().cpu().contiguous().reshape(-1)
             found.update(flat.view(torch.uint8).numpy().tobytes())

@@ -241,7 +241,12 @@ def largest_changes(exact: Results, moved: Results) -> dict[str, float]:
                 continue
             if value.dtype.is_floating_point or value.dtype.is_complex:
                 wide = torch.complex128 if value.dtype.is_complex else torch.float64
-                change = (after[name][0].to(wide) - value.to(wide)).abs().nan_to_num(0.0, 0.0, 0.0).max()
+                change = (
+                    (after[name][0].detach().to(wide) - value.detach().to(wide))
+                    .abs()
+                    .nan_to_num(0.0, 0.0, 0.0)
+                    .max()
+                )
             else:
                 change = (after[name][0] != value).sum()
             noise[name] = max(noise.get(name, 0.0), float(change))

@@ -14,6 +14,7 @@ from torch import Tensor
 from forkpoint.errors import LayoutError
 from forkpoint.runs.layout import Coordinates, Layout, token_tensor
 from forkpoint.runs.masks import real_pixels
+from forkpoint.support.readable import bare, why_unreadable
 
 
 @dataclass(frozen=True)
@@ -52,14 +53,16 @@ def read_content(layout: Layout, calls: Sequence[Mapping[str, Any]]) -> Content:
                     for s, image in zip(coordinates.sample.tolist(), images, strict=True)
                 ]
             else:
-                pairs = _values(tokens, coordinates) if not tokens.is_nested else []
+                pairs = _values(tokens, coordinates)
             for sample, value in pairs:
                 content[sample].append((stream, value))
     return {sample: tuple(values) for sample, values in content.items()}
 
 
 def _values(tokens: Tensor, coordinates: Coordinates) -> list[tuple[int, Hashable]]:
-    tokens = tokens.detach().cpu()
+    if tokens.is_nested or tokens.layout is not torch.strided or why_unreadable(tokens):
+        return []
+    tokens = bare(tokens).cpu()
     shape = coordinates.shape
     if tuple(tokens.shape[: len(shape)]) != shape:
         if tokens.dim() == 3 and len(shape) == 2 and tokens.shape[0] == shape[0]:

@@ -354,11 +354,17 @@ def _copy_tensor(value: Tensor) -> Tensor:
         raise InputError(
             f"an input of shape {tuple(value.shape)} whose memory was let go of", "inputs with values"
         )
-    if value.is_contiguous() or value.layout != torch.strided:
+    if value.layout != torch.strided or value.is_contiguous():
         copied = detached.clone()
     else:
         copied = copy.deepcopy(detached)
-    return copied.requires_grad_() if value.requires_grad and value.is_leaf else copied
+    if not value.requires_grad:
+        return copied
+    leaf = copied.requires_grad_()
+    if value.is_leaf:
+        return leaf
+    with torch.enable_grad():  # what was computed may be written in place, where a leaf may not
+        return leaf.clone()
 
 
 # ---------------------------------------------------------------------- random state

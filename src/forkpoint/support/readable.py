@@ -58,6 +58,18 @@ def bare(x: Tensor) -> Tensor:
         return x.detach().as_subclass(Tensor)
 
 
+def sizes_of(x: Tensor) -> tuple[int, ...]:
+    """The shape of a tensor; -1 for a dimension of a nested one in which its rows have several sizes.
+
+    >>> sizes_of(torch.nested.nested_tensor([torch.zeros(3, 2), torch.zeros(1, 2)], layout=torch.jagged))
+    (2, -1, 2)
+    """
+    if not x.is_nested:
+        return tuple(x.shape)
+    shapes = {tuple(row.shape) for row in x.detach().unbind()}
+    return x.size(0), *(sizes[0] if len(set(sizes)) == 1 else -1 for sizes in zip(*shapes, strict=True))
+
+
 LET_GO = "its memory was let go of before it could be read"
 
 
