@@ -11,8 +11,16 @@ from tests.joined import session
 from tests.plain import Model, batch, ids, pair, twin
 from torch import Tensor
 
+import forkpoint as fp
 from forkpoint.probes.inputs import inputs
-from forkpoint.probes.precision import NOISE_MARGIN, Precision, Rounding, measure_noise, precision
+from forkpoint.probes.precision import (
+    NOISE_MARGIN,
+    Precision,
+    Rounding,
+    largest_changes,
+    measure_noise,
+    precision,
+)
 
 
 class Summed(Model):
@@ -32,6 +40,28 @@ class Summed(Model):
 def asked(model: Model, other: Model) -> Precision:
     both = session(*pair(model, batch(ids()), batch(ids()), other))
     return precision(both, inputs(both).rounded)
+
+
+def test_the_noise_of_complex_numbers_is_a_distance():
+    z = torch.complex(torch.ones(3, dtype=torch.float64), torch.zeros(3, dtype=torch.float64))
+    moved = [{"z": (z + 2.0**-52, None), "n": (torch.tensor([1, 3]), None)}]
+    exact = [{"z": (z, None), "n": (torch.tensor([1, 2]), None)}]
+    assert largest_changes(exact, moved) == {"z": 2.0**-52, "n": 1.0}
+
+
+def test_bits_that_rounding_changes_prove_nothing():
+    """Read as integers, all numbers are others after a change of one ULP, and after any other."""
+    model = Model()
+    x = torch.randn(2, 3, 4, generator=torch.Generator().manual_seed(0))
+    layer = torch.nn.Linear(4, 4)
+
+    def bits(_: Model, inputs: dict[str, Any]) -> Tensor:
+        return (layer(inputs["x"]) * inputs["gain"]).view(torch.int32)
+
+    runs = [fp.Run(model, {"x": x, "gain": gain}, call=bits) for gain in (1.0, 1.5)]
+    verdict = fp.compare(*runs).verdict
+    assert verdict.kind == "undetermined"
+    assert "integer results differ, and float64's own rounding changes as many" in verdict.summary
 
 
 def test_another_order_of_a_sum_vanishes():

@@ -101,12 +101,10 @@ KINDS: dict[str, Body] = {
     "stride 0": lambda m, x, g: (m.last(x) * g)[..., :1].expand(2, 3, 100_000),
     "overlapping": lambda m, x, g: (m.last(x) * g).reshape(-1).as_strided((20, 5), (1, 1)),
     "dispatching": lambda m, x, g: (Dispatching(m.last(x).detach()) * g).relu(),
-    "refusing": lambda m, x, g: (m.last(x) * g).as_subclass(Refusing) * 1,
     "functionalised": lambda m, x, g: torch.func.functionalize(lambda v: v.clone().mul_(g))(m.last(x)),
     "in vmap": lambda m, x, g: torch.vmap(m.last)(x) * g,
     "tangents": lambda m, x, g: torch.func.jvp(m.last, (x,), (x,))[1] * g,
     "other dtypes": lambda m, x, g: ((m.last(x) * g).to(torch.float8_e5m2), torch.zeros(3, dtype=torch.uint16)),
-    "reinterpreted": lambda m, x, g: (m.last(x) * g).contiguous().view(torch.int32),
     "set": lambda m, x, g: torch.empty(0).set_((m.last(x) * g).untyped_storage(), 0, (24,)),
     "shared": lambda m, x, g: (m.last(x) * g).share_memory_(),
     "handed over": lambda m, x, g: torch.from_dlpack(m.last(x).detach()) * g,
@@ -126,6 +124,8 @@ def test_results_of_every_kind(kind: str):
 UNREADABLE: dict[str, Body] = {
     "quantised": lambda m, x, g: torch.quantize_per_tensor(m.last(x) * g, 0.01, 0, torch.qint8).dequantize(),
     "meta": lambda m, x, g: (m.last(x) * g, torch.empty(3, 4, device="meta") * 2),
+    "reinterpreted": lambda m, x, g: (m.last(x) * g).contiguous().view(torch.int32),
+    "refusing": lambda m, x, g: (m.last(x) * g).as_subclass(Refusing) * 1,
     "functional": lambda m, x, g: torch._to_functional_tensor(m.last(x).detach() * g),
     "MKL-DNN": lambda m, x, g: (m.last(x[0]) * g).to_mkldnn().to_dense(),
 }  # fmt: skip

@@ -150,7 +150,12 @@ class Precision:
         return self.rounding.after(NOISE_RUNS)
 
     def falls_from(self, native: ResultComparison) -> bool:
-        """Whether the gap is orders of magnitude below what it is in native precision: noise as large proves nothing."""
+        """Whether the gap is orders of magnitude below what it is in native precision: noise as large proves nothing.
+
+        Integers have no sizes. Where nothing else differs, less than half as many of them have to.
+        """
+        if not native.max_abs:
+            return 2 * self.compared.discrete_differing <= native.discrete_differing
         return self.gap <= _FALLS * native.max_abs or self.relative <= _TINY
 
     def beyond_noise(self, compared: ResultComparison) -> float:

@@ -198,6 +198,10 @@ SENTENCES: dict[str, str] = {
     "该算子（其决策可以保持一致），再作比较。",
     "in float64 a gap of {gap} is left, and float64's own rounding makes as much: that proves nothing": "在 float64 中仍有 "
     "{gap} 的差距，而 float64 自身的舍入同样大：这什么也证明不了",
+    "in float64 {n} integer results differ, and float64's own rounding changes as many: that proves nothing, since {why}": "在 float64 "
+    "中有 {n} 个整数结果不同，而 float64 自身的舍入改变同样多：这什么也证明不了：{why}",
+    "in float64 {n} integer results differ, and float64's own rounding changes as many: that proves nothing": "在 float64 中有 {n} "
+    "个整数结果不同，而 float64 自身的舍入改变同样多：这什么也证明不了",
     "both runs hold the same tokens: nothing to replace": "两次运行的词元相同：没有可以更换的内容",
     "other content in the padding or the batch changes not one bit of a shared token": "更换填充或同批各行的内容，共有词元一位也没有变",
     "other content in the padding or the batch changes no shared token in float64": "更换填充或同批各行的内容，共有词元在 float64 中没有变",

@@ -43,7 +43,11 @@ def drowned_in_noise(session: Session, exact: Precision, evidence: list[ProbeRes
     """Noise as large as the gap proves nothing."""
     session.progress.begin("probe: operators that decide inside")
     inside = decides_inside(session)
-    summary = f"in float64 a gap of {exact.gap:.2g} is left, and float64's own rounding makes as much: that proves nothing"
+    if exact.gap:
+        left = f"a gap of {exact.gap:.2g} is left, and float64's own rounding makes as much"
+    else:
+        left = f"{exact.compared.discrete_differing} integer results differ, and float64's own rounding changes as many"
+    summary = f"in float64 {left}: that proves nothing"
     advice = "Compare fewer layers, or a part of the model: what small changes grow to hides the cause."
     if inside is not None:
         evidence.append(inside)
