@@ -35,11 +35,14 @@ FALLS_BACK = "only its modules were watched"
 # ---------------------------------------------------------------------- what there is to see
 
 
-SIMPLE = (type(None), bool, int, float, complex, str, set, torch.dtype)
+PRIMITIVE = frozenset({type(None), bool, int, float, str})
+SIMPLE = (*PRIMITIVE, complex, set, torch.dtype)
 
 
 def frozen(value: Any, depth: int = 8) -> Any:
     """A value with all that it holds, in a form that is equal where every bit is."""
+    if type(value) in PRIMITIVE:  # most of what there is
+        return repr(value)
     if isinstance(value, Tensor):
         return frozen_tensor(value)
     if isinstance(value, SIMPLE):

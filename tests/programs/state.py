@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict, deque
+from functools import cache
 from types import SimpleNamespace
 from typing import Any
 
@@ -89,7 +91,13 @@ class Model(nn.Module):
             self.spectral = spectral_norm(nn.Linear(WIDTH, WIDTH))
             self.shared = nn.ModuleList([nn.Linear(WIDTH, WIDTH)] * 2)
             self.table = nn.ParameterDict({"a": nn.Parameter(torch.ones(WIDTH))})
-        for index, weight in enumerate(self.parameters()):
-            with torch.no_grad():
-                values = torch.arange(weight.numel(), dtype=torch.float32).reshape(weight.shape)
-                weight.copy_(torch.sin(values * 1.7 + index) * 0.4)
+        with torch.no_grad():
+            for index, weight in enumerate(self.parameters()):
+                weight.copy_(_values(tuple(weight.shape), index))
+
+
+@cache
+def _values(shape: tuple[int, ...], index: int) -> Tensor:
+    """What the parameter with this number holds; every model is made anew, and its values are not."""
+    numbers = torch.arange(math.prod(shape), dtype=torch.float32).reshape(shape)
+    return torch.sin(numbers * 1.7 + index) * 0.4
