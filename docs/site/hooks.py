@@ -1,7 +1,7 @@
 """What the documentation site makes of the program itself: a page for each verdict and mechanism, the gallery, the API.
 
 Every output is that of a comparison made while the site is built, of a case of the corpus of verdicts (tests/corpus), whose
-truth is proved in plain torch. A verdict that no case shows any more fails the build; of a mechanism that none shows on this
+truth is proved in plain torch, or of a question where no case shows it. A verdict that no case shows any more fails the build; of a mechanism that none shows on this
 machine the page says so.
 """
 
@@ -22,7 +22,9 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).parents[2]
 sys.path[:0] = [str(ROOT / "src"), str(ROOT)]
 
+from tests.architectures import ARCHITECTURES  # noqa: E402
 from tests.corpus import CASES, Case  # noqa: E402
+from tests.questions.words import word_tokenizer  # noqa: E402
 
 import forkpoint as fp  # noqa: E402
 from forkpoint.report.english import PHRASES  # noqa: E402
@@ -48,11 +50,11 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
             rows.append(f"| [{slug}]({slug}.md) | {_meaning(group, slug)} |")
             if shown is None:
                 continue
-            case, result = shown
+            made, result = shown
             page = f"{group}-{slug}.html"
-            log.info("%s: %s", page, case.id)
+            log.info("%s: %s", page, made)
             files.append(File.generated(config, f"gallery/{page}", content=_html(result)))
-            gallery.append(f"| [{slug}]({page}) | `{case.id}` | {_meaning(group, slug)} |")
+            gallery.append(f"| [{slug}]({page}) | `{made}` | {_meaning(group, slug)} |")
         table = "\n".join([f"# {group.capitalize()}", "", "| slug | what it means |", "| --- | --- |", *rows])
         files.append(File.generated(config, f"{group}/index.md", content=table + "\n"))
     head = [
@@ -62,7 +64,12 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
         "",
     ]
     table = "\n".join(
-        [*head, "| report | case of the corpus | what it means |", "| --- | --- | --- |", *gallery]
+        [
+            *head,
+            "| report | case of the corpus, or question | what it means |",
+            "| --- | --- | --- |",
+            *gallery,
+        ]
     )
     files.append(File.generated(config, "gallery/index.md", content=table + "\n"))
     files.append(File.generated(config, "api.md", content=_api()))
@@ -78,19 +85,26 @@ def _meaning(group: str, slug: str) -> str:
     return PHRASES[f"{'meaning' if group == 'verdicts' else 'mechanism'}.{slug}"]
 
 
-def _shown(group: str, slug: str) -> tuple[Case, fp.Result] | None:
-    """The first case of which the program says that, and what it says."""
+def _shown(group: str, slug: str) -> tuple[str, fp.Result] | None:
+    """The first case of which the program says that, or else a question, and what it says."""
     fitting = [case for case in CASES.values() if not case.pending and _may_say(case, group, slug)]
     for case in sorted(fitting, key=_answers)[:TRIED]:
         a, b, how, patches = case.build()
         with patches:
             result = fp.compare(a, b, **how)
-        said = result.verdict.kind.value if group == "verdicts" else result.verdict.mechanism
-        if said == slug:
-            return case, result.without_runs()
+        if _says(result, group) == slug:
+            return case.id, result.without_runs()
+    if (group, slug) == ("mechanisms", "quantization"):
+        result = fp.quantize(ARCHITECTURES["llama"].build(), word_tokenizer(), "w5 w6 w7", "int8-dynamic")
+        if _says(result, group) == slug:
+            return result.call, result.without_runs()
     if group == "verdicts":
         raise PluginError(f"no case of the corpus shows {slug}")
     return None
+
+
+def _says(result: fp.Result, group: str) -> str | None:
+    return result.verdict.kind.value if group == "verdicts" else result.verdict.mechanism
 
 
 def _may_say(case: Case, group: str, slug: str) -> bool:
@@ -104,7 +118,7 @@ def _answers(case: Case) -> int:
     return sum(len(set(expect.mechanism)) for expect in case.expected)
 
 
-def _page(group: str, slug: str, shown: tuple[Case, fp.Result] | None) -> str:
+def _page(group: str, slug: str, shown: tuple[str, fp.Result] | None) -> str:
     parts = [f"# {slug}", "", f"{_meaning(group, slug).capitalize()}.", ""]
     if group == "verdicts":
         parts += [f"Exit status {STATUS.get(slug, 1)}.", ""]
@@ -113,8 +127,9 @@ def _page(group: str, slug: str, shown: tuple[Case, fp.Result] | None) -> str:
         parts += ["## What to do", "", advice, ""]
     if shown is None:
         return "\n".join([*parts, "No case of the corpus shows it on the machine that built this site.", ""])
-    case, result = shown
-    parts += ["## An example", "", f"Case `{case.id}` of the corpus.", ""]
+    made, result = shown
+    of_corpus = f"Case `{made}` of the corpus." if made in CASES else f"`{made}`, of a small Llama."
+    parts += ["## An example", "", of_corpus, ""]
     parts += [
         "```text",
         result.to_text(width=90),
