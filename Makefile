@@ -9,20 +9,28 @@ WORKERS ?= 2
 # Tests of what is also written in C, which are repeated without it.
 ALSO_IN_C := $(wildcard tests/capture/test_*.py) tests/runs/test_state.py tests/test_no_observer_effect.py
 
-.PHONY: demo test boards warnings wheels check browser docs corpus programs benchmark faults matrix sanitize clean
+.PHONY: demo test boards warnings wheels check browser docs corpus programs benchmark coverage faults matrix sanitize clean
 .DELETE_ON_ERROR:
 
 demo: $(READY)
 	@echo "Compares a prompt with the same prompt padded to 50 tokens on the CPU: about half a minute, the first time longer."
 	$(BIN)/forkpoint padding demo -p "I've got a lovely bunch of coconuts do do do dooo" --pad-to 50
 
-# Both halves run, whatever the first gives; it is red if one of them is. `make boards` has the slow ones.
+# All parts run, whatever the first gives; it is red if one of them is. `make boards` has the slow ones.
 test: $(READY)
 	@echo "Tests on $(WORKERS) workers, then those of what is also written in C once more without it: some 10 minutes on two quiet cores."
 	status=0; \
 	$(THREADS) $(BIN)/python -m pytest -n $(WORKERS) -m "not slow" $(ARGS) || status=1; \
 	$(if $(ARGS),,$(THREADS) FORKPOINT_PURE_PYTHON=1 $(BIN)/python -m pytest -n $(WORKERS) -m "not slow" -q $(ALSO_IN_C) || status=1;) \
+	if [ -n "$(ARGS)" ]; then :; elif $(BIN)/python -c "import triton" 2>/dev/null; then \
+		$(THREADS) TRITON_INTERPRET=1 $(BIN)/python -m pytest -q tests/capture/digest/test_triton.py || status=1; \
+	else echo "Triton is not there: its kernels did not run in its interpreter"; fi; \
 	exit $$status
+
+# Branch coverage of the tests but the slow ones, file by file; those that are covered whole are left out.
+coverage: $(READY)
+	$(BIN)/python -m pip install -q pytest-cov
+	$(THREADS) $(BIN)/python -m pytest -q -n $(WORKERS) -m "not slow" --cov=forkpoint --cov-branch --cov-report=term:skip-covered $(ARGS)
 
 # What takes more than ten seconds a test.
 boards: $(READY)

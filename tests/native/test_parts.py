@@ -22,7 +22,7 @@ from forkpoint.capture import inventory, mode, pattern
 from forkpoint.capture.digest import places
 from forkpoint.capture.functions import resolve
 from forkpoint.capture.marks import LEAVING, Frame, Mark, python_versions, version_of
-from forkpoint.capture.pattern import Likeness, PythonPattern
+from forkpoint.capture.pattern import Guards, PythonPattern
 from forkpoint.capture.sites import NOWHERE
 from forkpoint.capture.trace import Form
 from forkpoint.native import choice, compiled
@@ -158,11 +158,11 @@ def test_same_weights(change):
 # ---------------------------------------------------------------------- patterns
 
 
-def likeness() -> tuple[Likeness, list[Tensor], dict[int, Any]]:
+def likeness() -> tuple[Guards, list[Tensor], dict[int, Any]]:
     """That of two functions and a module's return: the second uses what the first made, a list, a keyword and more."""
     outside, made, last = torch.ones(2, 3), torch.ones(2, 3), torch.ones(3, 2).t()
     mark = Mark(None, outside.size(), outside.dtype, -1, "")
-    like = Likeness(
+    like = Guards(
         functions=[0, 1], n_outputs=[1, 1], sizes=[2, 1, 1], names=[None, ("dim",), None], groups=[2],
         group_kinds=[list], group_sizes=[2], constants=[3, 6], kinds=[int, int], valued=[3], values=[2],
         inner=[7, 5], sources=[0, 1], dtypes=[torch.float32] * 2, looked_at=[1], shapes=[last.size()],
@@ -292,7 +292,7 @@ def test_the_state_of_what_comes_from_before(event, form, state, fits):
     ],
 )
 def test_the_frames_of_a_stretch(unknown, stack, below, expected):
-    like = Likeness(sizes=[0, 0, 0], names=[None] * 3, entering=[0, 2])
+    like = Guards(sizes=[0, 0, 0], names=[None] * 3, entering=[0, 2])
     modules = {name: nn.ReLU() for name in "ab"}
     frames: dict[Any, Any] = {name: Frame(name) for name in "abrst"}
     made = [None, modules["a"], None, modules["b"]]

@@ -10,9 +10,9 @@ from torch import Tensor
 
 from forkpoint.errors import SceneError
 from forkpoint.scene.format.tensors import (
-    Layout,
     Packer,
     Storage,
+    TensorLayout,
     check_layout,
     content_hash,
     materialise,
@@ -177,12 +177,12 @@ def test_what_has_no_plain_memory(tensor, complaint):
 @pytest.mark.parametrize(
     ("layout", "complaint"),
     [
-        (Layout(1, (2,), (1,), 0), "a tensor in storage 1"),
-        (Layout(0, (2, 2), (1,), 0), "strides"),
-        (Layout(0, (5,), (1,), 0), r"ends at element 5 of its storage; expected at most the 4"),
-        (Layout(0, (2,), (1,), 3), "ends at element 5"),
-        (Layout(0, (2, 3), (2, 1), 0), "ends at element 5"),
-        (Layout(0, (1 << 30, 1 << 30), (0, 0), 0), "expected at most 1,099,511,627,776 elements"),
+        (TensorLayout(1, (2,), (1,), 0), "a tensor in storage 1"),
+        (TensorLayout(0, (2, 2), (1,), 0), "strides"),
+        (TensorLayout(0, (5,), (1,), 0), r"ends at element 5 of its storage; expected at most the 4"),
+        (TensorLayout(0, (2,), (1,), 3), "ends at element 5"),
+        (TensorLayout(0, (2, 3), (2, 1), 0), "ends at element 5"),
+        (TensorLayout(0, (1 << 30, 1 << 30), (0, 0), 0), "expected at most 1,099,511,627,776 elements"),
     ],
 )
 def test_a_view_beyond_its_storage(layout, complaint):

@@ -22,7 +22,7 @@ Rows = list[list[int]]
 
 
 @dataclass(frozen=True)
-class Layout:
+class Arrangement:
     """One way to run some tokens.
 
     Attributes:
@@ -43,7 +43,7 @@ class Layout:
     chunk: int = 1
 
 
-Way = Callable[[list[int]], Layout]
+Way = Callable[[list[int]], Arrangement]
 """A layout for a row of any length."""
 
 
@@ -68,7 +68,7 @@ class Model:
         drawn = torch.randint(self._vocabulary // 2, self._vocabulary, (self._longest,), generator=generator)
         return drawn[:length].tolist()
 
-    def calls(self, layout: Layout) -> list[dict[str, Any]]:
+    def calls(self, layout: Arrangement) -> list[dict[str, Any]]:
         """The inputs of each call of a layout."""
         made = padded(self.model, layout.rows, layout.width, pad=0, side=layout.side)
         if layout.split is None:
@@ -78,7 +78,7 @@ class Model:
             return [inputs]
         return stepwise(self.model, made, layout.split, layout.chunk, "dynamic")
 
-    def made(self, layout: Layout) -> Tensor:
+    def made(self, layout: Arrangement) -> Tensor:
         """What the model returns for the first row: `[tokens, …]`."""
         parts: list[Tensor] = []
         cache: dict[str, Any] = {}
@@ -91,7 +91,7 @@ class Model:
         length, whole = len(layout.rows[0]), torch.cat(parts)
         return whole[len(whole) - length :] if layout.side == "left" else whole[:length]
 
-    def run(self, layout: Layout, name: str) -> Run:
+    def run(self, layout: Arrangement, name: str) -> Run:
         """The same for `compare`."""
         calls = self.calls(layout)
         return Run(self.model, calls if len(calls) > 1 else calls[0], name=name)
@@ -120,15 +120,15 @@ def audit_model(name: str, model: Any, *, longest: int, deadline: Deadline, seed
     return Audit(name, count, tuple(breaks.values()), unfinished=unfinished)
 
 
-def _alone(row: list[int]) -> Layout:
-    return Layout("alone", "alone", [row], len(row))
+def _alone(row: list[int]) -> Arrangement:
+    return Arrangement("alone", "alone", [row], len(row))
 
 
 def _ways(subject: Model, model: Any) -> Iterator[Way]:
     """Each way to lay out a row, for every length."""
     for more in (1, 7, 64):
         for side in ("right", "left") if _is_decoder(model) else ("right",):
-            yield lambda row, more=more, side=side: Layout(
+            yield lambda row, more=more, side=side: Arrangement(
                 f"{side} padding",
                 f"with {more} columns of padding on the {side}",
                 [row],
@@ -136,17 +136,17 @@ def _ways(subject: Model, model: Any) -> Iterator[Way]:
                 side,
             )
     for size in (2, 3, 8, 17):
-        yield lambda row, size=size: Layout(
+        yield lambda row, size=size: Arrangement(
             "batch",
             f"in a batch of {size}",
             [row, *(subject.row(len(row), one) for one in range(1, size))],
             len(row),
         )
     if _is_decoder(model):
-        yield lambda row: Layout(
+        yield lambda row: Arrangement(
             "steps", "with the last one from a cache", [row], len(row), split=len(row) - 1
         )
-        yield lambda row: Layout(
+        yield lambda row: Arrangement(
             "chunks",
             "in two calls",
             [row],
@@ -181,7 +181,7 @@ def _break(subject: Model, way: Way, held: int, broke: int, deadline: Deadline, 
     return Break(layout.kind, size, size, words, *figures, op=op)
 
 
-def _first_op(subject: Model, alone: Layout, layout: Layout, *, probes: bool) -> str | None:
+def _first_op(subject: Model, alone: Arrangement, layout: Arrangement, *, probes: bool) -> str | None:
     """The first operation that differs, with its place in the source; with probes, what replaying it says of kernels."""
     try:
         result = compare(subject.run(alone, "alone"), subject.run(layout, layout.words), probes=probes)

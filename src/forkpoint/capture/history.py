@@ -20,7 +20,7 @@ from forkpoint.capture.marks import Entering, Leaving, Mark
 from forkpoint.capture.mode import Entry, outputs_in
 from forkpoint.capture.passages import Passage
 from forkpoint.capture.pattern import Columns, is_odd
-from forkpoint.capture.sites import NOWHERE, Place
+from forkpoint.capture.sites import NOWHERE, CallStack
 from forkpoint.capture.steps import Constant, Group, Leaf, Sketch, Step, StepRow, Used, state_of
 
 if TYPE_CHECKING:
@@ -61,14 +61,14 @@ class History:
 
     def __init__(self) -> None:
         self.whats: list[Function | Entering | Leaving] = []
-        self.places: list[Place] = []
+        self.places: list[CallStack] = []
         self.steps: list[Step | None] = []
         """None for what has to be worked out each time."""
         self.barriers: list[int] = []
         """The numbers of those."""
         self.n_rows = next(_histories) << 32
         """The number of the next row; each history has numbers of its own."""
-        self.starts: dict[tuple[Any, Place], list[int]] = {}
+        self.starts: dict[tuple[Any, CallStack], list[int]] = {}
         """By what ran and where from, the steps."""
         self.passages: dict[tuple[int, int], Passage] = {}
         """By first step and length."""
@@ -154,7 +154,7 @@ class History:
             self.starts.setdefault((entry[0], entry[1]), []).append(number)
         self.expected = number + 1
 
-    def _append(self, what: Function | Entering | Leaving, place: Place, step: Step | None) -> None:
+    def _append(self, what: Function | Entering | Leaving, place: CallStack, step: Step | None) -> None:
         if step is None:
             self.barriers.append(len(self.steps))
         self.whats.append(what)

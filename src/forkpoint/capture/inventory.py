@@ -15,7 +15,7 @@ from forkpoint.capture.pattern import device_of, size_of
 from forkpoint.native.choice import choose
 from forkpoint.runs.modules import Survey, owned, survey, walk
 
-Form = tuple[torch.dtype, torch.Size, int]
+WeightForm = tuple[torch.dtype, torch.Size, int]
 """Dtype, size and device of a weight."""
 
 
@@ -83,7 +83,7 @@ def inventory_of(model: nn.Module, found: Survey | None = None) -> Inventory:
     return last
 
 
-def _form(weight: Tensor) -> Form:
+def _form(weight: Tensor) -> WeightForm:
     """What a mark says of a weight; a parameter's data can be replaced in place, as `half` does."""
     return weight.dtype, size_of(weight), device_of(weight)
 
@@ -91,7 +91,7 @@ def _form(weight: Tensor) -> Form:
 def python_same_weights(
     weights: list[Tensor | None],
     before: list[int | None],
-    forms: list[Form | None],
+    forms: list[WeightForm | None],
     size: Callable[[Tensor], Any],
     device: Callable[[Tensor], int],
 ) -> bool:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from forkpoint.capture.cells import digests_of
-from forkpoint.capture.digest.batch import Batch, Planned, planned
+from forkpoint.capture.digest.batch import Batch, DevicePlan, planned
 from forkpoint.capture.functions import Function
 from forkpoint.capture.labels import Label
 from forkpoint.capture.listener import Listener
@@ -62,7 +62,7 @@ class Ledger(Reel):
         """While the tape is read, the last value, and how often it had been written to when the next function was called."""
         self.lasting = False
         """Whether what was just recorded is the same for all calls whose arguments have these marks."""
-        self.queued: list[tuple[int, Treatment, Planned | None, Planned | None]] = []
+        self.queued: list[tuple[int, Treatment, DevicePlan | None, DevicePlan | None]] = []
         """Rows that were just queued for their digests: how; and how their open cells are."""
         self.open_cells = 0
         self.opened: list[tuple[int, Treatment]] = []
@@ -192,7 +192,7 @@ class Ledger(Reel):
             self.skipped[bisect_right(ends, slot)] = reason
 
 
-def plan_for(plans: dict[tuple[int, ...], Planned], value: Tensor, dims: tuple[int, ...]) -> Planned:
+def plan_for(plans: dict[tuple[int, ...], DevicePlan], value: Tensor, dims: tuple[int, ...]) -> DevicePlan:
     """How to digest a value, from the plans for others that differ at most in stride."""
     stride = value.stride()
     found = plans.get(stride)

@@ -9,7 +9,7 @@ from torch import Tensor
 from forkpoint.capture.functions import Function
 from forkpoint.capture.labels import Label
 from forkpoint.capture.marks import Answer, Visits
-from forkpoint.capture.sites import Place
+from forkpoint.capture.sites import CallStack
 from forkpoint.capture.trace import Trace
 
 
@@ -24,7 +24,9 @@ class Listener(Protocol):
 
     # ------------------------------------------------------------------ calls
 
-    def watched(self, function: Function, place: Place, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def watched(
+        self, function: Function, place: CallStack, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
         """Make and record a call that somebody wants to keep or to change, or that other modes see, too."""
         ...
 

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from forkpoint.capture.cells import Cut
-from forkpoint.capture.digest.batch import Planned
+from forkpoint.capture.digest.batch import DevicePlan
 from forkpoint.capture.functions import Function
 from forkpoint.capture.labels import Label, Shape
-from forkpoint.capture.sites import NOWHERE, Place
+from forkpoint.capture.sites import NOWHERE, CallStack
 from forkpoint.capture.trace import Form, Op, Row
 from forkpoint.native.choice import choose
 
@@ -52,8 +52,8 @@ class Treatment:
         self.plain = cut.plain
         self.open_cells = cut.open_cells
         self.open = cut.cells.kind == "open"
-        self.plans: dict[tuple[int, ...], Planned] = {}
-        self.grid_plans: dict[tuple[int, ...], Planned] = {}
+        self.plans: dict[tuple[int, ...], DevicePlan] = {}
+        self.grid_plans: dict[tuple[int, ...], DevicePlan] = {}
 
 
 class Answer:
@@ -108,13 +108,13 @@ class Frame:
 
     def __init__(self, path: str, names: tuple[str, ...] = ()) -> None:
         self.path, self.names = path, names
-        self.visits: dict[Place, Visits] = {}
+        self.visits: dict[CallStack, Visits] = {}
         self.sources: dict[str, Visits] = {}
         self.inputs: dict[str, Visits] = {}
         self.outputs: dict[int, Visits] = {}
         self.taken: dict[Any, tuple[tuple[Frame, ...], list[Row]]] = {}
 
-    def visits_of(self, function: Function, place: Place, n_outputs: int) -> Visits:
+    def visits_of(self, function: Function, place: CallStack, n_outputs: int) -> Visits:
         """The visits of a function that it calls from a place, with an op for each output."""
         visits = self.visits.get(place)
         if visits is None and (visits := self.sources.get(place.site.chain)) is not None:

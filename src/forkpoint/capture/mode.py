@@ -16,7 +16,7 @@ from torch.overrides import TorchFunctionMode
 
 from forkpoint.capture.functions import Function, resolve, resolved
 from forkpoint.capture.marks import LEAVING, Entering, Leaving, entering
-from forkpoint.capture.sites import NOWHERE, Place, direct, kind_of, place_of
+from forkpoint.capture.sites import NOWHERE, CallStack, direct, kind_of, place_of
 from forkpoint.native import compiled
 from forkpoint.native.choice import choose
 
@@ -43,7 +43,7 @@ transforms: Callable[[], Any] = torch._C._functorch.peek_interpreter_stack  # py
 
 transparent: dict[type, bool] = {}
 """By the class of a module, whether the functions that it calls may be seen, see `taps.is_opaque`."""
-Entry = tuple[Function | Entering | Leaving, Place, tuple[Any, ...], dict[str, Any] | None, Any]
+Entry = tuple[Function | Entering | Leaving, CallStack, tuple[Any, ...], dict[str, Any] | None, Any]
 """What the tape holds of a call: what ran, where from, its arguments; and what a function made, a tensor or a tuple of
 them, or which module is entered. For a module that returns the arguments are the tensors that come out."""
 
@@ -75,7 +75,7 @@ class PythonReel:
 
     def __init__(self) -> None:
         self.whats: list[Function | Entering | Leaving] = []
-        self.places: list[Place] = []
+        self.places: list[CallStack] = []
         self.args: list[tuple[Any, ...]] = []
         self.kwargs: list[dict[str, Any] | None] = []
         self.made: list[Any] = []
@@ -84,7 +84,7 @@ class PythonReel:
     def add_entry(
         self,
         what: Function | Entering | Leaving,
-        place: Place,
+        place: CallStack,
         args: tuple[Any, ...],
         kwargs: dict[str, Any] | None,
         made: Any,
@@ -102,7 +102,7 @@ class PythonReel:
             self,
             tap: Tap,
             function: Function,
-            place: Place,
+            place: CallStack,
             args: tuple[Any, ...],
             kwargs: dict[str, Any],
         ) -> Any:
@@ -218,7 +218,7 @@ if TYPE_CHECKING or compiled is None:
     Tap = PythonTap
 else:
     compiled.connect_taps(
-        resolved, resolve, kind_of, Place.after, NOWHERE, LASTING, Tensor, transforms, transparent, entering, LEAVING
+        resolved, resolve, kind_of, CallStack.after, NOWHERE, LASTING, Tensor, transforms, transparent, entering, LEAVING
     )  # fmt: skip
     Reel = choose(PythonReel, "Reel")
 

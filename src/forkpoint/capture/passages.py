@@ -14,12 +14,12 @@ from dataclasses import dataclass, field
 from itertools import accumulate, compress, count
 from typing import TYPE_CHECKING, Any
 
-from forkpoint.capture.digest.batch import Lot, Planned
+from forkpoint.capture.digest.batch import DevicePlan, PlanGroup
 from forkpoint.capture.functions import Function
 from forkpoint.capture.marks import Entering, Frame, Leaving, Mark, Treatment, version_of
 from forkpoint.capture.mode import outputs_in
-from forkpoint.capture.pattern import Columns, Likeness, Pattern, getter
-from forkpoint.capture.sites import Place
+from forkpoint.capture.pattern import Columns, Guards, Pattern, getter
+from forkpoint.capture.sites import CallStack
 from forkpoint.capture.steps import Constant, Group, Step, StepRow, Used
 from forkpoint.capture.trace import Op, Row
 
@@ -64,14 +64,14 @@ class Passage:
     """A stretch of the history, and all that has to be compared before another stretch is taken for the same."""
 
     def __init__(
-        self, whats: list[Function | Entering | Leaving], places: list[Place], steps: list[Step]
+        self, whats: list[Function | Entering | Leaving], places: list[CallStack], steps: list[Step]
     ) -> None:
         self.whats, self.places, self.length = whats, places, len(steps)
         self.number = next(_numbers)
         """By which frames keep its rows: they may live longer than the history that it is of."""
         self.first_home = steps[0].first_row
-        self.like = Likeness()
-        self.like.entering = [i for i, what in enumerate(whats) if isinstance(what, Entering)]
+        self.guards = Guards()
+        self.guards.entering = [i for i, what in enumerate(whats) if isinstance(what, Entering)]
         self._outputs(whats, steps)
         outputs = list(accumulate((len(step.sizes) for step in steps), initial=0))
         leaves = self._leaves(steps, outputs[-1])
@@ -83,33 +83,33 @@ class Passage:
         self._arguments(steps, leaves, row_at, outputs[-1])
         self._rows_of(steps, leaves, outputs)
         self._digests(row_at)
-        self.pattern = Pattern(self.like)
+        self.pattern = Pattern(self.guards)
 
     def _outputs(self, whats: list[Function | Entering | Leaving], steps: list[Step]) -> None:
         """What the outputs of the functions are like."""
         functions = [(i, what) for i, what in enumerate(whats) if isinstance(what, Function)]
-        like = self.like
-        like.functions = [i for i, _ in functions]
-        like.n_outputs = [len(steps[i].sizes) for i in like.functions]
-        like.dtypes = [dtype for step in steps for dtype in step.dtypes]
+        guards = self.guards
+        guards.functions = [i for i, _ in functions]
+        guards.n_outputs = [len(steps[i].sizes) for i in guards.functions]
+        guards.dtypes = [dtype for step in steps for dtype in step.dtypes]
         looked_at = [
             n_outputs != 1 or not what.of_known_shape
-            for n_outputs, (_, what) in zip(like.n_outputs, functions, strict=True)
+            for n_outputs, (_, what) in zip(guards.n_outputs, functions, strict=True)
             for _ in range(n_outputs)
         ]
-        like.looked_at = list(compress(range(len(looked_at)), looked_at))
-        like.shapes = list(compress((size for step in steps for size in step.sizes), looked_at))
-        like.strides = list(compress((stride for step in steps for stride in step.strides), looked_at))
-        like.devices = list(compress((device for step in steps for device in step.devices), looked_at))
-        self.pick_functions = getter(like.functions)
+        guards.looked_at = list(compress(range(len(looked_at)), looked_at))
+        guards.shapes = list(compress((size for step in steps for size in step.sizes), looked_at))
+        guards.strides = list(compress((stride for step in steps for stride in step.strides), looked_at))
+        guards.devices = list(compress((device for step in steps for device in step.devices), looked_at))
+        self.pick_functions = getter(guards.functions)
         self.last = steps[functions[-1][0]].last if functions else None
 
     def _leaves(self, steps: list[Step], n_outputs: int) -> list[list[int]]:
         """Where in the pool each leaf of each step is."""
-        self.like.sizes = [step.n_args for step in steps]
-        self.like.names = [step.names or None for step in steps]
+        self.guards.sizes = [step.n_args for step in steps]
+        self.guards.names = [step.names or None for step in steps]
         by_position = n_outputs
-        by_keyword = by_position + sum(self.like.sizes)
+        by_keyword = by_position + sum(self.guards.sizes)
         in_group = by_keyword + sum(len(step.names) for step in steps)
         found: list[list[int]] = []
         for step in steps:
@@ -129,7 +129,7 @@ class Passage:
         self, steps: list[Step], leaves: list[list[int]], row_at: list[int], n_outputs: int
     ) -> None:
         """What the arguments have to be: constants, values of the passage itself, and tensors from before it."""
-        like = self.like
+        guards = self.guards
         self.external: dict[int, int] = {}
         """The number of each tensor from before by where it is in the pool."""
         self.source: dict[int, int] = {}
@@ -138,33 +138,33 @@ class Passage:
             grouped = step.n_args + len(step.names)
             for at, leaf in zip(places, step.leaves, strict=True):
                 if isinstance(leaf, Constant):
-                    like.constants.append(at)
-                    like.kinds.append(leaf.kind)
+                    guards.constants.append(at)
+                    guards.kinds.append(leaf.kind)
                     if leaf.counts:
-                        like.valued.append(at)
-                        like.values.append(leaf.value)
+                        guards.valued.append(at)
+                        guards.values.append(leaf.value)
                 elif isinstance(leaf, Group):
-                    like.groups.append(at - n_outputs)
-                    like.group_kinds.append(leaf.kind)
-                    like.group_sizes.append(leaf.size)
+                    guards.groups.append(at - n_outputs)
+                    guards.group_kinds.append(leaf.kind)
+                    guards.group_sizes.append(leaf.size)
                     items = step.leaves[grouped : grouped + leaf.size]
                     grouped += leaf.size
                     if any(isinstance(item, Used) for item in items):
-                        like.tensor_groups.append(at)
+                        guards.tensor_groups.append(at)
                 elif self.first_home <= leaf.home < step.first_row:
                     self.source[at] = row_at[leaf.home - self.first_home]
                 else:
-                    self.external[at] = len(like.externals)
-                    like.externals.append(at)
-                    like.external_marks.append(leaf.mark)
-                    like.external_strides.append(leaf.stride)
-                    like.external_states.append(None if step.sizes else leaf.state)
-                    like.external_forms.append(leaf.form)
-        like.inner, like.sources = list(self.source), list(self.source.values())
+                    self.external[at] = len(guards.externals)
+                    guards.externals.append(at)
+                    guards.external_marks.append(leaf.mark)
+                    guards.external_strides.append(leaf.stride)
+                    guards.external_states.append(None if step.sizes else leaf.state)
+                    guards.external_forms.append(leaf.form)
+        guards.inner, guards.sources = list(self.source), list(self.source.values())
 
     def _rows_of(self, steps: list[Step], leaves: list[list[int]], outputs: list[int]) -> None:
         """The rows, and what is known of values afterwards."""
-        self.rows: list[tuple[int, Function | None, Place, StepRow]] = []
+        self.rows: list[tuple[int, Function | None, CallStack, StepRow]] = []
         """With the module that each belongs to, see `_Frames.of`."""
         self.backs: list[int] = []
         """For aliases, how many rows back their value is; 0 where it comes from before the passage."""
@@ -189,14 +189,14 @@ class Passage:
                 self.rows.append((frame, function, place, row))
             for which, mark, row in step.updates:
                 updates[output + which if which >= 0 else at[-1 - which]] = (mark, begin + row)
-        like = self.like
-        like.updated = list(updates)
-        like.updated_marks = [mark for mark, _ in updates.values()]
-        like.updated_rows = [row for _, row in updates.values()]
-        like.updated_homes = [self.first_home + row for row in like.updated_rows]
+        guards = self.guards
+        guards.updated = list(updates)
+        guards.updated_marks = [mark for mark, _ in updates.values()]
+        guards.updated_rows = [row for _, row in updates.values()]
+        guards.updated_homes = [self.first_home + row for row in guards.updated_rows]
         places = [*range(outputs[-1]), *self.source, *self.external]
         times = Counter(map(self._origin, places))
-        like.updated_holders = [2 * times[self._origin(at)] for at in like.updated]
+        guards.updated_holders = [2 * times[self._origin(at)] for at in guards.updated]
 
     def _origin(self, at: int) -> int:
         """Where a value of the pool is first, of those places where it is the same for sure."""
@@ -206,8 +206,8 @@ class Passage:
 
     def _digests(self, row_at: list[int]) -> None:
         """Which values are queued for their digest, how, and with which version."""
-        like, n_outputs = self.like, sum(self.like.n_outputs)
-        plans: list[Planned] = []
+        guards, n_outputs = self.guards, sum(self.guards.n_outputs)
+        plans: list[DevicePlan] = []
         self.opened: list[tuple[int, Treatment]] = []
         self.odd: list[tuple[int, int, Treatment]] = []
         self.versions: list[int] = []
@@ -215,23 +215,25 @@ class Passage:
         for number, ((*_, row), at) in enumerate(zip(self.rows, row_at, strict=True)):
             if row.treatment is None:
                 continue
-            like.queued.append(at)
-            like.queued_rows.append(number)
+            guards.queued.append(at)
+            guards.queued_rows.append(number)
             made = self._origin(at)
             self.versions.append(made if made < n_outputs else -1)
             if row.plan is None:
                 self.odd.append((number, at, row.treatment))
                 continue
-            like.pushed.append(at)
+            guards.pushed.append(at)
             plans.append(row.plan)
             if row.grid is not None:
-                like.pushed.append(at)
+                guards.pushed.append(at)
                 plans.append(row.grid)
                 self.opened.append((number, row.treatment))
-        self.pick_queued = getter(like.queued)
-        self.settled = all(n == 1 for n in like.n_outputs) and all(version >= 0 for version in self.versions)
+        self.pick_queued = getter(guards.queued)
+        self.settled = all(n == 1 for n in guards.n_outputs) and all(
+            version >= 0 for version in self.versions
+        )
         self.pick_versions = getter(self.versions if self.settled else [])
-        self.lot = Lot(plans)
+        self.plan_group = PlanGroup(plans)
         self.open_cells = sum(row.treatment.open_cells for *_, row in self.rows if row.treatment is not None)
 
     def looks_like(self, columns: Columns, position: int) -> bool:
@@ -284,14 +286,14 @@ class Passage:
             del tape.stack[-self.frames.popped :]
             del tape.arguments[-self.frames.popped :]
         for number in self.frames.open:
-            entry = position + self.like.entering[number]
+            entry = position + self.guards.entering[number]
             tape.stack.append(frames[number])
             tape.arguments.append((columns.args[entry], columns.kwargs[entry] or {}))
         # once the arguments of modules that are still open are kept, and before anything else holds the values
         self.pattern.note(pool, tape.known, base, columns.args, columns.kwargs, columns.made, position)
         if tape.digests:
             self._queue(tape, columns, position, pool, base)
-        columns.functions += len(self.like.functions)
+        columns.functions += len(self.guards.functions)
 
     def _rows(self, call: int, frames: tuple[Frame, ...]) -> list[Row]:
         rows: list[Row] = []
@@ -302,9 +304,9 @@ class Passage:
 
     def _queue(self, tape: Ledger, columns: Columns, position: int, pool: list[Any], base: int) -> None:
         """Have the values digested with the next flush."""
-        tape.batch.extend(self.pattern.queue(pool, base, tape.pending, tape.pending_rows), self.lot)
+        tape.batch.extend(self.pattern.queue(pool, base, tape.pending, tape.pending_rows), self.plan_group)
         tape.pending_versions += self._versions(columns, position, pool)
-        tape.pending_bytes += self.lot.n_bytes
+        tape.pending_bytes += self.plan_group.n_bytes
         if self.opened:
             tape.opened += [(base + row, treatment) for row, treatment in self.opened]
             tape.open_cells += self.open_cells
@@ -315,7 +317,7 @@ class Passage:
     def _versions(self, columns: Columns, position: int, pool: list[Any]) -> Sequence[int]:
         """How often the queued values had been written to when the function after the one that made them was called."""
         begin = columns.functions
-        settled = columns.versions[begin : begin + len(self.like.functions)]
+        settled = columns.versions[begin : begin + len(self.guards.functions)]
         if self.settled:
             return self.pick_versions(settled)
         versions: list[int] = []  # of all outputs; that of the last one of each function is settled
@@ -325,7 +327,7 @@ class Passage:
         return [versions[made] if made >= 0 else version_of(value) for made, value in pairs]
 
 
-def _op(frame: Frame, what: Function | None, place: Place, row: StepRow) -> Op:
+def _op(frame: Frame, what: Function | None, place: CallStack, row: StepRow) -> Op:
     if isinstance(row.key, str):
         return frame.visits_in(row.key).ops[0]
     if what is None:

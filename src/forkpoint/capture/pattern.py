@@ -19,7 +19,7 @@ from torch import Tensor
 from forkpoint.capture.functions import Function
 from forkpoint.capture.marks import Entering, Frame, Known, Leaving, Mark
 from forkpoint.capture.mode import Entry, outputs_in
-from forkpoint.capture.sites import Place
+from forkpoint.capture.sites import CallStack
 from forkpoint.capture.steps import state_of
 from forkpoint.capture.trace import Form
 from forkpoint.native import compiled
@@ -48,7 +48,7 @@ class Columns:
     """
 
     whats: list[Function | Entering | Leaving]
-    places: list[Place]
+    places: list[CallStack]
     args: list[Arguments]
     kwargs: list[Keywords]
     made: list[Any]
@@ -64,7 +64,7 @@ class Columns:
 
 
 @dataclass(slots=True, eq=False)
-class Likeness:
+class Guards:
     """What a stretch has to be like.
 
     Its *pool* holds all its values: the outputs of its functions, then the arguments by position of all entries, those
@@ -139,17 +139,17 @@ class Likeness:
 class PythonPattern:
     """Compares stretches of the tape with what one has to be like."""
 
-    def __init__(self, like: Likeness) -> None:
-        self.like = like
-        self.keyworded = [(i, names) for i, names in enumerate(like.names) if names is not None]
-        self.many = any(n != 1 for n in like.n_outputs)
-        self.values = tuple(like.values)
-        self.pick_functions = getter(like.functions)
-        self.pick_constants, self.pick_valued = getter(like.constants), getter(like.valued)
-        self.pick_inner, self.pick_sources = getter(like.inner), getter(like.sources)
-        self.pick_looked_at, self.pick_updated = getter(like.looked_at), getter(like.updated)
-        self.pick_entering = getter(like.entering)
-        self.pick_queued, self.pick_pushed = getter(like.queued), getter(like.pushed)
+    def __init__(self, guards: Guards) -> None:
+        self.guards = guards
+        self.keyworded = [(i, names) for i, names in enumerate(guards.names) if names is not None]
+        self.many = any(n != 1 for n in guards.n_outputs)
+        self.values = tuple(guards.values)
+        self.pick_functions = getter(guards.functions)
+        self.pick_constants, self.pick_valued = getter(guards.constants), getter(guards.valued)
+        self.pick_inner, self.pick_sources = getter(guards.inner), getter(guards.sources)
+        self.pick_looked_at, self.pick_updated = getter(guards.looked_at), getter(guards.updated)
+        self.pick_entering = getter(guards.entering)
+        self.pick_queued, self.pick_pushed = getter(guards.queued), getter(guards.pushed)
 
     def pool(
         self,
@@ -167,10 +167,10 @@ class PythonPattern:
         Raises:
             RuntimeError: a sparse tensor has no strides.
         """
-        like = self.like
-        end = position + len(like.sizes)
+        guards = self.guards
+        end = position + len(guards.sizes)
         args, kwargs = args[position:end], kwargs[position:end]
-        if list(map(len, args)) != like.sizes or kwargs.count(None) != len(kwargs) - len(self.keyworded):
+        if list(map(len, args)) != guards.sizes or kwargs.count(None) != len(kwargs) - len(self.keyworded):
             return None
         given = list(chain.from_iterable(args))
         for index, names in self.keyworded:
@@ -178,7 +178,7 @@ class PythonPattern:
             if keywords is None or tuple(keywords) != names:
                 return None
             given += keywords.values()
-        for index, kind, size in zip(like.groups, like.group_kinds, like.group_sizes, strict=True):
+        for index, kind, size in zip(guards.groups, guards.group_kinds, guards.group_sizes, strict=True):
             group = given[index]
             if type(group) is not kind or len(group) != size:
                 return None
@@ -186,24 +186,24 @@ class PythonPattern:
         outputs = list(self.pick_functions(made[position:end]))
         if self.many or tuple in set(map(type, outputs)):
             results = list(map(outputs_in, outputs))
-            if list(map(len, results)) != like.n_outputs:
+            if list(map(len, results)) != guards.n_outputs:
                 return None
             outputs = list(chain.from_iterable(results))
         pool = outputs + given
         same = (
-            len(outputs) == len(like.dtypes)
-            and list(map(type, self.pick_constants(pool))) == like.kinds
+            len(outputs) == len(guards.dtypes)
+            and list(map(type, self.pick_constants(pool))) == guards.kinds
             and self.pick_valued(pool) == self.values
             and all(map(is_, self.pick_inner(pool), self.pick_sources(pool)))
-            and list(map(_dtype, outputs)) == like.dtypes
+            and list(map(_dtype, outputs)) == guards.dtypes
         )
         if not same:
             return None
         looked_at = self.pick_looked_at(outputs)
         same = (
-            list(map(size_of, looked_at)) == like.shapes
-            and list(map(stride_of, looked_at)) == like.strides
-            and list(map(device_of, looked_at)) == like.devices
+            list(map(size_of, looked_at)) == guards.shapes
+            and list(map(stride_of, looked_at)) == guards.strides
+            and list(map(device_of, looked_at)) == guards.devices
         )
         return pool if same else None
 
@@ -213,10 +213,14 @@ class PythonPattern:
         Raises:
             RuntimeError: a sparse tensor has no strides.
         """
-        like = self.like
+        guards = self.guards
         rows: list[int] = []
         for at, mark, stride, state in zip(
-            like.externals, like.external_marks, like.external_strides, like.external_states, strict=True
+            guards.externals,
+            guards.external_marks,
+            guards.external_strides,
+            guards.external_states,
+            strict=True,
         ):
             value = pool[at]
             found = known.get(id(value))
@@ -246,10 +250,10 @@ class PythonPattern:
 
         The C leaves out what nobody but the tape holds any longer: it can't be met again.
         """
-        like = self.like
+        guards = self.guards
         updated = self.pick_updated(pool)
-        rows = map(first.__add__, like.updated_rows)
-        entries = zip(map(ref, updated), like.updated_marks, rows, like.updated_homes, strict=True)
+        rows = map(first.__add__, guards.updated_rows)
+        entries = zip(map(ref, updated), guards.updated_marks, rows, guards.updated_homes, strict=True)
         known.update(zip(map(id, updated), entries, strict=True))
 
     def frames(
@@ -264,7 +268,7 @@ class PythonPattern:
             stack: of the modules that were entered, and not left.
             below: how many of them the stretch needs.
         """
-        modules = self.pick_entering(made[position : position + len(self.like.sizes)])
+        modules = self.pick_entering(made[position : position + len(self.guards.sizes)])
         entered = [frames.get(id(module)) for module in modules]
         if not stack or below > len(stack) or None in entered or stack[0] in entered:
             return None
@@ -279,7 +283,7 @@ class PythonPattern:
             values, rows: all that wait for their digest.
         """
         values += self.pick_queued(pool)
-        rows += map(first.__add__, self.like.queued_rows)
+        rows += map(first.__add__, self.guards.queued_rows)
         return self.pick_pushed(pool)
 
 

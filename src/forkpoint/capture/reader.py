@@ -27,7 +27,7 @@ from forkpoint.capture.marks import Answer, Entering, Mark, Visits, version_of
 from forkpoint.capture.mode import bytes_of, outputs_in, writes
 from forkpoint.capture.pattern import Columns
 from forkpoint.capture.resolver import Resolver
-from forkpoint.capture.sites import Place
+from forkpoint.capture.sites import CallStack
 from forkpoint.capture.trace import Op
 
 NO_KEYWORDS: dict[str, Any] = {}
@@ -127,7 +127,7 @@ class Reader(Boundaries):
     def record(
         self,
         function: Function,
-        place: Place,
+        place: CallStack,
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
         outputs: tuple[Tensor, ...],
@@ -170,7 +170,7 @@ class Reader(Boundaries):
                     self.listener.saw(row, output, labels[index], sources)
         return visits.ops[0], nth, outputs, labels
 
-    def visits_of(self, function: Function, place: Place, n_outputs: int) -> Visits:
+    def visits_of(self, function: Function, place: CallStack, n_outputs: int) -> Visits:
         """The visits of an op of the module on top of the stack; those of this call begin at 0."""
         return self.counted(self.stack[-1].visits_of(function, place, n_outputs))
 

@@ -29,7 +29,7 @@ from forkpoint.capture.mode import transforms, writes
 from forkpoint.capture.resolver import Resolver
 from forkpoint.capture.returns import ReturnLabels
 from forkpoint.capture.rules import Call, tensors_in
-from forkpoint.capture.sites import Place
+from forkpoint.capture.sites import CallStack
 from forkpoint.capture.tape import Tape
 from forkpoint.capture.trace import Event, Op, Row, Trace
 from forkpoint.capture.wanted import Wanted
@@ -82,7 +82,7 @@ class Maker(Watcher, Protocol):
         self,
         recorder: Recorder,
         function: Function,
-        place: Place,
+        place: CallStack,
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
     ) -> Any:
@@ -113,7 +113,7 @@ class Watching:
         self,
         recorder: Recorder,
         function: Function,
-        place: Place,
+        place: CallStack,
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
         result: Any,
@@ -277,7 +277,9 @@ class Recorder:
 
     # ------------------------------------------------------------------ ops
 
-    def watched(self, function: Function, place: Place, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def watched(
+        self, function: Function, place: CallStack, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
         """Make and record a call that somebody wants to keep or to change, or that other modes see, too."""
         tape = self.tape
         with _unwatched():
@@ -305,7 +307,7 @@ class Recorder:
                     )
         return result
 
-    def _fetches_of(self, function: Function, place: Place) -> list[Fetch]:
+    def _fetches_of(self, function: Function, place: CallStack) -> list[Fetch]:
         """The fetches that want the call which is about to run."""
         if not self.fetching:
             return []

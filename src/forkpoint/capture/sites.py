@@ -28,7 +28,7 @@ _PLUMBING = (
 _WRAPPERS = (os.path.join("accelerate", "hooks.py"), os.path.join("accelerate", "utils", "operations.py"))
 
 
-class Place:
+class CallStack:
     """The calls that lead to an op, innermost first: those inside torch, then the one outside it.
 
     Interned, and compared by identity: to hash a code object takes longer than some ops.
@@ -40,16 +40,16 @@ class Place:
 
     def __init__(self, steps: tuple[tuple[CodeType, int], ...]) -> None:
         self.steps = steps
-        self.callers: dict[int, Place] = {}
+        self.callers: dict[int, CallStack] = {}
         self._site: Site | None = None
 
-    def after(self, code: CodeType, offset: int) -> Place:
+    def after(self, code: CodeType, offset: int) -> CallStack:
         """The place that goes on from this one with a call further out."""
         # Unlike any other instruction's: a code object holds its instructions, so no other lies there.
         instruction = id(code) + offset
         found = self.callers.get(instruction)
         if found is None:
-            found = self.callers[instruction] = Place((*self.steps, (code, offset)))
+            found = self.callers[instruction] = CallStack((*self.steps, (code, offset)))
         return found
 
     @property
@@ -119,7 +119,7 @@ def kind_of(code: CodeType) -> int:
     return found
 
 
-def place_of(frame: FrameType | None) -> Place:
+def place_of(frame: FrameType | None) -> CallStack:
     """The place that a frame calls from."""
     place, first = NOWHERE, frame
     while frame is not None:
@@ -143,9 +143,9 @@ def outermost(chain: str) -> str:
     return chain.rpartition(" < ")[2]
 
 
-direct: dict[int, Place] = {}
+direct: dict[int, CallStack] = {}
 """The places that are no more than a line outside torch, by the address of the instruction there."""
-NOWHERE = Place(())
+NOWHERE = CallStack(())
 """The place of a module's inputs and outputs, which no line of source calls."""
 
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from forkpoint.capture.digest.batch import Planned
+from forkpoint.capture.digest.batch import DevicePlan
 from forkpoint.capture.labels import Label, Shape
 from forkpoint.capture.marks import Known, Mark, Treatment
 from forkpoint.capture.trace import Form
@@ -83,8 +83,8 @@ class StepRow:
     near: int
     slots: int
     treatment: Treatment | None
-    plan: Planned | None
-    grid: Planned | None
+    plan: DevicePlan | None
+    grid: DevicePlan | None
 
 
 @dataclass(slots=True, eq=False)

@@ -25,7 +25,7 @@ from forkpoint.capture.mode import Tap, transforms
 from forkpoint.capture.reader import NO_KEYWORDS, Reader
 from forkpoint.capture.resolver import Resolver
 from forkpoint.capture.rules import tensors_in
-from forkpoint.capture.sites import NOWHERE, Place
+from forkpoint.capture.sites import NOWHERE, CallStack
 from forkpoint.runs.returned import fields_of
 
 PENDING_BYTES = {"cpu": 1 << 25, "other": 13 << 28}
@@ -89,7 +89,7 @@ class Tape(Reader):
         self,
         tap: Tap,
         function: Function,
-        place: Place,
+        place: CallStack,
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
     ) -> Any:

@@ -24,7 +24,7 @@ Issue = Annotated[
         help="Print an issue in Markdown, without texts of prompts, names of samples, paths and notes.",
     ),
 ]
-Table = Annotated[
+TableFile = Annotated[
     Path | None,
     typer.Option(
         "--table",
@@ -51,7 +51,7 @@ def report(
     ops: options.Ops = False,
     op: options.Op = None,
     html: options.Html = None,
-    table: Table = None,
+    table: TableFile = None,
     model_explorer: Explorer = None,
     markdown: Markdown = False,
     issue: Issue = False,

@@ -7,8 +7,8 @@ from torch.overrides import TorchFunctionMode
 from forkpoint.capture.functions import Function
 from forkpoint.capture.ledger import Ledger
 from forkpoint.capture.marks import Entering, Frame, Known, Leaving
-from forkpoint.capture.pattern import Likeness
-from forkpoint.capture.sites import Place
+from forkpoint.capture.pattern import Guards
+from forkpoint.capture.sites import CallStack
 from forkpoint.capture.tape import Tape
 
 FORM: int
@@ -17,8 +17,8 @@ def connect_taps(
     resolved: dict[Any, Function],
     resolve: Callable[[Any], Function],
     kind_of: Callable[[Any], int],
-    place_after: Callable[[Place, Any, int], Place],
-    nowhere: Place,
+    place_after: Callable[[CallStack, Any, int], CallStack],
+    nowhere: CallStack,
     lasting: frozenset[type],
     tensor: type[Tensor],
     transforms: Callable[[], Any],
@@ -53,7 +53,7 @@ class Traits:
 
 class Reel:
     whats: list[Function | Entering | Leaving]
-    places: list[Place]
+    places: list[CallStack]
     args: list[tuple[Any, ...]]
     kwargs: list[dict[str, Any] | None]
     made: list[Any]
@@ -68,7 +68,7 @@ class Reel:
     def add_entry(
         self,
         what: Function | Entering | Leaving,
-        place: Place,
+        place: CallStack,
         args: tuple[Any, ...],
         kwargs: dict[str, Any] | None,
         made: Any,
@@ -93,7 +93,7 @@ class Gate:
     def __call__(self, module: nn.Module, /, *args: Any, **kwargs: Any) -> Any: ...
 
 class Pattern:
-    def __init__(self, given: Likeness) -> None: ...
+    def __init__(self, given: Guards) -> None: ...
     def pool(
         self,
         args: list[tuple[Any, ...]],

@@ -27,7 +27,7 @@ from forkpoint.capture.labels import Label
 from forkpoint.capture.mode import transforms, writes
 from forkpoint.capture.recorder import Recorder, Watcher
 from forkpoint.capture.rules import tensors_in
-from forkpoint.capture.sites import Place
+from forkpoint.capture.sites import CallStack
 from forkpoint.capture.trace import Trace
 from forkpoint.match import Join, Shared
 from forkpoint.match.align import pair_elements
@@ -212,7 +212,7 @@ class Noting:
         self,
         recorder: Recorder,
         function: Function,
-        place: Place,
+        place: CallStack,
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
     ) -> Any:
@@ -228,7 +228,7 @@ class Noting:
         return self._decide(recorder, function, place, args, kwargs, given)
 
     def _decide(
-        self, recorder: Recorder, function: Function, place: Place, args: tuple[Any, ...], kwargs: dict[str, Any],
+        self, recorder: Recorder, function: Function, place: CallStack, args: tuple[Any, ...], kwargs: dict[str, Any],
         given: list[Tensor],
     ) -> Any:  # fmt: skip
         with torch._C.DisableTorchFunction():
@@ -240,7 +240,7 @@ class Noting:
         return result
 
     def _note(
-        self, recorder: Recorder, function: Function, place: Place, before: dict[int, tuple[Tensor, Label | None]],
+        self, recorder: Recorder, function: Function, place: CallStack, before: dict[int, tuple[Tensor, Label | None]],
         given: list[Tensor], args: tuple[Any, ...], kwargs: dict[str, Any], result: Any,
         links: Sequence[Link] = (),
     ) -> None:  # fmt: skip
@@ -301,7 +301,7 @@ class Forcing(Noting):
         self._passes: dict[tuple[Key, int], Passes] = {}
 
     def _decide(
-        self, recorder: Recorder, function: Function, place: Place, args: tuple[Any, ...], kwargs: dict[str, Any],
+        self, recorder: Recorder, function: Function, place: CallStack, args: tuple[Any, ...], kwargs: dict[str, Any],
         given: list[Tensor],
     ) -> Any:  # fmt: skip
         key = (self.trace.plain(recorder.tape.stack[-1].path), function.name, place.site.chain)
@@ -428,7 +428,7 @@ def _inputs(recorder: Recorder, given: list[Tensor], *, copy: bool) -> dict[int,
 
 
 def _labels(
-    recorder: Recorder, function: Function, place: Place, args: tuple[Any, ...], kwargs: dict[str, Any],
+    recorder: Recorder, function: Function, place: CallStack, args: tuple[Any, ...], kwargs: dict[str, Any],
     outputs: list[Tensor],
 ) -> tuple[Label | None, ...]:  # fmt: skip
     visits = recorder.tape.visits_of(function, place, len(outputs))

@@ -21,7 +21,7 @@ from forkpoint.capture.functions import Function, resolve
 from forkpoint.capture.labels import Label
 from forkpoint.capture.mode import transforms
 from forkpoint.capture.recorder import Recorder
-from forkpoint.capture.sites import Place
+from forkpoint.capture.sites import CallStack
 from forkpoint.explain.results import ResultComparison, compare_results
 from forkpoint.explain.session import Results, Session, Traced
 from forkpoint.probes.inputs import Weight, same_weights
@@ -62,7 +62,7 @@ class Calls:
     entrances_only: ClassVar[bool] = False
 
     def make(
-        self, recorder: Recorder, function: Function, place: Place, args: tuple[Any, ...], kwargs: dict[str, Any]
+        self, recorder: Recorder, function: Function, place: CallStack, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Any:  # fmt: skip
         """Make a call of the model; what it returns is what the model goes on with."""
         if transforms() is None and not function.silent and function.name not in _ALIKE:

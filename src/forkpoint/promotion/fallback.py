@@ -10,7 +10,7 @@ import torch
 from forkpoint.errors import reraise_out_of_memory
 from forkpoint.promotion import kinds, operators
 from forkpoint.promotion.arguments import Args, Arguments, Kwargs, hidden, widened
-from forkpoint.promotion.operators import Place
+from forkpoint.promotion.operators import ArgumentKey
 from forkpoint.promotion.refusals import Refusal, refusal
 from forkpoint.promotion.values import Values
 
@@ -35,7 +35,7 @@ class Fallback:
         args: Args,
         kwargs: Kwargs,
         error: Exception,
-        written: frozenset[Place] = frozenset(),
+        written: frozenset[ArgumentKey] = frozenset(),
     ) -> Any:
         """The call in the dtype that the model would have used, since float64 was refused.
 

@@ -11,7 +11,7 @@ from forkpoint.promotion.arguments import Args, Kwargs, tensors
 from forkpoint.promotion.dtypes import WIDE
 from forkpoint.promotion.kinds import name_of
 
-Place = int | str
+ArgumentKey = int | str
 """An argument: its index, or its name where it is given by name."""
 
 _KEYS = {"cpu": torch._C.DispatchKey.CPU, "cuda": torch._C.DispatchKey.CUDA}
@@ -35,7 +35,7 @@ def overload_of(function: Any, args: Args, kwargs: Kwargs) -> torch._ops.OpOverl
     return getattr(packet, names[0])
 
 
-def written_by(overload: torch._ops.OpOverload, kwargs: Kwargs) -> frozenset[Place]:
+def written_by(overload: torch._ops.OpOverload, kwargs: Kwargs) -> frozenset[ArgumentKey]:
     """The arguments of a call that the operator writes to."""
     return frozenset(
         argument.name if argument.name in kwargs else place

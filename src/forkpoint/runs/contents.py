@@ -54,7 +54,7 @@ class Memory:
 
 
 @dataclass(eq=False, slots=True)
-class Form:
+class TensorView:
     """Which part of which memory a tensor was."""
 
     tensor: Tensor
@@ -67,7 +67,7 @@ class Form:
     address: int
 
     @classmethod
-    def of(cls, tensor: Tensor, memory: Memory) -> Form:
+    def of(cls, tensor: Tensor, memory: Memory) -> TensorView:
         offset, size, stride = int(tensor.storage_offset()), tensor.size(), tensor.stride()
         return cls(tensor, memory, offset, size, stride, tensor.dtype, version(tensor), tensor.data_ptr())
 
@@ -107,8 +107,8 @@ class Contents:
         self._digest = digest
         self._left = MOST_COPIED
         self._memories: dict[int, Memory] = {}
-        self._state: dict[int, Form] = {}
-        self._parameters: dict[int, Form] = {}
+        self._state: dict[int, TensorView] = {}
+        self._parameters: dict[int, TensorView] = {}
         self._models: list[nn.Module] = []
         self._met: list[object] = []
 
@@ -201,13 +201,13 @@ class Contents:
 
     # ------------------------------------------------------------------ noting
 
-    def _add(self, tensors: Sequence[Tensor], forms: dict[int, Form], *, each_run: bool) -> None:
+    def _add(self, tensors: Sequence[Tensor], forms: dict[int, TensorView], *, each_run: bool) -> None:
         new: list[Memory] = []
         for tensor in tensors:
             for part in parts(tensor):
                 memory = self._memory(part, new)
                 if memory is not None:
-                    forms[id(part)] = Form.of(part, memory)
+                    forms[id(part)] = TensorView.of(part, memory)
         for memory in sorted(new, key=lambda memory: memory.n_bytes):
             if memory.n_bytes <= self._left:
                 self._left -= memory.n_bytes
@@ -229,7 +229,7 @@ class Contents:
 
     # ------------------------------------------------------------------ comparing
 
-    def _written(self, suspects: Iterable[Form]) -> list[Memory]:
+    def _written(self, suspects: Iterable[TensorView]) -> list[Memory]:
         """The memories that don't hold what they held, among those of tensors that may have been written."""
         counted: dict[Memory, bool] = {memory: False for memory in self._memories.values() if memory.each_run}
         for form in suspects:
@@ -328,7 +328,7 @@ def _same(a: Tensor, b: Tensor) -> bool:
     return torch.equal(a, b)
 
 
-def _refill(memories: Sequence[Memory], forms: Sequence[Form]) -> None:
+def _refill(memories: Sequence[Memory], forms: Sequence[TensorView]) -> None:
     """Give memories the contents of their copies, and tensors the memory that they had."""
     for memory in memories:
         if memory.storage.nbytes() != memory.n_bytes:
@@ -341,7 +341,7 @@ def _refill(memories: Sequence[Memory], forms: Sequence[Form]) -> None:
             memory.now.copy_(memory.copy)
 
 
-def _put_back_versions(forms: Iterable[Form]) -> None:
+def _put_back_versions(forms: Iterable[TensorView]) -> None:
     """Count no writes that are undone."""
     moved = [(f.tensor, f.version) for f in forms if f.version is not None and f.tensor._version != f.version]
     if moved:

@@ -59,7 +59,7 @@ def kept_state(
         return
     contents = shared() or Contents()
     first = contents.meet(by)
-    kept = Kept((found or survey(model)).modules)
+    kept = ModuleState((found or survey(model)).modules)
     contents.note(kept.tensors)
     if weights:
         contents.note_parameters(model, kept.modules)
@@ -79,7 +79,7 @@ def kept_state(
         over = True
 
 
-class Kept:
+class ModuleState:
     """The state of modules: what they hold, in attributes, containers and plain objects that can be reached from them.
 
     Attributes:

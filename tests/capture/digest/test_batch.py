@@ -90,7 +90,7 @@ def test_tensors_are_kept_until_the_flush_and_not_longer():
     x = torch.ones(4, 8)
     odd = torch.ones(4, 7, dtype=torch.bfloat16)
     alive = [weakref.ref(x), weakref.ref(odd)]
-    assert digest.Lot([digest.planned(tensor, (0,)) for tensor in (x, odd)]).n_bytes == 4 * 32 + 4 * 16
+    assert digest.PlanGroup([digest.planned(tensor, (0,)) for tensor in (x, odd)]).n_bytes == 4 * 32 + 4 * 16
     batch.add(x, (0,))
     batch.add(odd, (0,))
     del x, odd
@@ -139,9 +139,9 @@ def test_many_can_be_queued_at_once():
     one, many = digest.Batch(), digest.Batch()
     for tensor, plan in zip(tensors, plans, strict=True):
         one.push(tensor, plan)
-    many.extend(tensors[:1], digest.Lot(plans[:1]))
-    many.extend(tensors[1:], digest.Lot(plans[1:]))
-    many.extend([], digest.Lot([]))
+    many.extend(tensors[:1], digest.PlanGroup(plans[:1]))
+    many.extend(tensors[1:], digest.PlanGroup(plans[1:]))
+    many.extend([], digest.PlanGroup([]))
     mine, theirs = one.results(), many.results()
     assert len(mine) == len(theirs) == 3
     assert all((mine[slot] == theirs[slot]).all() for slot in range(3))

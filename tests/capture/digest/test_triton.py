@@ -18,7 +18,7 @@ from tests.capture.digest.tensors import DTYPES, filled, rows_of, tensors_and_di
 
 from forkpoint.capture import digest
 from forkpoint.capture.digest import definition, torch_impl
-from forkpoint.capture.digest.backend import Lineup, Table
+from forkpoint.capture.digest.backend import TablePlan, TensorTable
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1" and importlib.util.find_spec("triton") is not None
 DEVICE = torch.device("cpu" if INTERPRETED else "cuda")
@@ -100,7 +100,7 @@ def test_a_variant_is_compiled_once_it_is_worthwhile(triton_impl, monkeypatch):
     x = filled((1, 8, 37, 64), torch.float32, 0)
     expected = torch_impl.rows(x, (0, 2))
     given = x.to(DEVICE)
-    table = Table.of_one(given, digest.plan.find(given, (0, 2)).fields, None)
+    table = TensorTable.of_one(given, digest.plan.find(given, (0, 2)).fields, None)
     used = []
     for _ in range(8):
         digests = triton_impl.digest_table(table, given.device)
@@ -111,8 +111,8 @@ def test_a_variant_is_compiled_once_it_is_worthwhile(triton_impl, monkeypatch):
 
 
 def test_short_rows_count_as_whole_steps(triton_impl):
-    lineup = Lineup.of(np.array([digest.plan.find(torch.ones(5, 1), (0,)).fields], dtype=np.int64))
-    found = triton_impl._layout(lineup, b"", b"", triton_impl.BLOCK)
+    table_plan = TablePlan.of(np.array([digest.plan.find(torch.ones(5, 1), (0,)).fields], dtype=np.int64))
+    found = triton_impl._layout(table_plan, b"", b"", triton_impl.BLOCK)
     assert [words for _, words in found.waiting] == (
         [] if not triton_impl.WORTHWHILE else [5 * triton_impl.BLOCK]
     )

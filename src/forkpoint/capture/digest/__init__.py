@@ -19,13 +19,13 @@ import torch
 from torch import Tensor
 
 from forkpoint.capture.digest.backend import implementation, prepare
-from forkpoint.capture.digest.batch import Batch, Digests, Lot, Planned, ShelvedDigests, planned
+from forkpoint.capture.digest.batch import Batch, DevicePlan, Digests, PlanGroup, ShelvedDigests, planned
 
 __all__ = [
     "Batch",
+    "DevicePlan",
     "Digests",
-    "Lot",
-    "Planned",
+    "PlanGroup",
     "ShelvedDigests",
     "accumulate",
     "grid",

@@ -26,14 +26,14 @@ Ints = np.ndarray[Any, np.dtype[np.int64]]
 
 
 @dataclass(frozen=True, eq=False)
-class Lineup:
+class TablePlan:
     """How the tensors of a table are digested, without where they lie: what one layer queues, the next queues too.
 
     Attributes:
         fields: of each tensor's plan, `Plan.fields`: [tensors, fields].
         targets: where each tensor's digests begin in the result.
         rows: how many digests there are.
-        kept: what an implementation works out from them, for the next table with this lineup.
+        kept: what an implementation works out from them, for the next table with this plan.
     """
 
     fields: Ints
@@ -42,30 +42,30 @@ class Lineup:
     kept: dict[Any, Any] = field(default_factory=dict[Any, Any])
 
     @classmethod
-    def of(cls, fields: Ints) -> Lineup:
+    def of(cls, fields: Ints) -> TablePlan:
         ends = np.cumsum(fields[:, 0])
         return cls(fields, ends - fields[:, 0], int(ends[-1]))
 
 
-class Table(NamedTuple):
+class TensorTable(NamedTuple):
     """Tensors that are digested at once, where they lie: at least one.
 
     Attributes:
         addresses: of their first elements.
         starts: the addresses of their rows' first words, 0 where they all begin at 0; None if they all do.
-        lineup: all the rest.
+        table_plan: all the rest.
     """
 
     addresses: Ints
     starts: Ints | None
-    lineup: Lineup
+    table_plan: TablePlan
 
     @classmethod
-    def of_one(cls, x: Tensor, fields: Sequence[int], first_word: Tensor | None) -> Table:
+    def of_one(cls, x: Tensor, fields: Sequence[int], first_word: Tensor | None) -> TensorTable:
         """One tensor; int32[rows] says which word of its row each of its rows begins with."""
         starts = None if first_word is None else np.array([first_word.data_ptr()], dtype=np.int64)
-        lineup = Lineup.of(np.array([fields], dtype=np.int64))
-        return cls(np.array([x.data_ptr()], dtype=np.int64), starts, lineup)
+        table_plan = TablePlan.of(np.array([fields], dtype=np.int64))
+        return cls(np.array([x.data_ptr()], dtype=np.int64), starts, table_plan)
 
 
 class Implementation(Protocol):
@@ -79,7 +79,7 @@ class Implementation(Protocol):
 class TableImplementation(Implementation, Protocol):
     """An implementation that digests many tensors at once, where they lie."""
 
-    def digest_table(self, table: Table, device: torch.device, /) -> Tensor: ...
+    def digest_table(self, table: TensorTable, device: torch.device, /) -> Tensor: ...
 
 
 PLAIN = cast("Implementation", torch_impl)

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from forkpoint.capture.digest import torch_impl
-from forkpoint.capture.digest.backend import Ints, Lineup, Table, prepare, table_implementation
+from forkpoint.capture.digest.backend import Ints, TablePlan, TensorTable, prepare, table_implementation
 from forkpoint.capture.digest.places import places_of
 from forkpoint.capture.digest.plan import Plan, find, packed
 from forkpoint.support.memory import Shelf, Shelved
@@ -70,7 +70,7 @@ class ShelvedDigests:
         return part.elements(start, rows).numpy() if isinstance(part, Shelved) else part[start : start + rows]
 
 
-class Planned:
+class DevicePlan:
     """What a batch needs to know of tensors of one dtype, shape, stride and device; good for any batch.
 
     Attributes:
@@ -92,7 +92,7 @@ class Planned:
         self.direct = plan.direct
 
 
-class Lot:
+class PlanGroup:
     """How several tensors are digested that are always queued together.
 
     Attributes:
@@ -104,7 +104,7 @@ class Lot:
 
     __slots__ = ("device", "devices", "n_bytes", "numbers", "plans", "rows")
 
-    def __init__(self, plans: list[Planned]) -> None:
+    def __init__(self, plans: list[DevicePlan]) -> None:
         self.plans = plans
         self.devices = array("q", [known.device for known in plans])
         self.device = self.devices[0] if len(set(self.devices)) == 1 else None
@@ -118,14 +118,14 @@ _numbers: dict[Plan, int] = {}
 _devices: dict[torch.device, int] = {}
 
 
-def planned(x: Tensor, row_dims: tuple[int, ...]) -> Planned:
+def planned(x: Tensor, row_dims: tuple[int, ...]) -> DevicePlan:
     """How to digest a tensor by its rows, and any other of its dtype, shape, stride and device.
 
     Raises:
         TypeError: the tensor is sparse, quantized or on the meta device.
         ValueError: the dimensions are out of range or not ascending.
     """
-    return Planned(find(x, row_dims), x.device, row_dims)
+    return DevicePlan(find(x, row_dims), x.device, row_dims)
 
 
 @dataclass
@@ -134,7 +134,7 @@ class _Queue:
 
     device: torch.device
     tensors: list[Tensor] = field(default_factory=list[Tensor])
-    plans: list[Planned] = field(default_factory=list[Planned])
+    plans: list[DevicePlan] = field(default_factory=list[DevicePlan])
     """How each of them is digested."""
     numbers: bytearray = field(default_factory=bytearray)
     """Of their plans, int64 each."""
@@ -178,7 +178,7 @@ class _Queue:
 
     def _leave_out(self, rooms: Ints) -> dict[int, str]:
         """Put tensors without elements in place of those that reach beyond their memory, of which there are `rooms` bytes."""
-        _, indirect, extents = _lineup(bytes(self.numbers))
+        _, indirect, extents = _table_plan(bytes(self.numbers))
         beyond = np.flatnonzero(extents > rooms).tolist()
         beyond += [entry for entry in indirect if extent_of(self.tensors[entry]) > rooms[entry]]
         reasons: dict[int, str] = {}
@@ -188,33 +188,33 @@ class _Queue:
             self._replace(entry, empty, planned(empty, (0,)))
         return reasons
 
-    def _table(self, places: Ints) -> Table:
-        """See `backend.Table`. Copies what can't be read where it lies, and keeps the copies in place of the tensors."""
-        lineup, indirect, _ = _lineup(bytes(self.numbers))
+    def _table(self, places: Ints) -> TensorTable:
+        """See `backend.TensorTable`. Copies what can't be read where it lies, and keeps the copies in place of the tensors."""
+        table_plan, indirect, _ = _table_plan(bytes(self.numbers))
         copied = {*np.flatnonzero(places & 3).tolist(), *indirect, *self.negated}
         if copied:
             places = places.copy()
             for entry in copied:  # one at a time: a flush that fails can be tried again
                 places[entry] = self._copy(entry)
-            lineup, *_ = _lineup(bytes(self.numbers))
-        return Table(places, None, lineup)
+            table_plan, *_ = _table_plan(bytes(self.numbers))
+        return TensorTable(places, None, table_plan)
 
     def _copy(self, entry: int) -> int:
         """Put a copy that can be read where it lies in place of a tensor; returns where it lies."""
         known = self.plans[entry]
         words = torch_impl.pack_rows(self.tensors[entry], known.row_dims)
-        self._replace(entry, words, Planned(packed(known.plan), self.device, (0,)))
+        self._replace(entry, words, DevicePlan(packed(known.plan), self.device, (0,)))
         return words.data_ptr()
 
-    def _replace(self, entry: int, x: Tensor, known: Planned) -> None:
+    def _replace(self, entry: int, x: Tensor, known: DevicePlan) -> None:
         self.tensors[entry], self.plans[entry] = x, known
         self.numbers[8 * entry : 8 * entry + 8] = known.number_bytes
         self.negated.discard(entry)
 
 
 @lru_cache(maxsize=64)
-def _lineup(numbers: bytes) -> tuple[Lineup, list[int], Ints]:
-    """The lineup of tensors of these plans.
+def _table_plan(numbers: bytes) -> tuple[TablePlan, list[int], Ints]:
+    """The plan of a table of tensors with these plans.
 
     Returns:
         It; which of them have to be copied whatever their addresses; and how many bytes the others reach from their
@@ -222,11 +222,11 @@ def _lineup(numbers: bytes) -> tuple[Lineup, list[int], Ints]:
     """
     direct, fields = _fields(len(_numbers))
     chosen = np.frombuffer(numbers, dtype=np.int64)
-    lineup = Lineup.of(fields[chosen])
+    table_plan = TablePlan.of(fields[chosen])
     return (
-        lineup,
+        table_plan,
         np.flatnonzero(~direct[chosen]).tolist(),
-        np.where(direct[chosen], _extents(lineup.fields), 0),
+        np.where(direct[chosen], _extents(table_plan.fields), 0),
     )
 
 
@@ -286,7 +286,7 @@ class Batch:
         """
         return self.push(x, planned(x, row_dims))
 
-    def push(self, x: Tensor, known: Planned) -> int:
+    def push(self, x: Tensor, known: DevicePlan) -> int:
         """As `add`, for a tensor of which is known how it is digested."""
         queue = self._queues.get(known.device)
         if queue is None:
@@ -301,17 +301,17 @@ class Batch:
         self._devices.append(known.device)
         return len(self._rows) - 1
 
-    def extend(self, tensors: Sequence[Tensor], lot: Lot) -> None:
+    def extend(self, tensors: Sequence[Tensor], plan_group: PlanGroup) -> None:
         """Queues many, none of them to be negated, of which is known how they are digested; their slots are in order."""
-        queue = None if lot.device is None else self._queues.get(lot.device)
+        queue = None if plan_group.device is None else self._queues.get(plan_group.device)
         if queue is not None:
             queue.tensors += tensors
-            queue.plans += lot.plans
-            queue.numbers += lot.numbers
-            self._rows += lot.rows
-            self._devices += lot.devices
+            queue.plans += plan_group.plans
+            queue.numbers += plan_group.numbers
+            self._rows += plan_group.rows
+            self._devices += plan_group.devices
         else:
-            for x, known in zip(tensors, lot.plans, strict=True):
+            for x, known in zip(tensors, plan_group.plans, strict=True):
                 self.push(x, known)
 
     def flush(self) -> dict[int, str]:

@@ -17,7 +17,7 @@ from numba.np.unsafe.ndarray import to_fixed_tuple
 from torch import Tensor
 
 from forkpoint.capture.digest import torch_impl
-from forkpoint.capture.digest.backend import Table
+from forkpoint.capture.digest.backend import TensorTable
 from forkpoint.capture.digest.numba_words import (
     INDEX_FACTOR,
     INDEX_OFFSET,
@@ -164,22 +164,22 @@ def rows(x: Tensor, row_dims: Sequence[int], first_word: Tensor | None = None) -
     if not plan.direct or x.data_ptr() % 4 or x.is_neg():
         x, plan = torch_impl.pack_rows(x, row_dims), packed(plan)
     starts = first_word.to(torch.int32).contiguous() if first_word is not None else None
-    return digest_table(Table.of_one(x, plan.fields, starts))
+    return digest_table(TensorTable.of_one(x, plan.fields, starts))
 
 
-def digest_table(table: Table, _device: torch.device = _CPU) -> Tensor:
+def digest_table(table: TensorTable, _device: torch.device = _CPU) -> Tensor:
     """The digests of all entries of a table."""
-    lineup = table.lineup
-    if _LINES not in lineup.kept:
-        lines = np.zeros((len(lineup.fields), 14), dtype=np.int64)
-        lines[:, 1], lines[:, 3:] = lineup.targets, lineup.fields
-        lineup.kept[_LINES] = lines, np.cumsum(lines[:, 3] * lines[:, 4])
-    lines, ends = lineup.kept[_LINES]
+    table_plan = table.table_plan
+    if _LINES not in table_plan.kept:
+        lines = np.zeros((len(table_plan.fields), 14), dtype=np.int64)
+        lines[:, 1], lines[:, 3:] = table_plan.targets, table_plan.fields
+        table_plan.kept[_LINES] = lines, np.cumsum(lines[:, 3] * lines[:, 4])
+    lines, ends = table_plan.kept[_LINES]
     lines = lines.copy()
     lines[:, 0] = table.addresses
     if table.starts is not None:
         lines[:, 2] = table.starts
-    out = np.zeros(lineup.rows, dtype=np.int64)
+    out = np.zeros(table_plan.rows, dtype=np.int64)
     run(_rows_work, int(ends[-1]), len(lines), lines, ends, len(out), out)
     return torch.from_numpy(out)
 

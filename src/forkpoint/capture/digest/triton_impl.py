@@ -5,7 +5,7 @@ from two tables: a line per tensor, and a line per group of ``GROUP`` blocks whi
 block in it, so that the table stays short and is found by a division instead of a search. Both are the same for the
 flushes of like layers, and stay on the device; with each flush go the places of the tensors alone.
 
-What those share is worked out once and kept with their lineup. A variant of the kernel is compiled when so many words
+What those share is worked out once and kept with their table_plan. A variant of the kernel is compiled when so many words
 wanted it that it pays; until then one variant digests all.
 
 Two habits of Triton's compiler decide the speed, both seen in its axis analysis: loads of 16 bytes need
@@ -30,7 +30,7 @@ import torch
 from torch import Tensor
 
 from forkpoint.capture.digest import torch_impl
-from forkpoint.capture.digest.backend import Ints, Lineup, Table
+from forkpoint.capture.digest.backend import Ints, TablePlan, TensorTable
 from forkpoint.capture.digest.plan import LANES, Kind, check, find, kind, merged, packed
 from forkpoint.capture.digest.triton_kernels import digest_grid, digest_rows
 
@@ -48,7 +48,7 @@ _CELLS = 256
 """Cells of a grid per block."""
 _ROWS_PER_BLOCK = (1, 4, 16)
 _MAX_LAYOUTS = 2
-"""How many are kept with a lineup: which of its tensors begin at multiples of 16 hardly ever changes."""
+"""How many are kept with the plan of a table: which of its tensors begin at multiples of 16 hardly ever changes."""
 WORTHWHILE = 1 << 30
 """Words that a variant of the kernel has to have in all before it is compiled, which takes a second where Triton has not
 compiled it for an earlier process. Up to then they are digested by the one that can digest all, a few times slower. A
@@ -67,11 +67,11 @@ def rows(x: Tensor, row_dims: Sequence[int], first_word: Tensor | None = None) -
     if not plan.direct or x.data_ptr() % 4 or x.is_neg():
         x, plan = torch_impl.pack_rows(x, row_dims), packed(plan)
     starts = first_word.to(x.device, torch.int32).contiguous() if first_word is not None else None
-    return digest_table(Table.of_one(x, plan.fields, starts), x.device)
+    return digest_table(TensorTable.of_one(x, plan.fields, starts), x.device)
 
 
 def digest_table(
-    table: Table, device: torch.device, block: int = 0, warps: int = 0, repeat: int = 0
+    table: TensorTable, device: torch.device, block: int = 0, warps: int = 0, repeat: int = 0
 ) -> Tensor:
     """The digests of all entries of a table, computed on the current stream."""
     with _on(device):
@@ -85,12 +85,14 @@ def _on(device: torch.device) -> AbstractContextManager[object]:
     return torch.cuda.device(device)
 
 
-def _digest_table(table: Table, device: torch.device, block: int, warps: int, repeat: int) -> Tensor:
+def _digest_table(table: TensorTable, device: torch.device, block: int, warps: int, repeat: int) -> Tensor:
     known = _layout_of(table, block)
     for variant, words in known.waiting:
         _words[variant] += words
     # blocks that share a row add to it, and rows without words have no block
-    out = (torch.zeros if known.adds else torch.empty)(table.lineup.rows, dtype=torch.int64, device=device)
+    out = (torch.zeros if known.adds else torch.empty)(
+        table.table_plan.rows, dtype=torch.int64, device=device
+    )
     stream = torch.cuda.current_stream(device).cuda_stream if device.type == "cuda" else 0
     places = _staged.room(device, stream, 2 * len(table.addresses))
     anchor = places.data_ptr()
@@ -208,7 +210,7 @@ class _Line(NamedTuple):
 
 @dataclass(frozen=True)
 class _Layout:
-    """What a kernel reads for a lineup, without where the tensors lie."""
+    """What a kernel reads for the plan of a table, without where the tensors lie."""
 
     lines: Ints
     shifts: Ints
@@ -236,18 +238,18 @@ _words: Counter[_Variant] = Counter()
 """How many words those had that were not worthwhile yet."""
 
 
-def _layout_of(table: Table, block: int) -> _Layout:
-    """The layout for a table's lineup, and for which of its addresses are multiples of 16."""
+def _layout_of(table: TensorTable, block: int) -> _Layout:
+    """The layout for the plan of a table, and for which of its addresses are multiples of 16."""
     odd = table.addresses & 15
     aligned = b"" if not odd.any() else (odd == 0).tobytes()
     starts = b"" if table.starts is None else (table.starts != 0).tobytes()
-    kept = table.lineup.kept
+    kept = table.table_plan.kept
     found: _Layout | None = kept.get((aligned, starts, block))
     if found is not None and not any(_is_worthwhile(variant) for variant, _ in found.waiting):
         return found
     if len(kept) >= _MAX_LAYOUTS:
         kept.clear()
-    found = kept[aligned, starts, block] = _layout(table.lineup, aligned, starts, block)
+    found = kept[aligned, starts, block] = _layout(table.table_plan, aligned, starts, block)
     return found
 
 
@@ -255,11 +257,13 @@ def _is_worthwhile(variant: _Variant) -> bool:
     return variant == variant.general or _words[variant] >= WORTHWHILE
 
 
-def _layout(lineup: Lineup, aligned: bytes, starts: bytes, block: int) -> _Layout:
-    n = len(lineup.fields)
+def _layout(table_plan: TablePlan, aligned: bytes, starts: bytes, block: int) -> _Layout:
+    n = len(table_plan.fields)
     found: list[_Line] = []
     waiting: Counter[_Variant] = Counter()
-    for fields, whole, first in zip(lineup.fields, aligned or b"\1" * n, starts or b"\0" * n, strict=True):
+    for fields, whole, first in zip(
+        table_plan.fields, aligned or b"\1" * n, starts or b"\0" * n, strict=True
+    ):
         plan = fields.tobytes()
         line = _line(plan, bool(whole), bool(first), block)
         if not _is_worthwhile(line.variant):
@@ -270,7 +274,7 @@ def _layout(lineup: Lineup, aligned: bytes, starts: bytes, block: int) -> _Layou
     variants = np.array([_variants[line.variant] for line in found], dtype=np.int64)
     units, counts = np.array([line[2:] for line in found], dtype=np.int64).T
     lines = np.array([line.line for line in found])
-    lines[:, 0] = lineup.targets
+    lines[:, 0] = table_plan.targets
     groups, launches = _groups(variants, counts)
     adds = any(variant.split for variant, *_ in launches) or not counts.all()
     return _Layout(lines, np.where(units == 4, 4, 2), adds, groups, launches, list(waiting.items()))

@@ -25,7 +25,7 @@ MAX_OPS = 20_000
 MAX_TEXT = 300
 """Characters of a line of source, or of a name."""
 
-Place = tuple[Hashable | None, int | None]
+Coordinate = tuple[Hashable | None, int | None]
 
 _WORDS = {
     "range": "page.range",
@@ -64,7 +64,7 @@ def columns_together(result: Result) -> int:
     return max(1, math.ceil(tokens * len(result.drift) / MAX_CELLS), math.ceil(tokens / MAX_COLUMNS))
 
 
-def mark(result: Result) -> tuple[int, Place] | None:
+def mark(result: Result) -> tuple[int, Coordinate] | None:
     """Row of the map, and token, of the first divergence; None where it lies in no layer or in none of its tokens."""
     found = result.first
     if found is None:
@@ -96,7 +96,7 @@ def _map(result: Result, words: Words) -> dict[str, Any] | None:
     }
 
 
-def _places(result: Result) -> dict[Place, None]:
+def _places(result: Result) -> dict[Coordinate, None]:
     """The tokens of all layers: sample by sample, in order."""
     samples: dict[Hashable | None, set[int | None]] = {}
     for layer in result.drift:
@@ -130,7 +130,7 @@ def _within(module: str, layers: set[str]) -> bool:
     return any(".".join(parts[:length]) in layers for length in range(1, len(parts) + 1))
 
 
-def _gaps(layer: LayerDrift, column: dict[Place, int], width: int) -> list[Any]:
+def _gaps(layer: LayerDrift, column: dict[Coordinate, int], width: int) -> list[Any]:
     """The largest gap of each column; None where the layer has none of its tokens."""
     gaps: list[float | None] = [None] * width
     for sample, position, gap in layer.per_token:
@@ -146,7 +146,7 @@ def _number(value: float) -> float | str:
     return float(f"{value:.4g}") if math.isfinite(value) else str(value)
 
 
-def _label(group: list[Place], *, brief: bool) -> str:
+def _label(group: list[Coordinate], *, brief: bool) -> str:
     (sample, position), last = group[0], group[-1][1]
     text = "–" if position is None else str(position)
     if len(group) > 1 and last is not None and group[-1][0] == sample:
@@ -154,16 +154,16 @@ def _label(group: list[Place], *, brief: bool) -> str:
     return text if brief or sample is None else _text(f"{sample}:{text}")
 
 
-def _texts(result: Result) -> dict[Place, str | None]:
+def _texts(result: Result) -> dict[Coordinate, str | None]:
     """What is known of the tokens' texts."""
-    texts: dict[Place, str | None] = {
+    texts: dict[Coordinate, str | None] = {
         (sample, at): text for row in result.a.rows for sample, at, text in row.columns if at is not None
     }
     found = result.first
     return texts if found is None else {(found.sample, found.position): found.token, **texts}
 
 
-def _named(group: list[Place], texts: dict[Place, str | None], result: Result, words: Words) -> str:
+def _named(group: list[Coordinate], texts: dict[Coordinate, str | None], result: Result, words: Words) -> str:
     ends = [group[0], group[-1]] if len(group) > 1 else group
     named = [where(*place, texts.get(place), words, brief=alone(result)) for place in ends]
     return printable(" … ".join(named))

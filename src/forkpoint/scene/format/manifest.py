@@ -23,9 +23,9 @@ from forkpoint.scene.format.functions import resolve_function
 from forkpoint.scene.format.kernels import Kernels
 from forkpoint.scene.format.machine import Machine
 from forkpoint.scene.format.parts import Inside, inside_from_json
-from forkpoint.scene.format.records import InputPair, Place, Scene, Side
+from forkpoint.scene.format.records import InputPair, Location, Scene, Side
 from forkpoint.scene.format.sharing import Sharing
-from forkpoint.scene.format.tensors import Layout, Storage, check_layout
+from forkpoint.scene.format.tensors import Storage, TensorLayout, check_layout
 
 FORMAT = "forkpoint scene"
 VERSION = 1
@@ -264,14 +264,14 @@ def _storage(fields: _Fields) -> Storage:
     return Storage(file, fields.text("key"), dtype_named(fields.text("dtype")), fields.number("elements"))
 
 
-def _layout(fields: _Fields, storages: tuple[Storage, ...]) -> Layout:
+def _layout(fields: _Fields, storages: tuple[Storage, ...]) -> TensorLayout:
     device = fields.text("device")
     if device not in ("cpu", "cuda", "mps", "xpu"):
         raise SceneError(f"a tensor on the device {device[:40]!r}", "cpu, cuda, mps or xpu")
     alignment = fields.number("alignment")
     if alignment >= 4096:
         raise SceneError(f"an alignment of {alignment} bytes", "less than 4096")
-    layout = Layout(
+    layout = TensorLayout(
         fields.number("storage"),
         tuple(fields.numbers("shape")),
         tuple(fields.numbers("stride")),
@@ -322,7 +322,7 @@ def _input(
     fields: _Fields,
     index: int,
     sides: tuple[Side, Side],
-    layouts: tuple[Layout, ...],
+    layouts: tuple[TensorLayout, ...],
     extra: dict[str, Tensor],
 ) -> InputPair:
     a, b = fields.number_or_none("a"), fields.number_or_none("b")
@@ -342,11 +342,11 @@ def _input(
     return InputPair(name, a, b, sharing, fields.text_or_none("parameter"))
 
 
-def _place(fields: _Fields) -> Place:
+def _place(fields: _Fields) -> Location:
     sample = fields.any("sample")
     if not (sample is None or isinstance(sample, (str, int))):
         raise SceneError(f"place: sample is {_shown(sample)}", "text or a number")
-    return Place(
+    return Location(
         op=fields.text("op"),
         module=fields.text("module"),
         function=fields.text("function"),

@@ -13,7 +13,7 @@ from forkpoint.scene.format.kernels import Kernels, differ, evidence
 from forkpoint.scene.format.machine import Machine
 from forkpoint.scene.format.parts import Inside
 from forkpoint.scene.format.sharing import Sharing
-from forkpoint.scene.format.tensors import Layout, Storage
+from forkpoint.scene.format.tensors import Storage, TensorLayout
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ class InputPair:
 
 
 @dataclass(frozen=True)
-class Place:
+class Location:
     """Where in the model the op is."""
 
     op: str
@@ -81,7 +81,7 @@ class Place:
 class Scene:
     """One op with its inputs and outputs in two runs: what `forkpoint.scene.load` returns."""
 
-    place: Place
+    place: Location
     a: Side
     b: Side
     output: int
@@ -89,7 +89,7 @@ class Scene:
     sharing: Sharing
     """Shared elements of that output."""
     inputs: tuple[InputPair, ...]
-    layouts: tuple[Layout, ...]
+    layouts: tuple[TensorLayout, ...]
     storages: tuple[Storage, ...]
     machine: Machine
     """Where it was saved."""

@@ -48,7 +48,7 @@ _SAFE = frozenset(
 
 
 @dataclass(frozen=True)
-class Layout:
+class TensorLayout:
     """One tensor of a scene: a view of a storage."""
 
     storage: int
@@ -144,7 +144,7 @@ class Packer:
     def __init__(self) -> None:
         self.storages: list[Storage] = []
         self.data: list[Tensor] = []
-        self.layouts: list[Layout] = []
+        self.layouts: list[TensorLayout] = []
         self._known: dict[str, int] = {}
 
     def add(
@@ -171,7 +171,7 @@ class Packer:
                 at = placements[i]
                 numbers[i] = len(self.layouts)
                 self.layouts.append(
-                    Layout(
+                    TensorLayout(
                         storage, at.shape, at.stride, (at.address - region.start) // data.dtype.itemsize,
                         tensors[i].device.type, region.start % align, parameters[i],
                     )
@@ -300,7 +300,11 @@ def stored_dtype(dtype: torch.dtype) -> torch.dtype:
 
 
 def materialise(
-    layouts: Sequence[Layout], wanted: Iterable[int], data: Sequence[Tensor], device: torch.device, home: str
+    layouts: Sequence[TensorLayout],
+    wanted: Iterable[int],
+    data: Sequence[Tensor],
+    device: torch.device,
+    home: str,
 ) -> dict[int, Tensor]:
     """Fresh tensors on a device, laid out as they were, those that shared memory sharing it again.
 
@@ -328,7 +332,7 @@ def materialise(
     return made
 
 
-def check_layout(layout: Layout, storages: Sequence[Storage]) -> None:
+def check_layout(layout: TensorLayout, storages: Sequence[Storage]) -> None:
     """A view must lie within its storage.
 
     Raises:

@@ -83,7 +83,7 @@ class Following(TorchFunctionMode):
 
 
 @dataclass
-class Step:
+class AtenCall:
     """One ATen operator, and what it returned."""
 
     name: str
@@ -96,7 +96,7 @@ class Steps(TorchDispatchMode):
 
     def __init__(self, labelling: Labelling) -> None:
         super().__init__()
-        self.steps: list[Step] = []
+        self.steps: list[AtenCall] = []
         self._labelling = labelling
 
     def __torch_dispatch__(
@@ -110,7 +110,7 @@ class Steps(TorchDispatchMode):
             self._labelling.follow(rule, func, args, kwargs, result)
             outputs = tensors_in((result,))
             self.steps.append(
-                Step(
+                AtenCall(
                     func._schema.name,
                     tuple(value.detach().clone() for value in outputs),
                     tuple(self._labelling.of(value) for value in outputs),

@@ -23,7 +23,7 @@ from forkpoint.match.align import gap, pair_elements
 from forkpoint.scene.format.flags import Flags, in_force
 from forkpoint.scene.format.parts import Inside, Part
 from forkpoint.scene.saving import spelt
-from forkpoint.scene.saving.follow import Following, Labelling, Step, Steps
+from forkpoint.scene.saving.follow import AtenCall, Following, Labelling, Steps
 from forkpoint.support.equality import same_bits
 
 FUSED = frozenset(
@@ -85,7 +85,7 @@ def look_inside(session: Session, a: Taken, b: Taken, flags_a: Flags, flags_b: F
     return Inside(summary, names_a, names_b, below, parts, backend_a, backend_b, arguments)
 
 
-def _below(traced: Traced, taken: Taken, flags: Flags) -> tuple[list[Step], bool]:
+def _below(traced: Traced, taken: Taken, flags: Flags) -> tuple[list[AtenCall], bool]:
     """The operators below a call, and whether it gave the recorded bits while they were watched."""
     args, kwargs, labels = _copies(taken)
     steps = Steps(Labelling(traced.recorder.labels, labels))
@@ -124,11 +124,11 @@ def _device(taken: Taken) -> torch.device:
     return taken.outputs[0].device
 
 
-def _computing(steps: Sequence[Step]) -> list[Step]:
+def _computing(steps: Sequence[AtenCall]) -> list[AtenCall]:
     return [s for s in steps if s.name.partition("::")[2] not in _ARRANGING and s.outputs]
 
 
-def _compare_steps(session: Session, a: Sequence[Step], b: Sequence[Step]) -> list[Part]:
+def _compare_steps(session: Session, a: Sequence[AtenCall], b: Sequence[AtenCall]) -> list[Part]:
     names_a, names_b = [s.name for s in a], [s.name for s in b]
     matcher = difflib.SequenceMatcher(a=names_a, b=names_b, autojunk=False)
     found: list[Part] = []

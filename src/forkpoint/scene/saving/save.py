@@ -23,7 +23,7 @@ from forkpoint.scene.format.arguments import tensors_in_order, with_refs
 from forkpoint.scene.format.functions import function_path
 from forkpoint.scene.format.kernels import Kernels
 from forkpoint.scene.format.machine import machine
-from forkpoint.scene.format.records import InputPair, Place, Scene, Side
+from forkpoint.scene.format.records import InputPair, Location, Scene, Side
 from forkpoint.scene.format.sharing import Sharing
 from forkpoint.scene.format.tensors import Packer, Placement, placement
 from forkpoint.scene.replaying.calling import run_side, side_kernels
@@ -209,13 +209,13 @@ def _inputs(
     return found
 
 
-def _place(located: Located, row: Joined) -> Place:
+def _place(located: Located, row: Joined) -> Location:
     found, op = located.divergence, row.op
     own = op.name == found.op
     sample = (
         found.sample if isinstance(found.sample, (str, int)) or found.sample is None else str(found.sample)
     )
-    return Place(
+    return Location(
         op=op.name, module=op.module, function=op.function, source=op.site.short, code=op.site.code,
         variable=op.site.variable, sample=sample if own else None, position=found.position if own else None,
         token=found.token if own else None, first=_first(found) if own else None, between=found.between,
