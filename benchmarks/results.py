@@ -23,6 +23,11 @@ def load(folder: Path = RESULTS) -> dict[str, Json]:
     return dict(sorted(reports.items(), key=lambda item: (item[1]["machine"]["kind"] != "cuda", item[0])))
 
 
+def load_parts(folder: Path = RESULTS) -> Json:
+    """The reports of `against.py` on one machine, put together."""
+    return json.loads((folder / "parts.json").read_text(encoding="utf-8"))
+
+
 def title(report: Json) -> str:
     model, on = report["model"], report["machine"]
     threads = f", {on['threads']} threads" if on["kind"] == "cpu" else ""

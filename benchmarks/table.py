@@ -12,7 +12,7 @@ import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from results import DOCS, REPETITIONS, Json, load, n_bytes, seconds, times, title
+from results import DOCS, REPETITIONS, Json, load, load_parts, n_bytes, seconds, times, title
 
 BEGIN, END = "<!-- begin: benchmarks/table.py -->", "<!-- end: benchmarks/table.py -->"
 PAGE = DOCS / "performance.md"
@@ -183,11 +183,56 @@ def verdict_cost(found: Sequence[Json]) -> str:
     return f"{_table(rows)}\n\nMedians of {found[0]['repetitions']} repetitions."
 
 
+PARTS = {
+    "before": "the version before its files became packages (d918e1f)",
+    "held.c": "without `held.c`: what modules hold is looked at in Python",
+    "passages": "without C and without passages: every call is worked out",
+    "threads": "digests on the calling thread alone, not on torch's own threads",
+    "intrinsics": "digests in plain numba, without LLVM's instructions",
+    "background": "nothing is loaded or compiled while the model makes its first pass",
+}
+"""The versions in `parts.json`."""
+
+
+def parts(report: Json) -> str:
+    """What other versions, or versions without a part, take against this one: a column for each."""
+    names = [name for name in PARTS if any(case["version"] == name for case in report["cases"])]
+    rows = [["", *names], ["---", *["--:"] * len(names)]]
+    for what in dict.fromkeys(map(_measured, report["cases"])):
+        found = {case["version"]: case for case in report["cases"] if _measured(case) == what}
+        rows.append([what, *(_against(found.get(name)) for name in names)])
+    versions = ", ".join(f"{name} {version}" for name, version in report["versions"].items())
+    models = "; ".join(f"on the {where}, {model}" for where, model in report["models"].items())
+    about = (
+        f"Taken on {report['date']} on {report['machine']} with {versions}; {models}. The time of another version over "
+        "this one's, taken in turn (`benchmarks/against.py`): medians, and in brackets the least and the most."
+    )
+    legend = "\n".join(f"- {name}: {PARTS[name]}" for name in names)
+    return "\n\n".join(["### What a part saves", about, legend, _table(rows)])
+
+
+def _measured(case: Json) -> str:
+    what = "first verdict" if case["what"] == "verdict" else f"{case['tokens']:,} tokens"
+    return f"{case['on']}{'' if case['with_c'] else ', without C'}, {what}"
+
+
+def _against(case: Json | None) -> str:
+    if case is None:
+        return ""
+    return f"{case['ratio']:.2f} ({case['ratio_least']:.2f}–{case['ratio_most']:.2f})"
+
+
+def tables() -> str:
+    """All that stands between the page's markers."""
+    sections = [section(name, report) for name, report in load().items()]
+    return "\n\n".join([*sections, parts(load_parts())])
+
+
 def _table(rows: Sequence[Sequence[str]]) -> str:
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
 
-def updated(page: str, tables: str) -> str:
+def updated(page: str, text: str) -> str:
     """The page with new tables between its markers.
 
     Raises:
@@ -196,7 +241,7 @@ def updated(page: str, tables: str) -> str:
     if page.count(BEGIN) != 1 or page.count(END) != 1 or page.index(BEGIN) > page.index(END):
         raise ValueError(f"expected {BEGIN} and then {END}, once each")
     between = re.compile(f"(?<={re.escape(BEGIN)}).*(?={re.escape(END)})", re.DOTALL)
-    return between.sub(lambda _: f"\n\n{tables}\n\n", page)
+    return between.sub(lambda _: f"\n\n{text}\n\n", page)
 
 
 def main() -> None:
@@ -205,8 +250,7 @@ def main() -> None:
     )
     parser.add_argument("--page", type=Path, default=PAGE)
     page: Path = parser.parse_args().page
-    tables = "\n\n".join(section(name, report) for name, report in load().items())
-    page.write_text(updated(page.read_text(encoding="utf-8"), tables), encoding="utf-8")
+    page.write_text(updated(page.read_text(encoding="utf-8"), tables()), encoding="utf-8")
 
 
 if __name__ == "__main__":

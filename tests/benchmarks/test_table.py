@@ -25,6 +25,20 @@ def test_tables(name: str) -> None:
     assert text == path.read_text(encoding="utf-8")
 
 
+def test_a_version_has_a_column_and_a_measurement_a_row() -> None:
+    case = {"on": "CPU", "with_c": True, "what": "pair", "tokens": 4093, "version": "before", "ratio": 0.967}
+    case |= {"ratio_least": 0.5, "ratio_most": 1.5}
+    other = case | {"with_c": False, "what": "verdict", "version": "held.c", "ratio": 1.005}
+    about = {"date": "today", "machine": "one", "versions": {"torch": "2"}, "models": {"CPU": "a Llama"}}
+    rows = table.parts(about | {"cases": [case, other]}).splitlines()[-4:]
+    assert rows == [
+        "|  | before | held.c |",
+        "| --- | --: | --: |",
+        "| CPU, 4,093 tokens | 0.97 (0.50–1.50) |  |",
+        "| CPU, without C, first verdict |  | 1.00 (0.50–1.50) |",
+    ]
+
+
 def test_only_what_is_between_the_markers_changes() -> None:
     page = f"before {table.BEGIN}\nold\\1\n{table.END} after"
     assert table.updated(page, r"new \1") == f"before {table.BEGIN}\n\nnew \\1\n\n{table.END} after"
@@ -40,8 +54,7 @@ def test_a_page_without_markers_is_refused(page: str) -> None:
 def test_the_documentation_has_the_figures_of_the_results() -> None:
     reports = results.load()
     page = table.PAGE.read_text(encoding="utf-8")
-    tables = "\n\n".join(table.section(name, report) for name, report in reports.items())
-    assert table.updated(page, tables) == page, "python benchmarks/table.py"
+    assert table.updated(page, table.tables()) == page, "python benchmarks/table.py"
     for name, report in reports.items():
         drawn = (results.DOCS / f"{name}.svg").read_text(encoding="utf-8")
         assert drawn == plot.drawing(report), "python benchmarks/plot.py"
