@@ -32,6 +32,7 @@ from forkpoint.capture.trace import Trace
 from forkpoint.match import Join, Shared
 from forkpoint.match.align import pair_elements
 from forkpoint.match.pairs import Pairs
+from forkpoint.probes.watchers import elements_for
 from forkpoint.support.memory import Shelf, Shelved, load
 
 Key = tuple[str, str, str]
@@ -340,9 +341,7 @@ class Forcing(Noting):
                     others, index, self.shared, one_to_one=self.one_to_one
                 )
             for other, pairs in passes.meet(value, label, call, nth, self.shared):
-                source = other.inputs[index].value
-                taken = source.reshape(-1)[torch.from_numpy(pairs.a).to(source.device)]
-                at, taken = torch.from_numpy(pairs.b).to(value.device), taken.to(value.device, value.dtype)
+                at, taken = elements_for(value, other.inputs[index].value, pairs)
                 apart = (value.view(-1)[at].double() - taken.double()).abs().nan_to_num(0.0, 0.0, 0.0)
                 value.view(-1)[at] = taken
                 yield Link(index, other, pairs, float(apart.max()) if len(apart) else 0.0)

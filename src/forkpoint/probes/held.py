@@ -25,7 +25,7 @@ from forkpoint.match import Shared
 from forkpoint.match.align import pair_elements
 from forkpoint.probes.deciding import STEPS, Decision, is_decision, is_discrete, of_library
 from forkpoint.probes.noise import Noise
-from forkpoint.probes.watchers import Patch, Patched, Place, Values
+from forkpoint.probes.watchers import Patch, Patched, Place, Values, with_elements
 from forkpoint.promotion import Promotion
 from forkpoint.support.memory import Shelved, load
 
@@ -136,12 +136,7 @@ class Hold(TorchFunctionMode):
 def _mixed(a: Tensor, label_a: Label | None, b: Tensor, label_b: Label | None, shared: Shared) -> Tensor:
     """B's value with A's elements where both have them; A's as a whole where no element can be told from another."""
     pairs = pair_elements(a, label_a, b, label_b, shared)
-    if not len(pairs):
-        return a
-    mixed = b.clone(memory_format=torch.contiguous_format)
-    taken = a.reshape(-1)[torch.from_numpy(pairs.a).to(a.device)]
-    mixed.view(-1)[torch.from_numpy(pairs.b).to(b.device)] = taken.to(b.device)
-    return mixed
+    return with_elements(b, [(a, pairs)]) if len(pairs) else a
 
 
 @dataclass

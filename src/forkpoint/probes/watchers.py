@@ -110,9 +110,15 @@ def with_elements(value: Tensor, given: Sequence[tuple[Tensor, Pairs]]) -> Tenso
     """
     new = bare(value).clone().contiguous()
     for source, pairs in given:
-        taken = source.reshape(-1)[torch.from_numpy(pairs.a)].to(value.device, value.dtype)
-        new.view(-1)[torch.from_numpy(pairs.b).to(value.device)] = taken
+        at, taken = elements_for(new, source, pairs)
+        new.view(-1)[at] = taken
     return new
+
+
+def elements_for(value: Tensor, source: Tensor, pairs: Pairs) -> tuple[Tensor, Tensor]:
+    """Elements of a source for a value: where they go, in its flattened form, and the elements in its dtype."""
+    taken = source.reshape(-1)[torch.from_numpy(pairs.a).to(source.device)]
+    return torch.from_numpy(pairs.b).to(value.device), taken.to(value.device, value.dtype)
 
 
 @dataclass
