@@ -249,12 +249,12 @@ def _summary(traced: Traced, default: str, text: Tokens) -> RunSummary:
         ops=len({op.key for op in traced.trace.ops if not op.is_boundary}),
         notes=traced.remarks,
         rows=input_rows(run, text),
-        model=_model_name(model),
+        model=model_name(model),
         digest=input_digest(run),
     )
 
 
-def _model_name(model: nn.Module | None) -> str:
+def model_name(model: nn.Module | None) -> str:
     """The class of a model, and the last part of what it was loaded from."""
     if model is None:
         return ""

@@ -44,8 +44,9 @@ def factors() -> Factors:
 
 def generation(*, differs: bool) -> Generation:
     found = Generation(
-        "alone", "in a batch of 8", 5, (1, 2), (1, 3), "one two", HOSTILE, call="fp.generate(model)"
-    )
+        "alone", "in a batch of 8", 5, (1, 2), (1, 3), "one two", HOSTILE, call="fp.generate(model)", model="Tiny (here)",
+        text=HOSTILE,
+    )  # fmt: skip
     if not differs:
         return found
     return replace(
@@ -78,6 +79,18 @@ def test_a_file_is_read_as_what_it_is(answer: Factors | Generation, tmp_path: Pa
     path = tmp_path / "answer.json"
     answer.to_json(path)
     assert read(path) == answer
+
+
+def test_a_generation_without_a_difference_says_of_what_it_is() -> None:
+    said = " ".join(str(generation(differs=False)).split())
+    assert "model Tiny (here)" in said
+    assert f'prompt "{HOSTILE}" (5 tokens)' in said
+    old = {
+        key: value
+        for key, value in generation(differs=False).to_dict().items()
+        if key not in ("model", "text")
+    }
+    assert Generation.from_dict(old).model == ""
 
 
 def report(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:

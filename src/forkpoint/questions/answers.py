@@ -149,6 +149,8 @@ class Generation:
         label: `tie`, `within rounding` or `confident`; None where that could not be told.
         result: the forward calls of both ways up to that token, compared; None where no token differs.
         call: how it was asked for.
+        model: the model's class, and what it was loaded from.
+        text: the prompt.
     """
 
     name_a: str
@@ -171,6 +173,8 @@ class Generation:
     label: str | None = None
     result: Result | None = None
     call: str = ""
+    model: str = ""
+    text: str = ""
 
     def to_dict(self) -> dict[str, Any]:
         """The whole answer as plain JSON types (docs/json-schema.md)."""

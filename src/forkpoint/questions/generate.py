@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, cast, get_args
 import torch
 
 from forkpoint.errors import InputError, reraise_out_of_memory
+from forkpoint.investigation import model_name
 from forkpoint.models.loading import quiet
 from forkpoint.promotion import Promotion
 from forkpoint.questions.answers import FAILING, Generation
@@ -133,7 +134,7 @@ def generate(
     tokens_a, tokens_b = (_until_end(made.tokens[0], ends) for made in (made_a, made_b))
     found = Generation(
         a.name, b.name, len(row), tuple(tokens_a), tuple(tokens_b), tokenizer.decode(tokens_a),
-        tokenizer.decode(tokens_b),
+        tokenizer.decode(tokens_b), model=model_name(plain), text=prompt,
     )  # fmt: skip
     first = next((i for i, (x, y) in enumerate(zip(tokens_a, tokens_b, strict=False)) if x != y), None)
     if first is None:

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 
+from forkpoint.report import identity
 from forkpoint.report.build import document as of_result
-from forkpoint.report.document import Document, Fact, Paragraph, Section, code, line, muted, strong
+from forkpoint.report.document import Document, Fact, Paragraph, Section, line, muted, strong
 from forkpoint.report.numbers import short
 from forkpoint.report.page import plain_page
 from forkpoint.report.page import to_html as page_of_result
@@ -43,9 +44,6 @@ def to_html(found: Generation, *, lang: str = "en") -> str:
     words = Words(lang)
     about, ways, token, *_ = document(found, lang).sections
     if found.result is None:
-        about = Section(
-            "header", (), (Fact(words("identity.call"), (line(code(found.call)),)),) if found.call else ()
-        )
         said = words("generation.page", a=found.name_a, b=found.name_b)
         return plain_page(said, about, [token, ways], words)
     return page_of_result(replace(found.result, call=found.call), lang=lang, above=(token, ways))
@@ -58,9 +56,11 @@ def document(found: Generation, lang: str) -> Document:
         Fact(words(f"run.{run}"), (line(words.phrase(name)), line(muted(_shown(text)))))
         for run, name, text in (("a", found.name_a, found.text_a), ("b", found.name_b, found.text_b))
     )
-    asked = (Fact(words("identity.call"), (line(code(found.call)),)),) if found.call else ()
+    model, prompt = (
+        ("", "") if found.result is not None else (found.model, found.text)
+    )  # its header says both
     sections = [
-        Section("header", (), asked),
+        identity.asked(found.call, model, prompt, found.prompt, words),
         Section("ways", line(words("generation.ways")), ways),
     ]
     if found.first is None:

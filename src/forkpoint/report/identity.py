@@ -41,6 +41,19 @@ def named(call: str, a: RunSummary, b: RunSummary, words: Words) -> Section:
     return Section("header", (), tuple(facts))
 
 
+def asked(call: str, model: str, prompt: str, tokens: int, words: Words) -> Section:
+    """The same where nothing was compared: the call, the model and the prompt."""
+    facts: list[Fact] = []
+    if call:
+        facts.append(Fact(words("identity.call"), (line(code(_cut(call))),)))
+    if model:
+        facts.append(Fact(words("identity.model"), (line(model),)))
+    if prompt:
+        counted = muted(words("aside", text=words.many("tokens", tokens)))
+        facts.append(Fact(words("identity.prompt"), (line(quoted(prompt, PROMPT_SHOWN), counted),)))
+    return Section("header", (), tuple(facts))
+
+
 def _cut(text: str) -> str:
     return text if len(text) <= CALL_SHOWN else text[: CALL_SHOWN - 1] + "…"
 
