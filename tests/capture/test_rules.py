@@ -15,11 +15,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import torch.nn.attention.flex_attention
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.capture.tracing import Traced, grid, left_padded, marked, nothing
 from torch import Tensor
+
+from forkpoint.capture.rules import RULES
 
 SIZES = st.integers(1, 3)
 
@@ -398,6 +401,18 @@ def test_a_table_is_repeated_by_a_tensor(dim):
     queries, keys = traced.ids(traced.output)
     assert keys is not None
     assert np.array_equal(queries * 1000 + keys, traced.output.numpy())
+
+
+def test_a_rule_is_of_a_function_that_exists():
+    """A misspelt name would never be asked for."""
+    owners = (torch, Tensor, F, torch.linalg, torch.ops.aten, torch.nn.attention.flex_attention)
+    names = [name for name in RULES if "." not in name]
+    assert len(names) > 200
+    assert [
+        name
+        for name in names
+        if not any(hasattr(owner, n) for owner in owners for n in (name, f"__{name}__"))
+    ] == []
 
 
 # --- Movements by other names -----------------------------------------------------------------------------

@@ -42,7 +42,7 @@ class Ledger(Reel):
         call: index of the forward call.
         stack: the modules at work, the innermost last; `arguments`, what went into each.
         frames: of the model's own modules, by their ids.
-        known: by the id of a tensor.
+        known: by the id of a tensor, what `marks.Known` says.
     """
 
     def __init__(self, listener: Listener, resolver: Resolver, batch: Batch, digests: bool) -> None:

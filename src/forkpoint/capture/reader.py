@@ -4,6 +4,17 @@ A stretch of entries whose like was read before is taken over as a whole (`passa
 way, where the answers to every question that comes again are kept: the place of a call gives its op (`Visits`), the marks
 of what goes into it give what comes out (`Answer`), label, shape and stride of a value how it is digested (`Treatment`).
 Whatever comes for the first time is worked out by the resolver.
+
+What an entry does to the ledger, field by field:
+
+| field | meaning |
+| --- | --- |
+| `rows` | the trace's rows; one is added for each output |
+| `known` | by the id of a tensor: a weak reference, its mark, the row of its value, and where the history has that |
+| `queued` | rows of this entry whose values wait for their digests, for the history |
+| `lasting` | whether what was worked out is the same for every call with such marks, so that the history may have it |
+| `fresh` | whether the last value may still change: what is written to it at once belongs to it |
+| `deferred` | whether entries may wait: not where somebody wants copies of values or changes them |
 """
 
 from __future__ import annotations

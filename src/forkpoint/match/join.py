@@ -1,4 +1,21 @@
-"""The join of two traces: op by op, which passes of A and B belong together, and where their digests differ."""
+"""The join of two traces: op by op, which passes of A and B belong together, and where their digests differ.
+
+An op (a function at a line of the source in a module) makes one *pass* each time it runs. Its digests lie in one of three
+ways (`trace.Cells`): `rows`, one for each coordinate; `pair`, one for each query, over the keys of its sample; `open`, where
+it is not known yet which dimension the tokens lie in. So passes are compared in several ways, one function each:
+
+| digests of the op | compared by |
+| --- | --- |
+| several passes of rows in both runs, all alike (a loop, a generation) | `repeated.compare_series` |
+| dtypes differ | `coordinates.count_all`: that they do |
+| open | `repeated.compare_loop`, with the dimension that both runs have in common |
+| rows of tokens in one run, of none in the other | `tables.Tables`: a table that the length chose |
+| one pass of rows in each run, in the same call | `coordinates.compare_once` |
+| several passes of rows, or pairs | `repeated.compare_passes`, which meets them by their coordinates |
+| pairs in some passes, none in others | `_compare_apart`: each kind among itself |
+
+`Shared` numbers the coordinates that both runs have.
+"""
 
 from __future__ import annotations
 
