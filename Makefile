@@ -45,7 +45,7 @@ warnings: $(READY)
 # Wheels for the Pythons that are there, into dist.
 wheels: $(READY)
 	for python in python3.11 python3.12 python3.13; do \
-		if command -v $$python >/dev/null; then $$python -m pip wheel -q --no-deps -w dist . || exit 1; else echo "$$python is not there: not built"; fi; \
+		if $$python -c "" 2>/dev/null; then $$python -m pip wheel -q --no-deps -w dist . || exit 1; else echo "$$python is not there: not built"; fi; \
 	done
 
 check: $(READY)
