@@ -12,7 +12,7 @@ from forkpoint.runs.run import Run
 from forkpoint.scene.format.kernels import Kernels, evidence
 from forkpoint.scene.format.parts import Part, inside_from_json
 from forkpoint.scene.replaying.profiling import kernels
-from forkpoint.scene.saving.spelt import spell
+from forkpoint.scene.saving.decompositions import decompose
 
 from .pairs import Attention, other_weights
 from .sessions import save
@@ -107,15 +107,15 @@ def test_spelt_out_attention_is_attention(causal):
     mask = None if mask is None else mask | torch.eye(6, dtype=torch.bool)
     how = {"attn_mask": mask, "is_causal": causal, "enable_gqa": True, "scale": 0.3}
     right = F.scaled_dot_product_attention(query, key, key, **how)
-    *_, (_, _, found) = spell("scaled_dot_product_attention", (query, key, key), how)
+    *_, (_, _, found) = decompose("scaled_dot_product_attention", (query, key, key), how)
     assert torch.allclose(found, right, atol=1e-12)
 
 
 def test_spelt_out_norms_are_norms():
     x, w, b = torch.randn(3, 4, 8), torch.randn(8), torch.randn(8)
-    *_, (_, _, found) = spell("layer_norm", (x, (8,), w, b, 1e-3), {})
+    *_, (_, _, found) = decompose("layer_norm", (x, (8,), w, b, 1e-3), {})
     assert torch.allclose(found, F.layer_norm(x, (8,), w, b, 1e-3), atol=1e-6)
-    *_, (_, _, found) = spell("rms_norm", (x, (8,), w), {"eps": None})
+    *_, (_, _, found) = decompose("rms_norm", (x, (8,), w), {"eps": None})
     assert torch.allclose(found, F.rms_norm(x, (8,), w), atol=1e-6)
 
 
@@ -127,14 +127,14 @@ def test_spelt_out_int8_products_are_those_of_bitsandbytes():
     ops = torch.ops.bitsandbytes
     ca, sca, columns = ops.int8_vectorwise_quant.default(x.half(), 6.0)
     values = {
-        name: value for name, _, value in spell("bitsandbytes.int8_vectorwise_quant", (x.half(), 6.0), {})
+        name: value for name, _, value in decompose("bitsandbytes.int8_vectorwise_quant", (x.half(), 6.0), {})
     }
     assert torch.equal(values["outliers"].any(0).nonzero().flatten(), columns.flatten())
     assert torch.allclose(values["scale of each row"].flatten().float(), sca.flatten(), rtol=1e-3)
     cb, scb, _ = ops.int8_vectorwise_quant.default(weight.half())
     names = {
         name
-        for name, _, _ in spell(
+        for name, _, _ in decompose(
             "bitsandbytes.int8_mixed_scaled_mm", (x.half(), ca, cb, sca, scb, columns), {}
         )
     }

@@ -23,7 +23,7 @@ Makes = Callable[..., Any]
 
 
 class StandIn(list[Makes]):
-    """A list with a hash, as code has one, and whoever keeps something for each code that runs asks for it."""
+    """A list that can be hashed: it becomes a constant of code, and hashing code hashes its constants."""
 
     def __hash__(self) -> int:  # type: ignore[override]
         return object.__hash__(self)
@@ -34,12 +34,16 @@ _stand_in = StandIn([nn.Module.__call__])
 
 
 def _detour(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
-    stand_in: Any = "_stand_in"  # for which its code has the list: the globals are another function's
+    stand_in: Any = (
+        "_stand_in"  # `detour` puts the list in place of this constant: the globals are another function's
+    )
     return stand_in[0](self, *args, **kwargs)
 
 
 def detour(template: FunctionType, stand_in: list[Makes]) -> CodeType:
-    """Code for a function that calls what is in a list in its place; one for good, as whoever keeps code keeps it, too.
+    """Code for a function that calls what is in a list in its place.
+
+    It is made once: a debugger or profiler that keeps the code of all frames would keep each one that is made anew.
 
     Args:
         template: a function of the same parameters that calls the first of a constant, "_stand_in".

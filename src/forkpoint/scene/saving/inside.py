@@ -1,7 +1,7 @@
 """Looking into an op that is fused or composite: which part of it gives the two runs other bits.
 
 Two looks. Below: the ATen operators that the call comes down to, each compared at the coordinates that both
-runs have. Beside: the same mathematics spelt out as plain functions (`spelt`), value by value.
+runs have. Beside: the same mathematics spelt out as plain functions (`decompositions`), value by value.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ from forkpoint.explain.session import Session, Traced
 from forkpoint.match.align import gap, pair_elements
 from forkpoint.scene.format.flags import Flags, in_force
 from forkpoint.scene.format.parts import Inside, Part
-from forkpoint.scene.saving import spelt
+from forkpoint.scene.saving import decompositions
 from forkpoint.scene.saving.follow import AtenCall, Following, Labelling, Steps
 from forkpoint.support.equality import same_bits
 
 FUSED = frozenset(
-    {*spelt.SPELLINGS, "multi_head_attention_forward", "group_norm", "batch_norm", "grouped_mm"}
+    {*decompositions.DECOMPOSITIONS, "multi_head_attention_forward", "group_norm", "batch_norm", "grouped_mm"}
 )
 """Functions that are worth looking into, by public name; any other of several ATen operators is, too."""
 _ARRANGING = ALWAYS_VIEWS | frozenset(
@@ -78,7 +78,7 @@ def look_inside(session: Session, a: Taken, b: Taken, flags_a: Flags, flags_b: F
     if a.op.function not in FUSED and len(names_a) < 2 and names_a == names_b:
         return None
     below = tuple(_compare_steps(session, computing_a, computing_b)) if same_a and same_b else ()
-    parts = tuple(_compare_spelt(session, a, b, flags_a, flags_b))
+    parts = tuple(_compare_decompositions(session, a, b, flags_a, flags_b))
     backend_a, backend_b = _backend(a), _backend(b)
     arguments = tuple(_arguments(a, b))
     summary = _summary(names_a, names_b, below, parts, (backend_a, backend_b), arguments)
@@ -150,8 +150,10 @@ def _compare_steps(session: Session, a: Sequence[AtenCall], b: Sequence[AtenCall
     return found
 
 
-def _compare_spelt(session: Session, a: Taken, b: Taken, flags_a: Flags, flags_b: Flags) -> list[Part]:
-    values_a, values_b = _spelt(session.a, a, flags_a), _spelt(session.b, b, flags_b)
+def _compare_decompositions(
+    session: Session, a: Taken, b: Taken, flags_a: Flags, flags_b: Flags
+) -> list[Part]:
+    values_a, values_b = _decomposed(session.a, a, flags_a), _decomposed(session.b, b, flags_b)
     found: list[Part] = []
     for name, (formula, value, label) in values_a.items():
         if name in values_b:
@@ -165,13 +167,13 @@ def _compare_spelt(session: Session, a: Taken, b: Taken, flags_a: Flags, flags_b
     return found
 
 
-def _spelt(traced: Traced, taken: Taken, flags: Flags) -> dict[str, tuple[str, Tensor, Label | None]]:
+def _decomposed(traced: Traced, taken: Taken, flags: Flags) -> dict[str, tuple[str, Tensor, Label | None]]:
     args, kwargs, labels = _copies(taken)
     labelling = Labelling(traced.recorder.labels, labels)
     found: dict[str, tuple[str, Tensor, Label | None]] = {}
     try:
         with torch.no_grad(), in_force(flags, _device(taken)), Following(labelling):
-            for name, formula, value in spelt.spell(taken.op.function, args, kwargs):
+            for name, formula, value in decompositions.decompose(taken.op.function, args, kwargs):
                 found[name] = (formula, value, labelling.of(value))
     except (RuntimeError, NotImplementedError, TypeError, IndexError) as error:
         reraise_out_of_memory(error)
@@ -264,7 +266,7 @@ def _summary(
             f"Of the {len(below)} operators below it, {first.name} is the first whose values differ."
         )
     if parts:
-        sentences.append(_spelt_summary(parts))
+        sentences.append(_summary_of_decompositions(parts))
     if not sentences:
         one = a[0] if a else "one kernel"
         how = ", called with other arguments" if arguments else ""
@@ -282,7 +284,7 @@ def _first(parts: Sequence[Part]) -> Part | None:
     return next((part for part in parts if part.status == "differs"), None)
 
 
-def _spelt_summary(parts: Sequence[Part]) -> str:
+def _summary_of_decompositions(parts: Sequence[Part]) -> str:
     first = _first(parts)
     if first is not None:
         before = [part.name for part in parts[: parts.index(first)] if part.status == "equal"]

@@ -1,4 +1,4 @@
-"""Fused functions as the mathematics that they stand for, one named value after the other.
+"""Decompositions of fused functions into plain ones, one named value after the other.
 
 The values are computed as plain torch functions in the dtype of the inputs (norms in float32, as their
 kernels do), so that it shows which part of the whole gives the two runs other bits.
@@ -14,7 +14,7 @@ from torch import Tensor
 
 Value = tuple[str, str, Tensor]
 """What it is called, its formula, and the value."""
-Spelling = Callable[..., Iterator[Value]]
+Decomposition = Callable[..., Iterator[Value]]
 
 
 def attention(
@@ -132,7 +132,7 @@ def int8_product(
         yield "with bias", "int8 product + bias", product + bias
 
 
-SPELLINGS: dict[str, Spelling] = {
+DECOMPOSITIONS: dict[str, Decomposition] = {
     "scaled_dot_product_attention": attention,
     "layer_norm": layer_norm,
     "rms_norm": rms_norm,
@@ -142,11 +142,11 @@ SPELLINGS: dict[str, Spelling] = {
 """By the public name of the function."""
 
 
-def spell(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Iterator[Value]:
+def decompose(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Iterator[Value]:
     """The named values of a call, in order; none for a function that isn't known."""
-    spelling = SPELLINGS.get(name)
-    if spelling is not None:
-        yield from spelling(*args, **_lowered(name, kwargs))
+    decomposition = DECOMPOSITIONS.get(name)
+    if decomposition is not None:
+        yield from decomposition(*args, **_lowered(name, kwargs))
 
 
 def _lowered(name: str, kwargs: dict[str, Any]) -> dict[str, Any]:
