@@ -276,3 +276,12 @@ def test_what_a_folder_of_sentence_transformers_says(bert, tmp_path, monkeypatch
         found = embedding.load_embedding(str(tmp_path))
         assert found.pooling == "cls"
         assert "Without sentence-transformers" in found.notes[-1]
+
+
+def test_the_encoder_of_an_encoder_decoder_embeds_by_itself():
+    """The tokenizer says that it has no limit, by a number that is none."""
+    tokenizer = word_tokenizer()
+    assert tokenizer.model_max_length > 1 << 60
+    result = fp.embed(ARCHITECTURES["t5"].build(), TEXTS, (1, 5), tokenizer=tokenizer)
+    assert result.verdict.kind in SOUND
+    assert result.impact.tokens == len(TEXTS)

@@ -227,3 +227,12 @@ def test_json(tmp_path):
     assert data["rows"][1]["verdict"] == "semantic"
     assert data["rows"][1]["max_abs"] == "inf"
     assert data["matters"]["setting"] == "int8"
+
+
+def test_compiling_is_asked_where_it_is_wanted(llama):
+    found = fp.factors(llama, word_tokenizer(), PROMPT, only=["compiled"])
+    assert [row.setting for row in found.rows] == ["as it is", "compiled"]
+    row = found.rows[1]
+    assert row.reason == ""
+    assert row.verdict in (VerdictKind.IDENTICAL, VerdictKind.ROUNDING)
+    assert found.matters is None

@@ -218,3 +218,15 @@ def test_tensors_in_objects_are_copied_though_gradients_lead_back_from_them():
     assert copied.kept is not cache.kept
     copied.kept.zero_()
     assert cache.kept.tolist() == [2, 2, 2]
+
+
+def test_an_input_that_wants_gradients_and_is_no_leaf_is_copied_as_such():
+    leaf = x(3).requires_grad_()
+    value = copy_inputs({"t": leaf * 2})["t"]
+    assert value.requires_grad
+    assert not value.is_leaf
+    assert torch.equal(value, leaf * 2)
+    value.mul_(2)  # as a module may do with hidden states, and not with a leaf
+    assert torch.equal(leaf * 2, leaf.detach() * 2)
+    (gradient,) = torch.autograd.grad((value * value).sum(), value)
+    assert torch.equal(gradient, 2 * value.detach())

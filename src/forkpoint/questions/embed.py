@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from forkpoint.errors import InputError
 from forkpoint.questions.asking import Options, Question, one_of
+from forkpoint.questions.cache import is_encoder_decoder
 from forkpoint.questions.choices import Pooling
 from forkpoint.questions.pipelines import pipeline_run
 from forkpoint.questions.prompts import device_of
@@ -102,18 +103,23 @@ def _by_call(pipeline: Any, texts: list[Any], size: int) -> Any:
     return pipeline(texts, batch_size=size)
 
 
+_NO_LIMIT = 1 << 31
+"""What transformers' tokenizers without a limit say lies far above it, and is more than they take for one."""
+
+
 class Encoder:
     """A transformers encoder with pooling: texts in, a vector for each out, `[texts, features]`."""
 
     def __init__(self, model: Any, tokenizer: Any, pooling: Pooling) -> None:
         has_words = hasattr(model, "get_output_embeddings") and model.get_output_embeddings() is not None
-        self.pooled = Pooled(model.base_model if has_words else model, pooling)
+        body = model.base_model if has_words else model
+        self.pooled = Pooled(body.get_encoder() if is_encoder_decoder(model) else body, pooling)
         self.tokenizer = tokenizer
         limits = (
             getattr(tokenizer, "model_max_length", None),
             getattr(getattr(model, "config", None), "max_position_embeddings", None),
         )
-        self.longest = min((limit for limit in limits if isinstance(limit, int)), default=None)
+        self.longest = min((n for n in limits if isinstance(n, int) and n < _NO_LIMIT), default=None)
 
     def __call__(self, texts: list[Any], batch_size: int) -> Tensor:
         starts = range(0, len(texts), batch_size)

@@ -15,6 +15,7 @@ from forkpoint.questions.asking import Options, one_of
 from forkpoint.questions.attention import BACKENDS, implementation_of, using
 from forkpoint.questions.batch import batch
 from forkpoint.questions.cache import cache
+from forkpoint.questions.compiled import compiled
 from forkpoint.questions.device import moved_to
 from forkpoint.questions.dtype import cast_to, dtype_of
 from forkpoint.questions.padding import padding
@@ -47,12 +48,14 @@ class Factor:
         name, setting: as in `FactorRow`.
         model: for as long as it is entered, gives the model so set.
         ask: compares the two runs of a model.
+        by_default: whether it is asked where nobody says which are wanted: to compile takes minutes.
     """
 
     name: str
     setting: str
     model: Callable[[], AbstractContextManager[Any]]
     ask: Callable[..., Result]
+    by_default: bool = True
 
 
 @says_call
@@ -73,7 +76,7 @@ def factors(
 
     The settings are bitsandbytes' int8, each attention implementation and each of its kernels, float32, bfloat16,
     float16 and float64, and the GPU (or the CPU). Two other questions of the model as it is follow: `fp.batch` and
-    `fp.cache`. What can't be had here is a row with the reason. Other dtypes, devices and int8 need a copy of the model,
+    `fp.cache`, and `fp.compiled` (`aot_eager`) if `only` names `compiled`. What can't be had here is a row with the reason. Other dtypes, devices and int8 need a copy of the model,
     one at a time.
 
     Args:
@@ -128,11 +131,18 @@ def _factors(
     yield Factor("device", other, partial(_made_by, partial(_on, model, other)), ask)
     yield Factor("question", "batch", partial(_same, model), batch)
     yield Factor("question", "cache", partial(_same, model), cache)
+    yield Factor(
+        "question",
+        "compiled",
+        partial(_same, model),
+        partial(compiled, backend="aot_eager"),
+        by_default=False,
+    )
 
 
 def _chosen(planned: list[Factor], only: Sequence[str] | None) -> list[Factor]:
     if only is None:
-        return planned
+        return [factor for factor in planned if factor.by_default]
     known = [factor.setting for factor in planned]
     for name in only:
         one_of("setting", name, known)

@@ -133,6 +133,7 @@ PHRASES: dict[str, str] = {
     "setting.int8 off": "关闭 int8",
     "setting.batch": "放入批次",
     "setting.cache": "使用缓存",
+    "setting.compiled": "编译之后",
     "factors.rises": "影响最大的是 {setting}：最大差距从 {a} 升到 {b}。",
     "factors.falls": "影响最大的是 {setting}：最大差距从 {a} 降到 {b}。",
     "factors.infinite": "影响最大的是 {setting}：只有一次运行的结果出现 NaN 或无穷。",

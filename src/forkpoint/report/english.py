@@ -135,6 +135,7 @@ PHRASES: dict[str, str] = {
     "setting.int8 off": "int8 off",
     "setting.batch": "in a batch",
     "setting.cache": "with a cache",
+    "setting.compiled": "compiled",
     "factors.rises": "What matters most is {setting}: the largest gap rises from {a} to {b}.",
     "factors.falls": "What matters most is {setting}: the largest gap falls from {a} to {b}.",
     "factors.infinite": "What matters most is {setting}: a result is NaN or infinite in one run alone.",
