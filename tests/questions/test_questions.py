@@ -240,6 +240,14 @@ def test_a_decoder_that_forgets_what_it_read_is_told_from_its_cache(tokenizer):
     assert result.origin.module.startswith("decoder.block.")
 
 
+@pytest.mark.parametrize("name", ["vit", "wav2vec2"])
+def test_a_model_that_reads_no_text_is_asked_nothing_about_prompts(tokenizer, name):
+    model = ARCHITECTURES[name].build()
+    for ask in (fp.padding, fp.batch, fp.dtype, fp.repeat, fp.factors):
+        with pytest.raises(fp.InputError, match="and no token ids; expected a model that reads text"):
+            ask(model, tokenizer, PROMPT)
+
+
 # --- attention -----------------------------------------------------------------------------------------------
 
 

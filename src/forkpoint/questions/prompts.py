@@ -30,9 +30,10 @@ def tokenise(
     """Token ids of each prompt, without padding.
 
     Raises:
-        InputError: no prompt, an empty one, one that has no tokens, ids that the model does not know, or a
-            chat template that the tokenizer lacks.
+        InputError: a model of images or sound, no prompt, an empty one, one that has no tokens, ids that the model does
+            not know, or a chat template that the tokenizer lacks.
     """
+    _check_reads(innermost(model)[1])
     texts = [prompts] if isinstance(prompts, str) else list(prompts)
     if not texts:
         raise InputError("no prompt", "at least one")
@@ -44,6 +45,21 @@ def tokenise(
             raise InputError(f"an empty prompt {text!r}", "a prompt of at least one token")
     _check_known(model, max(map(max, rows)), "token id")
     return rows
+
+
+def _check_reads(model: Any) -> None:
+    """Check that a model of transformers takes token ids.
+
+    Raises:
+        InputError: it takes images or sound.
+    """
+    name = getattr(model, "main_input_name", "input_ids")
+    if name != "input_ids" and "input_ids" not in inspect.signature(model.forward).parameters:
+        raise InputError(
+            f"a {type(model).__name__}, which takes {name} and no token ids",
+            "a model that reads text",
+            "compare runs of it by fp.compare",
+        )
 
 
 def pad_token_id(model: Any, tokenizer: Any) -> int:
@@ -241,6 +257,9 @@ def _decoder_start(config: Any) -> int:
 
 def device_of(model: Any) -> torch.device:
     """Where a model takes its inputs."""
-    embeddings = model.get_input_embeddings() if hasattr(model, "get_input_embeddings") else model
+    try:
+        embeddings = model.get_input_embeddings() if hasattr(model, "get_input_embeddings") else model
+    except NotImplementedError:  # sound has none
+        embeddings = model
     weight = next(embeddings.parameters(), None)
     return torch.device("cpu") if weight is None else weight.device

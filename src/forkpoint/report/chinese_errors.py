@@ -120,6 +120,8 @@ ERRORS: dict[str, str] = {
     "compare runs of it by fp.compare": "请用 fp.compare 比较它的运行",
     "{model}, which takes no cache": "{model}，它不接受缓存",
     "a model that decodes": "能解码的模型",
+    "{model}, which takes {name} and no token ids": "{model}，它接受 {name} 而不接受词元编号",
+    "a model that reads text": "能读文本的模型",
     "{model}, whose tokens see those after them": "{model}，其词元看得到后面的词元",
     "a {kind} cache for {model}, which keeps its own": "为 {model} 用 {kind} 缓存，而它自己保存缓存",
     "the cache dynamic": "缓存 dynamic",
