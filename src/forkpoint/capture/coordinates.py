@@ -36,6 +36,15 @@ def is_time_major(sample: NDArray[np.int64]) -> bool:
     return _one_along(sample, 0) and not _one_along(sample, 1)
 
 
+def are_samples(sample: NDArray[np.int64]) -> bool:
+    """Whether coordinates, [rows], have a sample in each row, which is all that there is of it; else they are one row's columns.
+
+    >>> are_samples(np.array([0, 1, 2])), are_samples(np.array([0, 0, -1]))
+    (True, False)
+    """
+    return sample.ndim == 1 and len(np.unique(sample)) == len(sample) and bool((sample >= 0).all())
+
+
 def _one_along(sample: NDArray[np.int64], axis: int) -> bool:
     """Whether all tokens along a dimension are of one sample."""
     highest = sample.max(axis=axis, keepdims=True)
@@ -123,7 +132,7 @@ class CoordinateTable:
         return found
 
     def _grid(self, call: int, stream: str, sample: NDArray[np.int64], position: NDArray[np.int64]) -> Ids:
-        columns, nothing = 1 if sample.ndim == 1 else sample.shape[-1], frozenset[int]()
+        columns, nothing = 1 if are_samples(sample) else sample.shape[-1], frozenset[int]()
         across = is_time_major(sample)
         pairs = list(zip(sample.reshape(-1).tolist(), position.reshape(-1).tolist(), strict=True))
         ids: list[int] = []
@@ -186,7 +195,12 @@ class CoordinateTable:
 
     def are_rows(self, ids: Ids) -> bool:
         """Whether each id is all there is of its row, as an image is: rows without columns."""
-        whole = [grid for slots in self._slots for grid in slots.values() if grid.ndim == 1]
+        whole = [
+            grid
+            for slots, entry in zip(self._slots, self.layout.calls, strict=False)
+            for stream, grid in slots.items()
+            if are_samples(entry[stream].sample.numpy())
+        ]
         return bool(whole) and bool(np.isin(ids, np.concatenate(whole)).all())
 
     def one_of_many(self, ids: Ids) -> bool:
@@ -217,7 +231,7 @@ class CoordinateTable:
     def rows(self) -> int:
         """Rows of the first call's input."""
         grid = next((g for slots in self._slots for g in slots.values()), None)
-        if grid is None or grid.ndim > 2:
+        if grid is None or (grid.ndim != 2 and not self.are_rows(grid)):
             return 1
         return int(grid.shape[1 if self.time_major else 0])
 

@@ -72,7 +72,7 @@ class Columns:
     def row(self, call: int, size: int, sample: int) -> int | None:
         """The sample's row, in a first dimension that is as long as the call has rows."""
         grid = self.trace.table.slots(call, MAIN)
-        if grid is None or grid.ndim > 2 or grid.shape[0] != size:
+        if grid is None or grid.shape[0] != size or (grid.ndim != 2 and not self.trace.table.are_rows(grid)):
             return None
         tokens = self.trace.table.tokens
         for row in range(size):

@@ -136,10 +136,6 @@ class Bench:
     @cached_property
     def rows(self) -> Ints:
         """For each id its row in the input; -1 where it has none."""
-        whole = all(c.sample.dim() == 1 for entry in self.traced.run.layout.calls for c in entry.values())
-        samples = self.traced.trace.table.layout.samples
-        if whole and len(samples) > 1:  # each row is a sample, in an input without columns
-            return self.columns
         return self._places[:, 0]
 
     @cached_property
