@@ -38,12 +38,16 @@ KEPT_BYTES = 1 << 26
 """Most bytes of a call's inputs, and of what it returned, that are kept as they are; the rest has digests alone."""
 _CACHES = ("cache", "past_key_values", "cache_params")
 
+LayoutReader = Callable[[nn.Module, Mapping[str, Any]], Mapping[str, Coordinates] | None]
+"""Says where the tokens of one call of a module are, given what goes in by name; None for a call that is no part of the trace,
+such as a warm-up."""
+
 
 @contextmanager
 def record(
     folder: str | Path,
     *,
-    layout: Layout | None = None,
+    layout: Layout | LayoutReader | None = None,
     model: nn.Module | None = None,
     values: Sequence[str] = (),
 ) -> Generator[None]:
@@ -56,7 +60,9 @@ def record(
 
     Args:
         folder: where to write it; new or empty.
-        layout: where the tokens are, an entry for each call; by default read from each call's inputs.
+        layout: where the tokens are, an entry for each call; by default read from each call's inputs. Or a function that is
+            asked before each call, with the module and its inputs by name, and gives the call's coordinates by the name of an
+            input; None for a call that is to be left out.
         model: gives modules their paths. By default the outermost module that is called; of a part of one that is called
             later, the paths in that.
         values: patterns of ops whose values are kept as they are (`model.layers.0.*`, `*/linear`), so that `compare_traces`
@@ -99,7 +105,11 @@ class _Recording:
     caller: Caller
 
     def __init__(
-        self, folder: Path, layout: Layout | None, model: nn.Module | None, values: tuple[str, ...]
+        self,
+        folder: Path,
+        layout: Layout | LayoutReader | None,
+        model: nn.Module | None,
+        values: tuple[str, ...],
     ) -> None:
         self.layout, self.values = layout, values
         self.roots: list[nn.Module] = []
@@ -128,19 +138,35 @@ class _Recording:
                 return original(module, *args, **kwargs)
             self.busy = True
             try:
-                return self.recorded(module, args, kwargs)
+                with torch._C.DisableTorchFunction():
+                    inputs = _named(module, args, kwargs)
+                    entry = self.layout(module, inputs) if callable(self.layout) else None
+                if callable(self.layout) and entry is None:
+                    return original(module, *args, **kwargs)
+                return self.recorded(module, args, kwargs, inputs, entry)
             finally:
                 self.busy = False
 
         return call
 
-    def recorded(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Make an outermost call, and write down what it does."""
+    def recorded(
+        self,
+        module: nn.Module,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        inputs: dict[str, Any],
+        entry: Mapping[str, Coordinates] | None,
+    ) -> Any:
+        """Make an outermost call, and write down what it does.
+
+        Args:
+            inputs: what goes in, by name.
+            entry: where its tokens are, if a function was asked.
+        """
         with torch._C.DisableTorchFunction():
             root = self.root_of(module)
-            inputs = _named(module, args, kwargs)
             group = self._group_of(module, inputs)
-            local = group.add(inputs)
+            local = group.add(inputs, entry)
             kept = _kept(inputs)
         with self.caller.as_before(), group.observation.before_call(local, inputs):
             output = nn.Module.__call__(module, *args, **kwargs)  # which is watched now
@@ -205,7 +231,7 @@ class _Recording:
 
     def close(self, *, complete: bool) -> None:
         self.closed = True
-        if complete and self.layout is not None and self.calls < len(self.layout.calls):
+        if complete and isinstance(self.layout, Layout) and self.calls < len(self.layout.calls):
             complete = False
         self.writer.manifest["calls"] = self.calls
         self.writer.close(complete=complete)
@@ -235,11 +261,18 @@ class _Group:
         """The number of the first sample that none of its calls has."""
         return max([self.first, *(s + 1 for s in self.layout.samples)])
 
-    def add(self, inputs: Mapping[str, Any]) -> int:
-        """One more call; returns its index in the group."""
+    def add(self, inputs: Mapping[str, Any], entry: Mapping[str, Coordinates] | None = None) -> int:
+        """One more call; returns its index in the group.
+
+        Args:
+            entry: where its tokens are, if a function was asked.
+        """
         given = self.recording.layout
         index = len(self.layout.calls)
-        if given is not None:
+        names: Mapping[int, Any] = {}
+        if entry is not None:
+            pass
+        elif isinstance(given, Layout):
             if self.base + index >= len(given.calls):
                 raise LayoutError(
                     f"a layout of {len(given.calls)} calls, and one more call",
@@ -252,7 +285,6 @@ class _Group:
             entry = {
                 stream: _from(c, self.first) for stream, c in Layout.read(self.seen).calls[index].items()
             }
-            names = {}
         self.layout = Layout([*self.layout.calls, entry], names)
         self.recorder.table.grow(self.layout)
         return index
