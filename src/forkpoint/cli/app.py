@@ -7,6 +7,7 @@ import typer
 from forkpoint import __version__
 from forkpoint.cli.audit import audit
 from forkpoint.cli.embed import embed
+from forkpoint.cli.engines import engines
 from forkpoint.cli.factors import factors
 from forkpoint.cli.generate import generate
 from forkpoint.cli.logprobs import logprobs
@@ -38,6 +39,7 @@ app.command(epilog="Example: forkpoint audit demo --longest 70 --invariant")(aud
 app.command(epilog="Example: forkpoint factors demo -p 'Hello there' --pad-to 50")(factors)
 app.command(epilog="Example: forkpoint generate demo -p 'Hello there' --against no-cache")(generate)
 app.command(epilog="Example: forkpoint embed ./my-model --texts texts.txt --batch-size 1,32")(embed)
+app.command(epilog="Example: forkpoint engines ./my-model --against vllm -p 'Hello there'")(engines)
 app.command()(replay)
 app.command()(script)
 app.command(epilog="Example: forkpoint report result.json")(report)

@@ -37,6 +37,70 @@ SENTENCES: dict[str, str] = {
     "{n} tokens are too few to tell the cause of a gap of {size} of a logit": "{n} 个词元太少，无法判断差距（一个 logit 的 {size}）的原因",
     "the gap is {size} of a logit, {n} times the epsilon of {dtype}: the engines compute something else, as with stale weights": "差距是"
     "一个 logit 的 {size}，即 {dtype} 机器精度的 {n} 倍：两个引擎算的不是同一个东西，例如权重陈旧",
+    # 引擎
+    "{n} calls of the engine that computed no request's tokens were left out": "略去了引擎的 {n} 次调用，它们没有计算任何请求的词元",
+    "sample {sample} was given {n} times the token {token}: a warm-up was recorded in place of the prompt": "样本 {sample} 得到的是"
+    " {n} 次词元 {token}：记录下来的是预热而不是提示",
+    "sample {sample} was given other token ids at {n} of {m} positions, first at {place}": "样本 {sample} 在 {m} 个位置中的 {n} 个"
+    "得到了不同的词元编号，首先在位置 {place}",
+    "the token ids that the engine was given were not recorded": "没有记录引擎得到的词元编号",
+    "the token ids are the same at {n} positions": "{n} 个位置上的词元编号相同",
+    "sample {sample} was given position {value} for its token {place}, and others at {n} of {m} tokens": "样本 {sample} 的词元 {place}"
+    " 得到的位置是 {value}，{m} 个词元中有 {n} 个的位置不对",
+    "the positions that the engine was given were not recorded": "没有记录引擎得到的位置",
+    "each of {n} tokens was given its own position": "{n} 个词元都得到了各自的位置",
+    "what the engine did to the distribution was not recorded": "没有记录引擎对分布做了什么",
+    "neither a temperature nor a cut of the vocabulary was asked for": "既没有要求温度，也没有要求裁剪词表",
+    "the engine applies {told} before it reports log-probabilities ({mode}); the reference does not": "引擎在返回对数概率之前应用了"
+    " {told}（{mode}），而参照没有",
+    "the engine samples with {told}, and reports log-probabilities as they were before": "引擎用 {told} 采样，而返回的是此前的对数概率",
+    "{n} parameters of the engine differ from the reference's, {name} first; {m} are the same": "引擎有 {n} 个参数与参照不同，首先是"
+    " {name}；{m} 个相同",
+    "{n} parameters are the same, bit for bit; {m} could not be compared, {name} first": "{n} 个参数逐位相同；{m} 个无法比较，首先是 {name}",
+    "{n} parameters are the same, bit for bit": "{n} 个参数逐位相同",
+    "every token was computed in this run: none was found in a prefix cache": "每个词元都是这次运行算出的：没有一个来自前缀缓存",
+    "keys and values of the first {n} tokens of sample {sample} were found in the prefix cache and were recorded": "样本 {sample} 的前"
+    " {n} 个词元的键和值来自前缀缓存，并已记录",
+    "keys and values of the first {n} tokens of sample {sample} were found in the prefix cache and were not recorded": "样本 {sample} 的前"
+    " {n} 个词元的键和值来自前缀缓存，但没有记录",
+    "so in {n} samples": "{n} 个样本如此",
+    "{n} log-probabilities were returned of tokens whose logits were not computed in this run": "引擎返回了 {n} 个词元的对数概率，"
+    "而它们的 logits 不是这次运行算出的",
+    "{n} of {m} log-probabilities that the engine returned are not those of its own logits": "引擎返回的 {m} 个对数概率中有 {n} 个"
+    "与它自己的 logits 不符",
+    "{n} log-probabilities that the engine returned are those of its own logits": "引擎返回的 {n} 个对数概率与它自己的 logits 相符",
+    "Record the engine while it answers the prompt, and give both the same token ids.": "请在引擎回答该提示时记录，并给两者相同的词元编号。",
+    "Load or sync the weights again on both sides, and clear the engine's prefix cache after it.": "请在两边重新加载或同步权重，然后清空"
+    "引擎的前缀缓存。",
+    "Count positions from 0 on both sides.": "两边都从 0 开始数位置。",
+    "Call llm.reset_prefix_cache() after each sync of the weights, or set enable_prefix_caching=False.": "每次同步权重之后请调用"
+    " llm.reset_prefix_cache()，或者设 enable_prefix_caching=False。",
+    "Rounding goes with the dtype: --dtype float32 on both sides makes it smaller.": "舍入取决于 dtype：两边都用 --dtype float32 会更小。",
+    "Report log-probabilities of the plain distribution (logprobs_mode='raw_logprobs'), or apply the same on both sides.": "请返回原本"
+    "分布的对数概率（logprobs_mode='raw_logprobs'），或者两边应用相同的设置。",
+    "the prefix cache is stale: of the tokens that were found in it, {n} have other values at {op} than the weights of now give": "前缀"
+    "缓存已过时：来自它的词元中有 {n} 个在 {op} 处的值与当前权重给出的不同",
+    "given the same inputs, {op} is {times} times as far from float64 as rounding takes it, at {n} of {m} tokens": "在相同输入上，{op}"
+    " 与 float64 之差是舍入的 {times} 倍，在 {m} 个词元中的 {n} 个",
+    "given the same inputs, {op} of the reference, and not the engine, is {times} times as far from float64 as rounding takes it, at "
+    "{n} of {m} tokens": "在相同输入上，与 float64 之差超出舍入的不是引擎，而是参照的 {op}：舍入的 {times} 倍，在 {m} 个词元中的 {n} 个",
+    "the engine's logits were not recorded: what lies between the last op that was compared and them is unknown": "没有记录引擎的"
+    " logits：最后一个比较过的算子与它们之间的情况未知",
+    "every op gives the same bits, given the same inputs": "在相同输入上，每个算子都逐位相同",
+    "every op is as near to float64 as rounding takes it, given the same inputs: {op} is farthest, {times} times": "在相同输入上，每个算子"
+    "与 float64 之差都不超出舍入：最远的是 {op}，{times} 倍",
+    "{n} values of the engine have no counterpart that the reference computes": "引擎有 {n} 个值在参照中没有对应的计算",
+    "what was recorded as {name} is the value of {other}": "记录为 {name} 的其实是 {other} 的值",
+    "what was recorded there is the value of {other}": "那里记录的其实是 {other} 的值",
+    "the reference has no such value here": "参照在此没有这样的值",
+    "the reference has no module of this path": "参照没有这个路径的模块",
+    "its module runs more than once in a call": "它的模块在一次调用中运行了多次",
+    "its shape {shape} does not begin with the tokens of the call": "它的形状 {shape} 不以该次调用的词元开头",
+    "a gated activation: compared where the next module takes it": "门控激活：在下一个模块取用它之处比较",
+    "its parts are not {names}": "它的组成部分不是 {names}",
+    "no floating-point values": "不是浮点数值",
+    "nothing that is compared follows from it": "没有比较过的值由它得出",
+    "returns nothing: its result is compared where the module returns it": "没有返回值：其结果在模块返回之处比较",
     # 磁盘上的记录
     "the recording of run {name} did not come to its end: compared as far as it was written": "运行 {name} 的记录没有写完："
     "只比较已写下的部分",
