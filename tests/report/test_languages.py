@@ -16,6 +16,7 @@ import forkpoint
 from forkpoint.cli import main
 from forkpoint.cli.app import app
 from forkpoint.cli.language import OF_TYPER
+from forkpoint.errors import InputError
 from forkpoint.report import chinese_errors, chinese_help, english
 from forkpoint.report.words import Words
 
@@ -204,6 +205,14 @@ def test_a_translated_error_keeps_what_was_given(source: str, translation: str) 
     values = {name: "1,671" if name in "nm" else f"<{name}>" for name in placeholders(source)}
     assert ZH.error(source.format(**values)) == translation.format(**values)
     assert Words("en").error(source.format(**values)) == source.format(**values)
+
+
+def test_an_error_in_a_report_is_in_its_language() -> None:
+    """A row of `factors` has the text of an error."""
+    error = InputError("dtype bfloat16 for a model in bfloat16", "another one", "--device cpu")
+    assert ZH.told(str(error)) == "模型为 bfloat16，而选择的数据类型是 bfloat16；应为 另一种（--device cpu）"
+    assert Words("en").told(str(error)) == str(error)
+    assert ZH.told("nobody knows this; expected another one") == "nobody knows this; expected another one"
 
 
 # ---------------------------------------------------------------------- all that is said

@@ -68,11 +68,8 @@ def _stage(text: str) -> str:
 def worded(error: ForkpointError) -> str:
     """An error in the language of the command; in English if the catalogue lacks a part of it."""
     known = words()
-    given, expected, hint = (known.error(one) for one in (error.given, error.expected, error.hint))
-    if known.lang == "en" or given is None or expected is None or hint is None:
-        return str(error)
-    said = known("error.expected", given=given, expected=expected) if expected else given
-    return said + known("aside", text=hint) if hint else said
+    said = None if known.lang == "en" else known.joined(error.given, error.expected, error.hint)
+    return str(error) if said is None else said
 
 
 @contextmanager

@@ -104,7 +104,9 @@ def document(factors: Factors, words: Words) -> Document:
         sections.append(Section("places", line(words("factors.first")), said))
     if refused:
         said = tuple(
-            Paragraph(line(words.name("setting", row.setting) + words("colon"), muted(row.reason)))
+            Paragraph(
+                line(words.name("setting", row.setting) + words("colon"), muted(words.told(row.reason)))
+            )
             for row in refused
         )
         sections.append(Section("refused", line(words("factors.refused")), said))

@@ -90,6 +90,23 @@ class Words:
                 )
         return None if _TOLD.search(part) else part
 
+    def told(self, error: str) -> str:
+        """What the text of an error says; as it stands where a part of it is not known.
+
+        >>> Words("zh").told("a prompt of 1 token; expected 2 or more, to be given in steps")
+        '只有 1 个词元的提示词；应为 2 个或更多，以便逐步给出'
+        """
+        parts = _PARTS.fullmatch(error)
+        return (self.joined(*(part or "" for part in parts.groups())) if parts else None) or error
+
+    def joined(self, given: str, expected: str, hint: str) -> str | None:
+        """The parts of an error in one line; None where one of them is not known."""
+        said, wanted, advice = map(self.error, (given, expected, hint))
+        if said is None or wanted is None or advice is None:
+            return None
+        said = self("error.expected", given=said, expected=wanted) if wanted else said
+        return said + self("aside", text=advice) if advice else said
+
     def can_say(self, text: str) -> bool:
         """Whether `phrase` would leave nothing of the text in another language; an empty text says nothing."""
         if self.lang == "en":
@@ -113,6 +130,8 @@ class Words:
 
 _PROSE = re.compile(r"\b[a-z]+ [a-z]+ [a-z]+\b|, its own place|, where ")
 """English in what was put into a sentence: half of one language and half of another is none."""
+_PARTS = re.compile(r"(.+?)(?:; expected (.+?))?(?: \(([^()]*)\))?", re.DOTALL)
+"""What was given, what was expected, what to do."""
 _TOLD = re.compile(r"^(?!pip |mkdir |-)(?=.*[a-z]{2,} [a-z]{2,})", re.DOTALL)
 """Words in a row that are neither a command nor an option."""
 
