@@ -38,6 +38,27 @@ def until(page: Any, truth: str) -> None:
     pytest.fail(f"never true: {truth}")
 
 
+def place(page: Any, row: int, column: int) -> list[float]:
+    """Where a cell of the map is, once the page has come to rest: a click scrolls it."""
+    before = None
+    for _ in range(400):
+        now = page.evaluate(PLACE, [row, column])
+        if now == before:
+            return now
+        before = now
+        page.wait_for_timeout(60)
+    pytest.fail("the page never came to rest")
+
+
+def click(page: Any, row: int, column: int, layer: str) -> None:
+    """Click on a cell, as somebody who sees that the pointer is on it: Plotly clicks what it hovers over."""
+    at = place(page, row, column)
+    page.mouse.move(5, 5)
+    page.mouse.move(*at)
+    until(page, f"document.getElementById('map-hover').textContent.split('\\n')[0] === {layer!r}")
+    page.mouse.click(*at)
+
+
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
     path = shutil.which("chromium") or shutil.which("google-chrome")
@@ -102,7 +123,7 @@ def test_texts_of_others_run_nothing(show: Any) -> None:
     page = show(hostile(), width=390)
     page.evaluate("document.querySelectorAll('details').forEach(one => { one.open = true; })")
     assert page.evaluate("document.querySelectorAll('img, iframe, a').length") == 0
-    page.mouse.move(*page.evaluate(PLACE, [0, 0]))
+    page.mouse.move(*place(page, 0, 0))
     assert HOSTILE[:60] in page.locator("#map-hover").text_content()
     assert page.evaluate(OVERFLOW) == 0
 
@@ -124,7 +145,7 @@ def test_pointing_at_a_cell_shows_its_values(show: Any) -> None:
         sample, position, gap = layer.per_token[3]
         assert sample is not None
         page.mouse.move(5, 5)
-        page.mouse.move(*page.evaluate(PLACE, [row, 3]))
+        page.mouse.move(*place(page, row, 3))
         said = page.locator("#map-hover").text_content()
         assert page.locator("#map-hover").evaluate("box => getComputedStyle(box).visibility") == "visible"
         assert said.split("\n")[:2] == [layer.module, f"token {position}"]
@@ -138,7 +159,7 @@ def test_pointing_at_a_cell_shows_its_values(show: Any) -> None:
 def test_the_first_divergence_is_marked(show: Any) -> None:
     page = show(samples.rounding())
     data = page.evaluate("JSON.parse(document.getElementById('data').textContent).map")
-    page.mouse.move(*page.evaluate(PLACE, data["mark"]))
+    page.mouse.move(*place(page, *data["mark"]))
     assert page.locator("#map-hover").text_content().endswith("First divergence")
     assert page.locator("#map-plot .scatterlayer .point").count() == 2
 
@@ -146,14 +167,12 @@ def test_the_first_divergence_is_marked(show: Any) -> None:
 def test_a_click_on_a_cell_lists_the_ops_of_its_layer(show: Any) -> None:
     result = samples.rounding()
     page = show(result)
-    page.mouse.click(*page.evaluate(PLACE, [4, 3]))
     layer = result.drift[4].module
+    click(page, 4, 3, layer)
     expected = [op for op in result.ops if f"{op.module}.".startswith(f"{layer}.")]
     assert expected and [row[1] for row in rows(page)] == [op.module for op in expected]
     assert page.locator("#ops-filter").text_content().startswith(f"only {layer}")
-    page.mouse.click(
-        *page.evaluate(PLACE, [len(result.drift) - 1, 3])
-    )  # a result: what runs after the layers
+    click(page, len(result.drift) - 1, 3, result.drift[-1].module)  # a result: what runs after the layers
     assert [row[1] for row in rows(page)] == ["lm_head"]
     page.locator("#ops-filter button").click()
     assert page.locator("#ops-range").text_content() == f"1–50 of {len(result.ops)}"
@@ -211,7 +230,7 @@ def test_a_large_run_opens(show: Any) -> None:
     )
     ops = tuple(replace(result.ops[n % len(result.ops)], passes=n + 1) for n in range(5000))
     page = show(replace(result, drift=layers, ops=ops))
-    page.mouse.move(*page.evaluate(PLACE, [20, 800]))
+    page.mouse.move(*place(page, 20, 800))
     layer, token, *_ = page.locator("#map-hover").text_content().split("\n")
     assert layer == "model.layers.20"
     first, last = (int(part.split()[-1]) for part in token.split(" … "))
