@@ -57,6 +57,7 @@ def test_options_come_from_a_file_and_those_given_come_first(asked, tmp_path, ca
         ('no-probes = "yes"', "--config FILE with no-probes = 'yes'; expected true or false"),
         ("prompt = 3", "--config FILE with prompt = 3; expected a text, or a list of texts"),
         ("dtype = [1]", "--config FILE with dtype = [1]; expected a text or a number"),
+        (r'prompts = "a\u0000b"', "; expected a text without NUL characters"),
         ("[table]\na = 1", "with the key 'table'"),
         ('config = "other.toml"', "with the key 'config'"),
         ("trust_remote_code = true", "expected --trust-remote-code on the command line: it runs code"),

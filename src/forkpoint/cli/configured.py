@@ -78,6 +78,8 @@ def _value(value: Any, parameter: Any, given: str) -> Any:
         return values
     if isinstance(value, bool) or not isinstance(value, (str, int, float)):
         raise InputError(given, "a text or a number")
+    if "\0" in str(value):  # which no argument can hold, and no path
+        raise InputError(given, "a text without NUL characters")
     return str(value)
 
 

@@ -40,6 +40,7 @@ ERRORS: dict[str, str] = {
     "true or false": "true 或 false",
     "a text, or a list of texts": "一段文本，或文本的列表",
     "a text or a number": "一段文本或一个数",
+    "a text without NUL characters": "不含 NUL 字符的文本",
     "--trust-remote-code on the command line: it runs code": "在命令行上写 --trust-remote-code：它会运行代码",
     "--batch-size {given}": "--batch-size {given}",
     "two batch sizes, as 1,32": "两个批次大小，如 1,32",
