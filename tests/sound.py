@@ -564,8 +564,8 @@ def static(draw: Draw) -> Comparison | None:
     comparison = _in_steps(draw, "static", rows, [1] * draw.numbers.randint(1, 3))
     size = draw.numbers.randint(24, 40)
     comparison.b.calls[0]["past_key_values"] = tf.StaticCache(
-        config=comparison.b.model.config,
-        max_cache_len=size,  # pyright: ignore[reportArgumentType]
+        config=comparison.b.model.config,  # pyright: ignore[reportArgumentType]
+        max_cache_len=size,
     )
     comparison.detail += f", of {size}"
     return comparison

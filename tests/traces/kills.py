@@ -38,7 +38,7 @@ def work(folder: Path) -> None:
     model = ARCHITECTURES["llama"].build()
     ids = torch.tensor([prompt(9)])
     with torch.no_grad(), fp.record(folder):
-        model.generate(
+        model.generate(  # pyright: ignore[reportCallIssue]
             ids, max_new_tokens=STEPS + 1, min_new_tokens=STEPS + 1, do_sample=False, pad_token_id=0
         )
 

@@ -59,5 +59,6 @@ def _other(error: Exception) -> str:
         said = str(error) or type(error).__name__
         return words()("error.memory", said=said)
     if isinstance(error, OSError) and error.errno == errno.ENOSPC and error.filename is None:
-        return words()("error.output", said=words().error(error.strerror) or error.strerror)
+        said = error.strerror or type(error).__name__
+        return words()("error.output", said=words().error(said) or said)
     return words()("error.other", said=f"{type(error).__name__}: {error}")

@@ -76,7 +76,7 @@ class Noise(TorchFunctionMode):
         generator = self._generators.get(value.device)
         if generator is None:  # drawn where the value is: elsewhere it takes longer than all that is computed
             generator = self._generators[value.device] = torch.Generator(value.device).manual_seed(self._seed)
-        if torch._C._functorch.peek_interpreter_stack() is not None:
+        if torch._C._functorch.peek_interpreter_stack() is not None:  # pyright: ignore[reportAttributeAccessIssue]
             return self._moved_in_a_transform(value)
         drawn = torch.randint(
             0, 2, value.shape, generator=generator, dtype=torch.float64, device=value.device
