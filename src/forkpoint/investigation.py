@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import platform
+import re
 import tempfile
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import cache
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import Distribution, PackageNotFoundError
 from pathlib import Path
 from typing import Any
 
@@ -306,7 +307,14 @@ def versions() -> dict[str, str]:
     found = {"python": platform.python_version(), "torch": str(torch.__version__)}
     for package in ("transformers", "forkpoint"):
         try:
-            found[package] = version(package)
+            found[package] = _version(package)
         except (PackageNotFoundError, OSError):  # OSError: what says so can't be read
             continue
     return found
+
+
+def _version(package: str) -> str:
+    """The version of an installed package; the first line that says it is read, not all that the package says of itself."""
+    installed = Distribution.from_name(package)
+    told = re.search(r"^Version: *(\S+)", installed.read_text("METADATA") or "", re.MULTILINE)
+    return told[1] if told is not None else installed.version

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Generator
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -14,9 +15,12 @@ from tests.plain import Model, batch, ids, pair
 from torch import Tensor, nn
 
 from forkpoint.capture.boundaries import Boundaries
+from forkpoint.capture.recorder import Recorder
 from forkpoint.capture.resolver import Resolver
 from forkpoint.errors import CaptureError
+from forkpoint.explain.locate import fetch_ops
 from forkpoint.explain.session import trace_faithfully, trace_run
+from forkpoint.probes.watchers import Store
 from forkpoint.promotion import Promotion
 from forkpoint.runs.run import Run
 
@@ -137,3 +141,46 @@ def test_functions_that_cannot_be_looked_at_leave_the_modules(monkeypatch):
     monkeypatch.setattr(Boundaries, "boundary", fail)
     with pytest.raises(CaptureError, match="could not be traced: AttributeError: deliberate"):
         trace_faithfully(run)
+
+
+# --- what nobody wants to know ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "inputs", [batch(ids()), [batch(ids()), batch(ids())]], ids=["one call", "two calls"]
+)
+def test_a_run_is_no_longer_recorded_when_all_is_kept_that_is_wanted(inputs, monkeypatch):
+    model = Model()
+    traced = session(*pair(model, inputs, inputs)).a
+    event = next(e for e in traced.trace.events if traced.trace.ops[e.op].function == "tanh")
+    rows: list[int] = []
+    held = Recorder.hold_weights
+    monkeypatch.setattr(
+        Recorder, "hold_weights", lambda self: rows.append(len(self.trace.rows)) or held(self)
+    )
+    ran: list[Any] = []
+    model.head.register_forward_hook(lambda *_: ran.append(1))
+    op = traced.trace.ops[event.op]
+    kept = []
+    for watcher in (None, Store(1 << 20)):  # who watches wants to see all of it
+        kept += fetch_ops(traced, [(op, event)], promotion=Promotion(), watcher=watcher)
+    some, every = rows
+    assert some < every
+    assert len(ran) == 2 * len(traced.run.calls)  # the model itself runs on
+    mine, expected = kept
+    assert torch.equal(mine.outputs[0], expected.outputs[0])
+    assert mine.outputs[0].dtype == torch.float64
+    assert mine.output_labels == expected.output_labels
+
+
+def test_a_run_in_which_what_is_wanted_does_not_come_is_recorded_to_its_end(monkeypatch):
+    traced = session(*pair(Model(), batch(ids()), batch(ids()))).a
+    event = next(e for e in traced.trace.events if traced.trace.ops[e.op].function == "tanh")
+    rows: list[int] = []
+    held = Recorder.hold_weights
+    monkeypatch.setattr(
+        Recorder, "hold_weights", lambda self: rows.append(len(self.trace.rows)) or held(self)
+    )
+    op = traced.trace.ops[event.op]
+    assert fetch_ops(traced, [(op, replace(event, nth=7))], promotion=Promotion()) == [None]
+    assert rows == [len(traced.trace.rows)]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from tests.joined import session
@@ -11,10 +12,12 @@ from tests.plain import Model, batch, ids, pair, twin
 from torch import Tensor
 
 from forkpoint.explain.session import Session
+from forkpoint.probes.bench import Bench
 from forkpoint.probes.meetings import pair_values
-from forkpoint.probes.passing import turns_of
 from forkpoint.probes.precision import PlainRuns
-from forkpoint.probes.watchers import Store, Values
+from forkpoint.probes.resampled import LOUD, Resampled, Rescaled
+from forkpoint.probes.watchers import Patched, Store, Values
+from forkpoint.promotion import Promotion
 
 
 class Twice(Model):
@@ -68,7 +71,7 @@ def test_a_value_that_is_not_what_it_was_is_put_in_place_by_a_watched_run():
     expected = watched(runs, values)
     assert runs.first is not None
     place = next(iter(values))
-    turn = turns_of(runs.first)[place]
+    turn = runs.first.turns[place]
     turn.kept.value.add_(1)  # as if another value had come at that turn
     assert runs._in_passing(values) is None
     assert torch.equal(runs.patched(values)[0]["logits"][0], expected)  # type: ignore[index]
@@ -87,3 +90,102 @@ def test_what_a_run_does_behind_it_is_its_own(by):
     found = runs.patched(values)
     assert found is not None
     assert torch.equal(found[0]["logits"][0], watched(runs, values))
+
+
+class Read(Model):
+    """Every token gets the mean of all, after something else that only its subclasses do."""
+
+    def first(self, hidden: Tensor) -> Tensor:
+        return hidden
+
+    def mix(self, hidden: Tensor, **inputs: Any) -> Tensor:
+        hidden = self.first(hidden * 2)
+        return hidden - hidden.mean((0, 1), keepdim=True)
+
+
+class ReadOut(Read):
+    def first(self, hidden: Tensor) -> Tensor:
+        return hidden / hidden.abs().max().item()
+
+
+class Chosen(Read):
+    def first(self, hidden: Tensor) -> Tensor:
+        order = hidden.sum(2).argsort(1)
+        return hidden.gather(1, order[..., None].expand(hidden.shape))
+
+
+class Ranked(Read):
+    """Its values come first of the call that chooses them."""
+
+    def first(self, hidden: Tensor) -> Tensor:
+        return hidden.topk(2, dim=1).values
+
+
+def at_the_mean(model: Model) -> Bench:
+    """Run B with padding, at what is made of all of its tokens."""
+    both = session(*pair(model, batch(ids()), batch(ids(), left=2)))
+    store = Store(1 << 20)
+    both.b.again(promotion=Promotion(), watcher=store)
+    name = "topk" if isinstance(model, Ranked) else "mean"
+    at = next(event for event, kept in store.kept.items() if kept.op.function == name)
+    doubled = next(event for event, kept in store.kept.items() if kept.op.function == "mul")
+    return Bench(both, "b", both.b, store, at, frozenset({doubled}), False, np.zeros(0, dtype=np.int64))
+
+
+def others(bench: Bench) -> list[Resampled | Rescaled]:
+    """Experiments on what run A lacks, right before."""
+    places = {bench.store.kept[event].place for event in bench.before}
+    return [
+        Resampled(places, bench.lacking),
+        Resampled(places, bench.lacking, LOUD),
+        Rescaled(places, 100.0, 0.5, bench.lacking, 0.25),
+    ]
+
+
+def test_an_experiment_in_passing_comes_to_what_a_watched_one_does():
+    bench = at_the_mean(Read())
+    key = frozenset({bench.store.kept[bench.root].op.key})
+    for watcher in others(bench):
+        passed = bench._in_passing(watcher.afresh(), key)
+        assert passed is not None
+        found = Store(1 << 20, lambda op: op.key in key)
+        bench.traced.again(promotion=Promotion(), watcher=Patched(watcher, found))
+        (mine,), (expected,) = passed.found.kept.values(), found.kept.values()  # type: ignore[union-attr]
+        assert torch.equal(mine.value, expected.value)
+        assert not torch.equal(mine.value, bench.store.kept[bench.root].value)
+        assert (mine.place, passed.replaced) == (expected.place, watcher.replaced)
+        assert mine.label == expected.label
+
+
+@pytest.mark.parametrize("model", [Chosen(), Ranked()], ids=["by whole numbers", "in one call"])
+def test_none_is_made_in_passing_where_tokens_are_chosen_by_what_changes(model, monkeypatch):
+    bench = at_the_mean(model)
+    key = frozenset({bench.store.kept[bench.root].op.key})
+    monkeypatch.setattr(type(bench.traced), "in_float64", None)  # it is not even begun
+    for watcher in others(bench):
+        assert bench._in_passing(watcher, key) is None
+        assert bench.again(watcher) is not None
+
+
+def test_none_is_told_in_passing_where_python_reads_what_changes():
+    bench = at_the_mean(ReadOut())
+    key = frozenset({bench.store.kept[bench.root].op.key})
+    watcher, *more = others(bench)
+    assert bench._in_passing(watcher.afresh(), key) is None
+    assert bench.again(watcher) is not None
+    runs = []
+    bench.traced.in_float64 = lambda *_, **__: runs.append(1)  # type: ignore[method-assign]
+    for other in more:
+        assert bench._in_passing(other, key) is None
+    assert not runs  # once is enough
+
+
+def test_a_value_that_is_read_after_the_last_one_matters_nothing():
+    class Late(Read):
+        def mix(self, hidden: Tensor, **inputs: Any) -> Tensor:
+            hidden = super().mix(hidden)
+            return hidden / hidden.abs().max().item()
+
+    bench = at_the_mean(Late())
+    key = frozenset({bench.store.kept[bench.root].op.key})
+    assert all(bench._in_passing(watcher, key) is not None for watcher in others(bench))

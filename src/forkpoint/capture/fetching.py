@@ -66,11 +66,13 @@ class Fetching:
         for fetch, seen in fetches:
             fetch.take(replace(taken, seen=seen))
 
-    def hand_value(self, op: Op, call: int, nth: int, value: Tensor, label: Label | None) -> None:
-        """Hand a module's input or output to those who want it."""
-        for fetch in self.of((op.module, op.function, op.site.chain), call, nth, op.output):
+    def hand_value(self, op: Op, call: int, nth: int, value: Tensor, label: Label | None) -> bool:
+        """Hand a module's input or output to those who want it; whether anybody does."""
+        fetches = self.of((op.module, op.function, op.site.chain), call, nth, op.output)
+        for fetch in fetches:
             copies = (value.detach().clone(),)
             fetch.take(Taken(op, call, nth, None, (), {}, copies, {}, (label,)))
+        return bool(fetches)
 
     def deliver(self, find: Callable[[Tensor], Known | None], call: int) -> None:
         """Hand over the outputs of modules that were looked into whose labels are known by now."""

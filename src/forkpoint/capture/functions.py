@@ -36,6 +36,12 @@ _SILENT = frozenset({
 })  # fmt: skip
 """Functions that return no tensor of the model's own, so they are passed through unrecorded."""
 
+READ_OUT = frozenset({
+    "item", "tolist", "numpy", "__array__", "__bool__", "__int__", "__float__", "__complex__", "__index__", "__contains__",
+    "__repr__", "__str__", "__format__", "is_nonzero", "equal", "allclose", "storage", "untyped_storage",
+})  # fmt: skip
+"""Functions that hand values of a tensor to Python, which may go another way by them."""
+
 ALWAYS_VIEWS = frozenset({
     "view", "transpose", "swapaxes", "swapdims", "permute", "movedim", "moveaxis", "t", "T", "mT", "H", "mH", "adjoint",
     "squeeze", "unsqueeze", "expand", "expand_as", "broadcast_to", "view_as", "select", "narrow", "split", "chunk",

@@ -173,6 +173,7 @@ class Recorder:
         shelf: where to put the digests, if not all of them may stay in memory.
         found: what the model consists of, where somebody has just looked.
         strangers: `strangers` of an earlier pass.
+        enough: whether nobody wants to know more of the run, asked when something was kept; where all of it is looked at.
     """
 
     def __init__(
@@ -187,6 +188,7 @@ class Recorder:
         shelf: Shelf | None = None,
         found: Survey | None = None,
         strangers: frozenset[str] = frozenset(),
+        enough: Callable[[], bool] | None = None,
     ) -> None:
         self.labels = labels or Labels.of(layout)
         self.table = self.labels.table
@@ -209,6 +211,7 @@ class Recorder:
         self.fetching = Fetching(fetches, self.wanted, read)
         eager = LOOKS_UP if entrances else 0
         self.tape = Tape(self, self.resolver, digest.Batch(shelf), digests, passive, eager)
+        self.tape.enough = None if passive else enough
         self.owned: dict[int, str] = {}
         root = Frame("")
         if inventory is not None and found is not None:
@@ -305,6 +308,7 @@ class Recorder:
                     self.fetching.hand_over(
                         function.func, self.call, given, recorded, zip(fetches, seen, strict=True)
                     )
+                    self.tape.ask()
         return result
 
     def _fetches_of(self, function: Function, place: CallStack) -> list[Fetch]:
@@ -348,6 +352,7 @@ class Recorder:
         """Tell the watcher of an output."""
         if self.watcher is not None:
             self.watcher.saw(self, row, self.true_value(output), label, sources)
+            self.tape.ask()
 
     def _events_of(self, inputs: list[Tensor]) -> list[int]:
         """The events that hold these tensors' values."""
@@ -439,7 +444,8 @@ class Recorder:
         op, nth = visits.ops[0], visits.nth - 1
         if self.watching is not None and (op.module or not op.is_input):
             self.watching.edit_boundary(self, op, nth, value, label, foreign=foreign)
-        self.fetching.hand_value(op, self.call, nth, value, label)
+        if self.fetching.hand_value(op, self.call, nth, value, label):
+            self.tape.ask()
 
     def give_back(self) -> None:
         """Put back the values of tensors that the run did not make and that a watcher wrote to."""

@@ -56,7 +56,12 @@ class Tape(Reader):
         last: the last output of the last function.
         n_bytes: of the values that are kept alive, see `mode.PythonReel`.
         room: how many there may be.
+        enough: says whether nobody wants to know more of the run.
+        over: it did: the rest of the run is neither recorded nor looked at.
     """
+
+    enough: Callable[[], bool] | None = None
+    over = False
 
     def __init__(
         self,
@@ -83,6 +88,10 @@ class Tape(Reader):
         if not self.deferred:
             self.history = None
 
+    def ask(self) -> None:
+        """Something was kept or seen: ask whether that is enough."""
+        self.over = self.over or (self.enough is not None and self.enough())
+
     # ------------------------------------------------------------------ entries
 
     def call_at_once(
@@ -94,6 +103,8 @@ class Tape(Reader):
         kwargs: dict[str, Any],
     ) -> Any:
         """Make a call that can't wait to be read: it writes, or somebody wants to keep or to change what passes by."""
+        if self.over:
+            return function.func(*args, **kwargs)
         if function.inner is not None:
             with tap:
                 return function.inner(*args, **kwargs)

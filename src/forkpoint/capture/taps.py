@@ -45,6 +45,8 @@ class Observation:
         """Whether compiled functions ran as the Python that they were made from, so that their calls were seen."""
 
     def before_call(self, index: int, inputs: Mapping[str, Any]) -> AbstractContextManager[Any]:
+        if self.recorder.tape.over:
+            return nullcontext()
         with torch._C.DisableTorchFunction():
             self.recorder.begin_call(index, inputs)
         return self._watch()
@@ -65,7 +67,7 @@ class Observation:
         functions, inside, thread = self.functions, self.inside, threading.get_ident()
 
         def traced(module: nn.Module, /, *args: Any, **kwargs: Any) -> Any:
-            if threading.get_ident() != thread:
+            if tape.over or threading.get_ident() != thread:
                 return original(module, *args, **kwargs)
             opaque = functions and not inside and is_opaque(module)
             at_once = opaque or not functions
@@ -78,7 +80,8 @@ class Observation:
             except BaseException:
                 tape.leave(None, True, at_once)
                 raise
-            tape.leave(result, False, at_once)
+            if not tape.over:
+                tape.leave(result, False, at_once)
             return result
 
         eager = Uncompiled(cached=not functions)

@@ -162,7 +162,8 @@ def fetch_ops(
         )
         for (op, event), taken in zip(wanted, found, strict=True)
     ]  # fmt: skip
-    traced.again(fetches, promotion=promotion, watcher=watcher)
+    enough = None if watcher is not None else lambda: all(found)
+    traced.again(fetches, promotion=promotion, watcher=watcher, enough=enough)
     return [taken[0] if taken else None for taken in found]
 
 

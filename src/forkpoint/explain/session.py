@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable, Generator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 from torch import Tensor, nn
@@ -70,6 +71,7 @@ class Traced:
         promotion: Promotion | None = None,
         calls: Sequence[Inputs] | None = None,
         under: Callable[[], AbstractContextManager[Any]] = nullcontext,
+        enough: Callable[[], bool] | None = None,
     ) -> Results:
         """Run it once more, from the same random state; digests are not taken.
 
@@ -79,23 +81,29 @@ class Traced:
             promotion: computes the run in float64.
             calls: other inputs of the same layout.
             under: makes a context manager that is entered around each call, after the promotion.
+            enough: whether nobody wants to know more of the run; its results then have no labels.
         """
         recorder = Recorder(
             self.run.layout, self.run.modules, tuple(fetches), digests=False, labels=self.recorder.labels,
             watcher=watcher, read=promotion.value if promotion is not None else None,
-            strangers=self.recorder.strangers,
+            strangers=self.recorder.strangers, enough=enough,
         )  # fmt: skip
         return self._watched(self.run, recorder, promotion, _around(promotion, under), calls)
 
-    def instead(self, run: Run, *, watcher: Watcher, promotion: Promotion) -> Results:
+    def instead(
+        self, run: Run, *, watcher: Watcher, promotion: Promotion, enough: Callable[[], bool] | None = None
+    ) -> Results:
         """Make another run in this one's place, from the same random state, in float64.
 
         Args:
             run: the run.
             watcher: sees every value, and may change it.
             promotion: computes the run in float64.
+            enough: whether nobody wants to know more of the run; its results then have no labels.
         """
-        recorder = Recorder(run.layout, run.modules, digests=False, watcher=watcher, read=promotion.value)
+        recorder = Recorder(
+            run.layout, run.modules, digests=False, watcher=watcher, read=promotion.value, enough=enough
+        )
         return self._watched(run, recorder, promotion, _around(promotion, nullcontext))
 
     def _watched(
@@ -130,7 +138,7 @@ class Traced:
             promotion: computes the run in float64.
             under: makes a context manager that is entered around each call, after the promotion.
         """
-        total = sum(row[2].status == "digest" and not row[0].is_boundary for row in self.trace.rows)
+        total = self._computed
         self.progress.count(lambda: min(promotion.computed, total), total)
         with self._random_as_before(), self._opaque_uncounted(promotion):
             outputs = self.run.execute(around=_around(promotion, under))
@@ -141,6 +149,11 @@ class Traced:
             }
             for index, call in enumerate(all_results(outputs))
         ]
+
+    @cached_property
+    def _computed(self) -> int:
+        """How many values its functions computed."""
+        return sum(row[2].status == "digest" and not row[0].is_boundary for row in self.trace.rows)
 
     @contextmanager
     def _opaque_uncounted(self, promotion: Promotion) -> Generator[None]:

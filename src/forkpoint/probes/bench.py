@@ -21,6 +21,7 @@ from forkpoint.match.align import gap, pair_elements
 from forkpoint.match.pairs import Pairs
 from forkpoint.probes.meetings import Meeting
 from forkpoint.probes.origin import Origin
+from forkpoint.probes.passing import Experiment
 from forkpoint.probes.resampled import DRAWN, Resampled, Rescaled
 from forkpoint.probes.watchers import Kept, Patched, Place, Store
 from forkpoint.promotion import Promotion
@@ -274,11 +275,44 @@ class Bench:
     def _made(self, watcher: Resampled | Rescaled, keys: frozenset[Any]) -> _Made:
         found = Store(self.store.limit, lambda op: op.key in keys, self.store.shelf)
         try:
+            passed = self._in_passing(watcher.afresh(), keys)
+            if passed is not None:
+                return passed
             self.traced.again(promotion=Promotion(), watcher=Patched(watcher, found))
         except Exception as error:  # noqa: BLE001 - other values may steer the model's code anywhere
             reraise_out_of_memory(error)
             return _Made(keys, None, watcher.replaced)
         return _Made(keys, found, watcher.replaced)
+
+    def _in_passing(self, watcher: Resampled | Rescaled, keys: frozenset[Any]) -> _Made | None:
+        """The same with nobody watching the rest of the run; None where that may come to something else."""
+        store, turns = self.store, self.store.turns
+        wanted = {kept.place for kept in store.kept.values() if kept.op.key in keys}
+        places = watcher.places | wanted
+        if not all(place in turns for place in places):
+            return None
+        changed = store.reached([turns[place].event for place in watcher.places])
+        last = max(turns[place].event for place in places)
+        while _are_one_call(store, last, last + 1):  # its choices come after the values that it chooses
+            last += 1
+        if any(event <= last and not self._has_numbers(event) for event in changed):
+            return None
+        lost = (self.side, "lost")
+        if lost in self.session.experiments:  # the run goes another way by what it reads
+            return None
+        promotion, found = Promotion(), Store(store.limit, shelf=store.shelf)
+        experiment = Experiment(
+            watcher, {place: turns[place] for place in places}, wanted, found, self.traced.recorder.table, promotion
+        )  # fmt: skip
+        self.traced.in_float64(promotion, under=lambda: experiment)
+        if experiment.complete:
+            return _Made(keys, found, watcher.replaced)
+        self.session.experiments[lost] = True
+        return None
+
+    def _has_numbers(self, event: int) -> bool:
+        kept = self.store.kept.get(event)
+        return kept is not None and kept.numeric
 
     def compare(self, before: Kept, after: Kept) -> Moved:
         """Which of the coordinates that both runs have differ between two values of the origin."""
@@ -315,6 +349,17 @@ class Bench:
         """A shared number for each sample: that of its first token."""
         of = self.session.shared.samples
         return frozenset(int(np.flatnonzero(of == sample)[0]) for sample in samples if (of == sample).any())
+
+
+def _are_one_call(store: Store, event: int, other: int) -> bool:
+    """Whether two events are outputs of one call."""
+    if event not in store.ops or other not in store.ops:
+        return False
+    of = [
+        (op.module, op.function, op.site.chain, record.call, record.nth)
+        for op, record in (store.ops[event], store.ops[other])
+    ]
+    return of[0] == of[1]
 
 
 def _at(store: Store, place: Place) -> Kept | None:

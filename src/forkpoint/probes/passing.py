@@ -1,4 +1,4 @@
-"""Values put in place as a run passes by, with nobody watching the rest of it: half the cost of a run that is watched.
+"""Values looked at and put in place as a run passes by, with nobody watching the rest of it: half the cost of a watched run.
 
 Where a call comes in the order of execution is known from a run whose values were kept: it is the n-th from its line of the
 source. What is found there has to have the shape that it had then, and the first that is met the same bits, since nothing
@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from sys import _getframe
 from typing import Any
 
@@ -17,71 +16,51 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from forkpoint.capture.functions import put_in_place, resolve
+from forkpoint.capture.coordinates import CoordinateTable
+from forkpoint.capture.functions import READ_OUT, put_in_place, resolve
 from forkpoint.capture.mode import transforms
 from forkpoint.capture.rules import tensors_in
 from forkpoint.capture.sites import outermost, place_of
-from forkpoint.probes.watchers import Kept, Patch, Place, Store
+from forkpoint.probes.resampled import Resampled, Rescaled
+from forkpoint.probes.watchers import Line, Patch, Place, Store, Turn
 from forkpoint.promotion import Promotion
 
-Line = tuple[str, str]
-"""A function, and the line outside torch that calls it."""
 
-
-@dataclass(frozen=True)
-class Turn:
-    """Where a value comes in a run: an output of the n-th call from a line."""
-
-    line: Line
-    nth: int
-    output: int
-    kept: Kept
-
-
-def turns_of(store: Store) -> dict[Place, Turn]:
-    """Where the values that were kept of a run come in it, by their places; those of modules' inputs and outputs aside."""
-    found: dict[Place, Turn] = {}
-    calls: Counter[Line] = Counter()
-    for event, (op, _) in store.ops.items():
-        if op.is_boundary:
-            continue
-        line = op.function, outermost(op.site.chain)
-        calls[line] += not op.output
-        kept = store.kept.get(event)
-        if kept is not None:
-            found[kept.place] = Turn(line, calls[line] - 1, op.output, kept)
-    return found
-
-
-@dataclass
 class Passing(TorchFunctionMode):
-    """Puts values in place in a promoted run.
+    """Is shown some values of a promoted run as they come, and may put others in their place.
+
+    Args:
+        turns: where they come in the run.
+        promotion: what the run is promoted by; it is entered first.
 
     Attributes:
-        patch: what to put where.
-        turns: where its places come in the run.
-        promotion: what the run is promoted by; it is entered first.
         lost: whether a value was not what it was to be.
+        left: how many have not come yet.
     """
 
-    patch: Patch
-    turns: Mapping[Place, Turn]
-    promotion: Promotion
-    lost: bool = False
-    _waiting: dict[Line, dict[int, list[Place]]] = field(default_factory=dict[Line, dict[int, list[Place]]])
-    _calls: Counter[Line] = field(default_factory=Counter[Line])
-
-    def __post_init__(self) -> None:
+    def __init__(self, turns: Mapping[Place, Turn], promotion: Promotion) -> None:
         super().__init__()
-        for place in self.patch.values:
-            turn = self.turns[place]
-            self._waiting.setdefault(turn.line, {}).setdefault(turn.nth, []).append(place)
+        self.lost = False
+        self.left = len(turns)
+        self._promotion = promotion
+        self._met = False
+        self._calls: Counter[Line] = Counter()
+        self._waiting: dict[Line, dict[int, list[tuple[Place, Turn]]]] = {}
+        for place, turn in turns.items():
+            self._waiting.setdefault(turn.line, {}).setdefault(turn.nth, []).append((place, turn))
         self._names = {name for name, _ in self._waiting}
 
     @property
     def complete(self) -> bool:
-        """Whether every value was put in its place."""
-        return not self.lost and self.patch.applied == len(self.patch.values)
+        """Whether every value came, and was what it was to be."""
+        return not (self.lost or self.left)
+
+    def instead(self, place: Place, turn: Turn, value: Tensor) -> Tensor | None:
+        """What to go on with in place of a value that has come; None where it stays."""
+        raise NotImplementedError
+
+    def read_out(self) -> None:
+        """Values of a tensor are handed to Python."""
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -90,6 +69,8 @@ class Passing(TorchFunctionMode):
         if function.inner is not None:
             with self:
                 return function.inner(*args, **kwargs)
+        if function.name in READ_OUT:
+            self.read_out()
         if function.name not in self._names or function.silent or transforms() is not None:
             return func(*args, **kwargs)
         line = function.name, outermost(place_of(_getframe(1)).site.chain)
@@ -103,20 +84,75 @@ class Passing(TorchFunctionMode):
                 return result
             nth = self._calls[line]
             self._calls[line] = nth + 1
-            for place in waiting.get(nth, ()):
-                output = self.turns[place].output
-                new = self._new(place, outputs[output]) if output < len(outputs) else None
-                if new is None:
+            for place, turn in waiting.get(nth, ()):
+                output = outputs[turn.output] if turn.output < len(outputs) else None
+                if output is None or not self._is_due(turn, value := self._promotion.value(output)):
                     self.lost = True
-                else:
-                    result = put_in_place(function, args, kwargs, result, outputs[output], new)
+                    continue
+                self.left -= 1
+                new = self.instead(place, turn, value)
+                if new is not None:
+                    result = put_in_place(function, args, kwargs, result, output, new)
         return result
 
-    def _new(self, place: Place, output: Tensor) -> Tensor | None:
-        """What to put in place of a value; None where it is not the one that was to come."""
-        value, kept = self.promotion.value(output), self.turns[place].kept
+    def _is_due(self, turn: Turn, value: Tensor) -> bool:
+        """Whether a value is the one that was to come."""
+        kept = turn.kept
         if value.shape != kept.held.shape or value.dtype != kept.dtype:
-            return None
-        if not self.patch.applied and not torch.equal(value.nan_to_num(), kept.value.nan_to_num()):
-            return None
+            return False
+        if not self._met and not torch.equal(value.nan_to_num(), kept.value.nan_to_num()):
+            return False
+        self._met = True
+        return True
+
+
+class Patching(Passing):
+    """Puts values of another run in place.
+
+    Args:
+        patch: what to put where.
+        turns: where its places come in the run, among others.
+        promotion: as for `Passing`.
+    """
+
+    def __init__(self, patch: Patch, turns: Mapping[Place, Turn], promotion: Promotion) -> None:
+        super().__init__({place: turns[place] for place in patch.values}, promotion)
+        self.patch = patch
+
+    def instead(self, place: Place, turn: Turn, value: Tensor) -> Tensor | None:  # noqa: ARG002 - as its base
         return self.patch.put(place, value)
+
+
+class Experiment(Passing):
+    """Gives some values others, and keeps what comes of it.
+
+    Its values are told to be of the coordinates that they were of before. So it is lost where Python reads one, which may
+    go another way by it; and nobody may ask for one where a choice of tokens (whole numbers, a mask) comes of what is
+    changed.
+
+    Args:
+        watcher: what changes them.
+        turns: where they come in the run, and what is to be kept.
+        wanted: what is to be kept.
+        found: keeps it.
+        table: of the run's coordinates.
+        promotion: as for `Passing`.
+    """
+
+    def __init__(
+        self, watcher: Resampled | Rescaled, turns: Mapping[Place, Turn], wanted: set[Place], found: Store,
+        table: CoordinateTable, promotion: Promotion,
+    ) -> None:  # fmt: skip
+        super().__init__(turns, promotion)
+        self.watcher, self._wanted, self._found, self._table = watcher, wanted, found, table
+
+    def instead(self, place: Place, turn: Turn, value: Tensor) -> Tensor | None:
+        kept = turn.kept
+        new = self.watcher.put(place, value, kept.label, self._table)
+        if place in self._wanted:
+            self._found.keep(turn.event, kept.op, kept.event, value if new is None else new, kept.label, [])
+        return new
+
+    def read_out(self) -> None:
+        if self.watcher.replaced and self.left:
+            self.lost = True

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any, Protocol
 
 import torch
@@ -15,7 +14,7 @@ from forkpoint.explain.results import ResultComparison, compare_results, finite_
 from forkpoint.explain.session import Results, Session
 from forkpoint.probes.inputs import Weight, same_weights
 from forkpoint.probes.noise import Noise
-from forkpoint.probes.passing import Passing, Turn, turns_of
+from forkpoint.probes.passing import Patching
 from forkpoint.probes.watchers import Patch, Patched, Place, Store, Values
 from forkpoint.promotion import Promotion
 from forkpoint.result import ProbeResult
@@ -91,11 +90,6 @@ class PlainRuns:
         traced = self.session.a if name == "a" else self.session.b
         return traced.again(promotion=Promotion(), watcher=watcher)
 
-    @cached_property
-    def _turns(self) -> dict[Place, Turn]:
-        """Where the values come that were kept of run B."""
-        return {} if self.first is None else turns_of(self.first)
-
     def patched(
         self, values: Values, store: Watcher | None = None, apart: dict[Place, float] | None = None
     ) -> Results | None:
@@ -109,10 +103,11 @@ class PlainRuns:
 
     def _in_passing(self, values: Values) -> Results | None:
         """The same with nobody watching; None if that can't be told to have been the same."""
-        if not all(place in self._turns for place in values):
+        turns = {} if self.first is None else self.first.turns
+        if not all(place in turns for place in values):
             return None
         promotion = Promotion()
-        passing = Passing(Patch(values), self._turns, promotion)
+        passing = Patching(Patch(values), turns, promotion)
         results = self.session.b.in_float64(promotion, under=lambda: passing)
         return results if passing.complete else None
 

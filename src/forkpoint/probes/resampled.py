@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Hashable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
 import numpy as np
@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from forkpoint.capture.coordinates import CoordinateTable
 from forkpoint.capture.labels import Label, spread
 from forkpoint.capture.recorder import Recorder
 from forkpoint.probes.watchers import Key, Place
@@ -57,15 +58,23 @@ class Resampled:
             None if groups is None else groups.tobytes(),
         )
 
+    def afresh(self) -> Resampled:
+        """The same, before it changed anything."""
+        return Resampled(self.places, self.chosen, self.how, self.groups)
+
     def edits(self, key: Key) -> bool:
         return key in self._keys
 
     def edit(
         self, recorder: Recorder, key: Key, nth: int, output: int, value: Tensor, label: Label | None
     ) -> Tensor | None:
-        if (key, nth, output, recorder.call) not in self.places or label is None or label.k is not None:
+        return self.put((key, nth, output, recorder.call), value, label, recorder.table)
+
+    def put(self, place: Place, value: Tensor, label: Label | None, table: CoordinateTable) -> Tensor | None:
+        """What to go on with in place of a value; None where it stays."""
+        if place not in self.places or label is None or label.k is not None:
             return None
-        other = _of(self.chosen, recorder, label)
+        other = _of(self.chosen, table, label)
         if not other.any():
             return None
         new = torch.where(_spread(other, value), self._instead(value), value)
@@ -120,18 +129,26 @@ class Rescaled:
         nudged = None if self.nudged is None else (self.nudged.tobytes(), self.nudge)
         return frozenset(self.places), self.factor, self.shift, nudged
 
+    def afresh(self) -> Rescaled:
+        """The same, before it changed anything."""
+        return replace(self, replaced=0)
+
     def edits(self, key: Key) -> bool:
         return key in self._keys
 
     def edit(
         self, recorder: Recorder, key: Key, nth: int, output: int, value: Tensor, label: Label | None
     ) -> Tensor | None:
-        if (key, nth, output, recorder.call) not in self.places or not value.is_floating_point():
+        return self.put((key, nth, output, recorder.call), value, label, recorder.table)
+
+    def put(self, place: Place, value: Tensor, label: Label | None, table: CoordinateTable) -> Tensor | None:
+        """What to go on with in place of a value; None where it stays."""
+        if place not in self.places or not value.is_floating_point():
             return None
         self.replaced += 1
         added = torch.full_like(value, self.shift)
         if self.nudged is not None and label is not None:
-            added += _spread(_of(self.nudged, recorder, label), value) * self.nudge
+            added += _spread(_of(self.nudged, table, label), value) * self.nudge
         return (value + added) * self.factor
 
     def saw(
@@ -140,10 +157,10 @@ class Rescaled:
         return None
 
 
-def _of(chosen: NDArray[np.bool_], recorder: Recorder, label: Label) -> NDArray[np.bool_]:
+def _of(chosen: NDArray[np.bool_], table: CoordinateTable, label: Label) -> NDArray[np.bool_]:
     """Which columns among the ids of a label are chosen."""
-    known = np.append(chosen, np.zeros(max(len(recorder.table.kinds) + 2 - len(chosen), 0), bool))
-    return known[label.q] & recorder.table.is_slot(label.q)
+    known = np.append(chosen, np.zeros(max(len(table.kinds) + 2 - len(chosen), 0), bool))
+    return known[label.q] & table.is_slot(label.q)
 
 
 def _spread(ids: NDArray[np.bool_], value: Tensor) -> Tensor:

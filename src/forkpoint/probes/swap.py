@@ -87,7 +87,13 @@ class Swap:
         keys = {meeting.b.op.key for meeting in self.at}
         found = Store(_MAX_STORED, lambda op: op.key in keys, self.session.memory.shelf())
         other = Run(b.run.model, a.run.calls, layout=a.run.layout, call=b.run.call)
-        return found, b.instead(other, promotion=Promotion(), watcher=found)
+
+        def enough() -> bool:
+            return bool(found.kept and self.at) and all(
+                _found(found, meeting) is not None for meeting in self.at
+            )
+
+        return found, b.instead(other, promotion=Promotion(), watcher=found, enough=enough)
 
     @cached_property
     def _made(self) -> tuple[Store, Results] | None:

@@ -3,8 +3,10 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import ClassVar
 
 import numpy as np
@@ -14,6 +16,7 @@ from torch import Tensor
 from forkpoint.capture.functions import LOOKUPS
 from forkpoint.capture.labels import Label
 from forkpoint.capture.recorder import Recorder, Watcher
+from forkpoint.capture.sites import outermost
 from forkpoint.capture.trace import Event, Op
 from forkpoint.match.align import gap
 from forkpoint.match.pairs import Pairs
@@ -23,6 +26,8 @@ from forkpoint.support.readable import bare, why_unreadable
 Key = tuple[str, str, str]
 Place = tuple[Key, int, int, int]
 """Where a value passes: (op key, nth, output, call)."""
+Line = tuple[str, str]
+"""A function, and the line outside torch that calls it."""
 Values = dict[Place, list[tuple[Tensor, Pairs]]]
 """For each place, the values to take elements from, and the pairs of elements."""
 
@@ -192,6 +197,17 @@ class Kept:
         return (op.module, op.function, op.site.chain), self.event.nth, op.output, self.event.call
 
 
+@dataclass(frozen=True)
+class Turn:
+    """Where a value comes in a run: an output of the n-th call from a line."""
+
+    line: Line
+    nth: int
+    output: int
+    event: int
+    kept: Kept
+
+
 @dataclass
 class Store:
     """Keeps every value, with what it was made from, as long as there is room.
@@ -227,11 +243,33 @@ class Store:
         record, op = recorder.trace.event(event), recorder.trace.rows[event][0]
         self.sources[event] = inputs
         self.ops[event] = (op, record)
-        if not self.select(op) or value.layout != torch.strided or why_unreadable(value):
+        if self.select(op):
+            self.keep(event, op, record, value, label, inputs)
+
+    def keep(
+        self, event: int, op: Op, record: Event, value: Tensor, label: Label | None, inputs: list[int]
+    ) -> None:
+        """Keep a copy of a value, if there is room and it can be read."""
+        if value.layout != torch.strided or why_unreadable(value):
             return
         if self.used + value.nbytes <= self.limit:
             self.used += value.nbytes
             self.kept[event] = Kept(op, record, self.shelf.keep(bare(value).clone()), label, inputs)
+
+    @cached_property
+    def turns(self) -> dict[Place, Turn]:
+        """Where the kept values come in the run, which is over, by their places; modules' inputs and outputs aside."""
+        found: dict[Place, Turn] = {}
+        calls: Counter[Line] = Counter()
+        for event, (op, _) in self.ops.items():
+            if op.is_boundary:
+                continue
+            line = op.function, outermost(op.site.chain)
+            calls[line] += not op.output
+            kept = self.kept.get(event)
+            if kept is not None:
+                found[kept.place] = Turn(line, calls[line] - 1, op.output, event, kept)
+        return found
 
     @property
     def made_from(self) -> dict[int, list[int]]:

@@ -26,8 +26,12 @@ from forkpoint.promotion.values import Values, is_alias
 Function: TypeAlias = Callable[..., Any]
 Handler: TypeAlias = Callable[[Function, Args, Kwargs], Any]
 
-_kind_of = lru_cache(1 << 12)(kinds.kind_of)
-"""As `kinds.kind_of`: the answer takes as long as a call, and each run asks for the same functions."""
+@lru_cache(1 << 12)
+def _kind_of(func: Function) -> tuple[Kind, bool]:
+    """What promotion does about a function, and whether it is rewritten: each run asks for the same functions."""
+    kind = kinds.kind_of(func)
+    return kind, kind in (Kind.COMPUTE, Kind.CUSTOM) and kinds.name_of(func) in rewrites.REWRITTEN
+
 
 _RECURRENT: frozenset[Function] = frozenset({torch.lstm, torch.gru, torch.rnn_tanh, torch.rnn_relu})
 
@@ -104,8 +108,8 @@ class PromotionMode(TorchFunctionMode):
         self._values.forget_casts()
 
     def _handler_for(self, func: Function) -> Handler:
-        kind = _kind_of(func)
-        if kind in (Kind.COMPUTE, Kind.CUSTOM) and kinds.name_of(func) in rewrites.REWRITTEN:
+        kind, is_rewritten = _kind_of(func)
+        if is_rewritten:
             return self._rewritten
         if not self._by_kind:
             self._by_kind = self._handlers_by_kind()
@@ -333,8 +337,16 @@ class PromotionMode(TorchFunctionMode):
         return self._fallback.call(func, args, kwargs, error)
 
 
+_NO_TENSORS = frozenset({
+    bool, int, float, complex, str, torch.Size, torch.dtype, torch.device, torch.layout, torch.memory_format,
+})  # fmt: skip
+"""Classes of results with no tensor in them, which most of what is asked of a tensor returns."""
+
+
 def _makes_tensors(result: Any, args: Args) -> bool:
     """Whether a call whose result is no tensor made some, or wrote to its first argument."""
     if result is None:
         return bool(args) and isinstance(args[0], torch.Tensor)
+    if type(result) in _NO_TENSORS:
+        return False
     return any(isinstance(leaf, torch.Tensor) for leaf in pytree.tree_leaves(result))
