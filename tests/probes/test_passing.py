@@ -13,7 +13,7 @@ from torch import Tensor
 
 from forkpoint.explain.session import Session
 from forkpoint.probes.bench import Bench
-from forkpoint.probes.meetings import pair_values
+from forkpoint.probes.meetings import meet_values, pair_values
 from forkpoint.probes.precision import PlainRuns
 from forkpoint.probes.resampled import LOUD, Resampled, Rescaled
 from forkpoint.probes.watchers import Patched, Store, Values
@@ -189,3 +189,38 @@ def test_a_value_that_is_read_after_the_last_one_matters_nothing():
     bench = at_the_mean(Late())
     key = frozenset({bench.store.kept[bench.root].op.key})
     assert all(bench._in_passing(watcher, key) is not None for watcher in others(bench))
+
+
+@pytest.mark.parametrize("model", [Read(), ReadOut(), Chosen(), Ranked()])
+def test_an_experiment_comes_to_what_a_run_that_is_watched_to_its_end_does(model):
+    bench = at_the_mean(model)
+    kept = bench.store.kept[bench.root]
+    for watcher in others(bench):
+        found = Store(1 << 20, lambda op: op.key == kept.op.key)
+        bench.traced.again(promotion=Promotion(), watcher=Patched(watcher.afresh(), found))
+        mine, expected = bench.again(watcher), next(iter(found.kept.values()))
+        assert mine is not None
+        assert torch.equal(mine.value, expected.value)
+        assert mine.label == expected.label
+        assert watcher.replaced
+
+
+def test_values_that_another_pass_left_as_they_were_meet_as_they_did():
+    both, runs, values = put_right((0.0, 1.0))
+    stores = [Store(1 << 20) for _ in range(3)]
+    runs.run("a", stores[0])
+    runs.run("b", stores[1])
+    runs.patched(values, stores[2])
+    a, *passes = stores
+    first = meet_values(both, a, passes[0], 1e-12)
+    again = meet_values(both, a, passes[1], 1e-12, first)
+    anew = meet_values(both, a, passes[1], 1e-12)
+    told = [
+        [(m.event_a, m.event_b, m.gap.max_abs, m.differs, m.differing) for m in met.every]
+        for met in (again, anew, first)
+    ]
+    assert told[0] == told[1]
+    assert told[0] != told[2]
+    taken = {id(m.gap) for m in first.every} & {id(m.gap) for m in again.every}
+    assert 0 < len(taken) < len(again.every)
+    assert all(m.b is passes[1].kept[m.event_b] for m in again.every)

@@ -278,7 +278,14 @@ class Bench:
             passed = self._in_passing(watcher.afresh(), keys)
             if passed is not None:
                 return passed
-            self.traced.again(promotion=Promotion(), watcher=Patched(watcher, found))
+            places = {kept.place for kept in self.store.kept.values() if kept.op.key in keys}
+
+            def enough() -> bool:
+                return len(found.kept) >= len(places) and places <= {
+                    kept.place for kept in found.kept.values()
+                }
+
+            self.traced.again(promotion=Promotion(), watcher=Patched(watcher, found), enough=enough)
         except Exception as error:  # noqa: BLE001 - other values may steer the model's code anywhere
             reraise_out_of_memory(error)
             return _Made(keys, None, watcher.replaced)

@@ -26,6 +26,7 @@ class Meeting:
     Attributes:
         noise: how far two elements may be apart and still be equal in exact arithmetic.
         absent: shared numbers of the tokens that an op chose by value in one of the runs alone.
+        numbers: those at which alone the values meet; None where they meet as a whole.
     """
 
     event_a: int
@@ -36,6 +37,21 @@ class Meeting:
     gap: Gap
     noise: float
     absent: frozenset[int] = frozenset()
+    numbers: Ints | None = None
+
+    def is_again(self, a: Kept, b: Kept, numbers: Ints | None) -> bool:
+        """Whether two values meet as these did, and are the same bits."""
+        if (numbers is None) != (self.numbers is None) or a is not self.a or b.label != self.b.label:
+            return False
+        if numbers is not None and not np.array_equal(numbers, self.numbers):  # pyright: ignore[reportArgumentType]
+            return False
+        if not len(self.pairs):
+            return False  # a choice of tokens, which is looked at anew
+        return (
+            b.held.shape == self.b.held.shape
+            and b.dtype == self.b.dtype
+            and torch.equal(b.value, self.b.value)
+        )
 
     @property
     def differs(self) -> bool:
@@ -119,13 +135,18 @@ def _tainted(store: Store, differing: set[int], told: set[int]) -> set[int]:
 # ---------------------------------------------------------------------- which meets which
 
 
-def meet_values(session: Session, a: Store, b: Store, threshold: float) -> Meetings:
+def meet_values(
+    session: Session, a: Store, b: Store, threshold: float, before: Meetings | None = None
+) -> Meetings:
     """The values that both runs have.
 
     Args:
         threshold: what a value may differ by, relative to its largest element, and still be the same in exact
             arithmetic.
+        before: those of run A with another pass of run B, by the same threshold; values that did not change in it differ
+            as they did.
     """
+    earlier = {} if before is None else {(m.event_a, m.b.place): m for m in before.every}
     by_key_a, by_key_b = _by_key(a, session.a.trace), _by_key(b, session.b.trace)
     found: list[Meeting] = []
     short = set[int](), set[int]()
@@ -133,11 +154,17 @@ def meet_values(session: Session, a: Store, b: Store, threshold: float) -> Meeti
     for key, events_a in by_key_a.items():
         for event_a, event_b, numbers, absent in _met(session, a, events_a, b, by_key_b.get(key, []), short):
             kept_a, kept_b = a.kept[event_a], b.kept[event_b]
+            known = earlier.get((event_a, kept_b.place))
+            if known is not None and known.is_again(kept_a, kept_b, numbers):
+                found.append(replace(known, event_b=event_b, b=kept_b, absent=absent))
+                continue
             pairs = _pairs(session, kept_a, kept_b, numbers)
             if len(pairs) or absent:
                 difference = gap(kept_a.value, kept_b.value, pairs)
                 noise = threshold * _scale(difference) if kept_a.numeric else 0.0
-                found.append(Meeting(event_a, event_b, kept_a, kept_b, pairs, difference, noise, absent))
+                found.append(
+                    Meeting(event_a, event_b, kept_a, kept_b, pairs, difference, noise, absent, numbers)
+                )
     return Meetings(found, short)
 
 

@@ -20,7 +20,7 @@ from forkpoint.errors import reraise_out_of_memory
 from forkpoint.explain.drift import layer_paths
 from forkpoint.explain.session import Session
 from forkpoint.probes.inputs import Weight, same_weights
-from forkpoint.probes.meetings import Meeting, first_seen, meet_values
+from forkpoint.probes.meetings import Meeting, Meetings, first_seen, meet_values
 from forkpoint.probes.origins import Account, Origin
 from forkpoint.probes.precision import Precision
 from forkpoint.probes.trials import (
@@ -121,6 +121,7 @@ class _Search:
 
     def __post_init__(self) -> None:
         self._limits = _threshold(self.exact)
+        self._met: Meetings | None = None
         self.trials = Trials(self.session, self.exact)
         self.account = Account(self.trials, self.store_a, self.chosen, self.worse)
 
@@ -148,7 +149,8 @@ class _Search:
         return self._fallback()
 
     def _round(self, store: Store) -> Round:
-        return Round(store, meet_values(self.session, self.store_a, store, self._limits))
+        self._met = meet_values(self.session, self.store_a, store, self._limits, self._met)
+        return Round(store, self._met)
 
     def _parts(self, current: Round) -> list[Part]:
         """The ops of roots not met before, in the order of execution."""

@@ -26,6 +26,7 @@ from forkpoint.promotion.values import Values, is_alias
 Function: TypeAlias = Callable[..., Any]
 Handler: TypeAlias = Callable[[Function, Args, Kwargs], Any]
 
+
 @lru_cache(1 << 12)
 def _kind_of(func: Function) -> tuple[Kind, bool]:
     """What promotion does about a function, and whether it is rewritten: each run asks for the same functions."""
