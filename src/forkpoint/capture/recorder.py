@@ -177,19 +177,11 @@ class Recorder:
     """
 
     def __init__(
-        self,
-        layout: Layout,
-        model: nn.Module | None,
-        fetches: tuple[Fetch, ...] = (),
-        digests: bool = True,
-        labels: Labels | None = None,
-        watcher: Watcher | None = None,
-        read: Callable[[Tensor], Tensor] | None = None,
-        shelf: Shelf | None = None,
-        found: Survey | None = None,
-        strangers: frozenset[str] = frozenset(),
+        self, layout: Layout, model: nn.Module | None, fetches: tuple[Fetch, ...] = (), digests: bool = True,
+        labels: Labels | None = None, watcher: Watcher | None = None, read: Callable[[Tensor], Tensor] | None = None,
+        shelf: Shelf | None = None, found: Survey | None = None, strangers: frozenset[str] = frozenset(),
         enough: Callable[[], bool] | None = None,
-    ) -> None:
+    ) -> None:  # fmt: skip
         self.labels = labels or Labels.of(layout)
         self.table = self.labels.table
         self.resolver = Resolver(self.labels)
