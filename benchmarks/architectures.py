@@ -214,6 +214,7 @@ def written(of: Json, rows: Json) -> None:
     data = {
         "date": dt.datetime.now(dt.UTC).date().isoformat(),
         "of": of,
+        "without": [name for name in ZOO if not any(key.startswith(f"{name} ") for key in rows)],
         "machine": describe(torch.device("cpu")),
         "rows": ordered,
     }

@@ -34,6 +34,8 @@ def page(data: Json) -> str:
     head = HEAD.format(
         models=len({key.split(" ")[0] for key in asked}), date=data["date"], device=data["machine"]["device"], **data["of"]
     )  # fmt: skip
+    if data["without"]:
+        head += f"\nOf the script's architectures these were not asked at this commit: {', '.join(data['without'])}.\n"
     parts = [
         head,
         _counts(asked),
