@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from forkpoint.engines import EngineComparison, compare_engine, record_engine, record_outputs
     from forkpoint.invariance import Invariance, invariant
     from forkpoint.models import load
+    from forkpoint.ports.mapping import Mapping, mapping
     from forkpoint.questions.answers import FactorRow, Factors, Generation
     from forkpoint.questions.attention import attention
     from forkpoint.questions.batch import batch
@@ -72,6 +73,7 @@ __all__ = [
     "InvarianceError",
     "Layout",
     "LayoutError",
+    "Mapping",
     "ModelError",
     "ProbeResult",
     "Result",
@@ -99,6 +101,7 @@ __all__ = [
     "invariant",
     "load",
     "logprobs",
+    "mapping",
     "packed",
     "padding",
     "quantize",
@@ -120,6 +123,7 @@ _MODULES = {
     "Impact": "forkpoint.result",
     "Invariance": "forkpoint.invariance.block",
     "Layout": "forkpoint.runs.layout",
+    "Mapping": "forkpoint.ports.mapping",
     "ProbeResult": "forkpoint.result",
     "Result": "forkpoint.result",
     "Run": "forkpoint.runs.run",
@@ -144,6 +148,7 @@ _MODULES = {
     "invariant": "forkpoint.invariance.block",
     "load": "forkpoint.models",
     "logprobs": "forkpoint.screening",
+    "mapping": "forkpoint.ports.mapping",
     "packed": "forkpoint.questions.packed",
     "padding": "forkpoint.questions.padding",
     "quantize": "forkpoint.questions.quantize",

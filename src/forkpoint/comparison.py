@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from forkpoint.capture import digest
 from forkpoint.errors import InputError
-from forkpoint.explain.untraced import run_untraced
+from forkpoint.explain.untraced import named_alike, run_untraced
 from forkpoint.runs.batches import paired
 from forkpoint.runs.contents import noted_once
 from forkpoint.runs.run import Run
@@ -22,6 +22,7 @@ from forkpoint.support.restoring import alone, by_itself, restored
 from forkpoint.support.sizes import parse_size
 
 if TYPE_CHECKING:
+    from forkpoint.ports.mapping import Mapping
     from forkpoint.result import Result
 
 
@@ -39,6 +40,7 @@ def compare(
     notes: Sequence[str] = (),
     max_memory: int | str | None = None,
     progress: Progress = SILENT,
+    mapping: Mapping | None = None,
 ) -> Result:
     """Find the first operation at which two runs part ways, and say why.
 
@@ -53,6 +55,8 @@ def compare(
             "4GB" or "2GiB"; what goes beyond it lies in a temporary file. The result is the same. By default
             there is no limit.
         progress: is told of each stage as it begins, and how far it is.
+        mapping: of a port (run A) and its reference (run B), which parameters are which: what `fp.mapping` found, perhaps
+            changed by hand. By default it is looked for where ops don't meet by name.
 
     Returns:
         The result; `print(result)` is the report.
@@ -77,6 +81,7 @@ def compare(
     with noted_once(digest.of_memory):
         with importing("forkpoint.investigation"):
             untraced = [run_untraced(run, progress=progress, name=name) for run, name in ((a, "A"), (b, "B"))]
+        a, b, named = named_alike(a, b, untraced)
         from forkpoint.investigation import investigate
 
         return investigate(
@@ -88,6 +93,7 @@ def compare(
             probes=probes,
             sources=sources,
             tokenizer=tokenizer,
-            notes=(*remarks, *notes),
+            notes=(*remarks, *named, *notes),
             progress=progress,
+            mapping=mapping,
         )

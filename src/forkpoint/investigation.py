@@ -28,8 +28,10 @@ from forkpoint.explain.session import Session, Traced, trace_faithfully
 from forkpoint.explain.untraced import Untraced
 from forkpoint.explain.values import fetch_value
 from forkpoint.match import Join, Joined, Shared
+from forkpoint.ports.explaining import explain_port, is_port
+from forkpoint.ports.mapping import Mapping
 from forkpoint.probes.sources import sources as find_sources
-from forkpoint.result import NotCompared, OpRow, Result, RunSummary
+from forkpoint.result import NotCompared, OpRow, Result, RunSummary, VerdictKind
 from forkpoint.runs.modules import attribute_of, wrappings
 from forkpoint.runs.pairing import Pairing
 from forkpoint.runs.run import Run, token_ids
@@ -53,6 +55,7 @@ def investigate(
     tokenizer: Any,
     notes: Sequence[str],
     progress: Progress,
+    mapping: Mapping | None = None,
 ) -> Result:
     """Find the first operation at which two runs part ways, and say why.
 
@@ -61,7 +64,7 @@ def investigate(
         untraced: both as they were made without tracing. The list is emptied, as nobody needs their results for long.
         pairing: which of their coordinates belong together.
         memory: limits what is kept of them.
-        probes, sources, tokenizer, notes, progress: as `compare` takes them.
+        probes, sources, tokenizer, notes, progress, mapping: as `compare` takes them.
     """
     traced_a, traced_b = _trace(a, b, untraced, memory, progress)
     session = _join(traced_a, traced_b, pairing, memory, progress)
@@ -76,9 +79,22 @@ def investigate(
         if probes
         else Judgement(replace(without_probes(compared), probed=False))
     )
+    if probes and is_port(session):
+        judged, said = _of_a_port(session, judged, mapping)
+        notes = (*notes, *said)
     texts = tokens, _token_texts(b, tokenizer)
     result = _assemble(session, located, compared, layers, judged, notes, texts)
     return _with_sources(result, session, tokens) if sources else result
+
+
+def _of_a_port(
+    session: Session, judged: Judgement, mapping: Mapping | None
+) -> tuple[Judgement, tuple[str, ...]]:
+    """A judgement of runs whose ops do not meet by name: the origin is where their values part."""
+    port = explain_port(session, mapping)
+    if port.origin is None or judged.verdict.kind is not VerdictKind.SEMANTIC:
+        return judged, port.notes
+    return replace(judged, origins=(port.origin,), found=None), port.notes
 
 
 def _trace(

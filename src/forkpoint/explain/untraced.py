@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +13,9 @@ from forkpoint.errors import reraise_out_of_memory
 from forkpoint.runs.returned import all_results
 from forkpoint.runs.run import RandomState, Run
 from forkpoint.support.progress import SILENT, Progress
+
+UNNAMED = "output"
+"""What a result is called that has no name."""
 
 
 @dataclass
@@ -43,6 +47,44 @@ def run_untraced(run: Run, *, progress: Progress = SILENT, name: str = "") -> Un
     progress.begin(f"run {name} without tracing")
     random = RandomState.take()
     return Untraced(random, all_results(_made(run, random)))
+
+
+def named_alike(a: Run, b: Run, untraced: list[Untraced]) -> tuple[Run, Run, tuple[str, ...]]:
+    """Both runs, what one returns without a name having the name that the other has for the one tensor of this shape.
+
+    A port returns its logits; the reference returns them among other things.
+
+    Args:
+        a, b: the runs.
+        untraced: as they were made; what a run returned gets its name there, too.
+
+    Returns:
+        The runs, and a remark where something was named.
+    """
+    runs = [a, b]
+    for mine, theirs in ((0, 1), (1, 0)):
+        found, others = untraced[mine].results, untraced[theirs].results
+        lone = all(list(call) == [UNNAMED] for call in found) and not any(UNNAMED in call for call in others)
+        if not lone or len(found) != len(others):
+            continue
+        names = [
+            [
+                name
+                for name, value in call.items()
+                if (value.shape, value.is_floating_point()) == (one[UNNAMED].shape, True)
+            ]
+            for one, call in zip(found, others, strict=True)
+        ]
+        if len(names[0]) == 1 and all(name == names[0] for name in names):
+            runs[mine] = named = copy.copy(runs[mine])
+            named.returns = names[0][0]
+            untraced[mine].results = [{named.returns: call[UNNAMED]} for call in found]
+            return (
+                runs[0],
+                runs[1],
+                (f"what run {'AB'[mine]} returns is held against {named.returns} of the other run",),
+            )
+    return a, b, ()
 
 
 def _made(run: Run, random: RandomState) -> list[Any]:

@@ -105,6 +105,15 @@ SENTENCES: dict[str, str] = {
     "the recording of run {name} did not come to its end: compared as far as it was written": "运行 {name} 的记录没有写完："
     "只比较已写下的部分",
     "modules matched by their weights: {names}": "按权重对应的模块：{names}",
+    "names do not meet: {n} pairs of parameters, or of parts of them, were found by their values; {left} parameters of run A "
+    "have no counterpart (fp.mapping shows them)": "名称对不上：按数值找到了 {n} 对参数（或其部分）；运行 A 有 {left} 个参数没有对应者（用 fp.mapping 查看）",
+    "{n} of {m} values of run A are values of run B, too": "运行 A 的 {m} 个数值中，有 {n} 个运行 B 也有",
+    "what run {name} returns is held against {result} of the other run": "运行 {name} 的返回值与另一次运行的 {result} 比较",
+    "it and all that follows are apart from run B's values by no more than tables rounded to float32 make": "它及其后的一切与运行 B 的数值之差，"
+    "不超过把表舍入到 float32 所造成的差异",
+    "what goes into it, run B has, too; this value it has not: there, {place} makes it": "进入它的数值运行 B 也有，但这个数值没有：在那里由 {place} 算出",
+    "what goes into it, run B has, too; this value it has not: the module there is {module}": "进入它的数值运行 B 也有，但这个数值没有：那里的模块是 {module}",
+    "what goes into it, run B has, too; this value it has not": "进入它的数值运行 B 也有，但这个数值没有",
     "{n} ops whose lines have moved were matched by their order and function": "有 {n} 个算子所在的行已移动，按其顺序和函数对应",
     "its values were not recorded: coordinates are counted, not elements": "没有记录它的数值：计数的是坐标，而不是元素",
     "the runs differ; whether that is rounding can't be told from what was recorded": "两次运行不同；仅凭记录无法判断是否只是舍入",

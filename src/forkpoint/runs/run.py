@@ -82,6 +82,8 @@ class Run:
         self.name = name
         self.gradients = False
         """Whether the calls are made with gradients on: only where they fail without."""
+        self.returns = ""
+        """What to call the one tensor that the model returns, where the other run has a name for it."""
         _check_model(model, call)
         if layout is not None:
             _check_layout(layout, self.calls)
@@ -186,9 +188,8 @@ class Run:
         return not now or not following or bool(now & following)
 
     def _invoke(self, inputs: dict[str, Any]) -> Any:
-        if self.call is not None:
-            return self.call(self.model, inputs)
-        return self.model(**inputs)
+        output = self.model(**inputs) if self.call is None else self.call(self.model, inputs)
+        return {self.returns: output} if self.returns else output
 
 
 def _as_calls(inputs: Given | Sequence[Given], model: Any) -> tuple[dict[str, Any], ...]:

@@ -51,6 +51,7 @@ class RecordedRun(Run):
     def __init__(self, calls: tuple[dict[str, Any], ...], layout: Layout, name: str) -> None:
         self.model, self.call, self.name = None, None, name
         self.calls, self.layout, self.layout_is_read = calls, layout, False
+        self.returns = ""
 
     @property
     def roots(self) -> tuple[nn.Module, ...]:  # pyright: ignore[reportIncompatibleVariableOverride]
