@@ -92,9 +92,10 @@ def _of_a_port(
 ) -> tuple[Judgement, tuple[str, ...]]:
     """A judgement of runs whose ops do not meet by name: the origin is where their values part."""
     port = explain_port(session, mapping)
-    if port.origin is None or judged.verdict.kind is not VerdictKind.SEMANTIC:
+    if judged.verdict.kind is not VerdictKind.SEMANTIC:
         return judged, port.notes
-    return replace(judged, origins=(port.origin,), found=None), port.notes
+    origins = () if port.origin is None else (port.origin,)
+    return replace(judged, origins=origins, found=None), port.notes
 
 
 def _trace(

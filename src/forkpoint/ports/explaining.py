@@ -57,6 +57,9 @@ def explain_port(session: Session, known: Mapping | None = None) -> Port:
             f"{left} parameters of run A have no counterpart (fp.mapping shows them)"
         )
     if parting is None:
+        notes.append(
+            "in float64 the last value of run A is that of run B to within one part in a thousand million"
+        )
         return Port(None, tuple(notes))
     notes.append(f"{parting.met} of {parting.total} values of run A are values of run B, too")
     return Port(_divergence(session, parting, modules), tuple(notes))

@@ -107,6 +107,8 @@ SENTENCES: dict[str, str] = {
     "modules matched by their weights: {names}": "按权重对应的模块：{names}",
     "names do not meet: {n} pairs of parameters, or of parts of them, were found by their values; {left} parameters of run A "
     "have no counterpart (fp.mapping shows them)": "名称对不上：按数值找到了 {n} 对参数（或其部分）；运行 A 有 {left} 个参数没有对应者（用 fp.mapping 查看）",
+    "in float64 the last value of run A is that of run B to within one part in a thousand million": "在 float64 中，运行 A 的最后一个数值与运行 B 的"
+    "相差不超过十亿分之一",
     "{n} of {m} values of run A are values of run B, too": "运行 A 的 {m} 个数值中，有 {n} 个运行 B 也有",
     "what run {name} returns is held against {result} of the other run": "运行 {name} 的返回值与另一次运行的 {result} 比较",
     "it and all that follows are apart from run B's values by no more than tables rounded to float32 make": "它及其后的一切与运行 B 的数值之差，"
