@@ -130,9 +130,8 @@ def sound(family: str) -> str:
     result, _ = compared(family)
     if result.verdict.kind is fp.VerdictKind.ROUNDING:
         return ""
-    note = "" if result.origin is None else result.origin.note
-    return (
-        ""
-        if "no more than tables rounded to float32" in note
-        else f"{result.verdict.kind.value}: {result.origin}"
-    )
+    if result.origin is None:
+        near = any("one part in a thousand million" in note for note in result.notes)
+        return "" if near else f"{result.verdict.kind.value}, no origin"
+    tables = "no more than tables rounded to float32" in result.origin.note
+    return "" if tables else f"{result.verdict.kind.value}: {result.origin.op}"
