@@ -65,6 +65,8 @@ ERRORS: dict[str, str] = {
     "a script of Python": "一个 Python 脚本",
     "--rename {given}": "--rename {given}",
     "THEIRS=OURS": "THEIRS=OURS",
+    "a folder that is new or empty": "新的或空的文件夹",
+    "vllm, or a folder that an engine was recorded to": "vllm，或记录了引擎的文件夹",
     # 模型
     "can't write to the cache {folder}: {error}": "无法写入缓存 {folder}：{error}",
     "set FORKPOINT_CACHE": "请设置 FORKPOINT_CACHE",

@@ -39,6 +39,19 @@ HELP: dict[str, str] = {
     "下来的对数概率，说明两个引擎有何不同：温度、top-p、位置错开、权重不同。",
     "Ask a question as it is, and again layout-invariantly: is the difference gone?": "先照原样提问，再以布局不变的方式提问：差异"
     "消失了吗？",
+    "Hold an engine against transformers, op by op on the same inputs: were both asked the same, where do they part, what does it cost?": "把"
+    "推理引擎与 transformers 在同样的输入上逐个算子比较：两者被问的是否相同，从哪里分开，代价多大？",
+    "vllm, or what an engine recorded.": "vllm，或引擎所记录的内容。",
+    "The Python of an environment that has vLLM; by default this one.": "装有 vLLM 的环境的 Python；默认为当前环境。",
+    "An argument of vllm.LLM; may be given again.": "vllm.LLM 的一个参数；可以多次给出。",
+    "Keep what the engine recorded there.": "把引擎的记录保存在那里。",
+    "The engine's; by default it is greedy.": "引擎的设置；默认为贪心。",
+    "The engine's.": "引擎的设置。",
+    "Tokens that the engine generates.": "引擎生成的词元数。",
+    "THEIRS=OURS: modules of the engine whose paths begin or end so are the reference's; may be given again.": "THEIRS=OURS：引擎中路径"
+    "如此开头或结尾的模块对应参照的模块；可以多次给出。",
+    "Exit status: 0 if nothing but rounding is seen, 1 if there is more, 3 if it can't be told.": "退出状态：除舍入外没有发现别的为 0，还有"
+    "别的为 1，无法判断为 3。",
     # 退出状态
     "Exit status: 0 identical or rounding; 1 semantic, nondeterminism or inputs; 2 unusable arguments; 3 undetermined.": "退出状态：0 "
     "完全一致或舍入误差；1 语义差异、不确定性或输入不同；2 参数无法使用；3 无法判定。",

@@ -13,6 +13,7 @@ SENTENCES: dict[str, str] = {
     "weights": "权重",
     "tokenizer": "分词器",
     "saving": "保存",
+    "loading vLLM and recording it": "正在加载 vLLM 并记录",
     "reading the traces": "读取记录",
     "comparing digests": "比较摘要",
     "comparing results": "比较结果",
