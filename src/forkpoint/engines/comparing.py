@@ -210,15 +210,11 @@ class _Comparison:
         return _Said(VerdictKind.ROUNDING, None, text, _SWITCH_ROUNDING if table.dtype != "float32" else "")
 
     def _sampling(self, check: Check, screening: Screening | None) -> _Said:
-        cause = screening.cause if screening is not None and _says_sampling(screening) else None
-        if cause is None:
-            cause = (
-                "temperature"
-                if "temperature" in check.text
-                else "top_p"
-                if "top_p" in check.text
-                else "top_k"
-            )
+        # what the engine was told comes before what its numbers look like
+        told = next((name for name in ("temperature", "top_p", "top_k") if f"{name}=" in check.text), None)
+        cause = told if check.outcome == "differs" else None
+        if cause is None and screening is not None and _says_sampling(screening):
+            cause = screening.cause
         text = check.text if check.outcome == "differs" else ""
         text = text or (screening.summary if screening is not None else "")
         switch = "Report log-probabilities of the plain distribution (logprobs_mode='raw_logprobs'), or apply the same on both sides."
