@@ -231,9 +231,10 @@ def _() -> Pair:
     "29-one-weight-padded",
     "One weight differs by one ULP, and run b is padded on the left",
     PARAMETERS,
+    IDENTICAL,
     truth=UNCHECKED,
     check=_one_bit,
-    note="two causes: the inputs weigh more than rounding",
+    note="two causes: the inputs weigh more than rounding, which swallows both on some processors",
 )
 def _() -> Pair:
     b = models.llama("sdpa")
