@@ -12,6 +12,7 @@ import statistics
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -50,7 +51,9 @@ def recorded(subject: Subject, ids: torch.Tensor, calls: int, begun: list[float]
 
 
 def measure(subject: Subject, tokens: int, calls: int, repetitions: int) -> dict[str, object]:
-    ids = torch.randint(0, 1000, (1, tokens), generator=torch.Generator().manual_seed(0))
+    model: Any = subject.model
+    words = model.config.vocab_size
+    ids = torch.randint(0, min(words, 1000), (1, tokens), generator=torch.Generator().manual_seed(0))
     begun: list[float] = []
     ways = {
         "plain": lambda: plain(subject, ids, calls),

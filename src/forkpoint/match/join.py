@@ -23,7 +23,7 @@ from collections.abc import Hashable, Sequence
 
 import numpy as np
 
-from forkpoint.capture.coordinates import CoordinateTable
+from forkpoint.capture.coordinates import CoordinateTable, Ids
 from forkpoint.capture.labels import Label
 from forkpoint.capture.trace import WHOLE, Op, Trace
 from forkpoint.match.columns import Columns, Maker
@@ -76,7 +76,7 @@ class Join:
                 tally = Tally()
                 if columns_a.passes and columns_b.passes:
                     compare_series(columns_a, columns_b, self.shared, tally)
-                    return _told(row, tally)
+                    return self._said(row, tally, columns_a.ids, columns_b.ids)
                 row.status = "view"
                 return row
         passes_a = _with_digests(self.a, self._ops_a, events_a)
@@ -90,14 +90,19 @@ class Join:
         for reason in dict.fromkeys((*unread[0], *unread[1])):
             tally.skip(max(reasons.count(reason) for reasons in unread), reason)
         self._compare(passes_a, passes_b, tally)
+        return self._said(
+            row, tally, *(np.concatenate([p.cells.ids for p in run]) for run in (passes_a, passes_b))
+        )
+
+    def _said(self, row: Joined, tally: Tally, ids_a: Ids, ids_b: Ids) -> Joined:
+        """An op with what was counted of it; where nothing was, with the coordinates of its cells as the reason if they are."""
         found = _told(row, tally)
-        if found.status == "not compared" and self._is_of_others(passes_a, passes_b):
+        if found.status == "not compared" and self._is_of_others(ids_a, ids_b):
             found.reason = OF_OTHERS
         return found
 
-    def _is_of_others(self, a: list[Pass], b: list[Pass]) -> bool:
+    def _is_of_others(self, ids_a: Ids, ids_b: Ids) -> bool:
         """Whether each run has values of known tokens, of which the other has none there."""
-        ids_a, ids_b = (np.concatenate([p.cells.ids for p in run]) for run in (a, b))
         if any(WHOLE in ids or not (ids >= 0).any() for ids in (ids_a, ids_b)):
             return False
         numbers = np.intersect1d(self.shared.a[ids_a], self.shared.b[ids_b])
