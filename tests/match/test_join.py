@@ -182,11 +182,14 @@ def test_a_cache_that_was_changed_differs_where_it_is_read_again():
 @pytest.mark.parametrize(("spoil", "differing"), [(0.0, 0), (0.5, 4)])
 def test_a_key_that_one_run_alone_reads_again_meets_the_key_as_it_was_made(spoil, differing):
     def always(x: Tensor, past_key_values: Any = None, spoil: float = 0.0) -> dict[str, Any]:
-        past = x[:, :0] @ W if past_key_values is None else past_key_values[0] + spoil
-        keys = torch.cat([past, x @ W], 1)
+        past = x[:, :0] @ signs if past_key_values is None else past_key_values[0] + spoil
+        keys = torch.cat([past, x @ signs], 1)
         return {"out": keys[:, -x.shape[1] :] * 1, "past_key_values": (keys,)}
 
-    x = noise(1, 6, 7)
+    x, signs = (
+        noise(1, 6, 7).mul(8).round(),
+        W.sign(),
+    )  # sums of whole numbers: of the same bits for any number of rows
     steps = [{"x": x[:, :4]}, {"x": x[:, 4:], "spoil": spoil}]
     for swap in (False, True):
         found = joined(always, *((steps, {"x": x}) if swap else ({"x": x}, steps)))
