@@ -4,6 +4,10 @@ projections, `(hidden, residual)` pairs, rotation in place.
 It takes its weights from a Llama or a Qwen3 of transformers, and computes the same function.
 """
 
+# pyright: reportCallIssue=false, reportAttributeAccessIssue=false, reportArgumentType=false, reportOperatorIssue=false
+# pyright: reportReturnType=false, reportGeneralTypeIssues=false, reportIndexIssue=false
+# A module's attributes are of no type that torch declares.
+
 from __future__ import annotations
 
 from dataclasses import dataclass

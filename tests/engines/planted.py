@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import wraps
@@ -27,7 +27,7 @@ class Fault:
     change: Callable[[Any], Any] | tuple[str, Callable[[Any], Any]]
 
     @contextmanager
-    def planted(self, model: nn.Module) -> Iterator[None]:
+    def planted(self, model: nn.Module) -> Generator[None]:
         module = model.get_submodule(self.path)
         if isinstance(self.change, tuple):
             names, change = self.change

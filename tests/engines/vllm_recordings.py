@@ -3,6 +3,9 @@
 python tests/engines/vllm_recordings.py MODEL FOLDER [sound|faults|misleading …]
 """
 
+# pyright: reportMissingImports=false, reportIndexIssue=false, reportAttributeAccessIssue=false
+# vLLM is installed in an environment of its own.
+
 from __future__ import annotations
 
 import os

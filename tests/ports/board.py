@@ -98,7 +98,7 @@ def compared(family: str, right: str = "", wrong: str = "") -> tuple[fp.Result, 
     text = (WRITTEN / f"{family}.py").read_text(encoding="utf-8")
     assert not right or text.count(right) == 1, f"{right!r} is there {text.count(right)} times"
     source = text.replace(right, wrong)
-    reference = ARCHITECTURES[FAMILIES[family]].build(**CHANGES.get(family, {}))
+    reference = ARCHITECTURES[FAMILIES[family]].build(**CHANGES.get(family, {}))  # pyright: ignore[reportArgumentType]
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / f"{family}_port.py"
         path.write_text(source, encoding="utf-8")
