@@ -35,8 +35,9 @@ def _(x: Tensor, weight: Tensor) -> Tensor:
 
 @torch.library.custom_op("forkpoint_tests::centred_product", mutates_args=())
 def centred_product(x: Tensor, weight: Tensor) -> Tensor:
-    """Each token loses the mean of all of them first."""
-    return (x - x.mean((0, 1))) @ weight.t()
+    """Each token loses a sum of all of them first, in which each has a weight of its place."""
+    places = torch.arange(x.shape[0] * x.shape[1], dtype=x.dtype).reshape(*x.shape[:2], 1)
+    return (x - (places * x).sum((0, 1))) @ weight.t()
 
 
 @torch.library.custom_op("forkpoint_tests::refusing", mutates_args=())
