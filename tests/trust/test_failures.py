@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+import typer
 from tests.trust.failures import FILES, MEMORY, Scenario, build, disturbed, is_clear, main
 from tests.trust.interrupts import state
 from torch import nn
@@ -139,12 +140,15 @@ def test_an_op_without_memory_at_every_place():
 def test_memory_that_is_short_is_said_in_one_line(capsys, monkeypatch):
     from forkpoint import cli
 
-    def short(*_: object, **__: object) -> None:
+    app = typer.Typer()
+
+    @app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+    def short() -> None:
         raise RuntimeError(
             "[enforce fail at alloc_cpu.cpp:1] DefaultCPUAllocator: can't allocate memory: you tried"
         )
 
-    monkeypatch.setattr(cli, "app", short)
+    monkeypatch.setattr(cli, "app", app)
     with pytest.raises(SystemExit) as ended:
         cli.main(["padding", "demo", "-p", "Hello"])
     assert ended.value.code == 2

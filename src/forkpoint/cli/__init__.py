@@ -32,9 +32,9 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
 
 
 def _status(arguments: tuple[str, ...]) -> int:
-    command = typer.main.get_command(app)
-    translate(command)
     try:
+        command = typer.main.get_command(app)
+        translate(command)
         return command(arguments, prog_name="forkpoint", standalone_mode=False) or 0
     except KeyboardInterrupt:
         return INTERRUPTED
