@@ -301,6 +301,41 @@ def test_log_probabilities_of_tokens_that_were_not_computed_are_told(
     assert "reset_prefix_cache" in found.switch
 
 
+def test_log_probabilities_of_an_earlier_run_that_are_right_are_no_error(
+    qwen3: torch.nn.Module, tmp_path: Path
+) -> None:
+    engine = FakeEngine(qwen3)
+    engine.answer(PROMPTS)
+    before = recorded(engine, PROMPTS, tmp_path / "whole")
+    engine.known = {0: 4}
+    folder = recorded(engine, PROMPTS, tmp_path / "r")
+    keep_cached(engine, folder, 0, 4)
+    facts = json.loads((folder / FACTS).read_text())
+    facts["reported"] = json.loads((before / FACTS).read_text())["reported"]
+    (folder / FACTS).write_text(json.dumps(facts))
+    found = fp.compare_engine(qwen3, folder)
+    assert found.agrees, str(found)
+    [check] = [check for check in found.question if check.name == "reported_elsewhere"]
+    assert check.outcome == "unknown"
+
+
+def test_other_log_probabilities_than_those_of_its_logits_are_not_blamed_on_the_cache(
+    qwen3: torch.nn.Module, tmp_path: Path
+) -> None:
+    """Although some tokens were found in it."""
+    engine = FakeEngine(qwen3)
+    engine.answer(PROMPTS)
+    engine.known = {0: 4}
+    folder = recorded(engine, PROMPTS, tmp_path / "r")
+    keep_cached(engine, folder, 0, 4)
+    facts = json.loads((folder / FACTS).read_text())
+    told = facts["reported"][1]["logprobs"]
+    facts["reported"][1]["logprobs"] = [None if p is None else p - 0.5 for p in told]
+    (folder / FACTS).write_text(json.dumps(facts))
+    found = fp.compare_engine(qwen3, folder)
+    assert (found.verdict, found.mechanism, found.switch) == ("semantic", None, "")
+
+
 def test_a_temperature_on_one_side_is_told(qwen3: torch.nn.Module, tmp_path: Path) -> None:
     folder = recorded(FakeEngine(qwen3), PROMPTS, tmp_path / "r", temperature=0.7)
     found = fp.compare_engine(qwen3, folder)

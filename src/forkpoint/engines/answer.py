@@ -17,7 +17,7 @@ class Check:
     """One part of the question whether both were asked the same."""
 
     name: str
-    """`token_ids`, `positions`, `sampling`, `weights`, `prefix_cache`, `warm_up`."""
+    """`token_ids`, `positions`, `sampling`, `weights`, `prefix_cache`, `warm_up`, `reported`, `reported_elsewhere`."""
     outcome: str
     """`same`, `differs` or `unknown`."""
     text: str

@@ -189,10 +189,12 @@ class _Comparison:
             return _Said(VerdictKind.SEMANTIC, None, _blamed(first))
         if texts["sampling"].outcome == "differs" or _says_sampling(screening):
             return self._sampling(texts["sampling"], screening)
+        elsewhere = texts.get("reported_elsewhere")
+        if elsewhere is not None and elsewhere.outcome == "differs":
+            return _Said(VerdictKind.SEMANTIC, "cache_state", elsewhere.text, _SWITCH_PREFIX)
         told = texts.get("reported")
         if told is not None and told.outcome == "differs":
-            switch = _SWITCH_PREFIX if texts["prefix_cache"].outcome != "same" else ""
-            return _Said(VerdictKind.SEMANTIC, "cache_state" if switch else None, told.text, switch)
+            return _Said(VerdictKind.SEMANTIC, None, told.text)
         if not (logits and table.rows):
             text = "the engine's logits were not recorded: what lies between the last op that was compared and them is unknown"
             return _Said(VerdictKind.UNDETERMINED, None, text)

@@ -449,6 +449,7 @@ PHRASES: dict[str, str] = {
     "check.prefix_cache": "前缀缓存",
     "check.warm_up": "预热",
     "check.reported": "返回的",
+    "check.reported_elsewhere": "另处返回的",
     "engines.first": "在相同输入上，第一个超出舍入的算子",
     "engines.away": "与 float64 之差",
     "engines.away.both": "引擎 {a}，参照 {b}",

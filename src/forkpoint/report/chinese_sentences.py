@@ -32,6 +32,9 @@ SENTENCES: dict[str, str] = {
     "正如温度所致",
     "{n} tokens are ruled out on one side, and no known cut explains the others": "有 {n} 个词元被一方排除，而没有已知的裁剪能解释"
     "其余的",
+    "the gap is of the size that rounding in {dtype} makes in the median, and {n} of {m} tokens are more than {times} times as far "
+    "apart, first token {token} of sequence {sequence}": "差距的中位数是 {dtype} 舍入所致的大小，但 {m} 个词元中有 {n} 个相差更大，"
+    "超过其 {times} 倍，首先是序列 {sequence} 的词元 {token}",
     "the gap is of the size that rounding in {dtype} makes: {size} of a logit; weights that differ by as little can't be told from "
     "that": "差距是 {dtype} 舍入所致的大小：一个 logit 的 {size}；相差这么小的权重无法与之区分",
     "{n} tokens are too few to tell the cause of a gap of {size} of a logit": "{n} 个词元太少，无法判断差距（一个 logit 的 {size}）的原因",
@@ -39,6 +42,8 @@ SENTENCES: dict[str, str] = {
     "一个 logit 的 {size}，即 {dtype} 机器精度的 {n} 倍：两个引擎算的不是同一个东西，例如权重陈旧",
     # 引擎
     "{n} calls of the engine that computed no request's tokens were left out": "略去了引擎的 {n} 次调用，它们没有计算任何请求的词元",
+    "{n} log-probabilities were returned of tokens whose logits were not computed in this run; they are the reference's but for "
+    "rounding": "返回了 {n} 个词元的对数概率，而这次运行没有计算它们的 logits；除舍入外它们与参考一致",
     "sample {sample} was given {n} times the token {token}: a warm-up was recorded in place of the prompt": "样本 {sample} 得到的是"
     " {n} 次词元 {token}：记录下来的是预热而不是提示",
     "sample {sample} was given other token ids at {n} of {m} positions, first at {place}": "样本 {sample} 在 {m} 个位置中的 {n} 个"

@@ -454,6 +454,7 @@ PHRASES: dict[str, str] = {
     "check.prefix_cache": "prefix cache",
     "check.warm_up": "warm-up",
     "check.reported": "reported",
+    "check.reported_elsewhere": "reported elsewhere",
     "engines.first": "The first op that is more than rounding apart, on the same inputs",
     "engines.away": "from float64",
     "engines.away.both": "{a} the engine, {b} the reference",

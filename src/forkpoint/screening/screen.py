@@ -34,7 +34,11 @@ NOISE = 10
 are some 0.01 to 0.05 apart from those of another engine, which is 1 to 6 units (of SmolLM2 in bfloat16 against float32, 6)."""
 LEAST_NOISE = 1e-4
 """That much is rounding in any dtype: engines sum in other orders, through dozens of layers."""
+FAR = 10
+"""Times `noise` by which no token's gap exceeds it where all is rounding: a median says nothing of a few tokens."""
 MAX_SHIFT = 4
+LEAST_DOUBT = 0.1
+"""1 - p of a token whose gap says something of its logit."""
 FEW = 8
 """Tokens below which no cause but the plain ones is looked for."""
 
@@ -100,7 +104,7 @@ def _cause(pairs: list[tuple[Sequence_, Sequence_]], dtype: str) -> Screening:
         found = _cut(plain, tokens, tried)
     if found is None:
         found = _temperature(plain, tokens, tried)
-    return _rest(plain, tokens, dtype, tuple(tried)) if found is None else found
+    return _rest(plain, tokens, pairs, dtype, tuple(tried)) if found is None else found
 
 
 # ---------------------------------------------------------------------- the same question?
@@ -157,10 +161,21 @@ def _mean(values: Floats) -> float:
 def _logit_noise(tokens: _Tokens) -> float | None:
     """|gap| / (1 - p): a logit that moves by x moves log p by (1 - p) x."""
     doubt = -np.expm1(np.maximum(tokens.p, tokens.q))
-    uncertain = doubt > 0.1
+    uncertain = doubt > LEAST_DOUBT
     if not uncertain.any():
         return None
     return float(np.median(np.abs(tokens.gap[uncertain]) / doubt[uncertain]))
+
+
+def _far(pairs: list[tuple[Sequence_, Sequence_]], limit: float) -> list[tuple[int, int]]:
+    """(sequence, token) of each token whose gap is larger than a logit that moves by `limit` makes it."""
+    found: list[tuple[int, int]] = []
+    for number, (one, other) in enumerate(pairs):
+        p, q = one.logprobs, other.logprobs
+        at = np.flatnonzero(np.isfinite(p) & np.isfinite(q))
+        doubt = np.maximum(-np.expm1(np.maximum(p[at], q[at])), LEAST_DOUBT)
+        found += [(number, int(token)) for token in at[np.abs(q[at] - p[at]) / doubt > limit]]
+    return found
 
 
 # ---------------------------------------------------------------------- causes
@@ -327,8 +342,10 @@ def _logit(logp: Floats) -> Floats:
         return logp - np.log(-np.expm1(np.minimum(logp, 0.0)))
 
 
-def _rest(plain: Screening, tokens: _Tokens, dtype: str, tried: tuple[str, ...]) -> Screening:
-    """Rounding, if the gap is of its size; else something that changes the function.
+def _rest(
+    plain: Screening, tokens: _Tokens, pairs: list[tuple[Sequence_, Sequence_]], dtype: str, tried: tuple[str, ...]
+) -> Screening:
+    """Rounding, if the gap is of its size at every token; else something that changes the function.
 
     Args:
         tried: what was tried in vain.
@@ -339,6 +356,13 @@ def _rest(plain: Screening, tokens: _Tokens, dtype: str, tried: tuple[str, ...])
         return replace(plain, cause="unknown", summary=text, evidence=tried)
     size = noise if noise is not None else plain.mean_abs
     if size <= tokens.noise:
+        far = _far(pairs, FAR * tokens.noise)
+        if far:
+            text = (
+                f"the gap is of the size that rounding in {dtype} makes in the median, and {len(far)} of {plain.tokens} tokens are "
+                f"more than {FAR} times as far apart, first token {far[0][1]} of sequence {far[0][0]}"
+            )
+            return replace(plain, cause="unknown", summary=text, first=far[0], evidence=tried)
         text = (
             f"the gap is of the size that rounding in {dtype} makes: {size:.3g} of a logit; weights that differ by as little "
             "can't be told from that"
