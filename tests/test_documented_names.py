@@ -17,7 +17,7 @@ import typer
 
 import forkpoint as fp
 from forkpoint.cli.app import app
-from forkpoint.report import chinese, chinese_sentences, english
+from forkpoint.report.catalogue import chinese, english
 
 ROOT = Path(__file__).parents[1]
 PAGES = [
@@ -53,9 +53,9 @@ def message_texts() -> Iterator[tuple[str, str]]:
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.Constant) and isinstance(node.value, str):
                 yield f"{path.name}:{node.lineno}", node.value
-    for catalogue in (english.PHRASES, chinese.PHRASES, chinese_sentences.SENTENCES):
+    for catalogue in (english.PHRASES, chinese.PHRASES, chinese.SENTENCES):
         for key, phrase in catalogue.items():
-            yield key, f"{key if catalogue is chinese_sentences.SENTENCES else ''} {phrase}"
+            yield key, f"{key if catalogue is chinese.SENTENCES else ''} {phrase}"
 
 
 def texts() -> Iterator[tuple[str, str]]:

@@ -17,7 +17,7 @@ from forkpoint.cli import main
 from forkpoint.cli.app import app
 from forkpoint.cli.language import OF_TYPER
 from forkpoint.errors import InputError
-from forkpoint.report import chinese_errors, chinese_help, english
+from forkpoint.report.catalogue import chinese, english
 from forkpoint.report.words import Words
 
 ROOT = Path(forkpoint.__file__).parent
@@ -51,7 +51,7 @@ def test_every_help_text_has_its_chinese() -> None:
 
 
 def test_no_chinese_help_is_left_of_a_text_that_is_gone() -> None:
-    assert set(chinese_help.HELP) - helps() == {"Show this message and exit."}  # typer's own
+    assert set(chinese.HELP) - helps() == {"Show this message and exit."}  # typer's own
 
 
 def shown(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str]:
@@ -170,7 +170,7 @@ def text_of(node: ast.AST) -> str | None:
 def sources(*parts: str) -> Iterator[Path]:
     for part in parts:
         for path in sorted((ROOT / part).rglob("*.py")):
-            if not path.name.startswith(("english", "chinese")):
+            if "catalogue" not in path.parts:
                 yield path
 
 
@@ -197,7 +197,7 @@ def test_every_error_has_its_chinese(place: str, text: str) -> None:
     assert text in UNSAID or ZH.error(text) is not None, place
 
 
-@pytest.mark.parametrize(("source", "translation"), list(chinese_errors.ERRORS.items()))
+@pytest.mark.parametrize(("source", "translation"), list(chinese.ERRORS.items()))
 def test_a_translated_error_keeps_what_was_given(source: str, translation: str) -> None:
     """Paths and figures; numbers and names that the system adds may go."""
     assert placeholders(source) - placeholders(translation) <= {"n", "at", "name", "error"}
@@ -266,7 +266,7 @@ def test_the_source_says_nothing_that_the_catalogue_lacks() -> None:
     missing = []
     for name, at, text in prose():
         flat = " ".join(text.split())
-        known = flat in chinese_help.HELP or text in english.PHRASES or text in english.PHRASES.values()
+        known = flat in chinese.HELP or text in english.PHRASES or text in english.PHRASES.values()
         if not (known or text in NOT_SAID.get(name, ()) or ZH.can_say(text) or ZH.error(text)):
             missing.append(f"{name}:{at}: {text}")
     assert missing == []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import importlib
 import re
 import string
 from functools import cache
@@ -12,17 +13,7 @@ import pytest
 
 import forkpoint
 from forkpoint.errors import InputError
-from forkpoint.report import (
-    chinese,
-    chinese_causes,
-    chinese_commands,
-    chinese_errors,
-    chinese_help,
-    chinese_sentences,
-    chinese_speech,
-    english,
-    english_commands,
-)
+from forkpoint.report.catalogue import chinese, english
 from forkpoint.report.words import LANGUAGES, Words
 from forkpoint.result import MECHANISMS, VerdictKind
 
@@ -40,20 +31,7 @@ PROBES = [
     "packing",
     "cache",
 ]
-CATALOGUES = [
-    Path(one.__file__)
-    for one in (
-        english,
-        english_commands,
-        chinese,
-        chinese_commands,
-        chinese_sentences,
-        chinese_causes,
-        chinese_errors,
-        chinese_help,
-        chinese_speech,
-    )
-]
+CATALOGUES = sorted(Path(forkpoint.__file__).parent.glob("report/catalogue/*/*.py"))
 STATUSES = ["equal", "differs", "view", "not compared", "only in a", "only in b"]
 
 
@@ -80,7 +58,7 @@ def test_a_chinese_phrase_is_chinese(key: str) -> None:
     assert is_name or re.search(r"[\u4e00-\u9fff]", phrase)
 
 
-@pytest.mark.parametrize(("source", "translation"), chinese_sentences.SENTENCES.items())
+@pytest.mark.parametrize(("source", "translation"), chinese.SENTENCES.items())
 def test_a_translated_sentence_keeps_its_placeholders(source: str, translation: str) -> None:
     assert placeholders(source) == placeholders(translation)
     values = {name: "1,671" if name in "nm" else f"<{name}>" for name in placeholders(source)}
@@ -91,19 +69,29 @@ def test_a_translated_sentence_keeps_its_placeholders(source: str, translation: 
     assert not Words("zh").can_say(f"Nobody wrote: {text}")
 
 
-def test_no_sentence_is_translated_in_two_places() -> None:
+@pytest.mark.parametrize("language", ["english", "chinese"])
+def test_no_key_stands_in_two_places(language: str) -> None:
     """Of two the later would count, wherever the earlier was written for."""
-    placed = chinese_causes.SENTENCES.keys() & chinese_speech.SENTENCES.keys()
-    own = Path(chinese_sentences.__file__).read_text(encoding="utf-8")
-    keys = {
-        ast.literal_eval(ast.unparse(key))
-        for node in ast.walk(ast.parse(own))
-        if isinstance(node, ast.Dict)
-        for key in node.keys
-        if key
-    }
-    assert not placed | (keys & (chinese_causes.SENTENCES.keys() | chinese_speech.SENTENCES.keys()))
-    assert Words("zh").phrase("padded on the right") == "在右侧填充"
+    kinds: dict[str, list[str]] = {}
+    for path in CATALOGUES:
+        if path.parent.name != language:
+            continue
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.AnnAssign) and isinstance(node.value, ast.Dict):
+                keys = [ast.literal_eval(key) for key in node.value.keys if key is not None]
+                kinds.setdefault(ast.unparse(node.target), []).extend(keys)
+    assert kinds.keys() >= {"PHRASES"}
+    for keys in kinds.values():
+        assert sorted(keys) == sorted(set(keys))
+
+
+def test_each_file_of_phrases_is_in_both_languages() -> None:
+    files = {path.parent.name: {} for path in CATALOGUES}
+    for path in CATALOGUES:
+        module = importlib.import_module(f"forkpoint.report.catalogue.{path.parent.name}.{path.stem}")
+        if path.stem != "__init__" and hasattr(module, "PHRASES"):
+            files[path.parent.name][path.stem] = set(module.PHRASES)
+    assert files["english"] == files["chinese"]
 
 
 @pytest.mark.parametrize("lang", LANGUAGES)
@@ -187,7 +175,7 @@ def test_every_probe_that_has_words_gives_evidence() -> None:
     assert groups <= {name for pair in named for name in pair}
 
 
-@pytest.mark.parametrize("sentence", chinese_sentences.SENTENCES)
+@pytest.mark.parametrize("sentence", chinese.SENTENCES)
 def test_a_sentence_that_is_translated_is_written_somewhere(sentence: str) -> None:
     """Four words of it in a row, or all that there are between two placeholders."""
     parts = [part.split() for part in re.split(r"\{\w+\}", sentence)]

@@ -229,9 +229,12 @@ def test_a_few_tokens_that_are_far_apart_are_not_rounding() -> None:
     near = np.random.default_rng(0).normal(-2.0, 0.5, 100)
     a = [{"token_ids": list(range(100)), "logprobs": near.tolist()}]
     far = near + 1e-6
-    assert logprobs(a, [{"token_ids": list(range(100)), "logprobs": far.tolist()}], dtype="float32").cause == "rounding"
+    assert (
+        fp.logprobs(a, [{"token_ids": list(range(100)), "logprobs": far.tolist()}], dtype="float32").cause
+        == "rounding"
+    )
     far[[40, 41]] += [0.5, -0.5]
-    found = logprobs(a, [{"token_ids": list(range(100)), "logprobs": far.tolist()}], dtype="float32")
+    found = fp.logprobs(a, [{"token_ids": list(range(100)), "logprobs": far.tolist()}], dtype="float32")
     assert (found.cause, found.first, found.agrees) == ("unknown", (0, 40), False)
     assert "2 of 100 tokens" in found.summary
 

@@ -114,7 +114,9 @@ def reported(
         if not found.agrees:
             return found, Check("reported_elsewhere", "differs", text)
         if not apart:
-            return found, Check("reported_elsewhere", "unknown", f"{text}; they are the reference's but for rounding")
+            return found, Check(
+                "reported_elsewhere", "unknown", f"{text}; they are the reference's but for rounding"
+            )
     if apart:
         text = f"{apart} of {compared} log-probabilities that the engine returned are not those of its own logits"
         return found, Check("reported", "differs", text)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import cache
 
 from forkpoint.errors import InputError
-from forkpoint.report import chinese, chinese_errors, chinese_help, chinese_sentences, english
+from forkpoint.report.catalogue import chinese, english
 from forkpoint.report.numbers import count
 
 LANGUAGES = ("en", "zh")
@@ -71,8 +71,8 @@ class Words:
             return paragraph
         head, _, command = paragraph.partition("Example: ")
         if command and not head:
-            return chinese_help.EXAMPLE + command
-        return chinese_help.HELP.get(paragraph, paragraph)
+            return chinese.EXAMPLE + command
+        return chinese.HELP.get(paragraph, paragraph)
 
     def error(self, part: str) -> str | None:
         """One of the three parts of an error; None where it is not known. Names, numbers and commands are in every language.
@@ -163,15 +163,13 @@ def _stopped(sentence: str | None) -> str | None:
 @cache
 def _errors() -> tuple[tuple[re.Pattern[str], str], ...]:
     """The template with the most text of its own first."""
-    by_text = sorted(chinese_errors.ERRORS.items(), key=lambda item: -len(re.sub(r"\{\w+\}", "", item[0])))
+    by_text = sorted(chinese.ERRORS.items(), key=lambda item: -len(re.sub(r"\{\w+\}", "", item[0])))
     return tuple((_pattern(source), translation) for source, translation in by_text)
 
 
 @cache
 def _sentences() -> tuple[tuple[re.Pattern[str], str], ...]:
-    return tuple(
-        (_pattern(source), translation) for source, translation in chinese_sentences.SENTENCES.items()
-    )
+    return tuple((_pattern(source), translation) for source, translation in chinese.SENTENCES.items())
 
 
 _NUMBER, _WORDS = r"[0-9,]+", r"(?:(?!; |\. ).)+?"

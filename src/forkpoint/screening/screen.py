@@ -343,7 +343,11 @@ def _logit(logp: Floats) -> Floats:
 
 
 def _rest(
-    plain: Screening, tokens: _Tokens, pairs: list[tuple[Sequence_, Sequence_]], dtype: str, tried: tuple[str, ...]
+    plain: Screening,
+    tokens: _Tokens,
+    pairs: list[tuple[Sequence_, Sequence_]],
+    dtype: str,
+    tried: tuple[str, ...],
 ) -> Screening:
     """Rounding, if the gap is of its size at every token; else something that changes the function.
 

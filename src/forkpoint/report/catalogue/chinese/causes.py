@@ -1,4 +1,4 @@
-"""Chinese for what mechanisms and probes write of causes, and for the names of runs; part of `chinese_sentences.SENTENCES`."""
+"""Chinese for what mechanisms and probes write of causes, and for the names of runs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Chinese phrases of what commands and the pytest plugin say beside the report: the keys of `english_commands.py`."""
+"""Chinese phrases of what commands and the pytest plugin say beside the report."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""English phrases of what commands and the pytest plugin say beside the report; `chinese_commands.py` has the same keys."""
+"""English phrases of what commands and the pytest plugin say beside the report."""
 
 from __future__ import annotations
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from forkpoint.report import chinese_causes, chinese_speech
-
 SENTENCES: dict[str, str] = {
     # 对数概率
     "{n} sequences that only one of both has were not compared": "有 {n} 个序列只在一方，没有比较",
@@ -350,10 +348,3 @@ SENTENCES: dict[str, str] = {
     "too large for its coordinates to be followed": "太大，无法跟踪其坐标",
     "it ran {kernels} in A, {others} in B": "A 中运行的是 {kernels}，B 中是 {others}",
 }
-"""Sentences that other parts of forkpoint write in English, with placeholders, and their translations.
-
-`{n}` and `{m}` stand for numbers. A sentence is translated by the first template that fits it whole, so that a
-longer template stands before one that would swallow it.
-"""
-SENTENCES.update(chinese_causes.SENTENCES)
-SENTENCES.update(chinese_speech.SENTENCES)

@@ -1,4 +1,4 @@
-"""Chinese for how far a command is, for audits, replayed scenes and notes of questions; part of `SENTENCES`."""
+"""Chinese for how far a command is, for audits, replayed scenes and notes of questions."""
 
 from __future__ import annotations
 
