@@ -231,7 +231,10 @@ def _cut(plain: Screening, tokens: _Tokens, tried: list[str]) -> Screening | Non
         doubt = np.maximum(-np.expm1(p), 1e-9)
         room = np.maximum(_spread(gain), 1e-12)  # what rounding makes, read from the tokens that lose
         loses, gains = gain < -tokens.noise * doubt, gain > np.maximum(4 * room, 1e-6)
-        if loses.mean() > 0.01 or gains.sum() < FEW or gain.mean() < 4 * room / math.sqrt(len(p)):
+        far = gain < -FAR * tokens.noise * np.maximum(doubt, LEAST_DOUBT)
+        if far.any() or loses.mean() > 0.01:
+            continue
+        if gains.sum() < FEW or gain.mean() < 4 * room / math.sqrt(len(p)):
             continue
         if _mean(gain[gains]) < 6 * room and not lost:
             continue
