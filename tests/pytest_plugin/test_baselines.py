@@ -44,9 +44,6 @@ TESTS = """
 
 @pytest.fixture
 def project(pytester, monkeypatch):
-    record(
-        fp.Run(nn.Linear(2, 2), {"input": torch.ones(1, 3, 2)})
-    )  # what it imports is forgotten by pytester otherwise
     make(pytester, monkeypatch, TESTS)
     pytester.makepyfile(model=MODEL)
     return pytester

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 from xml.etree import ElementTree as ET
 
 import pytest
@@ -153,6 +154,14 @@ def test_a_mark_is_known_to_strict_pytest_and_the_nearest_counts(pytester, monke
         """,
     )
     pytester.runpytest_inprocess(*PLUGIN, "--strict-markers").assert_outcomes(passed=2, failed=1)
+
+
+def test_what_a_run_imports_stays_imported_but_for_its_own_modules(pytester, monkeypatch):
+    monkeypatch.delitem(sys.modules, "colorsys", raising=False)
+    make(pytester, monkeypatch, "def test_it():\n    import colorsys")
+    pytester.runpytest_inprocess(*PLUGIN).assert_outcomes(passed=1)
+    assert "colorsys" in sys.modules
+    assert "test_model" not in sys.modules
 
 
 def test_a_folder_that_cannot_be_written_is_an_error_before_any_test(project):
