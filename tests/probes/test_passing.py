@@ -146,7 +146,7 @@ def test_an_experiment_in_passing_comes_to_what_a_watched_one_does():
     bench = at_the_mean(Read())
     key = frozenset({bench.store.kept[bench.root].op.key})
     for watcher in others(bench):
-        passed = bench._in_passing(watcher.afresh(), key)
+        passed = bench.experiments.in_passing(watcher.afresh(), key)
         assert passed is not None
         found = Store(1 << 20, lambda op: op.key in key)
         bench.traced.again(promotion=Promotion(), watcher=Patched(watcher, found))
@@ -163,7 +163,7 @@ def test_none_is_made_in_passing_where_tokens_are_chosen_by_what_changes(model, 
     key = frozenset({bench.store.kept[bench.root].op.key})
     monkeypatch.setattr(type(bench.traced), "in_float64", None)  # it is not even begun
     for watcher in others(bench):
-        assert bench._in_passing(watcher, key) is None
+        assert bench.experiments.in_passing(watcher, key) is None
         assert bench.again(watcher) is not None
 
 
@@ -171,12 +171,12 @@ def test_none_is_told_in_passing_where_python_reads_what_changes():
     bench = at_the_mean(ReadOut())
     key = frozenset({bench.store.kept[bench.root].op.key})
     watcher, *more = others(bench)
-    assert bench._in_passing(watcher.afresh(), key) is None
+    assert bench.experiments.in_passing(watcher.afresh(), key) is None
     assert bench.again(watcher) is not None
     runs = []
     bench.traced.in_float64 = lambda *_, **__: runs.append(1)  # type: ignore[method-assign]
     for other in more:
-        assert bench._in_passing(other, key) is None
+        assert bench.experiments.in_passing(other, key) is None
     assert not runs  # once is enough
 
 
@@ -188,7 +188,7 @@ def test_a_value_that_is_read_after_the_last_one_matters_nothing():
 
     bench = at_the_mean(Late())
     key = frozenset({bench.store.kept[bench.root].op.key})
-    assert all(bench._in_passing(watcher, key) is not None for watcher in others(bench))
+    assert all(bench.experiments.in_passing(watcher, key) is not None for watcher in others(bench))
 
 
 @pytest.mark.parametrize("model", [Read(), ReadOut(), Chosen(), Ranked()])

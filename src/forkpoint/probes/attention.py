@@ -17,12 +17,11 @@ from forkpoint.capture.functions import parameter_names
 from forkpoint.capture.labels import Label, spread
 from forkpoint.capture.recorder import Taken
 from forkpoint.errors import reraise_out_of_memory
-from forkpoint.explain.locate import fetch_op
 from forkpoint.explain.session import Session, Traced
+from forkpoint.probes.bench import Bench, benches
 from forkpoint.probes.origin import Origin
 from forkpoint.probes.positions import named_token
 from forkpoint.probes.watchers import Kept, Store
-from forkpoint.promotion import Promotion
 from forkpoint.result import ProbeResult
 
 KERNELS = frozenset({"scaled_dot_product_attention", "flex_attention"})
@@ -48,12 +47,12 @@ def sees_other_keys(session: Session, origin: Origin) -> ProbeResult | None:
         (origin.store_b, origin.root.event_b, {meeting.event_b for meeting in origin.meetings.values()}),
     )]  # fmt: skip
     if all(unmet):
-        return _differ(session, unmet[0][0], unmet[1][0])
+        return _differ(session, origin, unmet[0][0], unmet[1][0])
     reached = origin.store_a.reached([origin.root.event_a, origin.seen.event_a])
     for event in sorted(reached):
         meeting = origin.meetings.get(event)
         if meeting is not None and _attends(meeting.a) and _attends(meeting.b):
-            return _differ(session, meeting.a, meeting.b)
+            return _differ(session, origin, meeting.a, meeting.b)
     return None
 
 
@@ -71,8 +70,10 @@ def _attends(kept: Kept) -> bool:
     return kept.op.function in KERNELS
 
 
-def _differ(session: Session, a: Kept, b: Kept) -> ProbeResult | None:
-    heads_a, heads_b = _heads(session, "a", a), _heads(session, "b", b)
+def _differ(session: Session, origin: Origin, a: Kept, b: Kept) -> ProbeResult | None:
+    heads_b, heads_a = (
+        _heads(bench, kept) for bench, kept in zip(benches(session, origin), (b, a), strict=True)
+    )
     if heads_a is None or heads_b is None:
         return None
     samples = session.shared.samples
@@ -116,14 +117,11 @@ _OTHERS, _CARRIED_OVER = -1, -2
 """Keys that one run alone has: of this call, or padding; of tokens of an earlier call."""
 
 
-def _heads(session: Session, run: str, kept: Kept) -> Heads | None:
+def _heads(bench: Bench, kept: Kept) -> Heads | None:
     """In how many heads each query that both runs have sees each key that is at hand."""
-    traced, numbers, home = (
-        (session.a, session.shared.a, session.shared.home_a)
-        if run == "a"
-        else (session.b, session.shared.b, session.shared.home_b)
-    )
-    found = _weights(traced, kept)
+    traced, numbers, shared = bench.traced, bench.numbers, bench.session.shared
+    home = shared.home_a if bench.side == "a" else shared.home_b
+    found = _weights(bench, kept)
     if found is None:
         return None
     weights, label = found
@@ -143,11 +141,11 @@ def _tokens(traced: Traced) -> NDArray[np.bool_]:
     return np.asarray([*(token is not None for token in traced.recorder.table.tokens), False, False])
 
 
-def _weights(traced: Traced, kept: Kept) -> tuple[Tensor, Label] | None:
+def _weights(bench: Bench, kept: Kept) -> tuple[Tensor, Label] | None:
     """The attention weights of one call, in float64, and which query and key each belongs to."""
     if kept.op.function not in KERNELS:
         return None if kept.label is None else (kept.value, kept.label)
-    taken = fetch_op(traced, kept.op, kept.event, promotion=Promotion())
+    (taken,) = bench.experiments.fetch([(kept.op, kept.event)])
     if taken is None:
         return None
     known = _PARAMETERS.get(taken.op.function) or parameter_names(taken.op.function, len(taken.args))
@@ -156,7 +154,7 @@ def _weights(traced: Traced, kept: Kept) -> tuple[Tensor, Label] | None:
     label_query, label_key = taken.input_labels.get(id(query)), taken.input_labels.get(id(key))
     if label_query is None or label_key is None:
         return None
-    label = traced.recorder.labels.make(label_query.q, np.swapaxes(label_key.q, -1, -2))
+    label = bench.traced.recorder.labels.make(label_query.q, np.swapaxes(label_key.q, -1, -2))
     weights = _for_identity(taken, given)
     return None if label is None or label.k is None or weights is None else (weights, label)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from collections.abc import Set as AbstractSet
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -14,17 +14,15 @@ import torch
 from numpy.typing import NDArray
 
 from forkpoint.capture.labels import spread
-from forkpoint.errors import reraise_out_of_memory
 from forkpoint.explain.session import Session, Traced
 from forkpoint.match import Ints, Shared
 from forkpoint.match.align import gap, pair_elements
 from forkpoint.match.pairs import Pairs
+from forkpoint.probes.experiments import Experiments, nothing_changed
 from forkpoint.probes.meetings import Meeting
 from forkpoint.probes.origin import Origin
-from forkpoint.probes.passing import Experiment
 from forkpoint.probes.resampled import DRAWN, Resampled, Rescaled
-from forkpoint.probes.watchers import Kept, Patched, Place, Store
-from forkpoint.promotion import Promotion
+from forkpoint.probes.watchers import Kept, Store, Values
 from forkpoint.runs.layout import MAIN
 
 _UNCHANGED = 1e-9
@@ -46,21 +44,6 @@ class Moved:
     by: float
 
 
-@dataclass(frozen=True)
-class _Made:
-    """What came of an experiment.
-
-    Attributes:
-        keys: ops of which the values were kept.
-        found: these; None where the run ended in an error.
-        replaced: how many values or rows were changed.
-    """
-
-    keys: frozenset[Any]
-    found: Store | None
-    replaced: int
-
-
 @dataclass
 class Bench:
     """One run at the origin.
@@ -73,6 +56,8 @@ class Bench:
         whole: whether the runs' values of the origin were compared as those of no coordinate.
         cells: flat indices of the elements of the origin's value that were.
         asked: ops at which the same experiments are looked at, besides the origin.
+        right: run A's values that were in place in the run already: those of origins before this one.
+        righted: its events at which that was so, or the other run's.
     """
 
     session: Session
@@ -84,6 +69,8 @@ class Bench:
     whole: bool
     cells: Ints
     asked: frozenset[Any] = frozenset()
+    right: Values = field(default_factory=Values)
+    righted: frozenset[int] = frozenset()
 
     def at(self, event: int) -> Bench:
         """The same run, looked at after another event."""
@@ -233,7 +220,9 @@ class Bench:
         return torch.equal(mine.reshape(-1).sort().values, theirs.reshape(-1).sort().values)
 
     def move(self, chosen: Mask, how: str = DRAWN, **more: Any) -> Moved | None:
-        """Give chosen columns other values right before the origin: what moves there; None if none could be given.
+        """Give chosen columns other values right before the origin: what moves there; None if that can't be told.
+
+        It can't where none could be given, or where the run does not repeat itself.
 
         Args:
             chosen: ids of columns.
@@ -241,7 +230,8 @@ class Bench:
             more: as `values` takes them.
         """
         again = self.values(chosen, how, **more)
-        return None if again is None else self.compare(self.store.kept[self.root], again)
+        moved = None if again is None else self.compare(self.store.kept[self.root], again)
+        return moved if moved is None or not moved.numbers or self.repeats else None
 
     def values(
         self, chosen: Mask, how: str, *, before: AbstractSet[int] | None = None, groups: Ints | None = None
@@ -264,62 +254,18 @@ class Bench:
 
     def again(self, watcher: Resampled | Rescaled) -> Kept | None:
         """The origin's value with a watcher in the run; one that does what another did is told what came of that."""
-        kept = self.store.kept[self.root]
-        made, key = self.session.experiments, (self.side, watcher.key)
-        known = made.get(key)
-        if known is None or kept.op.key not in known.keys:
-            known = made[key] = self._made(watcher, self.asked | {kept.op.key})
-        watcher.replaced = known.replaced
-        return None if known.found is None else _at(known.found, kept.place)
+        return self.experiments.found(watcher, self.store.kept[self.root], self.asked)
 
-    def _made(self, watcher: Resampled | Rescaled, keys: frozenset[Any]) -> _Made:
-        found = Store(self.store.limit, lambda op: op.key in keys, self.store.shelf)
-        try:
-            passed = self._in_passing(watcher.afresh(), keys)
-            if passed is not None:
-                return passed
-            places = {kept.place for kept in self.store.kept.values() if kept.op.key in keys}
+    @cached_property
+    def experiments(self) -> Experiments:
+        """Makes the run again, with what was put right there."""
+        return Experiments(self.session, self.side, self.traced, self.store, self.right)
 
-            def enough() -> bool:
-                return len(found.kept) >= len(places) and places <= {
-                    kept.place for kept in found.kept.values()
-                }
-
-            self.traced.again(promotion=Promotion(), watcher=Patched(watcher, found), enough=enough)
-        except Exception as error:  # noqa: BLE001 - other values may steer the model's code anywhere
-            reraise_out_of_memory(error)
-            return _Made(keys, None, watcher.replaced)
-        return _Made(keys, found, watcher.replaced)
-
-    def _in_passing(self, watcher: Resampled | Rescaled, keys: frozenset[Any]) -> _Made | None:
-        """The same with nobody watching the rest of the run; None where that may come to something else."""
-        store, turns = self.store, self.store.turns
-        wanted = {kept.place for kept in store.kept.values() if kept.op.key in keys}
-        places = watcher.places | wanted
-        if not all(place in turns for place in places):
-            return None
-        changed = store.reached([turns[place].event for place in watcher.places])
-        last = max(turns[place].event for place in places)
-        while _are_one_call(store, last, last + 1):  # its choices come after the values that it chooses
-            last += 1
-        if any(event <= last and not self._has_numbers(event) for event in changed):
-            return None
-        lost = (self.side, "lost")
-        if lost in self.session.experiments:  # the run goes another way by what it reads
-            return None
-        promotion, found = Promotion(), Store(store.limit, shelf=store.shelf)
-        experiment = Experiment(
-            watcher, {place: turns[place] for place in places}, wanted, found, self.traced.recorder.table, promotion
-        )  # fmt: skip
-        self.traced.in_float64(promotion, under=lambda: experiment)
-        if experiment.complete:
-            return _Made(keys, found, watcher.replaced)
-        self.session.experiments[lost] = True
-        return None
-
-    def _has_numbers(self, event: int) -> bool:
-        kept = self.store.kept.get(event)
-        return kept is not None and kept.numeric
+    @property
+    def repeats(self) -> bool:
+        """Whether the control moves nothing here: where values move with nothing changed, no experiment proves anything."""
+        found = self.again(nothing_changed())
+        return found is not None and not self.compare(self.store.kept[self.root], found).numbers
 
     def compare(self, before: Kept, after: Kept) -> Moved:
         """Which of the coordinates that both runs have differ between two values of the origin."""
@@ -358,21 +304,6 @@ class Bench:
         return frozenset(int(np.flatnonzero(of == sample)[0]) for sample in samples if (of == sample).any())
 
 
-def _are_one_call(store: Store, event: int, other: int) -> bool:
-    """Whether two events are outputs of one call."""
-    if event not in store.ops or other not in store.ops:
-        return False
-    of = [
-        (op.module, op.function, op.site.chain, record.call, record.nth)
-        for op, record in (store.ops[event], store.ops[other])
-    ]
-    return of[0] == of[1]
-
-
-def _at(store: Store, place: Place) -> Kept | None:
-    return next((kept for kept in store.kept.values() if kept.place == place), None)
-
-
 def _is_content(kept: Kept) -> bool:
     """Where content becomes numbers; what is made from sizes and masks alone is the layout's."""
     given = kept.op.is_input and not kept.op.module and kept.dtype.is_floating_point
@@ -386,13 +317,15 @@ def benches(session: Session, origin: Origin, at: Meeting | None = None) -> Iter
     met_a = frozenset(origin.meetings)
     met_b = frozenset(meeting.event_b for meeting in origin.meetings.values())
     shown = [meeting for part in (origin, *origin.others) for meeting in (part.root, part.seen)]
-    for side, traced, store, met in (
-        ("b", session.b, origin.store_b, met_b),
-        ("a", session.a, origin.store_a, met_a),
+    before = [meeting for meeting in origin.meetings.values() if meeting.b.place in origin.right]
+    for side, traced, store, met, right in (
+        ("b", session.b, origin.store_b, met_b, origin.right),
+        ("a", session.a, origin.store_a, met_a, Values()),
     ):
         event, cells = (at.event_b, at.pairs.b) if side == "b" else (at.event_a, at.pairs.a)
         asked = frozenset((m.b if side == "b" else m.a).op.key for m in shown)
-        yield Bench(session, side, traced, store, event, met, whole, cells, asked)
+        righted = frozenset(m.event_b if side == "b" else m.event_a for m in before)
+        yield Bench(session, side, traced, store, event, met, whole, cells, asked, right, righted)
 
 
 def shown_in_content(session: Session, origin: Origin) -> Meeting | None:

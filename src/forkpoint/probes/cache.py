@@ -10,7 +10,7 @@ from torch import Tensor
 
 from forkpoint.errors import reraise_out_of_memory
 from forkpoint.probes.bench import Bench
-from forkpoint.probes.watchers import Store
+from forkpoint.probes.watchers import Patch, Patched, Store
 from forkpoint.promotion import Promotion
 from forkpoint.result import ProbeResult
 from forkpoint.runs.run import copy_inputs, tensors_in
@@ -93,7 +93,8 @@ def _moves(bench: Bench) -> float:
     kept = bench.store.kept[bench.root]
     found = Store(bench.store.limit, lambda op: op.key == kept.op.key, bench.store.shelf)
     try:
-        bench.traced.again(promotion=Promotion(), watcher=found, calls=calls)
+        watcher = Patched(Patch(bench.right), found)
+        bench.traced.again(promotion=Promotion(), watcher=watcher, calls=calls)
     except Exception as error:  # noqa: BLE001 - other values may steer the model's code anywhere
         reraise_out_of_memory(error)
         return 0.0

@@ -25,6 +25,7 @@ What others may use:
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -32,16 +33,17 @@ from numpy.typing import NDArray
 
 from forkpoint.errors import reraise_out_of_memory
 from forkpoint.explain.results import ResultComparison, ResultGap, compare_results
-from forkpoint.explain.session import Results, Session, Traced
+from forkpoint.explain.session import Results, Session
 from forkpoint.match import Shared
 from forkpoint.match.align import gap, pair_elements
+from forkpoint.probes.bench import Bench, benches
 from forkpoint.probes.deciding import Decision, Forcing, Key, Noting, TooLargeError, UnheldError, may_decide
 from forkpoint.probes.held import HeldRuns, Inputs64, Side
 from forkpoint.probes.inputs import Weight, same_weights
 from forkpoint.probes.moved import told
 from forkpoint.probes.origin import Origin
 from forkpoint.probes.precision import NOISE_RUNS, Precision, Rounding, excess, largest_changes
-from forkpoint.probes.watchers import Kept, OtherContent, Patched, Store
+from forkpoint.probes.watchers import InTurn, Kept, OtherContent, Patch, Patched, Place, Store, Values
 from forkpoint.result import ProbeResult
 
 MAX_NOTED = 1 << 31
@@ -232,18 +234,19 @@ def coupling_at(session: Session, origin: Origin) -> ProbeResult | None:
 
     Asked in the layout of the run that has more, of the first floating-point op that shows the difference. Decisions are
     taken in the run's own precision, on the values that they were taken on before wherever both runs have them; all else
-    is computed in float64, so that no other size of a product counts.
+    is computed in float64, so that no other size of a product counts. Where both runs have it, what comes right before the
+    origin stays as it was: what else couples them before does not come there.
 
     Returns:
         None where nothing moves, where there is nothing to replace, or the run decides nothing.
     """
-    for name, traced, numbers in (("b", session.b, session.shared.b), ("a", session.a, session.shared.a)):
-        keep = np.asarray(numbers >= 0)
-        if keep[traced.trace.table.columns].all():
+    for bench in benches(session, origin):
+        name, keep = bench.side, np.asarray(bench.numbers >= 0)
+        if keep[bench.traced.trace.table.columns].all():
             continue
         met = origin.seen.b if name == "b" else origin.seen.a
         try:
-            moved = _moved(session, traced, name, met, keep)
+            moved = _moved(bench, met, keep)
         except Exception as error:  # noqa: BLE001 - other values may steer the model's code anywhere
             reraise_out_of_memory(error)
             continue
@@ -256,16 +259,24 @@ def coupling_at(session: Session, origin: Origin) -> ProbeResult | None:
     return None
 
 
-def _moved(session: Session, traced: Traced, name: str, met: Kept, keep: NDArray[np.bool_]) -> float:
+def _moved(bench: Bench, met: Kept, keep: NDArray[np.bool_]) -> float:
     """How far other content moves the value of an op at coordinates that both runs have; 0 for rounding.
+
+    Args:
+        bench: a run at the origin.
+        met: the value.
+        keep: for each id whether both runs have it.
 
     Raises:
         TooLargeError: there are more decisions than there is room for.
     """
-    shared, shelf = session.shared.within(name), session.memory.shelf()
+    traced, shared, shelf = bench.traced, bench.shared, bench.session.memory.shelf()
+    kept = bench.store.kept
+    comes_in = {kept[event].place for event in bench.before & bench.content if event in kept}
+    keys = {met.op.key, *(kept[event].op.key for event in bench.before if event in kept)}
 
     def store() -> Store:
-        return Store(MAX_NOTED, lambda op: op.key == met.op.key, shelf)
+        return Store(MAX_NOTED, lambda op: op.key in keys, shelf)
 
     before = store()
     noting = Noting(traced.trace, shelf, MAX_NOTED, before)
@@ -283,11 +294,21 @@ def _moved(session: Session, traced: Traced, name: str, met: Kept, keep: NDArray
         runs = HeldRuns(Side(traced, noting.found), Side(traced, forcing.found), shared)
         exact, changed = store(), store()
         runs.run("a", exact)
-        runs.run("b", Patched(OtherContent(keep, seed), changed))
+        stays = Patch(_where_shared(exact, comes_in, shared))
+        runs.run("b", Patched(InTurn(OtherContent(keep, seed), stays), changed))
         largest, relative = _gap(exact, changed, met, shared)
         if relative > _UNCHANGED:
             return largest
     return 0.0
+
+
+def _where_shared(store: Store, places: AbstractSet[Place], shared: Shared) -> Values:
+    """What puts values of a run in place where both runs have them."""
+    found = (kept for kept in store.kept.values() if kept.place in places)
+    return {
+        kept.place: [(kept.value, pair_elements(kept.value, kept.label, kept.value, kept.label, shared))]
+        for kept in found
+    }
 
 
 def _gap(before: Store, after: Store, met: Kept, shared: Shared) -> tuple[float, float]:

@@ -36,7 +36,7 @@ def entrance(session: Session, leak: ContentProbe) -> tuple[Session, Origin] | N
     """
     name = leak.run
     traced, numbers = (session.a, session.shared.a) if name == "a" else (session.b, session.shared.b)
-    alone = replace(session, a=traced, b=traced, shared=session.shared.within(name))
+    alone = replace(session, a=traced, b=traced, shared=session.shared.within(name), experiments={})
     before, after = (Store(MAX_STORED, shelf=session.memory.shelf()) for _ in range(2))
     try:
         traced.again(promotion=Promotion(), watcher=before)

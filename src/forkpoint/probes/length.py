@@ -83,7 +83,13 @@ def changed(before: Tensor, after: Tensor) -> float:
 
 
 def with_columns(bench: Bench, columns: int, *, real: bool) -> Kept | None:
-    """The origin's value where the rows of its call have so many columns."""
+    """The origin's value where the rows of its call have so many columns; None if that can't be told.
+
+    It can't where origins before this one come to it: they may change with the length as well, and what is right there has
+    another form.
+    """
+    if not bench.righted.isdisjoint(bench.store.behind([bench.root])):
+        return None
     run, call = bench.traced.run, bench.call
     coordinates = run.layout.calls[call].get(MAIN)
     if coordinates is None or len(coordinates.shape) != 2:

@@ -33,7 +33,7 @@ from forkpoint.probes.trials import (
     site,
     values,
 )
-from forkpoint.probes.watchers import Place, Store
+from forkpoint.probes.watchers import Place, Store, Values
 
 MAX_STORED = 1 << 31
 """Bytes of values kept of each run at once; beyond it only the first layer that differs is looked into."""
@@ -126,7 +126,7 @@ class _Search:
         self.account = Account(self.trials, self.store_a, self.chosen, self.worse)
 
     def run(self) -> Origin | None:
-        current, rounds, idle = self._round(self.store_b), 0, 0
+        current, rounds, idle = self._round(self.store_b, {}), 0, 0
         while rounds < MAX_ROUNDS and idle < MAX_IDLE_ROUNDS:
             found = self._parts(current)
             before = self.trials.of(self.right)
@@ -148,9 +148,9 @@ class _Search:
                 return self.account.of(self._minimal([]))
         return self._fallback()
 
-    def _round(self, store: Store) -> Round:
+    def _round(self, store: Store, right: Values) -> Round:
         self._met = meet_values(self.session, self.store_a, store, self._limits, self._met)
-        return Round(store, self._met)
+        return Round(store, self._met, right)
 
     def _parts(self, current: Round) -> list[Part]:
         """The ops of roots not met before, in the order of execution."""
@@ -206,14 +206,15 @@ class _Search:
         what it makes there, of inputs that are right, still is not run A's value.
         """
         alike = self._alike(current, [*self.right, *found])
+        right = values([*self.right, *alike])
         apart: dict[Place, float] = {}
         store = Store(MAX_STORED, self.store_b.select, self.session.memory.shelf())
         try:
-            patched = self.exact.runs.patched(values([*self.right, *alike]), store, apart)
+            patched = self.exact.runs.patched(right, store, apart)
         except Exception as error:  # noqa: BLE001 - as above
             reraise_out_of_memory(error)
             return current, []
-        behind = self._round(store)
+        behind = self._round(store, right)
         wrong = behind.meetings.tainted(self.store_a, store)
         roots = [part for part in alike if self._is_root(part, apart, wrong, store)]
         self.known |= {meeting.event_a for part in roots for meeting in part.passes}

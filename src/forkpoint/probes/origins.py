@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
 from forkpoint.probes.meetings import Meeting
 from forkpoint.probes.trials import Part, Trials, are_many_layers, in_order, percent
-from forkpoint.probes.watchers import Store
+from forkpoint.probes.watchers import Store, Values
 from forkpoint.result import ProbeResult
 
 
@@ -24,6 +24,7 @@ class Origin:
             before it. NaN where that was not tried.
         store_a, store_b: what was kept of both runs.
         meetings: the values that both have, by A's event.
+        right: what was put in place in run B when `store_b` was kept: run A's values at origins that were found before.
         others: the origins after the first, which close the gap together with it; in the order of execution.
     """
 
@@ -34,6 +35,7 @@ class Origin:
     store_a: Store
     store_b: Store
     meetings: dict[int, Meeting]
+    right: Values = field(default_factory=Values)
     others: tuple[Origin, ...] = ()
 
 
@@ -79,7 +81,8 @@ class Account:
         figure = None if np.isnan(closes) else closes
         result = ProbeResult("patch", "closes", figure, text)
         root = self._entry(part).root
-        return Origin(root, part.seen, closes, result, self.store_a, part.of.store, part.of.meetings.by_a)
+        of = part.of
+        return Origin(root, part.seen, closes, result, self.store_a, of.store, of.meetings.by_a, of.right)
 
     def _entry(self, part: Part) -> Part:
         """Where the difference of a decision enters: maybe at a number that could not be put right by itself.

@@ -1,8 +1,8 @@
 """Values looked at and put in place as a run passes by, with nobody watching the rest of it: half the cost of a watched run.
 
 Where a call comes in the order of execution is known from a run whose values were kept: it is the n-th from its line of the
-source. What is found there has to have the shape that it had then, and the first that is met the same bits, since nothing
-was put in place before it; else the run has gone another way, and is made once more, watched.
+source. What is found there has to have the shape that it had then, and the same bits if nothing that was put in place
+comes to it; else the run has gone another way, and is made once more, watched.
 """
 
 from __future__ import annotations
@@ -43,7 +43,6 @@ class Passing(TorchFunctionMode):
         self.lost = False
         self.left = len(turns)
         self._promotion = promotion
-        self._met = False
         self._calls: Counter[Line] = Counter()
         self._waiting: dict[Line, dict[int, list[tuple[Place, Turn]]]] = {}
         for place, turn in turns.items():
@@ -86,7 +85,7 @@ class Passing(TorchFunctionMode):
             self._calls[line] = nth + 1
             for place, turn in waiting.get(nth, ()):
                 output = outputs[turn.output] if turn.output < len(outputs) else None
-                if output is None or not self._is_due(turn, value := self._promotion.value(output)):
+                if output is None or not _fits(turn, value := self._promotion.value(output)):
                     self.lost = True
                     continue
                 self.left -= 1
@@ -95,15 +94,14 @@ class Passing(TorchFunctionMode):
                     result = put_in_place(function, args, kwargs, result, output, new)
         return result
 
-    def _is_due(self, turn: Turn, value: Tensor) -> bool:
-        """Whether a value is the one that was to come."""
-        kept = turn.kept
-        if value.shape != kept.held.shape or value.dtype != kept.dtype:
-            return False
-        if not self._met and not torch.equal(value.nan_to_num(), kept.value.nan_to_num()):
-            return False
-        self._met = True
-        return True
+    def check(self, turn: Turn, value: Tensor) -> None:
+        """Be lost if a value that nothing comes to has other bits than it had."""
+        self.lost |= not torch.equal(value.nan_to_num(), turn.kept.value.nan_to_num())
+
+
+def _fits(turn: Turn, value: Tensor) -> bool:
+    """Whether a value has the form of the one that was to come."""
+    return value.shape == turn.kept.held.shape and value.dtype == turn.kept.dtype
 
 
 class Patching(Passing):
@@ -119,7 +117,9 @@ class Patching(Passing):
         super().__init__({place: turns[place] for place in patch.values}, promotion)
         self.patch = patch
 
-    def instead(self, place: Place, turn: Turn, value: Tensor) -> Tensor | None:  # noqa: ARG002 - as its base
+    def instead(self, place: Place, turn: Turn, value: Tensor) -> Tensor | None:
+        if not self.patch.applied:
+            self.check(turn, value)
         return self.patch.put(place, value)
 
 
@@ -137,18 +137,26 @@ class Experiment(Passing):
         found: keeps it.
         table: of the run's coordinates.
         promotion: as for `Passing`.
+        right: what was put in place when its values were kept.
+        changed: the events that its changes come to.
     """
 
     def __init__(
         self, watcher: Resampled | Rescaled, turns: Mapping[Place, Turn], wanted: set[Place], found: Store,
-        table: CoordinateTable, promotion: Promotion,
+        table: CoordinateTable, promotion: Promotion, right: Patch, changed: set[int],
     ) -> None:  # fmt: skip
         super().__init__(turns, promotion)
         self.watcher, self._wanted, self._found, self._table = watcher, wanted, found, table
+        self._right, self._changed = right, changed
 
     def instead(self, place: Place, turn: Turn, value: Tensor) -> Tensor | None:
         kept = turn.kept
+        right = self._right.put(place, value)
+        value = value if right is None else right
+        if turn.event not in self._changed:
+            self.check(turn, value)
         new = self.watcher.put(place, value, kept.label, self._table)
+        new = right if new is None else new
         if place in self._wanted:
             self._found.keep(turn.event, kept.op, kept.event, value if new is None else new, kept.label, [])
         return new

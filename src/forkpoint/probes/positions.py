@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from forkpoint.capture.writes import INDEXED_WRITES
-from forkpoint.explain.locate import Located, fetch_op, named_inputs
+from forkpoint.explain.locate import Located, named_inputs
 from forkpoint.explain.session import Session
 from forkpoint.match.pairs import Pairs
 from forkpoint.probes.bench import Bench, benches
@@ -130,7 +130,7 @@ def _indices(bench: Bench, lookup: int | None) -> list[Kept]:
 def _as_read(bench: Bench, lookup: int) -> list[Kept]:
     """The inputs of a lookup as it was called: an event that writes some elements holds no more than those."""
     op, event = bench.store.ops[lookup]
-    taken = fetch_op(bench.traced, op, event)
+    (taken,) = bench.experiments.fetch([(op, event)])
     if taken is None:
         return []
     return [Kept(op, event, t, taken.input_labels.get(id(t)), []) for t in named_inputs(taken).values()]

@@ -32,10 +32,15 @@ _HUGE = 1e30
 
 @dataclass(eq=False)
 class Round:
-    """A run of B, with some values put right, and how its values meet those of A."""
+    """A run of B, with some values put right, and how its values meet those of A.
+
+    Attributes:
+        right: the values that were put in place.
+    """
 
     store: Store
     meetings: Meetings
+    right: Values
 
 
 @dataclass(eq=False)

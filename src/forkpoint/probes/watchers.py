@@ -324,3 +324,27 @@ class Patched:
         self, recorder: Recorder, event: int, value: Tensor, label: Label | None, inputs: list[int]
     ) -> None:
         self.store.saw(recorder, event, value, label, inputs)
+
+
+@dataclass
+class InTurn:
+    """A watcher that has one change values, and then another."""
+
+    first: Watcher
+    then: Watcher
+    entrances_only: ClassVar[bool] = False
+
+    def edits(self, key: Key) -> bool:
+        return self.first.edits(key) or self.then.edits(key)
+
+    def edit(
+        self, recorder: Recorder, key: Key, nth: int, output: int, value: Tensor, label: Label | None
+    ) -> Tensor | None:
+        new = self.first.edit(recorder, key, nth, output, value, label)
+        newer = self.then.edit(recorder, key, nth, output, value if new is None else new, label)
+        return new if newer is None else newer
+
+    def saw(
+        self, recorder: Recorder, event: int, value: Tensor, label: Label | None, inputs: list[int]
+    ) -> None:
+        return None
