@@ -83,7 +83,9 @@ def test_an_experiment_moves_what_it_changes_and_nothing_else(model):
     moved = bench.move(bench.lacking, DRAWN)
     assert moved is not None
     of = bench.session.shared.coordinate
-    assert {position for _, position in map(of, moved.numbers)} == {0}  # the last column is rolled to the first
+    assert {position for _, position in map(of, moved.numbers)} == {
+        0
+    }  # the last column is rolled to the first
 
 
 def test_a_later_origin_that_couples_nothing_shows_no_coupling():

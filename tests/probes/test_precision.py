@@ -109,6 +109,20 @@ def test_noise_is_measured_until_the_gap_is_within_it(by, runs, monkeypatch):
     assert "float64's own rounding makes" in found.result.text
 
 
+@pytest.mark.parametrize(("scale", "two_models", "runs"), [(1.0, False, 1), (1e-9, False, 2), (1.0, True, 2)])
+def test_the_other_run_s_noise_is_not_measured_far_beyond_one_s(scale, two_models, runs):
+    class Columns(Model):
+        def mix(self, hidden: Tensor, **inputs: Any) -> Tensor:
+            return hidden + scale * hidden.shape[1]
+
+    model = Columns()
+    both = session(*pair(model, batch(ids()), batch(ids(), right=2), twin(model) if two_models else None))
+    exact = precision(both)
+    assert not exact.vanishes
+    assert len(exact.rounding.found) == runs
+    assert exact.measured == exact.rounding.after(runs)
+
+
 def test_rounding_is_the_largest_that_was_found():
     effects = [{"logits": 1.0, "loss": 0.5}, {"logits": 0.25, "hidden": 2.0}]
     rounding = Rounding(lambda run: effects[run])

@@ -152,8 +152,9 @@ def fetch_ops(
     promotion: Promotion | None = None,
     look: Look | None = None,
     watcher: Watcher | None = None,
+    until_found: bool = False,
 ) -> list[Taken | None]:
-    """The same for several calls, in one run, which somebody may watch."""
+    """The same for several calls, in one run, which somebody may watch, to its end or until they are found."""
     found: list[list[Taken]] = [[] for _ in wanted]
     fetches = [
         Fetch(
@@ -162,7 +163,7 @@ def fetch_ops(
         )
         for (op, event), taken in zip(wanted, found, strict=True)
     ]  # fmt: skip
-    enough = None if watcher is not None else lambda: all(found)
+    enough = (lambda: all(found)) if watcher is None or until_found else None
     traced.again(fetches, promotion=promotion, watcher=watcher, enough=enough)
     return [taken[0] if taken else None for taken in found]
 

@@ -42,6 +42,7 @@ class Case:
         origin: where the difference enters; None if it could not be located.
         held: whether the origin was found with decisions on rounded values held.
         evidence: what the experiments showed so far.
+        among: all origins, where this is about one of them.
     """
 
     session: Session
@@ -50,6 +51,7 @@ class Case:
     origin: Origin | None
     held: bool = False
     evidence: list[ProbeResult] = field(default_factory=list[ProbeResult])
+    among: tuple[Origin, ...] = ()
 
     @property
     def root(self) -> Meeting | None:
@@ -146,7 +148,8 @@ class Case:
     def each_origin(self) -> tuple[Case, ...]:
         """The same question of each origin after the first."""
         others = tuple(
-            Case(self.session, self.compared, self.content, part, held=self.held) for part in self.parts[1:]
+            Case(self.session, self.compared, self.content, part, held=self.held, among=self.parts)
+            for part in self.parts[1:]
         )
         for other in others:
             other.swap = self.swap
@@ -163,7 +166,7 @@ class Case:
         """That a query sees other keys in one run than in the other, in an attention at the origin; None where it does not."""
         if self.origin is None or not (self.attends or self.of_layout):
             return None
-        shown = sees_other_keys(self.session, self.origin)
+        shown = sees_other_keys(self.session, self.origin, self.among or self.parts)
         return shown if shown is not None and shown.outcome == "other keys" else None
 
     # ------------------------------------------------------------------ what is at the origin

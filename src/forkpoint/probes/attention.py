@@ -6,6 +6,7 @@ where one kernel does everything, from what it returns for the identity in place
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from collections.abc import Set as AbstractSet
 
 import numpy as np
@@ -36,23 +37,43 @@ _PARAMETERS = {
 """Names of parameters that torch does not tell."""
 
 
-def sees_other_keys(session: Session, origin: Origin) -> ProbeResult | None:
+def sees_other_keys(session: Session, origin: Origin, among: Iterable[Origin] = ()) -> ProbeResult | None:
     """Whether some query sees other keys, in the first attention that the difference reaches.
 
     The outcome is `other keys`, with the first such query and key, or `same keys`. None where no attention comes after
     the origin, or where its weights can't be read.
+
+    Args:
+        among: origins of which the same may be asked, so that their calls can be kept along with this one's.
     """
+    found = _attention(origin)
+    if found is None:
+        return None
+    b, a = benches(session, origin)
+    others = [(part, pair) for part in among if (pair := _attention(part)) is not None]
+    ahead_a = [kept for part, pair in others for kept in (pair[0], part.seen.a)]
+    ahead_b = [
+        kept
+        for part, pair in others
+        for kept in (pair[1], part.seen.b)
+        if part.right.keys() == origin.right.keys()
+    ]
+    return _differ(session, _heads(a, found[0], ahead_a), _heads(b, found[1], ahead_b))
+
+
+def _attention(origin: Origin) -> tuple[Kept, Kept] | None:
+    """The first attention that the difference reaches, in both runs; None where there is none."""
     unmet = [_unmet(store, at, met) for store, at, met in (
         (origin.store_a, origin.root.event_a, set(origin.meetings)),
         (origin.store_b, origin.root.event_b, {meeting.event_b for meeting in origin.meetings.values()}),
     )]  # fmt: skip
     if all(unmet):
-        return _differ(session, origin, unmet[0][0], unmet[1][0])
+        return unmet[0][0], unmet[1][0]
     reached = origin.store_a.reached([origin.root.event_a, origin.seen.event_a])
     for event in sorted(reached):
         meeting = origin.meetings.get(event)
         if meeting is not None and _attends(meeting.a) and _attends(meeting.b):
-            return _differ(session, origin, meeting.a, meeting.b)
+            return meeting.a, meeting.b
     return None
 
 
@@ -70,10 +91,7 @@ def _attends(kept: Kept) -> bool:
     return kept.op.function in KERNELS
 
 
-def _differ(session: Session, origin: Origin, a: Kept, b: Kept) -> ProbeResult | None:
-    heads_b, heads_a = (
-        _heads(bench, kept) for bench, kept in zip(benches(session, origin), (b, a), strict=True)
-    )
+def _differ(session: Session, heads_a: Heads | None, heads_b: Heads | None) -> ProbeResult | None:
     if heads_a is None or heads_b is None:
         return None
     samples = session.shared.samples
@@ -117,11 +135,11 @@ _OTHERS, _CARRIED_OVER = -1, -2
 """Keys that one run alone has: of this call, or padding; of tokens of an earlier call."""
 
 
-def _heads(bench: Bench, kept: Kept) -> Heads | None:
+def _heads(bench: Bench, kept: Kept, ahead: Sequence[Kept]) -> Heads | None:
     """In how many heads each query that both runs have sees each key that is at hand."""
     traced, numbers, shared = bench.traced, bench.numbers, bench.session.shared
     home = shared.home_a if bench.side == "a" else shared.home_b
-    found = _weights(bench, kept)
+    found = _weights(bench, kept, ahead)
     if found is None:
         return None
     weights, label = found
@@ -141,11 +159,11 @@ def _tokens(traced: Traced) -> NDArray[np.bool_]:
     return np.asarray([*(token is not None for token in traced.recorder.table.tokens), False, False])
 
 
-def _weights(bench: Bench, kept: Kept) -> tuple[Tensor, Label] | None:
+def _weights(bench: Bench, kept: Kept, ahead: Sequence[Kept]) -> tuple[Tensor, Label] | None:
     """The attention weights of one call, in float64, and which query and key each belongs to."""
     if kept.op.function not in KERNELS:
         return None if kept.label is None else (kept.value, kept.label)
-    (taken,) = bench.experiments.fetch([(kept.op, kept.event)])
+    taken = bench.experiments.fetch((kept.op, kept.event), [(one.op, one.event) for one in ahead])
     if taken is None:
         return None
     known = _PARAMETERS.get(taken.op.function) or parameter_names(taken.op.function, len(taken.args))

@@ -6,7 +6,7 @@ one is made in such a run, too, so that what it changes is all that it changes. 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,6 +21,9 @@ from forkpoint.probes.passing import Experiment
 from forkpoint.probes.resampled import Resampled, Rescaled
 from forkpoint.probes.watchers import InTurn, Kept, Patch, Patched, Place, Store, Values
 from forkpoint.promotion import Promotion
+
+Called = tuple[Op, Event]
+"""A call of a run: its op, and which of its calls it is."""
 
 
 @dataclass(frozen=True)
@@ -122,9 +125,20 @@ class Experiments:
         self.session.experiments[lost] = True
         return None
 
-    def fetch(self, wanted: Sequence[tuple[Op, Event]]) -> list[Taken | None]:
-        """Calls of the run as it is; None for one that did not come again."""
-        return fetch_ops(self.traced, wanted, promotion=Promotion(), watcher=Patch(self.right))
+    def fetch(self, one: Called, ahead: Iterable[Called] = ()) -> Taken | None:
+        """One call of the run as it is; None if it did not come again.
+
+        Args:
+            one: its op and event.
+            ahead: those of others that will be asked for, which are kept in the same run.
+        """
+        known = self.session.experiments.setdefault((*self._name, "calls"), {})
+        if _call(one) not in known:
+            wanted = [other for other in (one, *ahead) if _call(other) not in known]
+            watcher = Patch(self.right) if self.right else None
+            taken = fetch_ops(self.traced, wanted, promotion=Promotion(), watcher=watcher, until_found=True)
+            known.update(zip(map(_call, wanted), taken, strict=True))
+        return known[_call(one)]
 
     @property
     def _name(self) -> tuple[str, frozenset[Place]]:
@@ -134,6 +148,11 @@ class Experiments:
     def _has_numbers(self, event: int) -> bool:
         kept = self.store.kept.get(event)
         return kept is not None and kept.numeric
+
+
+def _call(called: Called) -> Hashable:
+    op, event = called
+    return op.key, event.call, event.nth
 
 
 def _are_one_call(store: Store, event: int, other: int) -> bool:

@@ -64,7 +64,7 @@ def _threshold(exact: Precision) -> float:
     for result in exact.compared.floating:
         scale = result.gap.max_abs / result.gap.max_rel if result.gap.max_rel else 0.0
         if scale:
-            relative = max(relative, exact.noise.get(result.result, 0.0) / scale)
+            relative = max(relative, exact.measured.get(result.result, 0.0) / scale)
     return min(max(_RELATIVE_NOISE * relative, 1e-13), 1e-6)
 
 

@@ -96,7 +96,8 @@ class Passing(TorchFunctionMode):
 
     def check(self, turn: Turn, value: Tensor) -> None:
         """Be lost if a value that nothing comes to has other bits than it had."""
-        self.lost |= not torch.equal(value.nan_to_num(), turn.kept.value.nan_to_num())
+        kept = turn.kept.value
+        self.lost |= not (torch.equal(value, kept) or torch.equal(value.nan_to_num(), kept.nan_to_num()))
 
 
 def _fits(turn: Turn, value: Tensor) -> bool:

@@ -130,7 +130,7 @@ def _indices(bench: Bench, lookup: int | None) -> list[Kept]:
 def _as_read(bench: Bench, lookup: int) -> list[Kept]:
     """The inputs of a lookup as it was called: an event that writes some elements holds no more than those."""
     op, event = bench.store.ops[lookup]
-    (taken,) = bench.experiments.fetch([(op, event)])
+    taken = bench.experiments.fetch((op, event))
     if taken is None:
         return []
     return [Kept(op, event, t, taken.input_labels.get(id(t)), []) for t in named_inputs(taken).values()]

@@ -28,6 +28,8 @@ _FALLS = 1e-3
 _TINY = 1e-9
 """Relative gap in float64 that is rounding whatever the native one is, which may be as small."""
 _EPS = 2.0**-52
+_FAR = 1e11
+"""How many times beyond one run's noise a gap is no noise of the other's, if both runs make the same operations."""
 _FLOOR = 64 * _EPS
 """Relative to the largest value: noise below which no measurement is needed."""
 
@@ -39,10 +41,13 @@ class Rounding:
 
     Args:
         measure: gives it for run number 0, 1, ...; each takes as long as a run in float64.
+
+    Attributes:
+        alike: whether the two runs whose noise it is make the same operations.
     """
 
-    def __init__(self, measure: Callable[[int], dict[str, float]]) -> None:
-        self._measure = measure
+    def __init__(self, measure: Callable[[int], dict[str, float]], *, alike: bool = False) -> None:
+        self._measure, self.alike = measure, alike
         self.found: list[dict[str, float]] = []
         """Of the runs that were made."""
 
@@ -144,6 +149,11 @@ class Precision:
         """For each result's name the largest absolute effect of float64 rounding."""
         return self.rounding.after(NOISE_RUNS)
 
+    @property
+    def measured(self) -> dict[str, float]:
+        """The same as far as something has depended on it."""
+        return self.rounding.after(len(self.rounding.found) or NOISE_RUNS)
+
     def falls_from(self, native: ResultComparison) -> bool:
         """Whether the gap is orders of magnitude below what it is in native precision: noise as large proves nothing.
 
@@ -180,7 +190,8 @@ def precision(session: Session, weights: tuple[Weight, ...] = (), *, watched: bo
         with same_weights(weights):  # one run after the other: what one of them rounds may grow more
             return measure_noise(session, "ab"[number % 2], results[number % 2], number)
 
-    rounding = Rounding(measure)
+    a, b = session.a.run, session.b.run
+    rounding = Rounding(measure, alike=a.model is b.model and a.call is b.call)
     gap = compared.max_abs
     relative = max((g.gap.max_rel for g in compared.floating), default=0.0)
     vanishes = excess(compared, rounding) <= 1
@@ -263,7 +274,7 @@ def excess(compared: ResultComparison, rounding: Rounding) -> float:
         return math.inf
     found = _times(compared, {})
     for runs in range(1, NOISE_RUNS + 1):
-        if found <= 1:
+        if found <= 1 or (rounding.alike and runs > 1 and found > _FAR):
             break
         found = _times(compared, rounding.after(runs))
     return found

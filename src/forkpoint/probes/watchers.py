@@ -271,9 +271,9 @@ class Store:
                 found[kept.place] = Turn(line, calls[line] - 1, op.output, event, kept)
         return found
 
-    @property
+    @cached_property
     def made_from(self) -> dict[int, list[int]]:
-        """For every event, the events that were made from it."""
+        """For every event of the run, which is over, the events that were made from it."""
         found: dict[int, list[int]] = {}
         for event, sources in self.sources.items():
             for source in sources:

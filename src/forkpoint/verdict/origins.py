@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 from forkpoint.capture.recorder import Taken
@@ -15,37 +16,55 @@ from forkpoint.explain.locate import (
     fetch_ops,
 )
 from forkpoint.explain.session import Session
+from forkpoint.probes.bench import benches
 from forkpoint.probes.meetings import Meeting
 from forkpoint.probes.origin import Origin
-from forkpoint.promotion import Promotion
 from forkpoint.result import Divergence
 
 
 def origins_shown(
     session: Session, found: Origin | None, tokens: Tokens, *, held: bool
 ) -> tuple[Divergence, ...]:
-    """The values at the origins: in float64, or where decisions were held in the precision in which they were taken."""
+    """The values at the origins, each with those before it put right, in float64.
+
+    Where decisions were held, they are those of the runs as they are, in the precision in which these were taken.
+    """
     if found is None:
         return ()
     origins = (found, *found.others)
-    taken_a, taken_b = (
-        fetch_ops(
-            traced, [(kept.op, kept.event) for kept in all_kept], promotion=None if held else Promotion()
-        )
-        for traced, all_kept in (
-            (session.a, [origin.seen.a for origin in origins]),
-            (session.b, [origin.seen.b for origin in origins]),
-        )
-    )
     described = (
         (origin, _described(session, origin.seen, a, b, tokens))
-        for origin, a, b in zip(origins, taken_a, taken_b, strict=True)
+        for origin, (a, b) in zip(origins, (_as_taken if held else _taken)(session, origins), strict=True)
     )
     return tuple(
         replace(shown, closes=None if math.isnan(origin.closes) else origin.closes)
         for origin, shown in described
         if shown is not None
     )
+
+
+def _taken(session: Session, origins: Sequence[Origin]) -> Iterator[tuple[Taken | None, Taken | None]]:
+    """The calls at origins of both runs, in float64."""
+    for origin in origins:
+        b, a = (bench.experiments for bench in benches(session, origin))
+        ahead = [other.seen for other in origins if other.right.keys() == origin.right.keys()]
+        seen = origin.seen
+        yield (
+            a.fetch((seen.a.op, seen.a.event), [(o.seen.a.op, o.seen.a.event) for o in origins]),
+            b.fetch((seen.b.op, seen.b.event), [(other.b.op, other.b.event) for other in ahead]),
+        )
+
+
+def _as_taken(session: Session, origins: Sequence[Origin]) -> Iterator[tuple[Taken | None, Taken | None]]:
+    """The same as the runs made them."""
+    taken_a, taken_b = (
+        fetch_ops(traced, [(kept.op, kept.event) for kept in all_kept])
+        for traced, all_kept in (
+            (session.a, [origin.seen.a for origin in origins]),
+            (session.b, [origin.seen.b for origin in origins]),
+        )
+    )
+    return zip(taken_a, taken_b, strict=True)
 
 
 def _described(
