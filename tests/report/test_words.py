@@ -155,6 +155,8 @@ def test_every_phrase_is_used() -> None:
         "design",
         "ops",
         "unfinite",
+        "matched",
+        "module_matched",
     )
     unused: list[str] = []
     for key in english.PHRASES:

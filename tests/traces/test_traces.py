@@ -7,6 +7,7 @@ import json
 import os
 import random
 import re
+import shutil
 import sys
 import threading
 from contextlib import suppress
@@ -295,6 +296,34 @@ def test_a_trace_from_elsewhere_leaves_no_copy(tmp_path: Path, monkeypatch: pyte
     assert fp.compare_traces(folder, f"file://{folder}").identical
     gc.collect()
     assert list(copies.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "address", ["zip://::{0}/whole.zip", "zip://a::file://{0}/inside.zip", "local://{0}/a/"]
+)
+def test_a_trace_in_an_archive_is_read(address: str, tmp_path: Path) -> None:
+    linear, x = nn.Linear(4, 4), torch.randn(1, 3, 4)
+    folder = recorded(tmp_path / "a", lambda: linear(x))
+    shutil.make_archive(str(tmp_path / "whole"), "zip", folder)
+    shutil.make_archive(str(tmp_path / "inside"), "zip", tmp_path, "a")
+    assert fp.compare_traces(folder, address.format(tmp_path)).identical
+    with pytest.raises(fp.InputError, match="expected a folder that forkpoint record"):
+        fp.compare_traces(folder, f"zip://::{tmp_path}/nothing.zip")
+
+
+@pytest.mark.parametrize("started", [False, True])
+def test_a_recording_does_not_start_cuda(
+    *, started: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A process that has started it can't be forked any more; where it was started, the GPU is named."""
+    named: list[str] = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: started)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda *_: named.append("") or "a GPU")
+    linear, x = nn.Linear(4, 4), torch.randn(1, 3, 4)
+    folder = recorded(tmp_path / "a", lambda: linear(x))
+    assert read(folder, "A").manifest["settings"].get("gpu") == ("a GPU" if started else None)
+    assert bool(named) is started
 
 
 def test_weights_that_can_not_be_read_are_not_said_to_differ(tmp_path: Path) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from forkpoint.report import answer, counts, divergence, drift, identity, ops, runs, unfinite
+from forkpoint.report import answer, changes, counts, divergence, drift, identity, ops, runs, unfinite
 from forkpoint.report.document import Document
 from forkpoint.report.words import Words
 
@@ -39,6 +39,7 @@ def document(
         runs.summary(result, words),
         runs.replaced(result, words),
         drift.section(result, words),
+        changes.section(result, words),
         counts.integers(result, words),
         counts.section(result, words),
         counts.notes(result, words),

@@ -6,6 +6,7 @@ import math
 from collections import Counter
 from typing import TYPE_CHECKING
 
+from forkpoint.report import changes
 from forkpoint.report.document import (
     Fact,
     Grid,
@@ -81,8 +82,9 @@ def brief(result: Result, words: Words) -> Section:
         Fact(words("op"), _op(found, words)),
         Fact(words("where"), (line(*at, *_where(found, result, words)),)),
     ]
-    text = code_line(found.code)
-    if text:
+    if found.source_b:
+        facts.append(Fact(words("source"), changes.both_sources(found)))
+    elif text := code_line(found.code):
         facts.append(Fact(words("source"), (line(code(text)),)))
     counted = _is_counted(found)
     facts.append(_counted(found, words) if counted else Fact(words("values"), (_both(found, words),)))
@@ -162,8 +164,10 @@ def _same_place(a: Divergence, b: Divergence) -> bool:
 def _blocks(found: Divergence, result: Result, words: Words) -> list[Fact | Paragraph]:
     blocks: list[Fact | Paragraph] = [
         Fact(words("op"), _op(found, words)),
-        Fact(words("source"), _source(found)),
+        Fact(words("source"), changes.both_sources(found) if found.source_b else _source(found)),
     ]
+    if found.source_b:
+        blocks.append(Fact(words("matched"), (line(changes.found_by(found, words)),)))
     if found.variable:
         blocks.append(Fact(words("variable"), (line(code(found.variable)),)))
     blocks.append(Fact(words("where"), (_where(found, result, words),)))
@@ -193,7 +197,9 @@ def _op(found: Divergence, words: Words) -> tuple[Line, ...]:
     module = strong(module_name(found.module, words))
     if found.function is None:
         return (line(module),) if found.between else (line(module), line(muted(words("op.hidden"))))
-    return (line(module, "/", strong(found.function)),)
+    here = line(module, "/", strong(found.function))
+    other = found.op_b not in ("", found.op)
+    return (here, line("B ", found.op_b)) if other else (here,)
 
 
 def _source(found: Divergence) -> tuple[Line, ...]:

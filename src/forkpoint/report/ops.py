@@ -6,6 +6,7 @@ from fnmatch import fnmatchcase
 from itertools import groupby
 from typing import TYPE_CHECKING
 
+from forkpoint.report.changes import counterpart
 from forkpoint.report.document import Cell, Grid, Paragraph, Section, code, line, muted, strong
 from forkpoint.report.numbers import count, either, shapes
 from forkpoint.report.place import module_name
@@ -42,13 +43,17 @@ def section(result: Result, words: Words, matching: str | None = None) -> Sectio
         rows.append((line(strong(module_name(module, words))),))
         for row in group:
             rows.append(_row(row, words))
-            if row.reason:
-                rows.append((line(muted(f"    {words.phrase(row.reason)}")),))
+            for said in (words.phrase(row.reason) if row.reason else "", counterpart(row, words)):
+                if said:
+                    rows.append((line(muted(f"    {said}")),))
     return Section("ops", title, (Grid(tuple(rows), heads, flows=True),))
 
 
 def _fits(row: OpRow, pattern: str) -> bool:
-    return any(fnmatchcase(text, f"*{pattern}*") for text in (row.op, row.variable or "", row.source))
+    return any(
+        fnmatchcase(text, f"*{pattern}*")
+        for text in (row.op, row.variable or "", row.source, row.op_b, row.source_b)
+    )
 
 
 def _row(row: OpRow, words: Words) -> tuple[Cell, ...]:
@@ -66,7 +71,7 @@ def _row(row: OpRow, words: Words) -> tuple[Cell, ...]:
         line(function),
         line(code(variable)),
         line(*status),
-        line(muted(row.source)),
+        line(muted(row.source if row.source_b in ("", row.source) else f"{row.source} → {row.source_b}")),
         line(shapes(row.shape_a, row.shape_b)),
         line(either(row.dtype_a, row.dtype_b)),
     )

@@ -108,6 +108,13 @@ class Divergence:
     None where that was not tried, and where the gap is infinite."""
     error: float | None = None
     """For a source, how far both runs' values are apart on equal inputs, in units in the last place of the largest."""
+    op_b: str = ""
+    """Its `op` in run B, where two traces are compared and it has another name or place there; so `source_b`, `code_b`."""
+    source_b: str = ""
+    code_b: str = ""
+    matched: str = ""
+    """How the op was found in run B's trace: see `OpRow`."""
+    module_matched: str = ""
 
 
 @dataclass(frozen=True)
@@ -271,6 +278,15 @@ class OpRow:
     reason: str = ""
     passes: int = 1
     """How often the op ran (in run A, or in B where A has none)."""
+    op_b: str = ""
+    """Its `op` in run B, where two traces are compared and it has another name or place there; so `source_b`, `code_b`."""
+    source_b: str = ""
+    code_b: str = ""
+    matched: str = ""
+    """How the op was found in run B's trace: `place`, `text`, `function`, `structure` or `value`; empty where runs of one process
+    are compared, and for what one run alone has."""
+    module_matched: str = ""
+    """How its module was found, where run B calls it otherwise: `user`, `weights` or `parts`."""
 
     @property
     def shape(self) -> tuple[int, ...] | None:

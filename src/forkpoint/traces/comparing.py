@@ -17,7 +17,6 @@ from forkpoint.explain.columns import input_rows
 from forkpoint.explain.locate import differing_rows, unmatched_before
 from forkpoint.explain.results import ResultComparison, compare_results
 from forkpoint.explain.session import Session, Traced
-from forkpoint.investigation import op_row
 from forkpoint.match import Join, Joined, Shared
 from forkpoint.match.align import gap, index_of, pair_elements, scalar
 from forkpoint.match.distance import ulps
@@ -35,8 +34,10 @@ from forkpoint.runs.batches import paired
 from forkpoint.runs.masks import states_layout
 from forkpoint.runs.run import RandomState, Run
 from forkpoint.support.progress import SILENT, Progress
+from forkpoint.traces.matching import match
 from forkpoint.traces.reading import Recorded, read
 from forkpoint.traces.renaming import renamed
+from forkpoint.traces.telling import Told
 
 
 def compare_traces(
@@ -80,15 +81,23 @@ def _compared(
     for folder, recorded in (a, b):
         recorded.run.name = os.path.basename(os.path.normpath(str(folder))) or recorded.run.name
     notes = [*_ends_early("A", one), *_ends_early("B", other)]
-    notes += renamed(one, other, rename)
-    session, remarks = _session(one, other, progress)
+    recorded = other.trace.ops
+    modules, said = renamed(one, other, rename)
+    run_a, run_b, pairing, remarks = paired(one.run, other.run)
+    progress.begin("comparing digests")
+    shared = Shared(one.trace.table, other.trace.table, pairing)
+    matches = match(one.trace, other.trace, recorded, shared)
+    notes += [*said, *matches.notes()]
+    join = Join(one.trace, other.trace, shared, progress)
+    session = Session(_traced(run_a, one), _traced(run_b, other), shared, join)
     compared = compare_results(session)
     rows = sorted(session.join.rows, key=lambda r: (r.status == "only in b", r.order))
-    first = _first(session, one, other)
+    told = Told(one, other, matches, modules)
+    first = _first(session, one, other, told)
     return Result(
         a=_summary(one, session.a), b=_summary(other, session.b), first=first,
         verdict=_verdict(session, compared, one, other, first),
-        impact=impact.measure(session, compared), ops=tuple(map(op_row, rows)),
+        impact=impact.measure(session, compared), ops=tuple(map(told.row, rows)),
         not_compared=_not_compared(rows, one, other), drift=(), replaced_modules=(),
         configuration=_configuration(one, other), notes=(*notes, *remarks),
         versions={str(k): str(v) for r in (other, one) for k, v in r.manifest["versions"].items()},
@@ -101,14 +110,6 @@ def _ends_early(name: str, recorded: Recorded) -> list[str]:
     return [f"the recording of run {name} did not come to its end: compared as far as it was written"]
 
 
-def _session(one: Recorded, other: Recorded, progress: Progress) -> tuple[Session, tuple[str, ...]]:
-    run_a, run_b, pairing, remarks = paired(one.run, other.run)
-    progress.begin("comparing digests")
-    shared = Shared(one.trace.table, other.trace.table, pairing)
-    join = Join(one.trace, other.trace, shared, progress)
-    return Session(_traced(run_a, one), _traced(run_b, other), shared, join), remarks
-
-
 def _traced(run: Run, recorded: Recorded) -> Traced:
     """What a comparison knows of a run that it has traced; it can't be made again."""
     recorder = Recorder(run.layout, None, labels=recorded.labels)
@@ -118,7 +119,7 @@ def _traced(run: Run, recorded: Recorded) -> Traced:
 # ---------------------------------------------------------------------- the first divergence
 
 
-def _first(session: Session, one: Recorded, other: Recorded) -> Divergence | None:
+def _first(session: Session, one: Recorded, other: Recorded, told: Told) -> Divergence | None:
     """The first op whose digests differ, with values where both traces have kept them."""
     row = next(iter(differing_rows(session)), None)
     if row is None or row.difference is None:
@@ -131,7 +132,7 @@ def _first(session: Session, one: Recorded, other: Recorded) -> Divergence | Non
         index_a=(), index_b=(), value_a=None, value_b=None, ulps=None, max_abs=None, max_rel=None,
         differing=row.differing, compared=row.compared, call=event.call, dtype_a=event.dtype, dtype_b=theirs.dtype,
         shape_a=event.shape, shape_b=theirs.shape,
-        note="its values were not recorded: coordinates are counted, not elements",
+        note="its values were not recorded: coordinates are counted, not elements", **told.place_in_b(row),
     )  # fmt: skip
     hidden = unmatched_before(session, row)
     found = replace(found, between=tuple(f"{run}: {op.place}" for run, op in hidden))

@@ -184,6 +184,7 @@ class _Recording:
                 return number
         self.roots.append(module)
         self.writer.manifest["models"] = _models(self.roots)
+        self.writer.manifest["settings"] |= _gpu()
         self.writer.save_manifest()
         self.writer.weights(len(self.roots) - 1, module)
         return len(self.roots) - 1
@@ -471,17 +472,19 @@ def _models(roots: Sequence[nn.Module]) -> list[dict[str, Any]]:
 
 
 def _settings() -> dict[str, Any]:
-    """Settings that results depend on."""
-    found: dict[str, Any] = {
+    """Settings that results depend on, whatever the device."""
+    return {
         "threads": torch.get_num_threads(),
         "deterministic": torch.are_deterministic_algorithms_enabled(),
         "float32_matmul_precision": torch.get_float32_matmul_precision(),
         "cpu": torch.backends.cpu.get_cpu_capability(),
         "machine": platform.machine(),
     }
-    if torch.cuda.is_available():
-        found["gpu"] = torch.cuda.get_device_name()
-    return found
+
+
+def _gpu() -> dict[str, str]:
+    """The GPU, if this process uses one: to ask would start CUDA, and then no fork of the process could use it."""
+    return {"gpu": torch.cuda.get_device_name()} if torch.cuda.is_initialized() else {}
 
 
 def _as_tensor(ids: Any) -> Tensor:

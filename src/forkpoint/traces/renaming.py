@@ -1,37 +1,59 @@
-"""Which op of one trace is which of the other's, where lines have moved or modules were renamed."""
+"""Which module of one trace is which of the other's, where they have other paths."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Hashable, Mapping, Sequence
-from dataclasses import replace
-from difflib import SequenceMatcher
+from collections.abc import Callable, Hashable, Iterable, Mapping
+from dataclasses import dataclass, replace
 
-from forkpoint.capture.sites import Site
-from forkpoint.capture.trace import Op
 from forkpoint.traces.reading import Recorded, Weight
-from forkpoint.traces.stored import StoredTrace
+
+SHOWN = 3
+"""Modules that a note names."""
 
 
-def renamed(one: Recorded, other: Recorded, rename: Mapping[str, str]) -> list[str]:
-    """Give ops of run B the names that run A has for them; returns notes that say how they were found.
+@dataclass(frozen=True)
+class Renaming:
+    """What a module of run B is called in run A, and how that was found.
 
-    First come the user's renamings, then modules that have the same weights under other paths, then the ops of each
-    module that both runs have: those that no place in the source brings together, in their order, by function and text.
+    Attributes:
+        how: `user`, `weights` (it has the same), `parts` (its parts are parts of the other, or the other way round).
     """
+
+    path: str
+    how: str
+
+
+def renamed(
+    one: Recorded, other: Recorded, rename: Mapping[str, str]
+) -> tuple[dict[str, Renaming], list[str]]:
+    """Give modules of run B the paths that they have in run A.
+
+    First come the user's renamings, then modules that have the same weights under other paths, then those that hold such
+    modules, and what else these hold.
+
+    Returns:
+        By the path that run A has, how it was found, for those that run B calls otherwise; and notes.
+    """
+    found: dict[str, Renaming] = {}
     notes: list[str] = []
     if rename:
-        _move(other, lambda path: _by_hand(path, rename))
-    found = _by_weights(one, other)
-    if found:
-        _move(other, lambda path: _by_hand(path, found))
-        listed = ", ".join(f"{theirs} is {mine}" for theirs, mine in list(found.items())[:3])
-        more = f" and {len(found) - 3} more" if len(found) > 3 else ""
-        notes.append(f"modules matched by their weights: {listed}{more}")
-    moved = _by_place(one.trace, other.trace)
-    if moved:
-        notes.append(f"{moved} ops whose lines have moved were matched by their order and function")
-    return notes
+        found |= _move(other, lambda path: _by_hand(path, rename), "user")
+    paths = _by_weights(one, other)
+    parts = _by_parts(one, other, paths)
+    for how, of, said in (("weights", paths, "weights"), ("parts", parts, "parts")):
+        if of:
+            notes.append(f"modules matched by their {said}: {_listed(of)}")
+            found |= {mine: Renaming(theirs, how) for theirs, mine in of.items()}
+    if paths or parts:
+        both = {**paths, **parts}
+        _move(other, lambda path: both.get(path, path), "")
+    return found, notes
+
+
+def _listed(found: Mapping[str, str]) -> str:
+    listed = ", ".join(f"{theirs} is {mine}" for theirs, mine in list(found.items())[:SHOWN])
+    return listed + (f" and {len(found) - SHOWN} more" if len(found) > SHOWN else "")
 
 
 def _by_hand(path: str, rename: Mapping[str, str]) -> str:
@@ -42,14 +64,18 @@ def _by_hand(path: str, rename: Mapping[str, str]) -> str:
     return path
 
 
-def _move(recorded: Recorded, to: Callable[[str], str]) -> None:
-    """Rename the modules of a trace, and its weights with them."""
+def _move(recorded: Recorded, to: Callable[[str], str], how: str) -> dict[str, Renaming]:
+    """Rename the modules of a trace, and its weights with them; returns by the new path what it was."""
+    moved = {
+        to(op.module): Renaming(op.module, how) for op in recorded.trace.ops if to(op.module) != op.module
+    }
     recorded.trace.rename(lambda op: replace(op, module=to(op.module)))
     weights: dict[str, Weight] = {}
     for name, weight in recorded.weights.items():
         module, _, last = name.rpartition(".")
         weights[".".join(part for part in (to(module), last) if part)] = weight
     recorded.weights = weights
+    return moved
 
 
 # ---------------------------------------------------------------------- modules by their weights
@@ -57,7 +83,7 @@ def _move(recorded: Recorded, to: Callable[[str], str]) -> None:
 
 def _by_weights(one: Recorded, other: Recorded) -> dict[str, str]:
     """Modules of run B whose own weights are those of one module of run A that has another path; none where it is not clear."""
-    mine, theirs = _modules(one), _modules(other)
+    mine, theirs = _weights(one), _weights(other)
     if mine.keys() & theirs.keys():  # names meet: what differs then is not a port
         lacking = {p: w for p, w in theirs.items() if p not in mine}
         free = {p: w for p, w in mine.items() if p not in theirs}
@@ -74,7 +100,7 @@ def _by_weights(one: Recorded, other: Recorded) -> dict[str, str]:
     }
 
 
-def _modules(recorded: Recorded) -> dict[str, Hashable]:
+def _weights(recorded: Recorded) -> dict[str, Hashable]:
     """By path, the digests of a module's own parameters, whatever they are called."""
     own: dict[str, list[Hashable]] = {}
     for name, weight in recorded.weights.items():
@@ -83,53 +109,78 @@ def _modules(recorded: Recorded) -> dict[str, Hashable]:
     return {path: frozenset(Counter(digests).items()) for path, digests in own.items()}
 
 
-# ---------------------------------------------------------------------- ops whose lines have moved
+# ---------------------------------------------------------------------- modules by their parts
 
 
-def _by_place(one: StoredTrace, other: StoredTrace) -> int:
-    """Give ops of `other` the places that `one` has for them, module by module; returns how many."""
-    mine, theirs = _per_module(one), _per_module(other)
-    sites: dict[int, Site] = {}
-    for module, ops in theirs.items():
-        known = mine.get(module, [])
-        keys_a, keys_b = {op.key for op in known}, {op.key for op in ops}
-        if keys_a == keys_b:
+def _by_parts(one: Recorded, other: Recorded, known: Mapping[str, str]) -> dict[str, str]:
+    """Modules of run B that hold what one module of run A holds, and what else is held by such modules in both runs.
+
+    Args:
+        known: modules that were found, by their paths in run B.
+    """
+    if not known:
+        return {}
+    mine, theirs = _paths(one), _paths(other)
+    weights_a, weights_b = _weights(one), _weights(other)
+    to = {path: path for path in theirs if path in mine and path not in known} | dict(known)
+    lacking = [path for path in theirs if path not in to]
+    free = {path: None for path in mine if path not in {*to.values()}}
+    found: dict[str, str] = {}
+
+    def settle(theirs_path: str, path: str) -> None:
+        found[theirs_path] = to[theirs_path] = path
+        free.pop(path)
+
+    for path in sorted(lacking, key=_depth, reverse=True):
+        votes = Counter(_parent(to[child]) for child in _children(theirs, path) if child in to)
+        ranked = [(p, n) for p, n in votes.most_common() if p in free]
+        if ranked and (len(ranked) == 1 or ranked[0][1] > ranked[1][1]):
+            settle(path, ranked[0][0])
+    for path in sorted(theirs, key=_depth):
+        if path not in found:
             continue
-        matcher = SequenceMatcher(
-            None, [_text(op) for op in known], [_text(op) for op in ops], autojunk=False
-        )
-        for tag, a0, a1, b0, b1 in matcher.get_opcodes():
-            if tag == "equal":
-                pairs = zip(known[a0:a1], ops[b0:b1], strict=True)
-            else:
-                pairs = _by_function(known[a0:a1], ops[b0:b1])
-            sites.update({id(b): a.site for a, b in pairs if a.site.chain != b.site.chain})
-    if sites:
-        other.rename(lambda op: replace(op, site=sites[id(op)]) if id(op) in sites else op)
-    return len(sites)
-
-
-def _by_function(a: Sequence[Op], b: Sequence[Op]) -> list[tuple[Op, Op]]:
-    """Of a stretch that reads otherwise, those ops that are the same functions in the same order."""
-    matcher = SequenceMatcher(None, [_function(op) for op in a], [_function(op) for op in b], autojunk=False)
-    return [
-        (a[block.a + i], b[block.b + i]) for block in matcher.get_matching_blocks() for i in range(block.size)
-    ]
-
-
-def _function(op: Op) -> Hashable:
-    return op.function, op.output
-
-
-def _text(op: Op) -> Hashable:
-    return op.function, op.output, op.site.code, op.site.variable
-
-
-def _per_module(trace: StoredTrace) -> dict[str, list[Op]]:
-    """The ops of each module, but for what goes in and comes out, in the order in which they first ran."""
-    found: dict[str, list[Op]] = {}
-    for number in sorted(range(len(trace.ops)), key=trace.first_of):
-        op = trace.ops[number]
-        if not op.is_boundary and trace.first_of(number) < len(trace):
-            found.setdefault(op.module, []).append(op)
+        left_a = [child for child in _children(mine, found[path]) if child in free]
+        left_b = [child for child in _children(theirs, path) if child not in to]
+        by_name = {_last(child): child for child in left_a}
+        for child in [c for c in left_b if _last(c) in by_name]:
+            settle(child, by_name[_last(child)])
+        left_a, left_b = [c for c in left_a if c in free], [c for c in left_b if c not in to]
+        alike = [
+            (weights_b.get(b), b, a)
+            for a, b in zip(left_a, left_b, strict=False)
+            if len(left_a) == len(left_b)
+        ]
+        if alike and all(weights == weights_a.get(a) for weights, _, a in alike):
+            for _, theirs_path, a in alike:
+                settle(theirs_path, a)
     return found
+
+
+def _paths(recorded: Recorded) -> list[str]:
+    """The modules that ran, and those around them, in the order in which they first did."""
+    trace = recorded.trace
+    numbers = sorted(range(len(trace.ops)), key=trace.first_of)
+    found: dict[str, None] = {}
+    for number in numbers:
+        path = trace.ops[number].module
+        found[path] = None
+        while path:
+            path = _parent(path)
+            found[path] = None
+    return [*found]
+
+
+def _children(paths: Iterable[str], path: str) -> list[str]:
+    return [child for child in paths if child and child != path and _parent(child) == path]
+
+
+def _parent(path: str) -> str:
+    return path.rpartition(".")[0]
+
+
+def _last(path: str) -> str:
+    return path.rpartition(".")[2]
+
+
+def _depth(path: str) -> int:
+    return path.count(".") + 1 if path else 0

@@ -9,6 +9,7 @@ from itertools import takewhile
 from typing import TYPE_CHECKING, Any
 
 from forkpoint.printable import one_line, printable
+from forkpoint.report.changes import counterpart
 from forkpoint.report.numbers import either, shapes
 from forkpoint.report.place import alone, where
 from forkpoint.report.status import marked
@@ -234,7 +235,7 @@ def _op(number: int, row: OpRow, texts: dict[str, int], words: Words) -> tuple[i
         known(row.status),
         row.compared,
         row.differing,
-        known(words.phrase(row.reason) if row.reason else ""),
+        known(words.phrase(row.reason) if row.reason else counterpart(row, words)),
         row.passes,
     )
 

@@ -108,6 +108,16 @@ SENTENCES: dict[str, str] = {
     "the recording of run {name} did not come to its end: compared as far as it was written": "运行 {name} 的记录没有写完："
     "只比较已写下的部分",
     "modules matched by their weights: {names}": "按权重对应的模块：{names}",
+    "modules matched by their parts: {names}": "按组成部分对应的模块：{names}",
+    "{n} ops were matched by the text of their lines, which have moved": "有 {n} 个算子所在的行已移动，按该行的文字对应",
+    "{n} ops were matched by function and order: their lines read otherwise": "有 {n} 个算子按函数和顺序对应：所在的行写法不同",
+    "{n} ops were matched by the ops around them: they call another function": "有 {n} 个算子按前后的算子对应：调用的函数不同",
+    "{n} ops were matched by their values": "有 {n} 个算子按数值对应",
+    "the other run has the same value from {place}": "另一次运行由 {place} 得到相同的数值",
+    "it makes no value of its own": "它自身不产生新的数值",
+    "the other run calls no module of this path": "另一次运行没有调用此路径的模块",
+    "nothing that is like it stands in its place in the other run": "另一次运行的相应位置没有类似的算子",
+    "the other run has no such value, and nothing that is like it stands in its place": "另一次运行没有这样的数值，相应位置也没有类似的算子",
     "names do not meet: {n} pairs of parameters, or of parts of them, were found by their values; {left} parameters of run A "
     "have no counterpart (fp.mapping shows them)": "名称对不上：按数值找到了 {n} 对参数（或其部分）；运行 A 有 {left} 个参数没有对应者（用 fp.mapping 查看）",
     "in float64 the last value of run A is that of run B to within one part in a thousand million": "在 float64 中，运行 A 的最后一个数值与运行 B 的"
@@ -119,7 +129,6 @@ SENTENCES: dict[str, str] = {
     "what goes into it, run B has, too; this value it has not: there, {place} makes it": "进入它的数值运行 B 也有，但这个数值没有：在那里由 {place} 算出",
     "what goes into it, run B has, too; this value it has not: the module there is {module}": "进入它的数值运行 B 也有，但这个数值没有：那里的模块是 {module}",
     "what goes into it, run B has, too; this value it has not": "进入它的数值运行 B 也有，但这个数值没有",
-    "{n} ops whose lines have moved were matched by their order and function": "有 {n} 个算子所在的行已移动，按其顺序和函数对应",
     "its values were not recorded: coordinates are counted, not elements": "没有记录它的数值：计数的是坐标，而不是元素",
     "the runs differ; whether that is rounding can't be told from what was recorded": "两次运行不同；仅凭记录无法判断是否只是舍入",
     "a recording did not come to its end; as far as both go, they are the same": "有一份记录没有写完；就两者都有的部分而言，它们相同",
