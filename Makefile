@@ -10,7 +10,7 @@ WORKERS ?= 2
 # Tests of what is also written in C, which are repeated without it.
 ALSO_IN_C := $(wildcard tests/capture/test_*.py) tests/runs/test_state.py tests/test_no_observer_effect.py
 
-.PHONY: demo test boards warnings wheels engines engineboard check browser docs corpus programs benchmark coverage faults matrix sanitize clean
+.PHONY: demo test boards versions warnings wheels engines engineboard check browser docs corpus programs benchmark coverage faults matrix sanitize clean
 .DELETE_ON_ERROR:
 
 demo: $(READY)
@@ -37,6 +37,10 @@ coverage: $(READY)
 boards: $(READY)
 	@echo "The slow tests: an hour or more on two cores."
 	$(THREADS) $(BIN)/python -m pytest -n $(WORKERS) -m slow $(ARGS)
+
+# Tiny models in the oldest transformers that is supported and in the newest, compared by their traces; a fault is planted in each.
+versions: $(READY)
+	$(THREADS) $(BIN)/python -m tests.traces.versions --folder $(VENV)/versions --out benchmarks/results/versions-transformers.json $(ARGS)
 
 # The extension once more with every warning an error; users' own builds from source take whatever their compiler says.
 warnings: $(READY)

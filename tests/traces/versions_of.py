@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
@@ -12,8 +11,6 @@ import torch
 from torch import nn
 
 import forkpoint as fp
-
-Change = Callable[[str], str]
 
 
 def version(folder: Path, source: str, name: str = "modeling_tiny") -> ModuleType:
@@ -42,11 +39,11 @@ def made(module: ModuleType, seed: int = 0) -> nn.Module:
     return model
 
 
-def compared(folder: Path, a: str, b: str, **options: dict[str, str]) -> fp.Result:
+def compared(folder: Path, a: str, b: str, rename: dict[str, str] | None = None) -> fp.Result:
     """The comparison of what both versions of a model do with the same tokens."""
     ids = torch.tensor([[1, 2, 3, 4], [5, 6, 7, 8]])
     for name, source in (("a", a), ("b", b)):
         model = made(version(folder / name, source))
         with torch.no_grad(), fp.record(folder / f"trace-{name}"):
             model(ids)
-    return fp.compare_traces(folder / "trace-a", folder / "trace-b", **options)
+    return fp.compare_traces(folder / "trace-a", folder / "trace-b", rename=rename)

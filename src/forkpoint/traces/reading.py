@@ -171,6 +171,7 @@ def _copied(folder: str) -> tempfile.TemporaryDirectory[str]:
         system, path = fsspec.url_to_fs(folder)
         system.get(path.rstrip("/") + "/", target.name + "/", recursive=True)
     except Exception as error:
+        target.cleanup()
         reraise_out_of_memory(error)
         raise InputError(f"{folder}: {error}", _EXPECTED) from error
     return target

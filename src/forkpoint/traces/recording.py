@@ -118,7 +118,7 @@ class _Recording:
         self.samples = 0
         self.thread = threading.get_ident()
         self.busy = self.closed = False
-        about = {
+        about: dict[str, Any] = {
             "started": datetime.now(UTC).isoformat(timespec="seconds"),
             "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
             "versions": versions(),
@@ -184,7 +184,7 @@ class _Recording:
                 return number
         self.roots.append(module)
         self.writer.manifest["models"] = _models(self.roots)
-        self.writer.manifest["settings"] |= _gpu()
+        self.writer.manifest["settings"] = {**_settings(), **_gpu()}
         self.writer.save_manifest()
         self.writer.weights(len(self.roots) - 1, module)
         return len(self.roots) - 1
