@@ -16,6 +16,7 @@ RENDERERS = {
     "forkpoint.questions.answers": {"forkpoint.report.factors", "forkpoint.report.generation"},
     "forkpoint.screening.answer": {"forkpoint.report.screening"},
     "forkpoint.engines.answer": {"forkpoint.report.engines"},
+    "forkpoint.sweeps.answer": {"forkpoint.report.sweep"},
 }
 """A record asks for its renderers when it is shown."""
 

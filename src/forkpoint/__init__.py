@@ -26,6 +26,9 @@ from forkpoint.errors import (
 )
 
 if TYPE_CHECKING:
+    import os
+    from collections.abc import Mapping as Table
+
     from forkpoint import testing
     from forkpoint.auditing import Audit, audit
     from forkpoint.comparison import compare
@@ -52,6 +55,8 @@ if TYPE_CHECKING:
     from forkpoint.runs.layout import Coordinates, Layout
     from forkpoint.runs.run import Run
     from forkpoint.screening import Screening, logprobs
+    from forkpoint.support.progress import Progress
+    from forkpoint.sweeps import Sweep, SweepRow
     from forkpoint.traces import compare_traces, record
 
 __version__ = "0.1.0"
@@ -80,6 +85,8 @@ __all__ = [
     "Run",
     "SceneError",
     "Screening",
+    "Sweep",
+    "SweepRow",
     "Verdict",
     "VerdictKind",
     "__version__",
@@ -109,6 +116,7 @@ __all__ = [
     "record_engine",
     "record_outputs",
     "repeat",
+    "sweep",
     "testing",
 ]
 
@@ -128,6 +136,8 @@ _MODULES = {
     "Result": "forkpoint.result",
     "Run": "forkpoint.runs.run",
     "Screening": "forkpoint.screening",
+    "Sweep": "forkpoint.sweeps",
+    "SweepRow": "forkpoint.sweeps",
     "Verdict": "forkpoint.result",
     "VerdictKind": "forkpoint.result",
     "attention": "forkpoint.questions.attention",
@@ -172,6 +182,40 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     return sorted({*globals(), *__all__})
+
+
+def sweep(
+    questions: str | os.PathLike[str] | Table[str, Any], out: str | os.PathLike[str], *, workers: int = 1,
+    timeout: float | None = None, ray: bool = False, trust_remote_code: bool = False, progress: Progress | None = None,
+) -> Sweep:  # fmt: skip
+    """Ask many questions of many models, each as its command does, in processes of their own (docs/sweeps.md).
+
+        if __name__ == "__main__":
+            asked = {"model": "demo", "prompt": ["Hello there", "How are you?"], "ask": ["padding", "batch"]}
+            print(fp.sweep(asked, "answers", workers=2))
+
+    Args:
+        questions: a TOML file, or what one holds.
+        out: the folder in which answers are kept as they come; what it holds is not asked again.
+        workers: how many questions are asked at a time, each in a process that holds one model.
+        timeout: seconds that a question may take, with starting and loading.
+        ray: the workers are actors of Ray.
+        trust_remote_code: run the Python code that models bring along, which may do whatever you may do.
+        progress: is told how many questions are done.
+
+    Raises:
+        InputError: a key or a value that can't be used, or a folder to which another sweep writes; nothing was asked.
+    """
+    given: dict[str, Any] = {} if progress is None else {"progress": progress}
+    return importlib.import_module("forkpoint.cli.swept").sweep(
+        questions,
+        out,
+        workers=workers,
+        timeout=timeout,
+        ray=ray,
+        trust_remote_code=trust_remote_code,
+        **given,
+    )
 
 
 def load_ipython_extension(ipython: Any) -> None:

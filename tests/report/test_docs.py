@@ -12,6 +12,7 @@ from tests.report import samples
 from tests.report.test_gold import GOLD
 
 from forkpoint import result as records
+from forkpoint import sweeps
 from forkpoint.questions import answers
 
 DOCS = Path(__file__).parents[2] / "docs"
@@ -33,6 +34,7 @@ RECORDS = {
     "ReplacedModule": records.ReplacedModule,
     "FactorRow": answers.FactorRow,
     "Generation": answers.Generation,
+    "SweepRow": sweeps.SweepRow,
 }
 
 
@@ -51,6 +53,10 @@ def test_every_key_of_factors_is_documented() -> None:
     run = samples.semantic().a
     found = answers.Factors(run, run, (answers.FactorRow("none", "as it is"),))
     assert sorted(documented("Factors")) == sorted(found.to_dict())
+
+
+def test_every_key_of_a_sweep_is_documented() -> None:
+    assert sorted(documented("Sweep")) == sorted(sweeps.Sweep("out", (), 0).to_dict())
 
 
 @pytest.mark.parametrize("heading", RECORDS)

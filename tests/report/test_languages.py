@@ -26,7 +26,17 @@ CHINESE = re.compile(r"[\u4e00-\u9fff]")
 PROSE = re.compile(r"[A-Za-z]{2,}[,:]? [a-z]{2,}")
 VALUE = "7"
 """What stands in the place of whatever is put into a text."""
-PARTS = ("report", "cli", "pytest_plugin", "auditing", "screening", "questions", "models", "support")
+PARTS = (
+    "report",
+    "cli",
+    "pytest_plugin",
+    "auditing",
+    "screening",
+    "questions",
+    "models",
+    "support",
+    "sweeps",
+)
 ERRORS = ("InputError", "ModelError", "ShelfError")
 
 # ---------------------------------------------------------------------- help
@@ -176,7 +186,7 @@ def sources(*parts: str) -> Iterator[Path]:
 
 def parts_of_errors() -> Iterator[tuple[str, str]]:
     """Where an error is made, and each literal part of it."""
-    for path in sources("cli", "models", "questions", "report", "support", "auditing", "screening"):
+    for path in sources("cli", "models", "questions", "report", "support", "auditing", "screening", "sweeps"):
         for node in ast.walk(of_source(path)[0]):
             if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in ERRORS:
                 for text in filter(None, map(text_of, node.args)):
@@ -222,6 +232,7 @@ NOT_SAID = {
     "cli/script.py": {"python script.py", f"python script.py {VALUE}"},  # a command
     "cli/configured.py": {"one of "},  # the beginning of a text
     "cli/options.py": {"-p PROMPT or --prompts FILE", f"{VALUE} with a line in it"},
+    "cli/swept.py": {"one of "},
     "cli/reading.py": {"it has no prompts", "prompts is no list of prompts with their results"},  # behind the file's name
     "models/loading.py": {"one of "},
     "questions/asking.py": {"one of "},
@@ -234,6 +245,7 @@ NOT_SAID = {
     "report/answer.py": {"the runs differ in exact arithmetic: "},  # is left out
     "report/export.py": {"coordinates that differ"},  # of a format
     "screening/screen.py": {f"the log-probabilities of B are those of A, {VALUE} positions {VALUE}"},
+    "sweeps/answer.py": {f"<Sweep: {VALUE} questions, {VALUE} of them without an answer>", "a sweep is neither true nor false: ask sweep.status or its rows"},
     "screening/answer.py": {f"<Screening: {VALUE}, mean gap {VALUE} nats over {VALUE} tokens>", "a screening is neither true nor false: ask screening.agrees or screening.cause"},
     "screening/reading.py": {'one object a line, {"token_ids": [...], "logprobs": [...]}'},
 }  # fmt: skip

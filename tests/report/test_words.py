@@ -144,6 +144,7 @@ def test_every_phrase_is_used() -> None:
         "generation",
         "label",
         "summary",
+        "sweep",
         "kind",
         "verdict",
         "meaning",

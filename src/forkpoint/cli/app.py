@@ -15,6 +15,7 @@ from forkpoint.cli.questions import COMMANDS, FIXES
 from forkpoint.cli.replay import replay
 from forkpoint.cli.report import report
 from forkpoint.cli.script import script
+from forkpoint.cli.sweep import sweep
 from forkpoint.cli.traces import compare, record
 from forkpoint.errors import InputError
 
@@ -40,6 +41,7 @@ app.command(epilog="Example: forkpoint factors demo -p 'Hello there' --pad-to 50
 app.command(epilog="Example: forkpoint generate demo -p 'Hello there' --against no-cache")(generate)
 app.command(epilog="Example: forkpoint embed ./my-model --texts texts.txt --batch-size 1,32")(embed)
 app.command(epilog="Example: forkpoint engines ./my-model --against vllm -p 'Hello there'")(engines)
+app.command(epilog="Example: forkpoint sweep sweep.toml --workers 2")(sweep)
 app.command()(replay)
 app.command()(script)
 app.command(epilog="Example: forkpoint report result.json")(report)

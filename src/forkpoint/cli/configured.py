@@ -33,11 +33,11 @@ def configure(context: typer.Context, file: str | None) -> None:
     """
     if file is None:
         return
-    named = {_key(one): one for one in context.command.params if _key(one) not in ("config", "help")}
+    named = {key_of(one): one for one in context.command.params if key_of(one) not in ("config", "help")}
     found: dict[str, Any] = {}
-    for key, value in _read(Path(file)).items():
+    for key, value in read_toml(Path(file), f"--config {file}").items():
         parameter = named.get(key.replace("_", "-"))
-        if parameter is not None and _key(parameter) == TYPED:
+        if parameter is not None and key_of(parameter) == TYPED:
             raise InputError(
                 f"--config {file} with the key {key!r}",
                 "--trust-remote-code on the command line: it runs code",
@@ -45,27 +45,32 @@ def configure(context: typer.Context, file: str | None) -> None:
         if parameter is None:
             others = sorted({*named} - {TYPED})
             raise InputError(f"--config {file} with the key {key!r}", "one of " + ", ".join(others))
-        found[parameter.name] = _value(value, parameter, f"--config {file} with {key} = {value!r}")
+        found[parameter.name] = value_of(value, parameter, f"--config {file} with {key} = {value!r}")
     context.default_map = {**(context.default_map or {}), **found}
 
 
-def _key(parameter: Any) -> str:
+def key_of(parameter: Any) -> str:
     """An option without its dashes, the longest of its names; an argument by its name."""
     return max(parameter.opts, key=len).lstrip("-").replace("_", "-").lower()
 
 
-def _read(file: Path) -> dict[str, Any]:
+def read_toml(file: Path, named: str) -> dict[str, Any]:
+    """What a file says; errors call it as it was named.
+
+    Raises:
+        InputError: it can't be read.
+    """
     try:
         with file.open("rb") as opened:
             data = opened.read(MAX_CONFIG + 1)
         if len(data) > MAX_CONFIG:
-            raise InputError(f"--config {file} has more than {MAX_CONFIG:,} bytes", "options")
+            raise InputError(f"{named} has more than {MAX_CONFIG:,} bytes", "options")
         return tomllib.loads(data.decode())
     except (OSError, ValueError, RecursionError) as error:
-        raise InputError(f"--config {file} can't be read: {error}", "a TOML file") from None
+        raise InputError(f"{named} can't be read: {error}", "a TOML file") from None
 
 
-def _value(value: Any, parameter: Any, given: str) -> Any:
+def value_of(value: Any, parameter: Any, given: str) -> Any:
     """A value as the command line would give it, so that it is checked in the same way."""
     if getattr(parameter, "is_flag", False):
         if not isinstance(value, bool):

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import logging
+from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
 
 import typer
@@ -13,17 +15,30 @@ if TYPE_CHECKING:
     from forkpoint.models.loading import LoadedModel
 
 
+KEPT: ContextVar[dict[Any, LoadedModel] | None] = ContextVar("KEPT", default=None)
+"""Where the model that was loaded last is kept, in a process that asks several questions; None elsewhere."""
+
+
 def load(name: str, **options: Any) -> LoadedModel:
     """`fp.load`, with a sign of life while torch is imported.
 
     Its notes say once what bitsandbytes would log on every call of every layer.
     """
+    kept, asked = KEPT.get(), (name, tuple(sorted(options.items())))
+    if kept is not None and asked in kept:
+        return kept[asked]
+    if kept is not None:
+        kept.clear()  # before the next one is there: a machine may have room for one alone
+        gc.collect()
     with status("starting"):
         import forkpoint as fp
 
         load = fp.load
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
-    return load(name, **options)
+    loaded = load(name, **options)
+    if kept is not None:
+        kept[asked] = loaded
+    return loaded
 
 
 def say_first(loaded: LoadedModel, lang: str, *, aside: bool = False) -> None:

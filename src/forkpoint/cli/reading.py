@@ -1,4 +1,4 @@
-"""Whatever `--json` wrote, read again: one result, those of several prompts, a table of factors, two ways to generate."""
+"""Whatever `--json` wrote, read again: one result, those of several prompts, a table of factors, two ways to generate, a sweep."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from forkpoint.errors import InputError
 from forkpoint.questions.answers import Factors, Generation
 from forkpoint.result import MAX_BYTES, SCHEMA_VERSION, Result
+from forkpoint.sweeps.answer import Sweep
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -16,7 +17,7 @@ Answers = list[tuple[str, Result]]
 """Each of several prompts, and its result."""
 
 
-def read(path: Path) -> Result | Answers | Factors | Generation:
+def read(path: Path) -> Result | Answers | Factors | Generation | Sweep:
     """What the file holds, told by its keys.
 
     Raises:
@@ -31,10 +32,12 @@ def read(path: Path) -> Result | Answers | Factors | Generation:
         raise InputError(f"{path}: {error}", expected) from error
 
 
-def _record(data: Any) -> Result | Answers | Factors | Generation:
+def _record(data: Any) -> Result | Answers | Factors | Generation | Sweep:
     keys = set(data) if isinstance(data, dict) else set()
     if "matters" in keys:
         return Factors.from_dict(data)
+    if "sweep" in keys:
+        return Sweep.from_dict(data)
     if "tokens_a" in keys:
         return Generation.from_dict(data)
     if "prompts" in keys:

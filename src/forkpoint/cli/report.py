@@ -12,6 +12,7 @@ from forkpoint.questions.answers import Factors, Generation
 from forkpoint.result import Result
 from forkpoint.support.files import check_writable
 from forkpoint.support.progress import status
+from forkpoint.sweeps.answer import Sweep
 
 File = Annotated[Path, typer.Argument(metavar="RESULT", help="A file that --json wrote.", show_default=False)]
 
@@ -82,6 +83,10 @@ def report(
             raise InputError(
                 f"--{'issue' if issue else 'markdown'} of {file}", "the result of one comparison"
             )
+        if isinstance(found, Sweep):
+            if html is not None:
+                raise InputError(f"--html of {file}", "the result of one comparison")
+            _show_sweep(found, lang)
         _show(found, html, lang)
     if issue or markdown:
         from forkpoint.report.markdown import to_issue, to_markdown
@@ -102,6 +107,15 @@ def report(
         (model_explorer, lambda path: write_model_explorer(found, path)),
     )
     raise typer.Exit(EXIT_STATUS[found.verdict.kind] if found.verdict.probed else 0)
+
+
+def _show_sweep(found: Sweep, lang: str) -> NoReturn:
+    from rich.console import Console
+
+    from forkpoint.report.sweep import render_sweep
+
+    render_sweep(found, Console(), lang=lang)
+    raise typer.Exit(found.status)
 
 
 def _show(found: Factors | Generation, html: Path | None, lang: str) -> NoReturn:

@@ -16,6 +16,7 @@ import torch
 
 from forkpoint.errors import ModelError
 from forkpoint.models import demo
+from forkpoint.support.files import is_path
 from forkpoint.support.progress import status
 
 if TYPE_CHECKING:
@@ -175,7 +176,7 @@ def _find(name: str, revision: str | None, trusted: bool) -> _Source:
         _need_gguf(name)
         return _Source(str(path.parent), gguf=path.name, trusted=trusted)
     if not path.is_dir():
-        if path.is_absolute() or name.startswith(("./", "../", "~")) or name.count("/") > 1:
+        if is_path(name):
             raise ModelError(f"no file or folder {name}", "a folder, a GGUF file, a hub id or demo")
         return _Source(name, revision, trusted=trusted)
     if not (path / "config.json").is_file():

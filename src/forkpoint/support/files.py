@@ -28,6 +28,15 @@ _AT_LEAST = 60
 """Seconds for which nothing unfinished is removed: its process may not have locked it yet."""
 
 
+def is_path(name: str) -> bool:
+    """Whether the name of a model can only be a place on this machine, and no id on the hub.
+
+    >>> is_path("./mine"), is_path("a/b/c"), is_path("org/model"), is_path("demo")
+    (True, True, False, False)
+    """
+    return Path(name).is_absolute() or name.startswith(("./", "../", "~")) or name.count("/") > 1
+
+
 def check_writable(path: Path) -> None:
     """Fail before hours of work rather than after: whether `write_atomically` can write there.
 

@@ -23,6 +23,16 @@ HELP: dict[str, str] = {
     "词元得到不同数值的布局：填充、批次、缓存，大小取核函数会更换之处。",
     "Compare a prompt with itself padded, under one setting after the other: int8, attention, dtype, device.": "在一项又一项设置下比较"
     "一条提示词与填充之后的它：int8、注意力、数据类型、设备。",
+    "Ask many questions of many models and prompts, and put the answers into one table.": "向许多模型、用许多提示词提出许多问题，并把答案"
+    "放进一张表。",
+    "What was answered is kept in a folder as it comes, so that the same command goes on where it was interrupted.": "答案一得出就存入"
+    "文件夹，因此中断之后用同一条命令即可接着进行。",
+    "Exit status: that of the worst answer; a question without an answer counts as 3.": "退出状态：取最差的答案；没有答案的问题算作 3。",
+    "The questions, as TOML.": "TOML 格式的问题。",
+    "Keep the answers there; by default in FILE without its suffix.": "把答案存在那里；默认为去掉后缀的 FILE。",
+    "Questions that are asked at a time, each in a process with one model.": "同时提出的问题数，每个在只装有一个模型的进程中。",
+    "The time after which a question is given up; by default there is none.": "超过此时间便放弃一个问题；默认没有时限。",
+    "Ask in actors of Ray, not in processes of this machine.": "在 Ray 的 actor 中提问，而不是在本机的进程中。",
     "Generate greedily in two ways: the first token that differs, and the op behind it.": "用两种方式贪心生成：首个不同的词元，以及背后"
     "的算子。",
     "Compare the vectors of texts in batches of one size and of another.": "比较文本在两种批次大小下的向量。",

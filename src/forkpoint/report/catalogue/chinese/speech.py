@@ -7,6 +7,7 @@ SENTENCES: dict[str, str] = {
     "starting": "正在启动",
     "reading": "正在读取",
     "replaying": "正在重放",
+    "asking {n} questions": "正在提出 {n} 个问题",
     "saving the scene": "正在保存现场",
     "writing and running the script": "正在写出并运行脚本",
     "converting": "正在转换",

@@ -1,0 +1,204 @@
+"""The table of a sweep: what came out how often, a line for each answer, where to look, what has no answer."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+from forkpoint.report.document import (
+    Cell,
+    Document,
+    Fact,
+    Grid,
+    Paragraph,
+    Role,
+    Section,
+    Span,
+    code,
+    line,
+    muted,
+)
+from forkpoint.report.numbers import count
+from forkpoint.report.safe import quoted
+from forkpoint.report.terminal import show, written
+from forkpoint.report.words import Words
+from forkpoint.result import VerdictKind
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from forkpoint.sweeps.answer import Sweep, SweepRow
+
+MOST = 60
+"""Rows that are shown: of more, the worst."""
+PLACES = 12
+"""Answers whose op is named."""
+PROMPT = 24
+"""Characters of a prompt that are shown."""
+COLUMNS = ("question", "model", "prompt", "setting", "verdict", "cause", "gap", "flips", "seconds")
+_RIGHT = ("gap", "flips", "seconds")
+_ROLES = {
+    VerdictKind.IDENTICAL: Role.GOOD, VerdictKind.ROUNDING: Role.GOOD, VerdictKind.SEMANTIC: Role.BAD,
+    VerdictKind.NONDETERMINISM: Role.BAD, VerdictKind.INPUTS: Role.BAD,
+}  # fmt: skip
+
+
+def render_sweep(found: Sweep, console: Console, *, lang: str = "en") -> None:
+    """Print the table.
+
+    Args:
+        found: what `fp.sweep` returned; nothing else is read.
+        console: gives width, colours and encoding.
+        lang: `en` or `zh`.
+    """
+    show(document(found, Words(lang)), console)
+
+
+def to_text(found: Sweep, *, lang: str = "en", width: int = 130) -> str:
+    """The table as plain text."""
+    return written(document(found, Words(lang)), width)
+
+
+def document(found: Sweep, words: Words) -> Document:
+    """The table, where to look, and what has no answer."""
+    rows = (
+        sorted(found.rows, key=_badness, reverse=True)[:MOST] if len(found.rows) > MOST else list(found.rows)
+    )
+    varied = _varied(found.rows)
+    sections = [_header(found, words), _table(rows, varied, len(found.rows), words)]
+    failing = [row for row in found.rows if _role(row) is Role.BAD and (row.origin or row.first)]
+    if failing:
+        said = tuple(
+            Paragraph(line(_label(row, varied, words), words("colon"), code(row.origin or row.first or ""),
+                           muted(words("aside", text=f"{found.folder}/results/{row.cell}.json"))))
+            for row in failing[:PLACES]
+        )  # fmt: skip
+        more = words.many("sweep.more", len(failing) - PLACES)
+        rest = (Paragraph(line(muted(more))),) if len(failing) > PLACES else ()
+        sections.append(Section("places", line(words("sweep.places")), said + rest))
+    by_reason: dict[str, list[SweepRow]] = {}
+    for row in found.rows:
+        if row.reason:
+            by_reason.setdefault(row.reason, []).append(row)
+    if by_reason:
+        said = tuple(
+            Paragraph(line(_labels(alike, varied, words), words("colon"), muted(words.told(reason))))
+            for reason, alike in by_reason.items()
+        )
+        sections.append(Section("refused", line(words("sweep.unanswered")), said))
+    return Document(tuple(sections))
+
+
+def _header(found: Sweep, words: Words) -> Section:
+    facts = [Fact(words("identity.call"), (line(code(found.call)),))] if found.call else []
+    facts.append(Fact(words("sweep.questions"), (line(_counted(found, words)),)))
+    facts.append(Fact(words("sweep.folder"), (line(code(found.folder)),)))
+    return Section("header", (), tuple(facts))
+
+
+def _counted(found: Sweep, words: Words) -> str:
+    """How many questions there are, and what came of the answers."""
+    counts = found.counts()
+    said = [
+        f"{words(f'verdict.{kind.value}')} {count(counts[kind.value])}"
+        for kind in VerdictKind
+        if counts[kind.value]
+    ]
+    for key, refused in (("sweep.same", False), ("sweep.none", True)):
+        number = sum(row.verdict is None and bool(row.reason) is refused for row in found.rows)
+        said += [f"{words(key)} {count(number)}"] if number else []
+    whole = words.many("sweep.count", found.cells) + words("colon") + words("comma").join(said)
+    return whole + (words("aside", text=words("sweep.kept", n=count(found.kept))) if found.kept else "")
+
+
+def _table(rows: list[SweepRow], varied: set[str], whole: int, words: Words) -> Section:
+    """A line for each row, below the question where several models or prompts were asked the same."""
+    groups: dict[str, list[SweepRow]] = {}
+    for row in rows:
+        groups.setdefault(_question(row, varied), []).append(row)
+    headed = len(groups) < len(rows)
+    left_out = {"model", "prompt", "setting"} - varied | ({"question"} if headed else set())
+    shown = [name for name in COLUMNS if name not in left_out]
+    lines: list[tuple[Cell, ...]] = []
+    for question, alike in groups.items():
+        lines += [(line(code(question)),)] if headed else []
+        lines += [tuple(_cells(row, varied, words)[name] for name in shown) for row in alike]
+    head = tuple(line(words(f"sweep.{name}")) for name in shown)
+    grid = Grid(tuple(lines), head, frozenset(shown.index(name) for name in _RIGHT))
+    more = (Paragraph(line(muted(words("sweep.worst", n=count(len(rows)), whole=count(whole))))),)
+    return Section("sweep", (), (grid, *(more if whole > len(rows) else ())))
+
+
+def _cells(row: SweepRow, varied: set[str], words: Words) -> dict[str, Cell]:
+    if row.verdict is not None:
+        verdict = words(f"verdict.{row.verdict.value}")
+    else:
+        verdict = words("sweep.none" if row.reason else "sweep.same")
+    return {
+        "question": line(_question(row, varied)),
+        "model": line(_model(row)),
+        "prompt": line(quoted(row.prompt, PROMPT)) if row.prompt else line(""),
+        "setting": line(words.name("setting", row.setting)),
+        "verdict": line(Span(verdict, _role(row))),
+        "cause": line(row.mechanism or ""),
+        "gap": line(_figure("inf" if row.nonfinite_apart else row.max_abs)),
+        "flips": line("" if row.top1_flips is None else str(row.top1_flips)),
+        "seconds": line(f"{row.seconds:.0f}"),
+    }
+
+
+def _role(row: SweepRow) -> Role:
+    if row.verdict is None:
+        return Role.CAUTION if row.reason else Role.GOOD
+    return _ROLES.get(row.verdict, Role.CAUTION)
+
+
+def _figure(value: Any) -> str:
+    return "" if value is None else f"{float(value):.2g}"
+
+
+def _model(row: SweepRow) -> str:
+    return row.model.rstrip("/").rpartition("/")[2] + (f"@{row.revision}" if row.revision else "")
+
+
+def _question(row: SweepRow, varied: set[str]) -> str:
+    """The question with those of its options that are not the same in all rows that have them."""
+    options = json.loads(row.options)
+    given = {key: value for key, value in options.items() if key in varied and value is not False}
+    return " ".join(
+        [row.question, *(key if value is True else f"{key}={value}" for key, value in given.items())]
+    )
+
+
+def _label(row: SweepRow, varied: set[str], words: Words) -> str:
+    parts = [_model(row)] if "model" in varied else []
+    parts.append(_question(row, varied))
+    parts += [words.name("setting", row.setting)] if row.setting else []
+    parts += [quoted(row.prompt, PROMPT)] if "prompt" in varied and row.prompt else []
+    return " ".join(parts)
+
+
+def _labels(rows: list[SweepRow], varied: set[str], words: Words) -> str:
+    labels = [_label(row, varied, words) for row in rows]
+    more = words("comma") + words.many("sweep.more", len(rows) - PLACES) if len(rows) > PLACES else ""
+    return words("comma").join(labels[:PLACES]) + more
+
+
+def _varied(rows: tuple[SweepRow, ...]) -> set[str]:
+    """Names of what is not the same in all rows: `model`, `prompt`, `setting`, and options."""
+    seen: dict[str, set[str]] = {}
+    for row in rows:
+        given: dict[str, Any] = json.loads(row.options)
+        for name, value in {**given, **_columns(row)}.items():
+            seen.setdefault(name, set()).add(json.dumps(value))
+    return {name for name, values in seen.items() if len(values) > 1}
+
+
+def _columns(row: SweepRow) -> dict[str, Any]:
+    return {"model": [row.model, row.revision], "prompt": row.prompt, "setting": row.setting}
+
+
+def _badness(row: SweepRow) -> tuple[int, float]:
+    """Of several rows the greatest is the worst: one that fails before one that is not told, then the larger gap."""
+    gap = float("inf") if row.nonfinite_apart else row.max_abs or 0.0
+    return {Role.BAD: 2, Role.CAUTION: 1}.get(_role(row), 0), gap
