@@ -93,6 +93,10 @@ def test_a_wrong_word_is_one_error(llama, tokenizer):
             "attention 'sdpa:fast'; expected sdpa:math",
         ),
         (
+            lambda: fp.attention(llama, tokenizer, PROMPT, "sdpa"),
+            "attention sdpa for a model with sdpa; expected another one",
+        ),
+        (
             lambda: fp.attention(llama, tokenizer, PROMPT, "nonsense"),
             "attention 'nonsense' for a LlamaForCausalLM",
         ),
@@ -100,6 +104,28 @@ def test_a_wrong_word_is_one_error(llama, tokenizer):
         with pytest.raises(fp.InputError) as caught:
             ask()
         assert str(caught.value).startswith(message)
+
+
+@pytest.mark.parametrize(
+    "ask",
+    [
+        fp.attention, fp.autocast, fp.batch, fp.cache, fp.checkpoints, fp.compiled, fp.device, fp.dtype, fp.embed, fp.factors,
+        fp.generate, fp.packed, fp.padding, fp.quantize, fp.repeat, fp.compare,
+    ],
+    ids=lambda ask: ask.__name__,
+)  # fmt: skip
+def test_an_argument_that_there_is_not_is_named_with_those_that_there_are(ask):
+    with pytest.raises(fp.InputError) as caught:
+        ask(None, None, None, pad_too=50, probes=False, sde="left")
+    said = str(caught.value)
+    assert said.startswith(f"fp.{ask.__name__} has no argument pad_too, sde; expected one of ")
+    assert {"probes", "sources", "max_memory", "progress"} <= set(said.partition("one of ")[2].split(", "))
+    assert "options" not in said
+
+
+def test_options_of_an_assertion_are_checked_too(llama, tokenizer):
+    with pytest.raises(fp.InputError, match=r"fp\.batch has no argument pad_to; expected one of model"):
+        fp.testing.assert_batch_invariant(llama, tokenizer, PROMPT, pad_to=50)
 
 
 # --- batch ---------------------------------------------------------------------------------------------------
@@ -355,8 +381,10 @@ def test_the_cpu_and_a_gpu_round(tokenizer, name):
 @needs_bitsandbytes
 def test_int8_weights_are_other_weights(tokenizer):
     llama = ARCHITECTURES["llama"].build()
+    llama.config._name_or_path = "models/tiny"
     before = copy.deepcopy(vars(llama.config))
     result = fp.quantize(llama, tokenizer, PROMPT)
+    assert result.a.model == result.b.model == "LlamaForCausalLM (tiny)"
     assert vars(llama.config) == before
     assert (result.verdict.kind, result.verdict.mechanism) == (VerdictKind.INPUTS, "quantization")
     assert any(row.actual == "Linear8bitLt" for row in result.replaced_modules)

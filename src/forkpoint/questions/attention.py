@@ -52,6 +52,8 @@ def attention(
     """
     own = implementation_of(model)
     chosen = against or ("sdpa" if own == "eager" else "eager")
+    if chosen == own:
+        raise InputError(f"attention {own} for a model with {own}", "another one")
     rows = rows_of(model, tokenizer, prompts, options)
     a = together(model, tokenizer, rows, position_ids=positions_of(options), name=own)
     with using(model, chosen):  # whether it can be had, before any work

@@ -15,6 +15,7 @@ from forkpoint.questions.cache import is_encoder_decoder
 from forkpoint.questions.choices import Pooling
 from forkpoint.questions.pipelines import pipeline_run
 from forkpoint.questions.prompts import device_of
+from forkpoint.support.called import says_call
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -27,6 +28,7 @@ SIZES = (1, 32)
 """Batch sizes if nothing is said: each text alone, and what pipelines mostly do."""
 
 
+@says_call
 def embed(
     model: Any,
     texts: Sequence[Any],
@@ -137,6 +139,7 @@ class Pooled(nn.Module):
     def __init__(self, model: Any, pooling: Pooling) -> None:
         super().__init__()
         self.model = model
+        self.config = model.config
         self.pooling = pooling
 
     def forward(self, **features: Any) -> Tensor:

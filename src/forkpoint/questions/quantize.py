@@ -95,17 +95,15 @@ def _bitsandbytes(**settings: Any) -> Callable[[Any], Any]:
         plain = innermost(model)[1]
         with quiet(), tempfile.TemporaryDirectory(prefix="forkpoint-") as folder:
             _save(plain, folder)
-            return (
-                type(plain)
-                .from_pretrained(
-                    folder,
-                    quantization_config=BitsAndBytesConfig(**settings),
-                    device_map={"": device_of(plain)},
-                    dtype=plain.dtype,
-                    attn_implementation=plain.config._attn_implementation,
-                )
-                .eval()
+            other = type(plain).from_pretrained(
+                folder,
+                quantization_config=BitsAndBytesConfig(**settings),
+                device_map={"": device_of(plain)},
+                dtype=plain.dtype,
+                attn_implementation=plain.config._attn_implementation,
             )
+        other.config.name_or_path = plain.config.name_or_path
+        return other.eval()
 
     return make
 

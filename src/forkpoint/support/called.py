@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import replace
 from functools import wraps
 from typing import Any, ParamSpec, TypeVar
+
+from forkpoint.errors import InputError
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -17,6 +19,9 @@ _LENGTH = 60
 
 def says_call(function: Callable[P, R]) -> Callable[P, R]:
     """The record that a function returns says in its field `call` how the function was called.
+
+    An argument of a name that the function does not have is an `InputError`, also where it takes `Unpack[...]` of a record
+    of options, which Python doesn't check.
 
     >>> from dataclasses import dataclass
     >>> @dataclass(frozen=True)
@@ -32,12 +37,32 @@ def says_call(function: Callable[P, R]) -> Callable[P, R]:
 
     @wraps(function)
     def called(*args: P.args, **kwargs: P.kwargs) -> R:
+        _check_names(function, parameters, kwargs)
         answer: Any = function(*args, **kwargs)
         given = parameters.bind(*args, **kwargs)
         said = ", ".join(_written(parameters, given.arguments))
         return replace(answer, call=f"fp.{function.__name__}({said})")
 
     return called
+
+
+def _check_names(function: Callable[..., Any], signature: inspect.Signature, given: Collection[str]) -> None:
+    known = [
+        name
+        for one in signature.parameters.values()
+        for name in (_options(function, one) if one.kind is inspect.Parameter.VAR_KEYWORD else (one.name,))
+    ]
+    unknown = [name for name in given if name not in known]
+    if unknown:
+        raise InputError(
+            f"fp.{function.__name__} has no argument {', '.join(unknown)}", "one of " + ", ".join(known)
+        )
+
+
+def _options(function: Callable[..., Any], parameter: inspect.Parameter) -> Collection[str]:
+    """The names that `**options: Unpack[Options]` stands for."""
+    record = parameter.annotation.removeprefix("Unpack[").removesuffix("]")
+    return inspect.unwrap(function).__globals__[record].__annotations__
 
 
 def _written(signature: inspect.Signature, given: dict[str, Any]) -> list[str]:

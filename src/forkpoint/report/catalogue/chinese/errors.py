@@ -56,6 +56,7 @@ ERRORS: dict[str, str] = {
     # 命令
     "no command": "没有给出命令",
     "one of {choices}": "以下之一：{choices}",
+    "fp.{function} has no argument {names}": "fp.{function} 没有参数 {names}",
     "--config {file} with the key {key}": "--config {file} 中有键 {key}",
     "--config {file} with {key} = {value}": "--config {file} 中有 {key} = {value}",
     "{file} with {key} = {value}": "{file} 中有 {key} = {value}",
@@ -178,6 +179,7 @@ ERRORS: dict[str, str] = {
     "two models of one vocabulary": "词表相同的两个模型",
     "device {device} for a model on {own}": "模型在 {own} 上，而选择的设备是 {device}",
     "another one": "另一种",
+    "attention {name} for a model with {own}": "模型用的是 {own}，而选择的注意力是 {name}",
     "dtype {dtype} for a model in {own}": "模型为 {own}，而选择的数据类型是 {dtype}",
     "{model} that can't be cast: {error}": "{model} 无法转换类型：{error}",
     "a model that is not quantised": "没有量化的模型",
