@@ -15,7 +15,7 @@ from forkpoint.result import Impact, LayerDrift, ProbeResult, Result, RunSummary
 from forkpoint.support.records import from_plain, to_plain
 
 FLOATS = st.floats(allow_nan=True, allow_infinity=True)
-SAMPLES = st.one_of(st.integers(), st.text())
+SAMPLES = st.one_of(st.integers(), st.text(), st.tuples(st.text(), st.tuples(st.integers())))
 RECORDS = st.one_of(
     st.builds(Verdict, st.sampled_from(VerdictKind), st.none() | st.text(), st.none() | st.booleans(), st.text(),
               st.lists(st.builds(ProbeResult, st.text(), st.text(), st.none() | FLOATS, st.text())).map(tuple)),

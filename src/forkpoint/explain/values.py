@@ -24,6 +24,9 @@ def fetch_value(session: Session, module: str, name: str, *, run: str, call: int
     if run not in ("a", "b"):
         raise InputError(f"run={run!r}", "'a' or 'b'")
     traced = session.a if run == "a" else session.b
+    calls = len(traced.run.calls)
+    if not 0 <= call < calls:
+        raise InputError(f"call {call} of a run of {calls}", f"0 to {calls - 1}")
     model = traced.run.modules
     if model is not None:
         owner = module_at(model, module)
@@ -40,13 +43,12 @@ def fetch_value(session: Session, module: str, name: str, *, run: str, call: int
         for position, event in enumerate(traced.trace.events)
         if event.call == call and (op := traced.trace.ops[event.op]) in matching
     ]
-    if not events or not -len(events) <= index < len(events):
+    where = f"named {name!r} in call {call} of module {module or '(model)'!r}"
+    if not events:
         known = ", ".join(sorted({label for op in ops for label in _labels(op)})[:40])
-        what = f"value {index} of {len(events)}" if events else "no value"
-        raise InputError(
-            f"{what} named {name!r} in call {call} of module {module or '(model)'!r}",
-            f"one of: {known}" if known else "a module that ran",
-        )
+        raise InputError(f"no value {where}", f"one of: {known}" if known else "a module that ran")
+    if not -len(events) <= index < len(events):
+        raise InputError(f"value {index} of {len(events)} {where}", f"0 to {len(events) - 1}")
     _, op, nth = events[index]
     return _take(traced, op, call, nth)
 

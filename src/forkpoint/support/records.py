@@ -5,7 +5,7 @@ from __future__ import annotations
 import enum
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from dataclasses import MISSING, fields, is_dataclass
 from functools import cache
 from typing import Any, Union, cast
@@ -126,6 +126,8 @@ def _scalar(kind: Any, data: Any, place: str) -> Any:
         return complex(real, imaginary)
     if kind in (int, bool, str) and type(data) is kind:
         return data
+    if kind is Hashable and isinstance(data, list):  # a name that was a tuple
+        return tuple(from_plain(kind, item, place) for item in cast("list[Any]", data))
     if kind not in (int, bool, str, float, complex) and (data is None or isinstance(data, (str, int, float))):
         return data  # Hashable: a sample goes by its index or by a name
     raise _wrong(kind, data, place)
