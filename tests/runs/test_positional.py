@@ -32,6 +32,43 @@ def test_positional_inputs_go_by_the_names_of_the_parameters():
     assert result.verdict.mechanism == "parameters"
 
 
+class Wrapper(nn.Module):
+    """Hands on whatever it is given, as wrappers do."""
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, *args, **kwargs):
+        return self.inner(*args, **kwargs)
+
+
+class Nameless(nn.Module):
+    def forward(self, x, /, y):
+        return x - y
+
+
+@pytest.mark.parametrize("model", [Wrapper(nn.Bilinear(4, 4, 2)), Nameless()], ids=["any number", "no name"])
+def test_inputs_without_names_go_in_by_their_places(model):
+    x, y = torch.randn(1, 3, 4), torch.randn(1, 3, 4)
+    run = fp.Run(model, (x, y))
+    assert list(run.calls[0]) == ["[0]", "[1]"]
+    assert torch.equal(run.execute()[0], model(x, y))
+    assert fp.compare(run, fp.Run(model, (x, y))).identical
+    assert fp.compare(run, fp.Run(model, (x, y + 1))).verdict.kind is fp.VerdictKind.INPUTS
+
+
+def test_places_and_names_of_one_call():
+    run = fp.Run(Wrapper(nn.Bilinear(4, 4, 2)), {"[0]": torch.ones(1, 4), "input2": torch.ones(1, 4)})
+    assert run.execute()[0].shape == (1, 2)
+
+
+@pytest.mark.parametrize("given", [None, 3, "hello", [], {1, 2}, [None], torch.ones(1, 4).numpy()])
+def test_what_is_no_input(given):
+    with pytest.raises(fp.InputError, match=r"inputs of type .*; expected a mapping of keyword arguments"):
+        fp.Run(nn.Linear(4, 2), given)
+
+
 def test_more_of_them_than_there_are_names():
     with pytest.raises(fp.InputError, match="2 positional inputs for a Linear that has names for 1"):
         fp.Run(nn.Linear(4, 2), (torch.randn(1, 4), torch.randn(1, 4)))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import inspect
 import random
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property
@@ -188,14 +188,16 @@ class Run:
         return not now or not following or bool(now & following)
 
     def _invoke(self, inputs: dict[str, Any]) -> Any:
-        output = self.model(**inputs) if self.call is None else self.call(self.model, inputs)
+        output = _called(self.model, inputs) if self.call is None else self.call(self.model, inputs)
         return {self.returns: output} if self.returns else output
 
 
 def _as_calls(inputs: Given | Sequence[Given], model: Any) -> tuple[dict[str, Any], ...]:
     calls_in_turn = isinstance(inputs, tuple) and all(isinstance(one, Mapping) for one in inputs)
-    one_call = isinstance(inputs, (Mapping, Tensor, tuple)) and not calls_in_turn
-    given: list[Any] = [inputs] if one_call else list(inputs)
+    several = calls_in_turn or (
+        isinstance(inputs, Iterable) and not isinstance(inputs, (Mapping, Tensor, tuple, str))
+    )
+    given: list[Any] = list(inputs) if several else [inputs]
     calls = [_by_name(one, model) for one in given]
     if not calls or not all(isinstance(c, Mapping) for c in calls):  # pyright: ignore[reportUnnecessaryIsInstance]
         raise InputError(
@@ -211,19 +213,23 @@ def _as_calls(inputs: Given | Sequence[Given], model: Any) -> tuple[dict[str, An
 
 
 def _by_name(given: Any, model: Any) -> Any:
-    """Positional arguments under the names of the parameters that take them.
+    """Positional arguments under the names of the parameters that take them, or their places where these have none.
 
     Raises:
-        InputError: the model's call has no such names.
+        InputError: the model's call takes fewer.
     """
     if not isinstance(given, (Tensor, tuple)):
         return given
     values = (given,) if isinstance(given, Tensor) else given
     try:
-        parameters = inspect.signature(getattr(model, "forward", model)).parameters.values()
+        parameters = list(inspect.signature(getattr(model, "forward", model)).parameters.values())
     except (TypeError, ValueError):
-        parameters = ()
+        parameters = []
     names = [one.name for one in parameters if one.kind is inspect.Parameter.POSITIONAL_OR_KEYWORD]
+    nameless = [one for one in parameters if one.kind is inspect.Parameter.POSITIONAL_ONLY]
+    any_number = any(one.kind is inspect.Parameter.VAR_POSITIONAL for one in parameters)
+    if nameless or (any_number and len(values) > len(names)):
+        names = [f"[{place}]" for place in range(len(values) if any_number else len(nameless) + len(names))]
     if len(values) > len(names):
         raise InputError(
             f"{len(values)} positional inputs for a {type(model).__name__} that has names for {len(names)}",
@@ -231,6 +237,15 @@ def _by_name(given: Any, model: Any) -> Any:
             "or say how to call it: call=",
         )
     return dict(zip(names, values, strict=False))
+
+
+def _called(model: Any, inputs: dict[str, Any]) -> Any:
+    """What a model returns for arguments by name, and for those that have a place in place of one."""
+    places = [name for name in inputs if name.startswith("[")]
+    if not places:
+        return model(**inputs)
+    named = {name: value for name, value in inputs.items() if name not in places}
+    return model(*(inputs[name] for name in places), **named)
 
 
 def _leaves(value: Any, depth: int = 4) -> Iterator[Any]:
@@ -268,6 +283,8 @@ def _check_model(model: Any, call: Callable[..., Any] | None) -> None:
 
 
 def _check_layout(layout: Layout, calls: Sequence[Inputs]) -> None:
+    if not isinstance(layout, Layout):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise InputError(f"a layout of type {type(layout).__name__}", "an fp.Layout")
     if len(layout.calls) != len(calls):
         raise InputError(
             f"a layout of {len(layout.calls)} calls for {len(calls)} calls", "one entry for each call"
