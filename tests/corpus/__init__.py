@@ -16,6 +16,7 @@ from . import (  # noqa: F401  (each registers its cases)
     cases_decisions,
     cases_embeddings,
     cases_functions,
+    cases_given,
     cases_identical,
     cases_inputs,
     cases_inputs_by_name,

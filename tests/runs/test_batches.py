@@ -117,3 +117,49 @@ def test_a_step_that_happens_to_be_the_other_run_s_row_goes_on() -> None:
     steps = [batch(ROWS[:1, :2]), batch(ROWS[:1, 2:])]
     pairs, notes = asked(batch(ROWS[:1]), steps)
     assert (pairs, notes) == ([(0, 0)], ())
+
+
+class Cached:
+    """A cache of so many tokens."""
+
+    def __init__(self, length: int) -> None:
+        self.length = length
+
+    def get_seq_length(self) -> int:
+        return self.length
+
+
+def _positions(a: Any, b: Any) -> list[list[list[int]]]:
+    """Those of both runs' first calls."""
+    runs = paired(Run(Model(), a), Run(Model(), b))[:2]
+    return [run.layout.calls[0]["main"].position.tolist() for run in runs]
+
+
+def test_what_goes_in_with_a_cache_goes_on_where_the_other_run_has_the_same_tokens() -> None:
+    rest = {**batch(ROWS[:1, 3:]), "past_key_values": Cached(3)}
+    assert _positions(batch(ROWS[:1]), rest) == [[[0, 1, 2, 3, 4]], [[3, 4]]]
+    assert _positions(rest, batch(ROWS[:1])) == [[[3, 4]], [[0, 1, 2, 3, 4]]]
+    pairs, notes = asked(batch(ROWS[:1]), rest)
+    assert (pairs, notes) == ([(0, 0)], ())
+    more = {**batch(ROWS[:1, 2:]), "past_key_values": Cached(2)}
+    assert _positions(more, rest) == [[[2, 3, 4]], [[3, 4]]]
+
+
+def test_what_goes_in_with_a_cache_of_other_tokens_begins_at_0() -> None:
+    rest = {**batch(ROWS[:1, 3:]), "past_key_values": Cached(3)}
+    assert _positions(rest, {**rest, "past_key_values": Cached(7)}) == [[[0, 1]], [[0, 1]]]
+    assert _positions(batch(ROWS[:1, 3:]), rest) == [[[0, 1]], [[0, 1]]]
+    assert _positions(batch(ROWS[1:2]), {**rest, "past_key_values": None}) == [[[0, 1, 2, 3, 4]], [[0, 1]]]
+    layout = Layout.from_mask(torch.ones(1, 2))
+    run = paired(Run(Model(), batch(ROWS[:1])), Run(Model(), rest, layout=layout))[1]
+    assert run.layout is layout
+
+
+def test_an_encoders_tokens_that_go_in_again_are_the_same() -> None:
+    def call(encoded: Tensor, *columns: int) -> dict[str, Tensor]:
+        return {"input_ids": encoded, "decoder_input_ids": ROWS[:1, list(columns)]}
+
+    whole, steps = call(ROWS[1:2], 0, 1, 2), [call(ROWS[1:2], n) for n in range(3)]
+    assert asked(whole, steps) == ([(0, 0)], ())
+    steps[1] = call(ROWS[2:3], 1)
+    assert any(note.startswith("the calls of run B are read as going on") for note in asked(whole, steps)[1])

@@ -6,8 +6,9 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch import nn
 
-from forkpoint import Coordinates, InputError, Layout, LayoutError
+from forkpoint import Coordinates, InputError, Layout, LayoutError, Run
 from forkpoint.runs.layout import DECODER, IMAGE, MAIN, grid_shape, stream_of, token_tensor
 from forkpoint.runs.pairing import Pairing, pair_samples, read_content
 
@@ -148,6 +149,84 @@ def test_cumulative_lengths_may_hold_an_empty_sample():
     layout = Layout.packed(cu_seqlens=torch.tensor([0, 2, 2, 3]))
     assert samples(layout) == [[0, 0, 2]]
     assert positions(layout) == [[0, 1, 0]]
+
+
+# --- An encoder, and a cache that is given ---------------------------------------------------------
+
+
+def test_what_an_encoder_reads_goes_in_anew_with_every_step_of_its_decoder():
+    encoded, steps = torch.ones(2, 4, dtype=torch.int64), torch.ones(2, 3, dtype=torch.int64)
+    calls = [{"input_ids": encoded, "decoder_input_ids": steps[:, n : n + 1]} for n in range(3)]
+    layout = Layout.read(calls)
+    assert [call[MAIN].position[0].tolist() for call in layout.calls] == [[0, 1, 2, 3]] * 3
+    assert [call[DECODER].position[0].tolist() for call in layout.calls] == [[0], [1], [2]]
+    alone = Layout.read([{"input_ids": call["decoder_input_ids"]} for call in calls])
+    assert [call[MAIN].position[0].tolist() for call in alone.calls] == [[0], [1], [2]]
+
+
+class Cache:
+    def __init__(self, length: int) -> None:
+        self.length = length
+
+    def get_seq_length(self) -> int:
+        return self.length
+
+
+def test_positions_may_go_on_from_a_cache_that_is_given():
+    ids = torch.ones(2, 2, dtype=torch.int64)
+    calls = [{"input_ids": ids, "past_key_values": Cache(3)}, {"input_ids": ids[:, :1]}]
+    went = [call[MAIN].position.tolist() for call in Layout.read(calls, after_cache=True).calls]
+    assert went == [[[3, 4], [3, 4]], [[5], [5]]]
+    assert [call[MAIN].position[0].tolist() for call in Layout.read(calls).calls] == [[0, 1], [2]]
+    padded = {**calls[0], "attention_mask": torch.tensor([[0, 1, 1, 1, 1], [1, 1, 1, 1, 0]])}
+    assert positions(Layout.read([padded], after_cache=True)) == [[2, 3], [3, -1]]
+    unknown = {**calls[0], "past_key_values": (ids, ids)}
+    assert positions(Layout.read([unknown], after_cache=True)) == [[0, 1], [0, 1]]
+    decoder = {"input_ids": ids, "decoder_input_ids": ids, "past_key_values": Cache(3)}
+    (call,) = Layout.read([decoder], after_cache=True).calls
+    assert (call[MAIN].position.tolist(), call[DECODER].position.tolist()) == ([[0, 1]] * 2, [[3, 4]] * 2)
+
+
+# --- What is no layout -----------------------------------------------------------------------------
+
+ONES = torch.ones(1, 2, dtype=torch.int64)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: Layout.from_mask([[1, 0]]), "mask of type list; expected a tensor"),
+        (lambda: Layout.steps([[[1, 0]]]), "mask of type list; expected a tensor"),
+        (lambda: Layout.from_mask(ONES, samples=[["a"]]), r"a sample named \['a'\]; expected a name that can be"),
+        (lambda: Coordinates([[0]], [[0]]), "sample of type list; expected a tensor"),
+        (lambda: Layout(Coordinates(ONES, ONES)), "calls of type Coordinates; expected a list with one entry a"),
+        (lambda: Layout([ONES]), "a call of type Tensor; expected fp.Coordinates, or a mapping from input names"),
+        (lambda: Layout([{"input_ids": ONES}]), "a call of type dict; expected fp.Coordinates, or a mapping"),
+        (
+            lambda: Layout([dict.fromkeys(("input_ids", "x"), Coordinates(ONES, ONES))]),
+            r"two inputs of one stream among \['input_ids', 'x'\]",
+        ),
+        (lambda: Layout.packed([[0, 1]]), "position_ids of type list; expected a tensor"),
+        (lambda: Layout.packed(cu_seqlens=[0, 1]), "cu_seqlens of type list; expected a tensor"),
+        *(
+            (lambda edges=edges: Layout.packed(cu_seqlens=torch.tensor(edges)), "cu_seqlens .*; expected .samples")
+            for edges in ([0, 8, 4], [], [4], [[0, 4]], [-1, 4])
+        ),
+    ],
+)  # fmt: skip
+def test_what_is_no_layout_is_one_error(make, message):
+    with pytest.raises(LayoutError, match=message):
+        make()
+
+
+def test_a_run_takes_a_layout_and_nothing_else():
+    with pytest.raises(InputError, match=r"a layout of type Coordinates; expected an fp\.Layout"):
+        Run(nn.Linear(4, 4), {"x": torch.ones(1, 2, 4)}, layout=Coordinates(ONES, ONES))
+
+
+def test_lengths_that_do_not_fall_are_lengths():
+    layout = Layout.packed(cu_seqlens=torch.tensor([0, 2, 2, 3]))
+    assert samples(layout) == [[0, 0, 2]]
 
 
 # --- Other inputs ----------------------------------------------------------------------------------

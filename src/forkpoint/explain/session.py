@@ -133,18 +133,23 @@ class Traced:
         ]
 
     def in_float64(
-        self, promotion: Promotion, *, under: Callable[[], AbstractContextManager[Any]] = nullcontext
+        self,
+        promotion: Promotion,
+        *,
+        under: Callable[[], AbstractContextManager[Any]] = nullcontext,
+        calls: Sequence[Inputs] | None = None,
     ) -> Results:
         """Run it once more in float64, from the same random state, with nobody watching.
 
         Args:
             promotion: computes the run in float64.
             under: makes a context manager that is entered around each call, after the promotion.
+            calls: other inputs in place of the run's own.
         """
         total = self._computed
         self.progress.count(lambda: min(promotion.computed, total), total)
         with self._random_as_before(), self._opaque_uncounted(promotion):
-            outputs = self.run.execute(around=_around(promotion, under))
+            outputs = self.run.execute(around=_around(promotion, under), calls=calls)
         return [
             {
                 name: (promotion.value(value), self._label_of(index, name, value))

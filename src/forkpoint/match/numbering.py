@@ -54,6 +54,10 @@ class Shared:
                 self._numbers[key] = len(self.names)
                 self.names.append(key)
         self._a, self._b = self._number(keys_a), self._number(keys_b)
+        self._may_enter = (
+            _may_enter(a, self._a, _streams(b, to_b), to_a),
+            _may_enter(b, self._b, _streams(a, to_a), to_b),
+        )
         self._homes = (_homes(a), _homes(b))
         self._whole_samples = _samples_of_sets(a, self._a)
         self._samples = np.asarray(
@@ -93,9 +97,27 @@ class Shared:
         self._table_a = self._table_b = (self._table_a, self._table_b)[side]
         self._a = self._b = (self._a, self._b)[side]
         self._rows = (self._rows[side],) * 2
+        self._may_enter = (self._may_enter[side],) * 2
         self._homes = (self._homes[side],) * 2
         self._worked_out = {}
         self._frozen = True
+
+    @property
+    def may_enter_a(self) -> NDArray[np.bool_]:
+        """For each id of run A whether what both runs have may depend on it.
+
+        That is what both have, and, of a sample that both have, what the other run was given in a cache: tokens that come
+        before one of both, and those of a stream that the other run has nothing of. What remains is padding, batch mates and
+        later tokens.
+        """
+        self._refresh()
+        return self._may_enter[0]
+
+    @property
+    def may_enter_b(self) -> NDArray[np.bool_]:
+        """The same for run B."""
+        self._refresh()
+        return self._may_enter[1]
 
     @property
     def home_a(self) -> Ints:
@@ -159,6 +181,37 @@ class Shared:
         if isinstance(key, tuple) and key[0] == IMAGE:
             return key[1], None
         return self._whole_samples.get(number), None
+
+
+def _streams(table: CoordinateTable, names: Mapping[int, int]) -> set[tuple[str, int]]:
+    """Every (stream, sample) of which a run has a token, under the shared names of its samples."""
+    return {(t[0], names[t[1]]) for t in table.tokens if t is not None and t[1] in names}
+
+
+def _may_enter(
+    table: CoordinateTable, numbers: Ints, others: set[tuple[str, int]], names: Mapping[int, int]
+) -> NDArray[np.bool_]:
+    """See `Shared.may_enter_a`.
+
+    Args:
+        table: of the run.
+        numbers: of its ids.
+        others: what the other run has tokens of.
+        names: the shared name of each sample that both have.
+    """
+    found = numbers >= 0
+    tokens = {
+        item: token for item, token in enumerate(table.tokens) if token is not None and token[1] in names
+    }
+    last: dict[tuple[str, int], int] = {}
+    for item, (stream, sample, position) in tokens.items():
+        if found[item]:
+            last[stream, sample] = max(position, last.get((stream, sample), position))
+    shared = {sample for _, sample in last}
+    for item, (stream, sample, position) in tokens.items():
+        if sample in shared:
+            found[item] |= position < last.get((stream, sample), -1) or (stream, names[sample]) not in others
+    return found
 
 
 def _homes(table: CoordinateTable) -> Ints:

@@ -106,9 +106,15 @@ class Bench:
         return np.asarray([*tokens, *[False] * (len(self.numbers) - len(tokens))])
 
     @cached_property
+    def may_enter(self) -> Mask:
+        """For each id whether what both runs have may depend on it."""
+        shared = self.session.shared
+        return shared.may_enter_a if self.side == "a" else shared.may_enter_b
+
+    @cached_property
     def lacking(self) -> Mask:
-        """Ids of columns that the other run lacks."""
-        return self.slots & (self.numbers < 0)
+        """Ids of columns that the other run lacks, and that what both have should not depend on."""
+        return self.slots & ~self.may_enter
 
     @cached_property
     def earlier(self) -> Mask:

@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 import torch
 from torch import Tensor
 
 from forkpoint.errors import reraise_out_of_memory
 from forkpoint.probes.bench import Bench
+from forkpoint.probes.given_caches import caches_of
 from forkpoint.probes.watchers import Patch, Patched, Store
 from forkpoint.promotion import Promotion
 from forkpoint.result import ProbeResult
 from forkpoint.runs.run import copy_inputs, tensors_in
-
-_CACHES = ("past_key_values", "cache_params", "past_key_value", "mems", "state", "cache")
 
 
 def reads_cache(a: Bench, b: Bench) -> ProbeResult | None:
@@ -51,7 +47,7 @@ def _crossing(store: Store, root: int, call: int) -> set[int]:
 
 def _given(a: Bench, b: Bench) -> ProbeResult | None:
     """Whether the origin reads a cache that was given, which the other run was not given, or another one."""
-    caches = [[_cache(call) for call in bench.traced.run.calls[: bench.call + 1]] for bench in (a, b)]
+    caches = [[caches_of(call) for call in bench.traced.run.calls[: bench.call + 1]] for bench in (a, b)]
     tensors = [[t for cache in found for t in tensors_in(cache)] for found in caches]
     if not any(tensors) or _same(*tensors):
         return None
@@ -66,10 +62,6 @@ def _given(a: Bench, b: Bench) -> ProbeResult | None:
     return None
 
 
-def _cache(call: Mapping[str, Any]) -> list[Any]:
-    return [call[name] for name in _CACHES if call.get(name) is not None]
-
-
 def _same(a: list[Tensor], b: list[Tensor]) -> bool:
     return len(a) == len(b) and all(
         x.shape == y.shape and x.device == y.device and bool((x == y).all())
@@ -82,10 +74,13 @@ def _moves(bench: Bench) -> float:
     calls = [copy_inputs(call) for call in bench.traced.run.calls]
     generator = torch.Generator().manual_seed(0)
     own = {
-        t.data_ptr() for call in bench.traced.run.calls for cache in _cache(call) for t in tensors_in(cache)
+        t.data_ptr()
+        for call in bench.traced.run.calls
+        for cache in caches_of(call)
+        for t in tensors_in(cache)
     }
     for call in calls:
-        for tensor in (t for cache in _cache(call) for t in tensors_in(cache) if t.is_floating_point()):
+        for tensor in (t for cache in caches_of(call) for t in tensors_in(cache) if t.is_floating_point()):
             if tensor.data_ptr() in own:
                 return 0.0  # a cache that could not be copied is its user's
             order = torch.randperm(tensor.numel(), generator=generator).to(tensor.device)

@@ -9,8 +9,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-import numpy as np
-
 from forkpoint.capture.functions import ALWAYS_VIEWS, LOOKUPS
 from forkpoint.errors import reraise_out_of_memory
 from forkpoint.explain.results import ResultComparison, compare_results
@@ -121,8 +119,8 @@ def _rows(
     """Replace the rows that were looked up; token ids as well, if they are asked for."""
     changed = asked = False
     unheld = ""
-    for name, traced, numbers in (("b", session.b, session.shared.b), ("a", session.a, session.shared.a)):
-        keep = np.asarray(numbers >= 0)
+    shared = session.shared
+    for name, traced, keep in (("b", session.b, shared.may_enter_b), ("a", session.a, shared.may_enter_a)):
         if keep[traced.trace.table.columns].all():
             continue
         names = id_names(traced) if ids else frozenset[str]()

@@ -241,7 +241,7 @@ def coupling_at(session: Session, origin: Origin) -> ProbeResult | None:
         None where nothing moves, where there is nothing to replace, or the run decides nothing.
     """
     for bench in benches(session, origin):
-        name, keep = bench.side, np.asarray(bench.numbers >= 0)
+        name, keep = bench.side, bench.may_enter
         if keep[bench.traced.trace.table.columns].all():
             continue
         met = origin.seen.b if name == "b" else origin.seen.a

@@ -11,8 +11,6 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 
-import numpy as np
-
 from forkpoint.errors import reraise_out_of_memory
 from forkpoint.explain.session import Session
 from forkpoint.match.align import gap, pair_elements
@@ -35,13 +33,14 @@ def entrance(session: Session, leak: ContentProbe) -> tuple[Session, Origin] | N
         leak: the run whose other content its result noticed, and whether that is token ids.
     """
     name = leak.run
-    traced, numbers = (session.a, session.shared.a) if name == "a" else (session.b, session.shared.b)
-    alone = replace(session, a=traced, b=traced, shared=session.shared.within(name), experiments={})
+    shared = session.shared
+    traced, keep = (session.a, shared.may_enter_a) if name == "a" else (session.b, shared.may_enter_b)
+    alone = replace(session, a=traced, b=traced, shared=shared.within(name), experiments={})
     before, after = (Store(MAX_STORED, shelf=session.memory.shelf()) for _ in range(2))
     try:
         traced.again(promotion=Promotion(), watcher=before)
         names = id_names(traced) if leak.ids else frozenset[str]()
-        content = OtherContent(np.asarray(numbers >= 0), names=names, padding=leak.padding)
+        content = OtherContent(keep, names=names, padding=leak.padding)
         traced.again(promotion=Promotion(), watcher=Patched(content, after))
     except Exception as error:  # noqa: BLE001 - other values may steer the model's code anywhere
         reraise_out_of_memory(error)

@@ -115,12 +115,15 @@ def for_each_sample(session: Session, root: Meeting) -> bool:
 def returns_to_tokens(bench: Bench, start: int | None = None) -> bool:
     """Whether what an event (by default the origin) makes goes back into values of single tokens, as statistics do."""
     start = bench.root if start is None else start
-    shared = bench.lacking | (bench.slots & (bench.numbers >= 0))
     for event in bench.store.reached([start]) - {start}:
         kept = bench.store.kept.get(event)
         if kept is None or kept.label is None or not kept.numeric:
             continue
-        if kept.label.q.size > 1 and bool(shared[kept.label.q].all()) and _several_a_row(bench, kept.label.q):
+        if (
+            kept.label.q.size > 1
+            and bool(bench.slots[kept.label.q].all())
+            and _several_a_row(bench, kept.label.q)
+        ):
             return True
     return False
 

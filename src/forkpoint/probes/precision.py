@@ -12,6 +12,7 @@ import torch
 from forkpoint.capture.recorder import Watcher
 from forkpoint.explain.results import ResultComparison, compare_results, finite_parts
 from forkpoint.explain.session import Results, Session
+from forkpoint.probes.given_caches import with_caches_moved
 from forkpoint.probes.inputs import Weight, same_weights
 from forkpoint.probes.noise import Noise
 from forkpoint.probes.passing import Patching
@@ -223,7 +224,7 @@ def measure_noise(session: Session, run: str, exact: Results, seed: int) -> dict
     """For each result of a run, the largest change when every rounding is moved by one ULP of float64, up or down.
 
     For integers and texts it is how many of them change. What run B has and run A has not (padding, another row) is left
-    aside: its noise is not that of any gap.
+    aside: its noise is not that of any gap. A cache that one run alone was given was rounded before: it is moved, too.
 
     Args:
         run: `a` or `b`.
@@ -233,7 +234,7 @@ def measure_noise(session: Session, run: str, exact: Results, seed: int) -> dict
     promotion = Promotion()
     noisy = Noise(seed, promotion.value)
     traced = session.a if run == "a" else session.b
-    moved = traced.in_float64(promotion, under=lambda: noisy)
+    moved = traced.in_float64(promotion, under=lambda: noisy, calls=with_caches_moved(session, run, seed))
     if run == "a":
         return largest_changes(exact, moved)
     noise: dict[str, float] = {}

@@ -11,7 +11,6 @@ from __future__ import annotations
 from contextlib import AbstractContextManager
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
@@ -81,7 +80,7 @@ def vanishes_unrounded(session: Session) -> bool:
     Where both runs are one and the same, it is that run with other content where the other run has none, against itself.
     """
     alone = session.a is session.b
-    content = OtherContent(np.asarray(session.shared.b >= 0)) if alone else None
+    content = OtherContent(session.shared.may_enter_b) if alone else None
     try:
         a, b = _made(session, "a", None), _made(session, "b", content)
     except Exception as error:  # noqa: BLE001 - a model may need the whole numbers that it rounds to

@@ -1,7 +1,8 @@
-"""Micro-batches: several calls of a run that hold other samples each, told from calls that go on with the same rows.
+"""What nothing in the inputs of one run says, and the other run does: which of its tokens its own are.
 
-Nothing in the inputs of one run says which of both its calls are. The other run does: where it has each row of each
-call as a row of its own, and no row that goes on from call to call, the rows are samples of their own.
+Micro-batches are several calls that hold other samples each, not ones that go on with the same rows: the other run has
+each row of each call as a row of its own, and no row that goes on from call to call. What goes in with a cache that was
+given goes on where that ends, if the other run has the same tokens there.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import torch
 
 from forkpoint.errors import LayoutError
 from forkpoint.runs.layout import Coordinates, Layout
-from forkpoint.runs.pairing import Content, Pairing, pair_samples, read_content
+from forkpoint.runs.pairing import Content, Held, Pairing, agree, pair_samples, read_content
 from forkpoint.runs.run import Run
 
 _BY_HAND = "if they hold other samples, say so by hand: fp.Layout, with the samples numbered over all calls"
@@ -26,6 +27,7 @@ def paired(a: Run, b: Run) -> tuple[Run, Run, Pairing, tuple[str, ...]]:
     Raises:
         LayoutError: nothing pairs.
     """
+    a, b = _after_caches(a, b)
     apart_a, apart_b = _apart(a), _apart(b)
     notes: list[str] = []
     if _are_rows_of(apart_a, apart_b) and not _go_on(a, b):
@@ -35,7 +37,7 @@ def paired(a: Run, b: Run) -> tuple[Run, Run, Pairing, tuple[str, ...]]:
                     f"the calls of run {name} hold other samples each: each of their rows is one of the other run's"
                 )
         a, b = apart_a, apart_b
-    elif _end_alike(apart_a, apart_b) and not _any_begins(a, b):
+    elif _end_alike(apart_a, apart_b) and not _any_agrees(a, b):
         notes.append("calls hold other samples each: the last call of both runs holds the same")
         a, b = apart_a, apart_b
     content_a, content_b = read_content(a.layout, a.calls), read_content(b.layout, b.calls)
@@ -50,9 +52,29 @@ def paired(a: Run, b: Run) -> tuple[Run, Run, Pairing, tuple[str, ...]]:
         ("A", a, apart_a, content_a, content_b),
         ("B", b, apart_b, content_b, content_a),
     ):
-        if run is not apart and any(not _begins(one, others) for one in mine.values()):
+        if run is not apart and any(not _agrees(one, others) for one in mine.values()):
             notes.append(f"the calls of run {name} are read as going on with the same rows; {_BY_HAND}")
     return a, b, pairing, tuple(notes)
+
+
+def _after_caches(a: Run, b: Run) -> tuple[Run, Run]:
+    """Both runs with positions that go on from the caches they were given, if the tokens are each other's then."""
+    on_a, on_b = _after_cache(a), _after_cache(b)
+    if on_a is a and on_b is b:
+        return a, b
+    return (on_a, on_b) if _any_agrees(on_a, on_b) else (a, b)
+
+
+def _after_cache(run: Run) -> Run:
+    """The run with positions that go on from the cache that it was given; itself where its layout was given, or no cache."""
+    if not run.layout_is_read:
+        return run
+    layout = Layout.read(run.calls, after_cache=True)
+    if layout.content == run.layout.content:
+        return run
+    found = copy.copy(run)
+    found.layout = layout
+    return found
 
 
 def _apart(run: Run) -> Run:
@@ -90,7 +112,7 @@ def _end_alike(a: Run, b: Run) -> bool:
     """Whether the last calls of two runs, one at least of several calls, hold the same samples, and none of them an earlier one."""
     if len(a.calls) == len(b.calls) == 1:
         return False
-    ends: list[Counter[tuple[object, ...]]] = []
+    ends: list[Counter[Held]] = []
     for run in (a, b):
         content = read_content(run.layout, run.calls)
         last = {int(s) for c in run.layout.calls[-1].values() for s in c.sample[c.valid].unique()}
@@ -105,10 +127,10 @@ def _end_alike(a: Run, b: Run) -> bool:
     return () not in ends[0] and bool(ends[0]) and ends[0] == ends[1]
 
 
-def _any_begins(a: Run, b: Run) -> bool:
-    """Whether a sample of a run, as it was read, begins as one of the other's does."""
+def _any_agrees(a: Run, b: Run) -> bool:
+    """Whether a sample of a run, as it was read, agrees with one of the other's."""
     others = read_content(b.layout, b.calls)
-    return any(_begins(one, others) for one in read_content(a.layout, a.calls).values())
+    return any(_agrees(one, others) for one in read_content(a.layout, a.calls).values())
 
 
 def _go_on(a: Run, b: Run) -> bool:
@@ -120,7 +142,7 @@ def _go_on(a: Run, b: Run) -> bool:
     )
 
 
-def _of_several_calls(run: Run, content: Content) -> list[tuple[object, ...]]:
+def _of_several_calls(run: Run, content: Content) -> list[Held]:
     """What those samples hold that have tokens in several calls."""
     seen = Counter(
         sample
@@ -130,6 +152,5 @@ def _of_several_calls(run: Run, content: Content) -> list[tuple[object, ...]]:
     return [content[sample] for sample, calls in seen.items() if calls > 1]
 
 
-def _begins(one: tuple[object, ...], others: Content) -> bool:
-    """Whether a sample is one of others, or the beginning of one, or one its beginning."""
-    return any(one[: len(other)] == other[: len(one)] for other in others.values() if other)
+def _agrees(one: Held, others: Content) -> bool:
+    return any(agree(one, other) for other in others.values())

@@ -48,6 +48,8 @@ class Coordinates:
     position: Tensor
 
     def __post_init__(self) -> None:
+        for name, given in (("sample", self.sample), ("position", self.position)):
+            _check_tensor(given, name)
         if self.sample.shape != self.position.shape:
             raise LayoutError(
                 f"sample has shape {tuple(self.sample.shape)} and position {tuple(self.position.shape)}",
@@ -79,6 +81,26 @@ def stream_of(input_name: str) -> str:
     return DECODER if input_name == DECODER or input_name.startswith("decoder_") else MAIN
 
 
+def _by_stream(call: Any) -> Mapping[str, Coordinates]:
+    """The coordinates of one call, by stream.
+
+    Raises:
+        LayoutError: something else, or two inputs of one stream.
+    """
+    given = {MAIN: call} if isinstance(call, Coordinates) else call
+    if not isinstance(given, Mapping) or not all(isinstance(one, Coordinates) for one in given.values()):
+        raise LayoutError(
+            f"a call of type {type(call).__name__}", "fp.Coordinates, or a mapping from input names to them"
+        )
+    found = {stream_of(name): coordinates for name, coordinates in given.items()}
+    if len(found) < len(given):
+        raise LayoutError(
+            f"two inputs of one stream among {sorted(given)}",
+            "coordinates of one for what goes in, one for the decoder, and one for images beside a text",
+        )
+    return found
+
+
 @dataclass(frozen=True)
 class Layout:
     """Token coordinates of every forward call of a run.
@@ -98,14 +120,13 @@ class Layout:
         calls: Sequence[Coordinates | Mapping[str, Coordinates]],
         names: Mapping[int, Hashable] | None = None,
     ) -> None:
-        normal: list[Mapping[str, Coordinates]] = []
-        for call in calls:
-            if isinstance(call, Coordinates):
-                normal.append({MAIN: call})
-            else:
-                normal.append({stream_of(name): coordinates for name, coordinates in call.items()})
-        object.__setattr__(self, "calls", tuple(normal))
+        if not isinstance(calls, Sequence):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise LayoutError(f"calls of type {type(calls).__name__}", "a list with one entry a call")
+        object.__setattr__(self, "calls", tuple(map(_by_stream, calls)))
         object.__setattr__(self, "names", dict(names or {}))
+        for name in self.names.values():
+            if not isinstance(name, Hashable):  # pyright: ignore[reportUnnecessaryIsInstance]
+                raise LayoutError(f"a sample named {name!r}", "a name that can be hashed")
 
     @property
     def content(self) -> Hashable:
@@ -154,6 +175,7 @@ class Layout:
             raise LayoutError("both or none of position_ids and cu_seqlens", "exactly one of them")
         if cu_seqlens is not None:
             return cls([_from_lengths(cu_seqlens, None)])
+        _check_tensor(position_ids, "position_ids")
         assert position_ids is not None
         valid = torch.ones_like(position_ids, dtype=torch.bool) if mask is None else _as_mask(mask, "mask")
         return cls([_from_positions(position_ids.cpu(), valid)])
@@ -177,11 +199,16 @@ class Layout:
 
     @classmethod
     @by_itself
-    def read(cls, calls: Sequence[Mapping[str, Any]]) -> Layout:
+    def read(cls, calls: Sequence[Mapping[str, Any]], *, after_cache: bool = False) -> Layout:
         """The layout that the inputs themselves state.
 
         Read, in this order: packed `position_ids` that restart, `cu_seqlens`, `attention_mask` (and
-        `decoder_attention_mask`), masks of padding, lengths; without any, every column is a token.
+        `decoder_attention_mask`), masks of padding, lengths; without any, every column is a token. Positions go on from
+        call to call, but for an encoder's: what it reads goes in anew with every step of its decoder.
+
+        Args:
+            calls: the inputs of each call.
+            after_cache: whether they go on, too, from the cache that the first call is given.
 
         Raises:
             InputError: a mask whose shape does not fit its tokens, without a single token, or that can be read both ways.
@@ -190,11 +217,16 @@ class Layout:
         entries: list[dict[str, Coordinates]] = []
         for index, inputs in enumerate(calls):
             entry: dict[str, Coordinates] = {}
+            decodes = token_tensor(inputs, DECODER) is not None
+            if after_cache and index == 0:
+                stream = DECODER if decodes else MAIN
+                seen.update(_cached(inputs, stream))
             for stream in (MAIN, DECODER):
-                coordinates = _read_stream(inputs, stream, seen.get(stream), index)
+                before = None if decodes and stream == MAIN else seen.get(stream)
+                coordinates = _read_stream(inputs, stream, before, index)
                 if coordinates is not None:
                     entry[stream] = coordinates
-                    seen[stream] = _count(coordinates, seen.get(stream))
+                    seen[stream] = _count(coordinates, before)
             images = _read_images(inputs, entry.get(MAIN))
             if images is not None:
                 entry[IMAGE] = images
@@ -228,7 +260,13 @@ class Layout:
 # ---------------------------------------------------------------------- reading inputs
 
 
+def _check_tensor(given: Any, name: str) -> None:
+    if not isinstance(given, Tensor):
+        raise LayoutError(f"{name} of type {type(given).__name__}", "a tensor")
+
+
 def _as_mask(mask: Tensor, name: str) -> Tensor:
+    _check_tensor(mask, name)
     if mask.dim() not in (1, 2):
         raise LayoutError(
             f"{name} of shape {tuple(mask.shape)}", "[rows, columns]", "for 4-D masks give the layout by hand"
@@ -241,6 +279,19 @@ def _count(coordinates: Coordinates, seen: Tensor | None) -> Tensor:
     valid = coordinates.valid
     count = valid.sum(-1) if valid.dim() > 1 else valid.sum().reshape(1)
     return count if seen is None or seen.shape != count.shape else count + seen
+
+
+def _cached(inputs: Mapping[str, Any], stream: str) -> dict[str, Tensor]:
+    """The stream, and how many real tokens of each row are in the cache that a call is given, [rows]; nothing without one."""
+    found = token_tensor(inputs, stream)
+    if found is None or inputs.get("past_key_values") is None:
+        return {}
+    rows, columns = found[1].shape[0], found[1].shape[-1 if found[1].dim() < 3 else 1]
+    mask = find_mask(inputs, found[1], decoder=stream == DECODER)
+    if mask is not None and mask.valid.dim() == 2 and mask.valid.shape[-1] > columns:
+        return {stream: mask.valid.cpu()[:, :-columns].sum(-1)}
+    length = getattr(inputs["past_key_values"], "get_seq_length", None)
+    return {} if length is None else {stream: torch.full((rows,), int(length()))}
 
 
 def _from_mask(valid: Tensor, seen: Tensor | None = None) -> Coordinates:
@@ -273,7 +324,13 @@ def _from_positions(position_ids: Tensor, valid: Tensor) -> Coordinates:
 
 
 def _from_lengths(cu_seqlens: Tensor, shape: tuple[int, ...] | None) -> Coordinates:
+    _check_tensor(cu_seqlens, "cu_seqlens")
     edges = cu_seqlens.detach().cpu().long()
+    if edges.dim() != 1 or len(edges) < 2 or int(edges[0]) < 0 or bool((edges.diff() < 0).any()):
+        raise LayoutError(
+            f"cu_seqlens {edges.tolist()}",
+            "[samples + 1] numbers that never fall: 0, then where each sample ends",
+        )
     total = int(edges[-1])
     sample = torch.bucketize(torch.arange(total), edges[1:], right=True)
     position = torch.arange(total) - edges[sample]

@@ -33,13 +33,16 @@ class Pairing:
     by_order: tuple[tuple[int, int], ...] = ()
 
 
-Content = dict[int, tuple[Hashable, ...]]
-"""What each sample holds: its valid token ids, or a hash for each float column."""
+Held = tuple[tuple[Hashable, tuple[Hashable, ...]], ...]
+"""What a sample holds: for each (stream, position), the token ids or hashes of float columns that go in there. A token that
+goes in again, as an encoder's do with every step of its decoder, is held once."""
+Content = dict[int, Held]
+"""What each sample holds."""
 
 
 def read_content(layout: Layout, calls: Sequence[Mapping[str, Any]]) -> Content:
-    """What each sample holds, in the order of its positions, over all calls and streams."""
-    content: dict[int, list[Hashable]] = {sample: [] for sample in layout.samples}
+    """What each sample holds, over all calls and streams."""
+    content: dict[int, dict[Hashable, dict[Hashable, None]]] = {sample: {} for sample in layout.samples}
     for entry, inputs in zip(layout.calls, calls, strict=False):
         for stream, coordinates in entry.items():
             found = token_tensor(inputs, stream)
@@ -48,18 +51,33 @@ def read_content(layout: Layout, calls: Sequence[Mapping[str, Any]]) -> Content:
             name, tokens = found
             images = real_pixels(name, tokens, inputs)
             if images is not None and coordinates.shape == tokens.shape[:1]:
-                pairs = [
-                    (s, _hash(image.cpu()))
+                found = [
+                    (s, 0, _hash(image.cpu()))
                     for s, image in zip(coordinates.sample.tolist(), images, strict=True)
                 ]
             else:
-                pairs = _values(tokens, coordinates)
-            for sample, value in pairs:
-                content[sample].append((stream, value))
-    return {sample: tuple(values) for sample, values in content.items()}
+                found = _values(tokens, coordinates)
+            for sample, position, value in found:
+                content[sample].setdefault((stream, position), {})[value] = None
+    return {
+        sample: tuple((place, tuple(values)) for place, values in sorted(held.items()))
+        for sample, held in content.items()
+    }
 
 
-def _values(tokens: Tensor, coordinates: Coordinates) -> list[tuple[int, Hashable]]:
+def agree(one: Held, other: Held) -> bool:
+    """Whether two samples hold the same wherever both hold something, and they do somewhere.
+
+    So does one that begins as another goes on (fewer decoding steps, more columns), or goes on where it begins (a cache).
+    """
+    if not one or not other or (one[0][0] == other[0][0] and one[0][1] != other[0][1]):
+        return False
+    known = dict(other)
+    same = [known[place] == values for place, values in one if place in known]
+    return bool(same) and all(same)
+
+
+def _values(tokens: Tensor, coordinates: Coordinates) -> list[tuple[int, int, Hashable]]:
     if tokens.is_nested or tokens.layout is not torch.strided or why_unreadable(tokens):
         return []
     tokens = bare(tokens).cpu()
@@ -73,10 +91,11 @@ def _values(tokens: Tensor, coordinates: Coordinates) -> list[tuple[int, Hashabl
         return []
     valid = coordinates.valid.nonzero()
     samples = coordinates.sample[coordinates.valid].tolist()
+    positions = coordinates.position[coordinates.valid].tolist()
     if tokens.dim() == len(shape) and not tokens.is_floating_point():
-        return list(zip(samples, tokens[coordinates.valid].tolist(), strict=True))
-    columns = (tokens[tuple(index)] for index in valid.tolist())
-    return [(s, _hash(column)) for s, column in zip(samples, columns, strict=True)]
+        return list(zip(samples, positions, tokens[coordinates.valid].tolist(), strict=True))
+    columns = (_hash(tokens[tuple(index)]) for index in valid.tolist())
+    return list(zip(samples, positions, columns, strict=True))
 
 
 def _hash(values: Tensor) -> str:
@@ -87,8 +106,8 @@ def _hash(values: Tensor) -> str:
 def pair_samples(a: Layout, b: Layout, content_a: Content, content_b: Content) -> Pairing:
     """Pair the samples of two runs: by the names given to them, by what they hold, then by order.
 
-    Equal rows are paired in order. A row that begins as the other goes on (fewer decoding steps,
-    more columns) comes next. If both runs have as many rows, what is left is paired in order.
+    Equal rows are paired in order. Rows that agree where both hold something (fewer decoding steps,
+    more columns) come next. If both runs have as many rows, what is left is paired in order.
 
     Raises:
         LayoutError: nothing pairs.
@@ -111,10 +130,6 @@ def pair_samples(a: Layout, b: Layout, content_a: Content, content_b: Content) -
     def named(x: int, y: int) -> bool:
         return x in a.names and y in b.names and a.names[x] == b.names[y]
 
-    def begins(x: int, y: int) -> bool:
-        shared = min(len(content_a[x]), len(content_b[y]))
-        return shared > 0 and content_a[x][:shared] == content_b[y][:shared]
-
     def take_equal() -> list[tuple[int, int]]:
         by_content: dict[Any, deque[int]] = {}
         for sample_b in free_b:
@@ -133,7 +148,7 @@ def pair_samples(a: Layout, b: Layout, content_a: Content, content_b: Content) -
         pairs += take(named)
     else:
         pairs += take_equal()
-        pairs += take(begins)
+        pairs += take(lambda x, y: agree(content_a[x], content_b[y]))
     by_order: list[tuple[int, int]] = []
     if as_many and not (a.names and b.names):
         by_order = list(zip(free_a, free_b, strict=True))

@@ -6,6 +6,7 @@ from forkpoint.explain.locate import Located
 from forkpoint.explain.results import ResultComparison
 from forkpoint.explain.session import Session
 from forkpoint.mechanisms import ROUNDING_ADVICE
+from forkpoint.probes.given_caches import given_to_one
 from forkpoint.probes.inputs import Inputs
 from forkpoint.probes.inside import decides_inside
 from forkpoint.probes.precision import Precision
@@ -49,6 +50,13 @@ def drowned_in_noise(session: Session, exact: Precision, evidence: list[ProbeRes
         left = f"{exact.compared.discrete_differing} integer results differ, and float64's own rounding changes as many"
     summary = f"in float64 {left}: that proves nothing"
     advice = "Compare fewer layers, or a part of the model: what small changes grow to hides the cause."
+    alone = given_to_one(session)
+    if alone is not None:
+        summary = (
+            f"in float64 a gap of {exact.gap:.2g} is left, and how the cache was rounded that run {alone.upper()} alone was given "
+            "makes as much: that proves nothing"
+        )
+        advice = "Let the run fill its cache itself: fp.Run takes a list of calls, and hands the cache of one to the next."
     if inside is not None:
         evidence.append(inside)
         summary = f"{summary}, since {inside.text}"

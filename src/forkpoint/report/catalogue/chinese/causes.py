@@ -10,6 +10,8 @@ SENTENCES: dict[str, str] = {
     "a scale is taken from several tokens, {what} among them": "缩放系数取自多个词元，其中有{what}",
     "whether it is one for the whole tensor or one for each row can't be told from runs of one row": "只有一行的运行无法分辨它是整个张量"
     "一个还是每行一个",
+    "Let the run fill its cache itself: fp.Run takes a list of calls, and hands the cache of one to the next.": "请让该运行自己填充"
+    "缓存：fp.Run 接受调用的列表，并把一次调用的缓存交给下一次。",
     "Compare fewer layers, or a part of the model: what small changes grow to hides the cause.": "请比较更少的层或模型的一部分：微小变化的"
     "放大掩盖了原因。",
     "Give both runs the same {names}.": "请给两次运行同样的 {names}。",

@@ -283,6 +283,8 @@ SENTENCES: dict[str, str] = {
     "仍有 {gap} 的差距，而 float64 自身的舍入同样大，这什么也证明不了：{why}",
     "Put plain torch functions in that operator's place, whose decisions can be held, and compare again.": "请用普通的 torch 函数代替"
     "该算子（其决策可以保持一致），再作比较。",
+    "in float64 a gap of {gap} is left, and how the cache was rounded that run {run} alone was given makes as much: that "
+    "proves nothing": "在 float64 中仍有 {gap} 的差距，而只给了运行 {run} 的缓存当初的舍入也能造成这么大的差距：这证明不了什么",
     "in float64 a gap of {gap} is left, and float64's own rounding makes as much: that proves nothing": "在 float64 中仍有 "
     "{gap} 的差距，而 float64 自身的舍入同样大：这什么也证明不了",
     "in float64 {n} integer results differ, and float64's own rounding changes as many: that proves nothing, since {why}": "在 float64 "
