@@ -76,6 +76,22 @@ def test_a_prediction_that_flips():
     assert found.loss_gap == pytest.approx(abs(float(a[tokens[1, 3]] - b[tokens[1, 3]])) / 6, rel=1e-4)
 
 
+def test_a_loss_that_is_all_a_model_returns_has_a_gap():
+    def run(model: Model) -> fp.Run:
+        given = {"input_ids": ids(), "labels": ids()}
+        return fp.Run(model, given, call=lambda model, inputs: model(inputs["input_ids"])["logits"].mean())
+
+    model = Model()
+    other = twin(model)
+    with torch.no_grad():
+        other.head.weight.mul_(2)
+    found = fp.compare(run(model), run(other), probes=False).impact
+    assert found is not None
+    assert found.loss_source == "returned"
+    assert found.loss_gap == abs(found.loss_b - found.loss_a) > 0
+    assert fp.compare(run(model), run(model), probes=False).impact.loss_gap == 0
+
+
 def test_only_shared_tokens_count():
     tokens = ids(1, 4)
     longer = torch.cat([tokens, ids(1, 2, seed=5)], 1)

@@ -73,13 +73,15 @@ def _worst(floating: Sequence[ResultGap], logits: list[ResultGap]) -> ResultGap 
 
 def _with_loss(found: Impact, session: Session, compared: ResultComparison, seen: _Logits | None) -> Impact:
     """The same with the losses that the models returned; with recomputed ones where causal models returned none."""
-    losses_a, losses_b = (_returned_losses(t.run, t.results) for t in (session.a, session.b))
+    (losses_a, names_a), (losses_b, names_b) = (
+        _returned_losses(t.run, t.results) for t in (session.a, session.b)
+    )
     if not losses_a and not losses_b:
         if seen is None or seen.source is None or not seen.losses_a:
             return found
         a, b = float(np.mean(seen.losses_a)), float(np.mean(seen.losses_b))
         return replace(found, loss_a=a, loss_b=b, loss_gap=abs(b - a), loss_source=seen.source)
-    met = next((g for g in compared.gaps if _is_loss(g.result)), None)
+    met = next((g for g in compared.gaps if g.result in names_a & names_b), None)
     together = np.sum if met is not None and met.over_calls == "sum" else np.mean
     a, b = (float(together(losses)) if losses else None for losses in (losses_a, losses_b))
     gap = abs(b - a) if met is not None and a is not None and b is not None else None
@@ -88,9 +90,13 @@ def _with_loss(found: Impact, session: Session, compared: ResultComparison, seen
     )
 
 
-def _returned_losses(run: Run, results: Results) -> tuple[float, ...]:
-    """The loss that each call returned: the number of that name, or the first of a tuple if the call was given labels."""
+def _returned_losses(run: Run, results: Results) -> tuple[tuple[float, ...], set[str]]:
+    """The loss that each call returned, and what it is called there.
+
+    It is the number of that name, or the first of a tuple if the call was given labels.
+    """
     found: list[float] = []
+    names: set[str] = set()
     for call, inputs in zip(results, run.calls, strict=True):
         numbers = {n: v for n, (v, _) in call.items() if v.dim() == 0 and v.is_floating_point()}
         name = next(filter(_is_loss, numbers), None)
@@ -98,7 +104,8 @@ def _returned_losses(run: Run, results: Results) -> tuple[float, ...]:
             name = next((n for n in numbers if n in ("[0]", "output")), None)
         if name is not None:
             found.append(float(numbers[name]))
-    return tuple(found)
+            names.add(name)
+    return tuple(found), names
 
 
 def _is_loss(name: str) -> bool:

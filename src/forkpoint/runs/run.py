@@ -194,9 +194,8 @@ class Run:
 
 def _as_calls(inputs: Given | Sequence[Given], model: Any) -> tuple[dict[str, Any], ...]:
     calls_in_turn = isinstance(inputs, tuple) and all(isinstance(one, Mapping) for one in inputs)
-    several = calls_in_turn or (
-        isinstance(inputs, Iterable) and not isinstance(inputs, (Mapping, Tensor, tuple, str))
-    )
+    one_call = isinstance(inputs, (Mapping, Tensor, tuple, str)) and not calls_in_turn
+    several = isinstance(inputs, Iterable) and not one_call  # pyright: ignore[reportUnnecessaryIsInstance]
     given: list[Any] = list(inputs) if several else [inputs]
     calls = [_by_name(one, model) for one in given]
     if not calls or not all(isinstance(c, Mapping) for c in calls):  # pyright: ignore[reportUnnecessaryIsInstance]

@@ -55,7 +55,7 @@ def _check_names(function: Callable[..., Any], signature: inspect.Signature, giv
     unknown = [name for name in given if name not in known]
     if unknown:
         raise InputError(
-            f"fp.{function.__name__} has no argument {', '.join(unknown)}", "one of " + ", ".join(known)
+            f"fp.{function.__name__} has no argument {', '.join(unknown)}", f"one of {', '.join(known)}"
         )
 
 
