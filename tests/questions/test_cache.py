@@ -6,6 +6,7 @@ import pytest
 import torch
 from tests.architectures import ARCHITECTURES
 from tests.questions.words import word_tokenizer
+from transformers import LlamaForCausalLM
 
 import forkpoint as fp
 from zoo import ZOO
@@ -20,6 +21,26 @@ def test_a_model_that_fills_a_cache_but_returns_none():
     result = fp.cache(model, word_tokenizer(), PROMPT)
     assert result.verdict.kind is fp.VerdictKind.ROUNDING
     assert result.impact.max_abs < 1e-4
+
+
+class TakesCache(LlamaForCausalLM):
+    """As transformers from 5.24 on names it."""
+
+    def forward(self, input_ids=None, attention_mask=None, position_ids=None, cache=None, use_cache=None):
+        output = super().forward(
+            input_ids=input_ids, attention_mask=attention_mask, position_ids=position_ids, past_key_values=cache,
+            use_cache=use_cache,
+        )  # fmt: skip
+        return {"logits": output.logits, "cache": output.past_key_values}
+
+
+@pytest.mark.parametrize("kind", ["dynamic", "static"])
+def test_a_cache_is_handed_on_by_the_name_that_the_model_takes(kind):
+    torch.manual_seed(0)
+    model = TakesCache(ARCHITECTURES["llama"].build().config).eval()
+    result = fp.cache(model, word_tokenizer(), PROMPT, kind=kind)
+    assert result.verdict.kind in (fp.VerdictKind.IDENTICAL, fp.VerdictKind.ROUNDING), result.verdict.summary
+    assert result.impact.tokens == 8
 
 
 @pytest.mark.parametrize("name", ["roformer", "xlm"])

@@ -16,6 +16,7 @@ from forkpoint.comparison import compare
 from forkpoint.errors import ForkpointError, InputError
 from forkpoint.questions.cache import check_decodes, stepwise
 from forkpoint.questions.prompts import padded
+from forkpoint.runs.returned import caches_in
 from forkpoint.runs.run import Run
 
 Rows = list[list[int]]
@@ -87,7 +88,7 @@ class Model:
                 output = self.model(**call, **cache)
                 parts.append(first_tensor(output)[0])
                 if layout.split is not None:
-                    cache = {"past_key_values": output.past_key_values}
+                    cache = caches_in(output, self.model)
         length, whole = len(layout.rows[0]), torch.cat(parts)
         return whole[len(whole) - length :] if layout.side == "left" else whole[:length]
 

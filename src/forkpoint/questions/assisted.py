@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from forkpoint.runs.layout import PADDING, Coordinates, Layout
+from forkpoint.runs.returned import CACHES, caches_in
 from forkpoint.runs.run import Run
 
 if TYPE_CHECKING:
@@ -41,7 +42,7 @@ def recording(model: Any) -> Generator[list[Recorded]]:
     calls: list[Recorded] = []
 
     def note(_: Any, __: tuple[Any, ...], given: dict[str, Any]) -> None:
-        past = given.get("past_key_values")
+        past = next((given[name] for name in CACHES if given.get(name) is not None), None)
         inputs = {name: given[name].clone() for name in _TENSORS if isinstance(given.get(name), torch.Tensor)}
         calls.append(Recorded(inputs, 0 if past is None else int(past.get_seq_length())))
 
@@ -71,12 +72,16 @@ def again(model: Any, recorded: list[Recorded], end: int, name: str) -> tuple[Ru
 def _cropping(model: Any, inputs: dict[str, Any]) -> Any:
     """Call a model with a cache from which the rejected tokens are taken."""
     inputs = dict(inputs)
-    kept, past = inputs.pop(_KEPT), inputs.get("past_key_values")
+    kept, past = (
+        inputs.pop(_KEPT),
+        next((inputs[name] for name in CACHES if inputs.get(name) is not None), None),
+    )
     if past is None:
         output = model(**inputs)
-        record_past = getattr(output.past_key_values, "activate_past_recording", None)
-        if record_past is not None:  # so that what slid out of a window can be taken back
-            record_past()
+        for made in caches_in(output, model).values():
+            record_past = getattr(made, "activate_past_recording", None)
+            if record_past is not None:  # so that what slid out of a window can be taken back
+                record_past()
         return output
     past.crop(kept - past.get_seq_length())
     return model(**inputs)

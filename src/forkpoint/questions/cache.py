@@ -11,9 +11,9 @@ from forkpoint.errors import InputError
 from forkpoint.questions.asking import Options, Question, one_of, positions_of, rows_of
 from forkpoint.questions.choices import CacheKind
 from forkpoint.questions.limits import tried
-from forkpoint.questions.prompts import CACHES, pad_token_id, padded
+from forkpoint.questions.prompts import pad_token_id, padded
 from forkpoint.runs.modules import innermost
-from forkpoint.runs.returned import caches_in, results_of
+from forkpoint.runs.returned import cache_parameters, caches_in, results_of
 from forkpoint.runs.run import Run
 from forkpoint.support.called import says_call
 
@@ -144,8 +144,7 @@ def check_decodes(model: Any) -> None:
         raise InputError(
             f"a {type(model).__name__}, an encoder-decoder", "a decoder", "compare runs of it by fp.compare"
         )
-    takes = inspect.signature(model.forward).parameters
-    if not any(name in takes for name in CACHES):
+    if not cache_parameters(model):
         raise InputError(f"a {type(model).__name__}, which takes no cache", "a model that decodes")
     causal = {module.is_causal for module in model.modules() if hasattr(module, "is_causal")}
     if causal == {False} or (True not in causal and _sees_later_tokens(model)):
@@ -184,7 +183,7 @@ def stepwise(
     length = made.mask.shape[1]
     ends = list(dict.fromkeys([split, *range(split + chunk, length, chunk), length]))
     takes = inspect.signature(model.forward).parameters
-    keys = "past_key_values" in takes
+    keys = _keeps_keys(model)
     calls: list[dict[str, Any]] = []
     for start, end in zip([0, *ends], ends, strict=False):
         call: dict[str, Any] = {
@@ -196,16 +195,17 @@ def stepwise(
         calls.append(call)
     first = _made(model, one_of("cache", kind, get_args(CacheKind)), room or length)
     if first is not None and kind != "offloaded":
-        calls[0]["past_key_values"] = first
+        calls[0][cache_parameters(model)[0]] = first
     return calls
 
 
 def with_own(model: Any, kind: CacheKind, length: int) -> Callable[[Any, dict[str, Any]], Any]:
     """Calls a model, the first time with a cache of its own: one with streams of its own can't be copied with the inputs."""
+    name = cache_parameters(model)[0]
 
     def call(given: Any, inputs: dict[str, Any]) -> Any:
-        if "past_key_values" not in inputs:
-            inputs = {**inputs, "past_key_values": _made(model, kind, length)}
+        if name not in inputs:
+            inputs = {**inputs, name: _made(model, kind, length)}
         return given(**inputs)
 
     return call
@@ -216,23 +216,24 @@ def kept_apart(model: Any, calls: list[dict[str, Any]]) -> Callable[[Any, dict[s
 
     The cache is made before the first call, as `generate` does; `calls` say where it goes on.
     """
-    if "past_key_values" not in inspect.signature(model.forward).parameters:
+    if not _keeps_keys(model):
         return None
+    name = cache_parameters(model)[0]
     (output,) = tried(Run(model, calls[0]), f"a {type(model).__name__}", "a model that runs with a cache")
     if caches_in(output, model):
         return None
     from transformers import DynamicCache
 
     for index, call in enumerate(calls):
-        call["past_key_values"] = KEPT if index else None
+        call[name] = KEPT if index else None
     kept: list[Any] = [None]
 
     def call_it(given: Any, inputs: dict[str, Any]) -> Any:
-        if "past_key_values" not in inputs:
+        if name not in inputs:
             return given(**inputs)
-        if inputs["past_key_values"] is None:
+        if inputs[name] is None:
             kept[0] = DynamicCache(config=model.config.get_text_config(decoder=True))
-        return given(**{**inputs, "past_key_values": kept[0]})
+        return given(**{**inputs, name: kept[0]})
 
     return call_it
 
@@ -246,13 +247,26 @@ def check_cache(model: Any, kind: CacheKind, length: int) -> None:
     _made(model, kind, length)
 
 
+def _keeps_keys(model: Any) -> bool:
+    """Whether what a model keeps of earlier tokens has their keys, so that a mask says which of them are real."""
+    names = cache_parameters(model)
+    if "cache" not in names:  # by which transformers of 5.24 and later take any kind
+        return "past_key_values" in names
+    if not hasattr(getattr(model, "config", None), "get_text_config"):
+        return False
+    from transformers import DynamicCache
+
+    kept = DynamicCache(config=model.config.get_text_config(decoder=True))
+    return not all(kept.is_linear) if kept.layers else True
+
+
 def _made(model: Any, kind: str, length: int) -> Any:
     """An empty cache of a kind; None for the one that the model makes itself."""
     if kind == "dynamic":
         return None
     from transformers import DynamicCache, QuantizedCache, StaticCache
 
-    if "past_key_values" not in inspect.signature(model.forward).parameters:
+    if not _keeps_keys(model):
         raise InputError(
             f"a {kind} cache for a {type(model).__name__}, which keeps its own", "the cache dynamic"
         )

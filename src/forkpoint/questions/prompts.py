@@ -13,6 +13,7 @@ from forkpoint.errors import InputError
 from forkpoint.questions.limits import check_length, check_memory
 from forkpoint.runs.layout import Coordinates, Layout
 from forkpoint.runs.modules import innermost
+from forkpoint.runs.returned import cache_parameters
 from forkpoint.runs.run import Run
 from forkpoint.runs.state import kept_state
 
@@ -82,10 +83,6 @@ def pad_token_id(model: Any, tokenizer: Any) -> int:
             "set tokenizer.pad_token",
         )
     return int(found)
-
-
-CACHES = ("past_key_values", "cache_params", "cache")
-"""Arguments by which a model takes what an earlier call left."""
 
 
 @dataclass(frozen=True)
@@ -171,7 +168,7 @@ def alone_run(
     made = [padded(model, [row], len(row), pad=0, position_ids=position_ids) for row in rows]
     if len(made) == 1:
         return Run(model, made[0].inputs, layout=made[0].layout, name=name)
-    caches = [key for key in CACHES if key in inspect.signature(innermost(model)[1].forward).parameters]
+    caches = cache_parameters(innermost(model)[1])
     calls = [{**dict.fromkeys(caches), **one.inputs} for one in made]  # named, so that none is handed on
     layout = Layout([_of_sample(sample, one) for sample, one in enumerate(made)])
     return Run(model, calls, layout=layout, name=name)

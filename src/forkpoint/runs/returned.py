@@ -19,7 +19,7 @@ from forkpoint.runs.objects import attributes_of, hides_tensors, readable
 
 _CACHES = ("cache", "past_key_values", "cache_params", "past_key_value", "mems", "state")
 """Names under which models return caches; a bare tensor of such a name is a result like any other."""
-_HANDED_ON = ("cache", "past_key_values", "cache_params")
+CACHES = ("cache", "past_key_values", "cache_params")
 """Names under which a cache is handed to the next call; the first is that of transformers from 5.24 on."""
 _NUMBERS = (bool, int, float, complex, np.bool_, np.number)
 _NUMERIC = "biufc"
@@ -253,9 +253,9 @@ def caches_in(output: Any, model: Any) -> dict[str, Any]:
     It is the name that the model takes, where the output has it under another or under several.
     """
     fields = fields_of(output)
-    taken = [name for name in _HANDED_ON if _takes(model, name)]
+    taken = cache_parameters(model)
     caches: dict[int, tuple[str, Any]] = {}
-    for name in sorted(_HANDED_ON, key=lambda name: name not in taken):
+    for name in sorted(CACHES, key=lambda name: name not in taken):
         value = _attribute(output, name) if fields is None else fields.get(name)
         bare = name == "cache" and isinstance(value, Tensor)
         if value is not None and not bare and id(value) not in caches:
@@ -275,9 +275,14 @@ def without_named(handed: dict[str, Any], given: Any) -> dict[str, Any]:
     >>> without_named({"cache": 1}, {"past_key_values": None}), without_named({"cache": 1}, {"input_ids": 2})
     ({}, {'cache': 1})
     """
-    if len(handed) == 1 and any(name in given for name in _HANDED_ON):
+    if len(handed) == 1 and any(name in given for name in CACHES):
         return {}
     return handed
+
+
+def cache_parameters(model: Any) -> list[str]:
+    """The names by which a model's forward pass takes what an earlier call left; none where it takes none."""
+    return [name for name in CACHES if _takes(model, name)]
 
 
 def _attribute(output: Any, name: str) -> Any:
