@@ -16,6 +16,8 @@ import torch
 from tests.architectures import ARCHITECTURES, Architecture, prompt
 from torch import Tensor, nn
 
+from forkpoint.runs.returned import caches_in
+
 Kind = Literal["padded", "packed", "stepwise", "chunked", "decoder"]
 KINDS: tuple[Kind, ...] = ("padded", "packed", "stepwise", "chunked", "decoder")
 NAMES = (
@@ -187,13 +189,13 @@ def _rows(made: Tensor, layout: Layout) -> list[Tensor]:
 def _called(model: Model, inputs: dict[str, Tensor], ends: tuple[int, ...]) -> Tensor:
     """One call after the other, with a cache."""
     parts: list[Tensor] = []
-    cache = None
+    caches: dict[str, Any] = {}
     for start, end in zip((0, *ends), ends, strict=False):
         call = {name: value[:, start:end] for name, value in inputs.items()}
         if "attention_mask" in inputs:
             call["attention_mask"] = inputs["attention_mask"][:, :end]
-        made = model(**call, use_cache=True, past_key_values=cache)
-        cache = made.past_key_values
+        made = model(**call, use_cache=True, **caches)
+        caches = caches_in(made, model)
         parts.append(made.logits)
     return torch.cat(parts, 1)
 
@@ -217,7 +219,7 @@ def _decoded(model: Model, layout: Layout, architecture: Architecture) -> list[T
             encoder_outputs=(state.encoder_last_hidden_state,),
             attention_mask=inputs["attention_mask"],
             decoder_input_ids=decoder[:, step : step + 1],
-            past_key_values=made.past_key_values,
+            **caches_in(made, model),
             use_cache=True,
         )
         parts.append(made.logits)

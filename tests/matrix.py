@@ -23,7 +23,8 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 PYTHONS = ("3.11", "3.12", "3.13")
 TESTS = (
-    "tests/models/test_models.py", "tests/questions/test_padding.py", "tests/test_oracle.py", "tests/explain/test_placement.py",
+    "tests/models/test_models.py", "tests/questions/test_padding.py", "tests/questions/test_cache.py",
+    "tests/questions/test_generate.py", "tests/test_oracle.py", "tests/explain/test_placement.py",
     "tests/test_comparison.py", "tests/runs/test_layout.py", "tests/test_cli.py", "tests/explain/test_locate.py",
     "tests/runs/test_returned.py", "tests/test_planted_faults.py", "tests/test_no_observer_effect.py",
     "tests/promotion/test_architectures.py", "tests/capture/test_recorder.py", "tests/capture/test_taps.py",

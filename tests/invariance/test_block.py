@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 import forkpoint as fp
 from forkpoint.invariance import dispatch
+from forkpoint.runs.returned import cache_parameters
 
 
 class Silu(nn.Module):
@@ -154,7 +155,7 @@ def test_caches_hold_the_same_bits(kind):
             else DynamicCache(config=model.config)
         )
         parts = [
-            model(input_ids=ids[:, start:end], past_key_values=cache).logits
+            model(input_ids=ids[:, start:end], **{cache_parameters(model)[0]: cache}).logits
             for start, end in ((0, 20), (20, 57), (57, 58), (58, 59), (59, 60))
         ]
     assert torch.equal(torch.cat(parts, 1), whole)

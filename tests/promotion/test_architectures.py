@@ -10,6 +10,7 @@ import torch
 from tests.architectures import ARCHITECTURES, Architecture, Side, prompt
 
 from forkpoint.promotion import Promotion
+from forkpoint.runs.returned import cache_parameters, caches_in
 
 DTYPES = (torch.float32, torch.bfloat16)
 COLUMN_POSITIONS = {"bert", "distilbert", "electra", "deberta", "bart"}
@@ -141,14 +142,13 @@ def test_prefill_and_decoding_against_one_forward(name: str, dtype: torch.dtype)
     architecture = ARCHITECTURES[name]
     model = architecture.build(dtype=dtype)
     ids = torch.tensor([prompt(9)])
-    handed_on = "cache_params" if name.startswith("mamba") else "past_key_values"
     with torch.no_grad(), Promotion() as promotion:
         whole = model(input_ids=ids).logits
         first = model(input_ids=ids[:, :6], use_cache=True)
-        cache, steps = first[handed_on], [first.logits]
+        caches, steps = caches_in(first, model), [first.logits]
         for column in range(6, 9):
-            more = model(input_ids=ids[:, column : column + 1], use_cache=True, **{handed_on: cache})
-            cache = more[handed_on]
+            more = model(input_ids=ids[:, column : column + 1], use_cache=True, **caches)
+            caches = caches_in(more, model)
             steps.append(more.logits)
     assert promotion.refused == []
     assert gap(torch.cat(steps, dim=1), whole) <= 1e-12
@@ -162,13 +162,14 @@ def test_a_static_cache_made_before_is_written_beside_itself(dtype: torch.dtype)
     model = architecture.build(dtype=dtype)
     ids = torch.tensor([prompt(9)])
     cache = StaticCache(config=model.config, max_cache_len=12)
+    given = {cache_parameters(model)[0]: cache}
     with torch.no_grad():
-        model(input_ids=ids[:, :1], past_key_values=cache)  # allocates it in the model's dtype
+        model(input_ids=ids[:, :1], **given)  # allocates it in the model's dtype
     cache.reset()
     before = [layer.keys.clone() for layer in cache.layers]
     with torch.no_grad(), Promotion():
         whole = model(input_ids=ids).logits
-        first = model(input_ids=ids[:, :6], past_key_values=cache).logits
-        rest = model(input_ids=ids[:, 6:], past_key_values=cache).logits
+        first = model(input_ids=ids[:, :6], **given).logits
+        rest = model(input_ids=ids[:, 6:], **given).logits
     assert gap(torch.cat([first, rest], dim=1), whole) <= 1e-12
     assert all(torch.equal(layer.keys, keys) for layer, keys in zip(cache.layers, before, strict=True))
