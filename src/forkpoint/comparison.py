@@ -41,6 +41,7 @@ def compare(
     max_memory: int | str | None = None,
     progress: Progress = SILENT,
     mapping: Mapping | None = None,
+    backward: bool = False,
 ) -> Result:
     """Find the first operation at which two runs part ways, and say why.
 
@@ -57,6 +58,8 @@ def compare(
         progress: is told of each stage as it begins, and how far it is.
         mapping: of a port (run A) and its reference (run B), which parameters are which: what `fp.mapping` found, perhaps
             changed by hand. By default it is looked for where ops don't meet by name.
+        backward: whether to go back from the losses that the models return (as `loss.backward()` does after each call),
+            and to compare the gradient of every op's output and of every parameter, too: `Result.backward`.
 
     Returns:
         The result; `print(result)` is the report.
@@ -64,7 +67,7 @@ def compare(
     Raises:
         LayoutError: the runs share no sample.
         CaptureError: a model returned no tensor, or the temporary folder is full.
-        InputError: something that is not a `Run`, or not a size.
+        InputError: something that is not a `Run`, or not a size; with `backward`, a run that returns no loss.
 
     >>> import torch
     >>> linear = torch.nn.Linear(4, 4)
@@ -84,6 +87,12 @@ def compare(
         a, b, named = named_alike(a, b, untraced)
         from forkpoint.investigation import investigate
 
+        made = None
+        if backward:
+            from forkpoint.backward.comparing import go_back
+
+            shelf = memory.shelf()
+            made = go_back(a, untraced[0], shelf, "A"), go_back(b, untraced[1], shelf, "B")
         return investigate(
             a,
             b,
@@ -96,4 +105,5 @@ def compare(
             notes=(*remarks, *named, *notes),
             progress=progress,
             mapping=mapping,
+            backward=made,
         )

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from forkpoint import scene
+from forkpoint.backward.comparing import Plain, compare_backward
 from forkpoint.capture.shortcuts import plain_way
 from forkpoint.errors import SceneError
 from forkpoint.explain import drift, impact
@@ -24,6 +25,7 @@ from forkpoint.explain.columns import input_digest, input_rows
 from forkpoint.explain.locate import Located, Tokens, locate
 from forkpoint.explain.replaced import replaced_modules
 from forkpoint.explain.results import ResultComparison, compare_results
+from forkpoint.explain.rows import op_row
 from forkpoint.explain.session import Session, Traced, trace_faithfully
 from forkpoint.explain.untraced import Untraced
 from forkpoint.explain.values import fetch_value
@@ -31,7 +33,7 @@ from forkpoint.match import Join, Joined, Shared
 from forkpoint.ports.explaining import explain_port, is_port
 from forkpoint.ports.mapping import Mapping
 from forkpoint.probes.sources import sources as find_sources
-from forkpoint.result import NotCompared, OpRow, Result, RunSummary, VerdictKind
+from forkpoint.result import NotCompared, Result, RunSummary, VerdictKind
 from forkpoint.runs.modules import attribute_of, wrappings
 from forkpoint.runs.pairing import Pairing
 from forkpoint.runs.run import Run, token_ids
@@ -56,6 +58,7 @@ def investigate(
     notes: Sequence[str],
     progress: Progress,
     mapping: Mapping | None = None,
+    backward: tuple[Plain, Plain] | None = None,
 ) -> Result:
     """Find the first operation at which two runs part ways, and say why.
 
@@ -65,6 +68,7 @@ def investigate(
         pairing: which of their coordinates belong together.
         memory: limits what is kept of them.
         probes, sources, tokenizer, notes, progress, mapping: as `compare` takes them.
+        backward: the backward pass of each, made without tracing, if gradients are to be compared.
     """
     traced_a, traced_b = _trace(a, b, untraced, memory, progress)
     session = _join(traced_a, traced_b, pairing, memory, progress)
@@ -84,6 +88,9 @@ def investigate(
         notes = (*notes, *said)
     texts = tokens, _token_texts(b, tokenizer)
     result = _assemble(session, located, compared, layers, judged, notes, texts)
+    if backward is not None:
+        found = compare_backward(session, backward, tokens, probes=probes)
+        result = replace(result, backward=found)
     return _with_sources(result, session, tokens) if sources else result
 
 
@@ -215,19 +222,6 @@ def _write_script(
     directory = Path(f"{path}.scene")
     _save_scene(session, located, judged, directory, None)
     scene.write_script(directory, path)
-
-
-def op_row(row: Joined) -> OpRow:
-    """What a report lists of an op."""
-    op, a, b = row.op, row.first_a, row.first_b
-    return OpRow(
-        op=op.name, module=op.module, function=op.function,
-        variable=None if op.is_boundary else op.site.variable,
-        source="" if op.is_boundary else op.site.short, code="" if op.is_boundary else op.site.code,
-        output=op.output, shape_a=a.shape if a else None, shape_b=b.shape if b else None,
-        dtype_a=a.dtype if a else None, dtype_b=b.dtype if b else None, status=row.status, floating=row.floating,
-        compared=row.compared, differing=row.differing, reason=row.reason, passes=row.passes,
-    )  # fmt: skip
 
 
 def _not_compared(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from forkpoint.result import (
+    Backward,
     Divergence,
     Impact,
     InputComparison,
@@ -12,6 +13,7 @@ from forkpoint.result import (
     NearTie,
     NotCompared,
     OpRow,
+    ParameterGradient,
     ProbeResult,
     ReplacedModule,
     Result,
@@ -266,6 +268,43 @@ def rounding() -> Result:
         versions=VERSIONS,
         call="fp.padding(model, tokenizer, prompts, pad_to=50)",
     )
+
+
+def backward() -> Result:
+    """Rounding, from the loss on, and behind it a backward that is wrong."""
+    where = {"sample": 0, "position": 0, "token": "I"}
+    first = replace(
+        SDPA_DIVERGENCE, op="lm_head/linear", module="lm_head", function="linear", source="modeling_llama.py:468",
+        code="logits = self.lm_head(hidden_states[:, slice_indices, :])", variable="logits", **where,
+        value_a=0.00124, value_b=0.001241, inputs=(InputComparison("(model)/float (loss_utils.py:60)", "equal", None, None),),
+        largest=None, arguments=(), note="",
+    )  # fmt: skip
+    origin = replace(
+        first, op="model.layers.1.post_attention_layernorm/mul", module="model.layers.1.post_attention_layernorm",
+        function="mul", source="modeling_llama.py:66", code="return self.weight * hidden_states", variable=None,
+        value_a=-0.0024200901, value_b=-0.0024442910, dtype_a="float64", dtype_b="float64", ulps=5.58e13, max_abs=0.014, max_rel=0.01,
+        inputs=(InputComparison("model.layers.1.mlp/mul (kernels.py:12)", "only in b", None, None),),
+    )  # fmt: skip
+    weights = (
+        ParameterGradient(
+            "model.embed_tokens.weight", "differs", (99, 32), "float32", "float32", 3168, 3168, 0.0143, 119623.0,
+            0.00487, 0.999993, rounding=False,
+        ),
+        ParameterGradient(
+            "lm_head.weight", "differs", (99, 32), "float32", "float32", 3168, 900, 3e-7, 4.0, 2e-7, 1.0, rounding=True
+        ),
+        ParameterGradient("model.norm.bias", "not compared", (32,), reason="it requires no gradient in run B"),
+    )  # fmt: skip
+    text = "in float64 91 of 109 gradients of ops' outputs and 1 of parameters still differ, beyond float64's own rounding"
+    rows = tuple(replace(row, floating=True) for row in ops("differs")[:6])
+    return replace(
+        rounding(),
+        backward=Backward(
+            6.162494659423828, 6.162494421005249, first, origin, False, weights,
+            (ProbeResult("precision", "remains", 91.0, text),), rows,
+            ("with gradients on, run B returns other bits than without",),
+        ),
+    )  # fmt: skip
 
 
 def nondeterminism() -> Result:

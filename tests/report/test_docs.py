@@ -21,6 +21,8 @@ RECORDS = {
     "Run": records.RunSummary,
     "InputRow": records.InputRow,
     "Divergence": records.Divergence,
+    "Backward": records.Backward,
+    "ParameterGradient": records.ParameterGradient,
     "Argument": records.ArgumentComparison,
     "Input": records.InputComparison,
     "NonFinite": records.NonFinite,

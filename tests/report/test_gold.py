@@ -34,6 +34,8 @@ CASES = [
     ("int8", "en", 100),
     ("int8", "zh", 60),
     ("decode", "en", 100),
+    ("backward", "en", 100),
+    ("backward", "zh", 80),
 ]
 
 

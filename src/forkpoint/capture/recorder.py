@@ -176,6 +176,9 @@ class Recorder:
         enough: whether nobody wants to know more of the run, asked when something was kept; where all of it is looked at.
     """
 
+    passing: Tensor | None = None
+    """The tensor that the watcher is told of, as the model has it; `true_value` may be another."""
+
     def __init__(
         self, layout: Layout, model: nn.Module | None, fetches: tuple[Fetch, ...] = (), digests: bool = True,
         labels: Labels | None = None, watcher: Watcher | None = None, read: Callable[[Tensor], Tensor] | None = None,
@@ -343,6 +346,7 @@ class Recorder:
     def saw(self, row: int, output: Tensor, label: Label | None, sources: list[int]) -> None:
         """Tell the watcher of an output."""
         if self.watcher is not None:
+            self.passing = output
             self.watcher.saw(self, row, self.true_value(output), label, sources)
             self.tape.ask()
 

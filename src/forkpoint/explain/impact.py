@@ -103,7 +103,7 @@ def _returned_losses(run: Run, results: Results) -> tuple[tuple[float, ...], set
         if name is None and "labels" in inputs and next(iter(call), "") in ("[0]", "output"):
             name = next((n for n in numbers if n in ("[0]", "output")), None)
         if name is not None:
-            found.append(float(numbers[name]))
+            found.append(float(numbers[name].detach()))
             names.add(name)
     return tuple(found), names
 

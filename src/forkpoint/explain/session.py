@@ -24,7 +24,7 @@ from forkpoint.promotion import Promotion
 from forkpoint.runs.modules import survey
 from forkpoint.runs.pairing import Pairing
 from forkpoint.runs.returned import all_results, closed_of, others_of
-from forkpoint.runs.run import Inputs, RandomState, Run
+from forkpoint.runs.run import Backward, Inputs, RandomState, Run
 from forkpoint.support.equality import same_results
 from forkpoint.support.memory import Memory
 from forkpoint.support.progress import SILENT, Progress
@@ -72,6 +72,7 @@ class Traced:
         calls: Sequence[Inputs] | None = None,
         under: Callable[[], AbstractContextManager[Any]] = nullcontext,
         enough: Callable[[], bool] | None = None,
+        backward: Backward | None = None,
     ) -> Results:
         """Run it once more, from the same random state; digests are not taken.
 
@@ -82,13 +83,19 @@ class Traced:
             calls: other inputs of the same layout.
             under: makes a context manager that is entered around each call, after the promotion.
             enough: whether nobody wants to know more of the run; its results then have no labels.
+            backward: makes the backward pass.
         """
         recorder = Recorder(
             self.run.layout, self.run.modules, tuple(fetches), digests=False, labels=self.recorder.labels,
             watcher=watcher, read=promotion.value if promotion is not None else None,
             strangers=self.recorder.strangers, enough=enough,
         )  # fmt: skip
-        return self._watched(self.run, recorder, promotion, _around(promotion, under), calls)
+        return self._watched(self.run, recorder, promotion, _around(promotion, under), calls, backward)
+
+    def unwatched(self, backward: Backward) -> None:
+        """Run it once more with a backward pass, from the same random state, with nobody watching."""
+        with self._random_as_before():
+            self.run.execute(backward=backward)
 
     def instead(
         self, run: Run, *, watcher: Watcher, promotion: Promotion, enough: Callable[[], bool] | None = None
@@ -109,13 +116,14 @@ class Traced:
     def _watched(
         self, run: Run, recorder: Recorder, promotion: Promotion | None,
         around: Callable[[], AbstractContextManager[Any]], calls: Sequence[Inputs] | None = None,
+        backward: Backward | None = None,
     ) -> Results:  # fmt: skip
         exact = promotion is not None
         observation = Observation(recorder, functions=self.functions or exact, inside=exact)
         self.progress.count(recorder.trace.rows.__len__, len(self.trace.rows))
         try:
             with self._random_as_before():
-                outputs = run.execute(observation, around=around, calls=calls)
+                outputs = run.execute(observation, around=around, calls=calls, backward=backward)
         finally:
             recorder.hold_weights()
         over = (

@@ -410,10 +410,10 @@ def same_weights(weights: tuple[Weight, ...]) -> Generator[None]:
             for module in weight.modules:
                 table: dict[str, Any] = getattr(module, weight.table)
                 saved.append((table, weight.name, table[weight.name]))
-                exact = weight.exact.to(table[weight.name].device)
-                table[weight.name] = (
-                    nn.Parameter(exact, requires_grad=False) if weight.table == "_parameters" else exact
-                )
+                now = table[weight.name]
+                exact = weight.exact.to(now.device)
+                is_parameter = weight.table == "_parameters"
+                table[weight.name] = nn.Parameter(exact, now.requires_grad) if is_parameter else exact
         yield
     finally:
         for table, name, value in reversed(saved):

@@ -64,9 +64,13 @@ class Noise(TorchFunctionMode):
             value = self._value(result)
             if value.dtype != torch.float64 or type(value) not in PLAIN or value.is_nested:
                 return result  # a subclass has rules of its own for what may be multiplied with it
-            moved = self._moved(value)
-            if name in _MAY_BE_EXACT:
-                moved = torch.where((value * _SHORT).frac() == 0, value, moved)
+            with torch.no_grad():
+                moved = self._moved(value)
+                if name in _MAY_BE_EXACT:
+                    moved = torch.where((value * _SHORT).frac() == 0, value, moved)
+            if value.requires_grad:  # gradients lead back from the value, and as if nothing had been moved
+                value.data.copy_(moved)
+                return result
             if kwargs.get("out") is None and name == function.name:
                 return moved
             value.copy_(moved)  # which may lie beside a narrow tensor that was written to

@@ -61,7 +61,7 @@ _NAMES: dict[Kind, frozenset[str]] = {
         "_nnz", "_is_view", "__len__", "__hash__", "__deepcopy__", "__reduce_ex__", "__setstate__", "__dir__",
         "untyped_storage", "storage", "_typed_storage", "storage_type", "share_memory_", "requires_grad_",
         "retain_grad", "register_hook", "register_post_accumulate_grad_hook", "rename_", "detach_", "record_stream",
-        "backward", "__dlpack__", "__dlpack_device__", "from_file", "is_distributed",
+        "__dlpack__", "__dlpack_device__", "from_file", "is_distributed",
     }),
     Kind.CAST: frozenset({
         "to", "type", "type_as", "float", "half", "bfloat16", "double", "chalf", "cfloat", "cdouble", "as_tensor",

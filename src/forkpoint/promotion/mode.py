@@ -13,11 +13,10 @@ from torch._ops import _compute_keyset
 from torch.overrides import TorchFunctionMode, _get_current_function_mode_stack
 from torch.utils import _pytree as pytree
 
-from forkpoint.errors import reraise_out_of_memory
 from forkpoint.promotion import blocks, casts, kinds, operators, plain, rewrites
 from forkpoint.promotion.arguments import Args, Arguments, Kwargs, hidden, widened
 from forkpoint.promotion.dtypes import WIDE
-from forkpoint.promotion.errors import CannotRewriteError
+from forkpoint.promotion.errors import CannotRewriteError, reraise_others
 from forkpoint.promotion.fallback import Fallback
 from forkpoint.promotion.kinds import Kind
 from forkpoint.promotion.refusals import Refusal
@@ -173,7 +172,7 @@ class PromotionMode(TorchFunctionMode):
             with _unwarned() if func in _RECURRENT else nullcontext():
                 result = func(*wide_args, **wide_kwargs)
         except Exception as error:  # noqa: BLE001 - any operator may refuse in any way
-            reraise_out_of_memory(error)
+            reraise_others(error)
             return self._otherwise(func, args, kwargs, error)
         if casts_made and self._adopted(result, casts_made):
             return self.compute(func, args, kwargs)
@@ -205,7 +204,10 @@ class PromotionMode(TorchFunctionMode):
         table = args[0] if args else None
         with hidden():
             stays = (
-                isinstance(table, torch.Tensor) and table.dtype in WIDE and not self._values.has_twin(table)
+                isinstance(table, torch.Tensor)
+                and table.dtype in WIDE
+                and not self._values.has_twin(table)
+                and not (torch.is_grad_enabled() and table.requires_grad)  # its gradient is a sum
             )
         if not stays or kwargs.get("out") is not None:
             return self.compute(func, args, kwargs)
@@ -217,7 +219,8 @@ class PromotionMode(TorchFunctionMode):
             return self.compute(func, args, kwargs)
         bias = args[2] if len(args) > 2 else kwargs.get("bias")
         with hidden():
-            if blocks.pays(args[1]) and not self._values.keeps(args[1]):
+            leads_back = torch.is_grad_enabled() and args[1].requires_grad
+            if blocks.pays(args[1]) and not self._values.keeps(args[1]) and not leads_back:
                 self.computed += 1
                 return blocks.linear(self._values, args[0], args[1], bias)
         return self.compute(func, args, kwargs)
@@ -316,7 +319,7 @@ class PromotionMode(TorchFunctionMode):
                 with self._within():
                     result = overload.redispatch(keys, *wide_args, **wide_kwargs)
         except Exception as error:  # noqa: BLE001 - any operator may refuse in any way
-            reraise_out_of_memory(error)
+            reraise_others(error)
             return self._fallback.call(func, args, kwargs, error, written)
         narrow = operators.first_narrow(result)
         if narrow is not None:
@@ -333,7 +336,7 @@ class PromotionMode(TorchFunctionMode):
                 try:
                     return rewritten(*wide_args, **wide_kwargs)
                 except RuntimeError as other:  # then it is not the dtype that is at fault
-                    reraise_out_of_memory(other)
+                    reraise_others(other)
                     raise error from None
         return self._fallback.call(func, args, kwargs, error)
 

@@ -107,6 +107,13 @@ class Promotion:
         """The same structure with every tensor's float64 value: for results that are the model's own tensors."""
         return pytree.tree_map_only(torch.Tensor, self.value, tree)
 
+    def watch_casts(self, told: Callable[[torch.Tensor, torch.Tensor], None]) -> None:
+        """Have somebody told of each cast to float64 through which gradients lead back, with the narrow tensor before it.
+
+        What leads back through the cast is rounded to the narrow dtype behind it. Casts that are kept are not told of.
+        """
+        self._values.told = told
+
     def __enter__(self) -> Self:
         if self._exits is not None:
             raise RuntimeError(

@@ -39,6 +39,8 @@ class Values:
         """By the storage of a twin, the dtype of what it is the twin of."""
         self._cache: dict[int, tuple[torch.Tensor, int, int, torch.Tensor]] = {}
         self._cache_bytes_left = 0
+        self.told: Callable[[torch.Tensor, torch.Tensor], None] | None = None
+        """Told of each cast through which gradients lead back: the narrow tensor, and the cast."""
         self.native: torch.dtype | None = None
         """The dtype of the last narrow parameter read: what the model computes in without promotion."""
 
@@ -64,7 +66,10 @@ class Values:
             self.native = tensor.dtype
             if self._cache_bytes_left > 0 or self._cache:
                 return self._cached(tensor, wide_dtype)
-        return cast_tensor(tensor, wide_dtype)
+        wide = cast_tensor(tensor, wide_dtype)
+        if self.told is not None and wide.requires_grad:
+            self.told(tensor, wide)
+        return wide
 
     def as_is(self, tensor: torch.Tensor) -> torch.Tensor:
         """The twin where there is one, else the tensor, narrow or not: for what needs no arithmetic."""

@@ -206,11 +206,11 @@ def evidence(result: Result, words: Words) -> Section | None:
     found = result.verdict.evidence
     if not found:
         return None
-    facts = tuple(Fact(words.name("probe", probe.name), (line(_finding(probe, words)),)) for probe in found)
+    facts = tuple(Fact(words.name("probe", probe.name), (line(finding(probe, words)),)) for probe in found)
     return Section("evidence", line(words("evidence")), facts)
 
 
-def _finding(probe: ProbeResult, words: Words) -> str:
+def finding(probe: ProbeResult, words: Words) -> str:
     """The probe's own sentence; in Chinese, or where it has none, that of its outcome."""
     key = f"outcome.{probe.name}.{probe.outcome}"
     if words.can_say(probe.text) or words.find(key) is None:

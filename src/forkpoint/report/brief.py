@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from forkpoint.report import answer, divergence, ops
+from forkpoint.report import answer, backward, divergence, ops
 from forkpoint.report.document import Document, Fact, Paragraph, Section, line, muted
 from forkpoint.report.identity import header
 from forkpoint.report.words import Words
@@ -38,6 +38,9 @@ def brief(
         _impact(answer.impact(result, words), words),
         divergence.brief(result, words),
     ]
+    gradients = backward.section(result, words, brief=True)
+    if gradients is not None:
+        sections.append(gradients)
     if every_op:
         sections.append(ops.section(result, words, matching))
     if more:

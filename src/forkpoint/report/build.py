@@ -4,7 +4,18 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from forkpoint.report import answer, changes, counts, divergence, drift, identity, ops, runs, unfinite
+from forkpoint.report import (
+    answer,
+    backward,
+    changes,
+    counts,
+    divergence,
+    drift,
+    identity,
+    ops,
+    runs,
+    unfinite,
+)
 from forkpoint.report.document import Document
 from forkpoint.report.words import Words
 
@@ -36,6 +47,7 @@ def document(
         divergence.first(result, words),
         divergence.origin(result, words),
         divergence.sources(result, words),
+        backward.section(result, words),
         runs.summary(result, words),
         runs.replaced(result, words),
         drift.section(result, words),

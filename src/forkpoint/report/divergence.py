@@ -66,7 +66,7 @@ def first(result: Result, words: Words) -> Section:
         blocks.append(Paragraph(line(words(conclusion)), "→ "))
     if result.identical:
         blocks.append(Paragraph(line(words("first.harmless")), "→ "))
-    if result.origin is not None and _same_place(found, result.origin):
+    if result.origin is not None and same_place(found, result.origin):
         blocks.append(Paragraph(line(words("origin.same")), "→ "))
         blocks += _origins(result, words)
     return Section("first", title, tuple(blocks))
@@ -103,7 +103,7 @@ def _both(found: Divergence, words: Words) -> Line:
 def origin(result: Result, words: Words) -> Section | None:
     """Where something other than rounding enters, if that is known and is another place."""
     found = result.origin
-    if found is None or (result.first is not None and _same_place(found, result.first)):
+    if found is None or (result.first is not None and same_place(found, result.first)):
         return None
     return Section(
         "origin", line(words("origin")), (*_blocks(found, result, words), *_origins(result, words))
@@ -157,8 +157,31 @@ def _one_origin(found: Divergence, words: Words) -> tuple[Line, ...]:
     return line(name), line(muted(found.source)), line(closes)
 
 
-def _same_place(a: Divergence, b: Divergence) -> bool:
+def same_place(a: Divergence, b: Divergence) -> bool:
+    """Whether two divergences are the same pass of one op, at one token."""
     return (a.op, a.source, a.call, a.sample, a.position) == (b.op, b.source, b.call, b.sample, b.position)
+
+
+def place_and_values(found: Divergence, result: Result, words: Words, *, brief: bool = False) -> list[Fact]:
+    """An op with its place, its two values and how far they are apart: what is said of any divergence.
+
+    Args:
+        brief: both values in one line, and no more than the first.
+    """
+    op, source = Fact(words("op"), _op(found, words)), Fact(words("source"), _source(found))
+    place = Fact(words("where"), (_where(found, result, words),))
+    if brief:
+        return [op, source, place, Fact(words("values"), (_both(found, words),))]
+    blocks = [op, source]
+    if found.variable:
+        blocks.append(Fact(words("variable"), (line(code(found.variable)),)))
+    blocks += [
+        place,
+        Fact(words("values"), _values(found, alone=_is_alone(found))),
+        Fact(words("apart"), (_distance(found, words),)),
+        Fact(words("differing"), (_differing(found, words),)),
+    ]
+    return blocks
 
 
 def _blocks(found: Divergence, result: Result, words: Words) -> list[Fact | Paragraph]:
@@ -293,10 +316,11 @@ def _differing(found: Divergence, words: Words) -> Line:
 def _inputs(inputs: tuple[InputComparison, ...], words: Words) -> tuple[Line, ...] | Grid:
     if not inputs:
         return (line(muted(words("inputs.none"))),)
-    return Grid(tuple(_input(item, words) for item in inputs), flows=True)
+    return Grid(tuple(one_input(item, words) for item in inputs), flows=True)
 
 
-def _input(item: InputComparison, words: Words) -> tuple[Line, ...]:
+def one_input(item: InputComparison, words: Words) -> tuple[Line, ...]:
+    """The name of an input, how it compares, and what else is known of it."""
     details: list[str | Span] = []
     if item.max_abs and math.isfinite(item.max_abs):
         details.append(words("differing.largest", gap=size(item.max_abs)))

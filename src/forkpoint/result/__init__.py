@@ -12,6 +12,7 @@ from forkpoint.errors import DifferenceError, InputError, SceneError
 from forkpoint.result.records import (
     MECHANISMS,
     ArgumentComparison,
+    Backward,
     Divergence,
     Element,
     Impact,
@@ -22,6 +23,7 @@ from forkpoint.result.records import (
     NonFinite,
     NotCompared,
     OpRow,
+    ParameterGradient,
     ProbeResult,
     ReplacedModule,
     RunSummary,
@@ -40,6 +42,7 @@ __all__ = [
     "MECHANISMS",
     "SCHEMA_VERSION",
     "ArgumentComparison",
+    "Backward",
     "Divergence",
     "Element",
     "Impact",
@@ -50,6 +53,7 @@ __all__ = [
     "NonFinite",
     "NotCompared",
     "OpRow",
+    "ParameterGradient",
     "ProbeResult",
     "ReplacedModule",
     "Result",
@@ -95,6 +99,8 @@ class Result:
     """Entries in which the configurations of two models differ."""
     first_integer: OpRow | None = None
     """First integer or bool value that differs (masks, `arange`, routing); listed apart."""
+    backward: Backward | None = None
+    """The gradients; None where they were not asked for."""
     notes: tuple[str, ...] = ()
     versions: dict[str, str] = field(default_factory=dict[str, str])
     call: str = ""
@@ -106,6 +112,11 @@ class Result:
     @property
     def identical(self) -> bool:
         return self.verdict.kind is VerdictKind.IDENTICAL
+
+    @property
+    def first_backward(self) -> Divergence | None:
+        """The op whose output's gradient differs first, in the order of the backward pass; see `Backward.first`."""
+        return None if self.backward is None else self.backward.first
 
     @property
     def unmatched_a(self) -> tuple[OpRow, ...]:
@@ -143,6 +154,7 @@ class Result:
         for item in fields(self):
             if not item.name.startswith("_"):
                 data[item.name] = to_plain(getattr(self, item.name))
+        data["first_backward"] = to_plain(self.first_backward)
         data["unmatched_a"] = [to_plain(row) for row in self.unmatched_a]
         data["unmatched_b"] = [to_plain(row) for row in self.unmatched_b]
         return data

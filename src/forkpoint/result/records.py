@@ -362,3 +362,62 @@ class RunSummary:
     """Class of the model, and the last part of what it was loaded from: `LlamaForCausalLM (my-model)`."""
     digest: str = ""
     """The first 12 hex digits of a SHA-256 of the tensors that go in: what has no prompt is known by it."""
+
+
+@dataclass(frozen=True)
+class ParameterGradient:
+    """The gradient of one parameter after the backward pass of both runs, compared whole."""
+
+    name: str
+    status: str
+    """`equal`, `differs`, or `not compared` with a reason."""
+    shape: tuple[int, ...]
+    dtype_a: str | None = None
+    """None where the parameter is not there, or requires no gradient."""
+    dtype_b: str | None = None
+    compared: int = 0
+    """Elements compared."""
+    differing: int = 0
+    max_abs: float | None = None
+    """Largest absolute gap."""
+    ulps: float | None = None
+    """Distance of the two elements that are farthest apart, in units in the last place of the narrower dtype."""
+    relative: float | None = None
+    """The Euclidean norm of the difference over that of run A's gradient; infinite where that is zero."""
+    cosine: float | None = None
+    """Cosine of the angle between both gradients; None where one of them is zero or not finite."""
+    reason: str = ""
+    rounding: bool | None = None
+    """Whether the gap falls to noise in float64; None where that was not tried, or could not be told."""
+
+
+@dataclass(frozen=True)
+class Backward:
+    """The backward pass of both runs, from the losses that they return.
+
+    Of several calls the losses add up. The gradient of an op's output is compared where the output is: at shared coordinates.
+    """
+
+    loss_a: float
+    """With gradients on, as all that is said here."""
+    loss_b: float
+    first: Divergence | None
+    """The op whose output's gradient is the first to differ, in the order of the backward pass: those of all later ops, which
+    are nearer the loss, are equal where they could be compared. Its `inputs` are the ops that read the output, whose
+    backward made the gradient, each with how its own output's gradient compares."""
+    origin: Divergence | None
+    """The first such op where everything is done in float64: what differs there is no rounding. None where there is none, or
+    where that was not tried; see `evidence`."""
+    rounding: bool | None
+    """Whether every gradient agrees up to noise in float64; None where that was not tried, or could not be told."""
+    parameters: tuple[ParameterGradient, ...] = ()
+    evidence: tuple[ProbeResult, ...] = ()
+    ops: tuple[OpRow, ...] = ()
+    """How the gradient of each op's output compares, in the order of the backward pass of run A."""
+    notes: tuple[str, ...] = ()
+
+    @property
+    def identical(self) -> bool:
+        """Whether no gradient that was compared differs."""
+        differing = any(row.status == "differs" for row in (*self.ops, *self.parameters))
+        return self.first is None and not differing

@@ -42,6 +42,16 @@ class Observer(Protocol):
         ...
 
 
+class Backward(Protocol):
+    """What makes a run's backward pass: entered around its calls, told of each that was made."""
+
+    def around_run(self) -> AbstractContextManager[Any]: ...
+
+    def after_call(self, inputs: Inputs, output: Any, *, goes_on: bool) -> None:
+        """Go back from what a call returned; `goes_on` says that the next call is handed something of it."""
+        ...
+
+
 class Run:
     """One or more forward calls of a model on given inputs.
 
@@ -141,17 +151,19 @@ class Run:
         calls: Sequence[Inputs] | None = None,
         around: Callable[[], AbstractContextManager[Any]] = nullcontext,
         found: Survey | None = None,
+        backward: Backward | None = None,
     ) -> list[Any]:
         """Make the calls and return what the model returned for each.
 
         The inputs are copied first, caches too; whatever the model rewrites of itself is put back by value;
-        gradients are off, unless the calls need them.
+        gradients are off, unless the calls need them or a backward pass is made.
 
         Args:
             observer: watches the calls.
             calls: other inputs in place of the run's own.
             around: makes a context manager that is entered around each call, outside the observer's.
             found: what the model consists of, where somebody has just looked.
+            backward: makes the backward pass, which is not observed.
         """
         outputs: list[Any] = []
         handed: dict[str, Any] = {}
@@ -163,8 +175,9 @@ class Run:
         whole = self._all_modules
         known = found if whole is self.modules else None
         with (
-            torch.set_grad_enabled(self.gradients),
+            torch.set_grad_enabled(self.gradients or backward is not None),
             kept_state(whole, found=known, by=self, settle=settle, returned=returned),
+            nullcontext() if backward is None else backward.around_run(),
         ):
             made = self.calls if calls is None else calls
             for index, given in enumerate(made):
@@ -176,6 +189,9 @@ class Run:
                     observer.after_call(index, output)
                 goes_on = index + 1 < len(made) and self._goes_on(index)
                 handed = caches_in(output, self.model) if goes_on else {}
+                if backward is not None:
+                    with as_called(), around():
+                        backward.after_call(inputs, output, goes_on=bool(handed))
                 outputs.append(output)
         return outputs
 

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from forkpoint.result import InputRow, OpRow, Result
 
 ORDER = (
-    "verdict", "impact", "first", "origin", "map", "drift", "ops", "context", "evidence", "unfinite", "runs", "tokens",
+    "verdict", "impact", "first", "origin", "backward", "map", "drift", "ops", "context", "evidence", "unfinite", "runs", "tokens",
     "configuration", "replaced", "integers", "counts", "missing", "notes", "environment", "reproduce",
 )  # fmt: skip
 MISSING_SHOWN = 300

@@ -7,6 +7,13 @@ from `SENTENCES`, since some hold little but what was given, and would be read i
 from __future__ import annotations
 
 ERRORS: dict[str, str] = {
+    # 反向传播
+    "a run {run} that returns no loss": "运行 {run} 没有返回损失",
+    "a loss to go back from, with backward=True": "backward=True 时，可以反向传播的损失",
+    "labels among the inputs, or call= a function that returns the loss": "在输入中给出 labels，或用 call= 给出返回损失的函数",
+    "a loss of run {run} that leads back to no parameter": "运行 {run} 的损失不通向任何参数",
+    "a loss with a gradient, with backward=True": "backward=True 时，带梯度的损失",
+    "parameters that require gradients, and no torch.no_grad() on the way": "需要梯度的参数，并且途中没有 torch.no_grad()",
     # 用法（typer）
     "Missing argument '{name}'.": "缺少参数 '{name}'。",
     "Missing option '{name}'.": "缺少选项 '{name}'。",

@@ -1,0 +1,210 @@
+"""Both runs with their backward pass in float64: which gradients still differ, beyond float64's own rounding?"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Hashable, Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, nn
+
+from forkpoint.backward.going_back import GoingBack
+from forkpoint.backward.keeping import Every, Moved
+from forkpoint.backward.parameters import all_by_name
+from forkpoint.backward.watching import NO_GRADIENT, Graph
+from forkpoint.explain.session import Session, Traced
+from forkpoint.match.align import gap
+from forkpoint.match.pairs import Pairs
+from forkpoint.probes.inputs import inputs, same_weights
+from forkpoint.probes.meetings import Meeting, meet_values
+from forkpoint.probes.noise import Noise
+from forkpoint.probes.precision import NOISE_MARGIN
+from forkpoint.probes.watchers import Kept, Place, Store
+from forkpoint.promotion import Promotion
+
+MAX_STORED = 1 << 31
+"""Bytes of gradients kept of each run; what comes after them is not looked at."""
+_FLOOR = 64 * 2.0**-52
+"""Relative to the largest element: noise below which no measurement is needed."""
+_SUMMED = 16
+"""Units in the last place of the parameter's dtype, relative to its norm, by which its gradient may be rounded on the way."""
+
+
+@dataclass(frozen=True, eq=False)
+class Exact:
+    """The gradients of two runs in float64.
+
+    Attributes:
+        a, b: what was made of what in each run.
+        differing: of ops' outputs that differ beyond noise, in the order of the backward pass of run A.
+        compared: how many of them met.
+        relative: the largest gap, over the largest element there.
+        gaps: by place in run A, how far they are apart.
+        parameters: for each that was asked for, whether it agrees up to noise; None where that can't be told.
+        complete: whether all could be kept.
+        refused: operations that were not done in float64.
+    """
+
+    a: Graph
+    b: Graph
+    differing: tuple[Meeting, ...]
+    compared: int
+    relative: float
+    gaps: Mapping[Place, float]
+    parameters: tuple[bool | None, ...]
+    complete: bool
+    refused: tuple[str, ...]
+    met: frozenset[Hashable]
+    """Keys of the ops that met."""
+    apart: frozenset[Hashable]
+    """Keys of those that differ beyond noise."""
+
+    def status(self, key: Hashable) -> tuple[str, str]:
+        """By the key of an op, how its output's gradient compares, and why it was not."""
+        if key in self.apart:
+            return "differs", ""
+        return ("equal", "") if key in self.met else NO_GRADIENT
+
+
+def in_float64(session: Session, weights: Sequence[str], *, summing: bool) -> Exact:
+    """Make both runs and their backward passes in float64, with the same weights where one run has the other's rounded.
+
+    Args:
+        session: both runs.
+        weights: parameters that both models have, by run A's names.
+        summing: see `Arrivals`.
+    """
+    with same_weights(inputs(session).rounded):
+        return _in_float64(session, weights, summing)
+
+
+def _in_float64(session: Session, names: Sequence[str], summing: bool) -> Exact:
+    mine, theirs = all_by_name(session.a), all_by_name(session.b)
+    weights = [(mine[name], theirs[name]) for name in names]
+    a, b = (_Side(session, traced, name, summing) for traced, name in ((session.a, "A"), (session.b, "B")))
+    summed = {side.traced.trace.key(op) for side in (a, b) for op in side.every.left_out}
+    met = [
+        m
+        for m in meet_values(session, a.store, b.store, _FLOOR).every
+        if m.numeric and len(m.pairs) and session.a.trace.key(m.a.op) not in summed
+    ]
+    pairs = [_paired(a.exact(x), b.exact(y)) for x, y in weights]
+    if any(m.differs for m in met) or any(pair is not None and pair.apart > pair.noise for pair in pairs):
+        noise = a.moved(0), b.moved(1)
+        met = [
+            replace(m, noise=m.noise + NOISE_MARGIN * max(noise[0].at(m.a), noise[1].at(m.b))) for m in met
+        ]
+        pairs = [
+            pair and replace(pair, noise=pair.noise + NOISE_MARGIN * max(noise[0].of(x), noise[1].of(y)))
+            for pair, (x, y) in zip(pairs, weights, strict=True)
+        ]
+    key = session.a.trace.key
+    return Exact(
+        a.every.graph,
+        b.every.graph,
+        tuple(sorted((m for m in met if m.differs), key=lambda m: (-m.event_a, m.event_b))),
+        len(met),
+        max((m.gap.max_rel for m in met), default=0.0),
+        {m.a.place: m.gap.max_abs for m in met},
+        tuple(None if pair is None else pair.agrees for pair in pairs),
+        a.every.complete and b.every.complete,
+        tuple(dict.fromkeys((*a.refused, *b.refused))),
+        frozenset(key(m.a.op) for m in met),
+        frozenset(key(m.a.op) for m in met if m.differs),
+    )
+
+
+@dataclass(frozen=True)
+class _Pair:
+    """How far two gradients of a parameter are apart, and what of it is noise.
+
+    Attributes:
+        whole: whether both are in float64; else they were rounded to the parameter's dtype at their end.
+    """
+
+    apart: float
+    noise: float
+    whole: bool
+
+    @property
+    def agrees(self) -> bool | None:
+        """Whether they are equal up to noise; None where that can't be told."""
+        return False if self.apart > self.noise else (True if self.whole else None)
+
+
+def _paired(a: tuple[Tensor, float] | None, b: tuple[Tensor, float] | None) -> _Pair | None:
+    """Two gradients of one parameter, each with what it may be rounded by, relative to its largest element."""
+    if a is None or b is None or a[0].shape != b[0].shape:
+        return None
+    found = gap(a[0], b[0], Pairs.whole(a[0].numel()))
+    scale = found.max_abs / found.max_rel if found.max_rel else 0.0
+    rounded = max(a[1], b[1])
+    return _Pair(found.max_abs, max(_FLOOR, rounded) * scale, not rounded)
+
+
+class _Side:
+    """One run in float64, every gradient kept."""
+
+    def __init__(self, session: Session, traced: Traced, name: str, summing: bool) -> None:
+        self.traced, self.name, self.summing = traced, name, summing
+        self.store = Store(MAX_STORED, shelf=session.memory.shelf())
+        promotion = Promotion()
+        self.backward = GoingBack(traced.run, name, promotion)
+        self.every = Every(self.backward, self.store, summing=summing)
+        with closing(self.every):
+            traced.again(watcher=self.every, promotion=promotion, backward=self.backward)
+            self.every.finish()
+        self.refused = [str(refusal) for refusal in promotion.refused]
+
+    def exact(self, weight: nn.Parameter) -> tuple[Tensor, float] | None:
+        """The gradient of a parameter; see `exact_gradient`."""
+        return exact_gradient(self.backward, weight)
+
+    def moved(self, seed: int) -> _Noise:
+        """The same run with every rounding moved by one unit in the last place."""
+        promotion = Promotion()
+        backward = GoingBack(self.traced.run, self.name, promotion)
+        before = {kept.place: kept for kept in self.store.kept.values()}
+        moved = Moved(backward, before, seed, summing=self.summing)
+        noisy = Noise(seed, promotion.value)
+        with closing(moved):
+            self.traced.again(watcher=moved, promotion=promotion, under=lambda: noisy, backward=backward)
+        return _Noise(moved.apart, self.backward, backward)
+
+
+@dataclass(frozen=True, eq=False)
+class _Noise:
+    """How far rounding moves gradients in float64."""
+
+    apart: Mapping[Place, float]
+    before: GoingBack
+    after: GoingBack
+
+    def at(self, kept: Kept) -> float:
+        """That of an op's output."""
+        return self.apart.get(kept.place, 0.0)
+
+    def of(self, weight: nn.Parameter) -> float:
+        """That of a parameter."""
+        pair = _paired(exact_gradient(self.before, weight), exact_gradient(self.after, weight))
+        return 0.0 if pair is None or not math.isfinite(pair.apart) else pair.apart
+
+
+def exact_gradient(backward: GoingBack, weight: nn.Parameter) -> tuple[Tensor, float] | None:
+    """The gradient of a parameter, and what it may be rounded by, relative to its largest element; None for another kind.
+
+    In float64 if all of it could be added up; else as it was rounded to the parameter's dtype in the end.
+    """
+    narrow, wide = backward.gradients[id(weight)], backward.exact.get(id(weight))
+    if narrow is None:
+        return torch.zeros(weight.shape, dtype=torch.float64, device=weight.device), 0.0
+    if narrow.layout is not torch.strided or not narrow.is_floating_point():
+        return None
+    rounded = _SUMMED * torch.finfo(narrow.dtype).eps
+    if wide is not None:
+        apart = torch.linalg.vector_norm(wide - narrow.double())
+        if bool(apart <= rounded * torch.linalg.vector_norm(wide)):
+            return wide, 0.0
+    return narrow.double(), rounded

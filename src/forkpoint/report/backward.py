@@ -1,0 +1,156 @@
+"""The gradients: which differs first in the backward pass, whether that is rounding, and those of the parameters."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import TYPE_CHECKING
+
+from forkpoint.report import divergence
+from forkpoint.report.answer import finding
+from forkpoint.report.document import (
+    Block,
+    Fact,
+    Grid,
+    Line,
+    Paragraph,
+    Role,
+    Section,
+    Span,
+    code,
+    line,
+    muted,
+    strong,
+)
+from forkpoint.report.numbers import count, pair, short
+from forkpoint.result import VerdictKind
+
+if TYPE_CHECKING:
+    from forkpoint.report.words import Words
+    from forkpoint.result import Backward, Divergence, ParameterGradient, Result
+
+PARAMETERS_SHOWN = 6
+"""Parameters that the report lists; the JSON has them all."""
+
+
+def section(result: Result, words: Words, *, brief: bool = False) -> Section | None:
+    """What came of the backward pass; None where it was not asked for.
+
+    Args:
+        brief: without evidence, counts and notes, and of two places only the one that is more than rounding.
+    """
+    found = result.backward
+    if found is None:
+        return None
+    blocks: list[Block] = [_conclusion(found, words)]
+    if not brief:
+        a, b = pair(found.loss_a, found.loss_b)
+        same = found.loss_a == found.loss_b
+        blocks.append(Fact(words("loss"), (line(words("loss.same", loss=a) if same else f"A {a}   B {b}"),)))
+    blocks += _places(found, result, words, brief=brief)
+    blocks.append(Fact(words("backward.parameters"), _parameters(found.parameters, words, brief=brief)))
+    if not brief:
+        blocks.append(Fact(words("backward.ops"), (line(_counts(found, words)),)))
+        blocks += [
+            Fact(words.name("probe", probe.name), (line(finding(probe, words)),)) for probe in found.evidence
+        ]
+        blocks += [Paragraph(line(muted(words.sentence(note)))) for note in found.notes]
+    return Section("backward", line(words("backward")), tuple(blocks))
+
+
+def _conclusion(found: Backward, words: Words) -> Paragraph:
+    if found.identical:
+        return Paragraph(line(Span(words("backward.identical"), Role.GOOD)))
+    if found.rounding is not None:
+        if found.rounding:
+            return Paragraph(line(Span(words("backward.rounding"), Role.GOOD)))
+        return Paragraph(line(Span(words("backward.differs"), Role.BAD)))
+    tried = any(probe.name == "precision" for probe in found.evidence)
+    return Paragraph(line(Span(words("backward.unknown" if tried else "backward.untried"), Role.CAUTION)))
+
+
+def _places(found: Backward, result: Result, words: Words, *, brief: bool) -> list[Block]:
+    """Where gradients differ first, and where more than rounding begins."""
+    first, origin = found.first, found.origin
+    if found.identical:
+        return []
+    if first is None and origin is None:
+        return [Paragraph(line(words("backward.weights")), "→ ")]
+    blocks: list[Block] = []
+    same = first is not None and origin is not None and divergence.same_place(first, origin)
+    if first is not None and (same or origin is None or not brief):
+        blocks += [
+            Paragraph(line(words("backward.first"))),
+            *_place(first, result, words, brief=brief, alike=result.first is None),
+        ]
+    if same and not brief:
+        blocks.append(Paragraph(line(words("backward.same")), "→ "))
+    elif origin is not None and not same:
+        alike = result.verdict.kind in (VerdictKind.IDENTICAL, VerdictKind.ROUNDING)
+        blocks += [
+            Paragraph(line(words("backward.origin"))),
+            *_place(origin, result, words, brief=brief, alike=alike),
+        ]
+    elif found.rounding is False and origin is None:
+        blocks.append(Paragraph(line(words("backward.weights.origin")), "→ "))
+    return blocks
+
+
+def _place(found: Divergence, result: Result, words: Words, *, brief: bool, alike: bool) -> list[Block]:
+    """One gradient that differs.
+
+    Args:
+        alike: whether what the forward pass made is equal in both runs, so that only the backward pass can be at fault.
+    """
+    shown = divergence.place_and_values(found, result, words, brief=brief)
+    blocks: list[Block] = [Fact(words("backward.op"), shown[0].body), *shown[1:]]
+    rows = [divergence.one_input(item, words) for item in found.inputs]
+    made = Grid(tuple(rows), flows=True) if rows else (line(muted(words("backward.made.none"))),)
+    blocks.append(Fact(words("backward.made"), made))
+    if found.note:
+        blocks.append(Paragraph(line(words.sentence(found.note)), "→ "))
+    elif found.inputs and not brief and {item.status for item in found.inputs} == {"equal"}:
+        key = "backward.made.equal" if len(found.inputs) == 1 else "backward.made.among"
+        key = key if alike else "backward.made.forward"
+        blocks.append(Paragraph(line(words(key)), "→ "))
+    return blocks
+
+
+def _parameters(
+    found: tuple[ParameterGradient, ...], words: Words, *, brief: bool
+) -> tuple[Line, ...] | Grid:
+    """How many gradients of parameters differ, and those that are farthest apart."""
+    compared = [one for one in found if one.status != "not compared"]
+    apart = [one for one in compared if one.status == "differs"]
+    beyond = [one for one in apart if one.rounding is False]
+    said = (
+        words("backward.parameters.some", part=count(len(apart)), whole=count(len(compared)))
+        if apart
+        else words("backward.parameters.equal", n=count(len(compared)))
+    )
+    parts = [said]
+    if beyond:
+        parts.append(words("backward.parameters.beyond", n=count(len(beyond))))
+    if len(found) > len(compared):
+        parts.append(words("backward.parameters.missing", n=count(len(found) - len(compared))))
+    head = line(words("comma").join(parts))
+    if brief or not apart:
+        return (head,)
+    farthest = sorted(beyond or apart, key=lambda one: -(one.relative or 0.0))
+    rows = [(head,), *(_parameter(one, words) for one in farthest[:PARAMETERS_SHOWN])]
+    if len(farthest) > PARAMETERS_SHOWN:
+        rows.append((line(muted(words.many("origins.more", len(farthest) - PARAMETERS_SHOWN))),))
+    return Grid(tuple(rows), flows=True)
+
+
+def _parameter(one: ParameterGradient, words: Words) -> tuple[Line, ...]:
+    relative = "" if one.relative is None else words("backward.relative", relative=short(one.relative))
+    cosine = "" if one.cosine is None else words("backward.cosine", cosine=f"{one.cosine:.6f}")
+    beyond = strong(words("backward.beyond")) if one.rounding is False else ""
+    return line(code(one.name)), line(relative), line(muted(cosine)), line(beyond)
+
+
+def _counts(found: Backward, words: Words) -> str:
+    numbers = Counter(row.status for row in found.ops)
+    equal, differs = numbers["equal"], numbers["differs"]
+    rest = len(found.ops) - equal - differs
+    return words("backward.ops.counts", equal=count(equal), differs=count(differs), missing=count(rest))
