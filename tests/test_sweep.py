@@ -160,6 +160,13 @@ def test_what_can_not_be_used_is_one_line_before_anything_is_asked(tmp_path, cap
     assert not (tmp_path / "out").exists()
 
 
+def test_a_folder_has_to_be_named_where_the_file_has_no_suffix(tmp_path, capsys):
+    with pytest.raises(SystemExit) as ended:
+        main(["sweep", str(tmp_path / "asked")])
+    assert ended.value.code == 2
+    assert capsys.readouterr().err.endswith("asked without a suffix; expected --out DIR\n")
+
+
 def test_a_table_of_python_is_named_by_its_argument(tmp_path):
     with pytest.raises(
         forkpoint.InputError, match=r"questions with the key 'size' for padding; expected one of"
@@ -273,6 +280,9 @@ def test_a_sweep(folder, tmp_path, monkeypatch, capsys):
     assert found.call == "forkpoint sweep some.toml --workers 1"
     result = forkpoint.Result.from_json(tmp_path / "some" / "results" / f"{found.rows[2].cell}.json")
     assert result.verdict.kind is VerdictKind.IDENTICAL
+    asked = {"model": str(folder / "one"), "prompt": ["w5 w6 w7", "w8"], "ask": "repeat"}
+    again = forkpoint.sweep(asked, "some")
+    assert (again.cells, again.kept, again.rows) == (2, 2, found.rows[2:])
     with pytest.raises(SystemExit) as ended:
         main(["report", "some.json"])
     assert ended.value.code == 3

@@ -33,6 +33,14 @@ def test_what_is_the_same_everywhere_is_left_out():
     assert found[head + 1].split()[:3] == ["padding", "pad-to=8", "rounding"]
 
 
+def test_a_long_question_stands_above_its_row():
+    found = lines(
+        row("batch", prompt=""), row(side="left", **{"pad-to": 8}), row(side="right", **{"pad-to": 9})
+    )
+    assert "  padding pad-to=8 side=left" in found and "  batch" in found
+    assert "prompt" not in "\n".join(found)  # of those that have one, it is the same
+
+
 def test_several_models_and_prompts_stand_below_their_question():
     rows = [
         row(model=model, prompt=prompt, invariant=flag)

@@ -16,6 +16,11 @@ class RayError(Exception):
 exceptions = SimpleNamespace(RayError=RayError)
 inits: list[dict[str, Any]] = []
 resources: list[dict[str, Any]] = []
+cluster = {"CPU": 2.0, "GPU": 1.0}
+
+
+def cluster_resources() -> dict[str, float]:
+    return cluster
 
 
 def is_initialized() -> bool:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
-from tests.sweeps import asking
+from tests.sweeps import asking, ray
 from tests.sweeps.asking import cell
 
 from forkpoint.errors import InputError
@@ -115,6 +115,26 @@ def test_the_table_is_parquet_with_types(tmp_path):
     assert json.loads(result.read_text()) == asking.DOCUMENT
 
 
+def test_actors_are_asked_with_the_same_code(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "ray", ray)
+    found = asked([cell("a"), cell("b", do="die")], tmp_path / "out", asking.run, ray=True, workers=9)
+    assert [row.status for row in found.rows] == [0, None]
+
+
+def test_a_script_whose_own_part_is_not_guarded_is_told(tmp_path):
+    """What starts afresh reads the script, too, and would start the next."""
+    script = tmp_path / "script.py"
+    script.write_text(
+        "from pathlib import Path\nfrom tests.sweeps.asking import cell, run\n"
+        "from forkpoint.sweeps.sweeping import asked\nasked([cell('a')], Path('out'), run)\n"
+    )
+    ended = subprocess.run(
+        [sys.executable, str(script)], check=False, cwd=tmp_path, capture_output=True, text=True
+    )
+    assert "a process that ends as it starts" in ended.stderr.splitlines()[-1]
+    assert "__main__" in ended.stderr.splitlines()[-1]
+
+
 def gone(process):
     """Whether a process has ended; one that nobody has waited for yet is a zombie."""
     try:
@@ -132,13 +152,14 @@ def wait_for(condition):
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="/proc")
-def test_a_sweep_that_is_killed_loses_what_was_being_asked_alone(tmp_path):
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
+def test_a_sweep_that_is_killed_loses_what_was_being_asked_alone(tmp_path, how):
     folder, told = tmp_path / "out", tmp_path / "told"
     command = [sys.executable, "-m", "tests.sweeps.asking", str(folder), str(told)]
-    killed = subprocess.Popen(command)
+    killed = subprocess.Popen(command, stderr=subprocess.DEVNULL)
     wait_for(lambda: told.exists() and told.read_text())
-    killed.kill()
-    killed.wait()
+    killed.send_signal(how)
+    assert killed.wait() != 0
     wait_for(lambda: gone(int(told.read_text())))  # its worker ends with it
     assert [path.name for path in (folder / "cells").iterdir()] == [f"{cell('one').key}.json"]
     cells = [cell("one"), cell("two", do="hang", told=str(told)), cell("three")]

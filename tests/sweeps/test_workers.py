@@ -152,6 +152,10 @@ def test_a_gpu_is_asked_for_and_ray_is_named_where_it_is_missing(monkeypatch):
     monkeypatch.setitem(sys.modules, "ray", ray)
     found([cell("a")], Actors(asking.run, 1), 1)
     assert ray.resources[-1] == {"num_cpus": 1, "num_gpus": 1}
+    assert (Actors(asking.run, 1).most, Actors(asking.run).most) == (1, 2)
+    monkeypatch.setattr(ray, "cluster", {"CPU": 2.0})
+    with pytest.raises(InputError, match="Ray without a GPU; expected a cluster that has one"):
+        Actors(asking.run, 1)
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(InputError, match="Ray, which is not installed; expected Ray"):
         Actors(asking.run)

@@ -11,6 +11,7 @@ import typer
 from forkpoint.cli import options
 from forkpoint.cli.outcome import console, write_all
 from forkpoint.cli.spoken import TYPED, command_line
+from forkpoint.errors import InputError
 from forkpoint.support.files import check_writable
 from forkpoint.support.progress import watching
 
@@ -64,6 +65,8 @@ def sweep(
 
     if json is not None:
         check_writable(json)
+    if out is None and not file.suffix:
+        raise InputError(f"{file} without a suffix", "--out DIR")
     with watching() as progress:
         found = asked(
             file, out or file.with_suffix(""), workers=workers, timeout=timeout, ray=ray,

@@ -35,6 +35,8 @@ PLACES = 12
 """Answers whose op is named."""
 PROMPT = 24
 """Characters of a prompt that are shown."""
+QUESTION = 24
+"""Characters of a question that fit into a column."""
 COLUMNS = ("question", "model", "prompt", "setting", "verdict", "cause", "gap", "flips", "seconds")
 _RIGHT = ("gap", "flips", "seconds")
 _ROLES = {
@@ -112,11 +114,11 @@ def _counted(found: Sweep, words: Words) -> str:
 
 
 def _table(rows: list[SweepRow], varied: set[str], whole: int, words: Words) -> Section:
-    """A line for each row, below the question where several models or prompts were asked the same."""
+    """A line for each row, below the question where several were asked the same, or where it is long."""
     groups: dict[str, list[SweepRow]] = {}
     for row in rows:
         groups.setdefault(_question(row, varied), []).append(row)
-    headed = len(groups) < len(rows)
+    headed = len(groups) < len(rows) or max(map(len, groups)) > QUESTION
     left_out = {"model", "prompt", "setting"} - varied | ({"question"} if headed else set())
     shown = [name for name in COLUMNS if name not in left_out]
     lines: list[tuple[Cell, ...]] = []
@@ -195,7 +197,8 @@ def _varied(rows: tuple[SweepRow, ...]) -> set[str]:
 
 
 def _columns(row: SweepRow) -> dict[str, Any]:
-    return {"model": [row.model, row.revision], "prompt": row.prompt, "setting": row.setting}
+    named = {"prompt": row.prompt, "setting": row.setting}
+    return {"model": [row.model, row.revision], **{name: value for name, value in named.items() if value}}
 
 
 def _badness(row: SweepRow) -> tuple[int, float]:

@@ -20,7 +20,7 @@ class Actors:
         gpus: how many GPUs each actor has for itself.
 
     Raises:
-        InputError: Ray is not installed.
+        InputError: Ray is not installed, or its cluster lacks the GPUs.
     """
 
     def __init__(self, run: Callable[[Cell], Answer], gpus: int = 0) -> None:
@@ -31,6 +31,11 @@ class Actors:
         if not ray.is_initialized():
             ray.init(log_to_driver=False, logging_level="ERROR")
         self._ray, self._run, self._gpus = ray, run, gpus
+        there = ray.cluster_resources()
+        self.most = int(min(there.get("CPU", 0), there.get("GPU", 0) / gpus if gpus else float("inf")))
+        """How many actors there can be at a time: one more would wait for ever."""
+        if not self.most:
+            raise InputError(f"Ray without a {'GPU' if gpus else 'processor'}", "a cluster that has one")
 
     def start(self) -> Actor:
         made = self._ray.remote(num_cpus=1, num_gpus=self._gpus)(_Asking).remote(self._run)

@@ -52,7 +52,8 @@ def asked(
             progress.begin(f"asking {len(left)} questions")
             progress.count(lambda: len(found) - before, len(left))
             if ray:
-                coming = answers(left, Actors(run, int(gpus)), workers, timeout)
+                actors = Actors(run, int(gpus))
+                coming = answers(left, actors, min(workers, actors.most), timeout)
             else:
                 coming = answers(left, Processes(run, workers, kept.path / LOG), workers, timeout)
             with closing(coming):
