@@ -9,6 +9,7 @@ from tests.questions.words import word_tokenizer
 from transformers import LlamaForCausalLM
 
 import forkpoint as fp
+from forkpoint.runs.returned import cache_parameters, caches_in
 from zoo import ZOO
 
 PROMPT = "w5 w6 w7 w8 w9 w10 w11 w12"
@@ -28,10 +29,11 @@ class TakesCache(LlamaForCausalLM):
 
     def forward(self, input_ids=None, attention_mask=None, position_ids=None, cache=None, use_cache=None):
         output = super().forward(
-            input_ids=input_ids, attention_mask=attention_mask, position_ids=position_ids, past_key_values=cache,
-            use_cache=use_cache,
+            input_ids=input_ids, attention_mask=attention_mask, position_ids=position_ids, use_cache=use_cache,
+            **{cache_parameters(LlamaForCausalLM)[0]: cache},
         )  # fmt: skip
-        return {"logits": output.logits, "cache": output.past_key_values}
+        [kept] = caches_in(output, LlamaForCausalLM).values() or [None]
+        return {"logits": output.logits, "cache": kept}
 
 
 @pytest.mark.parametrize("kind", ["dynamic", "static"])
