@@ -11,6 +11,7 @@ from torch import Tensor, nn
 import forkpoint as fp
 from forkpoint.auditing.record import Audit
 from forkpoint.auditing.sizes import thresholds
+from forkpoint.runs.returned import cache_parameters
 
 X = torch.randn(600, 64, generator=torch.Generator().manual_seed(0))
 WEIGHT = torch.randn(48, 64, generator=torch.Generator().manual_seed(1))
@@ -101,12 +102,10 @@ class Leaking(nn.Module):
     def get_input_embeddings(self):
         return self.model.get_input_embeddings()
 
-    def forward(
-        self, input_ids, attention_mask=None, position_ids=None, past_key_values=None, use_cache=None
-    ):
+    def forward(self, input_ids, attention_mask=None, position_ids=None, cache=None, use_cache=None):
         made = self.model(
-            input_ids=input_ids, attention_mask=attention_mask, position_ids=position_ids,
-            past_key_values=past_key_values, use_cache=use_cache,
+            input_ids=input_ids, attention_mask=attention_mask, position_ids=position_ids, use_cache=use_cache,
+            **{cache_parameters(self.model)[0]: cache},
         )  # fmt: skip
         if input_ids.shape[1] > self.at:
             made.logits = made.logits * (1 + 1e-6)

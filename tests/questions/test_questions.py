@@ -18,6 +18,7 @@ from forkpoint.questions import asking
 from forkpoint.questions.mates import TEXTS, mates
 from forkpoint.result import VerdictKind
 from forkpoint.runs.layout import MAIN
+from forkpoint.runs.returned import CACHES, cache_parameters
 
 PROMPT = "w5 w6 w7 w8 w9 w10 w11"
 IDS = [5, 6, 7, 8, 9, 10, 11]
@@ -146,7 +147,7 @@ def test_one_prompt_alone_and_among_others(runs, llama, tokenizer):
 def test_several_prompts_are_a_call_each_that_hands_no_cache_on(runs, llama, tokenizer):
     fp.batch(llama, tokenizer, [PROMPT, "w30 w31"], 3, others=OTHERS, side="left")
     assert given(runs.a) == [[IDS], [[30, 31]]]
-    assert [call["past_key_values"] for call in runs.a.calls] == [None, None]
+    assert [call[cache_parameters(llama)[0]] for call in runs.a.calls] == [None, None]
     assert places(runs.a) == [[(0, i) for i in range(7)], [(1, 0), (1, 1)]]
     assert given(runs.b)[0][1] == [0, 0, 0, 0, 0, 30, 31]
 
@@ -255,7 +256,7 @@ def test_a_decoder_that_forgets_what_it_read_is_told_from_its_cache(tokenizer):
     model = ARCHITECTURES["t5"].build()
 
     def forget(module, args, kwargs, output):
-        past = kwargs.get("past_key_values")
+        past = next((kwargs[name] for name in CACHES if kwargs.get(name) is not None), None)
         if past is not None and past.get_seq_length():
             past.self_attention_cache.layers[0].values.mul_(0.5)
         return output
