@@ -81,7 +81,7 @@ def test_only_the_settings_that_are_wanted(llama, asked):
     assert [row.setting for row in found.rows] == ["as it is", "eager", "float16"]
     assert len(asked) == 3
     with pytest.raises(fp.InputError, match="setting 'int4'; expected one of int8, eager"):
-        fp.factors(llama, word_tokenizer(), PROMPT, only=["int4"])
+        fp.factors(llama, word_tokenizer(), PROMPT, only="int4")
 
 
 def test_what_can_not_be_had_is_a_row_with_its_reason(llama, asked, monkeypatch):

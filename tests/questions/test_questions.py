@@ -124,6 +124,45 @@ def test_an_argument_that_there_is_not_is_named_with_those_that_there_are(ask):
     assert "options" not in said
 
 
+def test_what_is_no_model_no_tokenizer_no_prompt_and_no_side(llama, tokenizer):
+    for ask, message in (
+        (
+            lambda: fp.batch(tokenizer, llama, PROMPT),
+            f"a model of type {type(tokenizer).__name__}; expected a model of transformers",
+        ),
+        (
+            lambda: fp.batch(llama, llama, PROMPT),
+            "a tokenizer of type LlamaForCausalLM; expected the model's tokenizer",
+        ),
+        (
+            lambda: fp.padding(llama, None, PROMPT),
+            "a tokenizer of type NoneType; expected the model's tokenizer",
+        ),
+        (
+            lambda: fp.padding(llama, tokenizer, 3),
+            "a prompt of type int; expected a text, or a list of texts",
+        ),
+        (
+            lambda: fp.cache(llama, tokenizer, None),
+            "a prompt of type NoneType; expected a text, or a list of texts",
+        ),
+        (
+            lambda: fp.repeat(llama, tokenizer, [[5, 6]]),
+            "a prompt of type list; expected a text, or a list of texts",
+        ),
+        (lambda: fp.generate(llama, tokenizer, [PROMPT]), "a prompt of type list; expected one text"),
+        (lambda: fp.padding(llama, tokenizer, PROMPT, side="top"), "side 'top'; expected left or right"),
+        (lambda: fp.batch(llama, tokenizer, PROMPT, side="top"), "side 'top'; expected left or right"),
+        (
+            lambda: fp.embed(llama, [PROMPT], 4, tokenizer=tokenizer),
+            "batch sizes 4; expected two, each 1 or more",
+        ),
+    ):
+        with pytest.raises(fp.InputError) as caught:
+            ask()
+        assert str(caught.value).startswith(message)
+
+
 def test_options_of_an_assertion_are_checked_too(llama, tokenizer):
     with pytest.raises(fp.InputError, match=r"fp\.batch has no argument pad_to; expected one of model"):
         fp.testing.assert_batch_invariant(llama, tokenizer, PROMPT, pad_to=50)

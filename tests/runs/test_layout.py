@@ -178,6 +178,8 @@ def test_positions_may_go_on_from_a_cache_that_is_given():
     went = [call[MAIN].position.tolist() for call in Layout.read(calls, after_cache=True).calls]
     assert went == [[[3, 4], [3, 4]], [[5], [5]]]
     assert [call[MAIN].position[0].tolist() for call in Layout.read(calls).calls] == [[0, 1], [2]]
+    named = {"input_ids": ids, "cache": Cache(3)}
+    assert positions(Layout.read([named], after_cache=True)) == [[3, 4], [3, 4]]
     padded = {**calls[0], "attention_mask": torch.tensor([[0, 1, 1, 1, 1], [1, 1, 1, 1, 0]])}
     assert positions(Layout.read([padded], after_cache=True)) == [[2, 3], [3, -1]]
     unknown = {**calls[0], "past_key_values": (ids, ids)}

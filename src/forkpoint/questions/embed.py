@@ -63,7 +63,7 @@ def embed(
     given = list(texts)
     if isinstance(texts, str) or not given:
         raise InputError("no list of texts", "one text or more")
-    if len(batch_sizes) != 2 or min(batch_sizes) < 1:
+    if isinstance(batch_sizes, int) or len(batch_sizes) != 2 or min(batch_sizes) < 1:
         raise InputError(f"batch sizes {batch_sizes}", "two, each 1 or more")
     pipeline = model
     if tokenizer is not None and call is None:

@@ -143,10 +143,11 @@ def _factors(
 def _chosen(planned: list[Factor], only: Sequence[str] | None) -> list[Factor]:
     if only is None:
         return [factor for factor in planned if factor.by_default]
+    wanted = [only] if isinstance(only, str) else only
     known = [factor.setting for factor in planned]
-    for name in only:
+    for name in wanted:
         one_of("setting", name, known)
-    return [factor for factor in planned if factor.setting in only]
+    return [factor for factor in planned if factor.setting in wanted]
 
 
 # --- how a model is set --------------------------------------------------------------------------------------

@@ -117,6 +117,8 @@ def generate(
         raise InputError(f"a {type(plain).__name__}, which has no generate", "a model that generates")
     if max_new_tokens < 1:
         raise InputError(f"{max_new_tokens} tokens to generate", "1 or more")
+    if not isinstance(prompt, str):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise InputError(f"a prompt of type {type(prompt).__name__}", "one text")
     (row,) = rows_of(model, tokenizer, prompt, options)
     a = Way("alone", [row])
     if one_of("way", against, get_args(Generating)) == "batch":

@@ -62,8 +62,6 @@ def padding(
         InputError: an empty prompt, one longer than `pad_to`, no token to pad with, an unknown side, or not
             a size.
     """
-    if side not in ("left", "right"):
-        raise InputError(f"side {side!r}", "left or right")
     if position_ids not in ("mask", "none"):
         raise InputError(f"position_ids {position_ids!r}", "mask or none")
     rows = tokenise(model, tokenizer, prompts, chat_template=chat_template)

@@ -31,11 +31,17 @@ def tokenise(
     """Token ids of each prompt, without padding.
 
     Raises:
-        InputError: a model of images or sound, no prompt, an empty one, one that has no tokens, ids that the model does
-            not know, or a chat template that the tokenizer lacks.
+        InputError: a model of images or sound, no tokenizer, no prompt, an empty one, one that is no text or has no tokens,
+            ids that the model does not know, or a chat template that the tokenizer lacks.
     """
     _check_reads(innermost(model)[1])
-    texts = [prompts] if isinstance(prompts, str) else list(prompts)
+    if not callable(tokenizer) or isinstance(tokenizer, torch.nn.Module):
+        raise InputError(f"a tokenizer of type {type(tokenizer).__name__}", "the model's tokenizer")
+    several = hasattr(prompts, "__iter__") and not isinstance(prompts, str)
+    texts: list[Any] = list(prompts) if several else [prompts]
+    strange = [text for text in texts if not isinstance(text, str)]
+    if strange:
+        raise InputError(f"a prompt of type {type(strange[0]).__name__}", "a text, or a list of texts")
     if not texts:
         raise InputError("no prompt", "at least one")
     if chat_template and not getattr(tokenizer, "chat_template", None):
@@ -52,8 +58,10 @@ def _check_reads(model: Any) -> None:
     """Check that a model of transformers takes token ids.
 
     Raises:
-        InputError: it takes images or sound.
+        InputError: it takes images or sound, or is no model.
     """
+    if not hasattr(model, "forward"):
+        raise InputError(f"a model of type {type(model).__name__}", "a model of transformers")
     name = getattr(model, "main_input_name", "input_ids")
     if name != "input_ids" and "input_ids" not in inspect.signature(model.forward).parameters:
         raise InputError(
@@ -131,8 +139,10 @@ def padded(
     `decoder_input_ids`, one start token a row.
 
     Raises:
-        InputError: the length is beyond what the model or the memory can take.
+        InputError: another side, or a length beyond what the model or the memory can take.
     """
+    if side not in ("left", "right"):
+        raise InputError(f"side {side!r}", "left or right")
     plain = innermost(model)[1]
     device = device_of(plain)
     check_memory(plain, device, len(rows), length)

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from forkpoint.errors import InputError, LayoutError
 from forkpoint.runs.masks import CUMULATIVE_LENGTHS, find_mask, states_layout
+from forkpoint.runs.returned import CACHES
 from forkpoint.support.restoring import by_itself
 
 PADDING = -1
@@ -284,13 +285,14 @@ def _count(coordinates: Coordinates, seen: Tensor | None) -> Tensor:
 def _cached(inputs: Mapping[str, Any], stream: str) -> dict[str, Tensor]:
     """The stream, and how many real tokens of each row are in the cache that a call is given, [rows]; nothing without one."""
     found = token_tensor(inputs, stream)
-    if found is None or inputs.get("past_key_values") is None:
+    cache = next((inputs[name] for name in CACHES if inputs.get(name) is not None), None)
+    if found is None or cache is None:
         return {}
     rows, columns = found[1].shape[0], found[1].shape[-1 if found[1].dim() < 3 else 1]
     mask = find_mask(inputs, found[1], decoder=stream == DECODER)
     if mask is not None and mask.valid.dim() == 2 and mask.valid.shape[-1] > columns:
         return {stream: mask.valid.cpu()[:, :-columns].sum(-1)}
-    length = getattr(inputs["past_key_values"], "get_seq_length", None)
+    length = getattr(cache, "get_seq_length", None)
     return {} if length is None else {stream: torch.full((rows,), int(length()))}
 
 

@@ -149,6 +149,12 @@ ERRORS: dict[str, str] = {
     "trust_remote_code=True）会运行它：仅当您信任其作者时使用",
     # 提问
     "position_ids {given}": "position_ids {given}",
+    "a model of type {kind}": "类型为 {kind} 的模型",
+    "a model of transformers": "transformers 的模型",
+    "a tokenizer of type {kind}": "类型为 {kind} 的分词器",
+    "the model's tokenizer": "该模型的分词器",
+    "a prompt of type {kind}": "类型为 {kind} 的提示词",
+    "one text": "一段文本",
     "mask or none": "mask 或 none",
     "{what} that can't be copied ({error}), which {who} needs": "{what} 无法复制（{error}），而 {who} 需要复制",
     "a model that copy.deepcopy copies": "copy.deepcopy 能复制的模型",
