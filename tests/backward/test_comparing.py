@@ -15,7 +15,7 @@ from tests.backward.models import IDS, Sound, Tiny, Wrong, planted, tiny
 from torch import nn
 
 import forkpoint as fp
-from forkpoint.backward import exact
+from forkpoint.backward import exact, recording
 from forkpoint.errors import ForkpointError
 
 INPUTS = {"input_ids": IDS, "labels": IDS}
@@ -280,6 +280,25 @@ def test_a_model_that_refuses_float64(monkeypatch):
     found = compared(a, b)
     assert found.backward.rounding is None and found.backward.evidence[-1].outcome == "failed"
     assert "no float64 here" in found.backward.evidence[-1].text
+
+
+def test_what_can_not_be_watched_is_said(monkeypatch):
+    monkeypatch.setattr(recording.GradientTrace, "take", lambda *_: 1 / 0)
+    found = compared(with_product(Product), with_product(WrongProduct))
+    assert found.backward.notes == (
+        "the gradients of ops' outputs could not be watched: ZeroDivisionError: division by zero",
+    )
+    assert found.first_backward is None and found.backward.rounding is False
+    assert [one.name for one in found.backward.parameters if one.rounding is False] == ["head.weight"]
+
+
+def test_nothing_compared_is_not_identical():
+    model, other = nn.Linear(4, 4, bias=False), nn.Linear(5, 4, bias=False)
+    a = fp.Run(model, {"input": torch.ones(1, 3, 4)}, call=lambda m, given: {"loss": m(**given).sum()})
+    b = fp.Run(other, {"input": torch.ones(1, 3, 5)}, call=lambda m, given: {"loss": m(**given).mean()})
+    found = fp.compare(a, b, backward=True, probes=False)
+    assert {one.status for one in found.backward.parameters} == {"not compared"}
+    assert found.backward.identical == any(row.status == "equal" for row in found.backward.ops)
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from forkpoint.backward.exact import Exact, in_float64
 from forkpoint.backward.first import GradientJoin, described_exactly
 from forkpoint.backward.going_back import GoingBack
 from forkpoint.backward.recording import GradientTrace, Recorded
-from forkpoint.errors import reraise_out_of_memory
+from forkpoint.errors import ForkpointError, reraise_out_of_memory
 from forkpoint.explain.locate import Tokens
 from forkpoint.explain.session import Session, Traced
 from forkpoint.explain.untraced import Untraced
@@ -76,21 +76,36 @@ def compare_backward(
     """
     session.progress.begin("comparing gradients")
     summing = not calls_alike(session)
+    weights = parameters.compare(session, plain[0].gradients, plain[1].gradients)
+    found = Backward(plain[0].loss, plain[1].loss, None, None, None, weights)
+    try:
+        found = _with_ops(session, plain, found, tokens, summing=summing)
+    except ForkpointError:
+        raise
+    except Exception as error:  # noqa: BLE001 - the runs go well unwatched, whatever it is that can't be looked at
+        reraise_out_of_memory(error)
+        told = f"the gradients of ops' outputs could not be watched: {_worded(error)}"
+        found = replace(found, notes=(told,))
+    differs = found.first is not None or any(one.status == "differs" for one in weights)
+    if not probes or not differs:
+        return found
+    session.progress.begin("gradients in float64")
+    return _judged(session, found, tokens, summing=summing)
+
+
+def _with_ops(
+    session: Session, plain: tuple[Plain, Plain], found: Backward, tokens: Tokens, *, summing: bool
+) -> Backward:
+    """The same with the gradients of ops' outputs."""
     a, b = (
         _watched(session, traced, one, name, summing=summing)
         for traced, one, name in zip((session.a, session.b), plain, "AB", strict=True)
     )
     join = GradientJoin(session, a.recorded, b.recorded)
     first = join.first(tokens, summing=summing)
-    found = Backward(
-        plain[0].loss, plain[1].loss, first, None, None,
-        parameters.compare(session, plain[0].gradients, plain[1].gradients),
-        (*a.evidence, *b.evidence), join.ops(), (*a.notes, *b.notes),
-    )  # fmt: skip
-    if not probes or found.identical:
-        return found
-    session.progress.begin("gradients in float64")
-    return _judged(session, found, tokens, summing=summing)
+    return replace(
+        found, first=first, evidence=(*a.evidence, *b.evidence), ops=join.ops(), notes=(*a.notes, *b.notes)
+    )
 
 
 @dataclass(frozen=True, eq=False)
@@ -151,8 +166,7 @@ def _judged(session: Session, found: Backward, tokens: Tokens, *, summing: bool)
         exact = in_float64(session, names, summing=summing)
     except Exception as error:  # noqa: BLE001 - whatever the model says of float64: then it is not known
         reraise_out_of_memory(error)
-        told = f"{type(error).__name__}: {error}".splitlines()[0][:200]
-        text = f"the backward pass could not be made in float64: {told}"
+        text = f"the backward pass could not be made in float64: {_worded(error)}"
         return replace(found, evidence=(*found.evidence, ProbeResult("precision", "failed", None, text)))
     said = dict(zip(names, exact.parameters, strict=True))
     rest = tuple(replace(one, rounding=said.get(one.name)) for one in found.parameters)
@@ -163,6 +177,10 @@ def _judged(session: Session, found: Backward, tokens: Tokens, *, summing: bool)
     return replace(
         found, origin=origin, rounding=rounding, parameters=rest, evidence=(*found.evidence, probe)
     )
+
+
+def _worded(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}".splitlines()[0][:200]
 
 
 def _rounding(
@@ -186,7 +204,9 @@ def _rounding(
     falls = first is None or exact.relative <= _TINY or _has_fallen(first, exact)
     if not falls:
         text += "; it is no nearer than the native dtype"
-    proved = exact.complete and falls and not unknown
+    met_too = first is None or (first.module, first.function) in exact.seen
+    anything = exact.compared > 0 or any(one.rounding for one in weights)
+    proved = exact.complete and falls and met_too and anything and not unknown
     return (True if proved else None), ProbeResult("precision", "vanishes", exact.relative, text + rest)
 
 

@@ -60,6 +60,8 @@ class Exact:
     """Keys of the ops that met."""
     apart: frozenset[Hashable]
     """Keys of those that differ beyond noise."""
+    seen: frozenset[tuple[str, str | None]]
+    """Module and function of those that met, as a divergence names them."""
 
     def status(self, key: Hashable) -> tuple[str, str]:
         """By the key of an op, how its output's gradient compares, and why it was not."""
@@ -113,6 +115,7 @@ def _in_float64(session: Session, names: Sequence[str], summing: bool) -> Exact:
         tuple(dict.fromkeys((*a.refused, *b.refused))),
         frozenset(key(m.a.op) for m in met),
         frozenset(key(m.a.op) for m in met if m.differs),
+        frozenset((m.a.op.module, None if m.a.op.is_boundary else m.a.op.function) for m in met),
     )
 
 

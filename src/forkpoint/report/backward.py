@@ -60,6 +60,8 @@ def section(result: Result, words: Words, *, brief: bool = False) -> Section | N
 def _conclusion(found: Backward, words: Words) -> Paragraph:
     if found.identical:
         return Paragraph(line(Span(words("backward.identical"), Role.GOOD)))
+    if not _compared(found):
+        return Paragraph(line(Span(words("backward.nothing"), Role.CAUTION)))
     if found.rounding is not None:
         if found.rounding:
             return Paragraph(line(Span(words("backward.rounding"), Role.GOOD)))
@@ -68,10 +70,14 @@ def _conclusion(found: Backward, words: Words) -> Paragraph:
     return Paragraph(line(Span(words("backward.unknown" if tried else "backward.untried"), Role.CAUTION)))
 
 
+def _compared(found: Backward) -> bool:
+    return any(row.status in ("equal", "differs") for row in (*found.ops, *found.parameters))
+
+
 def _places(found: Backward, result: Result, words: Words, *, brief: bool) -> list[Block]:
     """Where gradients differ first, and where more than rounding begins."""
     first, origin = found.first, found.origin
-    if found.identical:
+    if found.identical or not _compared(found):
         return []
     if first is None and origin is None:
         return [Paragraph(line(words("backward.weights")), "→ ")]
@@ -80,7 +86,7 @@ def _places(found: Backward, result: Result, words: Words, *, brief: bool) -> li
     if first is not None and (same or origin is None or not brief):
         blocks += [
             Paragraph(line(words("backward.first"))),
-            *_place(first, result, words, brief=brief, alike=result.first is None),
+            *_place(first, result, words, brief=brief, alike=result.first is None and not found.notes),
         ]
     if same and not brief:
         blocks.append(Paragraph(line(words("backward.same")), "→ "))

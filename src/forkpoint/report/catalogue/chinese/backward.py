@@ -5,6 +5,7 @@ from __future__ import annotations
 PHRASES: dict[str, str] = {
     "backward": "反向传播",
     "backward.identical": "比较过的梯度全都逐位相同。",
+    "backward.nothing": "没有梯度可以比较。",
     "backward.rounding": "梯度只因舍入而不同：用 float64 计算时，差异降到噪声以内。",
     "backward.differs": "梯度的差异不只是舍入。",
     "backward.untried": "梯度不同。是否只是舍入，没有试过。",
@@ -45,6 +46,7 @@ SENTENCES: dict[str, str] = {
     "the gradients of run {run} do not repeat themselves bit for bit, from the same random state": "从同样的随机状态开始，运行 {run} 的梯度"
     "不能逐位重复",
     "with gradients on, run {run} returns other bits than without": "打开梯度时，运行 {run} 返回的与不打开时并非逐位相同",
+    "the gradients of ops' outputs could not be watched: {error}": "无法观察操作输出的梯度：{error}",
     "watching the backward pass of run {run} changes its gradients": "观察运行 {run} 的反向传播会改变它的梯度",
     "its gradient adds up over a call's tokens, and the runs' calls hold others": "其梯度是一次调用中各词元之和，而两次运行的调用含有不同的词元",
     "the gradient of its output could not be seen": "看不到其输出的梯度",

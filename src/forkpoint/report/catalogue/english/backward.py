@@ -5,6 +5,7 @@ from __future__ import annotations
 PHRASES: dict[str, str] = {
     "backward": "Backward",
     "backward.identical": "Every gradient that was compared is equal, bit for bit.",
+    "backward.nothing": "No gradient could be compared.",
     "backward.rounding": "The gradients differ only by rounding: done in float64, they agree up to noise.",
     "backward.differs": "The gradients differ by more than rounding.",
     "backward.untried": "Gradients differ. Whether that is rounding was not tried.",
