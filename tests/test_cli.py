@@ -119,6 +119,7 @@ def test_defaults(library):
             "position_ids": "mask",
             "probes": True,
             "sources": False,
+            "backward": False,
             "chat_template": False,
             "max_memory": None,
             "progress": SILENT,
@@ -134,7 +135,7 @@ def test_all_options(library, tmp_path):
     file.write_text("first of the file\n\n  second\n", encoding="utf-8")
     options = (
         "--prompt one -p two --pad-to 40 --side left --chat-template --position-ids none --revision main "
-        "--dtype bfloat16 --device cuda:1 --attn eager --load-in-8bit --ops --no-probes --max-memory 2GiB --lang zh "
+        "--dtype bfloat16 --device cuda:1 --attn eager --load-in-8bit --ops --backward --no-probes --max-memory 2GiB --lang zh "
         "--trust-remote-code"
     )
     run("padding", "some/model", *options.split(), "--prompts", str(file))
@@ -151,6 +152,7 @@ def test_all_options(library, tmp_path):
             "position_ids": "none",
             "probes": False,
             "sources": False,
+            "backward": True,
             "chat_template": True,
             "max_memory": 2 << 30,
             "progress": SILENT,

@@ -72,7 +72,8 @@ def test_one_prompt_is_not_padded_at_first(runs, llama, tokenizer, side, ids, ma
     assert rows_of(runs.b, "position_ids") == [positions]
     assert (runs.a.name, runs.b.name) == ("unpadded", f"padded on the {side}")
     assert runs.options == {
-        "probes": False, "tokenizer": tokenizer, "max_memory": None, "progress": SILENT, "sources": False
+        "probes": False, "tokenizer": tokenizer, "max_memory": None, "progress": SILENT, "sources": False,
+        "backward": False,
     }  # fmt: skip
 
 

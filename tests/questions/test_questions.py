@@ -74,6 +74,7 @@ def test_options_reach_the_comparison(runs, llama, tokenizer):
     result = fp.repeat(llama, tokenizer, PROMPT, probes=False, max_memory="1GB", position_ids="none")
     assert runs.options == {
         "probes": False, "tokenizer": tokenizer, "max_memory": "1GB", "progress": fp.questions.asking.SILENT, "sources": False,
+        "backward": False,
     }  # fmt: skip
     assert "position_ids" not in runs.a.calls[0]
     assert result.notes == ("a note of the comparison",)

@@ -37,7 +37,7 @@ class Asked:
         model, tokenizer: what it names.
         text: the prompt.
         others: the other prompts that were given.
-        options: `position_ids`, `chat_template`, `probes`, `sources`, `max_memory` and `progress` of every question.
+        options: `position_ids`, `chat_template`, `probes`, `sources`, `backward`, `max_memory` and `progress` of every question.
         load: loads another model as MODEL was, by its name; each once.
     """
 
@@ -77,6 +77,7 @@ def _shared(
     lang: options.Language = options.LANGUAGE,
     scene_folder: scene.SceneFolder = None,
     all_sources: options.AllSources = False,
+    backward: options.Backward = False,
     no_probes: options.NoProbes = False,
     config: Config = None,
 ) -> None:
@@ -135,6 +136,7 @@ def _answer(
     lang: str,
     scene_folder: Any,
     all_sources: bool,
+    backward: bool,
     no_probes: bool,
     **loading: Any,
 ) -> None:
@@ -142,7 +144,7 @@ def _answer(
         ask, model, options.read_prompts(prompt, prompts),
         {
             "position_ids": position_ids, "chat_template": chat_template, "probes": not no_probes,
-            "sources": all_sources, "max_memory": options.read_size(max_memory),
+            "sources": all_sources, "backward": backward, "max_memory": options.read_size(max_memory),
         },
         loading,
     )  # fmt: skip

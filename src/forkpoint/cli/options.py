@@ -192,6 +192,14 @@ AllSources = Annotated[
         rich_help_panel=_OUTPUT,
     ),
 ]
+Backward = Annotated[
+    bool,
+    typer.Option(
+        "--backward",
+        help="Compare gradients, too: of every op's output and of every parameter, with the prompt as labels.",
+        rich_help_panel=_OUTPUT,
+    ),
+]
 NoProbes = Annotated[
     bool,
     typer.Option(

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, TypedDict
 
 from forkpoint.comparison import compare
 from forkpoint.errors import InputError
+from forkpoint.questions.learning import with_labels
 from forkpoint.questions.limits import tried
 from forkpoint.questions.prompts import together, tokenise
 from forkpoint.support.progress import SILENT
@@ -29,6 +30,7 @@ class Options(TypedDict, total=False):
             `none` leaves them to the model.
         chat_template: put each prompt through the tokenizer's chat template as a user's message.
         probes: False to compare only, without looking for the cause.
+        backward: whether to compare gradients, too, with the tokens that both runs have as labels; see `with_labels`.
         sources, max_memory, progress: as in `compare`.
     """
 
@@ -36,6 +38,7 @@ class Options(TypedDict, total=False):
     chat_template: bool
     probes: bool
     sources: bool
+    backward: bool
     max_memory: int | str | None
     progress: Progress
 
@@ -55,9 +58,12 @@ class Question:
 
     def answer(self, tokenizer: Any, options: Options) -> Result:
         """Compare the runs."""
+        backward = options.get("backward", False)
+        a, b = with_labels(self.a, self.b) if backward else (self.a, self.b)
         result = compare(
-            self.a,
-            self.b,
+            a,
+            b,
+            backward=backward,
             probes=options.get("probes", True),
             sources=options.get("sources", False),
             tokenizer=tokenizer,

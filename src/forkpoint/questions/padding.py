@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from forkpoint.comparison import compare
 from forkpoint.errors import InputError
+from forkpoint.questions.learning import with_labels
 from forkpoint.questions.prompts import pad_token_id, padded_run, tokenise
 from forkpoint.support.called import says_call
 from forkpoint.support.progress import SILENT
@@ -34,6 +35,7 @@ def padding(
     position_ids: PositionIds = "mask",
     probes: bool = True,
     sources: bool = False,
+    backward: bool = False,
     chat_template: bool = False,
     max_memory: int | str | None = None,
     progress: Progress = SILENT,
@@ -55,6 +57,7 @@ def padding(
         position_ids: `mask` makes position ids from the mask as the architecture does in `generate`; `none`
             leaves them to the model, which may then count the padding.
         probes: whether to look for the cause as well.
+        backward: whether to compare gradients, too, with the tokens that both runs have as labels.
         chat_template: put each prompt through the tokenizer's chat template as a user's message.
         sources, max_memory, progress: as in `compare`.
 
@@ -82,9 +85,12 @@ def padding(
     even = all(len(row) == longest for row in rows)
     a = build(length=longest, name="unpadded" if even else f"padded to the longest on the {side}")
     b = build(length=pad_to, name=f"padded on the {side}")
+    if backward:
+        a, b = with_labels(a, b)
     result = compare(
-        a, b, probes=probes, sources=sources, tokenizer=tokenizer, max_memory=max_memory, progress=progress
-    )
+        a, b, probes=probes, sources=sources, tokenizer=tokenizer, max_memory=max_memory, progress=progress,
+        backward=backward,
+    )  # fmt: skip
     return replace(result, notes=notes + result.notes)
 
 

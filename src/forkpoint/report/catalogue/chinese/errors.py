@@ -8,6 +8,12 @@ from __future__ import annotations
 
 ERRORS: dict[str, str] = {
     # 反向传播
+    "gradients of runs of {n} and {m} calls, whose losses are means over other tokens": "两次运行分别有 {n} 和 {m} 次调用，"
+    "其损失是不同词元的平均，无法比较梯度",
+    "a question of one call each": "各有一次调用的问题",
+    "fp.compare(a, b, backward=True) takes any runs with their losses": "fp.compare(a, b, backward=True) 接受任何带损失的运行",
+    "gradients of a {kind}, to which token ids are no labels": "{kind} 的梯度，词元编号不能作它的 labels",
+    "a model that predicts its own tokens": "预测自己词元的模型",
     "a run {run} that returns no loss": "运行 {run} 没有返回损失",
     "a loss to go back from, with backward=True": "backward=True 时，可以反向传播的损失",
     "labels among the inputs, or call= a function that returns the loss": "在输入中给出 labels，或用 call= 给出返回损失的函数",

@@ -162,6 +162,8 @@ HELP: dict[str, str] = {
     "Print no report; the exit status tells.": "不打印报告；看退出状态即可。",
     "Language of the report, English or Chinese; by default the locale's.": "报告的语言，英文或中文；默认由区域设置决定。",
     "Save the op at which the runs part ways, to replay it alone.": "保存两次运行分道扬镳的算子，以便单独重放。",
+    "Compare gradients, too: of every op's output and of every parameter, with the prompt as labels.": "也比较梯度："
+    "每个操作的输出和每个参数的，以提示词作为 labels。",
     "List every op that parts ways on equal inputs, not the first alone.": "列出输入相同而结果不同的所有算子，而不只是首个。",
     "Only compare; don't look for the cause. Exit status 0.": "只作比较，不查找原因。退出状态为 0。",
     "Read options from a TOML file; what is given here comes first.": "从 TOML 文件读取选项；命令行上给出的优先。",
