@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from . import (  # noqa: F401  (each registers its cases)
     cases_by_value,
+    cases_claims,
     cases_coupling,
     cases_couplings,
     cases_couplings_recurrent,

@@ -19,7 +19,7 @@ from forkpoint.probes.length import changes_with_length
 from forkpoint.probes.origin import Origin, origin
 from forkpoint.probes.packing import reads_packed
 from forkpoint.probes.pooling import other_token, pools_columns, pools_padding
-from forkpoint.probes.positions import other_positions
+from forkpoint.probes.positions import other_positions, positions_at
 from forkpoint.probes.precision import precision
 from forkpoint.probes.swap import Swap
 
@@ -124,6 +124,26 @@ def test_rows_chosen_by_content_are_no_positions() -> None:
     other.turned = True
     both, found, a, b = asked(*pair(model, *RIGHT, other))
     assert other_positions(both, found.root, a, b) is None
+
+
+class Counted(Model):
+    """Numbers counted from the mask, as it is or upside down."""
+
+    def mix(self, hidden: Tensor, attention_mask: Tensor, **inputs: Any) -> Tensor:
+        return hidden + (attention_mask.cumsum(-1) * 3)[..., None] * 0.1
+
+
+def test_numbers_made_of_another_mask_are_no_positions() -> None:
+    def toggled(model: Model, given: Any) -> Any:
+        return model(given["input_ids"], attention_mask=1 - given["attention_mask"])
+
+    model = Counted()
+    both, found, a, b = asked(Run(model, RIGHT[1]), Run(model, RIGHT[1], call=toggled))
+    assert other_positions(both, found.root, a, b) is not None
+    assert positions_at(both, found) is None
+    lacking = {**LEFT[1], "attention_mask": torch.ones_like(LEFT[1]["attention_mask"])}
+    both, found, a, b = asked(Run(model, LEFT[0]), Run(model, lacking, layout=Run(model, LEFT[1]).layout))
+    assert positions_at(both, found) is not None
 
 
 # --- length --------------------------------------------------------------------------------------
@@ -261,9 +281,10 @@ class Weighed(Model):
         (lambda hidden, weights, mask: weights, False),
         (lambda hidden, weights, mask: hidden * weights, False),
         (lambda hidden, weights, mask: (weights * mask).sum(1), False),
+        (lambda hidden, weights, mask: ((hidden + weights) * mask).sum(1), False),
         (lambda hidden, weights, mask: hidden + (hidden * weights).sum(1, keepdim=True), False),
     ],
-    ids=["summed", "product", "alone", "gate", "of the mask", "back to tokens"],
+    ids=["summed", "product", "alone", "gate", "of the mask", "added", "back to tokens"],
 )
 def test_weights_are_a_pooling_if_tokens_are_summed_by_them(how: Any, pooled: bool) -> None:
     both, found, a, b = asked(*pair(Weighed(how), *RIGHT))

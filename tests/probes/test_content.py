@@ -166,6 +166,21 @@ def test_ids_of_other_rows():
     assert (found.leaks, found.ids, found.padding) == (True, True, False)
 
 
+@pytest.mark.parametrize("pad", [0, 7])
+def test_ids_of_padding_where_all_tokens_have_one(pad):
+    tokens = torch.full((1, 4), 5)
+    found = asked(Reading(), batch(tokens), batch(tokens, right=2, pad=pad))
+    assert (found.leaks, found.ids, found.padding) == (True, True, True)
+    found = asked(Attending(), batch(tokens), batch(tokens, right=2, pad=pad))
+    assert (found.leaks, found.ids, found.asked) == (False, False, True)
+
+
+def test_ids_of_other_rows_where_all_tokens_have_one():
+    tokens = torch.full((1, 4), 5)
+    found = asked(Counting(), batch(tokens), batch(torch.cat([tokens, ids()])))
+    assert (found.leaks, found.ids, found.padding) == (True, True, False)
+
+
 def test_a_model_that_refuses_other_ids_is_asked_with_its_own():
     class Refusing(Attending):
         def forward(self, input_ids: Tensor, **inputs: Any) -> Any:

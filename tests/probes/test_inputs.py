@@ -126,12 +126,24 @@ def test_one_bit_of_a_weight():
     assert weights(change).mechanism == "parameters"
 
 
-def test_quantised_weights_are_other_weights():
+def test_whole_numbers_without_a_scale_are_other_parameters():
     def change(other: Model) -> None:
         other.head.weight = nn.Parameter(other.head.weight.round().to(torch.int8), requires_grad=False)
 
     found = weights_only(change)
-    assert (found.mechanism, found.result.text) == ("quantization", "1 weights differ, head.weight first")
+    assert (found.mechanism, found.result.text) == ("parameters", "1 parameters differ, head.weight first")
+
+
+@pytest.mark.parametrize("of_others", [False, True])
+def test_quantised_weights_are_the_other_model_s_or_other_parameters(of_others):
+    def change(other: Model) -> None:
+        exact = other.head.weight.flip(0) if of_others else other.head.weight
+        scale = exact.detach().abs().amax(1)
+        steps = (exact.detach() / scale[:, None] * 127).round().to(torch.int8)
+        other.head.weight = nn.Parameter(steps, requires_grad=False)
+        other.head.weight.SCB = scale  # type: ignore[attr-defined]
+
+    assert weights_only(change).mechanism == ("parameters" if of_others else "quantization")
 
 
 def weights_only(change) -> Inputs:
@@ -201,6 +213,13 @@ def test_weights_that_a_quantised_module_keeps_packed_are_quantised():
     found = inputs(session(Run(model, x), Run(other, x)))
     assert (found.differs, found.mechanism) == (True, "quantization")
     assert found.result.text == "2 weights differ, 0.weight first"
+    with torch.no_grad():
+        model[2].weight.neg_()
+    changed = inputs(session(Run(model, x), Run(other, x)))
+    assert (changed.differs, changed.mechanism) == (True, "quantization")  # the first is what it was
+    with torch.no_grad():
+        model[0].weight.neg_()
+    assert inputs(session(Run(model, x), Run(other, x))).mechanism == "parameters"
 
 
 @pytest.mark.parametrize("rounded", [False, True])

@@ -7,7 +7,7 @@ from forkpoint.mechanisms.mechanism import Mechanism
 from forkpoint.probes.cache import reads_cache
 from forkpoint.probes.earlier import changed_by_earlier_calls
 from forkpoint.probes.packing import reads_packed
-from forkpoint.probes.pooling import other_token, pools_columns, pools_padding
+from forkpoint.probes.pooling import other_token, pools_columns, pools_padding, takes_what_was_given
 from forkpoint.probes.positions import other_positions, positions_at
 from forkpoint.probes.rotation import rotary_by_length
 
@@ -102,6 +102,11 @@ def pooling(case: Case) -> Mechanism | None:
         return None  # whether two models take one token was to be known first
     if shown not in case.evidence:
         case.evidence.append(shown)
+    if shown.outcome == "other token" and takes_what_was_given(*case.benches):
+        return Mechanism(
+            None, None, "the two runs were given the places of other tokens",
+            "Give each run the columns of the same tokens, which padding on the left moves.",
+        )  # fmt: skip
     return Mechanism(
         "pooling", False, "the tokens of a sample are pooled together with its padding, or the wrong token is taken",
         "Pool with the attention mask: sum(x * mask) / sum(mask), or take the last real token of each row.",

@@ -16,6 +16,8 @@ from forkpoint.capture.entry import intake
 from forkpoint.explain.session import Session
 from forkpoint.match.align import gap, pair_elements
 from forkpoint.match.distance import spacing, unit_at
+from forkpoint.probes.columns import name_the_same_tokens
+from forkpoint.probes.quantized import are_quantized
 from forkpoint.result import ProbeResult
 from forkpoint.runs.layout import DECODER, MAIN
 from forkpoint.runs.masks import states_layout
@@ -142,6 +144,7 @@ def _different_tensors(session: Session) -> list[str]:
             name = row.op.function.removeprefix("input:")
             known = states_layout(name) or name in ("labels", "decoder_labels") or name in names
             same = (name == "pixel_values" and _same_pixels(session)) or _same_values(session, name)
+            same = same or name_the_same_tokens(session, name)
             if not known and not same:
                 names.append(name)
     for call_a, call_b in zip(session.a.run.calls, session.b.run.calls, strict=False):
@@ -243,24 +246,27 @@ def _compare_alone(found: _Found, a: dict[str, nn.Module], b: dict[str, nn.Modul
                 if other is not None and name in _names(other, "_parameters"):
                     continue
                 title = f"{path}.{name}" if path else name
-                if other is not None and _kept_quantized(other, name):
-                    found.different.setdefault("quantization", []).append(title)
+                kept = None if other is None else _kept_quantized(other, name)
+                weight = _base(module)._parameters[name]
+                if other is not None and kept is not None and weight is not None:
+                    same = are_quantized(other, kept, weight)
+                    found.different.setdefault("quantization" if same else "parameters", []).append(title)
                 else:
                     found.alone.append(title)
 
 
-def _kept_quantized(module: nn.Module, name: str) -> bool:
-    """Whether a module keeps a parameter in quantised form and gives it when asked, as those of `torch.ao` do."""
+def _kept_quantized(module: nn.Module, name: str) -> Tensor | None:
+    """A parameter that a module keeps in quantised form and gives when asked, as those of `torch.ao` do."""
     ask = getattr(module, name, None)
     if isinstance(ask, Tensor) or not callable(ask):
-        return False
+        return None
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             value = ask()
     except Exception:  # noqa: BLE001 - a method of that name that does something else
-        return False
-    return isinstance(value, Tensor) and value.is_quantized
+        return None
+    return value if isinstance(value, Tensor) and value.is_quantized else None
 
 
 def _dtypes_of(model: nn.Module) -> set[torch.dtype]:
@@ -300,9 +306,9 @@ def _compare_weight(
     if delta_x is None and delta_y is None and (x is y or same_bits(x.detach(), y.detach())):
         return
     if x.shape != y.shape or _quantized(x) != _quantized(y):
-        found.different.setdefault("quantization" if _quantized(x) != _quantized(y) else slug, []).append(
-            title
-        )
+        kept = ((theirs, y, x), (mine, x, y)) if _quantized(x) != _quantized(y) else ()
+        same = any(are_quantized(_base(module), weight, other) for module, weight, other in kept)
+        found.different.setdefault("quantization" if same else slug, []).append(title)
         return
     exact_x, exact_y = _effective(x, delta_x), _effective(y, delta_y)
     if delta_x is None and delta_y is None and same_bits(exact_x, exact_y):

@@ -13,12 +13,16 @@ import torch
 
 from forkpoint.explain.session import Session
 from forkpoint.probes.bench import Bench
+from forkpoint.probes.content import id_names
 from forkpoint.probes.coupling import PADDING, Coupling
 from forkpoint.probes.length import changes_with_length
 from forkpoint.probes.meetings import Meeting
 from forkpoint.probes.origin import Origin
+from forkpoint.probes.resampled import Rescaled
 from forkpoint.result import ProbeResult
+from forkpoint.runs.masks import states_layout
 
+_CASTS = frozenset({"to", "type", "long", "int"})
 _ONE = 1e-9
 """How far a sum of weights may be from 1."""
 
@@ -35,6 +39,31 @@ def other_token(session: Session, a: Bench, b: Bench) -> ProbeResult | None:
         text = f"of sample {sample} run A takes {_named(one)}, run B {_named(other)}"
         return ProbeResult("pooling", "other token", None, text)
     return None
+
+
+def takes_what_was_given(a: Bench, b: Bench) -> bool:
+    """Whether an input of each run, as it was given, says which tokens the origin takes."""
+    return all(any(_is_given(bench, event) for event in _sources(bench, bench.root)) for bench in (a, b))
+
+
+def _is_given(bench: Bench, event: int) -> bool:
+    """Whether whole numbers are an input of the model, moved at most."""
+    ids = id_names(bench.traced)
+    while event in bench.store.ops:
+        op, record = bench.store.ops[event]
+        if op.is_input and not op.module:
+            name, kept = op.function.removeprefix("input:"), bench.store.kept.get(event)
+            whole = kept is not None and not kept.numeric and kept.dtype != torch.bool
+            return whole and name not in ids and not states_layout(name)
+        before = _sources(bench, event)
+        if len(before) != 1 or not (record.status == "view" or op.function in _CASTS):
+            return False
+        event = before[0]
+    return False
+
+
+def _sources(bench: Bench, event: int) -> list[int]:
+    return bench.store.sources.get(event, [])
 
 
 def _named(position: int | None) -> str:
@@ -134,7 +163,10 @@ def _several_a_row(bench: Bench, ids: np.ndarray) -> bool:
 
 
 def _is_pooled(session: Session, origin: Origin, bench: Bench) -> bool:
-    """Whether what the tokens of a sample hold is summed by the weights that the origin makes, to a value of the sample."""
+    """Whether what the tokens of a sample hold is summed by the weights that the origin makes, to a value of the sample.
+
+    That value is twice as much with all weights doubled: weights that are added to what tokens hold weigh nothing.
+    """
     store, root = bench.store, origin.root.event_a
     weighed = store.reached([root])
     for event in sorted(weighed - {root}):
@@ -143,8 +175,17 @@ def _is_pooled(session: Session, origin: Origin, bench: Bench) -> bool:
             continue
         beside = store.behind([event], lambda e: e != root) - weighed  # not by way of the weights
         if beside & bench.content and not returns_to_tokens(bench, event):
-            return True
+            return _grows_with(bench, event)
     return False
+
+
+def _grows_with(bench: Bench, event: int) -> bool:
+    """Whether a value is twice as much where the origin is: so it is not if tokens are added to the origin's values."""
+    twice = Rescaled({bench.store.kept[bench.root].place}, 2.0)
+    before, after = bench.store.kept[event].value, bench.at(event).again(twice)
+    if after is None or after.value.shape != before.shape:
+        return False
+    return bool((after.value - 2 * before).abs().max() <= _ONE * before.abs().max())
 
 
 def _weighs_padding(session: Session, root: Meeting) -> bool:

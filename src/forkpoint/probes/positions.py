@@ -15,6 +15,7 @@ from torch import Tensor
 from forkpoint.capture.writes import INDEXED_WRITES
 from forkpoint.explain.locate import Located, named_inputs
 from forkpoint.explain.session import Session
+from forkpoint.match.align import gap
 from forkpoint.match.pairs import Pairs
 from forkpoint.probes.bench import Bench, benches
 from forkpoint.probes.meetings import Meeting, pair_values
@@ -28,14 +29,37 @@ _EQUAL = 1e-9
 
 
 def positions_at(session: Session, origin: Origin) -> ProbeResult | None:
-    """Show that a token has other positions at an origin, or looks up other rows where it is first seen."""
+    """Show that a token has other positions at an origin, or looks up other rows where it is first seen.
+
+    Numbers made of a mask that is another one for the same token are no positions: it is the mask that differs.
+    """
     for at in dict.fromkeys((origin.root.event_a, origin.seen.event_a)):
         meeting = origin.root if at == origin.root.event_a else origin.seen
         b, a = benches(session, origin, meeting)
+        if _is_masked_otherwise(session, meeting, a, b):
+            return None
         found = other_positions(session, meeting, a, b)
         if found is not None:
             return found
     return None
+
+
+def _is_masked_otherwise(session: Session, at: Meeting, a: Bench, b: Bench) -> bool:
+    """Whether a value, or what it is made of right before, is a mask that differs for a token that both runs have."""
+    made_of = ([bench.store.kept.get(e) for e in bench.store.sources.get(bench.root, ())] for bench in (a, b))
+    for one, other in ((at.a, at.b), *zip(*made_of, strict=False)):
+        if one is None or other is None or not (_is_mask(one.value) and _is_mask(other.value)):
+            continue
+        pairs = pair_values(session, one, other)
+        if len(pairs) and not pairs.by_sample and gap(one.value, other.value, pairs).differing:
+            return True
+    return False
+
+
+def _is_mask(value: Tensor) -> bool:
+    if value.dtype == torch.bool:
+        return True
+    return not value.is_complex() and bool(value.numel()) and bool(((value == 0) | (value == 1)).all())
 
 
 def other_positions(session: Session, at: Meeting, a: Bench, b: Bench) -> ProbeResult | None:

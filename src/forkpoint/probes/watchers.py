@@ -93,6 +93,8 @@ class OtherContent:
             other &= ~np.isin(rows, rows[keep]) & ~table.are_padding(label.q)
         known = bare(value).cpu().numpy().copy()
         pool = np.unique(known[keep])
+        if len(pool) == 1:
+            pool = _with_a_neighbour(int(pool[0]), known, known[table.are_padding(label.q)])
         if not other.any() or len(pool) < 2:
             return None
         drawn = np.random.default_rng(self.seed).integers(0, len(pool), int(other.sum()))
@@ -105,6 +107,13 @@ class OtherContent:
         self, recorder: Recorder, event: int, value: Tensor, label: Label | None, inputs: list[int]
     ) -> None:
         return None
+
+
+def _with_a_neighbour(known: int, ids: np.ndarray, padding: np.ndarray) -> np.ndarray:
+    """A token id and the nearest other that is no padding's, and no larger than all that are there."""
+    others = np.setdiff1d(np.arange(int(ids.max()) + 1), [known, *padding.reshape(-1).tolist()])
+    nearest = others[np.argsort(np.abs(others - known), kind="stable")[:1]]
+    return np.append(nearest, known)
 
 
 def with_elements(value: Tensor, given: Sequence[tuple[Tensor, Pairs]]) -> Tensor:

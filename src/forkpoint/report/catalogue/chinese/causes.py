@@ -88,6 +88,8 @@ SENTENCES: dict[str, str] = {
     "a row's values depend on other rows of the batch, and not by statistics that normalise them": "一行的数值取决于批次中的其他行，而且不是经由归一化的统计量",
     "Look at the dimension that the op at the origin works over: it takes others together with each.": "请查看根源处算子所作用的维度：它把别的行或词元也一并算入。",
     "Set padded positions to zero before the layer that mixes positions, or run rows without padding.": "请在混合各位置的层之前把填充位置置零，或运行不带填充的行。",
+    "the two runs were given the places of other tokens": "两次运行所给的是不同词元的位置",
+    "Give each run the columns of the same tokens, which padding on the left moves.": "请给两次运行同样词元所在的列号；左侧填充会使列号改变。",
     "the tokens of a sample are pooled together with its padding, or the wrong token is taken": "样本的词元与其填充一起被池化，或取错了词元",
     "Pool with the attention mask: sum(x * mask) / sum(mask), or take the last real token of each row.": "请按 attention mask 池化：sum(x * mask) / sum(mask)，或取每行最后一个真实词元。",
     "what both runs have is not returned in the same place: {what}": "两次运行都有的内容没有返回在同一位置：{what}",
