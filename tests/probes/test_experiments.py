@@ -100,4 +100,4 @@ def test_a_later_origin_that_couples_nothing_shows_no_coupling():
 def test_longer_rows_tell_nothing_where_an_earlier_origin_comes_in():
     bench = at_the_second(Twice())
     assert with_columns(bench, 8, real=True) is None
-    assert with_columns(replace(bench, righted=frozenset()), 8, real=True) is not None
+    assert with_columns(replace(bench, earlier_origins=frozenset()), 8, real=True) is not None

@@ -56,8 +56,8 @@ class Bench:
         whole: whether the runs' values of the origin were compared as those of no coordinate.
         cells: flat indices of the elements of the origin's value that were.
         asked: ops at which the same experiments are looked at, besides the origin.
-        right: run A's values that were in place in the run already: those of origins before this one.
-        righted: its events at which that was so, or the other run's.
+        right: run A's values that were in place in the run already: at origins before this one, and what cancels.
+        earlier_origins: its events of these origins.
     """
 
     session: Session
@@ -70,7 +70,7 @@ class Bench:
     cells: Ints
     asked: frozenset[Any] = frozenset()
     right: Values = field(default_factory=Values)
-    righted: frozenset[int] = frozenset()
+    earlier_origins: frozenset[int] = frozenset()
 
     def at(self, event: int) -> Bench:
         """The same run, looked at after another event."""
@@ -323,15 +323,14 @@ def benches(session: Session, origin: Origin, at: Meeting | None = None) -> Iter
     met_a = frozenset(origin.meetings)
     met_b = frozenset(meeting.event_b for meeting in origin.meetings.values())
     shown = [meeting for part in (origin, *origin.others) for meeting in (part.root, part.seen)]
-    before = [meeting for meeting in origin.meetings.values() if meeting.b.place in origin.right]
     for side, traced, store, met, right in (
         ("b", session.b, origin.store_b, met_b, origin.right),
         ("a", session.a, origin.store_a, met_a, Values()),
     ):
         event, cells = (at.event_b, at.pairs.b) if side == "b" else (at.event_a, at.pairs.a)
         asked = frozenset((m.b if side == "b" else m.a).op.key for m in shown)
-        righted = frozenset(m.event_b if side == "b" else m.event_a for m in before)
-        yield Bench(session, side, traced, store, event, met, whole, cells, asked, right, righted)
+        earlier = frozenset(m.event_b if side == "b" else m.event_a for m in origin.earlier)
+        yield Bench(session, side, traced, store, event, met, whole, cells, asked, right, earlier)
 
 
 def shown_in_content(session: Session, origin: Origin) -> Meeting | None:

@@ -88,7 +88,7 @@ def with_columns(bench: Bench, columns: int, *, real: bool) -> Kept | None:
     It can't where origins before this one come to it: they may change with the length as well, and what is right there has
     another form.
     """
-    if not bench.righted.isdisjoint(bench.store.behind([bench.root])):
+    if not bench.earlier_origins.isdisjoint(bench.store.behind([bench.root])):
         return None
     run, call = bench.traced.run, bench.call
     coordinates = run.layout.calls[call].get(MAIN)

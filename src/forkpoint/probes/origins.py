@@ -24,7 +24,8 @@ class Origin:
             before it. NaN where that was not tried.
         store_a, store_b: what was kept of both runs.
         meetings: the values that both have, by A's event.
-        right: what was put in place in run B when `store_b` was kept: run A's values at origins that were found before.
+        right: what was put in place in run B when `store_b` was kept: run A's values at what was found before.
+        earlier: the origins among that, as they met.
         others: the origins after the first, which close the gap together with it; in the order of execution.
     """
 
@@ -36,6 +37,7 @@ class Origin:
     store_b: Store
     meetings: dict[int, Meeting]
     right: Values = field(default_factory=Values)
+    earlier: tuple[Meeting, ...] = ()
     others: tuple[Origin, ...] = ()
 
 
@@ -62,7 +64,7 @@ class Account:
         for part, before, after in zip(parts, closed, closed[1:], strict=False):
             choice = self._choice(part)
             shares[choice] = shares.get(choice, 0.0) + after - before
-        first, *others = [self._origin(part, shares[part]) for part in in_order(shares)]
+        first, *others = [self._origin(part, shares[part], parts) for part in in_order(shares)]
         trial = self.trials.of(parts)
         closes = self.trials.closes(trial)
         outcome = "chooses" if parts[0] in self.chosen else self.trials.outcome(trial)
@@ -74,7 +76,7 @@ class Account:
         event = part.root.event_a
         return next((c for c in self.chosen if event in self.store_a.reached([c.root.event_a])), part)
 
-    def _origin(self, part: Part, closes: float) -> Origin:
+    def _origin(self, part: Part, closes: float, parts: Sequence[Part]) -> Origin:
         closes = min(max(closes, 0.0), 1.0) if not np.isnan(closes) else closes
         share = percent(closes) if not np.isnan(closes) else ""
         text = f"put right after those before it, it closes {share or 0} % of the gap"
@@ -82,7 +84,12 @@ class Account:
         result = ProbeResult("patch", "closes", figure, text)
         root = self._entry(part).root
         of = part.of
-        return Origin(root, part.seen, closes, result, self.store_a, of.store, of.meetings.by_a, of.right)
+        earlier = tuple(
+            m for other in parts if other is not part for m in other.passes if m.b.place in of.right
+        )
+        return Origin(
+            root, part.seen, closes, result, self.store_a, of.store, of.meetings.by_a, of.right, earlier
+        )
 
     def _entry(self, part: Part) -> Part:
         """Where the difference of a decision enters: maybe at a number that could not be put right by itself.
