@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -36,8 +37,10 @@ class Wide(nn.Module):
 
 
 def _in_torch(model: Wide) -> tuple[Any, Tensor]:
-    quantised = torch.ao.quantization.quantize_dynamic(model, {nn.Linear}, dtype=torch.qint8)
-    return quantised, quantised.head.weight().dequantize()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # it is deprecated, and the quantisation that people have
+        quantised = torch.ao.quantization.quantize_dynamic(model, {nn.Linear}, dtype=torch.qint8)
+        return quantised, quantised.head.weight().dequantize()
 
 
 def _in_eight_bits(model: Wide) -> tuple[Any, Tensor]:
