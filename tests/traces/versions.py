@@ -258,8 +258,31 @@ def _line(found: dict[str, Any]) -> str:
     return text
 
 
+def table(found: dict[str, Any]) -> str:
+    """The results as docs/versions.md shows them."""
+    ways = ("place", "text", "function", "structure", "value")
+    lines = [
+        f"| model, attention | verdict | ops | {' | '.join(f'`{way}`' for way in ways)} | old alone | new alone | lines | one ULP |",
+        f"| --- | --- |{' ---: |' * (len(ways) + 4)} --- |",
+    ]
+    for key, about in found["models"].items():
+        statuses, matched = about["statuses"], about["matched"]
+        numbers = [
+            about["ops"], *(matched.get(way, 0) for way in ways), statuses.get("only in a", 0), statuses.get("only in b", 0),
+            about["changed_lines"],
+        ]  # fmt: skip
+        fault = f"found at `{about['fault']['op']}`" if about["fault"]["found"] else "not found"
+        lines.append(
+            f"| {key.replace('-', ', ')} | {about['verdict']} | {' | '.join(map(str, numbers))} | {fault} |"
+        )
+    return "\n".join(lines) + "\n"
+
+
 def _recorded(version: Path, folder: Path, weights: Path, cases: list[dict[str, Any]]) -> None:
-    """Record in a process of its own, with that version first on the path."""
+    """Record in a process of its own, with that version first on the path.
+
+    Gemma 3 makes a rotary table for each of a *set* of kinds of layers, so that their order is that of hashes.
+    """
     folder.mkdir(parents=True)
     path = os.pathsep.join([str(version), str(ROOT / "src"), str(ROOT), os.environ.get("PYTHONPATH", "")])
     command = [
@@ -274,7 +297,10 @@ def _recorded(version: Path, folder: Path, weights: Path, cases: list[dict[str, 
         str(weights),
     ]
     subprocess.run(
-        [*command, "--cases", json.dumps(cases)], check=True, env={**os.environ, "PYTHONPATH": path}, cwd=ROOT
+        [*command, "--cases", json.dumps(cases)],
+        check=True,
+        env={**os.environ, "PYTHONPATH": path, "PYTHONHASHSEED": "0"},
+        cwd=ROOT,
     )
 
 

@@ -51,9 +51,9 @@ def record(script: Script, output: Output, values: Values = None) -> None:
     from forkpoint.traces import record as recorded
 
     before = sys.argv, sys.path[:]
-    sys.argv, sys.path[0:0] = list(script), [str(path.resolve().parent)]
     try:
         with recorded(output, values=values or ()):
+            sys.argv, sys.path[0:0] = list(script), [str(path.resolve().parent)]
             try:
                 runpy.run_path(str(path), run_name="__main__")
             finally:

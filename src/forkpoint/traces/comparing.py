@@ -34,6 +34,7 @@ from forkpoint.runs.batches import paired
 from forkpoint.runs.masks import states_layout
 from forkpoint.runs.run import RandomState, Run
 from forkpoint.support.progress import SILENT, Progress
+from forkpoint.traces.again import again
 from forkpoint.traces.matching import match
 from forkpoint.traces.reading import Recorded, read
 from forkpoint.traces.renaming import renamed
@@ -211,18 +212,36 @@ def _verdict(
         missing = "a recording did not come to its end; as far as both go, they are the same"
     else:
         missing = "not all that the models return could be compared"
-    return Verdict(VerdictKind.UNDETERMINED, None, None, missing, evidence, _advice(first))
+    return Verdict(VerdictKind.UNDETERMINED, None, None, missing, evidence, _advice(first, one, other))
 
 
 _ADVICE_INPUTS = "Give both runs the same inputs and weights, then record them again."
 
 
-def _advice(first: Divergence | None) -> str:
+def _advice(first: Divergence | None, one: Recorded, other: Recorded) -> str:
+    """What the experiments need that a trace has not, as commands for the environment of each run."""
     if first is None:
         return ""
-    parts = ["To tell rounding from a real difference, run both models in one process with fp.compare."]
+    parts: list[str] = []
     if first.value_a is None:
-        parts.insert(0, f"To see its values, record both again with `--values '{first.op}'`.")
+        commands = (
+            again(str(r.run.name), r.manifest, op)
+            for r, op in ((one, first.op), (other, first.op_b or first.op))
+        )
+        parts.append(
+            "To see its values, record both again and compare these: run A by `{}`, run B by `{}`.".format(
+                *commands
+            )
+        )
+    if one.manifest["versions"] == other.manifest["versions"]:
+        parts.append(
+            "To tell rounding from a real difference, run both models in one process with fp.compare."
+        )
+    else:
+        parts.append(
+            "To tell rounding from a real difference, record both again with the models in float64 (`model.double()`) and "
+            "compare these: a gap of rounding falls to some 1e-13 of the values."
+        )
     return " ".join(parts)
 
 

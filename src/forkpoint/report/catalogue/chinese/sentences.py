@@ -135,7 +135,10 @@ SENTENCES: dict[str, str] = {
     "not all that the models return could be compared": "模型返回的结果没有全部得到比较",
     "one run returns NaN where the other has numbers": "一次运行返回 NaN，而另一次是数值",
     "Give both runs the same inputs and weights, then record them again.": "请给两次运行相同的输入和权重，然后重新记录。",
-    "To see its values, record both again with `--values '{name}'`.": "要看到它的数值，请用 `--values '{name}'` 重新记录两者。",
+    "To see its values, record both again and compare these: run A by `{a}`, run B by `{b}`.": "要看到它的数值，请重新记录两者并比较：运行 A 用 `{a}`，运行 B 用 `{b}`。",
+    "To tell rounding from a real difference, record both again with the models in float64 (`model.double()`) and compare these: "
+    "a gap of rounding falls to some 1e-13 of the values.": "要区分舍入和真正的差别，请让模型以 float64 运行（`model.double()`）并重新记录两者，再作比较："
+    "舍入的差距会降到数值的 1e-13 左右。",
     "To tell rounding from a real difference, run both models in one process with fp.compare.": "要区分舍入和真正的差别，请在同一进程中"
     "用 fp.compare 运行两个模型。",
     "no parameter has one name in both runs": "没有参数在两次运行中同名",
