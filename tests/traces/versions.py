@@ -17,7 +17,7 @@ import sys
 import tempfile
 import warnings
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -62,10 +62,12 @@ def record_all(folder: Path, weights: Path, cases: list[dict[str, Any]]) -> None
     (folder / "version.txt").write_text(transformers.__version__)
     for case in cases:
         architecture = ARCHITECTURES[case["name"]]
+        of: Any = architecture.model_class
         saved = weights / case["name"]
         if not saved.exists():
-            architecture.build().save_pretrained(saved)
-        model = architecture.model_class.from_pretrained(
+            built: Any = architecture.build()
+            built.save_pretrained(saved)
+        model = of.from_pretrained(
             saved,
             config=architecture.make_config(),
             dtype=torch.float32,
@@ -110,7 +112,7 @@ def _moved(value: Any) -> Any:
 
 
 @contextmanager
-def planted(fault: dict[str, Any] | None) -> Iterator[None]:
+def planted(fault: dict[str, Any] | None) -> Generator[None]:
     """Outside of what records, so that the op has the value with the fault."""
     if fault is None:
         yield
