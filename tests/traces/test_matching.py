@@ -8,6 +8,7 @@ import pytest
 from tests.traces.versions_of import compared
 
 import forkpoint as fp
+from forkpoint.report.words import Words
 
 SOURCE = """\
 import torch
@@ -201,7 +202,7 @@ def test_modules_are_matched_by_their_weights_and_their_parts(tmp_path: Path) ->
             for part, way in (("", "parts"), (".norm", "weights"), (".up", "weights"), (".down", "weights"))
         }
     }  # fmt: skip
-    assert any("by their parts: blocks.0 is layers.0" in note for note in result.notes)
+    assert any("by their parts: blocks.0 = layers.0" in note for note in result.notes)
     relu = next(row for row in result.ops if row.function == "relu")
     assert relu.op_b == "blocks.0/relu"
 
@@ -237,3 +238,11 @@ def test_a_fault_of_one_bit_is_found_at_its_op(tmp_path: Path, function: str) ->
     assert result.first is not None and result.first.module.startswith("layers.0")
     assert result.first.op == {"relu": "layers.0/relu", "rsqrt": "layers.0.norm/add"}[function]
     assert result.first.source_b and result.first.code_b != result.first.code
+
+
+def test_what_was_renamed_is_said_in_chinese_too(tmp_path: Path) -> None:
+    result = compared(
+        tmp_path, SOURCE, MOVED.replace("self.layers", "self.blocks").replace("self.norm", "self.scale")
+    )
+    assert len(result.notes) == 3
+    assert not any("matched" in Words("zh").sentence(note) for note in result.notes)

@@ -231,7 +231,7 @@ def test_a_port_is_matched_by_its_weights(tmp_path: Path) -> None:
     result = fp.compare_traces(a, b)
     assert result.identical
     assert any(
-        note.startswith("modules matched by their weights: word_embeddings is embed") for note in result.notes
+        note.startswith("modules matched by their weights: word_embeddings = embed") for note in result.notes
     )
     assert {row.op for row in result.unmatched_b} == {"(model)/mul"} and not result.unmatched_a
 

@@ -38,6 +38,7 @@ from forkpoint.traces.again import again
 from forkpoint.traces.matching import match
 from forkpoint.traces.reading import Recorded, read
 from forkpoint.traces.renaming import renamed
+from forkpoint.traces.slices import Regrouped, regrouped
 from forkpoint.traces.telling import Told
 
 
@@ -84,11 +85,12 @@ def _compared(
     notes = [*_ends_early("A", one), *_ends_early("B", other)]
     recorded = other.trace.ops
     modules, said = renamed(one, other, rename)
+    pieces = regrouped(one.weights, other.weights)
     run_a, run_b, pairing, remarks = paired(one.run, other.run)
     progress.begin("comparing digests")
     shared = Shared(one.trace.table, other.trace.table, pairing)
     matches = match(one.trace, other.trace, recorded, shared)
-    notes += [*said, *matches.notes()]
+    notes += [*said, *pieces.note(), *matches.notes()]
     join = Join(one.trace, other.trace, shared, progress)
     session = Session(_traced(run_a, one), _traced(run_b, other), shared, join)
     compared = compare_results(session)
@@ -97,7 +99,7 @@ def _compared(
     first = _first(session, one, other, told)
     return Result(
         a=_summary(one, session.a), b=_summary(other, session.b), first=first,
-        verdict=_verdict(session, compared, one, other, first),
+        verdict=_verdict(session, compared, one, other, first, pieces),
         impact=impact.measure(session, compared), ops=tuple(map(told.row, rows)),
         not_compared=_not_compared(rows, one, other), drift=(), replaced_modules=(),
         configuration=_configuration(one, other), notes=(*notes, *remarks),
@@ -190,9 +192,14 @@ def _name(session: Session, sample: int | None) -> Any:
 
 
 def _verdict(
-    session: Session, compared: ResultComparison, one: Recorded, other: Recorded, first: Divergence | None
+    session: Session,
+    compared: ResultComparison,
+    one: Recorded,
+    other: Recorded,
+    first: Divergence | None,
+    pieces: Regrouped,
 ) -> Verdict:
-    checks = (_of_inputs(session), _of_weights(one, other))
+    checks = (_of_inputs(session), _of_weights(one, other, pieces))
     evidence = tuple(found for found, _ in checks)
     for found, mechanism in checks:
         if found.outcome == "differs":
@@ -249,10 +256,10 @@ Check = tuple[ProbeResult, str | None]
 """What was seen, and the mechanism where it differs."""
 
 
-def _of_weights(one: Recorded, other: Recorded) -> Check:
-    """Whether both runs have the same parameters and buffers, of those that have one name in both."""
+def _of_weights(one: Recorded, other: Recorded, pieces: Regrouped) -> Check:
+    """Whether both runs have the same parameters and buffers, of those that have one name in both, or the same rows."""
     common = [(w, other.weights[n]) for n, w in one.weights.items() if n in other.weights]
-    if not common:
+    if not common and not pieces.names:
         text = "no parameter has one name in both runs"
         return ProbeResult("inputs", "unknown", None, text), None
     dtypes = [(x, y) for x, y in common if x.dtype != y.dtype]
@@ -260,7 +267,7 @@ def _of_weights(one: Recorded, other: Recorded) -> Check:
         (x, y) for x, y in common if x.dtype == y.dtype and x.digests is not None and y.digests is not None
     ]
     differing = [x for x, y in read if not np.array_equal(x.digests, y.digests)]  # type: ignore[arg-type]
-    alone = len(one.weights.keys() ^ other.weights.keys())
+    alone = len((one.weights.keys() ^ other.weights.keys()) - pieces.names)
     if differing:
         kind = "parameters" if any(w.kind == "parameter" for w in differing) else "buffers"
         first = next(w for w in differing if kind == "buffers" or w.kind == "parameter")
@@ -277,6 +284,8 @@ def _of_weights(one: Recorded, other: Recorded) -> Check:
         )
         return ProbeResult("inputs", "unknown", float(alone + len(common) - len(read)), text), None
     text = f"{len(common)} parameters and buffers are the same in both runs"
+    if pieces.names:
+        text += f"; {len(pieces.names)} more have the same rows in other pieces"
     return ProbeResult("inputs", "same", 0.0, text), None
 
 

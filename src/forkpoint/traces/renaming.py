@@ -52,8 +52,8 @@ def renamed(
 
 
 def _listed(found: Mapping[str, str]) -> str:
-    listed = ", ".join(f"{theirs} is {mine}" for theirs, mine in list(found.items())[:SHOWN])
-    return listed + (f" and {len(found) - SHOWN} more" if len(found) > SHOWN else "")
+    listed = ", ".join(f"{theirs} = {mine}" for theirs, mine in list(found.items())[:SHOWN])
+    return listed + (f", … (+{len(found) - SHOWN})" if len(found) > SHOWN else "")
 
 
 def _by_hand(path: str, rename: Mapping[str, str]) -> str:

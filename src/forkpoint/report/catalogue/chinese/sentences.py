@@ -144,6 +144,9 @@ SENTENCES: dict[str, str] = {
     "no parameter has one name in both runs": "没有参数在两次运行中同名",
     "{n} weights have another dtype, {name} first: {a} in A, {b} in B": "有 {n} 个权重的 dtype 不同，首先是 {name}：A 中为 {a}，B 中为 {b}",
     "{n} parameters and buffers are the same in both runs": "有 {n} 个参数和缓冲区在两次运行中相同",
+    "{n} parameters and buffers are the same in both runs; {m} more have the same rows in other pieces": "有 {n} 个参数和缓冲区在两次运行中相同；"
+    "另有 {m} 个的各行相同，只是分合不同",
+    "parameters matched by their rows: {names}": "按各行对应的参数：{names}",
     "input {name} differs at {n} of {m} coordinates that both runs have": "输入 {name} 在两次运行共有的 {m} 个坐标中有 {n} 个不同",
     "no input could be compared": "没有输入可以比较",
     "inputs that are the same at the coordinates that both runs have: {names}": "在两次运行共有的坐标上相同的输入：{names}",
