@@ -57,7 +57,7 @@ def test_what_is_told_of_two_traces_is_whole(tmp_path: Path) -> None:
 
 
 def test_a_fault_moves_one_element_by_one_ulp_where_it_is_asked_for() -> None:
-    x, line = torch.ones(2, 2), relus.__code__.co_firstlineno + 1
+    x, line = torch.ones(2, 2).t(), relus.__code__.co_firstlineno + 1
     with planted({"function": "relu", "source": f"test_versions.py:{line}", "nth": 1}):
         found = relus(x)
     assert [bool(torch.equal(one, x)) for one in found] == [True, False, True]

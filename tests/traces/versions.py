@@ -107,7 +107,8 @@ class Fault(TorchFunctionMode):
 
 def _moved(value: Any) -> Any:
     moved = value.clone()
-    moved.view(-1)[0] = torch.nextafter(moved.view(-1)[0], torch.tensor(torch.inf))
+    first = (0,) * moved.dim()
+    moved[first] = torch.nextafter(moved[first], torch.tensor(torch.inf))
     return moved
 
 
