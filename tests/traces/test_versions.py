@@ -61,7 +61,12 @@ def test_a_fault_moves_one_element_by_one_ulp_where_it_is_asked_for() -> None:
     with planted({"function": "relu", "source": f"test_versions.py:{line}", "nth": 1}):
         found = relus(x)
     assert [bool(torch.equal(one, x)) for one in found] == [True, False, True]
-    assert found[1].reshape(-1).tolist() == [torch.nextafter(x[0, 0], torch.tensor(2.0)).item(), 1.0, 1.0, 1.0]
+    assert found[1].reshape(-1).tolist() == [
+        torch.nextafter(x[0, 0], torch.tensor(2.0)).item(),
+        1.0,
+        1.0,
+        1.0,
+    ]
 
 
 def relus(x: torch.Tensor) -> list[torch.Tensor]:
