@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -50,7 +50,8 @@ def gradients(model: nn.Module, inputs: dict[str, Tensor]) -> Gradients:
     with _Edges() as seen:
         loss = model(**inputs)["loss"]
     names, weights = zip(*model.named_parameters(), strict=True)
-    found: tuple[Tensor | None, ...] = torch.autograd.grad(loss, [*seen.edges, *weights], allow_unused=True)
+    made = torch.autograd.grad(loss, [*seen.edges, *weights], allow_unused=True)
+    found = cast("tuple[Tensor | None, ...]", made)
     values = [torch.zeros(shape) if g is None else g for g, shape in zip(found, seen.shapes, strict=False)]
     rest = found[len(values) :]
     return Gradients(
