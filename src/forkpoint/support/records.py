@@ -118,6 +118,10 @@ def _one_of(kinds: tuple[Any, ...], data: Any, place: str) -> Any:
 
 def _scalar(kind: Any, data: Any, place: str) -> Any:
     if kind is float and isinstance(data, (int, float)) and not isinstance(data, bool):
+        try:
+            float(data)
+        except OverflowError:
+            raise ValueError(f"{place or 'it'} is an integer beyond every float") from None
         return data  # an integer stays one, as it was written
     if kind is float and data in NOT_FINITE:
         return float(data)
