@@ -58,7 +58,10 @@ def test_a_key_that_a_later_version_adds_is_left_out():
         ({"notes": [1]}, "notes[0] is a int, not a str"),
         ({"drift": [{"module": "x"}]}, "drift[0] lacks 'max_abs'"),
         ({"a": []}, "a is a list, not a RunSummary"),
-        ({"drift": [{"module": "x", "max_abs": 10**400}]}, "drift[0].max_abs is an integer beyond every float"),
+        (
+            {"drift": [{"module": "x", "max_abs": 10**400}]},
+            "drift[0].max_abs is an integer beyond every float",
+        ),
     ],
 )
 def test_what_is_wrong_is_named_with_its_place(change, message):
