@@ -117,11 +117,12 @@ def _one_of(kinds: tuple[Any, ...], data: Any, place: str) -> Any:
 
 
 def _scalar(kind: Any, data: Any, place: str) -> Any:
-    if kind is float and isinstance(data, (int, float)) and not isinstance(data, bool):
+    if isinstance(data, int) and kind is not bool:
         try:
-            float(data)
+            float(data)  # which comparing and writing it takes
         except OverflowError:
             raise ValueError(f"{place or 'it'} is an integer beyond every float") from None
+    if kind is float and isinstance(data, (int, float)) and not isinstance(data, bool):
         return data  # an integer stays one, as it was written
     if kind is float and data in NOT_FINITE:
         return float(data)
