@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from tests.traces.versions_of import compared
+from tests.traces.versions_of import compared, untrained
 
 import forkpoint as fp
 from forkpoint.report.words import Words
@@ -205,6 +205,34 @@ def test_modules_are_matched_by_their_weights_and_their_parts(tmp_path: Path) ->
     assert any("by their parts: blocks.0 = layers.0" in note for note in result.notes)
     relu = next(row for row in result.ops if row.function == "relu")
     assert relu.op_b == "blocks.0/relu"
+
+
+ONE_BLOCK = changed("range(2)", "range(1)", SOURCE)
+NORM_LAST = (
+    ONE_BLOCK.replace("        x = self.norm(x)\n", "")
+    .replace("        x = residual + x", "        x = self.after(x)\n        x = residual + x")
+    .replace("self.norm, self.up, self.down = Norm(), nn.Linear(8, 16), nn.Linear(16, 8)",
+             "self.up, self.down, self.after = nn.Linear(8, 16), nn.Linear(16, 8), Norm()")
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("blocks", ["layers", "blocks"])
+def test_weights_that_are_all_ones_are_no_sign_of_a_module(tmp_path: Path, blocks: str) -> None:
+    """The norm of one version stands before everything, that of the other after: no op of theirs is the other's."""
+    moved = NORM_LAST.replace("layers", blocks)
+    result = compared(tmp_path, ONE_BLOCK, moved, build=untrained)
+    assert result.first is not None and result.first.op == "layers.0.up/linear"
+    assert not any(".after" in row.op_b for row in result.ops)
+    assert {op for status, op, _ in alone(result) if "norm" in op and status == "only in a"} >= {
+        "layers.0.norm/pow", "layers.0.norm/rsqrt",
+    }  # fmt: skip
+
+
+def test_a_module_of_such_weights_is_known_by_its_place(tmp_path: Path) -> None:
+    renamed = ONE_BLOCK.replace("self.layers", "self.blocks").replace("self.norm", "self.scale")
+    result = compared(tmp_path, ONE_BLOCK, renamed, build=untrained)
+    assert result.identical and not alone(result)
+    assert {row.module_matched for row in result.ops if row.module == "layers.0.norm"} == {"parts"}
 
 
 def test_the_users_names_come_first(tmp_path: Path) -> None:

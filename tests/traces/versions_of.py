@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
@@ -39,11 +40,23 @@ def made(module: ModuleType, seed: int = 0) -> nn.Module:
     return model
 
 
-def compared(folder: Path, a: str, b: str, rename: dict[str, str] | None = None) -> fp.Result:
+def untrained(module: ModuleType) -> nn.Module:
+    """Its model with the weights that it begins with: those of a norm are ones."""
+    torch.manual_seed(0)
+    return module.Model().eval()
+
+
+def compared(
+    folder: Path,
+    a: str,
+    b: str,
+    rename: dict[str, str] | None = None,
+    build: Callable[[ModuleType], nn.Module] = made,
+) -> fp.Result:
     """The comparison of what both versions of a model do with the same tokens."""
     ids = torch.tensor([[1, 2, 3, 4], [5, 6, 7, 8]])
     for name, source in (("a", a), ("b", b)):
-        model = made(version(folder / name, source))
+        model = build(version(folder / name, source))
         with torch.no_grad(), fp.record(folder / f"trace-{name}"):
             model(ids)
     return fp.compare_traces(folder / "trace-a", folder / "trace-b", rename=rename)

@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterable, Mapping
 from dataclasses import dataclass, replace
+from math import prod
+
+import numpy as np
 
 from forkpoint.traces.reading import Recorded, Weight
 
@@ -82,7 +85,10 @@ def _move(recorded: Recorded, to: Callable[[str], str], how: str) -> dict[str, R
 
 
 def _by_weights(one: Recorded, other: Recorded) -> dict[str, str]:
-    """Modules of run B whose own weights are those of one module of run A that has another path; none where it is not clear."""
+    """Modules of run B whose own weights are those of one module of run A that has another path; none where it is not clear.
+
+    Weights that are the same number all over, as those of a norm that was not trained, are no sign of a module.
+    """
     mine, theirs = _weights(one), _weights(other)
     if mine.keys() & theirs.keys():  # names meet: what differs then is not a port
         lacking = {p: w for p, w in theirs.items() if p not in mine}
@@ -93,11 +99,19 @@ def _by_weights(one: Recorded, other: Recorded) -> dict[str, str]:
     for path, weights in free.items():
         where.setdefault(weights, []).append(path)
     often = Counter(lacking.values())
+    told = {name.rpartition(".")[0] for name, weight in other.weights.items() if _is_telling(weight)}
     return {
         path: where[weights][0]
         for path, weights in lacking.items()
-        if often[weights] == 1 and len(where.get(weights, ())) == 1
+        if path in told and often[weights] == 1 and len(where.get(weights, ())) == 1
     }
+
+
+def _is_telling(weight: Weight) -> bool:
+    """Whether another parameter hardly has the same values by chance: more than one number, not all alike."""
+    if weight.kind != "parameter" or weight.digests is None or prod(weight.shape) < 2:
+        return False
+    return len(weight.digests) < 2 or len(np.unique(weight.digests)) > 1
 
 
 def _weights(recorded: Recorded) -> dict[str, Hashable]:
@@ -144,15 +158,30 @@ def _by_parts(one: Recorded, other: Recorded, known: Mapping[str, str]) -> dict[
         by_name = {_last(child): child for child in left_a}
         for child in [c for c in left_b if _last(c) in by_name]:
             settle(child, by_name[_last(child)])
-        left_a, left_b = [c for c in left_a if c in free], [c for c in left_b if c not in to]
-        alike = [
-            (weights_b.get(b), b, a)
-            for a, b in zip(left_a, left_b, strict=False)
-            if len(left_a) == len(left_b)
-        ]
-        if alike and all(weights == weights_a.get(a) for weights, _, a in alike):
-            for _, theirs_path, a in alike:
-                settle(theirs_path, a)
+        between = _between(
+            _children(mine, found[path]), {child: child for child in mine if child not in free}
+        )
+        for place, left_b in _between(_children(theirs, path), to).items():
+            left_a = between.get(place, [])
+            if [weights_a.get(a) for a in left_a] == [weights_b.get(b) for b in left_b]:
+                for a, b in zip(left_a, left_b, strict=True):
+                    settle(b, a)
+    return found
+
+
+def _between(children: Iterable[str], known: Mapping[str, str]) -> dict[str, list[str]]:
+    """What is not known of a module's children, by the known one that runs before it.
+
+    >>> _between(["a.up", "a.act", "a.down"], {"a.up": "b.up", "a.down": "b.down"})
+    {'b.up': ['a.act']}
+    """
+    found: dict[str, list[str]] = {}
+    before = ""
+    for child in children:
+        if child in known:
+            before = known[child]
+        else:
+            found.setdefault(before, []).append(child)
     return found
 
 
