@@ -16,7 +16,8 @@ from forkpoint.cli import main, swept
 from forkpoint.cli.swept import QUESTIONS, answer, cells_of
 from forkpoint.models import LoadedModel
 from forkpoint.result import VerdictKind
-from forkpoint.sweeps.cells import Cell
+from forkpoint.sweeps.cells import Answer, Cell
+from forkpoint.sweeps.rows import rows_of
 
 ONE = {"model": "demo", "prompt": "Hello", "ask": "padding"}
 
@@ -57,6 +58,13 @@ def test_each_entry_is_tried_with_each_of_the_others():
 
 def test_a_question_that_stands_there_twice_is_asked_once():
     assert len(given({**ONE, "prompt": ["Hello", "Hello"], "question": [{}, {"ask": "padding"}]})) == 1
+
+
+def test_a_name_may_be_a_number():
+    (cell,) = cells_of({**ONE, "model": 7, "revision": 2, "pad-to": 9}, "file")
+    assert (cell.given["model"], cell.given["revision"], cell.given["pad-to"]) == ("7", "2", 9)
+    (row,) = rows_of(cell, Answer(reason="none"))
+    assert (row.model, row.revision, row.options) == ("7", "2", '{"pad-to": 9}')
 
 
 def test_prompts_of_a_file_are_questions_each(tmp_path):
@@ -125,12 +133,17 @@ WRONG = [
     ("pad-to = []", "FILE with pad-to = [] for padding; expected an entry at least"),
     ('pad-to = [8, "x"]', "FILE with pad-to = 'x' for padding: "),
     ("pad-to = [8, 0]", "FILE with pad-to = 0 for padding: "),
+    (
+        "pad-to = 8\npad_to = 9",
+        "FILE with both pad_to and pad-to; expected one of the two",
+    ),
     ('side = "up"', "FILE with side = 'up' for padding: "),
     ('no-probes = "yes"', "FILE with no-probes = 'yes' for padding; expected true or false"),
     ("dtype = 1979-05-27", "; expected a text or a number"),
     ("prompt = [3]", "FILE with prompt = [3] for padding; expected a text, or a list of texts"),
     ("prompt = [[]]", "FILE with prompt = [[]] for padding; expected an entry at least"),
     ('model = ["demo", "./none"]', "FILE with model = './none'; expected a folder or file that is there"),
+    (f'model = "./{"x" * 300}"', "x'; expected a folder or file that is there"),
     ('prompts = "none.txt"', "--prompts none.txt can't be read"),
     ("prompts = 3", "FILE with prompts = 3; expected a file with one prompt a line"),
     (

@@ -60,6 +60,9 @@ _NOT_HERE = {
     "json", "html", "scene", "keep", "quiet", "lang", "details", "ops", "op", "config", "help", TRUST,
 }  # fmt: skip
 """Options that a question of a sweep has not: what its command shows or writes is the sweep's."""
+_MODELS = ("model", "other", "assistant")
+_TEXTS = {*_MODELS, "revision"}
+"""What is a name, also where the file has a number: the model in the folder `7`."""
 
 
 @cache
@@ -99,7 +102,7 @@ def cells_of(data: Mapping[str, Any], file: str) -> list[Cell]:
     Raises:
         InputError: a key or a value that can't be used; the message begins with the file's name.
     """
-    above = {_named(key): value for key, value in data.items() if key != "question"}
+    above = _named({key: value for key, value in data.items() if key != "question"}, file)
     tables = data.get("question", [{}])
     if not isinstance(tables, list) or not all(isinstance(one, dict) for one in tables):
         raise InputError(f"{file} with question = {tables!r}", "tables, each with [[question]] above it")
@@ -108,7 +111,7 @@ def cells_of(data: Mapping[str, Any], file: str) -> list[Cell]:
     found: dict[str, Cell] = {}
     versions = installed()
     for table in tables:
-        given = above | {_named(key): value for key, value in table.items()}
+        given = above | _named(table, file)
         for question in _asked(given.pop("ask", None), file):
             for one in _combined(question, given, file):
                 cell = described(question, one, versions)
@@ -121,8 +124,13 @@ def installed() -> dict[str, str]:
     return {"forkpoint": __version__, **{name: version(name) for name in ("torch", "transformers")}}
 
 
-def _named(key: str) -> str:
-    return key.replace("_", "-")
+def _named(table: Mapping[str, Any], file: str) -> dict[str, Any]:
+    """A table with its keys written in one way: `pad_to` is `pad-to`."""
+    found = {key.replace("_", "-"): value for key, value in table.items()}
+    if len(found) < len(table):
+        key = next(key for key in table if key.replace("_", "-") != key and key.replace("_", "-") in table)
+        raise InputError(f"{file} with both {key} and {key.replace('_', '-')}", "one of the two")
+    return found
 
 
 def _asked(given: Any, file: str) -> list[str]:
@@ -167,7 +175,10 @@ def _entries(value: Any, parameter: Any, said: str) -> list[Any]:
     if not entries or [] in entries:
         raise InputError(said, "an entry at least")
     checked = [value_of(entry, parameter, said) for entry in entries]
-    return [one if isinstance(one, list) else entry for one, entry in zip(checked, entries, strict=True)]
+    named = key_of(parameter) in _TEXTS
+    return [
+        one if named or isinstance(one, list) else entry for one, entry in zip(checked, entries, strict=True)
+    ]
 
 
 def _lines(given: Any, file: str) -> list[list[str]]:
@@ -179,8 +190,8 @@ def _lines(given: Any, file: str) -> list[list[str]]:
 
 def _check(question: str, given: dict[str, Any], file: str) -> None:
     """What the command itself would say of these options before it does anything."""
-    for key in ("model", "other", "assistant"):
-        if is_path(str(given.get(key, ""))) and not Path(given[key]).exists():
+    for key in _MODELS:
+        if is_path(given.get(key, "")) and not os.path.exists(given[key]):
             raise InputError(f"{file} with {key} = {given[key]!r}", "a folder or file that is there")
     try:
         _context(question, given)

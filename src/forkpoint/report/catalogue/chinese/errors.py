@@ -46,6 +46,8 @@ ERRORS: dict[str, str] = {
     "{file} with {key} = {value} for {question}: {said}": "{file} 中 {question} 有 {key} = {value}：{said}",
     "{file} with {key} = {value} for {question}": "{file} 中 {question} 有 {key} = {value}",
     "{file} without {key} for {question}": "{file} 中 {question} 缺少 {key}",
+    "{file} with both {key} and {other}": "{file} 中 {key} 和 {other} 都有",
+    "one of the two": "两者之一",
     "{file} with a question without ask": "{file} 中有一个问题缺少 ask",
     "{file} without a question": "{file} 中没有问题",
     "one at least": "至少一个",
