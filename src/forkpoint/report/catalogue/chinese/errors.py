@@ -307,6 +307,7 @@ ERRORS: dict[str, str] = {
     "{path}: [Errno {n}] Permission denied: {name}": "{path}：没有权限",
     "{path}: [Errno {n}] Is a directory: {name}": "{path}：这是文件夹",
     "{path}: {error}: line {n} column {m} (char {at})": "{path}：不是 JSON，第 {n} 行第 {m} 列",
+    "{place} is an integer beyond every float": "{place} 是超出浮点数范围的整数",
     "{path}: it is no result": "{path}：其中不是结果",
     "{path}: it has schema version {version}": "{path}：格式版本为 {version}",
     "{path}: it has no prompts": "{path}：其中没有提示词",
