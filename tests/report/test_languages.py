@@ -285,6 +285,38 @@ def test_the_source_says_nothing_that_the_catalogue_lacks() -> None:
     assert sum(1 for _ in prose()) > 150
 
 
+PROVED = ("mechanisms", "probes", "verdict")
+"""Packages that make what a verdict rests on; what they say of it stands in records of these names."""
+RECORDS = ("Mechanism", "ProbeResult")
+PIECES = {
+    f"an outlier in another row makes {VALUE} in higher precision for every token",
+    f"whether both runs compute the same {VALUE} could not be told",
+    f"{VALUE}, and not by statistics that normalise them",
+    f"{VALUE}: {VALUE}",
+}
+"""Sentences whose parts are chosen from English words, each of which the catalogue has whole."""
+
+
+def said_in_records() -> Iterator[tuple[str, str]]:
+    for path in sources(*PROVED):
+        for node in ast.walk(of_source(path)[0]):
+            if not (isinstance(node, ast.Call) and getattr(node.func, "id", None) in RECORDS):
+                continue
+            for given in (*node.args, *(keyword.value for keyword in node.keywords)):
+                for one in (given.body, given.orelse) if isinstance(given, ast.IfExp) else (given,):
+                    text = text_of(one)
+                    if text and text.count(" ") > 1:
+                        yield f"{path.stem}:{one.lineno}", text
+
+
+def test_what_mechanisms_and_probes_say_is_said_in_chinese() -> None:
+    missing = [
+        (place, text) for place, text in said_in_records() if text not in PIECES and not ZH.can_say(text)
+    ]
+    assert missing == []
+    assert sum(1 for _ in said_in_records()) > 40
+
+
 def test_nothing_is_excused_that_is_gone() -> None:
     said = {(name, text) for name, _, text in prose()}
     assert [one for name, texts in NOT_SAID.items() for one in texts if (name, one) not in said] == []

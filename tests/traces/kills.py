@@ -49,7 +49,9 @@ def forked(folder: Path, told: mmap.mmap) -> int:
     if child:
         return child
     try:
-        torch.set_num_threads(1)  # the threads of MKL do not survive a fork, and whoever waits for them waits for good
+        torch.set_num_threads(
+            1
+        )  # the threads of MKL do not survive a fork, and whoever waits for them waits for good
         flush = writing.Writer.flush
 
         def telling(self: writing.Writer) -> None:

@@ -85,6 +85,16 @@ SENTENCES: dict[str, str] = {
     "it makes a table of angles by position, which turns content without making it longer before queries meet keys, and which changes at the same positions by {by}": "它按位置生成角度表，在查询与键相遇之前旋转内容而不改变其长度，而同样的位置上该表变化 {by}",
     "the rotary table is chosen by the longest row (dynamic NTK, LongRoPE), so a token's rotation depends on the others' length": "旋转表由最长的一行决定（dynamic NTK、LongRoPE），因此一个词元的旋转取决于其他行的长度",
     "Compare runs whose longest row is on the same side of the original context length, or fix the table (rope_scaling of type linear or yarn).": "请比较最长行都在原上下文长度同一侧的运行，或固定旋转表（rope_scaling 的类型用 linear 或 yarn）。",
+    "Run rows of one length, one at a time, or use a normalisation that sees one token (put the module in eval mode, if it is a "
+    "batch norm).": "请让各行长度相同、逐行单独运行，或改用只看一个词元的归一化（若是 batch norm，请把模块设为 eval 模式）。",
+    "an earlier call, on other rows, has left something in the model that changes a later one": "此前对其他行的调用在模型里留下了"
+    "某些东西，改变了之后的调用",
+    "Look for what the model's modules keep from call to call (buffers, running statistics, attributes), and have it set back, or "
+    "load the model anew.": "请查找模型的模块在各次调用之间保留了什么（缓冲区、滑动统计量、属性），把它复位，或重新加载模型。",
+    "each query sees the same keys in both runs": "每个查询在两次运行中看到的键相同",
+    "calls hold other samples each: the last call of both runs holds the same": "各次调用的样本不同：两次运行的最后一次调用样本相同",
+    "a token's values depend on {what}, and not by statistics that normalise them": "一个词元的数值取决于{what}，而且不是经由"
+    "用来归一化的统计量",
     "a row's values depend on other rows of the batch, and not by statistics that normalise them": "一行的数值取决于批次中的其他行，而且不是经由归一化的统计量",
     "Look at the dimension that the op at the origin works over: it takes others together with each.": "请查看根源处算子所作用的维度：它把别的行或词元也一并算入。",
     "Set padded positions to zero before the layer that mixes positions, or run rows without padding.": "请在混合各位置的层之前把填充位置置零，或运行不带填充的行。",
