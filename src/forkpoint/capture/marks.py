@@ -62,7 +62,7 @@ class Answer:
     Attributes:
         labels: of each output.
         reason: why they are not known, or what got lost on the way.
-        fresh: for each output that was seen, its treatment; None where a value of another size has to be looked at.
+        own: for each output that was seen with memory of its own, its treatment; None where a value of another size has to be looked at.
         viewed: the same for outputs that are views.
         last: labels and shapes of the outputs, in one tuple.
     """
@@ -71,7 +71,7 @@ class Answer:
         self, labels: list[Label | None], reason: str, last: tuple[tuple[Label | None, Shape], ...]
     ) -> None:
         self.labels, self.reason, self.last = labels, reason, last
-        self.fresh: list[Treatment | None] = [None] * len(labels)
+        self.own: list[Treatment | None] = [None] * len(labels)
         self.viewed: list[Treatment | None] = [None] * len(labels)
 
 

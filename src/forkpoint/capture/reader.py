@@ -15,6 +15,16 @@ What an entry does to the ledger, field by field:
 | `lasting` | whether what was worked out is the same for every call with such marks, so that the history may have it |
 | `fresh` | whether the last value may still change: what is written to it at once belongs to it |
 | `deferred` | whether entries may wait: not where somebody wants copies of values or changes them |
+
+The tape itself is five lists with one element an entry, which the tap fills: `whats` (a function, or that a module is entered
+or left), `places` (the call stack), `args`, `kwargs` and `made` (what came out). `befores` has an element for each function
+alone: how often the output before it had been written to when it was called. Shifted by one, that is how often its own output
+had been written to when the next was called (`versions`), so that a later write is noticed.
+
+What it calls of those that it is made of: `put` adds a row and queues its value, `bounded` takes dimensions that are only
+suspected to follow the tokens out of a treatment once there are too many, `settle` says that the last value is done
+(`ledger`); `counted` has an op's visits begin at 0 in each call of the model, `entered` and `left` add rows of a module's inputs
+and outputs (`boundaries`); `deliver` hands over whatever digests are there (`listener`).
 """
 
 from __future__ import annotations
@@ -92,7 +102,7 @@ class Reader(Boundaries):
         history, position = self.history, 0
         while position < len(self.whats):
             taken = 0 if history is None else history.follow(self, columns, position, whole)
-            if taken < 0:
+            if taken < 0:  # the entries so far may be the beginning of a passage: the rest of it is to come
                 break
             if not taken:
                 self.step(columns, position)
@@ -168,7 +178,7 @@ class Reader(Boundaries):
                 view = function.may_view
                 if view is None:
                     view = is_view(output, args, kwargs)
-                treatment = answer.viewed[index] if view else answer.fresh[index]
+                treatment = answer.viewed[index] if view else answer.own[index]
                 if treatment is None or not _fits(treatment.mark, output):
                     treatment = self.resolver.treat(function, answer, index, output, view=view)
                 if treatment.open_cells and treatment.digested:

@@ -97,7 +97,7 @@ class Resolver:
         self, function: Function, answer: Answer, index: int, output: Tensor, *, view: bool
     ) -> Treatment:
         """How to treat an output for which its answer has nothing yet, or something of another size."""
-        known = answer.viewed if view else answer.fresh
+        known = answer.viewed if view else answer.own
         label, seen = answer.labels[index], known[index]
         if seen is not None and seen.mark.size != output.shape:  # how large it is depends on values
             if not fits(label, output):

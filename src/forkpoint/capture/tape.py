@@ -3,6 +3,12 @@
 While the model runs, a call leaves no more than an entry on the tape (`Tap`, `Tape.enter`, `Tape.leave`). The tape is
 read (`reader`), and what stands on it becomes rows of the trace, when the values on it need much memory, before something
 writes to a tensor, and when the run ends.
+
+`add_entry` puts an entry on it (`mode`, or C where it was compiled). The values of entries are kept alive until their digests
+are taken: `n_bytes` counts them, `flush` takes the digests of those that were read (`pending`, `ledger`). Within a transform of
+functorch (`transforms`), where values are not what they seem, nothing is read. A function written in Python that is made of
+others has a copy whose calls are seen (`Function.inner`). After a call that could not wait, the history does not go on where it
+was (`history.broken`): what comes next is looked up anew.
 """
 
 from __future__ import annotations
