@@ -10,7 +10,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+import forkpoint as fp
+
 IDS = torch.tensor([[3, 1, 4, 1, 5, 9], [2, 6, 5, 3, 5, 8], [9, 7, 9, 3, 2, 3], [8, 4, 6, 2, 6, 4]])
+INPUTS = {"input_ids": IDS, "labels": IDS}
 
 
 class Tiny(nn.Module):
@@ -91,3 +94,40 @@ def planted(model: nn.Module, path: str, kind: type[torch.autograd.Function]) ->
         lambda self, x, *args, **kwargs: forward(self, kind.apply(x), *args, **kwargs), module
     )
     return other
+
+
+class Rounded(Sound):
+    """Rounds to bfloat16 and back, which float64 does not do."""
+
+    @staticmethod
+    def forward(ctx: Any, x):
+        return x.bfloat16().float()
+
+
+class Product(torch.autograd.Function):
+    """A product of its own."""
+
+    @staticmethod
+    def forward(ctx: Any, x, weight):
+        ctx.save_for_backward(x, weight)
+        return x @ weight.t()
+
+    @staticmethod
+    def backward(ctx: Any, *gradients):
+        x, weight = ctx.saved_tensors
+        return gradients[0] @ weight, gradients[0].flatten(0, -2).t() @ x.flatten(0, -2)
+
+
+def with_product(kind) -> nn.Module:
+    model = tiny()
+    model.head.forward = lambda x: kind.apply(x, model.head.weight) + model.head.bias
+    return model
+
+
+def compared(a, b, **options) -> fp.Result:
+    runs = (one if isinstance(one, fp.Run) else fp.Run(one, INPUTS) for one in (a, b))
+    return fp.compare(*runs, backward=True, **options)
+
+
+def statuses(result: fp.Result) -> dict[str, str]:
+    return {one.name: one.status for one in result.backward.parameters}

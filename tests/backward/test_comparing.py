@@ -11,24 +11,27 @@ from typing import Any
 import pytest
 import torch
 from tests.architectures import ARCHITECTURES
-from tests.backward.models import IDS, Sound, Tiny, Wrong, planted, tiny
+from tests.backward.models import (
+    IDS,
+    INPUTS,
+    Product,
+    Rounded,
+    Sound,
+    Tiny,
+    Wrong,
+    compared,
+    planted,
+    statuses,
+    tiny,
+    with_product,
+)  # fmt: skip
 from torch import nn
 
 import forkpoint as fp
 from forkpoint.backward import exact, recording
 from forkpoint.errors import ForkpointError
 
-INPUTS = {"input_ids": IDS, "labels": IDS}
 EACH = [{"input_ids": row[None], "labels": row[None]} for row in IDS]
-
-
-def compared(a, b, **options) -> fp.Result:
-    runs = (one if isinstance(one, fp.Run) else fp.Run(one, INPUTS) for one in (a, b))
-    return fp.compare(*runs, backward=True, **options)
-
-
-def statuses(result: fp.Result) -> dict[str, str]:
-    return {one.name: one.status for one in result.backward.parameters}
 
 
 # ---------------------------------------------------------------------- found, and with a sound twin
@@ -57,14 +60,6 @@ def test_a_wrong_backward_is_named_with_the_value_before_it():
     assert {name for name, rounding in said.items() if rounding is False} == before
 
 
-class Rounded(Sound):
-    """Rounds to bfloat16 and back, which float64 does not do."""
-
-    @staticmethod
-    def forward(ctx: Any, x):
-        return x.bfloat16().float()
-
-
 def test_rounding_alone_vanishes_in_float64():
     found = compared(tiny(), planted(tiny(), "head", Rounded))
     assert found.verdict.kind is fp.VerdictKind.ROUNDING
@@ -82,20 +77,6 @@ def test_a_wrong_backward_behind_rounding_is_the_origin():
     assert found.backward.origin.max_rel == pytest.approx(0.01)
 
 
-class Product(torch.autograd.Function):
-    """A product of its own."""
-
-    @staticmethod
-    def forward(ctx: Any, x, weight):
-        ctx.save_for_backward(x, weight)
-        return x @ weight.t()
-
-    @staticmethod
-    def backward(ctx: Any, *gradients):
-        x, weight = ctx.saved_tensors
-        return gradients[0] @ weight, gradients[0].flatten(0, -2).t() @ x.flatten(0, -2)
-
-
 class WrongProduct(Product):
     """The gradient of the weight is half as large again."""
 
@@ -103,12 +84,6 @@ class WrongProduct(Product):
     def backward(ctx: Any, *gradients):
         of_x, of_weight = Product.backward(ctx, *gradients)
         return of_x, 1.5 * of_weight
-
-
-def with_product(kind) -> nn.Module:
-    model = tiny()
-    model.head.forward = lambda x: kind.apply(x, model.head.weight) + model.head.bias
-    return model
 
 
 def test_a_wrong_gradient_of_a_weight_alone():

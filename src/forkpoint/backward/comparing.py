@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from contextlib import closing
 from dataclasses import dataclass, replace
 
@@ -205,8 +206,12 @@ def _rounding(
     if not falls:
         text += "; it is no nearer than the native dtype"
     met_too = first is None or (first.module, first.function) in exact.seen
+    beyond = [one.max_abs for one in weights if one.status == "differs"] + ([first.max_abs] if first else [])
+    finite = all(apart is None or math.isfinite(apart) for apart in beyond)
+    if not finite:
+        text += "; in the native dtype gradients are NaN or infinite in one run alone, which is no rounding"
     anything = exact.compared > 0 or any(one.rounding for one in weights)
-    proved = exact.complete and falls and met_too and anything and not unknown
+    proved = exact.complete and falls and finite and met_too and anything and not unknown
     return (True if proved else None), ProbeResult("precision", "vanishes", exact.relative, text + rest)
 
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from forkpoint.backward.going_back import GoingBack
 from forkpoint.backward.keeping import Every, Moved
-from forkpoint.backward.parameters import all_by_name
+from forkpoint.backward.parameters import all_by_name, dense
 from forkpoint.backward.watching import NO_GRADIENT, Graph
 from forkpoint.explain.session import Session, Traced
 from forkpoint.match.align import gap
@@ -142,8 +142,12 @@ def _paired(a: tuple[Tensor, float] | None, b: tuple[Tensor, float] | None) -> _
     if a is None or b is None or a[0].shape != b[0].shape:
         return None
     found = gap(a[0], b[0], Pairs.whole(a[0].numel()))
-    scale = found.max_abs / found.max_rel if found.max_rel else 0.0
     rounded = max(a[1], b[1])
+    if math.isinf(
+        found.max_abs
+    ):  # in one run alone: NaN is no noise, and infinity only where a narrow dtype ends
+        return _Pair(math.inf, 0.0, True) if found.nan_in_one or not rounded else None
+    scale = found.max_abs / found.max_rel if found.max_rel else 0.0
     return _Pair(found.max_abs, max(_FLOOR, rounded) * scale, not rounded)
 
 
@@ -203,11 +207,15 @@ def exact_gradient(backward: GoingBack, weight: nn.Parameter) -> tuple[Tensor, f
     narrow, wide = backward.gradients[id(weight)], backward.exact.get(id(weight))
     if narrow is None:
         return torch.zeros(weight.shape, dtype=torch.float64, device=weight.device), 0.0
-    if narrow.layout is not torch.strided or not narrow.is_floating_point():
+    if not narrow.is_floating_point():
         return None
     rounded = _SUMMED * torch.finfo(narrow.dtype).eps
+    narrow = dense(narrow).double()
     if wide is not None:
-        apart = torch.linalg.vector_norm(wide - narrow.double())
-        if bool(apart <= rounded * torch.linalg.vector_norm(wide)):
+        wide = dense(wide)
+        finite = wide.isfinite()
+        apart = torch.linalg.vector_norm((wide - narrow)[finite])
+        alike = torch.equal(finite, narrow.isfinite())
+        if alike and bool(apart <= rounded * torch.linalg.vector_norm(wide[finite])):
             return wide, 0.0
-    return narrow.double(), rounded
+    return narrow, rounded

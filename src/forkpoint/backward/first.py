@@ -123,6 +123,8 @@ def made_by(
 ) -> tuple[InputComparison, ...]:
     """The ops that read a value, whose backward made its gradient, each with how its own output's gradient compares.
 
+    With them the functions of autograd that were not seen, by the names of their backward.
+
     Args:
         graphs: of run A and run B, what was made of what, and the event of the value.
         status: by the key of an op, how the gradient of its output compares, and why it was not.
@@ -137,6 +139,10 @@ def made_by(
         elif len(alone) == 1 and said == "not compared":
             said, reason = f"only in {alone[0]}", ""
         found.append(InputComparison(op.place, said, None, None, reason=reason))
+    unseen = {
+        name: None for graph, event, _ in graphs for name in graph.unseen.get(graph.first_of(event), ())
+    }
+    found += [InputComparison(name, NO_GRADIENT[0], None, None, reason=NO_GRADIENT[1]) for name in unseen]
     return tuple(found)
 
 

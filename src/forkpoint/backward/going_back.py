@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -33,6 +33,7 @@ class GoingBack:
         gradients: by the id of each parameter that requires a gradient, what arrived; None where nothing did.
         exact: the same in float64, as far as it could be added up.
         at_work: whether the backward pass is being made.
+        told: told of the losses before each backward pass.
     """
 
     def __init__(self, run: Run, name: str, promotion: Promotion | None = None) -> None:
@@ -41,6 +42,7 @@ class GoingBack:
         self.gradients: dict[int, Tensor | None] = {}
         self.exact: dict[int, Tensor] = {}
         self.at_work = False
+        self.told: Callable[[Sequence[Tensor]], None] | None = None
         weights = () if run.modules is None else run.modules.parameters()
         self._weights = {id(weight): weight for weight in weights if weight.requires_grad}
         self._waiting: list[Tensor] = []
@@ -77,6 +79,8 @@ class GoingBack:
         if goes_on or not self._waiting:
             return
         waiting, self._waiting = self._waiting, []
+        if self.told is not None:
+            self.told(waiting)
         self.at_work = True
         try:
             torch.autograd.backward(waiting)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 import torch
@@ -89,13 +90,14 @@ def described(name: str, a: Tensor, b: Tensor) -> ParameterGradient:
         apart = ulps(float(a.reshape(-1)[at]), float(b.reshape(-1)[at]), a.dtype, b.dtype)
     x, y = a.reshape(-1).double(), b.reshape(-1).double()
     norm_a, norm_b, between = (float(torch.linalg.vector_norm(v)) for v in (x, y, x - y))
-    finite = torch.isfinite(torch.tensor([norm_a, norm_b])).all()
+    finite = math.isfinite(norm_a) and math.isfinite(norm_b)
     whole = finite and norm_a > 0 and norm_b > 0
+    relative = (between / norm_a if norm_a else math.inf) if finite else None
     return ParameterGradient(
         name, "differs" if found.differing else "equal", tuple(a.shape),
         str(a.dtype).removeprefix("torch."), str(b.dtype).removeprefix("torch."),
         len(pairs), found.differing, found.max_abs, apart,
-        between / norm_a if norm_a > 0 else (0.0 if not between else float("inf")),
+        relative if found.differing else 0.0,
         max(-1.0, min(1.0, float(x @ y) / norm_a / norm_b)) if whole else None,
     )  # fmt: skip
 
@@ -107,7 +109,11 @@ def all_by_name(traced: Traced) -> dict[str, nn.Parameter]:
     return {traced.trace.plain(name): weight for name, weight in named}
 
 
+def dense(value: Tensor) -> Tensor:
+    """A gradient, which embeddings may make sparse, with all its elements."""
+    return value if value.layout is torch.strided else value.to_dense()
+
+
 def _plain(value: Tensor) -> Tensor:
-    value = value.detach()
-    value = value if value.layout is torch.strided else value.to_dense()
+    value = dense(value.detach())
     return torch.view_as_real(value) if value.is_complex() else value

@@ -5,12 +5,15 @@ from __future__ import annotations
 
 import threading
 import weakref
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.autograd.function import BackwardCFunction
+from torch.autograd.graph import Node
 
 from forkpoint.backward.going_back import GoingBack
 from forkpoint.capture.coordinates import CoordinateTable
@@ -54,11 +57,13 @@ class Graph:
     Attributes:
         ops: by event, what made the value.
         made_of: by event, the events that the value was made of; of two that are one tensor the first stands for both.
+        unseen: by event, functions of autograd that read the value and made none that was seen.
     """
 
     def __init__(self) -> None:
         self.ops: dict[int, Op] = {}
         self.made_of: dict[int, list[int]] = {}
+        self.unseen: dict[int, dict[str, None]] = {}
         self._same: dict[int, int] = {}
 
     def add(self, event: int, op: Op, sources: list[int]) -> None:
@@ -113,6 +118,8 @@ class Arrivals:
         self.graph = Graph()
         self._met: dict[int, tuple[weakref.ref[Tensor], int, int]] = {}
         self._late: list[tuple[Awaited, weakref.ref[Tensor], int]] = []
+        self._edges: dict[tuple[Node | None, int], int] = {}
+        backward.told = self._look_for_unseen
         self._turn = threading.Lock()  # the gradients of each device come on a thread of its own
         self._handles: list[torch.utils.hooks.RemovableHandle] = []
 
@@ -171,6 +178,7 @@ class Arrivals:
         self._handles.clear()
         self._late.clear()
         self._met.clear()
+        self._edges.clear()
 
     def _look_again(self, recorder: Recorder) -> None:
         """What is made within an `autograd.Function` requires a gradient only when that has returned it."""
@@ -182,7 +190,28 @@ class Arrivals:
                 self._watch(recorder, awaited, tensor)
         self._late.clear()
 
+    def _look_for_unseen(self, losses: Sequence[Tensor]) -> None:
+        """Find functions of autograd, such as kernels in other languages, that take values and make none that was seen."""
+        seen = {node for node, _ in self._edges}
+        left = [loss.grad_fn for loss in losses]
+        known = set[Node]()
+        while left:
+            node = left.pop()
+            if node is None or node in known:
+                continue
+            known.add(node)
+            before = node.next_functions
+            left += [other for other, _ in before]
+            if node not in seen and (isinstance(node, BackwardCFunction) or "CppNode" in node.name()):
+                for edge in before:
+                    event = self._edges.get(edge)
+                    if event is not None:
+                        self.graph.unseen.setdefault(event, {})[node.name()] = None
+        self._edges.clear()
+
     def _watch(self, recorder: Recorder, awaited: Awaited, tensor: Tensor) -> None:
+        if tensor.grad_fn is not None:
+            self._edges[tensor.grad_fn, tensor.output_nr] = awaited.event
         if self.summing and not holds_every_token(awaited.label, recorder.table, awaited.call):
             self.left_out[awaited.op] = None
             return

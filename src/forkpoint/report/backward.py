@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from math import inf
 from typing import TYPE_CHECKING
 
 from forkpoint.report import divergence
@@ -141,7 +142,7 @@ def _parameters(
     head = line(words("comma").join(parts))
     if brief or not apart:
         return (head,)
-    farthest = sorted(beyond or apart, key=lambda one: -(one.relative or 0.0))
+    farthest = sorted(beyond or apart, key=lambda one: -inf if one.relative is None else -one.relative)
     rows = [(head,), *(_parameter(one, words) for one in farthest[:PARAMETERS_SHOWN])]
     if len(farthest) > PARAMETERS_SHOWN:
         rows.append((line(muted(words.many("origins.more", len(farthest) - PARAMETERS_SHOWN))),))
@@ -149,7 +150,11 @@ def _parameters(
 
 
 def _parameter(one: ParameterGradient, words: Words) -> tuple[Line, ...]:
-    relative = "" if one.relative is None else words("backward.relative", relative=short(one.relative))
+    relative = (
+        words("backward.nonfinite")
+        if one.relative is None
+        else words("backward.relative", relative=short(one.relative))
+    )
     cosine = "" if one.cosine is None else words("backward.cosine", cosine=f"{one.cosine:.6f}")
     beyond = strong(words("backward.beyond")) if one.rounding is False else ""
     return line(code(one.name)), line(relative), line(muted(cosine)), line(beyond)

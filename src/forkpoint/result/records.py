@@ -383,7 +383,8 @@ class ParameterGradient:
     ulps: float | None = None
     """Distance of the two elements that are farthest apart, in units in the last place of the narrower dtype."""
     relative: float | None = None
-    """The Euclidean norm of the difference over that of run A's gradient; infinite where that is zero."""
+    """The Euclidean norm of the difference over that of run A's gradient; infinite where that is zero, None where one is not
+    finite and they differ."""
     cosine: float | None = None
     """Cosine of the angle between both gradients; None where one of them is zero or not finite."""
     reason: str = ""

@@ -27,6 +27,7 @@ PHRASES: dict[str, str] = {
     "backward.parameters.beyond": "其中 {n} 个不只是舍入",
     "backward.parameters.missing": "{n} 个无法比较",
     "backward.relative": "差异为其范数的 {relative}",
+    "backward.nonfinite": "有 NaN 或无穷大",
     "backward.cosine": "余弦 {cosine}",
     "backward.beyond": "不只是舍入",
     "backward.ops": "操作的输出",
@@ -41,6 +42,8 @@ SENTENCES: dict[str, str] = {
     "largest element apart": "用 float64 计算时，没有梯度的差异超出 float64 自身的舍入：操作输出的 {n} 个梯度中，最远的相差其最大元素的 {relative}",
     "there were more than could be kept, and those of the first layers were not looked at": "梯度太多，未能全部保留，没有查看最前几层的",
     "of {n} parameters it could not be told": "有 {n} 个参数无法判断",
+    "in the native dtype gradients are NaN or infinite in one run alone, which is no rounding": "用原来的 dtype 时，只有一次运行的梯度中有 "
+    "NaN 或无穷大，这不是舍入",
     "it is no nearer than the native dtype": "并不比原来的 dtype 更接近",
     "the backward pass could not be made in float64: {error}": "反向传播无法用 float64 进行：{error}",
     "the gradients of run {run} do not repeat themselves bit for bit, from the same random state": "从同样的随机状态开始，运行 {run} 的梯度"

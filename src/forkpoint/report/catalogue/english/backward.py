@@ -27,6 +27,7 @@ PHRASES: dict[str, str] = {
     "backward.parameters.beyond": "of {n} by more than rounding",
     "backward.parameters.missing": "{n} could not be compared",
     "backward.relative": "{relative} of its norm",
+    "backward.nonfinite": "NaN or infinite",
     "backward.cosine": "cosine {cosine}",
     "backward.beyond": "more than rounding",
     "backward.ops": "ops' outputs",
