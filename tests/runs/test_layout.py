@@ -172,6 +172,13 @@ class Cache:
         return self.length
 
 
+class States:
+    """What a recurrent model keeps: it does not say of how many tokens."""
+
+    def get_seq_length(self) -> int:
+        raise ValueError("no attention layer")
+
+
 def test_positions_may_go_on_from_a_cache_that_is_given():
     ids = torch.ones(2, 2, dtype=torch.int64)
     calls = [{"input_ids": ids, "past_key_values": Cache(3)}, {"input_ids": ids[:, :1]}]
@@ -184,6 +191,8 @@ def test_positions_may_go_on_from_a_cache_that_is_given():
     assert positions(Layout.read([padded], after_cache=True)) == [[2, 3], [3, -1]]
     unknown = {**calls[0], "past_key_values": (ids, ids)}
     assert positions(Layout.read([unknown], after_cache=True)) == [[0, 1], [0, 1]]
+    states = {"input_ids": ids, "cache_params": States()}
+    assert positions(Layout.read([states], after_cache=True)) == [[0, 1], [0, 1]]
     decoder = {"input_ids": ids, "decoder_input_ids": ids, "past_key_values": Cache(3)}
     (call,) = Layout.read([decoder], after_cache=True).calls
     assert (call[MAIN].position.tolist(), call[DECODER].position.tolist()) == ([[0, 1]] * 2, [[3, 4]] * 2)

@@ -9,14 +9,13 @@ import torch
 from torch import Tensor
 
 from forkpoint.explain.session import Session
+from forkpoint.runs.returned import ALL_CACHES
 from forkpoint.runs.run import copy_inputs, tensors_in
-
-_CACHES = ("past_key_values", "cache_params", "past_key_value", "mems", "state", "cache")
 
 
 def caches_of(call: Mapping[str, Any]) -> list[Any]:
     """The caches among the inputs of a call."""
-    return [call[name] for name in _CACHES if call.get(name) is not None]
+    return [call[name] for name in ALL_CACHES if call.get(name) is not None]
 
 
 def floats_of(calls: Sequence[Mapping[str, Any]]) -> list[Tensor]:

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from forkpoint.errors import InputError, LayoutError
 from forkpoint.runs.masks import CUMULATIVE_LENGTHS, find_mask, states_layout
-from forkpoint.runs.returned import CACHES
+from forkpoint.runs.returned import CACHES, cached_tokens
 from forkpoint.support.restoring import by_itself
 
 PADDING = -1
@@ -292,8 +292,8 @@ def _cached(inputs: Mapping[str, Any], stream: str) -> dict[str, Tensor]:
     mask = find_mask(inputs, found[1], decoder=stream == DECODER)
     if mask is not None and mask.valid.dim() == 2 and mask.valid.shape[-1] > columns:
         return {stream: mask.valid.cpu()[:, :-columns].sum(-1)}
-    length = getattr(cache, "get_seq_length", None)
-    return {} if length is None else {stream: torch.full((rows,), int(length()))}
+    length = cached_tokens(cache)
+    return {} if length is None else {stream: torch.full((rows,), length)}
 
 
 def _from_mask(valid: Tensor, seen: Tensor | None = None) -> Coordinates:

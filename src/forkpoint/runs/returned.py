@@ -17,10 +17,10 @@ from torch.nn.utils.rnn import PackedSequence
 from forkpoint.errors import CaptureError
 from forkpoint.runs.objects import attributes_of, hides_tensors, readable
 
-_CACHES = ("cache", "past_key_values", "cache_params", "past_key_value", "mems", "state")
-"""Names under which models return caches; a bare tensor of such a name is a result like any other."""
 CACHES = ("cache", "past_key_values", "cache_params")
 """Names under which a cache is handed to the next call; the first is that of transformers from 5.24 on."""
+ALL_CACHES = (*CACHES, "past_key_value", "mems", "state")
+"""Names under which models return caches; a bare tensor of such a name is a result like any other."""
 _NUMBERS = (bool, int, float, complex, np.bool_, np.number)
 _NUMERIC = "biufc"
 """Kinds of NumPy's dtypes that are numbers."""
@@ -241,7 +241,7 @@ def _digest(text: str | bytes) -> int:
 
 
 def _is_cache(value: Any, key: Any) -> bool:
-    if key in _CACHES and not (isinstance(value, Tensor) and key in ("cache", "state")):
+    if key in ALL_CACHES and not (isinstance(value, Tensor) and key in ("cache", "state")):
         return True
     name = type(value).__name__
     return name.endswith("Cache") or name in ("MambaCache", "RwkvState")
@@ -278,6 +278,14 @@ def without_named(handed: dict[str, Any], given: Any) -> dict[str, Any]:
     if len(handed) == 1 and any(name in given for name in CACHES):
         return {}
     return handed
+
+
+def cached_tokens(cache: Any) -> int | None:
+    """How many tokens a cache says that it holds; None where it doesn't, as one of states alone, which raises."""
+    try:
+        return int(cache.get_seq_length())
+    except Exception:  # noqa: BLE001 - whatever the cache of somebody's model does instead
+        return None
 
 
 def cache_parameters(model: Any) -> list[str]:

@@ -29,14 +29,13 @@ from forkpoint.errors import LayoutError
 from forkpoint.investigation import versions
 from forkpoint.runs.layout import Coordinates, Layout
 from forkpoint.runs.modules import walk
-from forkpoint.runs.returned import results_of
+from forkpoint.runs.returned import CACHES, cached_tokens, results_of
 from forkpoint.runs.run import tensors_in
 from forkpoint.support.restoring import my_turn
 from forkpoint.traces.writing import Rows, Writer
 
 KEPT_BYTES = 1 << 26
 """Most bytes of a call's inputs, and of what it returned, that are kept as they are; the rest has digests alone."""
-_CACHES = ("cache", "past_key_values", "cache_params")
 
 LayoutReader = Callable[[nn.Module, Mapping[str, Any]], Mapping[str, Coordinates] | None]
 """Says where the tokens of one call of a module are, given what goes in by name; None for a call that is no part of the trace,
@@ -424,16 +423,13 @@ def _shape_of(value: Any) -> Any:
 
 def _goes_on(inputs: Mapping[str, Any]) -> bool:
     """Whether a call is given a cache that holds tokens."""
-    for name in _CACHES:
+    for name in CACHES:
         cache = inputs.get(name)
         if cache is None:
             continue
-        length = getattr(cache, "get_seq_length", None)
-        if callable(length):
-            try:
-                return int(length()) > 0  # pyright: ignore[reportArgumentType]
-            except (TypeError, ValueError, IndexError):
-                pass
+        length = cached_tokens(cache)
+        if length is not None:
+            return length > 0
         return any(bool((t != 0).any()) for t in tensors_in(cache) if t.numel() and not t.is_meta)
     return False
 
