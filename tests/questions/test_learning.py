@@ -78,6 +78,7 @@ def test_padding_that_leaks_on_the_way_back_is_found():
             lambda: fp.padding(ARCHITECTURES["bert"].build(), word_tokenizer(), TEXT, backward=True),
             "no labels",
         ),
+        (lambda: fp.padding(llama(), word_tokenizer(), "w5", pad_to=3, backward=True), "nothing predicts"),
     ],
 )
 def test_what_has_no_one_loss_is_refused(ask, said):

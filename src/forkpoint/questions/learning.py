@@ -23,7 +23,8 @@ def with_labels(a: Run, b: Run) -> tuple[Run, Run]:
     Padding and rows that one run alone has are left out, so that both losses are means over the same tokens.
 
     Raises:
-        InputError: a run of several calls, whose losses are means over other tokens; a model that takes no labels.
+        InputError: a run of several calls, whose losses are means over other tokens; a model that takes no labels; no token that is
+            predicted.
     """
     if len(a.calls) != 1 or len(b.calls) != 1:
         raise InputError(
@@ -47,5 +48,7 @@ def _labelled(run: Run, samples: set[int]) -> Run:
         )
     assert isinstance(ids, Tensor) and at is not None
     known = torch.isin(at.sample, torch.tensor(sorted(samples))) & (at.position > 0)
+    if not known.any():
+        raise InputError("gradients of samples of 1 token, which nothing predicts", "2 tokens or more")
     labels = torch.where(known.to(ids.device), ids, IGNORED)
     return Run(run.model, [{**call, "labels": labels}], layout=run.layout, call=run.call, name=run.name)

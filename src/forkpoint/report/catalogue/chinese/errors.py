@@ -13,6 +13,8 @@ ERRORS: dict[str, str] = {
     "a question of one call each": "各有一次调用的问题",
     "fp.compare(a, b, backward=True) takes any runs with their losses": "fp.compare(a, b, backward=True) 接受任何带损失的运行",
     "gradients of a {kind}, to which token ids are no labels": "{kind} 的梯度，词元编号不能作它的 labels",
+    "gradients of samples of 1 token, which nothing predicts": "只有 1 个词元的样本的梯度，没有什么预测它",
+    "2 tokens or more": "2 个或更多词元",
     "a model that predicts its own tokens": "预测自己词元的模型",
     "a run {run} that returns no loss": "运行 {run} 没有返回损失",
     "a loss to go back from, with backward=True": "backward=True 时，可以反向传播的损失",
