@@ -100,7 +100,7 @@ class Rounded(Sound):
     """Rounds to bfloat16 and back, which float64 does not do."""
 
     @staticmethod
-    def forward(ctx: Any, x):
+    def forward(ctx: Any, x: Tensor) -> Tensor:
         return x.bfloat16().float()
 
 
@@ -108,26 +108,27 @@ class Product(torch.autograd.Function):
     """A product of its own."""
 
     @staticmethod
-    def forward(ctx: Any, x, weight):
+    def forward(ctx: Any, x: Tensor, weight: Tensor) -> Tensor:
         ctx.save_for_backward(x, weight)
         return x @ weight.t()
 
     @staticmethod
-    def backward(ctx: Any, *gradients):
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor]:
         x, weight = ctx.saved_tensors
         return gradients[0] @ weight, gradients[0].flatten(0, -2).t() @ x.flatten(0, -2)
 
 
-def with_product(kind) -> nn.Module:
+def with_product(kind: type[torch.autograd.Function]) -> nn.Module:
     model = tiny()
-    model.head.forward = lambda x: kind.apply(x, model.head.weight) + model.head.bias
+    model.head.forward = lambda input: kind.apply(input, model.head.weight) + model.head.bias  # noqa: A006
     return model
 
 
-def compared(a, b, **options) -> fp.Result:
+def compared(a: Any, b: Any, **options: Any) -> fp.Result:
     runs = (one if isinstance(one, fp.Run) else fp.Run(one, INPUTS) for one in (a, b))
     return fp.compare(*runs, backward=True, **options)
 
 
 def statuses(result: fp.Result) -> dict[str, str]:
+    assert result.backward is not None
     return {one.name: one.status for one in result.backward.parameters}

@@ -32,8 +32,9 @@ class Ran:
     Attributes:
         values: at each point, before the engine's value was put in its place.
         order: the points in the order in which it met them.
-        sizes: for the output of a linear layer, [tokens], the largest sum of the absolute products that an element is made of,
-            times the root of how many they are: what rounding of a sum in any order is proportional to.
+        sizes: [tokens], what rounding is proportional to that sums in any order make: for the output of a linear layer the
+            largest sum of the absolute products that an element is made of, times the root of how many they are; for what
+            follows attention, `_size_of_attention`.
     """
 
     values: Values
@@ -82,6 +83,8 @@ class _Run(TorchFunctionMode):
         self.sizes: Values = {}
         self.order: list[tuple[str, str]] = []
         self._within: list[str] = []
+        self._attended: tuple[str, Tensor] | None = None
+        """The module that attended last, and `_size_of_attention`."""
 
     @contextmanager
     def watching(self, model: nn.Module) -> Generator[None]:
@@ -102,6 +105,9 @@ class _Run(TorchFunctionMode):
             point = self.points.get((path, "input"))
             if point is not None:
                 value = next((v for v in (*args, *kwargs.values()) if _floating(v)), None)
+                if self._attended is not None and path.startswith(f"{self._attended[0]}."):
+                    self.sizes[point.key] = self._attended[1]
+                    self._attended = None
                 self._meets(point, value)
 
         return before
@@ -124,6 +130,7 @@ class _Run(TorchFunctionMode):
                 point = self.points.get((self._within[-1], role))
                 if point is not None and value.dim() == 4:
                     self._meets(point, value.transpose(1, 2))
+            self._attended = self._within[-1], _size_of_attention(*args, **(kwargs or {}))
         return func(*args, **(kwargs or {}))
 
     def _meets(self, point: Point, value: Tensor | None) -> None:
@@ -159,6 +166,50 @@ def _size_of_sum(module: nn.Linear, value: Tensor) -> Tensor:
     with torch._C.DisableTorchFunction():
         sums = F.linear(value.detach()[0].to(module.weight.dtype).abs(), module.weight.detach().abs())
         return sums.amax(-1).double().cpu() * module.in_features**0.5
+
+
+def _size_of_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attn_mask: Tensor | None = None,
+    dropout_p: float = 0.0,  # noqa: ARG001
+    is_causal: bool = False,
+    scale: float | None = None,
+    enable_gqa: bool = False,  # noqa: ARG001
+) -> Tensor:
+    """[tokens]: what the rounding of attention is proportional to, the largest of all heads and columns.
+
+    A score, a sum of n products, is off by the root of n times the sum of their absolute values; its exponential by that and
+    by the rounding of its argument; and what is weighed by it, a sum over the keys, by all that and a sum's own rounding.
+    The arguments are `F.scaled_dot_product_attention`'s, [1, heads, tokens, size].
+    """
+    with torch._C.DisableTorchFunction():
+        tokens, keys = query.shape[2], key.shape[2]
+        found = torch.zeros(tokens, dtype=torch.float64)
+        factor = query.shape[3] ** -0.5 if scale is None else scale
+        causal = torch.ones(tokens, keys, dtype=torch.bool).tril()
+        for head in range(query.shape[1]):
+            part = head * key.shape[1] // query.shape[1]
+            q, k, v = (
+                x[0].detach()[i].double().cpu() for x, i in ((query, head), (key, part), (value, part))
+            )
+            scores = q @ k.T * factor
+            if is_causal:
+                scores = scores.masked_fill(~causal, -torch.inf)
+            if attn_mask is not None:
+                mask = attn_mask.detach().expand(1, query.shape[1], tokens, keys)[0, head].cpu()
+                scores = scores.masked_fill(~mask, -torch.inf) if mask.dtype is torch.bool else scores + mask
+            shares = scores.softmax(-1).nan_to_num(0.0)
+            argument = (scores.amax(-1, keepdim=True) - scores).nan_to_num(0.0, 0.0, 0.0)
+            off = shares * (q.abs() @ k.abs().T * abs(factor) * q.shape[1] ** 0.5 + argument)
+            sizes = (
+                off @ v.abs()
+                + off.sum(-1, keepdim=True) * (shares @ v).abs()
+                + keys**0.5 * (shares @ v.abs())
+            )
+            found = torch.maximum(found, sizes.amax(-1))
+        return found
 
 
 def _put(flat: Tensor, rows: Rows, repeats: int) -> None:

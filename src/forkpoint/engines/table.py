@@ -18,8 +18,9 @@ from forkpoint.engines.recording import Recording, Rows, origin_of
 TIMES = 8.0
 """How many times the error of rounding an engine may have. The unit is, at each token, the largest of: how far the reference
 in its own dtype is from float64; how far float64 moves when the inputs change by half an ULP; half an ULP of the token's
-largest value; and for a sum of n products half an ULP of the sum of their absolute values times the root of n, which is
-what sums in any order are off by (Higham and Mary, 2019). docs/engines.md has what vLLM was measured at."""
+largest value; for a sum of n products half an ULP of the sum of their absolute values times the root of n, which is
+what sums in any order are off by (Higham and Mary, 2019); and for attention what such sums make of its scores and
+of what they weigh. docs/engines.md has what vLLM was measured at."""
 
 OWN_TIMES = 64.0
 """The same for the reference, whose own error is no part of the unit then. A step in a narrower dtype takes thousands."""
@@ -35,7 +36,7 @@ class Three:
         native: in its own dtype.
         exact: in float64.
         shaken: in float64, of inputs that were changed by half an ULP.
-        size: `Ran.sizes`, for a linear layer.
+        size: `Ran.sizes`, for a linear layer and behind attention.
     """
 
     native: Tensor
