@@ -57,9 +57,11 @@ def _is_masked_otherwise(session: Session, at: Meeting, a: Bench, b: Bench) -> b
 
 
 def _is_mask(value: Tensor) -> bool:
+    """Whether a value tells some from others by 0 and 1: the first token's position, 0 or 1 in all rows, does not."""
     if value.dtype == torch.bool:
         return True
-    return not value.is_complex() and bool(value.numel()) and bool(((value == 0) | (value == 1)).all())
+    zeros, ones = (int((value == number).sum()) for number in (0, 1))
+    return bool(zeros and ones and zeros + ones == value.numel())
 
 
 def other_positions(session: Session, at: Meeting, a: Bench, b: Bench) -> ProbeResult | None:
