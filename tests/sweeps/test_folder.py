@@ -20,6 +20,8 @@ from forkpoint.sweeps.cells import described
 from forkpoint.sweeps.folder import opened
 from forkpoint.sweeps.sweeping import asked
 
+ROOT = Path(__file__).parents[2]
+
 
 def prompts_asked(sweep):
     return {row.prompt: row.reason for row in sweep.rows}
@@ -128,9 +130,11 @@ def test_a_script_whose_own_part_is_not_guarded_is_told(tmp_path):
         "from pathlib import Path\nfrom tests.sweeps.asking import cell, run\n"
         "from forkpoint.sweeps.sweeping import asked\nasked([cell('a')], Path('out'), run)\n"
     )
+    paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
     ended = subprocess.run(
-        [sys.executable, str(script)], check=False, cwd=tmp_path, capture_output=True, text=True
-    )
+        [sys.executable, str(script)], check=False, cwd=tmp_path, capture_output=True, text=True,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)},
+    )  # fmt: skip
     assert "a process that ends as it starts" in ended.stderr.splitlines()[-1]
     assert "__main__" in ended.stderr.splitlines()[-1]
 
