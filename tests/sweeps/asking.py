@@ -52,5 +52,6 @@ def names(_: Cell) -> Answer:
 
 
 if __name__ == "__main__":  # a sweep of which a test kills the process
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # what a shell runs in the background ignores it
     folder, told = map(Path, sys.argv[1:])
     asked([cell("one"), cell("two", do="hang", told=str(told)), cell("three")], folder, run)

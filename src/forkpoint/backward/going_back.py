@@ -114,8 +114,8 @@ class GoingBack:
 def loss_of(output: Any, inputs: Inputs) -> Tensor | None:
     """The loss in what a call returned: the number of that name, the first of a tuple if there are labels, or all there is.
 
-    >>> loss_of({"loss": torch.tensor(2.0), "logits": torch.zeros(3)}, {}), loss_of(torch.zeros(3), {})
-    (tensor(2.), None)
+    >>> loss_of({"loss": torch.tensor(2.0), "logits": torch.zeros(3)}, {}).item(), loss_of(torch.zeros(3), {})
+    (2.0, None)
     """
     found = results_of(output)
     numbers = {name: v for name, v in found.items() if v.numel() == 1 and v.is_floating_point()}
