@@ -1,5 +1,4 @@
 """Watches the gradients of ops' outputs arrive, by hooks on the tensors that a run makes."""
-# ruff: noqa: ARG002 - every watcher is asked with all that there is
 
 from __future__ import annotations
 
@@ -7,7 +6,6 @@ import threading
 import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
 
 import numpy as np
 import torch
@@ -18,10 +16,9 @@ from torch.autograd.graph import Node
 from forkpoint.backward.going_back import GoingBack
 from forkpoint.capture.coordinates import CoordinateTable
 from forkpoint.capture.labels import Label
-from forkpoint.capture.recorder import Recorder
+from forkpoint.capture.recorder import Recorder, Watcher
 from forkpoint.capture.trace import Op
 from forkpoint.capture.writes import INDEXED_WRITES
-from forkpoint.probes.watchers import Key
 from forkpoint.runs.layout import STREAMS
 from forkpoint.support.readable import why_unreadable
 
@@ -89,7 +86,7 @@ class Graph:
         ]
 
 
-class Arrivals:
+class Arrivals(Watcher):
     """A watcher that is told of the gradient of every value that a run makes.
 
     A subclass says what is done with it. A value that no gradient arrives at, although it requires one, does not count in the
@@ -106,8 +103,6 @@ class Arrivals:
         arrived: events whose gradient came.
         graph: what was made of what.
     """
-
-    entrances_only: ClassVar[bool] = False
 
     def __init__(self, backward: GoingBack, *, summing: bool) -> None:
         self.backward = backward
@@ -133,14 +128,6 @@ class Arrivals:
         raise NotImplementedError
 
     # ------------------------------------------------------------------ what a watcher does
-
-    def edits(self, key: Key) -> bool:
-        return False
-
-    def edit(
-        self, recorder: Recorder, key: Key, nth: int, output: int, value: Tensor, label: Label | None
-    ) -> Tensor | None:
-        return None
 
     def saw(
         self, recorder: Recorder, event: int, value: Tensor, label: Label | None, inputs: list[int]

@@ -43,18 +43,18 @@ MAX_HISTORIES = 32
 
 
 class Watcher(Protocol):
-    """Sees every value as it passes by, and may put another in its place.
+    """Sees every value as it passes by, and may put another in its place. By itself it does nothing.
 
     Attributes:
         entrances_only: whether it changes no more than the model's inputs and what is looked up for them, and need not be
             told of any value.
     """
 
-    entrances_only: ClassVar[bool]
+    entrances_only: ClassVar[bool] = False
 
     def edits(self, key: Key) -> bool:
         """Whether it may put another in place of a value of such an op; `edit` is not asked for the others."""
-        ...
+        return False
 
     def edit(
         self,
@@ -66,13 +66,13 @@ class Watcher(Protocol):
         label: Label | None,
     ) -> Tensor | None:
         """A value of the same shape and dtype to go on with, or None to leave this one."""
-        ...
+        return None
 
     def saw(
         self, recorder: Recorder, event: int, value: Tensor, label: Label | None, inputs: list[int]
     ) -> None:
         """An event was recorded; `inputs` are the events of the tensors that went into it."""
-        ...
+        return
 
 
 class Maker(Watcher, Protocol):

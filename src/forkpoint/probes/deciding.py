@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import torch
@@ -191,7 +191,7 @@ class UnheldError(Exception):
 
 
 @dataclass
-class Noting:
+class Noting(Watcher):
     """Notes every decision of a run, in the order of execution.
 
     Attributes:
@@ -207,7 +207,6 @@ class Noting:
     under: Watcher | None = None
     found: list[Decision] = field(default_factory=list[Decision])
     used: int = 0
-    entrances_only: ClassVar[bool] = False
 
     def make(
         self,

@@ -4,13 +4,11 @@ The same change of the same terms moves two losses alike if these differ in some
 padding's terms are. Where the divisors differ, it moves them by other amounts, whichever terms are changed: the ratio
 is that of the divisors.
 """
-# ruff: noqa: ARG002 - every watcher is asked with all that there is
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import ClassVar
 
 import numpy as np
 import torch
@@ -18,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from forkpoint.capture.labels import Label, spread
-from forkpoint.capture.recorder import Recorder
+from forkpoint.capture.recorder import Recorder, Watcher
 from forkpoint.explain.session import Results, Session, Traced
 from forkpoint.probes.watchers import Kept, Key, Place
 from forkpoint.promotion import Promotion
@@ -199,7 +197,7 @@ def _followed(session: Session) -> NDArray[np.bool_]:
 
 
 @dataclass
-class _Scaled:
+class _Scaled(Watcher):
     """Multiplies values at chosen ops, each token's by a factor of its own.
 
     Attributes:
@@ -209,7 +207,6 @@ class _Scaled:
 
     places: set[Place]
     factors: NDArray[np.float64]
-    entrances_only: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         self._keys = {place[0] for place in self.places}
@@ -225,8 +222,3 @@ class _Scaled:
         known = np.append(self.factors, np.ones(max(len(recorder.table.kinds) + 2 - len(self.factors), 0)))
         factors = torch.from_numpy(spread(known[label.q], tuple(value.shape)).copy())
         return value * factors.to(value.device, value.dtype)
-
-    def saw(
-        self, recorder: Recorder, event: int, value: Tensor, label: Label | None, inputs: list[int]
-    ) -> None:
-        return None

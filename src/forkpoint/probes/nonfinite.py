@@ -12,13 +12,13 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from forkpoint.capture.labels import Label
-from forkpoint.capture.recorder import Fetch, Recorder, Taken
+from forkpoint.capture.recorder import Fetch, Recorder, Taken, Watcher
 from forkpoint.capture.trace import Event, Op
 from forkpoint.capture.writes import INDEXED_WRITES
 from forkpoint.errors import reraise_out_of_memory
@@ -136,7 +136,7 @@ def advice(made: NonFinite, *, finite_in_float64: bool) -> str:
 
 
 @dataclass
-class Finiteness:
+class Finiteness(Watcher):
     """Notes which values are NaN or infinite, and what they were made from.
 
     Attributes:
@@ -148,21 +148,6 @@ class Finiteness:
     sources: dict[int, list[int]] = field(default_factory=dict[int, list[int]])
     ops: dict[int, tuple[Op, Event]] = field(default_factory=dict[int, tuple[Op, Event]])
     recorder: Recorder | None = None
-    entrances_only: ClassVar[bool] = False
-
-    def edits(self, key: tuple[str, str, str]) -> bool:
-        return False
-
-    def edit(
-        self,
-        recorder: Recorder,
-        key: tuple[str, str, str],
-        nth: int,
-        output: int,
-        value: Tensor,
-        label: Label | None,
-    ) -> Tensor | None:
-        return None
 
     def saw(
         self, recorder: Recorder, event: int, value: Tensor, label: Label | None, inputs: list[int]

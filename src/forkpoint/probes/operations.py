@@ -5,22 +5,19 @@ may make others: it branches on a dtype. Then its tensors say that they are of i
 float64 once more. Where the model does not take its own path even so, how large the gap is is all that tells: a fused
 and a spelt-out form of one function differ by rounding.
 """
-# ruff: noqa: ARG002 - a watcher is asked with all that there is
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
-from torch import Tensor
 
 from forkpoint.capture.functions import Function, resolve
-from forkpoint.capture.labels import Label
 from forkpoint.capture.mode import transforms
-from forkpoint.capture.recorder import Recorder
+from forkpoint.capture.recorder import Recorder, Watcher
 from forkpoint.capture.sites import CallStack
 from forkpoint.explain.results import ResultComparison, compare_results
 from forkpoint.explain.session import Results, Session, Traced
@@ -49,7 +46,7 @@ Key = tuple[str, str, str]
 
 
 @dataclass
-class Calls:
+class Calls(Watcher):
     """Notes every call of a run: what is called where, and with which numbers.
 
     Attributes:
@@ -59,7 +56,6 @@ class Calls:
 
     made: Counter[tuple[Key, tuple[Any, ...]]] = field(default_factory=Counter[tuple[Key, tuple[Any, ...]]])
     places: dict[Key, str] = field(default_factory=dict[Key, str])
-    entrances_only: ClassVar[bool] = False
 
     def make(
         self, recorder: Recorder, function: Function, place: CallStack, args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -78,19 +74,6 @@ class Calls:
         for (key, _), times in self.made.items():
             found[key] += times
         return found
-
-    def edits(self, key: Key) -> bool:
-        return False
-
-    def edit(
-        self, recorder: Recorder, key: Key, nth: int, output: int, value: Tensor, label: Label | None
-    ) -> Tensor | None:
-        return None
-
-    def saw(
-        self, recorder: Recorder, event: int, value: Tensor, label: Label | None, inputs: list[int]
-    ) -> None:
-        return None
 
 
 @dataclass(frozen=True)

@@ -36,7 +36,7 @@ _SMALL = 1 << 22
 
 
 @dataclass
-class OtherContent:
+class OtherContent(Watcher):
     """Replaces what sits at coordinates that the other run lacks, where content first becomes numbers.
 
     The rows that an embedding looked up for token ids, or the rows of a float input, are replaced. Ids stay (a pad token's
@@ -103,11 +103,6 @@ class OtherContent:
         self.ids += int(other.sum())
         return torch.from_numpy(known).to(value.device)
 
-    def saw(
-        self, recorder: Recorder, event: int, value: Tensor, label: Label | None, inputs: list[int]
-    ) -> None:
-        return None
-
 
 def _with_a_neighbour(known: int, ids: np.ndarray, padding: np.ndarray) -> np.ndarray:
     """A token id and the nearest other that is no padding's, and no larger than all that are there."""
@@ -136,7 +131,7 @@ def elements_for(value: Tensor, source: Tensor, pairs: Pairs) -> tuple[Tensor, T
 
 
 @dataclass
-class Patch:
+class Patch(Watcher):
     """Puts other values in place at chosen ops.
 
     Attributes:
@@ -148,7 +143,6 @@ class Patch:
     values: Values
     apart: dict[Place, float] = field(default_factory=dict[Place, float])
     applied: int = 0
-    entrances_only: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         self._keys = {place[0] for place in self.values}
@@ -170,11 +164,6 @@ class Patch:
             self.apart[place] = max(self.apart.get(place, 0.0), gap(source, value, pairs).max_abs)
         self.applied += 1
         return with_elements(value, found)
-
-    def saw(
-        self, recorder: Recorder, event: int, value: Tensor, label: Label | None, inputs: list[int]
-    ) -> None:
-        return None
 
 
 @dataclass
@@ -218,7 +207,7 @@ class Turn:
 
 
 @dataclass
-class Store:
+class Store(Watcher):
     """Keeps every value, with what it was made from, as long as there is room.
 
     Attributes:
@@ -236,15 +225,6 @@ class Store:
     sources: dict[int, list[int]] = field(default_factory=dict[int, list[int]])
     ops: dict[int, tuple[Op, Event]] = field(default_factory=dict[int, tuple[Op, Event]])
     used: int = 0
-    entrances_only: ClassVar[bool] = False
-
-    def edits(self, key: Key) -> bool:
-        return False
-
-    def edit(
-        self, recorder: Recorder, key: Key, nth: int, output: int, value: Tensor, label: Label | None
-    ) -> Tensor | None:
-        return None
 
     def saw(
         self, recorder: Recorder, event: int, value: Tensor, label: Label | None, inputs: list[int]
@@ -314,12 +294,11 @@ class Store:
 
 
 @dataclass
-class Patched:
+class Patched(Watcher):
     """A watcher that sees a run in which another changes some values."""
 
     patch: Watcher
     store: Watcher
-    entrances_only: ClassVar[bool] = False
 
     def edits(self, key: Key) -> bool:
         return self.patch.edits(key)
@@ -336,12 +315,11 @@ class Patched:
 
 
 @dataclass
-class InTurn:
+class InTurn(Watcher):
     """A watcher that has one change values, and then another."""
 
     first: Watcher
     then: Watcher
-    entrances_only: ClassVar[bool] = False
 
     def edits(self, key: Key) -> bool:
         return self.first.edits(key) or self.then.edits(key)
@@ -352,8 +330,3 @@ class InTurn:
         new = self.first.edit(recorder, key, nth, output, value, label)
         newer = self.then.edit(recorder, key, nth, output, value if new is None else new, label)
         return new if newer is None else newer
-
-    def saw(
-        self, recorder: Recorder, event: int, value: Tensor, label: Label | None, inputs: list[int]
-    ) -> None:
-        return None

@@ -10,13 +10,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from forkpoint.capture.labels import Label
-from forkpoint.capture.recorder import Fetch, Recorder, Taken
+from forkpoint.capture.recorder import Fetch, Recorder, Taken, Watcher
 from forkpoint.explain.results import compare_results
 from forkpoint.explain.session import Results, Session, Traced
 from forkpoint.probes.inputs import Weight, same_weights
@@ -97,11 +97,10 @@ class _Collapse:
 
 
 @dataclass
-class _AsCast:
+class _AsCast(Watcher):
     """Goes on with the numbers that a dtype left, at some calls."""
 
     found: dict[tuple[Key, int, int], _Collapse]
-    entrances_only: ClassVar[bool] = False
 
     def edits(self, key: Key) -> bool:
         return any(place[0] == key for place in self.found)
@@ -111,11 +110,6 @@ class _AsCast:
     ) -> Tensor | None:
         found = None if output else self.found.get((key, nth, recorder.call))
         return None if found is None else found.applied(value)
-
-    def saw(
-        self, recorder: Recorder, event: int, value: Tensor, label: Label | None, inputs: list[int]
-    ) -> None:
-        return None
 
 
 def whole_numbers(session: Session, exact: Precision, weights: tuple[Weight, ...] = ()) -> Whole | None:

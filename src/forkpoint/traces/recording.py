@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from datetime import UTC, datetime
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import torch
@@ -23,7 +23,7 @@ from forkpoint.capture.calls import Caller
 from forkpoint.capture.cells import collect
 from forkpoint.capture.coordinates import CoordinateTable
 from forkpoint.capture.labels import Label, Labels
-from forkpoint.capture.recorder import Recorder
+from forkpoint.capture.recorder import Recorder, Watcher
 from forkpoint.capture.taps import Observation
 from forkpoint.errors import LayoutError
 from forkpoint.investigation import versions
@@ -337,19 +337,11 @@ class _Streaming(Recorder):
         self.written = len(self.trace.rows)
 
 
-class _Keeper:
+class _Keeper(Watcher):
     """Keeps the values of the ops that were asked for."""
-
-    entrances_only: ClassVar[bool] = False
 
     def __init__(self, group: _Group) -> None:
         self.group = group
-
-    def edits(self, key: tuple[str, str, str]) -> bool:  # noqa: ARG002 - the interface of watchers
-        return False
-
-    def edit(self, *_: Any, **__: Any) -> Tensor | None:
-        return None
 
     def saw(
         self,
