@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -280,16 +281,20 @@ def keep_cached(engine: FakeEngine, folder: Path, request: int, tokens: int) -> 
     save_file(tensors, str(folder / "engine.safetensors"))
 
 
+def with_a_known_prefix(engine: FakeEngine, folder: Path) -> tuple[Path, dict[str, Any]]:
+    """A recording in which the first four tokens of a request were found in the prefix cache, and what it says of itself."""
+    engine.answer(PROMPTS)
+    engine.known = {0: 4}
+    recorded(engine, PROMPTS, folder)
+    keep_cached(engine, folder, 0, 4)
+    return folder, json.loads((folder / FACTS).read_text())
+
+
 def test_log_probabilities_of_tokens_that_were_not_computed_are_told(
     qwen3: torch.nn.Module, tmp_path: Path
 ) -> None:
     """As a prefix cache returns those of an earlier run."""
-    engine = FakeEngine(qwen3)
-    engine.answer(PROMPTS)
-    engine.known = {0: 4}
-    folder = recorded(engine, PROMPTS, tmp_path / "r")
-    keep_cached(engine, folder, 0, 4)
-    facts = json.loads((folder / FACTS).read_text())
+    folder, facts = with_a_known_prefix(FakeEngine(qwen3), tmp_path / "r")
     facts["reported"][0]["logprobs"][1:5] = [-3.0, -3.1, -3.2, -3.3]
     (folder / FACTS).write_text(json.dumps(facts))
     found = fp.compare_engine(qwen3, folder)
@@ -304,13 +309,8 @@ def test_log_probabilities_of_tokens_that_were_not_computed_are_told(
 def test_log_probabilities_of_an_earlier_run_that_are_right_are_no_error(
     qwen3: torch.nn.Module, tmp_path: Path
 ) -> None:
-    engine = FakeEngine(qwen3)
-    engine.answer(PROMPTS)
-    before = recorded(engine, PROMPTS, tmp_path / "whole")
-    engine.known = {0: 4}
-    folder = recorded(engine, PROMPTS, tmp_path / "r")
-    keep_cached(engine, folder, 0, 4)
-    facts = json.loads((folder / FACTS).read_text())
+    before = recorded(FakeEngine(qwen3), PROMPTS, tmp_path / "whole")
+    folder, facts = with_a_known_prefix(FakeEngine(qwen3), tmp_path / "r")
     facts["reported"] = json.loads((before / FACTS).read_text())["reported"]
     (folder / FACTS).write_text(json.dumps(facts))
     found = fp.compare_engine(qwen3, folder)
@@ -323,12 +323,7 @@ def test_other_log_probabilities_than_those_of_its_logits_are_not_blamed_on_the_
     qwen3: torch.nn.Module, tmp_path: Path
 ) -> None:
     """Although some tokens were found in it."""
-    engine = FakeEngine(qwen3)
-    engine.answer(PROMPTS)
-    engine.known = {0: 4}
-    folder = recorded(engine, PROMPTS, tmp_path / "r")
-    keep_cached(engine, folder, 0, 4)
-    facts = json.loads((folder / FACTS).read_text())
+    folder, facts = with_a_known_prefix(FakeEngine(qwen3), tmp_path / "r")
     told = facts["reported"][1]["logprobs"]
     facts["reported"][1]["logprobs"] = [None if p is None else p - 0.5 for p in told]
     (folder / FACTS).write_text(json.dumps(facts))
