@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import json
 import re
+from collections import Counter
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 from tests.backward.models import (
     INPUTS,
     Product,
@@ -19,8 +22,10 @@ from tests.backward.models import (
     tiny,
     with_product,
 )
+from torch import nn
 
 import forkpoint as fp
+from forkpoint.backward.exact import exact_gradient
 
 
 class Hurt(Sound):
@@ -94,3 +99,21 @@ def test_a_sparse_gradient_is_compared():
     found = compared(sparse(), sparse().bfloat16())
     assert statuses(found)["embed.weight"] == "differs" and found.backward.rounding is True
     assert compared(sparse(), tiny()).backward.identical
+
+
+@pytest.mark.parametrize("parts", [1, 3])
+@pytest.mark.parametrize("share", [0.0, 0.05])
+def test_a_sum_that_lacks_a_share_is_not_taken_for_the_whole(share, parts):
+    """As that of a weight which something reads in a way that is not seen."""
+    weight = nn.Parameter(torch.zeros(200, dtype=torch.bfloat16))
+    added = torch.randn(parts, 200, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    narrow = torch.zeros(200, dtype=torch.bfloat16)
+    for part in added * (1 + share):
+        narrow += part.bfloat16()
+    key = id(weight)
+    backward = SimpleNamespace(
+        gradients={key: narrow}, exact={key: added.sum(0)}, added=Counter({key: parts})
+    )
+    found, rounded = exact_gradient(backward, weight)
+    assert torch.equal(found, narrow.double() if share else added.sum(0))
+    assert (rounded == 0.0) == (not share)

@@ -202,20 +202,22 @@ class _Noise:
 def exact_gradient(backward: GoingBack, weight: nn.Parameter) -> tuple[Tensor, float] | None:
     """The gradient of a parameter, and what it may be rounded by, relative to its largest element; None for another kind.
 
-    In float64 if all of it could be added up; else as it was rounded to the parameter's dtype in the end.
+    In float64 if all of it could be added up: then it is as near to what the parameter got as rounding each part once leaves
+    it. Else as it was rounded to the parameter's dtype in the end.
     """
     narrow, wide = backward.gradients[id(weight)], backward.exact.get(id(weight))
     if narrow is None:
         return torch.zeros(weight.shape, dtype=torch.float64, device=weight.device), 0.0
     if not narrow.is_floating_point():
         return None
-    rounded = _SUMMED * torch.finfo(narrow.dtype).eps
+    eps = torch.finfo(narrow.dtype).eps
     narrow = dense(narrow).double()
     if wide is not None:
         wide = dense(wide)
         finite = wide.isfinite()
         apart = torch.linalg.vector_norm((wide - narrow)[finite])
         alike = torch.equal(finite, narrow.isfinite())
-        if alike and bool(apart <= rounded * torch.linalg.vector_norm(wide[finite])):
+        parts = backward.added[id(weight)]
+        if alike and bool(apart <= parts * eps * torch.linalg.vector_norm(wide[finite])):
             return wide, 0.0
-    return narrow, rounded
+    return narrow, _SUMMED * eps

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -31,7 +32,7 @@ class GoingBack:
     Attributes:
         losses: what each call returned that has a loss.
         gradients: by the id of each parameter that requires a gradient, what arrived; None where nothing did.
-        exact: the same in float64, as far as it could be added up.
+        exact: the same in float64, as far as it could be added up; `added`, of how many parts.
         at_work: whether the backward pass is being made.
         told: told of the losses before each backward pass.
     """
@@ -41,6 +42,7 @@ class GoingBack:
         self.losses: list[float] = []
         self.gradients: dict[int, Tensor | None] = {}
         self.exact: dict[int, Tensor] = {}
+        self.added: Counter[int] = Counter()
         self.at_work = False
         self.told: Callable[[Sequence[Tensor]], None] | None = None
         weights = () if run.modules is None else run.modules.parameters()
@@ -107,6 +109,7 @@ class GoingBack:
                     if total is None:
                         total = self.exact[id(owner)] = torch.zeros_like(owner, dtype=torch.float64)
                     total.as_strided(size, stride, offset).add_(gradient)
+                    self.added[id(owner)] += 1
 
         wide.register_hook(arrived)
 
