@@ -213,14 +213,17 @@ def interrupted(
         frame.f_trace_opcodes, frame.f_trace_lines = True, False
         return local
 
-    try:
-        return _traced(trace, function)
-    except KeyboardInterrupt:
-        return None
-    except Exception as raised:
-        if error is None or not (type(raised) is error or isinstance(raised, fp.ForkpointError)):
-            raise
-        return None
+    with warnings.catch_warnings():
+        # `with open(...)` interrupted between its two steps lets go of the file, which closes it and says so
+        warnings.simplefilter("ignore", ResourceWarning)
+        try:
+            return _traced(trace, function)
+        except KeyboardInterrupt:
+            return None
+        except Exception as raised:
+            if error is None or not (type(raised) is error or isinstance(raised, fp.ForkpointError)):
+                raise
+            return None
 
 
 def _traced(trace: Any, function: Callable[[], Any]) -> Any:

@@ -8,6 +8,7 @@ import warnings
 from collections.abc import Generator
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -18,7 +19,7 @@ from torch.overrides import TorchFunctionMode, _get_current_function_mode_stack,
 
 from forkpoint.native.choice import python_alone
 from forkpoint.scene.format import folder
-from forkpoint.support import restoring
+from forkpoint.support import files, restoring
 from forkpoint.support.restoring import on_stack, restored, undone
 
 
@@ -57,6 +58,34 @@ def test_an_interrupt_leaves_what_is_saved_whole(error, tmp_path):
     counts = visited(saving.act)
     assert len(counts) > 1000
     assert list(left_by(drawn(counts, 6, seed=3), saving.model, saving.act, error, saving.wrong)) == []
+
+
+def test_an_interrupt_leaves_a_file_whole_and_none_open(tmp_path):
+    """At every position of writing one."""
+    path, model = tmp_path / "result.json", nn.Identity()
+
+    def write() -> bool:
+        path.write_bytes(b"old")
+        files.write_bytes(path, b"new")
+        return True
+
+    def wrong(_: Any) -> list[str]:
+        whole = [] if path.read_bytes() in (b"old", b"new") else ["not whole"]
+        return [*whole, *(["still open"] if _open_files() > before else []), *map(str, others())]
+
+    def others() -> list[Path]:
+        return [found for found in tmp_path.iterdir() if found != path]
+
+    write()
+    before = _open_files()
+    every = [(place, times) for place, count in visited(write).items() for times in {1, count}]
+    assert sum(place[0].co_filename == files.__file__ for place, _ in every) > 20
+    assert list(left_by(every, model, write, None, wrong)) == []
+
+
+def _open_files() -> int:
+    descriptors = Path("/proc/self/fd")
+    return len(list(descriptors.iterdir())) if descriptors.is_dir() else 0
 
 
 def test_what_an_interrupt_leaves_is_found():

@@ -161,14 +161,13 @@ def _replace(target: Path, data: bytes) -> None:
     """Put a whole file in the place of another one, whose permissions it keeps."""
     temporary = _unfinished_in(target.parent)
     try:
-        handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
-        with open(handle, "wb") as file:
-            _lock(handle)
+        with temporary.open("xb") as file:  # one call: an interrupt between two would leave a descriptor open
+            _lock(file.fileno())
             file.write(data)
             file.flush()
-            os.fsync(handle)
+            os.fsync(file.fileno())
             with suppress(OSError):
-                os.fchmod(handle, stat.S_IMODE(target.stat().st_mode))
+                os.fchmod(file.fileno(), stat.S_IMODE(target.stat().st_mode))
         os.replace(temporary, target)
     except BaseException:
         temporary.unlink(missing_ok=True)
