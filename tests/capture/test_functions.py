@@ -130,6 +130,20 @@ def test_arguments_have_the_names_that_torch_gives_them(name, count, names):
     assert parameter_names(name, count) == names
 
 
+def test_the_schema_that_fits_names_the_arguments():
+    """An LSTM takes rows, or packed rows and their sizes; a bag of embeddings is called in two ways."""
+    x, sizes, state, weights = torch.ones(2, 3, 4), torch.ones(2), [torch.ones(1)], [torch.ones(1)]
+    assert parameter_names("lstm", 3, args=(x, state, weights)) == ("input", "hx", "params")
+    assert parameter_names("lstm", 4, args=(x, sizes, state, weights)) == (
+        "data",
+        "batch_sizes",
+        "hx",
+        "params",
+    )
+    assert parameter_names("embedding_bag", 2, F.embedding_bag) == ("input", "weight")
+    assert parameter_names("embedding_bag", 2, torch.embedding_bag) == ("weight", "indices")
+
+
 def test_an_operator_writes_if_its_schema_says_so():
     from tests.programs import blocks
 

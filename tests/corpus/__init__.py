@@ -33,6 +33,7 @@ from . import (  # noqa: F401  (each registers its cases)
     cases_padding,
     cases_precision,
     cases_remaining,
+    cases_reports,
     cases_results,
     cases_review_couplings,
     cases_review_kinds,

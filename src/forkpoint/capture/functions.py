@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -290,23 +290,54 @@ _PARAMETERS: dict[str, tuple[str, ...]] = {
 }
 
 
-def parameter_names(name: str, count: int) -> tuple[str, ...]:
-    """Names of a function's first `count` positional parameters, from torch's own schemas.
+def parameter_names(name: str, count: int, func: Any = None, args: Sequence[Any] = ()) -> tuple[str, ...]:
+    """Names of a function's first `count` positional parameters: its own if it is written in Python, else its schema's.
+
+    Args:
+        name: the public name of the function.
+        func: the function that was called, if known.
+        args: what it was called with: a function of several schemas (an LSTM of packed rows, or not) has the one that fits.
 
     >>> parameter_names("conv1d", 3)
     ('input', 'weight', 'bias')
+    >>> parameter_names("embedding_bag", 2, F.embedding_bag), parameter_names("embedding_bag", 2, torch.embedding_bag)
+    (('input', 'weight'), ('weight', 'indices'))
     """
-    known = _PARAMETERS.get(name) or _schema_names(name)
+    known = _PARAMETERS.get(name) or _own_names(func, count) or _schema_names(name, args)
     return tuple(known[i] if i < len(known) else f"argument {i}" for i in range(count))
 
 
-def _schema_names(name: str) -> tuple[str, ...]:
+def _own_names(func: Any, count: int) -> tuple[str, ...]:
+    """Names of the parameters of a function of `torch.nn.functional`; empty where it takes fewer by their places."""
+    if not isinstance(func, types.FunctionType) or func.__module__ != F.__name__:
+        return ()
+    code = func.__code__
+    return code.co_varnames[: code.co_argcount] if count <= code.co_argcount else ()
+
+
+def _schema_names(name: str, args: Sequence[Any]) -> tuple[str, ...]:
     namespace, _, op = name.rpartition(".")
     packet = getattr(getattr(torch.ops, namespace or "aten"), op, None)
     if packet is None or not hasattr(packet, "overloads"):
         return ("input", "other")
     schemas = [getattr(packet, overload)._schema for overload in packet.overloads()]
-    longest = max(schemas, key=lambda s: len(s.arguments), default=None)
+    fitting = [schema for schema in schemas if _fits(schema, args)]
+    longest = max(fitting or schemas, key=lambda s: len(s.arguments), default=None)
     if longest is None:
         return ("input", "other")
     return tuple("input" if a.name == "self" else a.name for a in longest.arguments)
+
+
+def _fits(schema: Any, args: Sequence[Any]) -> bool:
+    """Whether there is a tensor, or a list of tensors, wherever a schema has one."""
+
+    def kind(value: Any) -> str:
+        if isinstance(value, Tensor):
+            return "Tensor"
+        listed = isinstance(value, (tuple, list)) and value and isinstance(value[0], Tensor)
+        return "List[Tensor]" if listed else ""
+
+    return all(
+        kind(value) in ("", str(argument.type))
+        for argument, value in zip(schema.arguments, args, strict=False)
+    )

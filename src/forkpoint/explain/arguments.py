@@ -60,7 +60,7 @@ def compare_arguments(a: Taken, b: Taken) -> tuple[ArgumentComparison, ...]:
 
 
 def _scalars(taken: Taken) -> dict[str, Any]:
-    names = parameter_names(taken.op.function, len(taken.args))
+    names = parameter_names(taken.op.function, len(taken.args), taken.func, taken.args)
     given = {**dict(zip(names, taken.args, strict=True)), **taken.kwargs}
     rank = next((value.dim() for value in given.values() if isinstance(value, torch.Tensor)), 0)
     return {

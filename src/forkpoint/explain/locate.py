@@ -19,6 +19,7 @@ from forkpoint.capture.recorder import Fetch, Look, Taken, Watcher
 from forkpoint.capture.trace import Event, Op
 from forkpoint.explain.arguments import compare_arguments
 from forkpoint.explain.session import Session, Traced
+from forkpoint.explain.written import written_in_one_run
 from forkpoint.match import Difference, Joined
 from forkpoint.match.align import gap, index_of, largest_pair, pair_elements, scalar
 from forkpoint.match.distance import ulps
@@ -332,7 +333,7 @@ def _definition(session: Session, path: str) -> tuple[str, int]:
 
 def named_inputs(taken: Taken) -> dict[str, Tensor]:
     """The tensor inputs of a call by the names of the function's parameters."""
-    names = parameter_names(taken.op.function, len(taken.args))
+    names = parameter_names(taken.op.function, len(taken.args), taken.func, taken.args)
     found: dict[str, Tensor] = {}
 
     def add(name: str, value: Any) -> None:
@@ -437,14 +438,12 @@ def _between(session: Session, located: Located) -> Located:
             note="the runs part ways in ops that only one of them has, before this value",
         )  # fmt: skip
         return replace(located, divergence=changed)
-    if located.row.op.function in ALWAYS_VIEWS or located.row.op.function in (
-        "getitem",
-        "reshape",
-        "contiguous",
-    ):
-        note = "this op only moves elements, and its input differs already: something no tap saw made it"
+    moves = located.row.op.function in (*ALWAYS_VIEWS, "getitem", "reshape", "contiguous")
+    if moves:
+        unseen = "this op only moves elements, and its input differs already: something no tap saw made it"
     else:
-        note = "its input differs already, though no op before it does: something no tap saw changed it"
+        unseen = "its input differs already, though no op before it does: something no tap saw changed it"
+    note = written_in_one_run(session, located.row, list(named_inputs(located.a)), moved) or unseen
     return replace(located, divergence=replace(divergence, note=note))
 
 

@@ -15,7 +15,7 @@ from forkpoint.explain.session import Session
 from forkpoint.probes.attention import sees_other_keys
 from forkpoint.probes.bench import Bench, benches
 from forkpoint.probes.content import ContentProbe
-from forkpoint.probes.coupling import OTHERS, Coupling, coupling
+from forkpoint.probes.coupling import LATER, OTHERS, PADDING, ROWS, Coupling, coupling
 from forkpoint.probes.decisions import coupling_at
 from forkpoint.probes.entrance import entrance
 from forkpoint.probes.given import Masked, masked_module
@@ -61,6 +61,25 @@ class Case:
     def ids_enter(self) -> bool:
         """Whether other token ids where the other run has none move the result: numbers made of ids are no positions."""
         return self.content is not None and self.content.leaks and self.content.ids
+
+    @property
+    def held_alone(self) -> tuple[str, ...]:
+        """The one kind of content that a run holds alone, whichever run; empty where there are several kinds."""
+        pairing, kinds = self.session.pairing, set[str]()
+        for run, mates in ((self.session.a.run, pairing.only_a), (self.session.b.run, pairing.only_b)):
+            kinds |= {ROWS} if mates else set()
+            cells = (c.sample for entry in run.layout.calls for c in entry.values())
+            kinds |= {PADDING} if any(bool((sample < 0).any()) for sample in cells) else set()
+        if any(self._longest(0, a) != self._longest(1, b) for a, b in pairing.pairs):
+            kinds.add(LATER)
+        return tuple(kinds) if len(kinds) == 1 else ()
+
+    def _longest(self, side: int, sample: int) -> int:
+        """The last position of a sample in one run."""
+        run = (self.session.a, self.session.b)[side].run
+        cells = (c for entry in run.layout.calls for c in entry.values())
+        places = (c.position[c.sample == sample] for c in cells)
+        return max((int(p.max()) for p in places if p.numel()), default=-1)
 
     # ------------------------------------------------------------------ experiments
 

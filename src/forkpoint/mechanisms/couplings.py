@@ -7,7 +7,7 @@ from torch import Tensor
 from forkpoint.mechanisms.case import Case
 from forkpoint.mechanisms.mechanism import Mechanism
 from forkpoint.probes.bench import Bench
-from forkpoint.probes.coupling import EARLIER, PADDING, ROWS, Coupling
+from forkpoint.probes.coupling import EARLIER, LATER, OTHERS, PADDING, ROWS, Coupling
 from forkpoint.probes.deciding import STEPS
 from forkpoint.probes.resampled import LOUD
 from forkpoint.probes.spans import spans
@@ -282,34 +282,42 @@ def _keeps_tokens(case: Case) -> bool:
 
 
 def _leak(case: Case, coupled: Coupling | None) -> Mechanism:
-    rows = coupled is not None and coupled.of_rows
-    if rows:
+    known = () if coupled is None else coupled.what
+    if not known or known == (OTHERS,):
+        known = case.held_alone  # nothing else can be meant
+    if known == (ROWS,):
         return Mechanism(
             "padding_leak", None, "what sits in another row of the batch reaches a real token",
             "Find why the op reads other rows: a reshape or a transpose that mixes rows with columns, or an attention "
-            "that takes rows for tokens.",
+            "that takes rows for tokens." if coupled is not None else
+            "Find what other rows can change: a value of the whole batch, or something that the model keeps and writes.",
         )  # fmt: skip
     ignored = case.masked
     what, advice = (
         "a real token",
         "Set padded positions to zero before the layer that mixes positions, or run rows without padding.",
     )
+    if known == (LATER,):
+        advice = "Mask later tokens where positions are mixed, or compare rows of one length."
     if case.of_the_call:
         what, advice = (
             "a number of the whole call",
             "Leave padding out of what is added up: multiply each term by the mask.",
         )
+    if PADDING not in known and known:
+        ignored = None
     return Mechanism(
         "padding_leak", None if ignored is None else False,
-        f"{_where(coupled)} reaches {what}" + ("" if ignored is None else f", {ignored}"), advice,
+        f"{_where(known)} reaches {what}" + ("" if ignored is None else f", {ignored}"), advice,
     )  # fmt: skip
 
 
-def _where(coupled: Coupling | None) -> str:
+def _where(known: tuple[str, ...]) -> str:
     """Where what reaches a token sits, as far as the experiment told."""
-    known = () if coupled is None else coupled.what
     if known == (PADDING,):
         return "what sits in the padding of its own row"
+    if known == (LATER,):
+        return "what sits in later tokens of its own row"
     if ROWS in known and PADDING in known:
         return "what sits in the padding of its own row and in other rows"
     return "what sits in the padding (or in another row)"

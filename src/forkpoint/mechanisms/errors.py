@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from forkpoint.mechanisms.case import Case
 from forkpoint.mechanisms.mechanism import Mechanism
+from forkpoint.probes.bench import benches
 from forkpoint.probes.cache import reads_cache
 from forkpoint.probes.earlier import changed_by_earlier_calls
 from forkpoint.probes.packing import reads_packed
@@ -92,7 +93,11 @@ def pooling(case: Case) -> Mechanism | None:
     origin = case.origin
     if origin is None:
         return None
-    shown = other_token(case.session, *case.benches)
+    seen = reversed(
+        tuple(benches(case.session, origin, origin.seen))
+    )  # what is chosen by the origin's numbers
+    choices = ((other_token(case.session, *both), both) for both in (case.benches, tuple(seen)))
+    shown, choice = next((pair for pair in choices if pair[0] is not None), (None, case.benches))
     if shown is None and case.coupling is not None:
         if pools_padding(case.session, origin, case.coupling, *case.benches):
             shown = case.coupling.result
@@ -102,7 +107,7 @@ def pooling(case: Case) -> Mechanism | None:
         return None  # whether two models take one token was to be known first
     if shown not in case.evidence:
         case.evidence.append(shown)
-    if shown.outcome == "other token" and takes_what_was_given(*case.benches):
+    if shown.outcome == "other token" and takes_what_was_given(*choice):
         return Mechanism(
             None, None, "the two runs were given the places of other tokens",
             "Give each run the columns of the same tokens, which padding on the left moves.",

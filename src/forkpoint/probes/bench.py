@@ -313,7 +313,7 @@ class Bench:
 def _is_content(kept: Kept) -> bool:
     """Where content becomes numbers; what is made from sizes and masks alone is the layout's."""
     given = kept.op.is_input and not kept.op.module and kept.dtype.is_floating_point
-    return kept.op.function == "embedding" or given
+    return kept.op.function in ("embedding", "embedding_bag") or given
 
 
 def benches(session: Session, origin: Origin, at: Meeting | None = None) -> Iterator[Bench]:

@@ -104,12 +104,8 @@ def shifted_positions(session: Session, located: Located, gap: float) -> ProbeRe
     values = [
         v.value.reshape(-1).cpu()[torch.from_numpy(i)].double() for v, i in ((one, pairs.a), (other, pairs.b))
     ]
-    shifts = (values[1] - values[0]).unique().tolist()
-    if (
-        len(values[0].unique()) < 2
-        or not 1 <= len(shifts) <= max(len(session.pairing.pairs), 1)
-        or shifts == [0]
-    ):
+    shifts = _of_each_sample(session, pairs, values[1] - values[0])
+    if len(values[0].unique()) < 2 or not shifts or not any(shifts):
         return None
     by = max(shifts, key=abs)
     text = (
@@ -117,6 +113,23 @@ def shifted_positions(session: Session, located: Located, gap: float) -> ProbeRe
         f"results agree to {gap:.2g} all the same, so that only distances between positions matter to this model"
     )
     return ProbeResult("positions", "shifted", float(abs(by)), text)
+
+
+def _of_each_sample(session: Session, pairs: Pairs, differences: Tensor) -> list[float]:
+    """The one difference of all numbers of each sample; empty where a sample has several, as rounded numbers have.
+
+    Numbers that belong to no sample belong to them all.
+    """
+    width = max(len(pairs.inner_a), 1)
+    of: dict[int | None, set[float]] = {}
+    for cell, one in enumerate(differences.reshape(-1, width)):
+        sample = (
+            session.shared.coordinate(int(pairs.coordinates[cell]))[0] if len(pairs.coordinates) else None
+        )
+        of.setdefault(sample, set()).update(one.tolist())
+    return (
+        [by for found in of.values() for by in found] if all(len(found) == 1 for found in of.values()) else []
+    )
 
 
 def _numbers(root: Meeting, a: Bench, b: Bench) -> Iterator[tuple[Kept, Kept, str]]:

@@ -3,6 +3,8 @@
 Float64 tells them all apart, so that the precision probe can't see it: 300 positions are 279 in bfloat16. Only casts
 and ranges are looked at that hold whole numbers at equal distances, more of them than the dtype can tell apart; and
 arithmetic of such integers with a tensor of a narrow dtype, in which torch casts the integers to that dtype first.
+Where the model is given whole numbers that are larger (the steps 990 to 995 of a diffusion, the corners of a box), a
+few of them collapse as well.
 """
 # ruff: noqa: ARG002 - every watcher is asked with all that there is
 
@@ -19,6 +21,7 @@ from forkpoint.capture.labels import Label
 from forkpoint.capture.recorder import Fetch, Recorder, Taken, Watcher
 from forkpoint.explain.results import compare_results
 from forkpoint.explain.session import Results, Session, Traced
+from forkpoint.probes.content import id_names
 from forkpoint.probes.inputs import Weight, same_weights
 from forkpoint.probes.precision import Precision
 from forkpoint.probes.watchers import Key
@@ -38,6 +41,8 @@ _MIXING = frozenset(
 """Arithmetic that casts integers to the dtype of the other tensor, before anything is computed."""
 _FEWEST = 8
 """Numbers from which on they are a range."""
+_MOST_GIVEN = 4096
+"""Elements of an input up to which it is looked at for large whole numbers."""
 
 
 @dataclass(frozen=True)
@@ -140,13 +145,15 @@ def _collapsing(traced: Traced) -> list[_Collapse]:
     fetches: list[Fetch] = []
     trace = traced.trace
     integers: dict[str, set[tuple[int, ...]]] = {}
+    largest, sizes = _given(traced)
     for index, (op, call, form, *_) in enumerate(trace.rows):
         if not form.floating and _has_many(form.shape, traced):
             integers.setdefault(op.module, set()).add(form.shape)
         limit = _TOLD_APART.get(form.dtype)
         if limit is None or op.is_boundary:
             continue
-        casts = op.function in _MAKING and _has_many(form.shape, traced, limit)
+        few = largest > limit and math.prod(form.shape) in sizes
+        casts = op.function in _MAKING and (few or _has_many(form.shape, traced, limit))
         mixes = op.function in _MIXING and any(
             max(shape) > limit and (_fits(shape, form.shape) or op.function == "outer")
             for shape in integers.get(op.module, ())
@@ -157,6 +164,21 @@ def _collapsing(traced: Traced) -> list[_Collapse]:
     if fetches:
         traced.again(fetches)
     return [found for one in taken if (found := _collapse_of(one)) is not None]
+
+
+def _given(traced: Traced) -> tuple[float, set[int]]:
+    """The largest whole number that the model is given besides ids and masks, and of how many elements such inputs are."""
+    largest, sizes = 0.0, set[int]()
+    ids = id_names(traced)
+    for inputs in traced.run.calls:
+        for name, value in inputs.items():
+            if not isinstance(value, Tensor) or name in ids or "mask" in name or "label" in name:
+                continue
+            if 1 < value.numel() <= _MOST_GIVEN and value.dtype != torch.bool and not value.is_complex():
+                numbers = value.detach().double()
+                if bool((numbers == numbers.round()).all()):
+                    largest, sizes = max(largest, float(numbers.abs().max())), sizes | {value.numel()}
+    return largest, sizes
 
 
 def _fits(shape: tuple[int, ...], result: tuple[int, ...]) -> bool:
@@ -196,7 +218,12 @@ def _counted(taken: Taken, source: Tensor, numbers: Tensor | None) -> _Collapse 
     whole = source.detach().double().unique()
     left = source.detach().to(taken.outputs[0].dtype) if numbers is not None else taken.outputs[0].detach()
     after = len(left.double().unique())
-    return _Collapse(taken, numbers, len(whole), after) if _is_range(whole) and after < len(whole) else None
+    few = len(whole) < _FEWEST and bool((whole == whole.round()).all())
+    return (
+        _Collapse(taken, numbers, len(whole), after)
+        if (few or _is_range(whole)) and after < len(whole)
+        else None
+    )
 
 
 def _is_range(numbers: Tensor) -> bool:

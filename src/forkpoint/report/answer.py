@@ -18,6 +18,9 @@ FLIPS_SHOWN = 3
 _SAID_ABOVE = "the runs differ in exact arithmetic: "
 """What the meaning of a semantic difference says already."""
 
+_AS_IT_RAN = {("whole", "collapse"), ("native", "one")}
+"""What proves a difference that float64 does not have."""
+
 _ROLES = {
     VerdictKind.IDENTICAL: Role.GOOD,
     VerdictKind.ROUNDING: Role.GOOD,
@@ -32,10 +35,7 @@ def verdict(result: Result, words: Words) -> Section:
     """The verdict in one line with its meaning, then its cause and what to do."""
     found = result.verdict
     role = Role.CAUTION if found.by_design else _ROLES[found.kind]
-    slug = "unprobed" if _unprobed(found) else "nan" if _not_finite(found) else found.kind.value
-    if slug == "identical" and any(left.op.startswith("result ") for left in result.not_compared):
-        slug = "valued"
-    meaning = words(f"meaning.{slug}")
+    meaning = words(f"meaning.{_meaning(result)}")
     title = line(Span("● " + words(f"kind.{found.kind.value}"), role), f" — {meaning}")
     blocks: list[Paragraph | Fact] = []
     summary = _summary(found, words)
@@ -50,6 +50,26 @@ def verdict(result: Result, words: Words) -> Section:
     if advice:
         blocks.append(Fact(words("advice"), (line(advice),)))
     return Section("verdict", title, tuple(blocks))
+
+
+def _meaning(result: Result) -> str:
+    """Which phrase says what the verdict means: a kind's own, or one for what its experiments did not show."""
+    found = result.verdict
+    if _unprobed(found):
+        return "unprobed"
+    if found.kind is VerdictKind.IDENTICAL:
+        others = any(left.op.startswith("result ") for left in result.not_compared)
+        return "valued" if others else "identical"
+    if found.kind is not VerdictKind.SEMANTIC:
+        return found.kind.value
+    if found.mechanism == "nan":
+        return "nan"  # float64 need not have it
+    shown = {(probe.name, probe.outcome) for probe in found.evidence}
+    if shown & _AS_IT_RAN:
+        return "native"
+    if ("content", "changes") in shown and ("precision", "vanishes") in shown:
+        return "content"
+    return "semantic"
 
 
 def _summary(found: Verdict, words: Words) -> str:
@@ -67,11 +87,6 @@ def _cause(mechanism: str, words: Words) -> Line:
 def _unprobed(found: Verdict) -> bool:
     """Nothing is proved because nobody asked for probes."""
     return found.kind is VerdictKind.UNDETERMINED and not found.probed
-
-
-def _not_finite(found: Verdict) -> bool:
-    """NaN or infinity in one run: float64 need not have it, so that the meaning of a semantic difference is too much."""
-    return found.kind is VerdictKind.SEMANTIC and found.mechanism == "nan"
 
 
 def _advice(found: Verdict, words: Words) -> str | None:

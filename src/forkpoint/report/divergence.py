@@ -362,7 +362,8 @@ def _conclusion(found: Divergence) -> str | None:
     if not statuses or found.function is None:
         return None
     if "differs" in statuses:
-        return _cause([item for item in found.inputs if item.status == "differs"])
+        cause = _cause([item for item in found.inputs if item.status == "differs"])
+        return None if found.note and cause == "inputs.differ" else cause  # the note says more
     if "not compared" in statuses:
         return "inputs.unknown"
     if found.arguments and statuses == {"equal"}:

@@ -49,7 +49,9 @@ def rounding_slug(session: Session, alone: Replay | None, given: Inputs, located
     """Whether a dtype, another kernel or another order of a sum rounds otherwise."""
     if given.rounded:
         return "low_precision"
-    if located is not None and located.divergence.dtype_a != located.divergence.dtype_b:
+    if located is not None and (
+        located.divergence.dtype_a != located.divergence.dtype_b or _given_narrower(located)
+    ):
         return "low_precision"
     if model_dtypes(session.a) != model_dtypes(session.b):
         return "low_precision"
@@ -60,6 +62,14 @@ def rounding_slug(session: Session, alone: Replay | None, given: Inputs, located
     if located is not None and located.divergence.between:
         return "kernel_choice"
     return "reduction_order"
+
+
+def _given_narrower(located: Located) -> bool:
+    """Whether the op that differs is given numbers of another dtype in one run, which round them otherwise."""
+    dtypes = [
+        (given.dtype_a, given.dtype_b) for given in located.divergence.inputs if given.status == "differs"
+    ]
+    return any(a is not None and b is not None and a != b and "float" in a + b for a, b in dtypes)
 
 
 def _narrower_between(session: Session, located: Located) -> bool:

@@ -50,11 +50,14 @@ def semantic(
         with same_weights(given.rounded):
             mechanism = recognise(case)
         evidence += case.evidence
-    summary = f"the runs differ in exact arithmetic: {mechanism.summary}"
+    summary = mechanism.summary
+    if not exact.vanishes:  # else it is other content that would make them differ
+        summary = f"the runs differ in exact arithmetic: {summary}"
     verdict = Verdict(
         VerdictKind.SEMANTIC, mechanism.slug, mechanism.by_design, summary, tuple(evidence), mechanism.advice
     )
-    return Judgement(verdict, origins_shown(session, found, tokens, held=held), found)
+    judged = Judgement(verdict, origins_shown(session, found, tokens, held=held), found)
+    return replace(judged, verdict=_without_origin(judged))
 
 
 def not_finite(
@@ -112,10 +115,10 @@ def collapsed(whole: Whole, evidence: list[ProbeResult]) -> Verdict:
     )  # fmt: skip
 
 
-def without_origin(judged: Judgement) -> Verdict:
+def _without_origin(judged: Judgement) -> Verdict:
     """Where neither a cause nor a place is known, nothing is said of a place."""
     verdict = judged.verdict
-    if verdict.kind is not VerdictKind.SEMANTIC or verdict.mechanism is not None or judged.origins:
+    if verdict.mechanism is not None or judged.origins:
         return verdict
     summary = verdict.summary.removesuffix(" here")
     return replace(verdict, summary=summary, advice=_NO_ORIGIN_ADVICE)

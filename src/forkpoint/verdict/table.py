@@ -37,6 +37,7 @@ from forkpoint.probes.nonfinite import Unfinite, advice, unfinite
 from forkpoint.probes.precision import Precision, precision
 from forkpoint.probes.repeat import repeat
 from forkpoint.probes.replay import replay
+from forkpoint.probes.stand_ins import stand_in
 from forkpoint.probes.whole import whole_numbers
 from forkpoint.result import Divergence, ProbeResult, Verdict, VerdictKind
 from forkpoint.verdict.judgement import Judgement
@@ -47,7 +48,6 @@ from forkpoint.verdict.semantic import (
     inputs_differ,
     not_finite,
     semantic,
-    without_origin,
 )
 from forkpoint.verdict.unproved import drowned_in_noise, not_all_compared, without_float64, without_probes
 
@@ -85,7 +85,7 @@ def _completed(
     """The verdict of the table, with what is NaN or infinite in the results and which masks are missing."""
     made = unfinite(session, compared, located)
     judged = _decided(session, compared, located, tokens, made)
-    verdict = _with_masks(session, without_origin(judged), next(iter(judged.origins), None))
+    verdict = _with_masks(session, judged.verdict, next(iter(judged.origins), None))
     return replace(judged, verdict=_with_unfinite(verdict, made), unfinite=made)
 
 
@@ -121,6 +121,10 @@ def _decided(
     exact, other = _with_decisions(session, exact, given, compared, evidence)
     evidence += [] if order is None else [order]
     if (not exact.vanishes and not exact.refused) or other.leaks:
+        swapped = stand_in(session, located)
+        if swapped is not None:
+            evidence[evidence.index(given.result)] = swapped.result
+            return Judgement(inputs_differ(swapped, evidence))
         return semantic(session, exact, other, given, compared, evidence, tokens)
     if order is not None and order.outcome == "displaced":
         return Judgement(displaced(order, evidence))

@@ -59,7 +59,8 @@ def _sorted(call: Call) -> Label | None:
 
 @rule(
     "cross_entropy", "nll_loss", "mse_loss", "l1_loss", "binary_cross_entropy", "kl_div", "smooth_l1_loss",
-    "binary_cross_entropy_with_logits", "cosine_embedding_loss", "huber_loss",
+    "binary_cross_entropy_with_logits", "cosine_embedding_loss", "huber_loss", "poisson_nll_loss", "gaussian_nll_loss",
+    "soft_margin_loss", "multilabel_soft_margin_loss", "multi_margin_loss", "hinge_embedding_loss", "margin_ranking_loss",
 )  # fmt: skip
 def _loss(call: Call) -> Label | None:
     source, target = call.arg(0, "input"), call.arg(1, "target")
@@ -70,6 +71,14 @@ def _loss(call: Call) -> Label | None:
     if not ids:
         return None
     return call.labels.make(np.full((), call.labels.table.union(np.concatenate(ids)), dtype=np.int32))
+
+
+@rule("ctc_loss")
+def _of_alignments(call: Call) -> Label | None:
+    """From log-probabilities [frames, rows, classes] a loss for each row, or one."""
+    source, label = call.arg(0, "log_probs"), call.label(call.arg(0, "log_probs"))
+    rows = source.dim() == 3 and call.outputs[0].dim() == 1
+    return call.labels.reduce(label, [0, 2] if rows else list(range(source.dim())), False)
 
 
 @rule("bincount", "histc", "unique", "unique_consecutive", "_unique2", "histogram")

@@ -235,7 +235,7 @@ def _arguments(a: Taken, b: Taken) -> list[str]:
 def _described(taken: Taken) -> dict[str, str]:
     from forkpoint.capture.functions import parameter_names
 
-    names = parameter_names(taken.op.function, len(taken.args))
+    names = parameter_names(taken.op.function, len(taken.args), taken.func, taken.args)
     given = {**dict(zip(names, taken.args, strict=True)), **taken.kwargs}
     return {name: _word(value) for name, value in given.items()}
 

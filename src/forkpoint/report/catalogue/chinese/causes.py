@@ -69,6 +69,12 @@ SENTENCES: dict[str, str] = {
     "what sits in the padding of its own row": "自己那一行的填充中的内容",
     "what sits in the padding of its own row and in other rows": "自己那一行的填充和其他行中的内容",
     "what sits in the padding (or in another row)": "填充（或另一行）中的内容",
+    "what sits in later tokens of its own row": "自己那一行里后面的词元的内容",
+    "Find what other rows can change: a value of the whole batch, or something that the model keeps and writes.": "请查找其他行能改变"
+    "什么：整个批次的数值，或模型保存并写入的东西。",
+    "Mask later tokens where positions are mixed, or compare rows of one length.": "请在混合各位置之处遮住后面的词元，或比较长度相同的行。",
+    "run {run} computes with another tensor in place of the parameter {name}": "运行 {run} 用另一个张量代替参数 {name} 来计算",
+    "run {run} alone writes in place into what this op reads: {ops}": "只有运行 {run} 就地写入这个算子所读的内容：{ops}",
     "an outlier in another row makes the int8 matrix product treat a whole column in higher precision for every token": "另一行中的离群值使 int8 矩阵乘法对每个词元都用更高的精度处理整列",
     "an outlier in another row makes code that rounds to int8 keep a whole column in higher precision for every token": "另一行中的离群值使舍入到 int8 的代码对每个词元都以更高的精度保留整列",
     "This is how mixed int8 decomposition works. Use another quantisation (per-token scales, int8_threshold=0, nf4), or compare with the quantisation off.": "混合 int8 分解就是这样。请换一种量化（每词元的缩放、int8_threshold=0、nf4），或关掉量化再比较。",
@@ -144,6 +150,7 @@ _PLACES = {
     "what sits in the padding of its own row and in other rows": "自己那一行的填充和其他行",
     "what sits in the padding (or in another row)": "填充（或另一行）",
     "what sits in another row of the batch": "批次中的另一行",
+    "what sits in later tokens of its own row": "自己那一行里后面的词元",
 }
 _REACHED = {
     "reaches a real token, though {module}, around it, is given a mask": "影响到真实的词元，尽管外层的 {module} 得到了 mask",

@@ -34,6 +34,8 @@ PHRASES: dict[str, str] = {
     "meaning.inputs": "两次运行的输入本来就不一样",
     "meaning.undetermined": "证据不足",
     "meaning.nan": "不是舍入：只有一次运行的结果是 NaN 或无穷",
+    "meaning.native": "不是舍入：实际运行的结果相差超出舍入",
+    "meaning.content": "不是舍入：只有一次运行才有的内容会改变结果",
     "meaning.unprobed": "没有做实验，所以原因不明",
     "cause": "原因",
     "advice": "怎么办",

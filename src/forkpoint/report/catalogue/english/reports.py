@@ -34,6 +34,8 @@ PHRASES: dict[str, str] = {
     "meaning.inputs": "what went into the runs is not the same",
     "meaning.undetermined": "the evidence does not suffice",
     "meaning.nan": "not rounding: a result is NaN or infinite in one run alone",
+    "meaning.native": "not rounding: as they ran, the runs differ by more",
+    "meaning.content": "not rounding: content that only one run has changes the result",
     "meaning.unprobed": "the probes were not run, so the cause is not known",
     "cause": "cause",
     "advice": "what to do",
