@@ -387,8 +387,8 @@ def test_a_damaged_trace_is_one_line_or_shorter(seed: int, tmp_path: Path) -> No
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="the board forks")
 def test_a_killed_process_leaves_what_it_had_written(tmp_path: Path) -> None:
     """The board of 50 is `python -m tests.traces.kills`."""
-    wrong, where = kills.kill_some(2, 0, tmp_path)
-    assert not wrong and where.total() == 2
+    wrong, where = kills.kill_some(3, 0, tmp_path, ("llama, values kept",))
+    assert not wrong and where.total() == 3
 
 
 def test_other_rows_than_a_whole_recording_has_are_noticed(tmp_path: Path) -> None:
@@ -400,6 +400,8 @@ def test_other_rows_than_a_whole_recording_has_are_noticed(tmp_path: Path) -> No
     assert kills.check(tmp_path, rows, len(rows)) == ""
     assert kills.check(tmp_path, rows, len(rows) + 1).endswith("that were written")
     assert kills.check(tmp_path, rows[1:], 0) == "holds other rows than a whole recording"
+    values = {0: b"a value that was kept"}
+    assert kills.check(tmp_path, rows, 0, values) == "holds other values than a whole recording: 0, not 1"
 
 
 @pytest.mark.parametrize("name", ["llama", "mixtral", "mamba"])

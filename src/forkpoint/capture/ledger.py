@@ -52,6 +52,8 @@ class Ledger(Reel):
         self.rows: list[Row] = listener.trace.rows
         self.skipped: dict[int, str] = listener.trace.skipped
         self.batch = batch
+        self.begins = 0
+        """The first row whose digests the batch takes."""
         self.digests = digests
         self.call = -1
         self.stack: list[Frame] = []
@@ -187,9 +189,9 @@ class Ledger(Reel):
         Args:
             unreadable: slots, each with the reason.
         """
-        ends = list(itertools.accumulate(row[4] for row in self.rows))
+        ends = list(itertools.accumulate(row[4] for row in itertools.islice(self.rows, self.begins, None)))
         for slot, reason in unreadable.items():
-            self.skipped[bisect_right(ends, slot)] = reason
+            self.skipped[self.begins + bisect_right(ends, slot)] = reason
 
 
 def plan_for(plans: dict[tuple[int, ...], DevicePlan], value: Tensor, dims: tuple[int, ...]) -> DevicePlan:

@@ -19,7 +19,7 @@ Script = Annotated[
     list[str], typer.Argument(metavar="SCRIPT [ARGS]…", help="A script of Python, and its arguments.", show_default=False)
 ]  # fmt: skip
 Output = Annotated[
-    Path, typer.Option("-o", "--output", help="The folder to write the trace to; new or empty.", show_default=False)
+    str, typer.Option("-o", "--output", help="The folder to write the trace to; new or empty.", show_default=False)
 ]  # fmt: skip
 Values = Annotated[
     list[str] | None,

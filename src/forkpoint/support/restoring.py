@@ -282,6 +282,8 @@ def restored(function: Callable[_P, _R]) -> Callable[_P, _R]:
 # ---------------------------------------------------------------------- one at a time
 
 _turn = [threading.RLock()]
+_depth = [0]
+"""How many functions and blocks of this kind the thread whose turn it is is in, one within another."""
 
 
 def alone(function: Callable[_P, _R]) -> Callable[_P, _R]:
@@ -294,16 +296,31 @@ def alone(function: Callable[_P, _R]) -> Callable[_P, _R]:
     @wraps(function)
     def call(*args: _P.args, **kwargs: _P.kwargs) -> _R:
         with _turn[0]:
-            return function(*args, **kwargs)
+            before = _depth[0]
+            try:
+                _depth[0] = before + 1
+                return function(*args, **kwargs)
+            finally:
+                _depth[0] = before
 
     return call
 
 
 @contextmanager
-def my_turn() -> Generator[None]:
-    """Within the block no other thread is in a function that is `alone`."""
+def my_turn() -> Generator[int]:
+    """Within the block no other thread is in a function that is `alone`; gives the `depth` of this one."""
     with _turn[0]:
-        yield
+        before = _depth[0]
+        try:
+            _depth[0] = before + 1
+            yield before + 1
+        finally:
+            _depth[0] = before
+
+
+def depth() -> int:
+    """How many functions that are `alone`, and blocks that are `my_turn`, are at work, one within another; for whoever is in one."""
+    return _depth[0]
 
 
 def _forget_other_threads() -> None:

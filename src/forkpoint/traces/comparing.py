@@ -108,9 +108,13 @@ def _compared(
 
 
 def _ends_early(name: str, recorded: Recorded) -> list[str]:
-    if recorded.complete:
-        return []
-    return [f"the recording of run {name} did not come to its end: compared as far as it was written"]
+    """What a recording lacks, as notes."""
+    notes = [f"call {call} of run {name} ended in an error: {said}" for call, said in recorded.failed.items()]
+    if not recorded.complete:
+        notes.append(
+            f"the recording of run {name} did not come to its end: compared as far as it was written"
+        )
+    return notes
 
 
 def _traced(run: Run, recorded: Recorded) -> Traced:
@@ -209,12 +213,14 @@ def _verdict(
         return Verdict(VerdictKind.SEMANTIC, "nan", False, text, evidence)
     returned = [r for r in session.join.rows if not r.op.module and r.op.function == "output"]
     differ = compared.differs or any(r.status == "differs" for r in returned)
-    whole = one.complete and other.complete
+    whole = one.complete and other.complete and not (one.failed or other.failed)
     left_open = [r for r in returned if r.status not in ("equal", "differs") or r.left_out]
     if returned and whole and not (differ or left_open or compared.displaced or compared.missing):
         return Verdict(VerdictKind.IDENTICAL, None, None, "every result is the same, bit for bit", evidence)
     if differ or first is not None:
         missing = "the runs differ; whether that is rounding can't be told from what was recorded"
+    elif one.failed or other.failed:
+        missing = "a call ended in an error; as far as both go, they are the same"
     elif not whole:
         missing = "a recording did not come to its end; as far as both go, they are the same"
     else:
@@ -354,4 +360,5 @@ def _summary(recorded: Recorded, traced: Traced) -> RunSummary:
         attention=str(model["attention"]) if model.get("attention") else None,
         ops=len({op.key for op in recorded.trace.ops if not op.is_boundary}),
         rows=input_rows(run, lambda _, __: None),
+        notes=tuple(recorded.remarks),
     )

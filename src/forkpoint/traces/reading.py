@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Generator, Mapping
-from contextlib import suppress
+from collections.abc import Generator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -19,10 +19,11 @@ from forkpoint.capture.coordinates import CoordinateTable
 from forkpoint.capture.labels import Label, Labels
 from forkpoint.capture.sites import Site
 from forkpoint.capture.trace import WHOLE, Op
-from forkpoint.errors import InputError, reraise_out_of_memory
+from forkpoint.errors import InputError
 from forkpoint.explain.session import Results
 from forkpoint.runs.layout import Coordinates, Layout
 from forkpoint.runs.run import Run
+from forkpoint.traces.elsewhere import copied, is_elsewhere
 from forkpoint.traces.schema import CALLS, FORMAT, MANIFEST, TABLES, VALUES, VERSION
 from forkpoint.traces.stored import StoredTrace
 
@@ -81,6 +82,8 @@ class Recorded:
         manifest: what ran, and where.
         complete: whether the recording came to its end.
         left_out: by result, why its values are not in the trace.
+        failed: by the call that ended in an error, which.
+        remarks: what is to be known of how it was recorded.
         values: files of the values that were asked for, by row.
     """
 
@@ -92,6 +95,8 @@ class Recorded:
     results: Results
     weights: dict[str, Weight]
     left_out: dict[str, str] = field(default_factory=dict[str, str])
+    failed: dict[int, str] = field(default_factory=dict[int, str])
+    remarks: list[str] = field(default_factory=list[str])
     values: dict[int, Path] = field(default_factory=dict[int, Path])
     copied: tempfile.TemporaryDirectory[str] | None = None
     """Where what was copied from elsewhere lies, until `close`."""
@@ -106,15 +111,20 @@ class Recorded:
         return self.manifest["complete"] is True
 
     def value(self, row: int) -> tuple[Tensor, Label | None] | None:
-        """A value that was kept, and whose its elements are."""
+        """A value that was kept, and whose its elements are.
+
+        Raises:
+            InputError: its file can't be read, or is that of another value.
+        """
         path = self.values.get(row)
         if path is None:
             return None
-        tensors, _ = _tensors_of(path)
-        return tensors["value"], self._label(tensors)
-
-    def _label(self, tensors: Mapping[str, Tensor]) -> Label | None:
-        return _label_of(self.labels, tensors.get("q"), tensors.get("k"))
+        with _one_line(path):
+            tensors, _ = _tensors_of(path)
+            value, event = tensors["value"], self.trace.events[row]
+            if str(value.dtype).removeprefix("torch.") != event.dtype:
+                raise ValueError("a value of another dtype than its row's")
+            return value, _label_of(self.labels, tensors.get("q"), tensors.get("k"), value)
 
 
 def read(folder: str | Path, name: str) -> Recorded:
@@ -127,14 +137,22 @@ def read(folder: str | Path, name: str) -> Recorded:
     Raises:
         InputError: it is no trace, of another version of the format, or damaged.
     """
-    copied = _copied(str(folder)) if "://" in str(folder) else None
-    path = Path(folder if copied is None else copied.name)
+    copy = copied(str(folder), _EXPECTED) if is_elsewhere(folder) else None
+    path = Path(folder if copy is None else copy.name)
     try:
-        return replace(_read(path, _manifest(path), name), copied=copied)
+        with _one_line(folder):
+            return replace(_read(path, _manifest(path), name), copied=copy)
     except InputError:
-        if copied is not None:
-            copied.cleanup()
+        if copy is not None:
+            copy.cleanup()
         raise
+
+
+@contextmanager
+def _one_line(what: str | Path) -> Generator[None]:
+    """What is wrong with a file of a trace, as one line."""
+    try:
+        yield
     except (
         pa.ArrowException,
         SafetensorError,
@@ -143,11 +161,11 @@ def read(folder: str | Path, name: str) -> Recorded:
         IndexError,
         TypeError,
         ValueError,
+        AttributeError,
+        OverflowError,
     ) as error:
-        if copied is not None:
-            copied.cleanup()
         said = str(error) or type(error).__name__
-        raise InputError(f"{folder}, a trace that can't be read: {said}", _EXPECTED) from error
+        raise InputError(f"{what}, a trace that can't be read: {said}", _EXPECTED) from error
 
 
 def _read(path: Path, manifest: dict[str, Any], name: str) -> Recorded:
@@ -160,21 +178,25 @@ def _read(path: Path, manifest: dict[str, Any], name: str) -> Recorded:
     results, left_out = _results(calls, labels)
     run = RecordedRun(tuple(inputs for inputs, _ in calls), layout, name)
     values = {int(file.stem): file for file in sorted((path / VALUES).glob("*.safetensors"))}
-    return Recorded(path, manifest, run, trace, labels, results, _weights(path, manifest), left_out, values)
+    abouts = [about for _, (_, about) in calls]
+    failed = {call: str(about["failed"]) for call, about in enumerate(abouts) if about.get("failed")}
+    return Recorded(
+        path, manifest, run, trace, labels, results, _weights(path, manifest), left_out, failed, _remarks(abouts, manifest), values,
+    )  # fmt: skip
 
 
-def _copied(folder: str) -> tempfile.TemporaryDirectory[str]:
-    import fsspec
-
-    target = tempfile.TemporaryDirectory(prefix="forkpoint-trace-")
-    try:
-        system, path = fsspec.url_to_fs(folder)
-        system.get(path.rstrip("/") + "/", target.name + "/", recursive=True)
-    except Exception as error:
-        target.cleanup()
-        reraise_out_of_memory(error)
-        raise InputError(f"{folder}: {error}", _EXPECTED) from error
-    return target
+def _remarks(abouts: list[dict[str, Any]], manifest: dict[str, Any]) -> list[str]:
+    """What was not looked into, and what ran in another way than it would have."""
+    prefixes = [str(model["prefix"]) for model in manifest["models"]]
+    unseen = dict.fromkeys(
+        ".".join(part for part in (prefixes[about["root"]], str(path)) if part) or "(model)"
+        for about in abouts
+        for path in about.get("opaque", ())
+    )
+    remarks = [f"not looked into, since that would change its bits: {path}" for path in unseen]
+    if any(about.get("uncompiled") for about in abouts):
+        remarks.append("compiled functions were traced as the Python that they were made from")
+    return remarks
 
 
 def _manifest(path: Path) -> dict[str, Any]:
@@ -298,19 +320,22 @@ def _results(calls: list[Call], labels: Labels) -> tuple[Results, dict[str, str]
             value = tensors.get(f"result.{name}")
             if value is not None:
                 q, k = tensors.get(f"label.{name}.q"), tensors.get(f"label.{name}.k")
-                found[name] = value, _label_of(labels, q, k)
+                found[name] = value, _label_of(labels, q, k, value)
         results.append(found)
         left_out.update(about["left_out"])
     return results, left_out
 
 
-def _label_of(labels: Labels, q: Tensor | None, k: Tensor | None) -> Label | None:
+def _label_of(labels: Labels, q: Tensor | None, k: Tensor | None, value: Tensor) -> Label | None:
+    """The label of a value, as it was recorded."""
     if q is None:
         return None
     arrays = [None if ids is None else ids.numpy() for ids in (q, k)]
     for ids in arrays:
         if ids is not None:
             _check_ids(ids, len(labels.table.kinds))
+            if np.broadcast_shapes(ids.shape, tuple(value.shape)) != tuple(value.shape):
+                raise ValueError("a label of another shape than its value's")
     return labels.make(*arrays)  # type: ignore[arg-type]
 
 

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import inspect
 import itertools
-import platform
+import os
 import sys
 import threading
 from collections.abc import Callable, Generator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -25,17 +24,18 @@ from forkpoint.capture.coordinates import CoordinateTable
 from forkpoint.capture.labels import Label, Labels
 from forkpoint.capture.recorder import Recorder, Watcher
 from forkpoint.capture.taps import Observation
-from forkpoint.errors import LayoutError
+from forkpoint.errors import InputError, LayoutError
 from forkpoint.investigation import versions
 from forkpoint.runs.layout import Coordinates, Layout
-from forkpoint.runs.modules import walk
-from forkpoint.runs.returned import CACHES, cached_tokens, results_of
-from forkpoint.runs.run import tensors_in
-from forkpoint.support.restoring import my_turn
-from forkpoint.traces.writing import Rows, Writer
+from forkpoint.runs.returned import results_of
+from forkpoint.support.restoring import depth, my_turn
+from forkpoint.traces.elsewhere import local
+from forkpoint.traces.given import KEPT_BYTES, from_sample, goes_on, kept, named, shape_of
+from forkpoint.traces.ran import gpu, models, settings
+from forkpoint.traces.writing import Rows, Writer, why_unsaved
 
-KEPT_BYTES = 1 << 26
-"""Most bytes of a call's inputs, and of what it returned, that are kept as they are; the rest has digests alone."""
+MOST_SAID = 300
+"""Most characters that a trace has of the error that a call ended in."""
 
 LayoutReader = Callable[[nn.Module, Mapping[str, Any]], Mapping[str, Coordinates] | None]
 """Says where the tokens of one call of a module are, given what goes in by name; None for a call that is no part of the trace,
@@ -55,10 +55,12 @@ def record(
     The outermost calls of modules are the forward calls of the trace: `model.generate(...)` makes one for each token. A
     call whose cache holds tokens goes on with the rows of the call before it; any other has samples of its own. What was
     written can be read at any moment, also if the process is killed. Inputs of integers (prompts!), and what the models
-    return, are part of the trace.
+    return, are part of the trace. Calls that `compare` and its like make within the block are none of it, nor are those of
+    processes that are forked there.
 
     Args:
-        folder: where to write it; new or empty.
+        folder: where to write it; new or empty. Where fsspec has to find it (`s3://…`), it lies in a temporary folder while
+            it is written, and is copied in the end.
         layout: where the tokens are, an entry for each call; by default read from each call's inputs. Or a function that is
             asked before each call, with the module and its inputs by name, and gives the call's coordinates by the name of an
             input; None for a call that is to be left out.
@@ -68,9 +70,9 @@ def record(
             can show values and their distance, not only that they differ.
 
     Raises:
-        InputError: there is something in the folder, or it can't be written.
+        InputError: there is something in the folder, or it can't be written; or this is within another recording.
         LayoutError: the layout has no entry for a call.
-        CaptureError: there is no room for what is to be written.
+        CaptureError: there is no room for what is to be written; nothing more is recorded then.
 
     >>> import tempfile, forkpoint as fp
     >>> linear, x = nn.Linear(4, 4), torch.randn(1, 3, 4)
@@ -83,25 +85,37 @@ def record(
     """
     if isinstance(values, str):
         values = (values,)
-    recording = _Recording(Path(folder), layout, model, tuple(values))
-    caller = Caller()
-    recording.caller = caller
+    with local(folder) as path, my_turn() as mine:
+        yield from _recorded(_Recording(path, layout, model, tuple(values), mine))
+
+
+_at_work: list[_Recording] = []
+"""The recording of this process, while there is one: there is no other in it meanwhile."""
+
+
+def _recorded(recording: _Recording) -> Generator[None]:
+    """Record while whoever asked for it goes on."""
+    caller = recording.caller
     complete = False
     try:
-        with my_turn(), caller.replaced(recording.gate(caller.original)):
+        _at_work[:] = [recording]
+        with caller.replaced(recording.gate(caller.original)):
             yield
         complete = True
     except SystemExit as ended:  # as a script that has done all that it was to do ends
         complete = ended.code in (None, 0)
         raise
     finally:
+        _at_work.clear()
         recording.close(complete=complete)
 
 
 class _Recording:
-    """The state of one recording."""
+    """The state of one recording.
 
-    caller: Caller
+    Args:
+        depth: how many comparisons and recordings this one is in: calls that are made deeper in are not the script's.
+    """
 
     def __init__(
         self,
@@ -109,19 +123,23 @@ class _Recording:
         layout: Layout | LayoutReader | None,
         model: nn.Module | None,
         values: tuple[str, ...],
+        depth: int,
     ) -> None:
-        self.layout, self.values = layout, values
+        if _at_work and _at_work[0].is_here:
+            raise InputError("a recording within a recording", "one that has ended before the next begins")
+        self.layout, self.values, self.depth = layout, values, depth
+        self.caller = Caller()
         self.roots: list[nn.Module] = []
         self.calls = 0
         self.group: _Group | None = None
         self.samples = 0
-        self.thread = threading.get_ident()
+        self.process, self.thread = os.getpid(), threading.get_ident()
         self.busy = self.closed = False
         about: dict[str, Any] = {
             "started": datetime.now(UTC).isoformat(timespec="seconds"),
             "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
             "versions": versions(),
-            "settings": _settings(),
+            "settings": settings(),
             "values": list(values),
             "models": [],
         }
@@ -129,16 +147,26 @@ class _Recording:
         if model is not None:
             self.root_of(model)
 
+    @property
+    def is_here(self) -> bool:
+        """Whether this is its process, not one that was forked from it."""
+        return os.getpid() == self.process
+
+    def is_recorded(self) -> bool:
+        """Whether a call that is made now is part of the trace."""
+        free = not (self.busy or self.closed or self.writer.broken) and depth() == self.depth
+        return free and threading.get_ident() == self.thread and self.is_here
+
     def gate(self, original: Callable[..., Any]) -> Callable[..., Any]:
         """What makes the calls of modules meanwhile."""
 
         def call(module: nn.Module, /, *args: Any, **kwargs: Any) -> Any:
-            if self.busy or self.closed or threading.get_ident() != self.thread:
+            if not self.is_recorded():
                 return original(module, *args, **kwargs)
             self.busy = True
             try:
                 with torch._C.DisableTorchFunction():
-                    inputs = _named(module, args, kwargs)
+                    inputs = named(module, args, kwargs)
                     entry = self.layout(module, inputs) if callable(self.layout) else None
                 if callable(self.layout) and entry is None:
                     return original(module, *args, **kwargs)
@@ -165,15 +193,24 @@ class _Recording:
         with torch._C.DisableTorchFunction():
             root = self.root_of(module)
             group = self._group_of(module, inputs)
-            local = group.add(inputs, entry)
-            kept = _kept(inputs)
-        with self.caller.as_before(), group.observation.before_call(local, inputs):
-            output = nn.Module.__call__(module, *args, **kwargs)  # which is watched now
-        with torch._C.DisableTorchFunction():
-            group.observation.after_call(local, output)
-            group.recorder.settle()
-            self._write_call(group, local, root, kept, output)
+            index = group.add(inputs, entry)
+            copies = kept(inputs)
         self.calls += 1
+        try:
+            with (
+                self.caller.as_before(),
+                group.observation.before_call(index, inputs),
+                group.up_to_an_error(),
+            ):
+                output = nn.Module.__call__(module, *args, **kwargs)  # which is watched now
+        except BaseException as error:
+            with torch._C.DisableTorchFunction(), suppress(Exception):  # what the model says comes first
+                self._write_call(group, index, root, copies, {}, f"{type(error).__name__}: {error}")
+            raise
+        with torch._C.DisableTorchFunction():
+            group.observation.after_call(index, output)
+            group.recorder.settle()
+            self._write_call(group, index, root, copies, results_of(output))
         return output
 
     def root_of(self, module: nn.Module) -> int:
@@ -182,8 +219,8 @@ class _Recording:
             if root is module:
                 return number
         self.roots.append(module)
-        self.writer.manifest["models"] = _models(self.roots)
-        self.writer.manifest["settings"] = {**_settings(), **_gpu()}
+        self.writer.manifest["models"] = models(self.roots)
+        self.writer.manifest["settings"] = {**settings(), **gpu()}
         self.writer.save_manifest()
         self.writer.weights(len(self.roots) - 1, module)
         return len(self.roots) - 1
@@ -191,15 +228,28 @@ class _Recording:
     def _group_of(self, module: nn.Module, inputs: Mapping[str, Any]) -> _Group:
         """The calls that this one goes on with, or a new group of them."""
         group = self.group
-        if group is not None and group.module is module and (self.layout is not None or _goes_on(inputs)):
+        if (
+            group is not None
+            and group.module is module
+            and not group.failed
+            and (self.layout is not None or goes_on(inputs))
+        ):
             return group
         if group is not None:
             self.samples = max(self.samples, group.next_sample)
         self.group = group = _Group(self, module, self.root_of(module), self.calls, self.samples)
         return group
 
-    def _write_call(self, group: _Group, local: int, root: int, kept: dict[str, Tensor], output: Any) -> None:
-        results = results_of(output)
+    def _write_call(
+        self, group: _Group, local: int, root: int, kept: dict[str, Tensor], results: dict[str, Tensor], failed: str = "",
+    ) -> None:  # fmt: skip
+        """Write down what is known of a call.
+
+        Args:
+            kept: what went in.
+            results: what it returned.
+            failed: the error that it ended in, if it did.
+        """
         labels = {name: group.recorder.label_of_result(value, local) for name, value in results.items()}
         numbers = self.writer.coordinates(group.recorder.table, group.base)  # labels may have made some
         tensors: dict[str, Tensor] = {f"input.{name}": value for name, value in kept.items()}
@@ -215,6 +265,10 @@ class _Recording:
             if value.nbytes > room:
                 left_out[name] = f"{value.nbytes:,} bytes, of which digests alone were kept"
                 continue
+            reason = why_unsaved(value)
+            if reason:
+                left_out[name] = reason
+                continue
             room -= value.nbytes
             tensors[f"result.{name}"] = value
             label = labels[name]
@@ -225,12 +279,15 @@ class _Recording:
         about = {
             "root": root, "inputs": {n: [str(v.dtype), list(v.shape)] for n, v in kept.items()},
             "results": list(results), "left_out": left_out, "rows": self.writer.rows,
-            "lengths": sorted(group.recorder.trace.lengths[local]),
+            "lengths": sorted(group.recorder.trace.lengths[local]), "failed": failed[:MOST_SAID],
+            "opaque": group.observation.opaque, "uncompiled": group.observation.uncompiled,
         }  # fmt: skip
         self.writer.call(group.base + local, tensors, about)
 
     def close(self, *, complete: bool) -> None:
         self.closed = True
+        if not self.is_here:
+            return  # the files are those of the process that this one was forked from
         if complete and isinstance(self.layout, Layout) and self.calls < len(self.layout.calls):
             complete = False
         self.writer.manifest["calls"] = self.calls
@@ -248,6 +305,7 @@ class _Group:
     def __init__(self, recording: _Recording, module: nn.Module, root: int, base: int, first: int) -> None:
         self.recording, self.module, self.root = recording, module, root
         self.base, self.first = base, first
+        self.failed = False
         self.seen: list[dict[str, Any]] = []
         self.layout = Layout([])
         table = CoordinateTable(self.layout)
@@ -260,6 +318,17 @@ class _Group:
     def next_sample(self) -> int:
         """The number of the first sample that none of its calls has."""
         return max([self.first, *(s + 1 for s in self.layout.samples)])
+
+    @contextmanager
+    def up_to_an_error(self) -> Generator[None]:
+        """Where a call ends in an error within the block, what it did before is recorded, and nothing goes on from it."""
+        try:
+            yield
+        except BaseException:
+            self.failed = True
+            with suppress(Exception):  # the model's own error comes first
+                self.recorder.tape.catch_up()
+            raise
 
     def add(self, inputs: Mapping[str, Any], entry: Mapping[str, Coordinates] | None = None) -> int:
         """One more call; returns its index in the group.
@@ -281,9 +350,10 @@ class _Group:
             entry = given.calls[self.base + index]
             names = given.names
         else:
-            self.seen.append({name: _shape_of(value) for name, value in inputs.items()})
+            self.seen.append({name: shape_of(value) for name, value in inputs.items()})
             entry = {
-                stream: _from(c, self.first) for stream, c in Layout.read(self.seen).calls[index].items()
+                stream: from_sample(c, self.first)
+                for stream, c in Layout.read(self.seen).calls[index].items()
             }
         self.layout = Layout([*self.layout.calls, entry], names)
         self.recorder.table.grow(self.layout)
@@ -334,7 +404,7 @@ class _Streaming(Recorder):
                 of = forms[id(form)] = writer.form(form, numbers)
             rows.add(number, base + call, of, back, skipped.pop(index, ""), found, flat)
         writer.rows_at_once(rows.batch())
-        self.written = len(self.trace.rows)
+        self.written = tape.begins = len(self.trace.rows)
 
 
 class _Keeper(Watcher):
@@ -363,116 +433,6 @@ class _Keeper(Watcher):
             if label.k is not None:
                 tensors["k"] = _as_tensor(numbers[label.k])
         recording.writer.value(self.group.row_base + event, tensors)
-
-
-# ---------------------------------------------------------------------- inputs
-
-
-def _named(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
-    """What goes into a module by the names of its parameters."""
-    try:
-        signature = inspect.signature(module.forward)
-        bound = signature.bind(*args, **kwargs)
-    except (TypeError, ValueError):
-        return {**{str(i): value for i, value in enumerate(args)}, **kwargs}
-    named: dict[str, Any] = {}
-    for name, value in bound.arguments.items():
-        kind = signature.parameters[name].kind
-        if kind is inspect.Parameter.VAR_POSITIONAL:
-            named.update({f"{name}[{i}]": item for i, item in enumerate(value)})
-        elif kind is inspect.Parameter.VAR_KEYWORD:
-            named.update(value)
-        else:
-            named[name] = value
-    return named
-
-
-def _kept(inputs: Mapping[str, Any]) -> dict[str, Tensor]:
-    """Copies of the inputs that rows are paired by, before the model can write to them."""
-    room, kept = KEPT_BYTES, dict[str, Tensor]()
-    for name, value in inputs.items():
-        if (
-            isinstance(value, Tensor)
-            and value.layout == torch.strided
-            and not value.is_nested
-            and value.nbytes <= room
-        ):
-            room -= value.nbytes
-            kept[name] = value.detach().cpu().clone()
-    return kept
-
-
-def _shape_of(value: Any) -> Any:
-    """All that layouts are read from: whole numbers as they are, of others the shape."""
-    if (
-        not isinstance(value, Tensor)
-        or value.is_nested
-        or not (value.is_floating_point() or value.is_complex())
-    ):
-        return value.detach().clone() if isinstance(value, Tensor) and not value.is_nested else value
-    return torch.zeros((), dtype=value.dtype).expand(value.shape)
-
-
-def _goes_on(inputs: Mapping[str, Any]) -> bool:
-    """Whether a call is given a cache that holds tokens."""
-    for name in CACHES:
-        cache = inputs.get(name)
-        if cache is None:
-            continue
-        length = cached_tokens(cache)
-        if length is not None:
-            return length > 0
-        return any(bool((t != 0).any()) for t in tensors_in(cache) if t.numel() and not t.is_meta)
-    return False
-
-
-def _from(coordinates: Coordinates, first: int) -> Coordinates:
-    sample = coordinates.sample
-    return Coordinates(torch.where(sample >= 0, sample + first, sample), coordinates.position)
-
-
-# ---------------------------------------------------------------------- what ran
-
-
-def _models(roots: Sequence[nn.Module]) -> list[dict[str, Any]]:
-    """Of each model its class, its configuration, and the path that its modules' paths begin with."""
-    paths = [{id(module): path for path, module in walk(root)} for root in roots]
-    found: list[dict[str, Any]] = []
-    tops = 0
-    for number, root in enumerate(roots):
-        prefix = next((p[id(root)] for i, p in enumerate(paths) if i != number and id(root) in p), None)
-        if prefix is None:
-            prefix = f"{type(root).__name__}#{tops}" if tops else ""
-            tops += 1
-        parameter = next(root.parameters(), None)
-        config = getattr(root, "config", None)
-        plain = {} if config is None or not hasattr(config, "to_dict") else config.to_dict()
-        found.append(
-            {
-                "class": type(root).__qualname__, "prefix": prefix,
-                "dtype": str(parameter.dtype).removeprefix("torch.") if parameter is not None else None,
-                "device": str(parameter.device) if parameter is not None else "cpu",
-                "attention": getattr(config, "_attn_implementation", None),
-                "configuration": {str(k): v if isinstance(v, (int, float, str, bool)) else repr(v) for k, v in plain.items()},
-            }
-        )  # fmt: skip
-    return found
-
-
-def _settings() -> dict[str, Any]:
-    """Settings that results depend on, whatever the device."""
-    return {
-        "threads": torch.get_num_threads(),
-        "deterministic": torch.are_deterministic_algorithms_enabled(),
-        "float32_matmul_precision": torch.get_float32_matmul_precision(),
-        "cpu": torch.backends.cpu.get_cpu_capability(),
-        "machine": platform.machine(),
-    }
-
-
-def _gpu() -> dict[str, str]:
-    """The GPU, if this process uses one: to ask would start CUDA, and then no fork of the process could use it."""
-    return {"gpu": torch.cuda.get_device_name()} if torch.cuda.is_initialized() else {}
 
 
 def _as_tensor(ids: Any) -> Tensor:

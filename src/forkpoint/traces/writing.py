@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import save
 from torch import Tensor, nn
 
@@ -75,23 +76,24 @@ class Writer:
 
     def __init__(self, folder: Path, manifest: dict[str, Any]) -> None:
         self.folder = folder
+        self.broken = False
+        """Whether something could not be written: what came after it could not be read."""
         self.manifest = {"format": FORMAT, "version": VERSION, "complete": False, **manifest}
         try:
+            str(folder).encode()  # as Arrow wants it
             folder.mkdir(parents=True, exist_ok=True)
-            if any(folder.iterdir()):
-                raise InputError(
-                    f"{folder}, where there is something already", "a folder that is new or empty"
-                )
-            self.save_manifest()  # first of all: from now on it is a trace
-            (folder / CALLS).mkdir()
-            self._streams = {
-                name: pa.ipc.new_stream(pa.OSFile(str(folder / f"{name}.arrow"), "wb"), columns)
-                for name, columns in TABLES.items()
-            }
-        except OSError as error:
+            _check_empty(folder)
+            (folder / CALLS).mkdir()  # which only one of several recordings can
+            self.save_manifest()  # from now on it is a trace
+            self._files = {name: pa.OSFile(str(folder / f"{name}.arrow"), "wb") for name in TABLES}
+            self._streams = {name: pa.ipc.new_stream(self._files[name], TABLES[name]) for name in TABLES}
+        except FileExistsError as error:
             raise InputError(
-                f"{folder}: {error.strerror or error}", "a folder that can be written"
+                f"{folder}, where there is something already", "a folder that is new or empty"
             ) from error
+        except (OSError, ValueError) as error:  # ValueError: a name that no file can have
+            said = getattr(error, "strerror", None) or str(error)
+            raise InputError(f"{folder}: {said}", "a folder that can be written") from error
         self._waiting: dict[str, list[dict[str, Any]]] = {name: [] for name in TABLES if name != "rows"}
         self._ops: dict[Any, int] = {}
         self._forms: dict[Any, int] = {}
@@ -175,6 +177,8 @@ class Writer:
     def rows_at_once(self, batch: pa.RecordBatch) -> None:
         """Write rows, after whatever they refer to."""
         self.flush()
+        if self.broken:
+            return
         with self._one_line():
             self._streams["rows"].write_batch(batch)
         self.rows += batch.num_rows
@@ -199,7 +203,9 @@ class Writer:
         self._waiting[table].append(row)
 
     def flush(self) -> None:
-        """Write what waits."""
+        """Write what waits; nothing, where something could not be written before."""
+        if self.broken:
+            return
         for name, waiting in self._waiting.items():
             if waiting:
                 columns = TABLES[name]
@@ -217,10 +223,13 @@ class Writer:
 
     def value(self, row: int, tensors: dict[str, Tensor]) -> None:
         """A value that was asked for, and whose its elements are."""
+        self.flush()
         (self.folder / VALUES).mkdir(exist_ok=True)
         self._save(Path(VALUES) / f"{row:09d}.safetensors", tensors, {})
 
     def _save(self, name: Path, tensors: dict[str, Tensor], about: dict[str, Any]) -> None:
+        if self.broken:
+            return
         data = save(_apart(tensors), metadata={"about": json.dumps(about)})
         target = self.folder / name
         with self._one_line():
@@ -239,25 +248,61 @@ class Writer:
     def close(self, *, complete: bool) -> None:
         """The recording is over."""
         try:
-            self.flush()
+            if not self.broken:
+                self.flush()
+                for stream in self._streams.values():
+                    with self._one_line():
+                        stream.close()
         finally:
-            for stream in self._streams.values():
+            for file in self._files.values():
                 with suppress(OSError, pa.ArrowException):
-                    stream.close()
-        self.manifest.update(complete=complete, rows=self.rows)
-        self.save_manifest()
+                    file.close()
+            self.manifest.update(complete=complete and not self.broken, rows=self.rows)
+            if self.broken:
+                with suppress(InputError):  # there was an error that said why
+                    self.save_manifest()
+            else:
+                self.save_manifest()
 
     @contextmanager
     def _one_line(self) -> Generator[None]:
-        """What the system says of a file, as one line that names the folder."""
+        """What the system says of a file, as one line that names the folder; nothing more is written then."""
         try:
             yield
         except (OSError, pa.ArrowException) as error:
+            self.broken = True
             said = getattr(error, "strerror", None) or str(error)
             raise CaptureError(
                 f"the trace can't be written to {self.folder}: {said}", "room and permission to write",
                 "what was written before can be read",
             ) from error  # fmt: skip
+
+
+def _check_empty(folder: Path) -> None:
+    if any(folder.iterdir()):
+        raise FileExistsError
+
+
+def why_unsaved(value: Tensor) -> str:
+    """Why the values of a tensor can't be put into a file of tensors; empty where they can.
+
+    >>> why_unsaved(torch.zeros(2)), why_unsaved(torch.eye(2).to_sparse())
+    ('', 'a tensor of the layout torch.sparse_coo')
+    """
+    if value.layout != torch.strided:
+        return f"a tensor of the layout {value.layout}"
+    reason = why_unreadable(value)
+    if not reason and value.dtype not in _SAVED:
+        try:
+            save({"": torch.empty(0, dtype=value.dtype)})
+        except (KeyError, RuntimeError, ValueError, SafetensorError):
+            return f"a tensor of {value.dtype}, which files of tensors don't have"
+        _SAVED.add(value.dtype)
+    return reason
+
+
+_SAVED: set[torch.dtype] = set()
+"""Dtypes that can be saved."""
 
 
 def _apart(tensors: dict[str, Tensor]) -> dict[str, Tensor]:

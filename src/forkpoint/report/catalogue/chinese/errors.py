@@ -116,6 +116,12 @@ ERRORS: dict[str, str] = {
     "--rename {given}": "--rename {given}",
     "THEIRS=OURS": "THEIRS=OURS",
     "a folder that is new or empty": "新的或空的文件夹",
+    "a folder that can be written": "可以写入的文件夹",
+    "a recording within a recording": "记录之中又开始记录",
+    "one that has ended before the next begins": "前一个结束后再开始下一个",
+    "a place that fsspec can write to": "fsspec 可以写入的位置",
+    "the trace can't be copied to {address}: {error}": "无法把记录复制到 {address}：{error}",
+    "it lies in {folder}": "它在 {folder}",
     "vllm, or a folder that an engine was recorded to": "vllm，或记录了引擎的文件夹",
     # 模型
     "can't write to the cache {folder}: {error}": "无法写入缓存 {folder}：{error}",

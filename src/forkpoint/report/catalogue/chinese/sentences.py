@@ -107,6 +107,7 @@ SENTENCES: dict[str, str] = {
     # 磁盘上的记录
     "the recording of run {name} did not come to its end: compared as far as it was written": "运行 {name} 的记录没有写完："
     "只比较已写下的部分",
+    "call {call} of run {name} ended in an error: {said}": "运行 {name} 的第 {call} 次调用以错误结束：{said}",
     "modules matched by their weights: {names}": "按权重对应的模块：{names}",
     "modules matched by their parts: {names}": "按组成部分对应的模块：{names}",
     "{n} ops were matched by the text of their lines, which have moved": "有 {n} 个算子所在的行已移动，按该行的文字对应",
@@ -132,6 +133,7 @@ SENTENCES: dict[str, str] = {
     "its values were not recorded: coordinates are counted, not elements": "没有记录它的数值：计数的是坐标，而不是元素",
     "the runs differ; whether that is rounding can't be told from what was recorded": "两次运行不同；仅凭记录无法判断是否只是舍入",
     "a recording did not come to its end; as far as both go, they are the same": "有一份记录没有写完；就两者都有的部分而言，它们相同",
+    "a call ended in an error; as far as both go, they are the same": "有一次调用以错误结束；就两者都有的部分而言，它们相同",
     "not all that the models return could be compared": "模型返回的结果没有全部得到比较",
     "one run returns NaN where the other has numbers": "一次运行返回 NaN，而另一次是数值",
     "Give both runs the same inputs and weights, then record them again.": "请给两次运行相同的输入和权重，然后重新记录。",
