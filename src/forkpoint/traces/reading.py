@@ -177,7 +177,10 @@ def _read(path: Path, manifest: dict[str, Any], name: str) -> Recorded:
     labels = Labels(table)
     results, left_out = _results(calls, labels)
     run = RecordedRun(tuple(inputs for inputs, _ in calls), layout, name)
-    values = {int(file.stem): file for file in sorted((path / VALUES).glob("*.safetensors"))}
+    files = {int(file.stem): file for file in sorted((path / VALUES).glob("*.safetensors"))}
+    values = {
+        row: file for row, file in files.items() if row < len(trace)
+    }  # else the row was not written any more
     abouts = [about for _, (_, about) in calls]
     failed = {call: str(about["failed"]) for call, about in enumerate(abouts) if about.get("failed")}
     return Recorded(
