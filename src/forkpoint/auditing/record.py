@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
-from pathlib import Path
-from typing import Any
+from dataclasses import dataclass
+from typing import ClassVar
 
 from forkpoint.errors import DifferenceError
 from forkpoint.report.words import Words
-from forkpoint.support.files import write_json
+from forkpoint.support.records import JsonRecord
 
 
 @dataclass(frozen=True)
@@ -58,7 +57,7 @@ class Precision:
 
 
 @dataclass(frozen=True)
-class Audit:
+class Audit(JsonRecord):
     """Whether a claim of invariance holds in what was tried.
 
     Attributes:
@@ -69,6 +68,8 @@ class Audit:
         precision: how exact it is; None where float64 could not be had.
         unfinished: what was not tried, and why; empty if all was.
     """
+
+    _derived: ClassVar[tuple[str, ...]] = ("holds",)
 
     subject: str
     tried: int
@@ -92,14 +93,6 @@ class Audit:
         """
         if not self.holds:
             raise DifferenceError(str(self))
-
-    def to_dict(self) -> dict[str, Any]:
-        """The same as plain values, for JSON."""
-        return {**asdict(self), "holds": self.holds}
-
-    def to_json(self, path: str | Path) -> None:
-        """Write it to a file."""
-        write_json(Path(path), self.to_dict())
 
     def to_text(self, *, lang: str = "en") -> str:
         """What was found, in lines.

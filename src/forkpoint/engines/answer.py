@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from forkpoint.result import VerdictKind
 from forkpoint.screening import Screening
-from forkpoint.support.files import write_json
-from forkpoint.support.records import to_plain
+from forkpoint.support.records import JsonRecord
 
 
 @dataclass(frozen=True)
@@ -87,8 +85,10 @@ class Listed:
 
 
 @dataclass(frozen=True, repr=False)
-class EngineComparison:
+class EngineComparison(JsonRecord):
     """An engine against a reference. `print(comparison)` is the report."""
+
+    _derived: ClassVar[tuple[str, ...]] = ("agrees",)
 
     engine: str
     version: str
@@ -120,14 +120,6 @@ class EngineComparison:
     def agrees(self) -> bool:
         """Whether nothing but rounding was seen."""
         return self.verdict in (VerdictKind.IDENTICAL, VerdictKind.ROUNDING)
-
-    def to_dict(self) -> dict[str, Any]:
-        """As plain JSON types (docs/json-schema.md)."""
-        return {"agrees": self.agrees, **to_plain(self)}
-
-    def to_json(self, path: str | Path) -> None:
-        """Write it as JSON; the file appears whole or not at all."""
-        write_json(Path(path), self.to_dict())
 
     def __bool__(self) -> bool:
         raise TypeError("a comparison is neither true nor false: ask comparison.agrees or comparison.verdict")

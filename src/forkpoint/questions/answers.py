@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from math import inf
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from forkpoint.result import Result, RunSummary, VerdictKind
-from forkpoint.support.files import write_atomically, write_json
-from forkpoint.support.records import from_plain, to_plain
+from forkpoint.support.files import write_atomically
+from forkpoint.support.records import JsonRecord
 
 TENFOLD = 10.0
 """By how much a setting has to change the gap to be said to matter."""
@@ -55,7 +55,7 @@ class FactorRow:
 
 
 @dataclass(frozen=True, repr=False)
-class Factors:
+class Factors(JsonRecord):
     """One comparison under one setting after the other. `print(factors)` is the table.
 
     Attributes:
@@ -65,6 +65,8 @@ class Factors:
         versions: version of each package that took part.
         call: how it was asked for.
     """
+
+    _derived: ClassVar[tuple[str, ...]] = ("matters", "summary")
 
     a: RunSummary
     b: RunSummary
@@ -98,24 +100,6 @@ class Factors:
 
         return sentence(self)
 
-    def to_dict(self) -> dict[str, Any]:
-        """The whole table as plain JSON types (docs/json-schema.md)."""
-        data = {item.name: to_plain(getattr(self, item.name)) for item in fields(self)}
-        return {**data, "matters": to_plain(self.matters), "summary": self.summary}
-
-    def to_json(self, path: str | Path) -> None:
-        """Write the table as JSON; the file appears whole or not at all."""
-        write_json(Path(path), self.to_dict())
-
-    @classmethod
-    def from_dict(cls, data: dict[str, Any]) -> Factors:
-        """What `to_dict` gave.
-
-        Raises:
-            ValueError: it is something else.
-        """
-        return from_plain(cls, data)
-
     def to_html(self, path: str | Path, *, lang: str = "en") -> None:
         """Write the table as one page of HTML that asks nothing of a network; `lang` is `en` or `zh`."""
         from forkpoint.report.factors import to_html
@@ -133,7 +117,7 @@ class Factors:
 
 
 @dataclass(frozen=True, repr=False)
-class Generation:
+class Generation(JsonRecord):
     """Greedy generation in two ways, up to the first token that differs. `print(generation)` is the report.
 
     Attributes:
@@ -178,21 +162,7 @@ class Generation:
 
     def to_dict(self) -> dict[str, Any]:
         """The whole answer as plain JSON types (docs/json-schema.md)."""
-        result = None if self.result is None else self.result.to_dict()
-        return {**{item.name: to_plain(getattr(self, item.name)) for item in fields(self)}, "result": result}
-
-    def to_json(self, path: str | Path) -> None:
-        """Write the answer as JSON; the file appears whole or not at all."""
-        write_json(Path(path), self.to_dict())
-
-    @classmethod
-    def from_dict(cls, data: dict[str, Any]) -> Generation:
-        """What `to_dict` gave.
-
-        Raises:
-            ValueError: it is something else.
-        """
-        return from_plain(cls, data)
+        return {**super().to_dict(), "result": None if self.result is None else self.result.to_dict()}
 
     def to_html(self, path: str | Path, *, lang: str = "en") -> None:
         """Write the answer as one page of HTML that asks nothing of a network; `lang` is `en` or `zh`."""

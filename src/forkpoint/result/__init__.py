@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Collection
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from forkpoint.errors import DifferenceError, InputError, SceneError
 from forkpoint.result.records import (
@@ -31,8 +31,8 @@ from forkpoint.result.records import (
     VerdictKind,
 )
 from forkpoint.support.expectation import expected
-from forkpoint.support.files import write_atomically, write_json
-from forkpoint.support.records import from_plain, to_plain
+from forkpoint.support.files import write_atomically
+from forkpoint.support.records import JsonRecord
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -70,12 +70,14 @@ SCHEMA_VERSION = 1
 
 
 @dataclass(frozen=True, repr=False)
-class Result:
+class Result(JsonRecord):
     """A comparison of two runs. `print(result)` is the report.
 
     It is plain data, and can be pickled and written to a file, but for what asks the models again (`value`,
     `save_scene`, `write_script`): a result that was read has its runs no more.
     """
+
+    _derived: ClassVar[tuple[str, ...]] = ("first_backward", "unmatched_a", "unmatched_b")
 
     a: RunSummary
     b: RunSummary
@@ -150,21 +152,7 @@ class Result:
 
     def to_dict(self) -> dict[str, Any]:
         """The whole result as plain JSON types; enums as their values (docs/json-schema.md)."""
-        data: dict[str, Any] = {"schema": SCHEMA_VERSION, "identical": self.identical}
-        for item in fields(self):
-            if not item.name.startswith("_"):
-                data[item.name] = to_plain(getattr(self, item.name))
-        data["first_backward"] = to_plain(self.first_backward)
-        data["unmatched_a"] = [to_plain(row) for row in self.unmatched_a]
-        data["unmatched_b"] = [to_plain(row) for row in self.unmatched_b]
-        return data
-
-    def to_json(self, path: str | Path) -> None:
-        """Write the result as JSON; the file appears whole or not at all.
-
-        Characters that can't be seen are escaped, so that it may be shown on a terminal.
-        """
-        write_json(Path(path), self.to_dict())
+        return {"schema": SCHEMA_VERSION, "identical": self.identical, **super().to_dict()}
 
     def to_text(self, *, details: bool = True, lang: str = "en", width: int = 80) -> str:
         """The report as plain text.
@@ -221,7 +209,7 @@ class Result:
             raise ValueError("it is no result")
         if data["schema"] != SCHEMA_VERSION:
             raise ValueError(f"it has schema version {data['schema']!r}")
-        return from_plain(cls, data)
+        return super().from_dict(data)
 
     def check(self, allow: str | Collection[str] | None = None) -> None:
         """Fail unless the runs are identical, or differ by no more than is allowed.

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from typing import ClassVar
 
-from forkpoint.support.files import write_json
-from forkpoint.support.records import to_plain
+from forkpoint.support.records import JsonRecord
 
 CAUSES = (
     "identical", "rounding", "temperature", "top_p", "top_k", "shifted", "tokenisation", "other_weights", "unknown"
@@ -15,8 +13,10 @@ CAUSES = (
 
 
 @dataclass(frozen=True, repr=False)
-class Screening:
+class Screening(JsonRecord):
     """How the log-probabilities of two engines differ. `print(screening)` is the report."""
+
+    _derived: ClassVar[tuple[str, ...]] = ("agrees",)
 
     cause: str
     """`identical`; `rounding` (no farther apart than rounding makes them); `temperature`, `top_p`, `top_k` (or another cut of
@@ -55,14 +55,6 @@ class Screening:
     def agrees(self) -> bool:
         """Whether nothing but rounding was seen."""
         return self.cause in ("identical", "rounding")
-
-    def to_dict(self) -> dict[str, Any]:
-        """As plain JSON types (docs/logprobs.md)."""
-        return {"agrees": self.agrees, **to_plain(self)}
-
-    def to_json(self, path: str | Path) -> None:
-        """Write it as JSON; the file appears whole or not at all."""
-        write_json(Path(path), self.to_dict())
 
     def __bool__(self) -> bool:
         raise TypeError("a screening is neither true nor false: ask screening.agrees or screening.cause")

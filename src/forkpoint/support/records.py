@@ -8,10 +8,40 @@ import typing
 from collections.abc import Hashable, Mapping
 from dataclasses import MISSING, fields, is_dataclass
 from functools import cache
-from typing import Any, Union, cast
+from pathlib import Path
+from typing import Any, ClassVar, Self, Union, cast
+
+from forkpoint.support.files import write_json
 
 NOT_FINITE = ("nan", "inf", "-inf")
 """How floats that are no numbers are written."""
+
+
+class JsonRecord:
+    """Base of dataclasses that are written as JSON and read back."""
+
+    _derived: ClassVar[tuple[str, ...]] = ()
+    """Names of properties that stand in the JSON beside the fields, for whoever reads it without this class."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """All of it as plain JSON types, enums as their values (docs/json-schema.md)."""
+        return {**to_plain(self), **{name: to_plain(getattr(self, name)) for name in self._derived}}
+
+    def to_json(self, path: str | Path) -> None:
+        """Write it as JSON; the file appears whole or not at all.
+
+        Characters that can't be seen are escaped, so that it may be shown on a terminal.
+        """
+        write_json(Path(path), self.to_dict())
+
+    @classmethod
+    def from_dict(cls, data: Any) -> Self:
+        """What `to_dict` gave.
+
+        Raises:
+            ValueError: it is something else.
+        """
+        return from_plain(cls, data)
 
 
 def to_plain(value: Any) -> Any:

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from forkpoint.result import VerdictKind
-from forkpoint.support.files import write_json
-from forkpoint.support.records import from_plain, to_plain
+from forkpoint.support.records import JsonRecord
 
 
 @dataclass(frozen=True)
@@ -57,7 +55,7 @@ class SweepRow:
 
 
 @dataclass(frozen=True, repr=False)
-class Sweep:
+class Sweep(JsonRecord):
     """Many questions and their answers. `print(sweep)` is the table.
 
     Attributes:
@@ -68,6 +66,8 @@ class Sweep:
         versions: of forkpoint, torch and transformers.
         call: how it was asked for.
     """
+
+    _derived: ClassVar[tuple[str, ...]] = ("status",)
 
     folder: str
     rows: tuple[SweepRow, ...]
@@ -93,20 +93,7 @@ class Sweep:
 
     def to_dict(self) -> dict[str, Any]:
         """As plain JSON types (docs/json-schema.md)."""
-        return {"sweep": self.folder, **to_plain(self), "status": self.status}
-
-    def to_json(self, path: str | Path) -> None:
-        """Write it as JSON; the file appears whole or not at all."""
-        write_json(Path(path), self.to_dict())
-
-    @classmethod
-    def from_dict(cls, data: dict[str, Any]) -> Sweep:
-        """What `to_dict` gave.
-
-        Raises:
-            ValueError: it is something else.
-        """
-        return from_plain(cls, data)
+        return {"sweep": self.folder, **super().to_dict()}
 
     def __bool__(self) -> bool:
         raise TypeError("a sweep is neither true nor false: ask sweep.status or its rows")
