@@ -13,10 +13,7 @@ ROOT = Path(forkpoint.__file__).parent
 
 RENDERERS = {
     "forkpoint.result": {"forkpoint.report.page", "forkpoint.report.terminal"},
-    "forkpoint.questions.answers": {"forkpoint.report.factors", "forkpoint.report.generation"},
-    "forkpoint.screening.answer": {"forkpoint.report.screening"},
-    "forkpoint.engines.answer": {"forkpoint.report.engines"},
-    "forkpoint.sweeps.answer": {"forkpoint.report.sweep"},
+    "forkpoint.questions.answers": {"forkpoint.report.factors"},
 }
 """A record asks for its renderers when it is shown."""
 

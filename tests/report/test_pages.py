@@ -9,12 +9,18 @@ from pathlib import Path
 import pytest
 from tests.report import samples
 
+from forkpoint.auditing.record import Audit, Break, Precision
 from forkpoint.cli import main
 from forkpoint.cli.reading import read
+from forkpoint.engines.answer import Check, Cost, EngineComparison, EngineOp, Listed
 from forkpoint.errors import InputError
 from forkpoint.questions.answers import FactorRow, Factors, Generation
 from forkpoint.report.words import LANGUAGES
-from forkpoint.result import VerdictKind
+from forkpoint.result import Result, VerdictKind
+from forkpoint.screening import Screening
+from forkpoint.support.answers import Answer
+from forkpoint.support.records import JsonRecord
+from forkpoint.sweeps.answer import Sweep, SweepRow
 
 HOSTILE = "</script><script>alert(1)</script>"
 
@@ -55,27 +61,59 @@ def generation(*, differs: bool) -> Generation:
     )  # fmt: skip
 
 
-ANSWERS = [factors(), generation(differs=False), generation(differs=True)]
+def sweep() -> Sweep:
+    rows = (
+        SweepRow("0001", "./tiny", "padding", "{}", HOSTILE, verdict=VerdictKind.SEMANTIC, status=1, max_abs=2.0, first=HOSTILE),
+        SweepRow("0002", "./tiny", "padding", "{}", "other", reason="out of memory"),
+    )  # fmt: skip
+    return Sweep("out", rows, 2, call="forkpoint sweep x.toml")
+
+
+def engine() -> EngineComparison:
+    first = EngineOp(
+        "model.norm/mul", "layers.py:1", "model.norm/output", "modeling.py:2", "path", "differs", 2.0, 1e-7, 9.0, 0.5, 0, 3,
+        1, 7,
+    )  # fmt: skip
+    return EngineComparison(
+        "vllm", "1", "Tiny", VerdictKind.SEMANTIC, "position_ids", f"The positions of {HOSTILE} are shifted.",
+        (Check("positions", "differs", "Shifted by one."),), (first, replace(first, status="identical")), first,
+        Cost(7, 0.1, 0.2, 0.01, 0.03, 1.0, 2), None, (Listed("pow", "layers.py:1", "listed", "", "no result"),),
+        call="forkpoint engines ./tiny",
+    )  # fmt: skip
+
+
+def screening() -> Screening:
+    return Screening(
+        "unknown", f"Nothing explains {HOSTILE}.", 1, 5, 0.1, 0.3, 1.1, evidence=("A shift was tried.",)
+    )
+
+
+def audit() -> Audit:
+    broken = Break("rows", 3, 4, f"row 0 of 3 and of 4 in {HOSTILE}", 2, 8, 1e-7, "linear", (("gemv",), ()))
+    return Audit("linear", 12, (broken,), (1, 2, 3), Precision(1e-7, 1e-6, 1e-8, 1e-7), "the rest")
+
+
+RUNS = [factors(), generation(differs=False), generation(differs=True)]
+ANSWERS = [*RUNS, sweep(), engine(), screening(), audit()]
+IDS = ["factors", "the same", "another token", "sweep", "engine", "screening", "audit"]
 
 
 @pytest.mark.parametrize("lang", LANGUAGES)
-@pytest.mark.parametrize("answer", ANSWERS, ids=["factors", "the same", "another token"])
-def test_a_page_shows_what_the_terminal_does(answer: Factors | Generation, lang: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("answer", ANSWERS, ids=IDS)
+def test_a_page_shows_what_the_terminal_does(answer: Answer, lang: str, tmp_path: Path) -> None:
     path = tmp_path / "page.html"
     answer.to_html(path, lang=lang)
     page = path.read_text(encoding="utf-8")
     assert HOSTILE not in page
     assert "&lt;/script&gt;&lt;script&gt;alert(1)&lt;/script&gt;" in page
-    assert answer.call.partition("(")[0] in page
+    assert getattr(answer, "call", "").partition("(")[0] in page
     assert "http" not in page.partition("</style>")[2].partition("<script")[0]
     assert ("plotly" in page) == (isinstance(answer, Generation) and answer.result is not None)
     assert page.count("<h2>") >= 1
 
 
-@pytest.mark.parametrize(
-    "answer", [samples.semantic(), *ANSWERS], ids=["result", "factors", "the same", "another token"]
-)
-def test_a_file_is_read_as_what_it_is(answer: Factors | Generation, tmp_path: Path) -> None:
+@pytest.mark.parametrize("answer", [samples.semantic(), *ANSWERS], ids=["result", *IDS])
+def test_a_file_is_read_as_what_it_is(answer: JsonRecord, tmp_path: Path) -> None:
     path = tmp_path / "answer.json"
     answer.to_json(path)
     assert read(path) == answer
@@ -102,16 +140,40 @@ def report(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, st
 def test_report_shows_each_kind_and_writes_its_page(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    said = ["float16", "the same in both ways", "a tie"]
-    for answer, words in zip(
-        [replace(factors()), *ANSWERS[1:]], ["What matters most", *said[1:]], strict=True
-    ):
+    said = [
+        "What matters most", "the same in both ways", "a tie", "out of memory", "model.norm/mul", "A shift was tried.",
+        "kernels with 4: none seen",
+    ]  # fmt: skip
+    for answer, words, expected in zip(ANSWERS, said, [0, 0, 0, 1, 1, 3, 1], strict=True):
         file, page = tmp_path / "answer.json", tmp_path / "page.html"
         answer.to_json(file)
         status, out, err = report(capsys, str(file), "--html", str(page), "--lang", "en")
-        assert (status, err) == (0, "")
+        assert (status, err) == (expected, "")
+        assert answer.status == expected
         assert words in " ".join(out.split())
         assert page.read_text(encoding="utf-8").startswith("<!doctype html>")
+
+
+def test_report_shows_the_whole_of_an_engine_if_asked(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    others = tuple(
+        replace(engine().ops[1], op=f"layer.{number}/mul", times=number / 100) for number in range(20)
+    )
+    replace(engine(), ops=(engine().ops[0], *others)).to_json(tmp_path / "answer.json")
+    assert "layer.1/mul" not in report(capsys, str(tmp_path / "answer.json"), "--lang", "en")[1]
+    assert "layer.1/mul" in report(capsys, str(tmp_path / "answer.json"), "--lang", "en", "--details")[1]
+
+
+@pytest.mark.parametrize(("gone", "status"), [(samples.identical(), 0), (samples.rounding(), 1)])
+def test_report_of_what_fix_found_shows_both(gone: Result, status: int, tmp_path, capsys) -> None:
+    file = tmp_path / "fixed.json"
+    answers = {"prompts": [{"prompt": "one", "result": gone.to_dict()}]}
+    file.write_text(json.dumps({"as_it_is": samples.semantic().to_dict(), "invariant": answers}))
+    found, out, _ = report(capsys, str(file), "--lang", "en")
+    assert found == status
+    assert out.index("● Semantic difference") < out.index("● Identical" if status == 0 else "● Rounding")
+    assert report(capsys, str(file), "--html", str(tmp_path / "page.html"))[0] == 2
 
 
 def test_report_of_several_prompts_is_a_line_each_and_the_worst(
@@ -127,10 +189,15 @@ def test_report_of_several_prompts_is_a_line_each_and_the_worst(
     assert "▸ two" in page.read_text(encoding="utf-8")
 
 
+@pytest.mark.parametrize("several", [False, True])
 @pytest.mark.parametrize("option", ["--markdown", "--issue"])
-def test_a_table_is_no_issue(option: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_table_is_no_issue(
+    option: str, several: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     file = tmp_path / "answer.json"
     factors().to_json(file)
+    if several:
+        file.write_text(json.dumps({"prompts": [{"prompt": "one", "result": samples.rounding().to_dict()}]}))
     status, out, err = report(capsys, str(file), option)
     assert (status, out) == (2, "")
     assert "the result of one comparison" in err

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 import forkpoint as fp
-from forkpoint.report.sweep import MOST, PLACES, to_text
+from forkpoint.report.sweep import MOST, PLACES
 
 
 def row(question="padding", verdict=fp.VerdictKind.ROUNDING, *, prompt="Hello", model="./a/small", **more):
@@ -22,7 +22,7 @@ def row(question="padding", verdict=fp.VerdictKind.ROUNDING, *, prompt="Hello", 
 
 
 def lines(*rows, lang="en", **more):
-    return to_text(fp.Sweep("out", rows, len(rows), **more), lang=lang).splitlines()
+    return fp.Sweep("out", rows, len(rows), **more).to_text(lang=lang).splitlines()
 
 
 def test_what_is_the_same_everywhere_is_left_out():

@@ -6,8 +6,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from forkpoint.errors import DifferenceError
-from forkpoint.report.words import Words
-from forkpoint.support.records import JsonRecord
+from forkpoint.support.answers import Answer
 
 
 @dataclass(frozen=True)
@@ -57,7 +56,7 @@ class Precision:
 
 
 @dataclass(frozen=True)
-class Audit(JsonRecord):
+class Audit(Answer):
     """Whether a claim of invariance holds in what was tried.
 
     Attributes:
@@ -70,6 +69,7 @@ class Audit(JsonRecord):
     """
 
     _derived: ClassVar[tuple[str, ...]] = ("holds",)
+    report_module = "audit"
 
     subject: str
     tried: int
@@ -85,6 +85,11 @@ class Audit(JsonRecord):
             self.tried > 0 and not self.breaks and not (self.precision is not None and self.precision.worse)
         )
 
+    @property
+    def status(self) -> int:
+        """0 if it holds, else 1."""
+        return 0 if self.holds else 1
+
     def check(self) -> None:
         """Raise unless it holds.
 
@@ -93,65 +98,3 @@ class Audit(JsonRecord):
         """
         if not self.holds:
             raise DifferenceError(str(self))
-
-    def to_text(self, *, lang: str = "en") -> str:
-        """What was found, in lines.
-
-        Args:
-            lang: `en` or `zh`.
-
-        Raises:
-            InputError: there is no such language.
-        """
-        return "\n".join(self._lines(Words(lang)))
-
-    def __str__(self) -> str:
-        return self.to_text()
-
-    def _lines(self, words: Words) -> list[str]:
-        lines = [words.many("audit.subject", self.tried, subject=self.subject)]
-        if not self.breaks:
-            lines.append("  " + words("audit.holds" if self.tried else "audit.nothing"))
-        for one in self.breaks:
-            numbers = {"differing": one.differing, "compared": one.compared, "gap": f"{one.gap:.3g}"}
-            lines.append("  " + words("audit.breaks", words=words.phrase(one.words), **numbers))
-            if one.op is not None:
-                lines.append("    " + words("audit.first", op=words.phrase(one.op)))
-            if one.kernels is not None:
-                lines += [
-                    "    "
-                    + words("audit.kernels", size=size, names=", ".join(names) or words("audit.unseen"))
-                    for size, names in zip((one.size, one.other), one.kernels, strict=True)
-                ]
-        if self.breaking:
-            lines.append("  " + words("audit.sizes", sizes=_ranges(self.breaking, words)))
-        if self.precision is not None:
-            lines += ["  " + line for line in _exactness(self.precision, words)]
-        if self.unfinished:
-            lines.append("  " + words("audit.unfinished", what=words.phrase(self.unfinished)))
-        return lines
-
-
-def _exactness(precision: Precision, words: Words) -> list[str]:
-    own = {"mean": f"{precision.mean:.3g}", "largest": f"{precision.largest:.3g}"}
-    if precision.reference_mean is None:
-        return [words("audit.exact", **own)]
-    others = {"other_mean": f"{precision.reference_mean:.3g}", "other": f"{precision.reference_largest:.3g}"}
-    said = words("audit.reference", **own, **others)
-    return [said, *([words("audit.worse")] if precision.worse else [])]
-
-
-def _ranges(sizes: tuple[int, ...], words: Words) -> str:
-    """Whole numbers with neighbours put together.
-
-    >>> _ranges((1, 2, 3, 7, 9, 10), Words())
-    '1 to 3, 7, 9 to 10'
-    """
-    runs: list[list[int]] = []
-    for size in sizes:
-        if runs and size == runs[-1][-1] + 1:
-            runs[-1].append(size)
-        else:
-            runs.append([size])
-    said = (str(run[0]) if len(run) == 1 else words("audit.range", a=run[0], b=run[-1]) for run in runs)
-    return words("comma").join(said)

@@ -148,9 +148,7 @@ def _answer(
         },
         loading,
     )  # fmt: skip
-    for file in (json, html):
-        if file is not None:
-            check_writable(file)
+    check_writable(json, html)
     scene.check(scene_folder)
     asking.load()
     say_first(asking.loaded, lang, aside=quiet or json == options.STDOUT)
@@ -266,8 +264,7 @@ def _fix(
         "position_ids": position_ids, "chat_template": chat_template, "max_memory": options.read_size(max_memory),
     }  # fmt: skip
     asking = Asking(ask, model, options.read_prompts(prompt, prompts), shared, loading)
-    if json is not None:
-        check_writable(json)
+    check_writable(json)
     asking.load()
     say_first(asking.loaded, lang, aside=json == options.STDOUT)
     notes = tuple(asking.loaded.notes)

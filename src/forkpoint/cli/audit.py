@@ -9,6 +9,7 @@ import typer
 
 from forkpoint.cli import options
 from forkpoint.cli.loading import load, say_first
+from forkpoint.cli.outcome import answered
 from forkpoint.support.files import check_writable
 
 if TYPE_CHECKING:
@@ -31,14 +32,14 @@ def audit(
     load_in_8bit: options.Int8 = False,
     trust_remote_code: options.TrustRemoteCode = False,
     json: options.Json = None,
+    html: options.Html = None,
     lang: options.Language = options.LANGUAGE,
 ) -> None:
     """Look for layouts in which the same tokens get other bits: padding, batches, caches, at sizes where kernels change.
 
     Exit status: 0 if no layout that was tried changes a bit, else 1.
     """
-    if json is not None:
-        check_writable(json)
+    check_writable(json, html)
     loading: dict[str, Any] = {
         "revision": revision, "dtype": dtype, "device": device, "attn": attn, "load_in_8bit": load_in_8bit,
         "trust_remote_code": trust_remote_code,
@@ -50,8 +51,4 @@ def audit(
 
     with fp.invariant(loaded.model) if invariant else nullcontext():
         found = fp.audit(loaded.model, longest=longest, seconds=seconds)
-    if json != options.STDOUT:
-        typer.echo(found.to_text(lang=lang))
-    if json is not None:
-        found.to_json(json)
-    raise typer.Exit(0 if found.holds else 1)
+    answered(found, json=json, html=html, lang=lang)

@@ -66,9 +66,7 @@ def embed(
     given = [_pair(line) for line in options.read_prompts(None, texts, "--texts")]
     sizes = _sizes(batch_size)
     limit = options.read_size(max_memory)
-    for file in (json, html):
-        if file is not None:
-            check_writable(file)
+    check_writable(json, html)
     scene.check(scene_folder)
     with status("starting"):
         import forkpoint as fp

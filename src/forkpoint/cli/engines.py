@@ -4,21 +4,19 @@ from __future__ import annotations
 
 import tempfile
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
 from forkpoint.cli import options
 from forkpoint.cli.loading import load, say_first
-from forkpoint.cli.outcome import EXIT_STATUS, console
+from forkpoint.cli.outcome import answered
 from forkpoint.cli.spoken import TYPED, command_line
 from forkpoint.errors import InputError
 from forkpoint.support.files import check_writable
 from forkpoint.support.progress import watching
-
-if TYPE_CHECKING:
-    from forkpoint.engines import EngineComparison
 
 _ENGINE = "Engine"
 Against = Annotated[
@@ -83,6 +81,7 @@ def engines(
     trust_remote_code: options.TrustRemoteCode = False,
     details: options.Details = False,
     json: options.Json = None,
+    html: options.Html = None,
     quiet: options.Quiet = False,
     lang: options.Language = options.LANGUAGE,
 ) -> None:
@@ -98,8 +97,7 @@ def engines(
     for theirs, found, _ in renamed:
         if not found:
             raise InputError(f"--rename {theirs}", "THEIRS=OURS")
-    if json is not None:
-        check_writable(json)
+    check_writable(json, html)
     if keep is not None and keep.exists() and any(keep.iterdir()):
         raise InputError(f"--keep {keep}, where there is something already", "a folder that is new or empty")
     if against != "vllm" and not Path(against).is_dir():
@@ -131,7 +129,8 @@ def engines(
         found = fp.compare_engine(
             loaded.model, folder, prompts=ids or None, rename={theirs: ours for theirs, _, ours in renamed}, progress=progress
         )  # fmt: skip
-    _finish(found, details=details, json=json, quiet=quiet, lang=lang)
+    found = replace(found, call=command_line(TYPED.get()))
+    answered(found, json=json, html=html, quiet=quiet, lang=lang, details=details)
 
 
 def _token_ids(loaded: Any, texts: list[str], *, chat_template: bool) -> list[list[int]]:
@@ -157,15 +156,3 @@ def _on_disk(name: str, loaded: Any, work: Path, revision: str | None) -> dict[s
             loaded.model.save_pretrained(work / "model")
         return {"model": str(work / "model")}
     return {"model": name, **({"revision": revision} if revision is not None else {})}
-
-
-def _finish(found: EngineComparison, *, details: bool, json: Path | None, quiet: bool, lang: str) -> None:
-    from dataclasses import replace
-
-    from forkpoint.report.engines import render_engines
-
-    found = replace(found, call=command_line(TYPED.get()))
-    render_engines(found, console(quiet=quiet, json=json), details=details, lang=lang)
-    if json is not None:
-        found.to_json(json)
-    raise typer.Exit(EXIT_STATUS[found.verdict])

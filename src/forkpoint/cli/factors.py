@@ -10,7 +10,7 @@ import typer
 from forkpoint.cli import options
 from forkpoint.cli.configured import Config
 from forkpoint.cli.loading import load, say_first
-from forkpoint.cli.outcome import console, worst_status, write_all
+from forkpoint.cli.outcome import answered
 from forkpoint.cli.spoken import TYPED, command_line
 from forkpoint.support.files import check_writable
 from forkpoint.support.progress import watching
@@ -57,9 +57,7 @@ def factors(
     """
     texts = options.read_prompts(prompt, prompts)
     limit = options.read_size(max_memory)
-    for file in (json, html):
-        if file is not None:
-            check_writable(file)
+    check_writable(json, html)
     loading: dict[str, Any] = {
         "revision": revision, "dtype": dtype, "device": device, "attn": attn, "trust_remote_code": trust_remote_code,
     }  # fmt: skip
@@ -67,7 +65,6 @@ def factors(
     say_first(loaded, lang, aside=quiet or json == options.STDOUT)
 
     import forkpoint as fp
-    from forkpoint.report.factors import render_factors
 
     with watching() as progress:
         found = fp.factors(
@@ -79,7 +76,4 @@ def factors(
         )  # fmt: skip
     typed = command_line(TYPED.get())
     found = replace(found, notes=(*loaded.notes, *found.notes), call=typed or found.call)
-    render_factors(found, console(quiet=quiet, json=json), lang=lang)
-    write_all((json, found.to_json), (html, lambda path: found.to_html(path, lang=lang)))
-    kinds = [row.verdict for row in found.rows if row.verdict is not None and row.probed]
-    raise typer.Exit(worst_status(kinds))
+    answered(found, json=json, html=html, quiet=quiet, lang=lang)

@@ -12,7 +12,7 @@ from forkpoint.cli import options
 from forkpoint.cli.asking import INVARIANT_NOTE
 from forkpoint.cli.configured import Config
 from forkpoint.cli.loading import load, say_first
-from forkpoint.cli.outcome import console, worst_status, write_all
+from forkpoint.cli.outcome import answered
 from forkpoint.cli.spoken import TYPED, command_line
 from forkpoint.errors import InputError
 from forkpoint.questions.choices import Generating
@@ -76,9 +76,7 @@ def generate(
     if len(texts) > 1:
         raise InputError(f"{len(texts)} prompts", "one")
     limit = options.read_size(max_memory)
-    for file in (json, html):
-        if file is not None:
-            check_writable(file)
+    check_writable(json, html)
     loading: dict[str, Any] = {
         "revision": revision, "dtype": dtype, "device": device, "attn": attn, "load_in_8bit": load_in_8bit,
         "trust_remote_code": trust_remote_code,
@@ -87,7 +85,6 @@ def generate(
     say_first(loaded, lang, aside=quiet or json == options.STDOUT)
 
     import forkpoint as fp
-    from forkpoint.report.generation import render_generation
 
     guessing = None if assistant is None else load(assistant, **{**loading, "revision": None}).model
     within = fp.invariant(loaded.model) if invariant else nullcontext()
@@ -101,7 +98,4 @@ def generate(
         own = (INVARIANT_NOTE,) if invariant else ()
         notes = (*loaded.notes, *own, *found.result.notes)
         found = replace(found, result=replace(found.result, notes=notes))
-    render_generation(found, console(quiet=quiet, json=json), lang=lang)
-    write_all((json, found.to_json), (html, lambda path: found.to_html(path, lang=lang)))
-    verdicts = [] if found.result is None or no_probes else [found.result.verdict.kind]
-    raise typer.Exit(worst_status(verdicts))
+    answered(found, json=json, html=html, quiet=quiet, lang=lang)

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from forkpoint.cli import options
+from forkpoint.cli.outcome import answered
 from forkpoint.support.files import check_writable
 
 A = Annotated[Path, typer.Argument(metavar="A.jsonl", help="What one engine recorded.", show_default=False)]
@@ -22,6 +23,8 @@ def logprobs(
     b: B,
     dtype: Narrowest = "bfloat16",
     json: options.Json = None,
+    html: options.Html = None,
+    quiet: options.Quiet = False,
     lang: options.Language = options.LANGUAGE,
 ) -> None:
     """Tell from recorded log-probabilities alone how two engines differ: temperature, top-p, shifted positions, other weights.
@@ -30,15 +33,7 @@ def logprobs(
 
     Exit status: 0 if nothing but rounding is seen, 1 if there is another cause, 3 if it can't be told.
     """
-    if json is not None:
-        check_writable(json)
-    from rich.console import Console
-
+    check_writable(json, html)
     import forkpoint as fp
-    from forkpoint.report.screening import render_screening
 
-    found = fp.logprobs(a, b, dtype=dtype)
-    render_screening(found, Console(), lang=lang)
-    if json is not None:
-        found.to_json(json)
-    raise typer.Exit(0 if found.agrees else 3 if found.cause == "unknown" else 1)
+    answered(fp.logprobs(a, b, dtype=dtype), json=json, html=html, quiet=quiet, lang=lang)

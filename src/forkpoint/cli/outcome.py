@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from math import isnan
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
 import typer
 
@@ -12,24 +12,24 @@ from forkpoint.cli.options import STDOUT
 from forkpoint.cli.spoken import TYPED, command_line
 from forkpoint.errors import ForkpointError, InputError
 from forkpoint.result import VerdictKind
+from forkpoint.result.statuses import EXIT_STATUS, SEVERITY, worst_status
 from forkpoint.support.files import write_atomically, write_json
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Sequence
     from pathlib import Path
 
     from rich.console import Console
 
     from forkpoint.result import Result
+    from forkpoint.support.answers import Answer
 
-EXIT_STATUS = {
-    VerdictKind.IDENTICAL: 0,
-    VerdictKind.ROUNDING: 0,
-    VerdictKind.SEMANTIC: 1,
-    VerdictKind.NONDETERMINISM: 1,
-    VerdictKind.INPUTS: 1,
-    VerdictKind.UNDETERMINED: 3,
-}
+
+class Fixed(NamedTuple):
+    """What `forkpoint fix` found: the answers to a question as it is, and again under `fp.invariant`."""
+
+    as_it_is: Sequence[tuple[str, Result]]
+    invariant: Sequence[tuple[str, Result]]
 
 
 def finish(
@@ -88,6 +88,31 @@ def console(*, quiet: bool = False, json: Path | None = None) -> Console:
     from rich.console import Console
 
     return Console(quiet=quiet or json == STDOUT)
+
+
+def answered(
+    found: Answer,
+    *,
+    json: Path | None = None,
+    html: Path | None = None,
+    quiet: bool = False,
+    lang: str = "en",
+    details: bool = False,
+) -> NoReturn:
+    """Print the report of what is more than a comparison, write the files, and exit.
+
+    Args:
+        found: the answer.
+        json, html: the files to write.
+        quiet: print no report.
+        lang: `en` or `zh`.
+        details: the whole report, not the short one.
+    """
+    from forkpoint.report.answers import render
+
+    render(found, console(quiet=quiet, json=json), lang=lang, details=details)
+    write_all((json, found.to_json), (html, lambda path: found.to_html(path, lang=lang)))
+    raise typer.Exit(found.status)
 
 
 def write_all(*files: tuple[Path | None, Callable[[Path], None]]) -> None:
@@ -150,16 +175,7 @@ def severity(result: Result) -> tuple[int, int, float]:
     """Of several results the greatest is the worst: one that fails before one that is not told, then the larger gap."""
     gap = result.impact.max_rel if result.impact is not None else 0.0
     kind = result.verdict.kind
-    return _SEVERITY[EXIT_STATUS[kind]], int(kind is VerdictKind.ROUNDING), 0.0 if isnan(gap) else gap
-
-
-def worst_status(kinds: Iterable[VerdictKind]) -> int:
-    """The exit status of several verdicts: 1 before 3 before 0."""
-    return max((EXIT_STATUS[kind] for kind in kinds), key=_SEVERITY.__getitem__, default=0)
-
-
-_SEVERITY = {0: 0, 3: 1, 1: 2}
-"""By exit status."""
+    return SEVERITY[EXIT_STATUS[kind]], int(kind is VerdictKind.ROUNDING), 0.0 if isnan(gap) else gap
 
 
 def worded(
@@ -189,6 +205,13 @@ def show(
     if len(answers) > 1:
         render_summary(answers, index, shown, lang=lang)
     render(answers[index][1], shown, details=details, lang=lang)
+
+
+def show_fixed(found: Fixed, *, details: bool, lang: str) -> NoReturn:
+    """Print both reports of `forkpoint fix`, and exit: 0 only where the second is identical."""
+    for answers in found:
+        show(answers, details=details, lang=lang)
+    raise typer.Exit(worst_if_not_identical(found.invariant))
 
 
 def worst_if_not_identical(answers: Sequence[tuple[str, Result]]) -> int:

@@ -1,18 +1,17 @@
 """`forkpoint report`."""
 
 from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import Annotated
 
 import typer
 
 from forkpoint.cli import options
-from forkpoint.cli.outcome import EXIT_STATUS, show_answers, worst_status, write_all
+from forkpoint.cli.outcome import Fixed, answered, show_answers, show_fixed, write_all
 from forkpoint.errors import InputError
-from forkpoint.questions.answers import Factors, Generation
 from forkpoint.result import Result
+from forkpoint.result.statuses import EXIT_STATUS
 from forkpoint.support.files import check_writable
 from forkpoint.support.progress import status
-from forkpoint.sweeps.answer import Sweep
 
 File = Annotated[Path, typer.Argument(metavar="RESULT", help="A file that --json wrote.", show_default=False)]
 
@@ -65,29 +64,23 @@ def report(
     """
     if private and not issue:
         raise InputError("--private without --issue", "both, or neither")
-    for path in (html, table, model_explorer):
-        if path is not None:
-            check_writable(path)
+    check_writable(html, table, model_explorer)
     with status("reading"):
         from forkpoint.cli.reading import read
 
         found = read(file)
-    if (table or model_explorer) and not isinstance(found, Result):
-        raise InputError(
-            f"--{'table' if table else 'model-explorer'} of {file}", "the result of one comparison"
-        )
+    asked = {"--table": table, "--model-explorer": model_explorer, "--issue": issue, "--markdown": markdown}
+    wanted = next((option for option, given in asked.items() if given), "")
+    if wanted and not isinstance(found, Result):
+        raise InputError(f"{wanted} of {file}", "the result of one comparison")
+    if isinstance(found, Fixed):
+        if html is not None:
+            raise InputError(f"--html of {file}", "what one question was answered with")
+        show_fixed(found, details=details, lang=lang)
     if isinstance(found, list):
         show_answers(found, details=details, ops=ops, op=op, html=html, lang=lang)
     if not isinstance(found, Result):
-        if markdown or issue:
-            raise InputError(
-                f"--{'issue' if issue else 'markdown'} of {file}", "the result of one comparison"
-            )
-        if isinstance(found, Sweep):
-            if html is not None:
-                raise InputError(f"--html of {file}", "the result of one comparison")
-            _show_sweep(found, lang)
-        _show(found, html, lang)
+        answered(found, html=html, lang=lang, details=details)
     if issue or markdown:
         from forkpoint.report.markdown import to_issue, to_markdown
 
@@ -107,31 +100,3 @@ def report(
         (model_explorer, lambda path: write_model_explorer(found, path)),
     )
     raise typer.Exit(EXIT_STATUS[found.verdict.kind] if found.verdict.probed else 0)
-
-
-def _show_sweep(found: Sweep, lang: str) -> NoReturn:
-    from rich.console import Console
-
-    from forkpoint.report.sweep import render_sweep
-
-    render_sweep(found, Console(), lang=lang)
-    raise typer.Exit(found.status)
-
-
-def _show(found: Factors | Generation, html: Path | None, lang: str) -> NoReturn:
-    from rich.console import Console
-
-    if isinstance(found, Factors):
-        from forkpoint.report.factors import render_factors
-
-        render_factors(found, Console(), lang=lang)
-        kinds = [row.verdict for row in found.rows if row.verdict is not None and row.probed]
-    else:
-        from forkpoint.report.generation import render_generation
-
-        render_generation(found, Console(), lang=lang)
-        told = found.result is not None and found.result.verdict.probed
-        kinds = [found.result.verdict.kind] if told and found.result is not None else []
-    if html is not None:
-        found.to_html(html, lang=lang)
-    raise typer.Exit(worst_status(kinds))

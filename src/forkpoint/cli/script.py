@@ -37,8 +37,7 @@ def script(
     """
     from forkpoint.support.files import check_writable
 
-    if output is not None:
-        check_writable(output)
+    check_writable(output)
     with status("writing and running the script"):
         from forkpoint.scene import write_script
 

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from forkpoint.cli import options
-from forkpoint.cli.outcome import console, write_all
+from forkpoint.cli.outcome import answered
 from forkpoint.cli.spoken import TYPED, command_line
 from forkpoint.errors import InputError
 from forkpoint.support.files import check_writable
@@ -51,6 +51,7 @@ def sweep(
     ray: Ray = False,
     trust_remote_code: options.TrustRemoteCode = False,
     json: options.Json = None,
+    html: options.Html = None,
     quiet: options.Quiet = False,
     lang: options.Language = options.LANGUAGE,
 ) -> None:
@@ -61,10 +62,8 @@ def sweep(
     Exit status: that of the worst answer; a question without an answer counts as 3.
     """
     from forkpoint.cli.swept import sweep as asked
-    from forkpoint.report.sweep import render_sweep
 
-    if json is not None:
-        check_writable(json)
+    check_writable(json, html)
     if out is None and not file.suffix:
         raise InputError(f"{file} without a suffix", "--out DIR")
     with watching() as progress:
@@ -73,6 +72,4 @@ def sweep(
             trust_remote_code=trust_remote_code, progress=progress,
         )  # fmt: skip
     found = replace(found, call=command_line(TYPED.get()))
-    render_sweep(found, console(quiet=quiet, json=json), lang=lang)
-    write_all((json, found.to_json))
-    raise typer.Exit(found.status)
+    answered(found, json=json, html=html, quiet=quiet, lang=lang)

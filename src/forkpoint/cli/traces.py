@@ -83,9 +83,7 @@ def compare(
     for theirs, found, _ in pairs:
         if not found:
             raise InputError(f"--rename {theirs}", "THEIRS=OURS")
-    for file in (json, html):
-        if file is not None:
-            check_writable(file)
+    check_writable(json, html)
     from forkpoint.traces import compare_traces
 
     result = compare_traces(trace_a, trace_b, rename={theirs: ours for theirs, _, ours in pairs})

@@ -6,8 +6,9 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 from forkpoint.result import VerdictKind
+from forkpoint.result.statuses import EXIT_STATUS
 from forkpoint.screening import Screening
-from forkpoint.support.records import JsonRecord
+from forkpoint.support.answers import Answer
 
 
 @dataclass(frozen=True)
@@ -85,10 +86,11 @@ class Listed:
 
 
 @dataclass(frozen=True, repr=False)
-class EngineComparison(JsonRecord):
+class EngineComparison(Answer):
     """An engine against a reference. `print(comparison)` is the report."""
 
     _derived: ClassVar[tuple[str, ...]] = ("agrees",)
+    report_module = "engines"
 
     engine: str
     version: str
@@ -121,13 +123,13 @@ class EngineComparison(JsonRecord):
         """Whether nothing but rounding was seen."""
         return self.verdict in (VerdictKind.IDENTICAL, VerdictKind.ROUNDING)
 
+    @property
+    def status(self) -> int:
+        """That of the verdict."""
+        return EXIT_STATUS[self.verdict]
+
     def __bool__(self) -> bool:
         raise TypeError("a comparison is neither true nor false: ask comparison.agrees or comparison.verdict")
 
     def __repr__(self) -> str:
         return f"<EngineComparison: {self.engine} against {self.reference}: {self.verdict}>"
-
-    def __str__(self) -> str:
-        from forkpoint.report.engines import to_text
-
-        return to_text(self)

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from math import inf
-from pathlib import Path
 from typing import Any, ClassVar
 
 from forkpoint.result import Result, RunSummary, VerdictKind
-from forkpoint.support.files import write_atomically
-from forkpoint.support.records import JsonRecord
+from forkpoint.result.statuses import EXIT_STATUS, worst_status
+from forkpoint.support.answers import Answer
 
 TENFOLD = 10.0
 """By how much a setting has to change the gap to be said to matter."""
@@ -55,7 +54,7 @@ class FactorRow:
 
 
 @dataclass(frozen=True, repr=False)
-class Factors(JsonRecord):
+class Factors(Answer):
     """One comparison under one setting after the other. `print(factors)` is the table.
 
     Attributes:
@@ -67,6 +66,7 @@ class Factors(JsonRecord):
     """
 
     _derived: ClassVar[tuple[str, ...]] = ("matters", "summary")
+    report_module = "factors"
 
     a: RunSummary
     b: RunSummary
@@ -94,22 +94,16 @@ class Factors(JsonRecord):
         return self.rows[-max(ranked)[2]] if ranked else None
 
     @property
+    def status(self) -> int:
+        """That of the worst row that could be made."""
+        return worst_status(row.verdict for row in self.rows if row.verdict is not None and row.probed)
+
+    @property
     def summary(self) -> str:
         """What matters most, in one sentence."""
         from forkpoint.report.factors import sentence
 
         return sentence(self)
-
-    def to_html(self, path: str | Path, *, lang: str = "en") -> None:
-        """Write the table as one page of HTML that asks nothing of a network; `lang` is `en` or `zh`."""
-        from forkpoint.report.factors import to_html
-
-        write_atomically(Path(path), to_html(self, lang=lang))
-
-    def __str__(self) -> str:
-        from forkpoint.report.factors import to_text
-
-        return to_text(self)
 
     def __repr__(self) -> str:
         made = sum(row.verdict is not None for row in self.rows)
@@ -117,7 +111,7 @@ class Factors(JsonRecord):
 
 
 @dataclass(frozen=True, repr=False)
-class Generation(JsonRecord):
+class Generation(Answer):
     """Greedy generation in two ways, up to the first token that differs. `print(generation)` is the report.
 
     Attributes:
@@ -136,6 +130,8 @@ class Generation(JsonRecord):
         model: the model's class, and what it was loaded from.
         text: the prompt.
     """
+
+    report_module = "generation"
 
     name_a: str
     name_b: str
@@ -160,20 +156,15 @@ class Generation(JsonRecord):
     model: str = ""
     text: str = ""
 
+    @property
+    def status(self) -> int:
+        """That of the verdict on both ways up to that token; 0 where no token differs, or probes were not asked for."""
+        found = None if self.result is None else self.result.verdict
+        return EXIT_STATUS[found.kind] if found is not None and found.probed else 0
+
     def to_dict(self) -> dict[str, Any]:
         """The whole answer as plain JSON types (docs/json-schema.md)."""
         return {**super().to_dict(), "result": None if self.result is None else self.result.to_dict()}
-
-    def to_html(self, path: str | Path, *, lang: str = "en") -> None:
-        """Write the answer as one page of HTML that asks nothing of a network; `lang` is `en` or `zh`."""
-        from forkpoint.report.generation import to_html
-
-        write_atomically(Path(path), to_html(self, lang=lang))
-
-    def __str__(self) -> str:
-        from forkpoint.report.generation import to_text
-
-        return to_text(self)
 
     def __repr__(self) -> str:
         if self.first is None:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from forkpoint.report.document import Fact, Line, Paragraph, Role, Section, Span, line, muted, strong
 from forkpoint.report.numbers import EPSILON, count, narrower, pair, short, size, times
 from forkpoint.report.place import alone, where
+from forkpoint.report.status import KIND_ROLES
 from forkpoint.result import VerdictKind
 
 if TYPE_CHECKING:
@@ -21,20 +22,11 @@ _SAID_ABOVE = "the runs differ in exact arithmetic: "
 _AS_IT_RAN = {("whole", "collapse"), ("native", "one")}
 """What proves a difference that float64 does not have."""
 
-_ROLES = {
-    VerdictKind.IDENTICAL: Role.GOOD,
-    VerdictKind.ROUNDING: Role.GOOD,
-    VerdictKind.SEMANTIC: Role.BAD,
-    VerdictKind.NONDETERMINISM: Role.BAD,
-    VerdictKind.INPUTS: Role.BAD,
-    VerdictKind.UNDETERMINED: Role.CAUTION,
-}
-
 
 def verdict(result: Result, words: Words) -> Section:
     """The verdict in one line with its meaning, then its cause and what to do."""
     found = result.verdict
-    role = Role.CAUTION if found.by_design else _ROLES[found.kind]
+    role = Role.CAUTION if found.by_design else KIND_ROLES[found.kind]
     meaning = words(f"meaning.{_meaning(result)}")
     title = line(Span("● " + words(f"kind.{found.kind.value}"), role), f" — {meaning}")
     blocks: list[Paragraph | Fact] = []

@@ -5,9 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from typing import TYPE_CHECKING
 
-from rich.console import Console
-from rich.text import Text
-
+from forkpoint.report import identity
 from forkpoint.report.document import (
     Block,
     Document,
@@ -23,9 +21,9 @@ from forkpoint.report.document import (
     muted,
     strong,
 )
-from forkpoint.report.grid import Page
 from forkpoint.report.numbers import count, short, times
-from forkpoint.report.terminal import lines
+from forkpoint.report.page import page_of
+from forkpoint.report.status import KIND_ROLES
 from forkpoint.report.words import Words
 
 if TYPE_CHECKING:
@@ -42,27 +40,19 @@ _ROLES = {
 }
 
 
-def render_engines(
-    found: EngineComparison, console: Console, *, details: bool = False, lang: str = "en"
-) -> None:
-    """Print the report.
-
-    Args:
-        details: with every op, not the farthest alone.
-        lang: `en` or `zh`.
-    """
-    page = Page(console.width, console.encoding)
-    whole = Text("\n").join(lines(document(found, lang, details=details), page))
-    console.print(whole, no_wrap=True, overflow="ignore", crop=False, highlight=False)
+def page(found: EngineComparison, words: Words) -> str:
+    """With every op."""
+    about = identity.asked(found.call, "", "", 0, words)
+    return page_of(Document((about, *detailed(found, words).sections)), words)
 
 
-def to_text(found: EngineComparison, *, lang: str = "en", width: int = 100, details: bool = False) -> str:
-    """The report as plain text."""
-    return "\n".join(text.plain for text in lines(document(found, lang, details=details), Page(width)))
+def detailed(found: EngineComparison, words: Words) -> Document:
+    """The same as `document` with every op, not those alone that are farthest from float64."""
+    return document(found, words, details=True)
 
 
-def document(found: EngineComparison, lang: str, *, details: bool = False) -> Document:
-    words = Words(lang)
+def document(found: EngineComparison, words: Words, *, details: bool = False) -> Document:
+    """The verdict, whether both were asked the same, the first op, the cost, the ops."""
     sections = [_verdict(found, words), _question(found, words)]
     sections += [section for section in (_first(found, words), _cost(found, words)) if section is not None]
     if found.ops:
@@ -83,7 +73,7 @@ def _verdict(found: EngineComparison, words: Words) -> Section:
     blocks: list[Block] = [Paragraph(line(muted(named))), Paragraph(line(words.sentence(found.summary)))]
     if found.switch:
         blocks.append(Fact(words("engines.switch"), (line(words.phrase(found.switch)),)))
-    return Section("verdict", line(strong(title)), tuple(blocks))
+    return Section("verdict", line(Span("● " + title, KIND_ROLES[found.verdict])), tuple(blocks))
 
 
 def _question(found: EngineComparison, words: Words) -> Section:

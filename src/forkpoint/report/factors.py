@@ -6,8 +6,6 @@ from dataclasses import replace
 from math import inf
 from typing import TYPE_CHECKING
 
-from rich.console import Console
-
 from forkpoint.report import counts, identity
 from forkpoint.report.document import (
     Cell,
@@ -24,7 +22,6 @@ from forkpoint.report.document import (
 )
 from forkpoint.report.numbers import shape, short
 from forkpoint.report.page import plain_page
-from forkpoint.report.terminal import show, written
 from forkpoint.report.words import Words
 
 if TYPE_CHECKING:
@@ -34,29 +31,13 @@ if TYPE_CHECKING:
 COLUMNS = ("setting", "verdict", "cause", "gap", "loss", "kl", "flips", "seconds")
 
 
-def render_factors(factors: Factors, console: Console, *, lang: str = "en") -> None:
-    """Print the table.
-
-    Args:
-        factors: what `fp.factors` returned; nothing else is read.
-        console: gives width, colours and encoding.
-        lang: `en` or `zh`.
-    """
-    show(document(factors, Words(lang)), console)
-
-
-def to_text(factors: Factors, *, lang: str = "en", width: int = 130) -> str:
-    """The table as plain text."""
-    return written(document(factors, Words(lang)), width)
-
-
-def to_html(factors: Factors, *, lang: str = "en") -> str:
-    """The table as a page, what matters most first."""
-    words = Words(lang)
+def page(factors: Factors, words: Words) -> str:
+    """What matters most first."""
     _, table, matters, *rest = document(factors, words).sections
-    title = line(Span("● " + sentence(factors, lang), Role.CAUTION if factors.matters else Role.GOOD))
+    said = sentence(factors, words.lang)
+    title = line(Span("● " + said, Role.CAUTION if factors.matters else Role.GOOD))
     answer = replace(matters, key="verdict", title=title, blocks=())
-    return plain_page(sentence(factors, lang), _header(factors, words), [answer, table, *rest], words)
+    return plain_page(said, _header(factors, words), [answer, table, *rest], words)
 
 
 def _header(factors: Factors, words: Words) -> Section:

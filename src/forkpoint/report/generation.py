@@ -5,15 +5,12 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from rich.console import Console
-
 from forkpoint.report import identity
 from forkpoint.report.build import document as of_result
 from forkpoint.report.document import Document, Fact, Paragraph, Section, line, muted, strong
 from forkpoint.report.numbers import short
 from forkpoint.report.page import plain_page
 from forkpoint.report.page import to_html as page_of_result
-from forkpoint.report.terminal import show, written
 from forkpoint.report.words import Words
 
 if TYPE_CHECKING:
@@ -23,35 +20,17 @@ SHOWN = 400
 """Characters of a generated text that are shown."""
 
 
-def render_generation(found: Generation, console: Console, *, lang: str = "en") -> None:
-    """Print the report.
-
-    Args:
-        found: what `fp.generate` returned; nothing else is read.
-        console: gives width, colours and encoding.
-        lang: `en` or `zh`.
-    """
-    show(document(found, lang), console)
-
-
-def to_text(found: Generation, *, lang: str = "en", width: int = 100) -> str:
-    """The report as plain text."""
-    return written(document(found, lang), width)
-
-
-def to_html(found: Generation, *, lang: str = "en") -> str:
-    """The report as a page: both texts and the first token that differs, and then the page of the comparison."""
-    words = Words(lang)
-    about, ways, token, *_ = document(found, lang).sections
+def page(found: Generation, words: Words) -> str:
+    """Both texts and the first token that differs, and then the page of the comparison."""
+    about, ways, token, *_ = document(found, words).sections
     if found.result is None:
         said = words("generation.page", a=found.name_a, b=found.name_b)
         return plain_page(said, about, [token, ways], words)
-    return page_of_result(replace(found.result, call=found.call), lang=lang, above=(token, ways))
+    return page_of_result(replace(found.result, call=found.call), lang=words.lang, above=(token, ways))
 
 
-def document(found: Generation, lang: str) -> Document:
+def document(found: Generation, words: Words) -> Document:
     """What both ways made, the first token that differs, and the comparison up to there."""
-    words = Words(lang)
     ways = tuple(
         Fact(words(f"run.{run}"), (line(words.phrase(name)), line(muted(_shown(text)))))
         for run, name, text in (("a", found.name_a, found.text_a), ("b", found.name_b, found.text_b))
@@ -75,7 +54,9 @@ def document(found: Generation, lang: str) -> Document:
         Fact(words("label"), (line(strong(words(f"label.{found.label or 'none'}"))),)),
     )
     sections.append(Section("token", title, blocks))
-    compared = () if found.result is None else of_result(replace(found.result, call=""), lang=lang).sections
+    compared = (
+        () if found.result is None else of_result(replace(found.result, call=""), lang=words.lang).sections
+    )
     return Document((*sections, *compared))
 
 

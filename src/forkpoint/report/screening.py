@@ -4,35 +4,19 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from rich.console import Console
-from rich.text import Text
-
-from forkpoint.report.document import Document, Fact, Paragraph, Section, line, strong
-from forkpoint.report.grid import Page
+from forkpoint.report.document import Document, Fact, Paragraph, Role, Section, Span, line
 from forkpoint.report.numbers import count, short
-from forkpoint.report.terminal import lines
-from forkpoint.report.words import Words
 
 if TYPE_CHECKING:
+    from forkpoint.report.words import Words
     from forkpoint.screening.answer import Screening
 
 
-def render_screening(found: Screening, console: Console, *, lang: str = "en") -> None:
-    """Print the report."""
-    page = Page(console.width, console.encoding)
-    whole = Text("\n").join(lines(document(found, lang), page))
-    console.print(whole, no_wrap=True, overflow="ignore", crop=False, highlight=False)
-
-
-def to_text(found: Screening, *, lang: str = "en", width: int = 100) -> str:
-    """The report as plain text."""
-    return "\n".join(text.plain for text in lines(document(found, lang), Page(width)))
-
-
-def document(found: Screening, lang: str) -> Document:
-    words = Words(lang)
-    title = strong(words(f"screening.{found.cause}"))
-    sections = [Section("cause", line(title), (Paragraph(line(words.sentence(found.summary))),))]
+def document(found: Screening, words: Words) -> Document:
+    """The cause, what it costs, what was tried."""
+    role = Role.GOOD if found.agrees else Role.CAUTION if found.cause == "unknown" else Role.BAD
+    title = Span("● " + words(f"screening.{found.cause}"), role)
+    sections = [Section("verdict", line(title), (Paragraph(line(words.sentence(found.summary))),))]
     if found.tokens:
         facts = [
             Fact(words("screening.gap"), (line(words("screening.gaps", mean=short(found.mean_abs), most=short(found.max_abs))),)),

@@ -5,10 +5,19 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from forkpoint.report.document import Role, Span
+from forkpoint.result import VerdictKind
 
 if TYPE_CHECKING:
     from forkpoint.report.words import Words
 
+KIND_ROLES = {
+    VerdictKind.IDENTICAL: Role.GOOD,
+    VerdictKind.ROUNDING: Role.GOOD,
+    VerdictKind.SEMANTIC: Role.BAD,
+    VerdictKind.NONDETERMINISM: Role.BAD,
+    VerdictKind.INPUTS: Role.BAD,
+    VerdictKind.UNDETERMINED: Role.CAUTION,
+}
 _ROLES = {
     "equal": Role.GOOD,
     "differs": Role.BAD,

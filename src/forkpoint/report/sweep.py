@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from forkpoint.report.document import (
@@ -19,14 +20,13 @@ from forkpoint.report.document import (
     muted,
 )
 from forkpoint.report.numbers import count
+from forkpoint.report.page import page_of
 from forkpoint.report.safe import quoted
-from forkpoint.report.terminal import show, written
-from forkpoint.report.words import Words
+from forkpoint.report.status import KIND_ROLES
 from forkpoint.result import VerdictKind
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
+    from forkpoint.report.words import Words
     from forkpoint.sweeps.answer import Sweep, SweepRow
 
 MOST = 60
@@ -38,27 +38,17 @@ PROMPT = 24
 QUESTION = 24
 """Characters of a question that fit into a column."""
 COLUMNS = ("question", "model", "prompt", "setting", "verdict", "cause", "gap", "flips", "seconds")
+WIDTH = 130
 _RIGHT = ("gap", "flips", "seconds")
-_ROLES = {
-    VerdictKind.IDENTICAL: Role.GOOD, VerdictKind.ROUNDING: Role.GOOD, VerdictKind.SEMANTIC: Role.BAD,
-    VerdictKind.NONDETERMINISM: Role.BAD, VerdictKind.INPUTS: Role.BAD,
-}  # fmt: skip
 
 
-def render_sweep(found: Sweep, console: Console, *, lang: str = "en") -> None:
-    """Print the table.
-
-    Args:
-        found: what `fp.sweep` returned; nothing else is read.
-        console: gives width, colours and encoding.
-        lang: `en` or `zh`.
-    """
-    show(document(found, Words(lang)), console)
-
-
-def to_text(found: Sweep, *, lang: str = "en", width: int = 130) -> str:
-    """The table as plain text."""
-    return written(document(found, Words(lang)), width)
+def page(found: Sweep, words: Words) -> str:
+    """What came of the questions first."""
+    about, *rest = document(found, words).sections
+    role = {0: Role.GOOD, 1: Role.BAD}.get(found.status, Role.CAUTION)
+    answer = Section("verdict", line(Span("● " + _counted(found, words), role)), ())
+    facts = tuple(fact for fact in about.blocks if fact is not about.blocks[-2])
+    return page_of(Document((replace(about, blocks=facts), answer, *rest)), words)
 
 
 def document(found: Sweep, words: Words) -> Document:
@@ -152,7 +142,7 @@ def _cells(row: SweepRow, varied: set[str], words: Words) -> dict[str, Cell]:
 def _role(row: SweepRow) -> Role:
     if row.verdict is None:
         return Role.CAUTION if row.reason else Role.GOOD
-    return _ROLES.get(row.verdict, Role.CAUTION)
+    return KIND_ROLES[row.verdict]
 
 
 def _figure(value: Any) -> str:

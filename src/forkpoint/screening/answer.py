@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from forkpoint.support.records import JsonRecord
+from forkpoint.support.answers import Answer
 
 CAUSES = (
     "identical", "rounding", "temperature", "top_p", "top_k", "shifted", "tokenisation", "other_weights", "unknown"
@@ -13,10 +13,11 @@ CAUSES = (
 
 
 @dataclass(frozen=True, repr=False)
-class Screening(JsonRecord):
+class Screening(Answer):
     """How the log-probabilities of two engines differ. `print(screening)` is the report."""
 
     _derived: ClassVar[tuple[str, ...]] = ("agrees",)
+    report_module = "screening"
 
     cause: str
     """`identical`; `rounding` (no farther apart than rounding makes them); `temperature`, `top_p`, `top_k` (or another cut of
@@ -56,13 +57,13 @@ class Screening(JsonRecord):
         """Whether nothing but rounding was seen."""
         return self.cause in ("identical", "rounding")
 
+    @property
+    def status(self) -> int:
+        """0 if nothing but rounding was seen, 1 if there is another cause, 3 if it can't be told."""
+        return 0 if self.agrees else 3 if self.cause == "unknown" else 1
+
     def __bool__(self) -> bool:
         raise TypeError("a screening is neither true nor false: ask screening.agrees or screening.cause")
 
     def __repr__(self) -> str:
         return f"<Screening: {self.cause}, mean gap {self.mean_abs:.3g} nats over {self.tokens} tokens>"
-
-    def __str__(self) -> str:
-        from forkpoint.report.screening import to_text
-
-        return to_text(self)

@@ -37,14 +37,16 @@ def is_path(name: str) -> bool:
     return Path(name).is_absolute() or name.startswith(("./", "../", "~")) or name.count("/") > 1
 
 
-def check_writable(path: Path) -> None:
-    """Fail before hours of work rather than after: whether `write_atomically` can write there.
+def check_writable(*paths: Path | None) -> None:
+    """Fail before hours of work rather than after: whether `write_atomically` can write there; None is nowhere.
 
     Raises:
         InputError: there is no folder for it, or what is there can't be written.
     """
-    with _one_line(path):
-        _replaceable(path)
+    for path in paths:
+        if path is not None:
+            with _one_line(path):
+                _replaceable(path)
 
 
 def write_atomically(path: Path, text: str) -> None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 from forkpoint.result import VerdictKind
-from forkpoint.support.records import JsonRecord
+from forkpoint.support.answers import Answer
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ class SweepRow:
 
 
 @dataclass(frozen=True, repr=False)
-class Sweep(JsonRecord):
+class Sweep(Answer):
     """Many questions and their answers. `print(sweep)` is the table.
 
     Attributes:
@@ -68,6 +68,7 @@ class Sweep(JsonRecord):
     """
 
     _derived: ClassVar[tuple[str, ...]] = ("status",)
+    report_module = "sweep"
 
     folder: str
     rows: tuple[SweepRow, ...]
@@ -100,8 +101,3 @@ class Sweep(JsonRecord):
 
     def __repr__(self) -> str:
         return f"<Sweep: {self.cells} questions, {len(self.unanswered)} of them without an answer>"
-
-    def __str__(self) -> str:
-        from forkpoint.report.sweep import to_text
-
-        return to_text(self)

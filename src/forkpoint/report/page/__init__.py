@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from forkpoint.printable import printable
 from forkpoint.report import identity
-from forkpoint.report.document import Fact, Grid, Meter, Section
+from forkpoint.report.document import Document, Fact, Grid, Meter, Section, plain_text
 from forkpoint.report.page.drawing import data
 from forkpoint.report.page.parts import sections
 from forkpoint.report.words import Words
@@ -71,6 +71,15 @@ def plain_page(title: str, header: Section, shown: Sequence[Section], words: Wor
         words: the language.
     """
     return _page(title, header, shown, words, None)
+
+
+def page_of(report: Document, words: Words) -> str:
+    """A document as such a page: its section with the key `header` on top, the title of its answer that of the window."""
+    by_key = {section.key: section for section in report.sections}
+    header = by_key.get("header", Section("header", (), ()))
+    shown = [section for section in report.sections if section is not header]
+    title = plain_text(Section("title", by_key["verdict"].title, ())).removeprefix("● ")
+    return plain_page(title, header, shown, words)
 
 
 def _page(
