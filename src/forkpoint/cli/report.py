@@ -75,7 +75,7 @@ def report(
         raise InputError(f"{wanted} of {file}", "the result of one comparison")
     if isinstance(found, Fixed):
         if html is not None:
-            raise InputError(f"--html of {file}", "what one question was answered with")
+            raise InputError(f"--html of {file}", "the result of one comparison")
         show_fixed(found, details=details, lang=lang)
     if isinstance(found, list):
         show_answers(found, details=details, ops=ops, op=op, html=html, lang=lang)
