@@ -301,7 +301,9 @@ def test_generate(library, monkeypatch, capsys, tmp_path):
     def generate(*arguments, **options):
         asked["arguments"], asked["options"] = arguments, options
         same = forkpoint.Generation("alone", "in a batch of 3", 2, (7, 8), (7, 8), "a text", "a text")
-        return same if asked.get("same") else replace(same, first=1, result=result_of(VerdictKind.SEMANTIC))
+        result = result_of(VerdictKind.SEMANTIC)
+        result = replace(result, verdict=replace(result.verdict, probed=options["probes"]))
+        return same if asked.get("same") else replace(same, first=1, result=result)
 
     monkeypatch.setattr(forkpoint, "generate", generate)
     monkeypatch.setattr("forkpoint.report.generation.of_result", lambda result, lang: Document(()))
