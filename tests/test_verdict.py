@@ -120,7 +120,7 @@ def test_other_parameters_and_buffers():
         other.layers[1].weight[0, 0] += 1
     found = verdict(*pair(model, batch(ids()), batch(ids()), other))
     assert (found.kind, found.mechanism) == (VerdictKind.INPUTS, "parameters")
-    assert found.summary == "1 parameters differ, layers.1.weight first"
+    assert found.summary == "1 parameter differs, layers.1.weight"
 
     class Scaled(Model):
         def mix(self, hidden: Tensor, **inputs: Any) -> Tensor:
@@ -132,7 +132,7 @@ def test_other_parameters_and_buffers():
     other.scale += 1
     found = verdict(*pair(model, batch(ids()), batch(ids()), other))
     assert (found.kind, found.mechanism) == (VerdictKind.INPUTS, "buffers")
-    assert found.summary == "1 buffers differ, scale first"
+    assert found.summary == "1 buffer differs, scale"
 
 
 def test_other_floats():

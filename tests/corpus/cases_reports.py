@@ -1,4 +1,4 @@
-"""Found in public reports: pooling by ids, numbers cast, tensors that share memory, weights in a call's place."""
+"""Found in public reports: pooling by ids, numbers cast, tensors that share memory, weights in a call's place, wraps."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from .case import UNCHECKED, Pair, Side, case
 from .exact import gap, picked
-from .expect import CACHE, FUNCTION, LEAK, PARAMETERS, POOLING, SOUND, semantic
+from .expect import CACHE, FUNCTION, LEAK, LEAK_EITHER, LEAK_UNMASKED, PARAMETERS, POOLING, SOUND, semantic
 from .modules import seeded
 from .pairs import batched, cached, padded, twice
 from .tokens import VOCABULARY, first_rows, floats, pad_floats, row, whole, words
@@ -332,4 +332,106 @@ case(
 )(lambda: cached(seeded(ShortState, behind=True), prompt=2))
 case("55-conv-state-before", "The same, filled up on the right side", *SOUND)(
     lambda: cached(seeded(ShortState, behind=False), prompt=2)
+)
+
+
+# ---------------------------------------------------------------------- what the report says of padding, loops and wraps
+
+
+class Penalised(nn.Module):
+    """The last token's logits, lower where an id went in; those of padding too, unless it heeds the mask."""
+
+    def __init__(self, *, heeds: bool) -> None:
+        super().__init__()
+        self.embed, self.head = nn.Embedding(VOCABULARY, 16), nn.Linear(16, VOCABULARY)
+        self.heeds = heeds
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        logits = self.head(self.embed(input_ids))[:, -1]
+        ids = torch.where(attention_mask.bool(), input_ids, input_ids[:, -1:]) if self.heeds else input_ids
+        scores = logits.gather(1, ids)
+        return logits.scatter(1, ids, torch.where(scores < 0, scores * 1.3, scores / 1.3))
+
+
+def _advises_on_ids(pair: Pair) -> None:
+    """Zeroing padding would not help."""
+    said = _report(pair)
+    assert "Leave padding's ids out" in said
+    assert "to zero" not in said
+
+
+case(
+    "55-penalty-of-padding",
+    "A repetition penalty that counts padding's id",
+    LEAK_UNMASKED,
+    floor=1e-3,
+    check=_advises_on_ids,
+    note="no vector of padding is looked at: its id is",
+)(lambda: padded(seeded(Penalised, heeds=False), "left", vector=True))
+case("55-penalty-of-tokens", "The same without padding's", *SOUND)(
+    lambda: padded(seeded(Penalised, heeds=True), "left", vector=True)
+)
+
+
+class LeavesEarly(nn.Module):
+    """Layers until all rows are sure, or all of them."""
+
+    def __init__(self, *, leaves: bool) -> None:
+        super().__init__()
+        self.embed, self.head = nn.Embedding(VOCABULARY, 16), nn.Linear(16, VOCABULARY)
+        self.layers = nn.ModuleList(nn.Linear(16, 16) for _ in range(3))
+        self.leaves = leaves
+
+    def forward(self, input_ids: Tensor) -> Tensor:
+        hidden = self.embed(input_ids)
+        for layer in self.layers:
+            hidden = hidden + layer(hidden).tanh()
+            if self.leaves and bool((hidden.mean((1, 2)).abs() > 0.05).all()):
+                break
+        return self.head(hidden)
+
+
+def _tells_of_the_loop(pair: Pair) -> None:
+    said = _report(pair)
+    assert "is passed another number of times: 1 in run A, 3 in run B" in said
+    assert "no tap saw" not in said
+
+
+case(
+    "55-leaves-early",
+    "A row leaves a loop of layers after the first, where its mates are sure as well",
+    semantic("padding_leak", None, by_design=None),
+    floor=0.1,
+    check=_tells_of_the_loop,
+)(lambda: batched(seeded(LeavesEarly, leaves=True, spread=0.5), mates=3))
+case("55-leaves-never", "All layers, whatever the mates", *SOUND)(
+    lambda: batched(seeded(LeavesEarly, leaves=False, spread=0.5), mates=3)
+)
+
+
+class LongConvolution(nn.Module):
+    """A filter as long as the row, by Fourier transforms, with room for what wraps around or without."""
+
+    def __init__(self, *, room: bool) -> None:
+        super().__init__()
+        self.embed, self.head = nn.Embedding(VOCABULARY, 16), nn.Linear(16, VOCABULARY)
+        self.filter, self.room = nn.Parameter(torch.zeros(32, 16)), room
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        hidden = self.embed(input_ids)
+        columns = hidden.shape[1]
+        size = 2 * columns if self.room else columns
+        product = torch.fft.rfft(hidden, size, dim=1) * torch.fft.rfft(self.filter[:columns], size, dim=0)
+        return self.head(torch.fft.irfft(product, size, dim=1)[:, :columns])
+
+
+case(
+    "55-fourier-wraps",
+    "A long convolution by Fourier transforms that wraps padding around to the first tokens",
+    LEAK_EITHER,
+    floor=1e-2,
+    note="after the transforms no column has a name: results are read by their places",
+)(lambda: padded(seeded(LongConvolution, room=False)))
+case("55-fourier-room", "The same with room for what wraps around", *SOUND)(
+    lambda: padded(seeded(LongConvolution, room=True))
 )

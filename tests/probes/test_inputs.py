@@ -116,7 +116,7 @@ def test_one_weight_that_is_not_rounded_is_another():
 
     found = weights(change)
     assert (found.differs, found.mechanism) == (True, "parameters")
-    assert found.result.text == "1 parameters differ, head.weight first"
+    assert found.result.text == "1 parameter differs, head.weight"
 
 
 def test_one_bit_of_a_weight():
@@ -131,7 +131,7 @@ def test_whole_numbers_without_a_scale_are_other_parameters():
         other.head.weight = nn.Parameter(other.head.weight.round().to(torch.int8), requires_grad=False)
 
     found = weights_only(change)
-    assert (found.mechanism, found.result.text) == ("parameters", "1 parameters differ, head.weight first")
+    assert (found.mechanism, found.result.text) == ("parameters", "1 parameter differs, head.weight")
 
 
 @pytest.mark.parametrize("of_others", [False, True])
@@ -185,7 +185,7 @@ def test_a_buffer_that_was_rounded_in_one_of_two_models_of_one_dtype(narrowed, m
     if mechanism:
         count = len(torch.linspace(0, 1, 1000).bfloat16().unique())
         assert found.result.text == (
-            "1 buffers differ, table first; table is rounded: float32 and bfloat16, with 1,000 distinct values in run A "
+            "1 buffer differs, table; table is rounded: float32 and bfloat16, with 1,000 distinct values in run A "
             f"and {count} in run B"
         )
 

@@ -545,7 +545,7 @@ def inputs() -> Result:
             "inputs",
             "differs",
             1.0,
-            "1 parameters differ, model.layers.3.mlp.down_proj.weight first",
+            "1 parameter differs, model.layers.3.mlp.down_proj.weight",
         ),
     )
     return replace(

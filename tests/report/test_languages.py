@@ -291,7 +291,7 @@ RECORDS = ("Mechanism", "ProbeResult")
 PIECES = {
     f"an outlier in another row makes {VALUE} in higher precision for every token",
     f"whether both runs compute the same {VALUE} could not be told",
-    f"{VALUE}, and not by statistics that normalise them",
+    f"{VALUE}, which no known cause explains",
     f"{VALUE}: {VALUE}",
 }
 """Sentences whose parts are chosen from English words, each of which the catalogue has whole."""

@@ -19,7 +19,7 @@ from forkpoint.capture.recorder import Fetch, Look, Taken, Watcher
 from forkpoint.capture.trace import Event, Op
 from forkpoint.explain.arguments import compare_arguments
 from forkpoint.explain.session import Session, Traced
-from forkpoint.explain.written import written_in_one_run
+from forkpoint.explain.written import passed_more_often, written_in_one_run
 from forkpoint.match import Difference, Joined
 from forkpoint.match.align import gap, index_of, largest_pair, pair_elements, scalar
 from forkpoint.match.distance import ulps
@@ -443,7 +443,8 @@ def _between(session: Session, located: Located) -> Located:
         unseen = "this op only moves elements, and its input differs already: something no tap saw made it"
     else:
         unseen = "its input differs already, though no op before it does: something no tap saw changed it"
-    note = written_in_one_run(session, located.row, list(named_inputs(located.a)), moved) or unseen
+    note = written_in_one_run(session, located.row, list(named_inputs(located.a)), moved)
+    note = note or passed_more_often(session, located.row) or unseen
     return replace(located, divergence=replace(divergence, note=note))
 
 

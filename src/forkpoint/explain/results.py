@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -115,8 +115,9 @@ def compare_results(
     shared = session.shared if own is None else session.shared.within(own)
     traced = (session.a if own != "b" else session.b), (session.b if own != "a" else session.a)
     sides = _Sides(
-        shared, a or session.a.results, b or session.b.results, *traced, same_layout=session.join.same_layout
-    )
+        shared, a or session.a.results, b or session.b.results, *traced, same_layout=session.join.same_layout,
+        lost=_without_columns(session),
+    )  # fmt: skip
     gaps: list[ResultGap] = []
     moved: list[Displaced] = []
     left_out: dict[str, str] = {}
@@ -145,13 +146,55 @@ def compare_results(
     )  # fmt: skip
 
 
+def _without_columns(session: Session) -> frozenset[str]:
+    """Results [rows, columns, ...] that both runs return, of other numbers of columns, whose labels no longer tell columns apart.
+
+    An op that makes something of a whole row and goes back to its columns (a convolution by Fourier transforms) leaves
+    them so. They are read by their places.
+    """
+    kept = [
+        {
+            name: [_columns(traced, index, call.get(name)) for index, call in enumerate(traced.results)]
+            for name in names
+        }
+        for traced in (session.a, session.b)
+        if (names := {name for call in traced.results for name in call})
+    ]
+    if len(kept) < 2 or len(session.a.results) != len(session.b.results):
+        return frozenset()
+    return frozenset(
+        name
+        for name in kept[0].keys() & kept[1].keys()
+        if all(
+            one and other and one != other for one, other in zip(kept[0][name], kept[1][name], strict=True)
+        )
+    )
+
+
+def _columns(traced: Traced, index: int, returned: Labelled | None) -> int:
+    """Of how many columns a result is whose label has rows alone; 0 for any other."""
+    if returned is None or returned[1] is None or returned[0].dim() < 3:
+        return 0
+    value, label = returned
+    assert label is not None
+    by_place = traced.recorder.label_by_columns(value, index)
+    table = traced.trace.table
+    of_rows = all(table.tokens[item] is None for item in np.unique(label.q).tolist() if item >= 0)
+    return int(value.shape[1]) if of_rows and by_place is not None else 0
+
+
 class _Sides:
     """The results of two runs, and how their coordinates belong together."""
 
     def __init__(
-        self, shared: Shared, a: Results, b: Results, run_a: Traced, run_b: Traced, *, same_layout: bool
-    ) -> None:
-        self.shared, self.a, self.b = shared, a, b
+        self, shared: Shared, a: Results, b: Results, run_a: Traced, run_b: Traced, *, same_layout: bool,
+        lost: frozenset[str],
+    ) -> None:  # fmt: skip
+        self.shared = shared
+        self.a, self.b = (
+            [_by_places(call, traced, index, lost) for index, call in enumerate(results)]
+            for results, traced in ((a, run_a), (b, run_b))
+        )
         self.tables = run_a.trace.table, run_b.trace.table
         self.one_run = run_a is run_b
         self.same_layout = same_layout
@@ -283,6 +326,16 @@ class _Sides:
         in_a, in_b = self.calls(name)
         tokens_a, tokens_b = _numbers(in_a, self.shared.a), _numbers(in_b, self.shared.b)
         return len((tokens_a & tokens_b) - compared)
+
+
+def _by_places(
+    call: Mapping[str, Labelled], traced: Traced, index: int, names: frozenset[str]
+) -> Mapping[str, Labelled]:
+    """A call's results, some of them labelled by the columns that they have."""
+    if names.isdisjoint(call):
+        return call
+    labels = {name: traced.recorder.label_by_columns(call[name][0], index) for name in names & call.keys()}
+    return {**call, **{name: (call[name][0], label) for name, label in labels.items()}}
 
 
 def _is_whole(label: Label | None, table: CoordinateTable) -> bool:

@@ -1,7 +1,8 @@
-"""Which ops of one run alone write in place into what an op reads: a residual that is doubled with its copy."""
+"""Why an op's input differs though no op before it does: what one run alone writes in place, or does more often."""
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -52,6 +53,29 @@ def written_in_one_run(
                 f"run {run} alone writes in place into what this op reads: {', '.join(alone[:_SHOWN])}{rest}"
             )
     return None
+
+
+def passed_more_often(session: Session, row: Joined) -> str | None:
+    """What to say of an op that comes by more often in one run before another op, as where one leaves a loop of layers earlier."""
+    if row.difference is None or len(session.a.run.calls) != len(session.b.run.calls):
+        return None
+    a, b = (
+        _passes(traced, event)
+        for traced, event in ((session.a, row.difference.event_a), (session.b, row.difference.event_b))
+    )
+    for key, (place, count) in a.items():
+        other = b.get(key, ("", count))[1]
+        if other != count:
+            return f"before this op {place} is passed another number of times: {count} in run A, {other} in run B"
+    return None
+
+
+def _passes(traced: Traced, stop: int) -> dict[Any, tuple[str, int]]:
+    """How often each op of numbers is passed before an event, and its place."""
+    trace = traced.trace
+    counted = Counter(trace.op_of(index) for index in range(stop) if trace.events[index].status != "view")
+    passed = ((trace.ops[number], count) for number, count in counted.items())
+    return {trace.key(op): (op.place, count) for op, count in passed if not op.is_boundary}
 
 
 def _writing(traced: Traced, op: Op, event: int, inputs: list[int]) -> dict[Any, str]:

@@ -270,7 +270,7 @@ def _in_no_order(coupled: Coupling) -> Mechanism:
         f"a token's values depend on {' and '.join(coupled.what)}"
     )  # fmt: skip
     return Mechanism(
-        None, None, f"{of}, and not by statistics that normalise them",
+        None, None, f"{of}, which no known cause explains",
         "Look at the dimension that the op at the origin works over: it takes others together with each.",
     )  # fmt: skip
 
@@ -297,6 +297,8 @@ def _leak(case: Case, coupled: Coupling | None) -> Mechanism:
         "a real token",
         "Set padded positions to zero before the layer that mixes positions, or run rows without padding.",
     )
+    if coupled is None and case.ids_enter:
+        advice = "Leave padding's ids out where the op at the origin reads ids."
     if known == (LATER,):
         advice = "Mask later tokens where positions are mixed, or compare rows of one length."
     if case.of_the_call:

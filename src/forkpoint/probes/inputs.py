@@ -27,6 +27,11 @@ from forkpoint.runs.run import Run
 from forkpoint.support.equality import same_bits
 
 _TOKENS = ("input_ids", "decoder_input_ids")
+_ONE = {
+    "parameters": "1 parameter differs",
+    "buffers": "1 buffer differs",
+    "weights": "1 weight differs",
+}
 
 
 @dataclass(frozen=True)
@@ -97,7 +102,10 @@ def inputs(session: Session) -> Inputs:
     if others:
         return replace(_differs(None, float(len(others)), _differing(others)), names=others)
     for mechanism, tensors in found.different.items():
-        text = f"{len(tensors)} {mechanism if mechanism != 'quantization' else 'weights'} differ, {tensors[0]} first"
+        what = mechanism if mechanism != "quantization" else "weights"
+        text = f"{len(tensors)} {what} differ, {tensors[0]} first"
+        if len(tensors) == 1:
+            text = f"{_ONE[what]}, {tensors[0]}"
         if mechanism == "buffers" and found.narrowed:
             text += f"; {found.narrowed[0]}"
         return _differs(mechanism, float(len(tensors)), text)

@@ -135,7 +135,8 @@ def _origins(result: Result, words: Words) -> list[Fact | Paragraph]:
     origins = result.origins
     if len(origins) < 2:
         return []
-    alike = sum((o.function, o.source) == (origins[0].function, origins[0].source) for o in origins)
+    first = origins[0]  # one line of a module may call a function twice
+    alike = len({o.module for o in origins if (o.function, o.source) == (first.function, first.source)})
     blocks: list[Fact | Paragraph] = []
     if alike > 1:
         blocks.append(Paragraph(line(words.many("origins.layers", alike)), "→ "))
@@ -375,7 +376,9 @@ def _cause(differing: list[InputComparison]) -> str:
     if any(item.parameter for item in differing):
         return "inputs.parameter"
     floating = any("float" in (item.dtype_a or item.dtype_b or "float") for item in differing)
-    return "inputs.differ" if floating else "inputs.integer"
+    if floating:
+        return "inputs.differ"
+    return "inputs.mask" if all(item.dtype_a == "bool" for item in differing) else "inputs.integer"
 
 
 def _between(names: tuple[str, ...], words: Words) -> tuple[Line, ...]:

@@ -72,8 +72,11 @@ SENTENCES: dict[str, str] = {
     "what sits in later tokens of its own row": "自己那一行里后面的词元的内容",
     "Find what other rows can change: a value of the whole batch, or something that the model keeps and writes.": "请查找其他行能改变"
     "什么：整个批次的数值，或模型保存并写入的东西。",
+    "Leave padding's ids out where the op at the origin reads ids.": "请在根源处的算子读取编号之处排除填充的编号。",
     "Mask later tokens where positions are mixed, or compare rows of one length.": "请在混合各位置之处遮住后面的词元，或比较长度相同的行。",
     "run {run} computes with another tensor in place of the parameter {name}": "运行 {run} 用另一个张量代替参数 {name} 来计算",
+    "before this op {op} is passed another number of times: {n} in run A, {m} in run B": "在这个算子之前，{op} 经过的次数不同：运行 A 中 {n} 次，"
+    "运行 B 中 {m} 次",
     "run {run} alone writes in place into what this op reads: {ops}": "只有运行 {run} 就地写入这个算子所读的内容：{ops}",
     "an outlier in another row makes the int8 matrix product treat a whole column in higher precision for every token": "另一行中的离群值使 int8 矩阵乘法对每个词元都用更高的精度处理整列",
     "an outlier in another row makes code that rounds to int8 keep a whole column in higher precision for every token": "另一行中的离群值使舍入到 int8 的代码对每个词元都以更高的精度保留整列",
@@ -99,9 +102,8 @@ SENTENCES: dict[str, str] = {
     "load the model anew.": "请查找模型的模块在各次调用之间保留了什么（缓冲区、滑动统计量、属性），把它复位，或重新加载模型。",
     "each query sees the same keys in both runs": "每个查询在两次运行中看到的键相同",
     "calls hold other samples each: the last call of both runs holds the same": "各次调用的样本不同：两次运行的最后一次调用样本相同",
-    "a token's values depend on {what}, and not by statistics that normalise them": "一个词元的数值取决于{what}，而且不是经由"
-    "用来归一化的统计量",
-    "a row's values depend on other rows of the batch, and not by statistics that normalise them": "一行的数值取决于批次中的其他行，而且不是经由归一化的统计量",
+    "a token's values depend on {what}, which no known cause explains": "一个词元的数值取决于{what}，没有已知的原因可以解释",
+    "a row's values depend on other rows of the batch, which no known cause explains": "一行的数值取决于批次中的其他行，没有已知的原因可以解释",
     "Look at the dimension that the op at the origin works over: it takes others together with each.": "请查看根源处算子所作用的维度：它把别的行或词元也一并算入。",
     "Set padded positions to zero before the layer that mixes positions, or run rows without padding.": "请在混合各位置的层之前把填充位置置零，或运行不带填充的行。",
     "the two runs were given the places of other tokens": "两次运行所给的是不同词元的位置",

@@ -337,6 +337,7 @@ PHRASES: dict[str, str] = {
     "inputs.scalars": "张量相等，而其他参数不等：该算子的调用方式不同。",
     "inputs.parameter": "有一个参数不同，所以输出不同。",
     "inputs.integer": "有一个整数输入不同，所以输出不同：请看它是怎么来的。",
+    "inputs.mask": "有一个 mask 不同，所以输出不同：请看它是怎么来的。",
     "inputs.differ": "有一个输入已经不同：在这个算子之前，有 forkpoint 看不到的东西改变了它。",
     "inputs.unknown": "有的输入无法比较：分歧在这里，或在此之前。",
     "between": "其间",

@@ -339,6 +339,7 @@ PHRASES: dict[str, str] = {
     "inputs.scalars": "Its tensors are equal, other arguments are not: the op was called otherwise.",
     "inputs.parameter": "A parameter differs, and so the output.",
     "inputs.integer": "An integer input differs, and so the output: look at what made that input.",
+    "inputs.mask": "A mask differs, and so the output: look at what made it.",
     "inputs.differ": "An input differs already: something that forkpoint can't see changed it before this op.",
     "inputs.unknown": "Not every input could be compared: the runs part here or before.",
     "between": "between",
