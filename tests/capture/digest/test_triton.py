@@ -27,7 +27,7 @@ pytestmark = (
     if INTERPRETED
     else [pytest.mark.gpu]
 )
-EXAMPLES = 40 if INTERPRETED else 300
+EXAMPLES = 25 if INTERPRETED else 300
 
 
 @pytest.fixture(scope="module", params=["general", "special"])
@@ -58,7 +58,7 @@ def test_grid(triton_impl, x_and_dims, keyed):
     assert triton_impl.grid(x.to(DEVICE), dims, keys).tolist() == definition.grid(x, dims, keys)
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("dtype", DTYPES[::4] if INTERPRETED else DTYPES, ids=str)
 @pytest.mark.parametrize(
     ("shape", "dims"),
     [
