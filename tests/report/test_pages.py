@@ -110,6 +110,7 @@ def test_a_page_shows_what_the_terminal_does(answer: Answer, lang: str, tmp_path
     assert "http" not in page.partition("</style>")[2].partition("<script")[0]
     assert ("plotly" in page) == (isinstance(answer, Generation) and answer.result is not None)
     assert page.count("<h2>") >= 1
+    assert ("<input" in page) == ("<script" in page)  # nothing to search with that does not work
 
 
 @pytest.mark.parametrize("answer", [samples.semantic(), *ANSWERS], ids=["result", *IDS])

@@ -157,7 +157,7 @@ def _table(found: EngineComparison, words: Words, *, details: bool) -> Section:
         for row in shown
     )  # fmt: skip
     blocks.append(Grid(cells, head, frozenset({2, 3, 4}), flows=True))
-    return Section("ops", line(words("engines.ops")), tuple(blocks))
+    return Section("compared", line(words("engines.ops")), tuple(blocks))
 
 
 def _figure(value: float | None) -> str:
