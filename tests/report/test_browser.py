@@ -119,6 +119,23 @@ def test_a_page_opens_in_silence_and_fits_a_phone(show: Any, case: str, lang: st
     assert page.evaluate(OVERFLOW) == 0
 
 
+@pytest.mark.parametrize("case", ["backward", "semantic", "int8"])
+def test_a_phone_shows_rows_of_facts_without_moving_them_sideways(show: Any, case: str) -> None:
+    page = show(getattr(samples, case)(), width=390)
+    wide = "[...document.querySelectorAll('.flows')].map(t => t.scrollWidth - t.parentElement.clientWidth)"
+    found = page.evaluate(wide)
+    assert found
+    assert max(found) <= 0
+    assert len(rows(page)) == 15  # of 50, which would be five screens
+
+
+def test_nothing_moves_when_the_map_is_drawn(show: Any) -> None:
+    page = show(samples.rounding())
+    heights = "['map-plot', 'drift-plot'].map(id => document.getElementById(id)).map(p => [p.offsetHeight, parseInt(getComputedStyle(p).minHeight)])"
+    for drawn, kept in page.evaluate(heights):
+        assert drawn == kept
+
+
 def test_texts_of_others_run_nothing(show: Any) -> None:
     page = show(hostile(), width=390)
     page.evaluate("document.querySelectorAll('details').forEach(one => { one.open = true; })")

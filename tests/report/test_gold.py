@@ -31,6 +31,7 @@ CASES = [
     ("semantic", "zh", 80),
     ("inputs", "en", 100),
     ("unprobed", "en", 80),
+    ("unprobed", "zh", 80),
     ("int8", "en", 100),
     ("int8", "zh", 60),
     ("decode", "en", 100),

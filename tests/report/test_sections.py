@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 from tests.report import samples
 
+from forkpoint.report.brief import brief
 from forkpoint.report.build import document
 from forkpoint.report.document import Role, plain_text
 from forkpoint.report.drift import LAYERS_SHOWN, choose
@@ -58,6 +59,33 @@ def test_undetermined_with_evidence_says_what_is_missing() -> None:
     assert "float64 is missing." in text
     assert "float64 is missing." in said(replace(samples.rounding(), verdict=verdict), "verdict", "zh")
     assert "In float64" not in said(samples.rounding(), "verdict", "zh")
+
+
+@pytest.mark.parametrize("kind", [VerdictKind.ROUNDING, VerdictKind.IDENTICAL])
+def test_the_verdict_does_not_hide_gradients_that_are_wrong(kind: VerdictKind) -> None:
+    """It is of the forward pass: that nothing is to repair would be wrong of the gradients."""
+    found = samples.backward()
+    result = replace(found, verdict=replace(found.verdict, kind=kind))
+    for said in (document(result), brief(result)):
+        shown = said.section("verdict")
+        assert shown is not None
+        text = plain_text(shown)
+        assert "The gradients differ by more than rounding." in text
+        assert "neither run is wrong" not in text
+        assert "See Backward below" in text
+
+
+def test_gradients_that_round_leave_the_advice_as_it_is() -> None:
+    found = samples.backward()
+    assert found.backward is not None
+    result = replace(found, backward=replace(found.backward, rounding=True))
+    shown = brief(result).section("verdict")
+    assert shown is not None
+    assert "differ only by rounding" in plain_text(shown)
+    assert "neither run is wrong" in plain_text(shown)
+    alone = brief(replace(result, backward=None)).section("verdict")
+    assert alone is not None
+    assert "radients" not in plain_text(alone)
 
 
 @pytest.mark.parametrize(

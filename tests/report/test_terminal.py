@@ -148,6 +148,14 @@ def test_below_48_cells_a_label_stands_above_its_value() -> None:
     assert "  compared      15 tokens" in to_text(samples.rounding(), width=48)
 
 
+@pytest.mark.parametrize("lang", ["en", "zh"])
+def test_a_value_stands_beside_its_run(lang: str) -> None:
+    for result in (samples.rounding(), samples.semantic(), samples.inputs(), samples.undetermined()):
+        for width in range(36, 90):
+            lines = to_text(result, details=False, lang=lang, width=width).split("\n")
+            assert [line for line in lines if line.endswith(("   A", "   B"))] == []
+
+
 def test_the_report_depends_on_the_result_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     result = samples.rounding()
     before = to_text(result)

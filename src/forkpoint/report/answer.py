@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
+from forkpoint.printable import NO_BREAK
 from forkpoint.report.document import Fact, Line, Paragraph, Role, Section, Span, line, muted, strong
 from forkpoint.report.numbers import EPSILON, count, narrower, pair, short, size, times
 from forkpoint.report.place import alone, where
@@ -134,9 +135,12 @@ def _loss(a: float, b: float, gap: float | None, words: Words) -> Line:
         return line(words("loss.same", loss=pair(a, b)[0]))
     text_a, text_b = pair(a, b)
     if not (math.isfinite(a) and math.isfinite(b)):
-        return line(f"A {text_a}   B {text_b}   ", words("aside", text=words("loss.nonfinite")).strip())
+        return line(
+            f"A{NO_BREAK}{text_a}   B{NO_BREAK}{text_b}   ",
+            words("aside", text=words("loss.nonfinite")).strip(),
+        )
     shown = words("loss.other") if gap is None else words("loss.gap", gap=short(gap))
-    return line(f"A {text_a}   B {text_b}   ", shown)
+    return line(f"A{NO_BREAK}{text_a}   B{NO_BREAK}{text_b}   ", shown)
 
 
 def _discrete(found: Impact, words: Words) -> Line:

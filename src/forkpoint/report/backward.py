@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 from math import inf
 from typing import TYPE_CHECKING
 
+from forkpoint.printable import NO_BREAK
 from forkpoint.report import divergence
 from forkpoint.report.answer import finding
 from forkpoint.report.document import (
@@ -42,11 +44,16 @@ def section(result: Result, words: Words, *, brief: bool = False) -> Section | N
     found = result.backward
     if found is None:
         return None
-    blocks: list[Block] = [_conclusion(found, words)]
+    blocks: list[Block] = [Paragraph(_conclusion(found, words))]
     if not brief:
         a, b = pair(found.loss_a, found.loss_b)
         same = found.loss_a == found.loss_b
-        blocks.append(Fact(words("loss"), (line(words("loss.same", loss=a) if same else f"A {a}   B {b}"),)))
+        blocks.append(
+            Fact(
+                words("loss"),
+                (line(words("loss.same", loss=a) if same else f"A{NO_BREAK}{a}   B{NO_BREAK}{b}"),),
+            )
+        )
     blocks += _places(found, result, words, brief=brief)
     blocks.append(Fact(words("backward.parameters"), _parameters(found.parameters, words, brief=brief)))
     if not brief:
@@ -58,17 +65,41 @@ def section(result: Result, words: Words, *, brief: bool = False) -> Section | N
     return Section("backward", line(words("backward")), tuple(blocks))
 
 
-def _conclusion(found: Backward, words: Words) -> Paragraph:
+def beside(verdict: Section, result: Result, words: Words) -> Section:
+    """The verdict, which is of the forward pass, with what came of the gradients where they were asked for.
+
+    Where these are not proved to be rounding, the advice that nothing is to repair is of the forward pass alone.
+
+    Args:
+        verdict: the section of `answer.verdict`.
+        result: what `compare` returned.
+        words: the language.
+    """
+    found = result.backward
+    if found is None:
+        return verdict
+    blocks = list(verdict.blocks)
+    settled = found.identical or found.rounding is True
+    if not settled and result.verdict.kind in (VerdictKind.IDENTICAL, VerdictKind.ROUNDING):
+        advice = words("advice")
+        blocks = [block for block in blocks if not (isinstance(block, Fact) and block.label == advice)]
+        blocks.append(Fact(advice, (line(words("advice.backward")),)))
+    above = [block for block in blocks if isinstance(block, Paragraph)]
+    gradients = Fact(words("backward.label"), (_conclusion(found, words),))
+    return replace(verdict, blocks=(*above, gradients, *blocks[len(above) :]))
+
+
+def _conclusion(found: Backward, words: Words) -> Line:
     if found.identical:
-        return Paragraph(line(Span(words("backward.identical"), Role.GOOD)))
+        return line(Span(words("backward.identical"), Role.GOOD))
     if not _compared(found):
-        return Paragraph(line(Span(words("backward.nothing"), Role.CAUTION)))
+        return line(Span(words("backward.nothing"), Role.CAUTION))
     if found.rounding is not None:
         if found.rounding:
-            return Paragraph(line(Span(words("backward.rounding"), Role.GOOD)))
-        return Paragraph(line(Span(words("backward.differs"), Role.BAD)))
+            return line(Span(words("backward.rounding"), Role.GOOD))
+        return line(Span(words("backward.differs"), Role.BAD))
     tried = any(probe.name == "precision" for probe in found.evidence)
-    return Paragraph(line(Span(words("backward.unknown" if tried else "backward.untried"), Role.CAUTION)))
+    return line(Span(words("backward.unknown" if tried else "backward.untried"), Role.CAUTION))
 
 
 def _compared(found: Backward) -> bool:

@@ -34,7 +34,7 @@ def brief(
     words = Words(lang)
     sections = [
         header(result, words),
-        answer.verdict(result, words),
+        backward.beside(answer.verdict(result, words), result, words),
         _impact(answer.impact(result, words), words),
         divergence.brief(result, words),
     ]

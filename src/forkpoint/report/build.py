@@ -40,7 +40,7 @@ def document(
     words = Words(lang)
     sections = (
         identity.header(result, words),
-        answer.verdict(result, words),
+        backward.beside(answer.verdict(result, words), result, words),
         answer.impact(result, words),
         answer.evidence(result, words),
         unfinite.section(result, words),

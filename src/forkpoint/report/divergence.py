@@ -6,6 +6,7 @@ import math
 from collections import Counter
 from typing import TYPE_CHECKING
 
+from forkpoint.printable import NO_BREAK
 from forkpoint.report import changes
 from forkpoint.report.document import (
     Fact,
@@ -96,7 +97,7 @@ def _both(found: Divergence, words: Words) -> Line:
     """Both values in one line, and how far they are apart."""
     alone = _is_alone(found)
     pairs = (("A", found.index_a, found.value_a), ("B", found.index_b, found.value_b))
-    said = "   ".join(f"{run} {exact(value)}" for run, index, value in pairs if index or not alone)
+    said = "   ".join(f"{run}{NO_BREAK}{exact(value)}" for run, index, value in pairs if index or not alone)
     return line(said) if alone else line(said, muted(words("aside", text=_apart(found, words))))
 
 

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from forkpoint.printable import printable
 from forkpoint.report import identity
 from forkpoint.report.document import Document, Fact, Grid, Meter, Section, plain_text
-from forkpoint.report.page.drawing import data
+from forkpoint.report.page.drawing import data, map_height
 from forkpoint.report.page.parts import sections
 from forkpoint.report.words import Words
 
@@ -104,6 +104,7 @@ def _page(
         sections=shown,
         folded=FOLDED,
         first=first,
+        map_height=0 if drawn is None else map_height(drawn),
         data="" if drawn is None else _embedded(data(drawn, words)),
         scripts=scripts,
         allowed=" ".join(map(_digest, scripts)) or "'none'",
@@ -117,7 +118,7 @@ def _page(
 def framed(result: Result, *, lang: str = "en") -> str:
     """The page without its scripts in a frame that may run none, for notebooks."""
     page = to_html(result, lang=lang, interactive=False)
-    style = "width: 100%; height: 560px; border: 0; border-radius: 10px"
+    style = "width: 100%; height: 560px; border: 0; border-radius: 10px; resize: vertical"
     return f'<iframe sandbox="" style="{style}" srcdoc="{escape(page)}"></iframe>'
 
 

@@ -65,6 +65,11 @@ def columns_together(result: Result) -> int:
     return max(1, math.ceil(tokens * len(result.drift) / MAX_CELLS), math.ceil(tokens / MAX_COLUMNS))
 
 
+def map_height(result: Result) -> int:
+    """Pixels: known before anything is drawn, so that what stands below stays where it is."""
+    return min(760, max(200, 90 + 15 * len(result.drift)))
+
+
 def mark(result: Result) -> tuple[int, Coordinate] | None:
     """Row of the map, and token, of the first divergence; None where it lies in no layer or in none of its tokens."""
     found = result.first
@@ -92,6 +97,7 @@ def _map(result: Result, words: Words) -> dict[str, Any] | None:
         "columns": [_label(group, brief=alone(result)) for group in groups],
         "hover": [_named(group, texts, result, words) for group in groups],
         "cells": [_gaps(layer, column, len(groups)) for layer in result.drift],
+        "height": map_height(result),
         "mark": None if marked_at is None else (marked_at[0], column[marked_at[1]]),
         "prefix": _prefix([layer.module for layer in result.drift]),
     }

@@ -21,7 +21,7 @@
   // ---------------------------------------------------------------- the table of ops
 
   const COLUMNS = ["order", "module", "function", "variable", "source", "shape", "dtype", "status"];
-  const PAGE = 50;
+  const PAGE = innerWidth < 640 ? 15 : 50;  // on a phone a row takes several lines
   const texts = data.ops.texts;
   const ops = data.ops.rows.map((row, index) => ({
     index, order: row[0], module: texts[row[1]], function: texts[row[2]], variable: texts[row[3]], source: texts[row[4]],
@@ -210,7 +210,7 @@
     });
     if (low === high) { low -= 0.5; high += 0.5; }
     const narrow = innerWidth < 640;
-    const height = Math.min(760, Math.max(200, 90 + rows.length * 15));
+    const height = data.map.height;
     const page = layout(height);
     const shown = thinned(rows.length, Math.max(4, Math.floor((height - 90) / 15)));
     const across = thinned(columns.length, narrow ? 6 : 16);

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 PHRASES: dict[str, str] = {
     "backward": "反向传播",
+    "backward.label": "梯度",
     "backward.identical": "比较过的梯度全都逐位相同。",
     "backward.nothing": "没有梯度可以比较。",
     "backward.rounding": "梯度只因舍入而不同：用 float64 计算时，差异降到噪声以内。",
     "backward.differs": "梯度的差异不只是舍入。",
     "backward.untried": "梯度不同。是否只是舍入，没有试过。",
     "backward.unknown": "梯度不同。是否只是舍入，无法判断。",
+    "advice.backward": "前向传播无需修复。梯度从哪里开始不同，见下面的“反向传播”。",
     "backward.first": "从损失往回，第一个不同的梯度：",
     "backward.origin": "舍入之外的差异从这里开始：",
     "backward.same": "这不只是舍入，而且从这里开始。",

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 PHRASES: dict[str, str] = {
     "backward": "Backward",
+    "backward.label": "gradients",
     "backward.identical": "Every gradient that was compared is equal, bit for bit.",
     "backward.nothing": "No gradient could be compared.",
     "backward.rounding": "The gradients differ only by rounding: done in float64, they agree up to noise.",
     "backward.differs": "The gradients differ by more than rounding.",
     "backward.untried": "Gradients differ. Whether that is rounding was not tried.",
     "backward.unknown": "Gradients differ. Whether that is rounding could not be told.",
+    "advice.backward": "The forward pass needs no repair. See Backward below for where the gradients part.",
     "backward.first": "The first gradient that differs, from the loss on:",
     "backward.origin": "Beyond rounding it begins here:",
     "backward.same": "This is more than rounding, and it begins here.",
