@@ -13,6 +13,8 @@ from forkpoint.errors import InputError
 from forkpoint.explain.untraced import named_alike, run_untraced
 from forkpoint.runs.batches import paired
 from forkpoint.runs.contents import noted_once
+from forkpoint.runs.generating import unrolled
+from forkpoint.runs.listening import Listening
 from forkpoint.runs.run import Run
 from forkpoint.support.background import importing
 from forkpoint.support.called import says_call
@@ -83,7 +85,18 @@ def compare(
     a, b, pairing, remarks = paired(a, b)
     with noted_once(digest.of_memory):
         with importing("forkpoint.investigation"):
-            untraced = [run_untraced(run, progress=progress, name=name) for run, name in ((a, "A"), (b, "B"))]
+            heard = Listening(), Listening()
+            untraced = [
+                run_untraced(run, progress=progress, name=name, listening=listening)
+                for run, name, listening in ((a, "A", heard[0]), (b, "B", heard[1]))
+            ]
+            if any(listening.outermost for listening in heard):
+                a, b, told = unrolled((a, b), heard)
+                a, b, pairing, remarks = paired(a, b)
+                remarks = (*told, *remarks)
+                untraced = [
+                    run_untraced(run, progress=progress, name=name) for run, name in ((a, "A"), (b, "B"))
+                ]
         a, b, named = named_alike(a, b, untraced)
         from forkpoint.investigation import investigate
 

@@ -57,3 +57,11 @@ def test_masks_over_queries_and_keys_are_lined_up(question):
     result = getattr(fp, question)(ARCHITECTURES["llama"].build(), word_tokenizer(), PROMPT)
     assert [row.op for row in result.ops if row.status == "not compared" and row.floating] == []
     assert [value.op for value in result.not_compared if value.floating] == []
+
+
+def test_an_encoder_that_refuses_to_be_asked_together_with_a_cache():
+    model = ZOO["switch_transformers"].build()
+    with pytest.raises(ValueError, match="use_cache"):
+        model(input_ids=torch.ones(1, 2).long(), decoder_input_ids=torch.zeros(1, 1).long(), use_cache=True)
+    kind = fp.cache(model, word_tokenizer(), "w5 w6 w7 w8").verdict.kind
+    assert kind in (fp.VerdictKind.ROUNDING, fp.VerdictKind.IDENTICAL)

@@ -237,6 +237,9 @@ class _Sides:
                 title = f"{name} (call {index_a} and {index_b})" if self.several else name
                 count = len(pairs.distinct)
                 met.append(ResultGap(title, value_a, value_b, pairs, gap(value_a, value_b, pairs), count))
+        if len(self.a) != len(self.b) and not all(found.pairs.by_sample for found in met):
+            # a call's one token stands for its row only where no call of the other run has that very token
+            met = [found for found in met if not found.pairs.by_sample]
         return met, reason
 
     def _by_columns(

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from torch import Tensor
 
 from forkpoint.capture.digest import prepare
 from forkpoint.errors import reraise_out_of_memory
+from forkpoint.runs.listening import Listening
 from forkpoint.runs.returned import all_results
 from forkpoint.runs.run import RandomState, Run
 from forkpoint.support.progress import SILENT, Progress
@@ -31,7 +35,13 @@ class Untraced:
     results: list[dict[str, Tensor]]
 
 
-def run_untraced(run: Run, *, progress: Progress = SILENT, name: str = "") -> Untraced:
+def run_untraced(
+    run: Run,
+    *,
+    progress: Progress = SILENT,
+    name: str = "",
+    listening: Listening | None = None,
+) -> Untraced:
     """Make a run as its user would.
 
     It comes before any trace: the first pass of a model reads libraries and makes kernels ready, and what takes digests
@@ -41,12 +51,14 @@ def run_untraced(run: Run, *, progress: Progress = SILENT, name: str = "") -> Un
         run: the run.
         progress: is told of the stage.
         name: what to call the run there.
+        listening: notes what is generated. A call that generates may return anything, a text say: it is not looked at.
     """
     for device in run.devices:
         prepare(device)
     progress.begin(f"run {name} without tracing")
     random = RandomState.take()
-    return Untraced(random, all_results(_made(run, random)))
+    outputs = _made(run, random, nullcontext if listening is None else partial(listening.to, run))
+    return Untraced(random, [] if listening is not None and listening.outermost else all_results(outputs))
 
 
 def named_alike(a: Run, b: Run, untraced: list[Untraced]) -> tuple[Run, Run, tuple[str, ...]]:
@@ -87,10 +99,10 @@ def named_alike(a: Run, b: Run, untraced: list[Untraced]) -> tuple[Run, Run, tup
     return a, b, ()
 
 
-def _made(run: Run, random: RandomState) -> list[Any]:
+def _made(run: Run, random: RandomState, around: Callable[[], AbstractContextManager[None]]) -> list[Any]:
     """What the calls return; with gradients on where they fail without and end well with them, as forces of energies do."""
     try:
-        return run.execute()
+        return run.execute(around=around)
     except Exception as error:
         reraise_out_of_memory(error)
         if run.gradients or not (isinstance(error, RuntimeError) and "require grad" in str(error)):
@@ -98,7 +110,7 @@ def _made(run: Run, random: RandomState) -> list[Any]:
         random.restore()
         run.gradients = True
         try:
-            return run.execute()
+            return run.execute(around=around)
         except Exception as again:  # noqa: BLE001 - what is raised is what it said without
             reraise_out_of_memory(again)
             run.gradients = False

@@ -167,7 +167,7 @@ def _coordinates(keys: Ints, names: int) -> Ints:
 
 def _pair_by_sample(a: Tensor, label_a: Label, b: Tensor, label_b: Label, shared: Shared) -> Pairs | None:
     """Values that hold one vector a sample are that sample's, whichever column it was taken from."""
-    rows_a, rows_b = shared.sample_rows_a[label_a.q], shared.sample_rows_b[label_b.q]
+    rows_a, rows_b = shared.stands_for_a[label_a.q], shared.stands_for_b[label_b.q]
     for rows, label in ((rows_a, label_a), (rows_b, label_b)):
         used = rows[rows >= 0]
         if len(np.unique(used)) != len(np.unique(label.q[rows >= 0])):

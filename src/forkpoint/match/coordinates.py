@@ -60,8 +60,8 @@ def _compare_samples(a: Pass, b: Pass, shared: Shared, tally: Tally) -> None:
     """Values that hold one vector a sample are that sample's, whichever column it was taken from."""
     if max(len(a.shape), len(b.shape)) > 2:
         return  # a state, which goes on past the sample's tokens, not a vector taken for the sample
-    rows_a = shared.sample_rows_a[a.cells.ids]
-    rows_b = shared.sample_rows_b[b.cells.ids]
+    rows_a = shared.stands_for_a[a.cells.ids]
+    rows_b = shared.stands_for_b[b.cells.ids]
     once = all(len(np.unique(rows[rows >= 0])) == np.count_nonzero(rows >= 0) for rows in (rows_a, rows_b))
     samples, index_a, index_b = np.intersect1d(rows_a, rows_b, return_indices=True)
     keep = samples >= 0

@@ -64,6 +64,10 @@ class Shared:
             [-1 if (s := self.coordinate(n)[0]) is None else s for n in range(len(self.names))]
         )
         self._rows = (_rows(a, to_a), _rows(b, to_b))
+        self._stands = tuple(
+            np.where(_are_tokens(table) & (numbers < 0), -1, rows)
+            for table, numbers, rows in zip((a, b), (self._a, self._b), self._rows, strict=True)
+        )
         self._is_token = np.asarray([*(name[0] in (MAIN, DECODER) for name in self.names), False])  # type: ignore[index]
 
     def _number(self, keys: list[Hashable | None]) -> Ints:
@@ -97,6 +101,7 @@ class Shared:
         self._table_a = self._table_b = (self._table_a, self._table_b)[side]
         self._a = self._b = (self._a, self._b)[side]
         self._rows = (self._rows[side],) * 2
+        self._stands = (self._stands[side],) * 2
         self._may_enter = (self._may_enter[side],) * 2
         self._homes = (self._homes[side],) * 2
         self._worked_out = {}
@@ -158,6 +163,21 @@ class Shared:
     def sample_rows_b(self) -> Ints:
         self._refresh()
         return self._rows[1]
+
+    @property
+    def stands_for_a(self) -> Ints:
+        """The same, but -1 for a token that run A alone has.
+
+        A row's one value may be of another column, or of padding; that of a token which the other run has not is none of
+        the row there.
+        """
+        self._refresh()
+        return self._stands[0]
+
+    @property
+    def stands_for_b(self) -> Ints:
+        self._refresh()
+        return self._stands[1]
 
     def place(self, pairs: Pairs, index: int) -> tuple[int | None, int | None]:
         """(sample of run A, position) of one pair of elements."""
@@ -243,6 +263,11 @@ def _rows(table: CoordinateTable, names: Mapping[int, int]) -> Ints:
         if sample is not None:
             rows[item] = names.get(sample, -1)
     return rows
+
+
+def _are_tokens(table: CoordinateTable) -> NDArray[np.bool_]:
+    """For each id whether it is one token."""
+    return np.asarray([*(token is not None for token in table.tokens), False, False])
 
 
 def _samples_of_sets(table: CoordinateTable, numbers: Ints) -> dict[int, int | None]:

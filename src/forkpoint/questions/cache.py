@@ -12,6 +12,7 @@ from forkpoint.questions.asking import Options, Question, one_of, positions_of, 
 from forkpoint.questions.choices import CacheKind
 from forkpoint.questions.limits import tried
 from forkpoint.questions.prompts import pad_token_id, padded
+from forkpoint.runs.listening import encoder_of
 from forkpoint.runs.modules import innermost
 from forkpoint.runs.returned import cache_parameters, caches_in, results_of
 from forkpoint.runs.run import Run
@@ -122,14 +123,12 @@ def _two_streams(model: Any, rows: list[list[int]], split: int, chunk: int, name
         encoded = {key: value for key, value in made.items() if key != "input_ids" or not start}
         calls.append({**encoded, "decoder_input_ids": decoder[:, start:end], "use_cache": True})
     kept: list[Any] = []
-    from transformers.modeling_outputs import BaseModelOutput
 
     def decode(given: Any, inputs: dict[str, Any]) -> Any:
-        if "input_ids" in inputs:
-            output = given(**inputs)
-            kept[:] = [BaseModelOutput(last_hidden_state=output.encoder_last_hidden_state)]
-            return output
-        return given(encoder_outputs=kept[0], **inputs)
+        if "input_ids" in inputs:  # some encoders refuse to be asked together with a cache
+            read = {name: inputs[name] for name in ("input_ids", "attention_mask") if name in inputs}
+            kept[:] = [encoder_of(innermost(given)[1])(**read, return_dict=True)]
+        return given(encoder_outputs=kept[0], **{k: v for k, v in inputs.items() if k != "input_ids"})
 
     return Run(model, whole, name="one forward pass"), Run(model, calls, call=decode, name=name)
 

@@ -184,6 +184,13 @@ SENTENCES: dict[str, str] = {
     "the calls of run {run} are read as going on with the same rows": "运行 {run} 的各次调用被读作同样各行的延续",
     "if they hold other samples, say so by hand: fp.Layout, with the samples numbered over all calls": "如果是不同的样本，请手工给出布局："
     "fp.Layout，样本在所有调用中统一编号",
+    "Of the tokens generated for row {row}, number {first} is the first that differs: {a} in run A, {b} in run B; what comes "
+    "after it is not compared.": "第 {row} 行生成的词元中，编号 {first} 是第一个不同的：运行 A 是 {a}，运行 B 是 {b}；其后的不作比较。",
+    "Both runs generate the same tokens, as far as both go.": "在两次运行都生成到的范围内，生成的词元相同。",
+    "From the same logits they choose other tokens: another seed, or other settings of generate.": "同样的 logits 选出了不同的词元："
+    "随机种子不同，或 generate 的设置不同。",
+    "How tokens are chosen from their logits, by sampling or after changing them, is not compared.": "如何从 logits 选出词元"
+    "（采样，或改动之后再选）不作比较。",
     "batch mates that only run {run} has: {names}": "只有运行 {run} 才有的同批样本：{names}",
     # NaN 与无穷
     "{n} of {m} elements are NaN or infinite in one run alone": "{m} 个元素中有 {n} 个只在一次运行中是 NaN 或无穷",

@@ -1,0 +1,138 @@
+"""What a call of `generate` read and wrote: its tokens, where they are, and which forward call chose each."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from forkpoint.errors import InputError
+from forkpoint.runs.layout import PADDING
+from forkpoint.runs.listening import HINT, Generated, Step, stream_of_tokens
+
+
+@dataclass(frozen=True)
+class Text:
+    """What a call of `generate` read and wrote.
+
+    Attributes:
+        made: the call.
+        ids: [rows, columns], what was given and generated.
+        position: [rows, columns], of each token; -1 in padding, and after the end of a row.
+        prompt: columns that were given.
+        stops: for each step, the column after the last that it saw of what was kept.
+    """
+
+    made: Generated
+    ids: Tensor
+    position: Tensor
+    prompt: int
+    stops: tuple[int, ...]
+
+    @property
+    def cached(self) -> bool:
+        steps = self.made.steps
+        return len(steps) == 1 or any(step.kept for step in steps[1:])
+
+    def tokens(self, row: int) -> tuple[list[int], list[int]]:
+        """The tokens of a row that were given, and those that were generated."""
+        taken = self.position[row] >= 0
+        both = taken.clone(), taken.clone()
+        both[0][self.prompt :], both[1][: self.prompt] = False, False
+        given, new = (self.ids[row][mask].tolist() for mask in both)
+        return given, new
+
+    def chosen_by(self, row: int, column: int) -> Tensor | None:
+        """The logits, [vocabulary], from which the token in a column was chosen; None where they were not noted."""
+        for step, stop in zip(self.made.steps, self.stops, strict=True):
+            if step.kept < column <= stop or (not self.cached and stop == column):
+                logits, at = step.logits, column - 1 - step.kept - step.columns
+                return logits[row, at] if logits.dim() == 3 and -at <= logits.shape[1] else None
+        return None
+
+    @property
+    def greedy(self) -> bool:
+        """Whether each token is the one with the largest logit."""
+        for row, column in (self.position[:, self.prompt :] >= 0).nonzero().tolist():
+            logits = self.chosen_by(row, column + self.prompt)
+            if logits is None or int(logits.argmax()) != int(self.ids[row, column + self.prompt]):
+                return False
+        return True
+
+
+def text_of(made: Generated) -> Text:
+    """Where the tokens are that a call of `generate` read and wrote.
+
+    Raises:
+        InputError: its forward calls don't see, row by row, what it returns: beams change places.
+    """
+    ids, steps = made.whole, made.steps
+    stream = stream_of_tokens(steps[0].inputs)
+    if ids is None or ids.dim() != 2 or made.given.get("inputs_embeds") is not None:
+        raise InputError("a call that generates something else than token ids from token ids", "", HINT)
+    first = steps[0].inputs[stream].cpu()
+    if len(first) == len(ids) and not torch.equal(first[:, :1], ids[:, :1]):
+        ids = torch.cat([first, ids], 1)  # some return without it what the decoder began with
+    prompt = _given_columns(made, ids, stream)
+    cached = len(steps) == 1 or any(step.kept for step in steps[1:])
+    ends = [step.kept for step in steps[1:]] if cached else [step.kept + step.columns for step in steps[:-1]]
+    stops = (*ends, min(steps[-1].kept + steps[-1].columns, max(ids.shape[1] - 1, prompt)))
+    if not _sees(steps, stops, ids, stream):
+        raise InputError(
+            f"a call that generates with {len(steps[0].inputs[stream])} rows of tokens which are not the {len(ids)} that it returns",
+            "greedy search or sampling: beams change places",
+            "num_beams=1",
+        )
+    valid = torch.ones_like(ids, dtype=torch.bool)
+    valid[:, :prompt] = _mask(made, prompt, len(ids))
+    for row, column in _ends(made, ids, prompt):
+        valid[row, column + 1 :] = False
+    position = torch.where(valid, valid.long().cumsum(1) - 1, PADDING)
+    return Text(made, ids, position, prompt, stops)
+
+
+def _sees(steps: Sequence[Step], stops: Sequence[int], ids: Tensor, stream: str) -> bool:
+    """Whether the forward calls see, row by row, what was returned, up to what was rejected."""
+    for step, stop in zip(steps, stops, strict=True):
+        seen = step.inputs[stream].cpu()[:, : max(stop - step.kept, 0)]
+        if not torch.equal(seen, ids[:, step.kept : step.kept + seen.shape[1]]):
+            return False
+    return True
+
+
+def _given_columns(made: Generated, ids: Tensor, stream: str) -> int:
+    """How many columns of what was returned had been given."""
+    given = made.given.get(stream)
+    if stream == "input_ids" and given is None:
+        given = made.given.get("inputs")
+    if isinstance(given, Tensor) and given.dim() == 2:
+        begun = stream != "input_ids" and not torch.equal(ids[:, : given.shape[1]], given.cpu())
+        return int(given.shape[1]) + begun  # a decoder is begun with a token of its own
+    plain = getattr(type(made.module), "generate", None)
+    own = getattr(plain, "__module__", "") != "transformers.generation.utils"
+    return made.steps[0].kept + made.steps[0].columns if own or stream == "input_ids" else 1
+
+
+def _mask(made: Generated, columns: int, rows: int) -> Tensor:
+    """Which columns of the prompt are tokens, [rows, columns]."""
+    decodes = stream_of_tokens(made.steps[0].inputs) == "decoder_input_ids"
+    name = "decoder_attention_mask" if decodes else "attention_mask"
+    for mask in (made.given.get(name), made.steps[0].inputs.get(name)):
+        if isinstance(mask, Tensor) and mask.dim() == 2 and mask.shape[1] == columns:
+            return mask.cpu().bool().repeat_interleave(rows // len(mask), 0)
+    return torch.ones(rows, columns, dtype=torch.bool)
+
+
+def _ends(made: Generated, ids: Tensor, prompt: int) -> list[tuple[int, int]]:
+    """(row, column) of the token that ends each row which has ended."""
+    config = made.given.get("generation_config") or getattr(made.module, "generation_config", None)
+    end = made.given.get("eos_token_id", getattr(config, "eos_token_id", None))
+    if end is None:
+        return []
+    known = torch.as_tensor(end).reshape(-1).cpu()
+    found: dict[int, int] = {}
+    for row, column in torch.isin(ids[:, prompt:], known).nonzero().tolist():
+        found.setdefault(row, column + prompt)
+    return list(found.items())
