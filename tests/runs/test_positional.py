@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import warnings
+from dataclasses import dataclass
+from typing import NamedTuple
+
 import pytest
 import torch
 from torch import nn
@@ -103,3 +107,55 @@ def test_a_tuple_of_mappings_is_a_list_of_calls() -> None:
     assert [set(call) for call in again.calls] == [{"input"}, {"input"}]
     with pytest.raises(fp.InputError, match="inputs of type tuple"):
         fp.Run(nn.Linear(4, 2), ())
+
+
+@dataclass
+class Held:
+    """An argument that has a tensor in it."""
+
+    x: torch.Tensor
+    times: int = 2
+
+
+class OfHeld(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.linear = nn.Linear(4, 2)
+
+    def forward(self, held):
+        return self.linear(held.x) * held.times
+
+
+class Pair(NamedTuple):
+    x: torch.Tensor
+    times: int = 2
+
+
+@pytest.mark.parametrize("held", [Held, Pair])
+def test_tensors_in_dataclasses_and_named_tuples_are_inputs(held):
+    model, x = OfHeld(), torch.randn(2, 4)
+    runs = [fp.Run(model, {"held": held(value)}) for value in (x, x.clone(), x + 0.1)]
+    assert fp.compare(runs[0], runs[1]).identical
+    verdict = fp.compare(runs[0], runs[2]).verdict
+    assert verdict.kind is fp.VerdictKind.INPUTS
+    assert "held" in verdict.summary
+
+
+def test_exported_and_traced_modules_take_inputs_by_their_place():
+    model, x = nn.Sequential(nn.Linear(4, 2), nn.ReLU()), torch.randn(3, 4)
+    run = fp.Run(model, x)
+    assert fp.compare(run, fp.Run(torch.export.export(model, (x,)).module(), x)).identical
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch is about to drop it
+        traced = torch.jit.trace(model, x)
+    assert fp.compare(run, fp.Run(traced, x)).identical
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [(torch.zeros(0, 4), "without a row"), (torch.zeros(2, 4, device="meta"), "device meta")],
+)
+def test_inputs_without_values(given, said):
+    with pytest.raises(fp.InputError, match=said):
+        fp.Run(nn.Linear(4, 2), given)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections import Counter
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -23,6 +23,7 @@ from forkpoint.runs.layout import DECODER, MAIN
 from forkpoint.runs.masks import states_layout
 from forkpoint.runs.modules import attribute_of, predicts_next, unwrapped, wrappings
 from forkpoint.runs.pairing import read_content
+from forkpoint.runs.returned import ALL_CACHES, entries_of
 from forkpoint.runs.run import Run
 from forkpoint.support.equality import same_bits
 
@@ -146,6 +147,7 @@ def _differs(mechanism: str | None, figure: float, text: str) -> Inputs:
 
 def _different_tensors(session: Session) -> list[str]:
     """Names of the model's tensor inputs that differ at shared coordinates."""
+    a, b = session.a, session.b
     names: list[str] = []
     for row in session.join.rows:
         if row.op.is_input and session.a.trace.plain(row.op.module) == "" and row.differing:
@@ -159,7 +161,38 @@ def _different_tensors(session: Session) -> list[str]:
         types = [c.get("token_type_ids") for c in (call_a, call_b)]
         if sum(t is None for t in types) == 1 and any(isinstance(t, Tensor) and bool(t.any()) for t in types):
             names.append("token_type_ids")
+    if session.join.same_layout:
+        names += [name for name in _different_within(a.run.calls, b.run.calls) if name not in names]
     return names
+
+
+def _different_within(
+    calls_a: Sequence[Mapping[str, Any]], calls_b: Sequence[Mapping[str, Any]]
+) -> list[str]:
+    """Names of the tensors in containers, dataclasses and objects that go in, but for caches, of which the values differ."""
+    names: list[str] = []
+    for call_a, call_b in zip(calls_a, calls_b, strict=False):
+        for name, value in call_a.items():
+            if isinstance(value, Tensor) or name in ALL_CACHES:
+                continue
+            others = dict(_tensors_within(call_b.get(name), name))
+            for where, x in _tensors_within(value, name):
+                y = others.get(where)
+                if y is not None and x.dtype == y.dtype and x.device == y.device and not same_bits(x, y):
+                    names.append(where)
+    return names
+
+
+def _tensors_within(value: Any, name: str, deep: int = 5) -> Iterator[tuple[str, Tensor]]:
+    """The tensors in a container or an object, each by where it is."""
+    if isinstance(value, Tensor):
+        yield name, value
+    elif deep and isinstance(value, (list, tuple)):
+        for index, item in enumerate(value):  # pyright: ignore[reportUnknownVariableType, reportUnknownArgumentType]
+            yield from _tensors_within(item, f"{name}[{index}]", deep - 1)
+    elif deep and (entries := entries_of(value)) is not None:
+        for key, item in entries.items():
+            yield from _tensors_within(item, f"{name}.{key}", deep - 1)
 
 
 def _same_values(session: Session, name: str) -> bool:

@@ -25,8 +25,10 @@ from forkpoint.runs.texts import Text, text_of
 
 CHOSEN = "chosen_token"
 """What the result is called that has the tokens which `generate` chose by a call."""
-_KEPT, _READ = "kept_tokens", "read_by_encoder"
-"""What a call holds besides the model's arguments: columns in its cache and whether it is the first; what the encoder takes."""
+_STEP, _READ = "step", "read_by_encoder"
+"""What a call holds besides the model's arguments: which it is, and what the encoder takes."""
+Choosing = tuple[int, int, "Tensor | None"]
+"""Which columns choose tokens, counted from the last, first and behind the last; and the tokens, where they are noted."""
 
 
 def unrolled(runs: tuple[Run, Run], heard: tuple[Listening, Listening]) -> tuple[Run, Run, tuple[str, ...]]:
@@ -219,6 +221,7 @@ def _again(run: Run, text: Text, limits: Mapping[int, int], chosen: str) -> Run:
     used = used if text.cached else used[-1:]  # without a cache each call has all tokens
     calls: list[dict[str, Any]] = []
     layout: list[dict[str, Coordinates]] = []
+    told: list[tuple[int, Choosing | None]] = []
     stream = stream_of_tokens(text.made.steps[0].inputs)
     for index, (step, stop) in enumerate(used):
         call = dict(step.inputs)
@@ -235,10 +238,15 @@ def _again(run: Run, text: Text, limits: Mapping[int, int], chosen: str) -> Run:
             entry = {**_of_encoder(call), **entry}
         if index == 0 and text.made.cache is not None:
             call[_cache_name(text.made.module)] = text.made.cache
-        calls.append({**call, _KEPT: (step.kept, not index), CHOSEN: _chosen(text, step, stop, chosen)})
+        calls.append({**call, _STEP: index})
+        told.append((step.kept, _chosen(text, step, stop, chosen)))
         layout.append(entry)
     return Run(
-        text.made.module, calls, layout=Layout(layout, _names(run, len(rows))), call=Again(), name=run.name
+        text.made.module,
+        calls,
+        layout=Layout(layout, _names(run, len(rows))),
+        call=Again(told),
+        name=run.name,
     )
 
 
@@ -265,7 +273,7 @@ def _of_encoder(call: Mapping[str, Any]) -> dict[str, Coordinates]:
     return {name: found for name, found in Layout.read([read]).calls[0].items() if name == MAIN}
 
 
-def _chosen(text: Text, step: Step, stop: int, how: str) -> Any:
+def _chosen(text: Text, step: Step, stop: int, how: str) -> Choosing | None:
     """Which of a step's columns choose tokens, counted from the last, and the tokens where these are to be noted."""
     first = max(text.prompt - 1, step.kept) if text.cached else stop - 1
     if not how or stop <= first:
@@ -283,13 +291,15 @@ def _cache_name(module: nn.Module) -> str:
 class Again:
     """Makes the forward calls that `generate` made: with the cache of those before, less the tokens that it took back."""
 
-    def __init__(self) -> None:
+    def __init__(self, told: Sequence[tuple[int, Choosing | None]]) -> None:
+        self._told = told
         self._cache: Any = None
         self._encoded: Any = None
 
     def __call__(self, model: Any, inputs: dict[str, Any]) -> Any:
         inputs = dict(inputs)
-        (kept, begins), chosen = inputs.pop(_KEPT), inputs.pop(CHOSEN)
+        step = inputs.pop(_STEP)
+        (kept, chosen), begins = self._told[step], step == 0
         read = inputs.pop(_READ, ())
         name = next((name for name in CACHES if inputs.get(name) is not None), _cache_name(model))
         cache = inputs.get(name)

@@ -234,6 +234,8 @@ class Layout:
             entries.append(entry)
         layout = cls(entries)
         streams = [c for entry in layout.calls for c in entry.values()]
+        if streams and not any(c.sample.numel() for c in streams):
+            raise InputError("inputs without a row or a column", "one token or more")
         if streams and not any(bool(c.valid.any()) for c in streams):
             raise InputError(
                 "an attention mask of zeros: no column holds a token",

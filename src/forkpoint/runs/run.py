@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import inspect
 import random
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property
@@ -20,7 +20,7 @@ from forkpoint.errors import InputError, reraise_out_of_memory
 from forkpoint.runs.layout import MAIN, Layout, token_tensor
 from forkpoint.runs.modules import Survey
 from forkpoint.runs.reach import modules_behind
-from forkpoint.runs.returned import caches_in, results_of, without_named
+from forkpoint.runs.returned import caches_in, fields_of, results_of, without_named
 from forkpoint.runs.state import kept_state
 from forkpoint.support.readable import LET_GO, why_unreadable
 from forkpoint.support.restoring import as_called, by_itself, restored
@@ -125,7 +125,7 @@ class Run:
     def devices(self) -> set[torch.device]:
         """Where the model's weights and the inputs are."""
         weights = [] if self._all_modules is None else self._all_modules.parameters()
-        inputs = (value for call in self.calls for value in _leaves(call) if isinstance(value, Tensor))
+        inputs = (value for call in self.calls for value in tensors_in(call))
         return {tensor.device for tensor in (*weights, *inputs)}
 
     def check_weights(self) -> None:
@@ -220,10 +220,13 @@ def _as_calls(inputs: Given | Sequence[Given], model: Any) -> tuple[dict[str, An
             "a mapping of keyword arguments for one forward call, or a non-empty list of such mappings",
         )
     for index, call in enumerate(calls):
-        if not any(isinstance(v, Tensor) for v in _leaves(call)):
+        tensors = tensors_in(call)
+        if not tensors:
             raise InputError(
                 f"call {index} has no tensor among {sorted(call)}", "inputs with at least one tensor"
             )
+        if any(tensor.is_meta for tensor in tensors):
+            raise InputError(f"call {index} with a tensor on the device meta", "tensors that have values")
     return tuple(dict(call) for call in calls)
 
 
@@ -236,10 +239,7 @@ def _by_name(given: Any, model: Any) -> Any:
     if not isinstance(given, (Tensor, tuple)):
         return given
     values = (given,) if isinstance(given, Tensor) else given
-    try:
-        parameters = list(inspect.signature(getattr(model, "forward", model)).parameters.values())
-    except (TypeError, ValueError):
-        parameters = []
+    parameters = _parameters_of(model)
     names = [one.name for one in parameters if one.kind is inspect.Parameter.POSITIONAL_OR_KEYWORD]
     nameless = [one for one in parameters if one.kind is inspect.Parameter.POSITIONAL_ONLY]
     any_number = any(one.kind is inspect.Parameter.VAR_POSITIONAL for one in parameters)
@@ -254,6 +254,17 @@ def _by_name(given: Any, model: Any) -> Any:
     return dict(zip(names, values, strict=False))
 
 
+def _parameters_of(model: Any) -> list[inspect.Parameter]:
+    """The parameters of a model's call; any number without names where it does not say, or takes them by place alone."""
+    unnamed = [inspect.Parameter("places", inspect.Parameter.VAR_POSITIONAL)]
+    if hasattr(model, "_in_spec"):  # exported: what went in by its place then has to do so now
+        return unnamed
+    try:
+        return list(inspect.signature(getattr(model, "forward", model)).parameters.values())
+    except (TypeError, ValueError):  # traced, or not written in Python
+        return unnamed
+
+
 def _called(model: Any, inputs: dict[str, Any]) -> Any:
     """What a model returns for arguments by name, and for those that have a place in place of one."""
     places = [name for name in inputs if name.startswith("[")]
@@ -261,17 +272,6 @@ def _called(model: Any, inputs: dict[str, Any]) -> Any:
         return model(**inputs)
     named = {name: value for name, value in inputs.items() if name not in places}
     return model(*(inputs[name] for name in places), **named)
-
-
-def _leaves(value: Any, depth: int = 4) -> Iterator[Any]:
-    if depth and isinstance(value, Mapping):
-        for item in value.values():
-            yield from _leaves(item, depth - 1)
-    elif depth and isinstance(value, (list, tuple)):
-        for item in value:
-            yield from _leaves(item, depth - 1)
-    else:
-        yield value
 
 
 def _check_model(model: Any, call: Callable[..., Any] | None) -> None:
@@ -377,7 +377,12 @@ def tensors_in(value: Any, depth: int = 5) -> list[Tensor]:
     elif isinstance(value, (list, tuple)):
         items = value
     else:
-        items = vars(value).values() if hasattr(value, "__dict__") else ()
+        fields = fields_of(value)
+        items = (
+            (vars(value) if hasattr(value, "__dict__") else {}).values()
+            if fields is None
+            else fields.values()
+        )
     return [tensor for item in items for tensor in tensors_in(item, depth - 1)]
 
 
