@@ -1,10 +1,10 @@
-"""What it takes to compare long traces: `python benchmarks/traces.py --rows 10000000`.
+"""What it takes to compare long traces: `python benchmarks/traces.py --rows 10000000 --out benchmarks/results/traces-….json`.
 
 Two traces are made up and compared in a process of its own, whose time and largest memory are what is printed. `steps` is
 what generating leaves: many short generations, each step of which runs every op for one token and reads what the earlier
 steps have left; about half of the rows hold digests of their own, the others are views or the values of rows before them.
-`prompt` is a single call with as many digests as there are to be rows. The traces are equal up to the middle, and differ
-from there on.
+`prompt` is a single call with as many digests as there are to be rows. The other trace is `equal`; differs from the middle on
+(`half`) or in a tenth of its ops in every call (`scattered`); or is equal, and its lines have `moved`.
 """
 
 from __future__ import annotations
@@ -12,10 +12,12 @@ from __future__ import annotations
 import argparse
 import json
 import resource
+import shutil
 import subprocess
 import sys
 import tempfile
 import time
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -24,29 +26,40 @@ import pyarrow as pa
 import torch
 
 from forkpoint.capture.coordinates import CoordinateTable
-from forkpoint.capture.sites import Site
 from forkpoint.capture.trace import Cells, Form, Op
 from forkpoint.runs.layout import MAIN, Coordinates, Layout
 from forkpoint.traces import compare_traces
+from forkpoint.traces.reading import RecordedSite
 from forkpoint.traces.schema import INTS, TABLES
 from forkpoint.traces.writing import Writer
+from machine import describe
+from results import Json
 
 OPS, LAYERS, STEPS = 2000, 50, 100
 """Ops of the model, its layers, and the calls of one generation."""
+VARIANTS = ("equal", "half", "scattered", "moved")
+MOVED = 7
+"""Lines by which they have moved."""
 KINDS = ("one",) * 9 + ("alias",) * 5 + ("view",) * 4 + ("pair", "past")
 """What the ops of a layer leave, one after the other: a digest of the step's token, nothing of their own, or a digest for
 each token so far."""
 
 
-def ops() -> list[Op]:
+def ops(moved: int) -> list[Op]:
+    """The ops of the model, at lines that have moved so far."""
     each = OPS // LAYERS
     return [
-        Op(f"model.layers.{i // each}.mlp", "mul", Site("made.py", i % each + 1, 4, f"made.py:{i % each + 1}:4", 1))
+        Op(f"model.layers.{i // each}.mlp", "mul", _site(i % each, moved))
         for i in range(OPS)
     ]  # fmt: skip
 
 
-def make(folder: Path, rows: int, shape: str, differs: bool, seed: int = 0) -> None:
+def _site(op: int, moved: int) -> RecordedSite:
+    line = op + 1 + moved
+    return RecordedSite("made.py", line, 4, f"made.py:{line}:4", 1, f"x{op + 1} = x{op} * {op}", f"x{op + 1}")
+
+
+def make(folder: Path, rows: int, shape: str, variant: str, seed: int = 0) -> None:
     """Write a trace of so many rows."""
     steps = shape == "steps"
     calls = -(-rows // OPS) if steps else 1
@@ -64,7 +77,7 @@ def make(folder: Path, rows: int, shape: str, differs: bool, seed: int = 0) -> N
     }  # fmt: skip
     writer = Writer(folder, manifest)
     numbers = writer.coordinates(table, 0)
-    for op in ops():
+    for op in ops(MOVED if variant == "moved" else 0):
         writer.op(op, 0)
     generator = np.random.default_rng(seed)
     for call in range(calls):
@@ -82,9 +95,9 @@ def make(folder: Path, rows: int, shape: str, differs: bool, seed: int = 0) -> N
             "lengths": [tokens],
         }
         logits = torch.from_numpy(generator.random((1, tokens, 4), dtype=np.float32))
-        if differs and call >= calls // 2:
+        if variant == "scattered" or (variant == "half" and call >= calls // 2):
             logits = logits + 1e-6
-        _rows(writer, numbers, call, own, past, generator, changed_from=_changed(call, calls, differs))
+        _rows(writer, numbers, call, own, past, generator, _changed(call, calls, variant))
         entry = entries[call][MAIN]
         writer.call(call, {
             "input.input_ids": ids[call], f"layout.{MAIN}.sample": entry.sample,
@@ -95,11 +108,13 @@ def make(folder: Path, rows: int, shape: str, differs: bool, seed: int = 0) -> N
     writer.close(complete=True)
 
 
-def _changed(call: int, calls: int, differs: bool) -> int:
-    """The first op of a call whose digests are other ones."""
-    if not differs or call < calls // 2:
-        return OPS
-    return OPS // 2 if call == calls // 2 else 0
+def _changed(call: int, calls: int, variant: str) -> np.ndarray:
+    """The ops of a call whose digests are other ones."""
+    if variant == "scattered":
+        return np.arange(5, OPS, 10)
+    if variant != "half" or call < calls // 2:
+        return np.arange(0)
+    return np.arange(OPS // 2 if call == calls // 2 else 0, OPS)
 
 
 def _rows(
@@ -109,7 +124,7 @@ def _rows(
     own: np.ndarray,
     past: np.ndarray,
     generator: Any,
-    changed_from: int,
+    changed: np.ndarray,
 ) -> None:
     """The rows of one call, written as the writer would."""
 
@@ -134,8 +149,9 @@ def _rows(
     size = np.asarray([lengths[kind] for kind in kinds])
     digests = generator.integers(-(1 << 62), 1 << 62, int(size.sum()))
     ends = np.cumsum(size)
-    if changed_from < OPS:
-        digests[(ends - size)[changed_from] :] += 1
+    moved = np.zeros(OPS, dtype=np.int64)
+    moved[changed] = 1
+    digests += np.repeat(moved, size)
     valid = size > 0
     arrays = [
         pa.array(np.arange(OPS, dtype=np.int32)), pa.array(np.full(OPS, call, dtype=np.int32)),
@@ -148,15 +164,15 @@ def _rows(
     writer.rows_at_once(pa.record_batch(arrays, schema=TABLES["rows"]))
 
 
-def compare(folder: Path) -> dict[str, Any]:
+def compare(a: Path, b: Path) -> Json:
     """Compare what `make` has made."""
     start = time.perf_counter()
-    result = compare_traces(folder / "a", folder / "b")
+    result = compare_traces(a, b)
     seconds = time.perf_counter() - start
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    assert result.first is not None
     return {
-        "seconds": round(seconds, 1), "cpu_seconds": round(time.process_time(), 1), "peak_bytes": peak, "first": result.first.op,
+        "seconds": round(seconds, 1), "cpu_seconds": round(time.process_time(), 1), "peak_bytes": peak,
+        "verdict": result.verdict.kind.value, "first": result.first and result.first.op,
         "compared": sum(row.compared for row in result.ops), "differing": sum(row.differing for row in result.ops),
     }  # fmt: skip
 
@@ -167,21 +183,37 @@ def main() -> None:
     )
     parser.add_argument("--rows", type=int, default=10_000_000)
     parser.add_argument("--shape", choices=("steps", "prompt"), nargs="*", default=["steps", "prompt"])
-    parser.add_argument("--compare", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--variant", choices=VARIANTS, nargs="*", default=VARIANTS)
+    parser.add_argument("--compare", type=Path, nargs=2, help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help="where to make the traces, which then stay")
+    parser.add_argument("--out", type=Path, help="where to write the figures")
     options = parser.parse_args()
     if options.compare:
-        print(json.dumps(compare(options.compare)))
+        print(json.dumps(compare(*options.compare)))
         return
-    for shape in options.shape:
-        with tempfile.TemporaryDirectory() as temporary:
+    cases: list[Json] = []
+    with tempfile.TemporaryDirectory() as temporary:
+        for shape in options.shape:
             folder = Path(options.folder or temporary) / shape
-            for name, differs in (("a", False), ("b", True)):
-                if not (folder / name).exists():
-                    make(folder / name, options.rows, shape, differs)
-            command = [sys.executable, __file__, "--compare", str(folder)]
-            done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
-            print(shape, f"{options.rows:,} rows:", done.stdout.strip(), flush=True)
+            for variant in options.variant:
+                for name in ("equal", variant):
+                    if not (folder / name).exists():
+                        make(folder / name, options.rows, shape, name)
+                command = [
+                    sys.executable, __file__, "--compare", str(folder / "equal"), str(folder / variant),
+                ]  # fmt: skip
+                done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+                cases.append(
+                    {"shape": shape, "other": variant, "rows": options.rows, **json.loads(done.stdout)}
+                )
+                print(json.dumps(cases[-1]), flush=True)
+                if not options.folder and variant != "equal":
+                    shutil.rmtree(folder / variant)
+    if options.out is not None:
+        report = {
+            "date": datetime.now(UTC).date().isoformat(), "machine": describe(torch.device("cpu")), "cases": cases,
+        }  # fmt: skip
+        options.out.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -7,7 +7,13 @@ import json
 import random
 import re
 from collections.abc import Iterator, MutableMapping, MutableSequence
+from contextlib import suppress
 from typing import Any
+
+import pyarrow as pa
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load, save
 
 HOSTILE = [
     "\x1b[31mred", "\x1b]8;;http://example.org\x07link\x1b]8;;\x07", "\u202eright to left", "\x9b2J", "\x00",
@@ -142,3 +148,84 @@ def damaged_number(data: bytes, rng: random.Random) -> bytes:
 def is_one_line(message: str) -> bool:
     """Whether a message is one line of a length that can be read."""
     return len(message) < 2000 and not re.search(r"[\r\n]", message)
+
+
+CELLS = [0, -1, -2, -3, 1, 2, 3, 7, 10**6, 2**31 - 1, -(2**31), 2**62]
+"""What a damaged cell of a table may hold."""
+
+
+def damaged_table(data: bytes, rng: random.Random) -> bytes:
+    """A stream of Arrow with one to three cells changed, or a row left out or repeated, all of the right types."""
+    try:
+        batches = list(pa.ipc.open_stream(data))
+    except pa.ArrowException:
+        return data
+    schema = pa.ipc.open_stream(data).schema
+    rows = [row for batch in batches for row in batch.to_pylist()]
+    if not rows:
+        return data[: len(data) // 2]
+    for _ in range(rng.randint(1, 3)):
+        number = rng.randrange(len(rows))
+        if rng.random() < 0.2:
+            rows[number : number + 1] = rng.choice(([], [rows[number]] * 2))
+            if not rows:
+                break
+            continue
+        rows[number] = dict(rows[number])
+        name = rng.choice(list(rows[number]))
+        rows[number][name] = _other(rows[number][name], rng)
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, schema) as stream:
+        for row in rows:  # a cell that its column can't hold leaves the row out
+            with suppress(pa.ArrowException, OverflowError, TypeError):
+                stream.write_batch(pa.RecordBatch.from_pylist([row], schema))
+    return sink.getvalue().to_pybytes()
+
+
+def _other(cell: Any, rng: random.Random) -> Any:
+    """Another cell of a table."""
+    if rng.random() < 0.1:
+        return None
+    if isinstance(cell, list):
+        cells: list[Any] = list(cell)
+        if cells and rng.random() < 0.6:
+            cells[rng.randrange(len(cells))] = rng.choice(CELLS)
+            return cells
+        return rng.choice(([], cells * 2, cells[1:], [*cells, 0]))
+    if isinstance(cell, str):
+        return rng.choice(
+            ("", cell * 2, "digest", "alias", "open", "pair", "rows", "float32", "bool", "no\x1bne")
+        )
+    if isinstance(cell, bool):
+        return not cell
+    return rng.choice(CELLS)
+
+
+def damaged_tensors(data: bytes, rng: random.Random) -> bytes:
+    """A file of tensors with one of another shape or dtype, left out or under another name, or with other metadata."""
+    try:
+        tensors: dict[str, Any] = load(data)
+    except SafetensorError:
+        return data
+    length = int.from_bytes(data[:8], "little")
+    about = json.loads(data[8 : 8 + length]).get("__metadata__", {})
+    if not tensors or (about and rng.random() < 0.4):
+        key = rng.choice([*about, "about"])
+        try:
+            tree = json.loads(about.get(key, "{}"))
+            about[key] = damaged_json(json.dumps(tree), places(tree), ["result", "logits"], rng).decode()
+        except (ValueError, IndexError):
+            about[key] = "{"
+    else:
+        name = rng.choice(list(tensors))
+        value = tensors.pop(name)
+        kind = rng.randrange(5)
+        if kind == 0:
+            tensors[name] = value.reshape(-1)[: max(value.numel() - 1, 0)].clone()
+        elif kind == 1:
+            tensors[name] = value.to(rng.choice((torch.float16, torch.int32, torch.int64, torch.bool)))
+        elif kind == 2:
+            tensors[name] = value[None].repeat(2, *[1] * value.dim())
+        elif kind == 3:
+            tensors[rng.choice(("layout.x", "input.input_ids", "label.logits.k", "q", name + ".q"))] = value
+    return save(tensors, about)

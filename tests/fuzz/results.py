@@ -145,28 +145,43 @@ def show(found: fp.Result, form: str, lang: str) -> None:
 
 
 def traces(folder: Path) -> Callable[[random.Random], Input]:
-    """A file of a trace, damaged; some of what can be read is compared with the sound one, and shown."""
+    """A file of a trace, damaged or missing; some of what can be read is compared with a sound one, and shown.
+
+    The two differ in the values of one op, which both have kept, so that a comparison reads them.
+    """
     torch.manual_seed(0)
     model, ids = Small(), torch.tensor([[1, 2, 3]])
     for name in ("sound", "other"):
-        with torch.no_grad(), fp.record(folder / name, values=["*/linear"]):
+        with torch.no_grad(), fp.record(folder / name, values=["*/linear", "*/embedding"]):
             model(ids, torch.ones_like(ids))
+            model(ids + 1, torch.ones_like(ids))
+        with torch.no_grad():
+            model.embed.weight[2] += 1
     files = [(file, file.read_bytes()) for file in sorted((folder / "other").rglob("*")) if file.is_file()]
     manifest = json.loads((folder / "other" / MANIFEST).read_bytes())
     places = damage.places(manifest)
 
-    def put(file: Path, data: bytes) -> None:
+    def put(file: Path, data: bytes | None) -> None:
+        if data is None:
+            file.unlink()
+            return
         # A new file each time: the old one may still be mapped into memory.
         (folder / "new").write_bytes(data)
         os.replace(folder / "new", file)
 
     def draw(rng: random.Random) -> Input:
         file, data = rng.choice(files)
-        if file.name == MANIFEST and rng.random() < 0.8:
+        if rng.random() < 0.03:
+            changed = None
+        elif file.name == MANIFEST and rng.random() < 0.8:
             changed = damage.damaged_json(data.decode(), places, ["../../etc", "forkpoint-trace"], rng)
-        else:
+        elif rng.random() < 0.5:
             changed = rng.choice((damage.damaged_bytes, damage.damaged_number))(data, rng)
-        compared = rng.random() < 0.1
+        elif file.suffix == ".arrow":
+            changed = damage.damaged_table(data, rng)
+        else:
+            changed = damage.damaged_tensors(data, rng)
+        compared = rng.random() < 0.3
 
         def read() -> bool:
             put(file, changed)

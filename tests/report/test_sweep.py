@@ -108,3 +108,13 @@ def test_factors_have_a_column_of_settings():
     assert any(line.split()[:4] == ["as", "it", "is", "rounding"] for line in found)
     assert fp.Sweep("out", (row(),), 1).unanswered == ()
     assert str(fp.Sweep("out", (row(),), 1)).startswith("  questions   1 question: rounding 1")
+
+
+def test_the_gap_of_engines_is_told_apart_and_what_an_answer_lacks_is_a_dash():
+    found = lines(
+        row("engines", max_abs=0.25, prompt="a"), row("engines", max_abs=None, top1_flips=None, prompt="b")
+    )
+    assert any(line.split()[:4] == ['"a"', "rounding", "0.25", "0"] for line in found)
+    assert any(line.split()[:4] == ['"b"', "rounding", "–", "–"] for line in found)
+    assert found[-1] == "  The gap of engines is that of log-probabilities, in nats."
+    assert "log-probabilities" not in "\n".join(lines(row(), row("cache", None, reason="x")))

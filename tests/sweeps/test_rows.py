@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from math import inf
 
 import pytest
@@ -86,7 +87,8 @@ def test_an_engine():
     assert (row.verdict, row.mechanism, row.max_kl, row.top1_flips, row.tokens) == (
         VerdictKind.SEMANTIC, "position_ids", 0.03, 2, 7,
     )  # fmt: skip
-    assert row.max_abs is None and row.first is None
+    assert row.max_abs == 0.2 and row.first is None
+    assert row_of(replace(found, cost=None).to_dict()).max_abs is None
 
 
 def test_a_sweep_is_read_again():

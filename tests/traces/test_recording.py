@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import sys
 import threading
@@ -13,12 +14,15 @@ from typing import Any
 import fsspec
 import pytest
 import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
 from tests.architectures import ARCHITECTURES, prompt
 from torch import Tensor, nn
 
 import forkpoint as fp
 from forkpoint.traces import elsewhere, writing
 from forkpoint.traces.reading import Recorded, read
+from forkpoint.traces.schema import TABLES
 
 X = torch.arange(12.0).reshape(1, 3, 4)
 
@@ -307,3 +311,69 @@ def _no_room(*_: Any, **__: Any) -> None:
 
 def test_what_lies_elsewhere_is_told_by_its_address() -> None:
     assert elsewhere.is_elsewhere("s3://bucket/trace") and not elsewhere.is_elsewhere(Path("C:/traces"))
+
+
+# ---------------------------------------------------------------------- what is damaged
+
+
+def _changed(folder: Path, name: str, **tensors: Tensor) -> None:
+    """Put other tensors into a file of a trace, its metadata staying as they are."""
+    with safe_open(folder / name, "pt") as file:
+        kept = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - it is no mapping
+        about = file.metadata()
+    save_file({**kept, **tensors}, folder / name, about)
+
+
+@pytest.mark.parametrize(
+    ("damage", "said"),
+    [
+        ({"value": torch.zeros(7)}, "another shape or dtype"),
+        ({"value": torch.zeros(1, 3, 4, dtype=torch.int32)}, "another shape or dtype"),
+        (
+            {"q": torch.zeros(1, 5, 4, dtype=torch.int32)},
+            "another shape|could not be broadcast|shape mismatch",
+        ),
+        ({"q": torch.full((1, 3, 4), 99, dtype=torch.int32)}, "a coordinate that there is not"),
+    ],
+)
+def test_a_value_of_another_kind_than_its_row_is_one_line(
+    damage: dict[str, Tensor], said: str, tmp_path: Path
+) -> None:
+    """Values are read after all else, where a comparison wants to show them."""
+    one = model()
+    recorded(tmp_path / "a", lambda: one(X), values=["*/linear"])
+    recorded(tmp_path / "b", lambda: one(X + 1), values=["*/linear"])
+    sound = fp.compare_traces(tmp_path / "a", tmp_path / "b")
+    assert sound.first is not None and sound.first.value_a is not None
+    for file in (tmp_path / "b" / "values").iterdir():
+        _changed(tmp_path / "b" / "values", file.name, **damage)
+    with pytest.raises(fp.InputError, match=said) as raised:
+        fp.compare_traces(tmp_path / "a", tmp_path / "b")
+    assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    "about", [{"left_out": {"logits": {}}}, {"root": 7}, {"root": "0"}, {"lengths": [None]}, {"failed": []}]
+)
+def test_metadata_of_another_kind_are_one_line(about: dict[str, Any], tmp_path: Path) -> None:
+    one = model()
+    recorded(tmp_path / "a", lambda: one(X))
+    (file,) = (tmp_path / "a" / "calls").iterdir()
+    with safe_open(file, "pt") as opened:
+        kept = {key: opened.get_tensor(key) for key in opened.keys()}  # noqa: SIM118 - it is no mapping
+        before = json.loads(opened.metadata()["about"])
+    save_file(kept, file, {"about": json.dumps({**before, **about})})
+    with pytest.raises(fp.InputError, match="a trace that can't be read"):
+        read(tmp_path / "a", "A")
+    save_file(kept, file, {"about": json.dumps(before)})
+    assert read(tmp_path / "a", "A").complete
+
+
+@pytest.mark.parametrize("file", ["manifest.json", *(f"{name}.arrow" for name in TABLES)])
+def test_a_file_that_is_missing_is_one_line(file: str, tmp_path: Path) -> None:
+    one = model()
+    recorded(tmp_path / "a", lambda: one(X))
+    (tmp_path / "a" / file).unlink()
+    with pytest.raises(fp.InputError) as raised:
+        fp.compare_traces(tmp_path / "a", tmp_path / "a")
+    assert file.removesuffix(".arrow") in str(raised.value)

@@ -117,8 +117,10 @@ def _table(rows: list[SweepRow], varied: set[str], whole: int, words: Words) -> 
         lines += [tuple(_cells(row, varied, words)[name] for name in shown) for row in alike]
     head = tuple(line(words(f"sweep.{name}")) for name in shown)
     grid = Grid(tuple(lines), head, frozenset(shown.index(name) for name in _RIGHT))
-    more = (Paragraph(line(muted(words("sweep.worst", n=count(len(rows)), whole=count(whole))))),)
-    return Section("sweep", (), (grid, *(more if whole > len(rows) else ())))
+    said = [words("sweep.engines")] if any(row.question == "engines" for row in rows) else []
+    if whole > len(rows):
+        said.append(words("sweep.worst", n=count(len(rows)), whole=count(whole)))
+    return Section("sweep", (), (grid, *(Paragraph(line(muted(text))) for text in said)))
 
 
 def _cells(row: SweepRow, varied: set[str], words: Words) -> dict[str, Cell]:
@@ -133,8 +135,8 @@ def _cells(row: SweepRow, varied: set[str], words: Words) -> dict[str, Cell]:
         "setting": line(words.name("setting", row.setting)),
         "verdict": line(Span(verdict, _role(row))),
         "cause": line(row.mechanism or ""),
-        "gap": line(_figure("inf" if row.nonfinite_apart else row.max_abs)),
-        "flips": line("" if row.top1_flips is None else str(row.top1_flips)),
+        "gap": line(_figure("inf" if row.nonfinite_apart else row.max_abs) or _none(row)),
+        "flips": line(_none(row) if row.top1_flips is None else str(row.top1_flips)),
         "seconds": line(f"{row.seconds:.0f}"),
     }
 
@@ -143,6 +145,11 @@ def _role(row: SweepRow) -> Role:
     if row.verdict is None:
         return Role.CAUTION if row.reason else Role.GOOD
     return KIND_ROLES[row.verdict]
+
+
+def _none(row: SweepRow) -> str:
+    """What stands for a figure that an answer lacks; nothing where there is no answer."""
+    return "–" if row.verdict is not None else ""
 
 
 def _figure(value: Any) -> str:

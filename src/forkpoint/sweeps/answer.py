@@ -37,7 +37,7 @@ class SweepRow:
     """The first op that differs."""
     loss_gap: float | None = None
     max_abs: float | None = None
-    """Largest absolute gap of the results, among elements that are finite in both runs."""
+    """Largest absolute gap of the results, among elements that are finite in both runs; of `engines`, of log-probabilities."""
     max_rel: float | None = None
     max_kl: float | None = None
     """Largest KL divergence of the next-token distributions, in nats."""

@@ -59,7 +59,7 @@ def _factor(row: dict[str, Any]) -> dict[str, Any]:
 
 def _engine(data: dict[str, Any]) -> dict[str, Any]:
     cost = data["cost"] or {}
-    figures = ("max_kl", "top1_flips", "tokens")
+    figures = ("max_abs", "max_kl", "top1_flips", "tokens")
     return {
         "verdict": data["verdict"], "mechanism": data["mechanism"], "first": _op(data["first"]),
         **{name: cost.get(name) for name in figures},

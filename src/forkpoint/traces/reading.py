@@ -122,8 +122,8 @@ class Recorded:
         with _one_line(path):
             tensors, _ = _tensors_of(path)
             value, event = tensors["value"], self.trace.events[row]
-            if str(value.dtype).removeprefix("torch.") != event.dtype:
-                raise ValueError("a value of another dtype than its row's")
+            if (str(value.dtype).removeprefix("torch."), tuple(value.shape)) != (event.dtype, event.shape):
+                raise ValueError("a value of another shape or dtype than its row's")
             return value, _label_of(self.labels, tensors.get("q"), tensors.get("k"), value)
 
 
@@ -182,7 +182,7 @@ def _read(path: Path, manifest: dict[str, Any], name: str) -> Recorded:
         row: file for row, file in files.items() if row < len(trace)
     }  # else the row was not written any more
     abouts = [about for _, (_, about) in calls]
-    failed = {call: str(about["failed"]) for call, about in enumerate(abouts) if about.get("failed")}
+    failed = {call: about["failed"] for call, about in enumerate(abouts) if about.get("failed")}
     return Recorded(
         path, manifest, run, trace, labels, results, _weights(path, manifest), left_out, failed, _remarks(abouts, manifest), values,
     )  # fmt: skip
@@ -192,7 +192,7 @@ def _remarks(abouts: list[dict[str, Any]], manifest: dict[str, Any]) -> list[str
     """What was not looked into, and what ran in another way than it would have."""
     prefixes = [str(model["prefix"]) for model in manifest["models"]]
     unseen = dict.fromkeys(
-        ".".join(part for part in (prefixes[about["root"]], str(path)) if part) or "(model)"
+        ".".join(part for part in (prefixes[about["root"]], path) if part) or "(model)"
         for about in abouts
         for path in about.get("opaque", ())
     )
@@ -267,6 +267,7 @@ def _calls(path: Path, manifest: dict[str, Any]) -> tuple[list[Call], Layout, li
     ids: list[dict[str, np.ndarray]] = []
     for file in sorted((path / CALLS).glob("*.safetensors")):
         tensors, about = _tensors_of(file)
+        _check_about(about, len(manifest["models"]))
         inputs = {n.removeprefix("input."): v for n, v in tensors.items() if n.startswith("input.")}
         streams = sorted({n.split(".")[1] for n in tensors if n.startswith("layout.")}, reverse=True)
         entries.append(
@@ -278,6 +279,17 @@ def _calls(path: Path, manifest: dict[str, Any]) -> tuple[list[Call], Layout, li
         raise ValueError("it holds no call of a model")
     names = {int(sample): name for sample, name in manifest.get("names", {}).items()}
     return calls, Layout(entries, names), ids
+
+
+def _check_about(about: Any, models: int) -> None:
+    """What the metadata of a call say is of the kinds that it should be; what recordings of before lack may lack."""
+    texts = [*about["results"], *about["left_out"], *about["left_out"].values(), *about.get("opaque", ())]
+    texts.append(about.get("failed", ""))
+    numbers = [about["root"], *about["lengths"]]
+    if not all(isinstance(text, str) for text in texts) or not all(type(number) is int for number in numbers):
+        raise TypeError("a call whose metadata are of another kind")
+    if not 0 <= about["root"] < models:
+        raise IndexError("a call of a model that there is not")
 
 
 def _coordinate_table(

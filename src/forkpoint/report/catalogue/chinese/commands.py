@@ -51,6 +51,7 @@ PHRASES: dict[str, str] = {
     "sweep.prompt": "提示词",
     "sweep.verdict": "结论",
     "sweep.cause": "原因",
+    "sweep.engines": "引擎的差距是对数概率的差距，以 nat 计。",
     "sweep.gap": "差距",
     "sweep.setting": "设置",
     "sweep.flips": "翻转",

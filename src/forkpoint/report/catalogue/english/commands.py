@@ -51,6 +51,7 @@ PHRASES: dict[str, str] = {
     "sweep.prompt": "prompt",
     "sweep.verdict": "verdict",
     "sweep.cause": "cause",
+    "sweep.engines": "The gap of engines is that of log-probabilities, in nats.",
     "sweep.gap": "gap",
     "sweep.setting": "setting",
     "sweep.flips": "flips",
