@@ -8,6 +8,7 @@ the row of the table of cases that they stand for, `m-` where users meet more of
 from __future__ import annotations
 
 from . import (  # noqa: F401  (each registers its cases)
+    cases_beside,
     cases_by_value,
     cases_claims,
     cases_coupling,

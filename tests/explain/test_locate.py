@@ -65,10 +65,7 @@ def test_a_divergence_names_the_op_the_token_and_the_values():
         ("other", "differs", 1),
     ]
     assert divergence.between == ()
-    assert (
-        divergence.note
-        == "its input differs already, though no op before it does: something no tap saw changed it"
-    )
+    assert divergence.note == "its input differs already, though no value that both runs have before it does"
 
 
 def test_the_names_of_samples_and_the_texts_of_tokens():
@@ -214,10 +211,7 @@ def test_a_write_that_no_tap_saw_is_reported_at_the_first_op_that_reads_it():
     other.spoil = True
     divergence = first(*pair(model, batch(ids()), batch(ids()), other))
     assert divergence.op == "(model)/exp"
-    assert (
-        divergence.note
-        == "its input differs already, though no op before it does: something no tap saw changed it"
-    )
+    assert divergence.note == "its input differs already, though no value that both runs have before it does"
 
 
 def test_integers_and_masks_are_listed_apart():

@@ -438,13 +438,12 @@ def _between(session: Session, located: Located) -> Located:
             note="the runs part ways in ops that only one of them has, before this value",
         )  # fmt: skip
         return replace(located, divergence=changed)
-    moves = located.row.op.function in (*ALWAYS_VIEWS, "getitem", "reshape", "contiguous")
-    if moves:
-        unseen = "this op only moves elements, and its input differs already: something no tap saw made it"
-    else:
-        unseen = "its input differs already, though no op before it does: something no tap saw changed it"
     note = written_in_one_run(session, located.row, list(named_inputs(located.a)), moved)
-    note = note or passed_more_often(session, located.row) or unseen
+    note = note or passed_more_often(session, located.row)
+    if note is None:
+        note = "its input differs already, though no value that both runs have before it does"
+        if located.row.op.function in (*ALWAYS_VIEWS, "getitem", "reshape", "contiguous"):
+            note = f"this op only moves elements, and {note}"
     return replace(located, divergence=replace(divergence, note=note))
 
 

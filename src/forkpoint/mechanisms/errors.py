@@ -132,14 +132,13 @@ def module_state(case: Case) -> Mechanism | None:
 
 
 def cache_state(case: Case) -> Mechanism | None:
-    """The origin reads what an earlier call left, which was right when it was made."""
+    """The origin reads what an earlier call left, and nothing in it that both runs have differs; or another cache that was given."""
     shown = None if case.origin is None else reads_cache(*case.benches)
     if shown is None or case.are_two_functions(case.origin):
         return None
     case.evidence.append(shown)
     return Mechanism(
-        "cache_state", False, "an op that reads what was cached gives something else than a full forward, though what "
-        "was cached was right when it was made",
+        "cache_state", False, "an op that reads what was cached gives something else than in the other run",
         "Check that the cache is fresh for each sequence, that positions go on from its length, and that its mask "
         "covers the cached tokens.",
     )  # fmt: skip

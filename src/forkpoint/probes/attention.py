@@ -125,8 +125,11 @@ def _told(session: Session, differing: list[tuple[int, int]], a: Heads, b: Heads
     where = f"in run {'A' if seen[0] else 'B'} alone"
     if all(seen):
         where = f"{seen[0]} times in run A and {seen[1]} times in run B"
+    if all(seen) and key < 0:
+        what = f"{seen[0]} keys of no token that both runs have in run A, and on {seen[1]} in run B"
+        where = ""
     others = f", one of {len(differing)} such pairs" if len(differing) > 1 else ""
-    return f"the query of {named_token(of(query))} has a weight on {what} {where}{others}"
+    return f"the query of {named_token(of(query))} has a weight on {' '.join(filter(None, (what, where)))}{others}"
 
 
 _LAST = (1 << 62, 0)

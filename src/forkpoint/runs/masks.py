@@ -63,6 +63,9 @@ def find_mask(inputs: Mapping[str, Any], tokens: Tensor, *, decoder: bool = Fals
         InputError: a mask that can be read both ways.
     """
     names = ("decoder_attention_mask",) if decoder else _MASKS
+    beside = inputs.get("encoder_hidden_states")
+    if isinstance(beside, Tensor) and beside is not tokens:
+        names = [name for name in names if name != "encoder_attention_mask"]  # it is that one's
     for name in names:
         mask = inputs.get(name)
         valid = _of_attention(mask, tokens) if isinstance(mask, Tensor) else None

@@ -29,6 +29,8 @@ SENTENCES: dict[str, str] = {
     "Pass position_ids made from the mask: (mask.cumsum(-1) - 1).clamp(min=0).": "请传入由 mask 得到的 position_ids：(mask.cumsum(-1) - 1).clamp(min=0)。",
     "a token attends to keys that it should not see, or misses keys that it should": "一个词元看到了不该看的键，或漏掉了该看的键",
     "Pass the attention mask that the tokenizer returned, and check its window and offset.": "请传入分词器返回的 attention mask，并检查其窗口和偏移。",
+    "the query of {a} has a weight on {n} keys of no token that both runs have in run A, and on {m} in run B": "{a} 的查询在运行 A 中给 {n} 个"
+    "不属于共有词元的键以权重，在运行 B 中给 {m} 个",
     "the query of {a} has a weight on a key that the other run lacks in run {run} alone, one of {n} such pairs": "只有在运行 {run} 中，{a} 的查询才给另一次运行没有的键以权重；这样的对共有 {n} 个",
     "with run A's value put in place right behind {op}, the NaN and infinities are the same in both runs": "在紧接 {op} 之后换上运行 A 的数值，两次运行的 NaN 和无穷就一样了",
     "tokens of one packed sample reach another sample of the same row": "打包在同一行的一个样本的词元影响到了另一个样本",
@@ -45,7 +47,7 @@ SENTENCES: dict[str, str] = {
     "given run A's inputs in run A's layout, run B's model has run A's value in the results": "在运行 A 的布局中给它运行 A 的输入，运行 B 的模型得到运行 A 的结果",
     "whether both runs compute the same at the origin could not be told": "无法判断两次运行在根源处计算的是否相同",
     "rows of {n} and {m} columns share one table": "行宽 {n} 列与 {m} 列共用一张表",
-    "an op that reads what was cached gives something else than a full forward, though what was cached was right when it was made": "读取缓存的算子得到的与完整前向计算不同，尽管缓存的内容在产生时是对的",
+    "an op that reads what was cached gives something else than in the other run": "读取缓存的算子得到的与另一次运行不同",
     "Check that the cache is fresh for each sequence, that positions go on from its length, and that its mask covers the cached tokens.": "请检查每个序列是否用新的缓存，位置是否从其长度接续，mask 是否覆盖已缓存的词元。",
     "the origin of run {run}, in call {n}, reads what an earlier call left: other values there move it by {by}, and where both runs have them they were equal when they were made": "运行 {run} 的根源（第 {n} 次调用）读取先前调用留下的内容：换成别的值，它变化 {by}；而两次运行都有的那些内容在产生时相同",
     "padding": "填充",

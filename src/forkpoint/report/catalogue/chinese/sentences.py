@@ -339,10 +339,9 @@ SENTENCES: dict[str, str] = {
     "nothing": "零",
     "float64 could not be used for {what}, and its gap could not be explained otherwise": "{what} 无法用 float64 计算，其差距也没有"
     "别的解释",
-    "its input differs already, though no op before it does: something no tap saw changed it": "它的输入已经不同，而之前的算子都相同："
-    "有 forkpoint 看不到的东西改变了它",
-    "this op only moves elements, and its input differs already: something no tap saw made it": "这个算子只是移动元素，而它的输入已经"
-    "不同：那是由 forkpoint 看不到的东西产生的",
+    "its input differs already, though no value that both runs have before it does": "它的输入已经不同，而之前两次运行都有的内容都相同",
+    "this op only moves elements, and its input differs already, though no value that both runs have before it does": "这个算子只是移动元素，"
+    "而它的输入已经不同，虽然之前两次运行都有的内容都相同",
     "every result is the same, bit for bit": "所有结果逐位相同",
     "all results that have a value are the same, bit for bit": "所有可以比较数值的结果逐位相同",
     "no result could be compared: {reason}": "没有结果可以比较：{reason}",
