@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import pytest
@@ -10,6 +11,7 @@ from tests.joined import session
 from tests.plain import Model, batch, ids, pair, twin
 from torch import nn
 
+import forkpoint as fp
 from forkpoint.probes.inputs import Inputs, inputs, same_weights
 from forkpoint.runs.run import Run
 
@@ -236,3 +238,27 @@ def test_floats_of_another_dtype_are_compared_by_value(rounded):
 
 def _as_float32(model, inputs_):
     return model(inputs_["input"].float())
+
+
+def test_an_adapter_s_scale_is_no_parameter():
+    peft = pytest.importorskip("peft")
+    torch.manual_seed(0)
+    linear = nn.Sequential(nn.Linear(4, 4))
+    config = peft.LoraConfig(r=2, target_modules=["0"], init_lora_weights=False)
+    model = peft.get_peft_model(linear, config).eval()
+    given = {"input": torch.randn(1, 3, 4)}
+
+    def verdict(other: nn.Module) -> fp.Verdict:
+        return fp.compare(fp.Run(model, given, call=call), fp.Run(other, given, call=call)).verdict
+
+    def call(module: nn.Module, inputs: dict[str, Any]) -> Any:
+        return module(inputs["input"])
+
+    scaled = copy.deepcopy(model)
+    scaled.base_model.model[0].scaling["default"] *= 2
+    assert verdict(scaled).kind is fp.VerdictKind.SEMANTIC
+    assert verdict(copy.deepcopy(model)).kind is fp.VerdictKind.IDENTICAL
+    merged = copy.deepcopy(model).merge_and_unload()
+    assert verdict(merged).kind in (fp.VerdictKind.ROUNDING, fp.VerdictKind.IDENTICAL)
+    other = copy.deepcopy(scaled).merge_and_unload()
+    assert (verdict(other).kind, verdict(other).mechanism) == (fp.VerdictKind.INPUTS, "parameters")

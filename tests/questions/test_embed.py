@@ -211,6 +211,8 @@ def test_what_is_refused(bert):
     ):
         with pytest.raises(fp.InputError, match=said):
             fp.embed(bert, tokenizer=tokenizer, **arguments)
+    with pytest.raises(fp.InputError, match="takes pixel_values and no token ids"):
+        fp.embed(ARCHITECTURES["vit"].build(), TEXTS, tokenizer=tokenizer)
     with pytest.raises(fp.InputError, match="neither encode nor predict"):
         fp.embed(bert, TEXTS)
     with pytest.raises(fp.InputError, match="no module is called with tensors"):

@@ -341,6 +341,8 @@ def _compare_weight(
     x: Tensor = getattr(_base(mine), table)[name]
     y: Tensor = getattr(_base(theirs), table)[name]
     delta_x, delta_y = _adapters(mine, name), _adapters(theirs, name)
+    if delta_x is not None and delta_y is not None:
+        delta_x = delta_y = None  # their own weights are compared by themselves, and a scale is none
     if x.device != y.device:
         x, y, delta_x, delta_y = x.cpu(), y.cpu(), _on_cpu(delta_x), _on_cpu(delta_y)
     title = f"{path}.{name}" if path else name

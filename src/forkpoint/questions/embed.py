@@ -14,7 +14,8 @@ from forkpoint.questions.asking import Options, Question, one_of
 from forkpoint.questions.cache import is_encoder_decoder
 from forkpoint.questions.choices import Pooling
 from forkpoint.questions.pipelines import pipeline_run
-from forkpoint.questions.prompts import device_of
+from forkpoint.questions.prompts import check_reads, device_of
+from forkpoint.runs.modules import innermost
 from forkpoint.support.called import says_call
 
 if TYPE_CHECKING:
@@ -68,6 +69,7 @@ def embed(
     pipeline = model
     if tokenizer is not None and call is None:
         one_of("pooling", pooling, get_args(Pooling))
+        check_reads(innermost(model)[1])
         pipeline = Encoder(model, tokenizer, pooling)
     ask = call or _way(pipeline)
     a, b = (

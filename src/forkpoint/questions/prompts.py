@@ -34,7 +34,7 @@ def tokenise(
         InputError: a model of images or sound, no tokenizer, no prompt, an empty one, one that is no text or has no tokens,
             ids that the model does not know, or a chat template that the tokenizer lacks.
     """
-    _check_reads(innermost(model)[1])
+    check_reads(innermost(model)[1])
     if not callable(tokenizer) or isinstance(tokenizer, torch.nn.Module):
         raise InputError(f"a tokenizer of type {type(tokenizer).__name__}", "the model's tokenizer")
     several = hasattr(prompts, "__iter__") and not isinstance(prompts, str)
@@ -54,7 +54,7 @@ def tokenise(
     return rows
 
 
-def _check_reads(model: Any) -> None:
+def check_reads(model: Any) -> None:
     """Check that a model of transformers takes token ids.
 
     Raises:
