@@ -12,7 +12,9 @@ import pytest
 from tests.report import samples
 from tests.report.test_page import HOSTILE, hostile
 
-from forkpoint.report.words import LANGUAGES
+from forkpoint.report.page import to_html
+from forkpoint.report.summary import summary
+from forkpoint.report.words import LANGUAGES, Words
 from forkpoint.result import LayerDrift, Result
 
 pytestmark = pytest.mark.browser
@@ -129,6 +131,18 @@ def test_a_phone_shows_rows_of_facts_without_moving_them_sideways(show: Any, cas
     assert len(rows(page)) == 15  # of 50, which would be five screens
 
 
+def test_a_table_of_prompts_fits_a_phone_with_its_heads(show: Any) -> None:
+    words = Words("en")
+    several = summary([("one prompt", samples.rounding()), ("two", samples.semantic())], 1, words)
+    page = show(samples.semantic(), text=to_html(samples.semantic(), above=[several]), width=390)
+    table = page.locator(".flows").first
+    assert table.evaluate("t => t.scrollWidth - t.parentElement.clientWidth") <= 0
+    said = table.evaluate(
+        "t => [...t.rows[1].cells].map(c => getComputedStyle(c, '::before').content).filter(c => c.includes('gap'))"
+    )
+    assert len(said) == 1
+
+
 def test_nothing_moves_when_the_map_is_drawn(show: Any) -> None:
     page = show(samples.rounding())
     heights = "['map-plot', 'drift-plot'].map(id => document.getElementById(id)).map(p => [p.offsetHeight, parseInt(getComputedStyle(p).minHeight)])"
@@ -147,8 +161,6 @@ def test_texts_of_others_run_nothing(show: Any) -> None:
 
 def test_the_policy_stops_a_script_that_got_in(browser: Any) -> None:
     """Even if something escaped the template, it would not run."""
-    from forkpoint.report.page import to_html
-
     page = browser.new_page()
     page.set_content(to_html(samples.rounding()).replace("<main>", "<main><script>window.ran = 1</script>"))
     assert page.evaluate("window.ran === undefined && typeof Plotly === 'object'")
