@@ -6,7 +6,8 @@ from dataclasses import dataclass
 
 from forkpoint.explain.session import Session
 from forkpoint.ports.mapping import Mapping, mapping
-from forkpoint.ports.values import Parting, part, prints_of
+from forkpoint.ports.parting import Parting, part, prints_of
+from forkpoint.ports.trials import Trials
 from forkpoint.result import Divergence
 
 FEW = 0.5
@@ -48,7 +49,7 @@ def explain_port(session: Session, known: Mapping | None = None) -> Port:
     modules = known
     if modules is None and session.a.run.modules is not None and session.b.run.modules is not None:
         modules = mapping(session.a.run.modules, session.b.run.modules)
-    parting = part(*prints_of(session))
+    parting = part(*prints_of(session), Trials(session))
     notes: list[str] = []
     if modules is not None and modules.modules:
         left = len(modules.unmatched_mine)
@@ -82,6 +83,8 @@ def _divergence(session: Session, parting: Parting, modules: Mapping | None) -> 
 def _note(parting: Parting, modules: Mapping | None) -> str:
     if parting.rounded:
         return "it and all that follows are apart from run B's values by no more than tables rounded to float32 make"
+    if parting.partner is not None and parting.lacking:
+        return f"run B has this value, too, and goes on from it: there, {parting.partner.place} makes another of it"
     if parting.partner is not None:
         return f"what goes into it, run B has, too; this value it has not: there, {parting.partner.place} makes it"
     other = None if modules is None else modules.counterpart(parting.op.module)

@@ -15,7 +15,7 @@ from forkpoint.runs.run import Run
 HOW = {
     "weights": "the same values",
     "rows": "rows with the same values",
-    "transposed": "columns that have the values of its rows",
+    "transposed": "columns that have the values of its rows, or rows of its columns",
     "module": "its module's other parameters",
     "order": "the only place left in its module, or its order there",
     "user": "given by hand",
@@ -143,17 +143,21 @@ class Mapping:
         return found
 
     def _in_order(self, matches: list[Match], a: list[Slices], b: list[Slices]) -> list[Match]:
-        """Within modules that belong together, parameters of one shape of which both have as many, in their order."""
+        """Within modules that belong together, parameters of one shape of which both have as many, in their order.
+
+        In the whole model order tells nothing: one may list the norms by layer, the other by kind.
+        """
         done = {m.mine for m in matches}, {m.reference for m in matches}
         rest_a, rest_b = [s for s in a if s.name not in done[0]], [s for s in b if s.name not in done[1]]
-        for path in sorted(self.modules, key=lambda p: -p.count(".") - bool(p)):
-            other = self.modules[path]
+        held = _held(matches) | self.modules
+        for path in sorted(held, key=lambda p: -p.count(".") - bool(p)):
+            other = held[path]
             mine = [s for s in rest_a if _inside(s.name, path)]
             theirs = [s for s in rest_b if _inside(s.name, other)]
             found: list[Match] = []
             for kind in dict.fromkeys(_kind(s) for s in mine):
                 left, right = [s for s in mine if _kind(s) == kind], [s for s in theirs if _kind(s) == kind]
-                if len(left) == len(right):
+                if len(left) == len(right) and (len(left) == 1 or (path and other)):
                     found += [Match(x.name, y.name, "order") for x, y in zip(left, right, strict=True)]
             if found:
                 return found
@@ -250,6 +254,15 @@ def _common(names: Iterable[str]) -> str:
             break
         common.append(level[0])
     return ".".join(common)
+
+
+def _held(matches: list[Match]) -> dict[str, str]:
+    """For each module of the port, the innermost one of the reference that holds all that is known of it."""
+    there: dict[str, set[str]] = {}
+    for m in matches:
+        for path in _above(m.mine):
+            there.setdefault(path, set()).add(m.reference)
+    return {path: _common(names) for path, names in there.items() if path}
 
 
 def _inside(name: str, path: str) -> bool:

@@ -9,8 +9,10 @@ that are not met, but what is made of them is met again; from the op at fault on
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+from collections.abc import Hashable, Iterable, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
+from itertools import combinations
 from typing import Any, ClassVar
 
 import numpy as np
@@ -22,8 +24,6 @@ from forkpoint.capture.functions import ALWAYS_VIEWS
 from forkpoint.capture.labels import Label, spread
 from forkpoint.capture.recorder import Recorder
 from forkpoint.capture.trace import Event, Op
-from forkpoint.explain.session import Session
-from forkpoint.promotion import Promotion
 from forkpoint.support.readable import why_unreadable
 
 Floats = NDArray[np.float64]
@@ -36,6 +36,8 @@ ROUNDED = 2e-6
 """What such rounding may have grown to in the end, if all is met so far."""
 INFINITE = 1e30
 """Magnitudes from which on numbers stand for what a mask hides; each implementation has its own."""
+MOST_PARTS = 8
+"""Calls on one value of which two or three are held together against a fused one."""
 MOVES = ALWAYS_VIEWS | {
     "getitem",
     "reshape",
@@ -68,6 +70,18 @@ class Print:
     scales: Floats
     tells: bool
     """Whether its elements differ: that two values are all zeros, or all ones, says nothing of where they come from."""
+    count: int
+    """How many elements each token has; 0 where some have more than others."""
+
+    @property
+    def of_tokens(self) -> bool:
+        return isinstance(self.key, tuple) and not self.key[0]
+
+    def as_a_whole(self) -> Print:
+        """The print of the same elements without their tokens."""
+        one = np.zeros(1, dtype=np.int64)
+        means, scales = (m.mean(axis=1, keepdims=True) for m in (self.means, self.scales))
+        return Print(one, (True, one.tobytes()), means, scales, self.tells, self.count * len(self.tokens))
 
     def apart(self, other: Print) -> float:
         """How far the means are apart, relative to those of magnitudes.
@@ -88,18 +102,24 @@ class Prints:
 
     Args:
         numbers: for each coordinate of the run, a number that both runs have for it; negative for the others.
+
+    Attributes:
+        nearest: of runs that it was held against, how far each value is from the nearest there.
     """
 
     numbers: NDArray[np.int64]
     prints: dict[int, Print] = field(default_factory=dict[int, Print])
     sources: dict[int, list[int]] = field(default_factory=dict[int, list[int]])
     ops: dict[int, tuple[Op, Event]] = field(default_factory=dict[int, tuple[Op, Event]])
+    nearest: list[tuple[Prints, dict[int, float]]] = field(
+        default_factory=list["tuple[Prints, dict[int, float]]"], repr=False
+    )
     entrances_only: ClassVar[bool] = False
 
     def made_of(self, event: int) -> list[Print]:
         """The prints of the values of tokens that a value was made from."""
         found = [self.prints[s] for s in self.sources.get(event, ()) if s in self.prints]
-        return [one for one in found if isinstance(one.key, tuple) and not one.key[0]]
+        return [one for one in found if one.of_tokens]
 
     def edits(self, key: tuple[str, str, str]) -> bool:
         return False
@@ -134,131 +154,11 @@ class Prints:
         scales = np.stack([np.bincount(groups, np.abs(p), len(tokens)) / counts for p in powers])
         tells = bool((means[1] - means[0] ** 2 > NOISE * means[1]).any())
         key = label is None, tokens.tobytes()
-        return Print(tokens, key, means, scales, tells)
+        count = int(counts[0]) if len(counts) and (counts == counts[0]).all() else 0
+        return Print(tokens, key, means, scales, tells, count)
 
 
-@dataclass(frozen=True)
-class Parting:
-    """Where the values of a port part from those of its reference.
-
-    Attributes:
-        op: of the port, the first behind which no value is met.
-        event: the value that it made.
-        differing, tokens: at how many of its tokens the sums are apart from those of the nearest value of the reference.
-        first: the shared number of the first such token; None where the value has none.
-        apart: how far at most; infinite where the reference has no value with as many elements for each token.
-        rounded: whether that is no more than rounding to float32 makes, and all behind it is met as near as that.
-        met, total: how many floating-point values of the port are met, of how many.
-        partner: the op of the reference that makes the nearest value that the port has not.
-    """
-
-    op: Op
-    event: Event
-    differing: int
-    tokens: int
-    first: int | None
-    apart: float
-    rounded: bool
-    met: int
-    total: int
-    partner: Op | None
-
-
-def prints_of(session: Session) -> tuple[Prints, Prints]:
-    """The prints of both runs, in float64."""
-    found = Prints(session.shared.a), Prints(session.shared.b)
-    for traced, prints in zip((session.a, session.b), found, strict=True):
-        traced.again(watcher=prints, promotion=Promotion())
-    return found
-
-
-def part(mine: Prints, reference: Prints) -> Parting | None:
-    """The op of the port at which its values part from the reference's; None if the last ones are the same.
-
-    What tables differ by that were rounded to float32 is allowed.
-    """
-    if not mine.prints:
-        return None
-    known = met(mine, reference, NOISE)
-    first = root = _root(mine, reference, known, NOISE)
-    if root is not None:
-        known = met(mine, reference, TABLES)
-        root = _root(mine, reference, known, TABLES)
-    rounded = root is None or _root(mine, reference, met(mine, reference, ROUNDED), ROUNDED) is None
-    root = first if rounded else root
-    if root is None:
-        return None
-    return _parting(mine, reference, root, rounded=rounded, known=len(known))
-
-
-def _parting(mine: Prints, reference: Prints, root: int, *, rounded: bool, known: int) -> Parting:
-    one = mine.prints[root]
-    theirs = met(reference, mine, NOISE if rounded else TABLES)
-    alike = [e for e, p in reference.prints.items() if p.key == one.key and e not in theirs]
-    same = mine.ops[root][0].function
-
-    def likely(event: int) -> tuple[bool, bool, float]:
-        op = reference.ops[event][0]
-        moves = op.is_boundary or op.function in MOVES
-        return moves, op.function != same, one.apart(reference.prints[event])
-
-    partner = min(alike, key=likely, default=None)
-    away = np.full(len(one.tokens), np.inf) if partner is None else one.apart_at(reference.prints[partner])
-    where = np.flatnonzero(away > NOISE)
-    labelled = isinstance(one.key, tuple) and not one.key[0]
-    op, event = mine.ops[root]
-    return Parting(
-        op, event, len(where), len(one.tokens), int(one.tokens[where[0]]) if labelled and len(where) else None,
-        float(away.max(initial=0.0)), rounded, known, len(mine.prints),
-        None if partner is None else reference.ops[partner][0],
-    )  # fmt: skip
-
-
-def _root(mine: Prints, reference: Prints, met_ones: set[int], tolerance: float) -> int | None:
-    """The first value on the way to the result at which the port is at fault, if there is one.
-
-    That is one that the reference makes otherwise of the same values by the same function; or one behind which nothing is
-    met, though what it was made from is, or leads there.
-    """
-    result = _result(mine)
-    if mine.prints[result].apart(reference.prints[_result(reference)]) <= tolerance:
-        return None
-    leads = met_ones | _behind(mine, {event for event in met_ones if mine.prints[event].tells})
-    blind = {event for event in mine.prints if event not in leads}
-    to_result = _behind(mine, [result])
-    roots = [e for e in blind if e in to_result and not any(s in blind for s in mine.sources[e])]
-    roots = [_maker(mine, e, met_ones) for e in sorted(roots)[:1]]
-    roots += _otherwise(mine, reference, met_ones, to_result, tolerance)
-    return min(roots, default=_maker(mine, result, set()))
-
-
-def _otherwise(
-    mine: Prints, reference: Prints, met_ones: set[int], to_result: set[int], tolerance: float
-) -> list[int]:
-    """Values that neither run has of the other, and that both make of the same values by the same function."""
-    theirs = met(reference, mine, tolerance)
-    there: dict[str, list[int]] = {}
-    for event in reference.prints:
-        if event not in theirs and reference.made_of(event):
-            there.setdefault(reference.ops[event][0].function, []).append(event)
-    found: list[int] = []
-    for event in sorted(to_result & mine.prints.keys()):
-        given = mine.made_of(event)
-        function = mine.ops[event][0].function
-        if event in met_ones or not given or function in MOVES or mine.ops[event][0].is_boundary:
-            continue
-        for other in there.get(function, ()):
-            others = reference.made_of(other)
-            alike = len(given) == len(others) and reference.prints[other].key == mine.prints[event].key
-            if alike and all(x.apart(y) <= tolerance for x, y in zip(given, others, strict=True)):
-                found.append(event)
-                break
-        if found:
-            break
-    return found
-
-
-def _result(prints: Prints) -> int:
+def result_of(prints: Prints) -> int:
     """The last floating-point value: what the model returns."""
     outputs = [
         e for e in prints.prints if not prints.ops[e][0].module and prints.ops[e][0].function == "output"
@@ -267,33 +167,101 @@ def _result(prints: Prints) -> int:
 
 
 def met(mine: Prints, reference: Prints, tolerance: float) -> set[int]:
-    """The values of one run that the other has, too."""
-    there: dict[Hashable, list[Print]] = {}
+    """The values of one run that the other has, too: as they are, for some of its tokens, or in parts.
+
+    Parts are values that the other run makes of the same value: a fused projection holds those of several.
+    """
+    return {event for event, apart in _nearest(mine, reference).items() if apart <= tolerance}
+
+
+def _nearest(mine: Prints, reference: Prints) -> dict[int, float]:
+    """How far each value of one run is from the nearest of the other; worked out once."""
+    known = next((known for other, known in mine.nearest if other is reference), None)
+    if known is None:
+        there = _by_tokens(reference)
+        known = {event: _least(one, there) for event, one in mine.prints.items()}
+        for event, apart in _joined(mine, reference, known):
+            known[event] = min(known[event], apart)
+        mine.nearest.append((reference, known))
+    return known
+
+
+def _by_tokens(reference: Prints) -> dict[Hashable, Print]:
+    """All values of the same tokens as one print, [values, 3, tokens]."""
+    groups: dict[Hashable, list[Print]] = {}
     for one in reference.prints.values():
-        there.setdefault(one.key, []).append(one)
+        groups.setdefault(one.key, []).append(one)
     return {
-        event
-        for event, one in mine.prints.items()
-        if any(one.apart(other) <= tolerance for other in there.get(one.key, ()))
-    }
+        key: Print(some[0].tokens, key, np.stack([p.means for p in some]), np.stack([p.scales for p in some]), True, 0)
+        for key, some in groups.items()
+    }  # fmt: skip
 
 
-def _behind(prints: Prints, start: Any) -> set[int]:
-    """Values that some were made from, and those themselves."""
+def _least(one: Print, there: dict[Hashable, Print]) -> float:
+    """The distance to the nearest value of the same tokens; where there is none, of more tokens, at these."""
+    if one.key in there:
+        others = [(there[one.key], slice(None))]
+    elif one.of_tokens:
+        others = [
+            (wider, at)
+            for wider in there.values()
+            if wider.of_tokens and len(wider.tokens) > len(one.tokens)
+            and (at := np.searchsorted(wider.tokens, one.tokens)).max() < len(wider.tokens)
+            and (wider.tokens[at] == one.tokens).all()
+        ]  # fmt: skip
+    else:
+        others = []
+    least = np.inf
+    for other, at in others:
+        scale = np.maximum(other.scales[..., at], one.scales)
+        away = np.abs(other.means[..., at] - one.means) / np.where(scale > 0, scale, 1.0)
+        least = min(least, float(away.max(axis=(1, 2), initial=0.0).min(initial=np.inf)))
+    return least
+
+
+def _joined(mine: Prints, reference: Prints, known: dict[int, float]) -> Iterable[tuple[int, float]]:
+    """Values of one run that hold what the other makes of the same value in two or three calls, and how far they are apart."""
+    families: dict[tuple[str, int], list[int]] = {}
+    for event in reference.prints:
+        op = reference.ops[event][0]
+        sources = [s for s in reference.sources.get(event, ()) if s in reference.prints]
+        if len(sources) == 1 and not op.is_boundary and op.function not in MOVES:
+            families.setdefault((op.function, sources[0]), []).append(event)
+    far = [event for event, apart in known.items() if apart > ROUNDED]
+    for (_, source), members in families.items():
+        if not 1 < len(members) <= MOST_PARTS:
+            continue
+        parts = [reference.prints[m] for m in members]
+        wholes = [_together(some) for n in (2, 3) for some in combinations(parts, n) if _may_be_one(some)]
+        for event in far:
+            one = mine.prints[event]
+            if any(
+                x.apart(reference.prints[source]) <= ROUNDED
+                for x in mine.made_of(event)
+                if x.key == reference.prints[source].key
+            ):
+                fitting = (one.apart(w) for w in wholes if one.key == w.key and one.count == w.count)
+                yield event, min(fitting, default=np.inf)
+
+
+def _may_be_one(parts: Sequence[Print]) -> bool:
+    return all(p.key == parts[0].key and p.count for p in parts)
+
+
+def _together(parts: Sequence[Print]) -> Print:
+    """The print of a value that holds the elements of some."""
+    total = sum(p.count for p in parts)
+    means = sum((p.means * (p.count / total) for p in parts), np.zeros_like(parts[0].means))
+    scales = sum((p.scales * (p.count / total) for p in parts), np.zeros_like(parts[0].scales))
+    return Print(parts[0].tokens, parts[0].key, means, scales, True, total)
+
+
+def behind(prints: Prints, start: Iterable[int], but: AbstractSet[int] = frozenset()) -> set[int]:
+    """Values that some were made from, and those themselves; not through some of them."""
     found, queue = set(start), list(start)
     while queue:
         for source in prints.sources.get(queue.pop(), ()):
-            if source not in found:
+            if source not in found and source not in but:
                 found.add(source)
                 queue.append(source)
     return found
-
-
-def _maker(prints: Prints, event: int, met_ones: set[int]) -> int:
-    """What computed the elements that an op only moves: parts of it are met, and this part is not."""
-    while True:
-        op = prints.ops[event][0]
-        before = [s for s in prints.sources.get(event, ()) if s in prints.prints and s not in met_ones]
-        if not (op.function in MOVES or op.is_boundary) or len(before) != 1:
-            return event
-        event = before[0]

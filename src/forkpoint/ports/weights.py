@@ -1,7 +1,8 @@
 """Which parameter of a port is which of its reference, by what is in them: whole, or row by row.
 
 A fused projection holds the rows of several others, one after the other or in any order; a transposed one has for columns
-what the other has for rows. So digests are taken of each row and of each column.
+what the other has for rows. So digests are taken of each row and of each column; where heads have a dimension of their own,
+of both together, too.
 """
 
 from __future__ import annotations
@@ -34,6 +35,9 @@ class Slices:
         whole: of all of it.
         rows: one for each index of all dimensions but the last; of a vector, one for each element.
         columns: one for each index of all dimensions but the one before the last; of a vector none.
+        blocks: of more than two dimensions, one for each index of all but the last two: heads and their elements in one.
+        plain: those of rows whose elements are all the same, as a norm's of ones: they tell nothing.
+        tensor: the same number for two names of one tensor.
         looked_up: whether it is a table that rows are looked up in, not a matrix that is multiplied by.
     """
 
@@ -42,6 +46,9 @@ class Slices:
     whole: int
     rows: Ints
     columns: Ints
+    blocks: Ints
+    plain: frozenset[int]
+    tensor: int
     looked_up: bool
 
     @property
@@ -65,7 +72,7 @@ class Found:
     Attributes:
         mine, reference: names of the parameters.
         rows_mine, rows_reference: which rows, in pairs; None where all are, one for one.
-        transposed: whether the port has them as columns.
+        transposed: whether one of them has them as columns.
     """
 
     mine: str
@@ -95,8 +102,13 @@ def _slices(name: str, value: Tensor, looked_up: bool) -> Slices:
     one = value.reshape(1, -1)
     rows = digest.rows(value if value.dim() > 1 else value.reshape(-1, 1), dims[:-1] or (0,))
     columns = digest.rows(value, (*dims[:-2], dims[-1])) if value.dim() > 1 else rows[:0]
+    blocks = digest.rows(value, dims[:-2]) if value.dim() > 2 else rows[:0]
     whole = int(digest.rows(one, (0,))[0])
-    return Slices(name, tuple(value.shape), whole, rows.cpu().numpy(), columns.cpu().numpy(), looked_up)
+    rows, columns, blocks = (some.cpu().numpy() for some in (rows, columns, blocks))
+    flat = value.reshape(-1, value.shape[-1]) if value.dim() > 1 else one
+    alike = (flat == flat[:, :1]).all(-1).cpu().numpy()
+    plain = frozenset((rows[alike] if value.dim() > 1 else np.array([whole])[alike]).tolist())
+    return Slices(name, tuple(value.shape), whole, rows, columns, blocks, plain, value.data_ptr(), looked_up)
 
 
 def meet(mine: list[Slices], reference: list[Slices]) -> list[Found]:
@@ -108,9 +120,44 @@ def meet(mine: list[Slices], reference: list[Slices]) -> list[Found]:
     for vectors in (False, True):
         some_a = [s for s in rest_a if s.is_vector is vectors]
         some_b = [s for s in rest_b if s.is_vector is vectors]
-        found += _by_rows(some_a, some_b, transposed=False)
+        found += _by_rows(some_a, some_b, "rows", "rows")
         if not vectors:
-            found += _by_rows(some_a, some_b, transposed=True)
+            found += _otherwise_laid(some_a, some_b, found)
+    return found + _in_stacks(rest_a, rest_b, found)
+
+
+def _otherwise_laid(mine: list[Slices], reference: list[Slices], known: list[Found]) -> list[Found]:
+    """Matrices of which one has rows where the other has columns, or heads and their elements in two dimensions."""
+    found: list[Found] = []
+    for of_mine, of_theirs in (
+        ("columns", "rows"), ("rows", "columns"), ("blocks", "rows"), ("rows", "blocks"), ("blocks", "columns"),
+        ("columns", "blocks"),
+    ):  # fmt: skip
+        done = {(f.mine, f.reference) for f in (*known, *found)}
+        pairs = _by_rows(mine, reference, of_mine, of_theirs)
+        found += [f for f in pairs if (f.mine, f.reference) not in done]
+    return found
+
+
+def _in_stacks(mine: list[Slices], reference: list[Slices], known: list[Found]) -> list[Found]:
+    """Vectors of one model that are rows of a matrix of the other: the norms of all layers in one."""
+    done = {f.mine for f in known}, {f.reference for f in known}
+    found: list[Found] = []
+    for turned in (False, True):
+        stacks, vectors = (reference, mine) if turned else (mine, reference)
+        stacks = [s for s in stacks if not s.is_vector and s.name not in done[turned]]
+        lone = _unique(
+            ((s.shape[0], s.whole), s) for s in vectors if s.is_vector and s.name not in done[not turned]
+        )
+        for s in stacks:
+            for row, code in enumerate(s.rows.tolist()):
+                one = lone.get((s.shape[-1], code))
+                if one is None or code in s.plain or (s.rows == code).sum() > 1:
+                    continue
+                rows = np.array([row]), np.zeros(1, dtype=np.int64)
+                here, there = (rows[1], rows[0]) if turned else rows
+                names = (one.name, s.name) if turned else (s.name, one.name)
+                found.append(Found(*names, here, there))
     return found
 
 
@@ -129,21 +176,26 @@ def _whole(mine: list[Slices], reference: list[Slices]) -> list[Found]:
 
 
 def _unique(items: Iterable[tuple[object, Slices]]) -> dict[object, Slices]:
+    """Those with a key of their own; of two names of one tensor the first."""
     found: dict[object, Slices] = {}
     often: set[object] = set()
     for key, one in items:
-        if key in found:
+        if key in found and found[key].tensor != one.tensor:
             often.add(key)
-        found[key] = one
+        found.setdefault(key, one)
     return {key: one for key, one in found.items() if key not in often}
 
 
-def _by_rows(mine: list[Slices], reference: list[Slices], *, transposed: bool) -> list[Found]:
-    """Pairs of parameters of which one has nearly all its rows in the other."""
-    if not mine or not reference:
+def _by_rows(mine: list[Slices], reference: list[Slices], of_mine: str, of_theirs: str) -> list[Found]:
+    """Pairs of parameters of which one has nearly all its slices in the other.
+
+    Args:
+        of_mine, of_theirs: which slices: `rows`, `columns` or `blocks`.
+    """
+    a: list[Ints] = [getattr(s, of_mine) for s in mine]
+    b: list[Ints] = [getattr(s, of_theirs) for s in reference]
+    if not sum(map(len, a)) or not sum(map(len, b)):
         return []
-    a = [s.columns if transposed else s.rows for s in mine]
-    b = [s.rows for s in reference]
     digests_a, digests_b = np.concatenate(a), np.concatenate(b)
     common, at_a, at_b = np.intersect1d(_once(digests_a), _once(digests_b), return_indices=True)
     del common
@@ -159,7 +211,11 @@ def _by_rows(mine: list[Slices], reference: list[Slices], *, transposed: bool) -
             order = here[np.argsort(row_b[at_b[here]])]
             found.append(
                 Found(
-                    mine[one].name, reference[other].name, row_a[at_a[order]], row_b[at_b[order]], transposed
+                    mine[one].name,
+                    reference[other].name,
+                    row_a[at_a[order]],
+                    row_b[at_b[order]],
+                    transposed="columns" in (of_mine, of_theirs),
                 )
             )
     return found

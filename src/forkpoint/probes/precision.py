@@ -131,6 +131,7 @@ class Precision:
         gap, relative: the largest gap, and relative to the largest value of its result.
         runs: how both runs are made in float64.
         calls: by run, how often each function was called there; empty where nobody counted.
+        tables: that the gap is what the rounding of tables left, which float64 can't take back; it counts as noise then.
     """
 
     a: Results
@@ -144,6 +145,7 @@ class Precision:
     result: ProbeResult
     runs: Runs
     calls: tuple[Mapping[Callable[..., Any], int], ...] = ()
+    tables: ProbeResult | None = None
 
     @property
     def noise(self) -> dict[str, float]:
@@ -160,6 +162,8 @@ class Precision:
 
         Integers have no sizes. Where nothing else differs, less than half as many of them have to.
         """
+        if self.tables is not None:
+            return True
         if not native.max_abs:
             return 2 * self.compared.discrete_differing <= native.discrete_differing
         return self.gap <= _FALLS * native.max_abs or self.relative <= _TINY

@@ -107,6 +107,11 @@ class Promotion:
         """The same structure with every tensor's float64 value: for results that are the model's own tensors."""
         return pytree.tree_map_only(torch.Tensor, self.value, tree)
 
+    def hold(self, tensor: torch.Tensor, value: torch.Tensor) -> None:
+        """Have a tensor from before the block be read as another value of its shape, in float64 or complex128."""
+        with torch._C.DisableTorchFunction(), torch.no_grad():
+            self._values.writable(tensor).copy_(value)
+
     def watch_casts(self, told: Callable[[torch.Tensor, torch.Tensor], None]) -> None:
         """Have somebody told of each cast to float64 through which gradients lead back, with the narrow tensor before it.
 

@@ -36,6 +36,8 @@ def rounding(
     slug = rounding_slug(session, alone, given, located)
     level = f"{exact.gap:.2g}" if exact.gap else "nothing"
     summary = f"only rounding: done in float64, the gap falls to {level}"
+    if exact.tables is not None:
+        summary += ", which is what rounding did to the tables that the models keep"
     shifted = None if located is None else shifted_positions(session, located, exact.gap)
     if shifted is not None:
         evidence.append(shifted)

@@ -6,7 +6,7 @@
 | does a run, made again, differ from itself? | repeat | `nondeterminism` |
 | does something that goes in differ? | inputs | `inputs` |
 | is a result NaN or infinite in one run alone? | nan | `semantic` |
-| does the gap remain in float64, with the same decisions in both runs? | precision, decisions, then patch | `semantic` |
+| does the gap remain in float64, beyond what rounded tables make? | precision, tables, decisions, then patch | `semantic` |
 | does other content where the other run has none change a shared token in float64? | content | `semantic` |
 | does what both have lie elsewhere in one run, relative to its layout? | order | `semantic` |
 | do whole numbers (positions) collapse in a narrow dtype, and does the result show it? | whole | `semantic` |
@@ -38,6 +38,7 @@ from forkpoint.probes.precision import Precision, precision
 from forkpoint.probes.repeat import repeat
 from forkpoint.probes.replay import replay
 from forkpoint.probes.stand_ins import stand_in
+from forkpoint.probes.tables import rounded_tables
 from forkpoint.probes.whole import whole_numbers
 from forkpoint.result import Divergence, ProbeResult, Verdict, VerdictKind
 from forkpoint.verdict.judgement import Judgement
@@ -118,6 +119,7 @@ def _decided(
     order = _order(compared, exact.compared)
     if made.alone:
         return not_finite(session, exact, made, given, evidence, tokens)
+    exact = _with_tables(session, exact, given, evidence)
     exact, other = _with_decisions(session, exact, given, compared, evidence)
     evidence += [] if order is None else [order]
     if (not exact.vanishes and not exact.refused) or other.leaks:
@@ -147,6 +149,17 @@ def _decided(
     if exact.vanishes and not exact.refused:
         return Judgement(drowned_in_noise(session, exact, evidence))
     return without_float64(session, exact, alone, given, located, evidence)
+
+
+def _with_tables(session: Session, exact: Precision, given: Inputs, evidence: list[ProbeResult]) -> Precision:
+    """The runs in float64, where a gap that rounded tables explain counts as noise."""
+    if exact.vanishes or exact.refused:
+        return exact
+    found = rounded_tables(session, exact, given.rounded)
+    if found is None:
+        return exact
+    evidence.append(found)
+    return replace(exact, vanishes=True, tables=found)
 
 
 def _with_decisions(

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 SENTENCES: dict[str, str] = {
+    "the models keep other tables, rounded when they were made; each moved by one unit in its last place changes the result by "
+    "{effect} in float64, and the gap there is {gap}": "两个模型保存的表不同，都在生成时舍入过；把每个表移动末位一个单位，float64 中的结果改变 "
+    "{effect}，而那里的差距为 {gap}",
     "a scale that should belong to one token is reduced over {what}": "应属于单个词元的缩放系数却在{what}上归约",
     "other tokens": "其他词元",
     "Reduce the scale over the feature dimension only (dim=-1), so that every token has its own.": "请只在特征维度（dim=-1）上归约缩放系数，"

@@ -129,6 +129,7 @@ SENTENCES: dict[str, str] = {
     "不超过把表舍入到 float32 所造成的差异",
     "what goes into it, run B has, too; this value it has not: there, {place} makes it": "进入它的数值运行 B 也有，但这个数值没有：在那里由 {place} 算出",
     "what goes into it, run B has, too; this value it has not: the module there is {module}": "进入它的数值运行 B 也有，但这个数值没有：那里的模块是 {module}",
+    "run B has this value, too, and goes on from it: there, {place} makes another of it": "运行 B 也有这个数值，并由它继续计算：在那里 {place} 由它算出另一个数值",
     "what goes into it, run B has, too; this value it has not": "进入它的数值运行 B 也有，但这个数值没有",
     "its values were not recorded: coordinates are counted, not elements": "没有记录它的数值：计数的是坐标，而不是元素",
     "the runs differ; whether that is rounding can't be told from what was recorded": "两次运行不同；仅凭记录无法判断是否只是舍入",
@@ -336,6 +337,7 @@ SENTENCES: dict[str, str] = {
     # 结论
     "positions are shifted by {n}, which changes nothing in exact arithmetic": "位置整体移动了 {n}，在精确运算中没有影响",
     "only rounding: done in float64, the gap falls to {gap}": "只有舍入：用 float64 计算，差距降到 {gap}",
+    "only rounding: done in float64, the gap falls to {gap}, which is what rounding did to the tables that the models keep": "只有舍入：用 float64 计算，差距降到 {gap}，即模型所保存的表在舍入时失去的精度",
     "nothing": "零",
     "float64 could not be used for {what}, and its gap could not be explained otherwise": "{what} 无法用 float64 计算，其差距也没有"
     "别的解释",

@@ -1,0 +1,103 @@
+"""The op at which the values of a port part from those of its reference."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from forkpoint.capture.trace import Event, Op
+from forkpoint.explain.session import Session
+from forkpoint.ports.roots import find_root
+from forkpoint.ports.trials import Trials
+from forkpoint.ports.values import MOVES, NOISE, ROUNDED, TABLES, Prints, met
+from forkpoint.promotion import Promotion
+
+
+@dataclass(frozen=True)
+class Parting:
+    """Where the values of a port part from those of its reference.
+
+    Attributes:
+        op: of the port, the first behind which no value is met.
+        event: the value that it made.
+        differing, tokens: at how many of its tokens the sums are apart from those of the nearest value of the reference.
+        first: the shared number of the first such token; None where the value has none.
+        apart: how far at most; infinite where the reference has no value with as many elements for each token.
+        rounded: whether that is no more than rounding to float32 makes, and all behind it is met as near as that.
+        met, total: how many floating-point values of the port are met, of how many.
+        partner: the op of the reference that makes the nearest value that the port has not.
+        lacking: whether the reference has this value, too, and `partner` makes another of it, which the port does not.
+    """
+
+    op: Op
+    event: Event
+    differing: int
+    tokens: int
+    first: int | None
+    apart: float
+    rounded: bool
+    met: int
+    total: int
+    partner: Op | None
+    lacking: bool = False
+
+
+def prints_of(session: Session) -> tuple[Prints, Prints]:
+    """The prints of both runs, in float64."""
+    found = Prints(session.shared.a), Prints(session.shared.b)
+    for traced, prints in zip((session.a, session.b), found, strict=True):
+        traced.again(watcher=prints, promotion=Promotion())
+    return found
+
+
+def part(mine: Prints, reference: Prints, trials: Trials | None = None) -> Parting | None:
+    """The op of the port at which its values part from the reference's; None if the last ones are the same.
+
+    What tables differ by that were rounded to float32 is allowed.
+
+    Args:
+        trials: makes the port's run with a value of the reference in the place of one of its own.
+    """
+    if not mine.prints:
+        return None
+    root = find_root(mine, reference, NOISE, None)
+    if root is None:
+        return None
+    if find_root(mine, reference, TABLES, None) is None or find_root(mine, reference, ROUNDED, None) is None:
+        return _parting(mine, reference, root, rounded=True)
+    root = find_root(mine, reference, TABLES, trials)
+    assert root is not None
+    return _parting(mine, reference, root, rounded=False)
+
+
+def _parting(mine: Prints, reference: Prints, root: int, *, rounded: bool) -> Parting:
+    one = mine.prints[root]
+    tolerance = NOISE if rounded else TABLES
+    known, theirs = met(mine, reference, tolerance), met(reference, mine, tolerance)
+    alike = [e for e, p in reference.prints.items() if p.key == one.key and e not in theirs]
+    same = mine.ops[root][0].function
+    lacking = root in known and not rounded
+    if lacking:  # what the reference makes of it is what the port has not
+        alike = [
+            e
+            for e in reference.prints
+            if e not in theirs and not reference.ops[e][0].is_boundary
+            and any(x.key == one.key and x.apart(one) <= tolerance for x in reference.made_of(e))
+        ][:1]  # fmt: skip
+
+    def likely(event: int) -> tuple[bool, bool, float]:
+        op = reference.ops[event][0]
+        moves = op.is_boundary or op.function in MOVES
+        return moves, op.function != same, one.apart(reference.prints[event])
+
+    partner = min(alike, key=likely, default=None)
+    there = None if partner is None else reference.prints[partner]
+    away = np.full(len(one.tokens), np.inf) if there is None or there.key != one.key else one.apart_at(there)
+    where = np.flatnonzero(away > NOISE)
+    op, event = mine.ops[root]
+    return Parting(
+        op, event, len(where), len(one.tokens), int(one.tokens[where[0]]) if one.of_tokens and len(where) else None,
+        float(away.max(initial=0.0)), rounded, len(known), len(mine.prints),
+        None if partner is None else reference.ops[partner][0], lacking,
+    )  # fmt: skip

@@ -1,0 +1,196 @@
+"""The first value of a port that is at fault: found by what both runs have, and by experiment where that can't tell.
+
+A value of the port that the reference has not, and behind which nothing is met, is *blind*. The first one need not be at
+fault: where two values are put together, the other may be. So it is asked of each, in their order, what speaks for it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from forkpoint.ports.trials import Trials
+from forkpoint.ports.values import MOVES, Print, Prints, behind, met, result_of
+
+SUMS = {"add": "add", "add_": "add", "sub": "add", "sum": "add", "mul": "mul", "mul_": "mul", "div": "mul"}
+"""Functions by which values are put together in any order."""
+
+WEIGHTED = frozenset(
+    {"linear", "layer_norm", "rms_norm", "embedding", "conv1d", "conv2d", "group_norm", "addmm"}
+)
+"""Functions that make other values of the same ones, by their weights."""
+
+
+def find_root(mine: Prints, reference: Prints, tolerance: float, trials: Trials | None) -> int | None:
+    """The first value on the way to the result at which the port is at fault, if there is one.
+
+    That is one that the reference makes otherwise of the same values by the same function; or one that is blind, though
+    what it was made from is not.
+
+    Args:
+        tolerance: how far apart the same values may be.
+        trials: makes the port's run with a value of the reference in the place of one of its own, where one is blind that
+            may be right: what is made of no token, such as a table or a mask.
+    """
+    result = result_of(mine)
+    if mine.prints[result].apart(reference.prints[result_of(reference)]) <= tolerance:
+        return None
+    known = met(mine, reference, tolerance)
+    search = _Search(mine, reference, known, tolerance, trials)
+    return search.first(result)
+
+
+class _Search:
+    """Looks at the blind values in their order.
+
+    Args:
+        known: the port's values that are met.
+    """
+
+    def __init__(
+        self, mine: Prints, reference: Prints, known: set[int], tolerance: float, trials: Trials | None
+    ) -> None:
+        self._mine, self._reference, self._known, self._tolerance = mine, reference, known, tolerance
+        self._theirs = met(reference, mine, tolerance)
+        self._trials = trials
+
+    def first(self, result: int) -> int:
+        """The first value at fault on the way to the result."""
+        mine = self._mine
+        leads = self._known | behind(mine, {event for event in self._known if mine.prints[event].tells})
+        to_result = behind(mine, [result], self._known)
+        blind = {event for event in mine.prints if event not in leads and event in to_result}
+        otherwise = self._otherwise(self._known, to_result)
+        passed: list[int] = []
+        for event in sorted(blind):
+            if otherwise is not None and otherwise <= event:
+                return otherwise
+            if any(s in blind for s in mine.sources[event]):
+                continue
+            if self._put_together(event) or self._moves_only(event):
+                blind.discard(event)  # those that were made of it are asked next
+                continue
+            found = self._tried(event)
+            if found is not None:
+                return found
+            if not mine.made_of(event) and not mine.prints[event].of_tokens:
+                blind.discard(event)
+                passed.append(event)
+                continue
+            return self._maker(event)
+        if otherwise is not None:
+            return otherwise
+        return passed[0] if passed else self._maker(result, everything=True)
+
+    def _put_together(self, event: int) -> bool:
+        """Whether it is part of a sum, or a product, that the reference makes of the same values in another order."""
+        kind = SUMS.get(self._mine.ops[event][0].function)
+        parts = [self._mine.prints[s] for s in self._mine.sources[event] if s in self._mine.prints]
+        if (
+            kind is None
+            or len(parts) < 2
+            or any(s not in self._known for s in self._mine.sources[event] if s in self._mine.prints)
+        ):
+            return False
+        key = self._mine.prints[event].key
+        for other in self._reference.prints:
+            if (
+                self._reference.prints[other].key == key
+                and SUMS.get(self._reference.ops[other][0].function) == kind
+            ):
+                leaves = [self._reference.prints[leaf] for leaf in self._leaves(other, kind)]
+                if len(leaves) > len(parts) and all(any(self._alike(p, q) for q in leaves) for p in parts):
+                    return True
+        return False
+
+    def _alike(self, one: Print, other: Print) -> bool:
+        """Whether two values hold the same, token by token or, where one of them has no tokens, as a whole."""
+        if one.key == other.key:
+            return one.apart(other) <= self._tolerance
+        return (
+            one.of_tokens != other.of_tokens and one.as_a_whole().apart(other.as_a_whole()) <= self._tolerance
+        )
+
+    def _leaves(self, event: int, kind: str) -> Iterable[int]:
+        """What a sum of the reference is made of, and what the sums among these are."""
+        for source in self._reference.sources.get(event, ()):
+            if source not in self._reference.prints:
+                continue
+            yield source
+            inner, op = source, self._reference.ops[source][0]
+            while op.is_boundary and len(self._reference.sources.get(inner, ())) == 1:
+                inner = self._reference.sources[inner][0]
+                op = self._reference.ops[inner][0]
+            if SUMS.get(op.function) == kind:
+                yield from self._leaves(inner, kind)
+
+    def _moves_only(self, event: int) -> bool:
+        """Whether it only moves what a blind value that was passed already holds."""
+        op = self._mine.ops[event][0]
+        sources = [s for s in self._mine.sources[event] if s in self._mine.prints]
+        if not (op.is_boundary or op.function in MOVES) or len(sources) != 1 or sources[0] in self._known:
+            return False
+        one, other = self._mine.prints[event], self._mine.prints[sources[0]]
+        return one.key == other.key and one.apart(other) <= self._tolerance
+
+    def _tried(self, event: int) -> int | None:
+        """What experiments say: the value itself, one behind it that is made otherwise of right ones, or nothing."""
+        if self._trials is None:
+            return None
+        alone = [e for e in self._reference.prints if e not in self._theirs]
+        suspects: list[int] = []
+        for after in self._trials.of(event, alone, self._mine, self._reference, self._tolerance):
+            known = met(after, self._reference, self._tolerance)
+            made_from = _reached(after, event)
+            new = {e for e in made_from & known - self._known if e != event and after.prints[e].tells}
+            computed = (after.ops[e][0] for e in new)
+            if result_of(after) in known or any(
+                not (op.is_boundary or op.function in MOVES) for op in computed
+            ):
+                return self._maker(event)
+            search = _Search(after, self._reference, known, self._tolerance, None)
+            behind_it = search._otherwise(known, made_from - {event}, WEIGHTED)
+            suspects += [] if behind_it is None else [behind_it]
+        return suspects[0] if suspects else None
+
+    def _otherwise(self, known: set[int], among: set[int], but: frozenset[str] = frozenset()) -> int | None:
+        """The first value that neither run has of the other, and that both make of the same values by the same function."""
+        mine, reference = self._mine, self._reference
+        there: dict[str, list[int]] = {}
+        for event in reference.prints:
+            if event not in self._theirs and reference.made_of(event):
+                there.setdefault(reference.ops[event][0].function, []).append(event)
+        for event in sorted(among & mine.prints.keys()):
+            given = mine.made_of(event)
+            op = mine.ops[event][0]
+            if event in known or not given or op.function in MOVES | but or op.is_boundary:
+                continue
+            for other in there.get(op.function, ()):
+                others = reference.made_of(other)
+                alike = len(given) == len(others) and reference.prints[other].key == mine.prints[event].key
+                if alike and all(
+                    x.key == y.key and x.apart(y) <= self._tolerance
+                    for x, y in zip(given, others, strict=True)
+                ):
+                    return event
+        return None
+
+    def _maker(self, event: int, *, everything: bool = False) -> int:
+        """What computed the elements that an op only moves: parts of it are met, and this part is not."""
+        known = set[int]() if everything else self._known
+        while True:
+            op = self._mine.ops[event][0]
+            before = [
+                s for s in self._mine.sources.get(event, ()) if s in self._mine.prints and s not in known
+            ]
+            if not (op.function in MOVES or op.is_boundary) or len(before) != 1:
+                return event
+            event = before[0]
+
+
+def _reached(prints: Prints, start: int) -> set[int]:
+    """A value, and all that were made from it."""
+    found = {start}
+    for event in sorted(prints.ops):
+        if any(s in found for s in prints.sources.get(event, ())):
+            found.add(event)
+    return found

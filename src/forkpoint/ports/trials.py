@@ -1,0 +1,162 @@
+"""Experiments on a port: its run with a value of the reference in the place of one of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from forkpoint.capture.labels import spread
+from forkpoint.explain.session import Session
+from forkpoint.match.pairs import Pairs
+from forkpoint.ports.values import MOVES, Prints
+from forkpoint.probes.watchers import Kept, Patch, Patched, Store
+from forkpoint.promotion import Promotion
+
+Ints = NDArray[np.int64]
+
+MOST = 12
+"""Experiments that are made for one comparison."""
+EACH = 3
+"""Values of the reference that are tried at one place."""
+KEPT = 1 << 30
+"""Bytes of the values of each run that are kept for experiments."""
+
+
+class Trials:
+    """Makes the experiments.
+
+    Attributes:
+        left: how many may still be made.
+    """
+
+    def __init__(self, session: Session) -> None:
+        self._session = session
+        self._stores: tuple[Store, Store] | None = None
+        self.left = MOST
+
+    def of(
+        self, event: int, alone: list[int], mine: Prints, reference: Prints, tolerance: float
+    ) -> Iterator[Prints]:
+        """The prints of the port's run with values of the reference in the place of one, the likeliest first.
+
+        Args:
+            event: the value of the port.
+            alone: the values of the reference that the port has not.
+        """
+        for other in self._likely(event, alone, mine, reference, tolerance):
+            if self.left <= 0:
+                return
+            pairs = self._pairs(event, other, mine, reference, tolerance)
+            if pairs is None:
+                continue
+            self.left -= 1
+            one, theirs = (store.kept[e] for store, e in zip(self._kept, (event, other), strict=True))
+            patch = Patch({one.place: [(theirs.value, pairs)]})
+            prints = Prints(self._session.shared.a)
+            self._session.a.again(watcher=Patched(patch, prints), promotion=Promotion())
+            if patch.applied == 1 and prints.ops.keys() == mine.ops.keys():
+                yield prints
+
+    def _likely(
+        self, event: int, alone: list[int], mine: Prints, reference: Prints, tolerance: float
+    ) -> list[int]:
+        """Values of as many elements that are not the same, those of the same function and near to it first."""
+        one, function = mine.prints[event], mine.ops[event][0].function
+
+        def order(other: int) -> tuple[bool, bool, float]:
+            there = reference.ops[other][0].function
+            print_ = reference.prints[other]
+            return there != function, there in MOVES, one.apart(print_) if print_.key == one.key else np.inf
+
+        found: list[int] = []
+        for other in sorted(alone, key=order):
+            print_ = reference.prints[other]
+            size = print_.count * len(print_.tokens)
+            fits = (
+                print_.count == one.count
+                if print_.key == one.key
+                else not (print_.of_tokens and one.of_tokens)
+            )
+            if (
+                not fits
+                or reference.ops[other][0].is_boundary
+                or size != one.count * len(one.tokens)
+                or not size
+            ):
+                continue
+            known = (reference.prints[f] for f in found)
+            if not any(f.key == print_.key and f.apart(print_) <= tolerance for f in known):
+                found.append(other)
+        return found[:EACH]
+
+    @property
+    def _kept(self) -> tuple[Store, Store]:
+        if self._stores is None:
+            self._stores = Store(KEPT), Store(KEPT)
+            for traced, store in zip((self._session.a, self._session.b), self._stores, strict=True):
+                traced.again(watcher=store, promotion=Promotion())
+        return self._stores
+
+    def _pairs(
+        self, event: int, other: int, mine: Prints, reference: Prints, tolerance: float
+    ) -> Pairs | None:
+        """Which element of the reference's value goes where; None where that can't be told."""
+        stores = self._kept
+        one, theirs = stores[0].kept.get(event), stores[1].kept.get(other)
+        if one is None or theirs is None:
+            return None
+        at, taken = _by_token(one, mine), _by_token(theirs, reference)
+        if at is None or taken is None or len(at) != len(taken):
+            return None
+        count = mine.prints[event].count
+        if count > 1 and mine.prints[event].key == reference.prints[other].key:
+            order = self._order(event, other, mine, reference, tolerance, count)
+            if order is not None:
+                taken = taken.reshape(-1, count)[:, order].reshape(-1)
+        return Pairs(taken, at, np.zeros(len(at), dtype=np.int64))
+
+    def _order(
+        self, event: int, other: int, mine: Prints, reference: Prints, tolerance: float, count: int
+    ) -> Ints | None:
+        """In which order the port has the elements of a token, told by what both make the value of; None for the same."""
+        for source in mine.sources[event]:
+            for theirs in reference.sources[other]:
+                x, y = mine.prints.get(source), reference.prints.get(theirs)
+                if x is None or y is None or x.key != y.key or x.count != count or y.count != count:
+                    continue
+                if (
+                    x.apart(y) > tolerance
+                    or source not in self._kept[0].kept
+                    or theirs not in self._kept[1].kept
+                ):
+                    continue
+                a, b = (
+                    _elements(store.kept[e], prints).reshape(-1, count)
+                    for store, e, prints in zip(self._kept, (source, theirs), (mine, reference), strict=True)
+                )
+                order = np.empty(count, dtype=np.int64)
+                order[np.argsort(a[-1], kind="stable")] = np.argsort(b[-1], kind="stable")
+                if not np.allclose(a, b, rtol=1e-5, atol=1e-6) and np.allclose(
+                    a, b[:, order], rtol=1e-5, atol=1e-6
+                ):
+                    return order
+        return None
+
+
+def _by_token(kept: Kept, prints: Prints) -> Ints | None:
+    """Flat indices of a value's elements, token by token; None where some of them are of no token."""
+    size = kept.held.numel() if isinstance(kept.held, Tensor) else int(np.prod(kept.event.shape))
+    if kept.label is None:
+        return np.arange(size)
+    ids = spread(prints.numbers[kept.label.q], kept.value.shape).reshape(-1)
+    return np.argsort(ids, kind="stable") if (ids >= 0).all() else None
+
+
+def _elements(kept: Kept, prints: Prints) -> NDArray[np.float64]:
+    """A value's elements, token by token."""
+    at = _by_token(kept, prints)
+    flat = kept.value.detach().double().cpu().reshape(-1).numpy()
+    return flat if at is None else flat[at]
