@@ -6,7 +6,9 @@ fault: where two values are put together, the other may be. So it is asked of ea
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Hashable, Iterable
+
+import numpy as np
 
 from forkpoint.ports.trials import Trials
 from forkpoint.ports.values import MOVES, Print, Prints, behind, met, result_of
@@ -56,8 +58,8 @@ class _Search:
     def first(self, result: int) -> int:
         """The first value at fault on the way to the result."""
         mine = self._mine
-        leads = self._known | behind(mine, {event for event in self._known if mine.prints[event].tells})
-        to_result = behind(mine, [result], self._known)
+        leads = self._known | self._leading()
+        to_result = self._on_the_way(result)
         blind = {event for event in mine.prints if event not in leads and event in to_result}
         otherwise = self._otherwise(self._known, to_result)
         passed: list[int] = []
@@ -80,6 +82,38 @@ class _Search:
         if otherwise is not None:
             return otherwise
         return passed[0] if passed else self._maker(result, everything=True)
+
+    def _on_the_way(self, result: int) -> set[int]:
+        """Values from which a way leads to the result past all that is met of their tokens."""
+        mine = self._mine
+        groups: dict[Hashable, list[int]] = {}
+        for event, one in mine.prints.items():
+            groups.setdefault(one.key, []).append(event)
+        ways: dict[frozenset[int], set[int]] = {}
+        found: set[int] = set()
+        for events in groups.values():
+            one = mine.prints[events[0]]
+            past = frozenset(e for e in self._known if not _of_others(one, mine.prints[e]))
+            if past not in ways:
+                ways[past] = behind(mine, [result], past)
+            found.update(ways[past].intersection(events))
+        return found
+
+    def _leading(self) -> set[int]:
+        """Values that met ones were made from. One of other tokens alone says nothing of them: experts have some each."""
+        mine = self._mine
+        groups: dict[Hashable, list[int]] = {}
+        for event in self._known:
+            if mine.prints[event].tells:
+                groups.setdefault(mine.prints[event].key, []).append(event)
+        found: set[int] = set()
+        for events in groups.values():
+            met_one = mine.prints[events[0]]
+            for event in behind(mine, events):
+                one = mine.prints.get(event)
+                if one is None or not _of_others(one, met_one):
+                    found.add(event)
+        return found
 
     def _put_together(self, event: int) -> bool:
         """Whether it is part of a sum, or a product, that the reference makes of the same values in another order."""
@@ -185,6 +219,16 @@ class _Search:
             if not (op.function in MOVES or op.is_boundary) or len(before) != 1:
                 return event
             event = before[0]
+
+
+def _of_others(one: Print, other: Print) -> bool:
+    """Whether two values have no token in common."""
+    return (
+        one.of_tokens
+        and other.of_tokens
+        and one.key != other.key
+        and not np.isin(one.tokens, other.tokens).any()
+    )
 
 
 def _reached(prints: Prints, start: int) -> set[int]:
