@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from forkpoint import InputError, Layout, Run
-from forkpoint.runs.run import RandomState, copy_inputs, token_ids
+from forkpoint.runs.run import copy_inputs, token_ids
 
 
 class Cache:
@@ -123,19 +123,6 @@ def test_what_can_not_be_copied_is_passed_on():
     copied = copy_inputs({"lock": lock, "module": model})
     assert copied["lock"] is lock
     assert copied["module"] is model
-
-
-# --- Random state ----------------------------------------------------------------------------------
-
-
-def test_a_random_state_can_be_told_from_another_and_put_back():
-    before = RandomState.take()
-    first = torch.rand(2)
-    assert RandomState.take() != before
-    before.restore()
-    assert RandomState.take() == before
-    assert torch.equal(torch.rand(2), first)
-    assert before != "another thing"
 
 
 # --- Token ids ---------------------------------------------------------------------------------------

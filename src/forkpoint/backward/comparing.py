@@ -17,8 +17,9 @@ from forkpoint.explain.session import Session, Traced
 from forkpoint.explain.untraced import Untraced
 from forkpoint.result import Backward, Divergence, ParameterGradient, ProbeResult
 from forkpoint.runs.layout import STREAMS
+from forkpoint.runs.randomness import RandomState
 from forkpoint.runs.returned import all_results
-from forkpoint.runs.run import RandomState, Run
+from forkpoint.runs.run import Run
 from forkpoint.support.equality import same_results
 from forkpoint.support.memory import Shelf
 from forkpoint.support.restoring import undone

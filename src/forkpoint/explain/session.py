@@ -23,8 +23,9 @@ from forkpoint.match import Join, Shared
 from forkpoint.promotion import Promotion
 from forkpoint.runs.modules import survey
 from forkpoint.runs.pairing import Pairing
+from forkpoint.runs.randomness import RandomState
 from forkpoint.runs.returned import all_results, closed_of, others_of
-from forkpoint.runs.run import Backward, Inputs, RandomState, Run
+from forkpoint.runs.run import Backward, Inputs, Run
 from forkpoint.support.equality import same_results
 from forkpoint.support.memory import Memory
 from forkpoint.support.progress import SILENT, Progress

@@ -14,8 +14,9 @@ from torch import Tensor
 from forkpoint.capture.digest import prepare
 from forkpoint.errors import reraise_out_of_memory
 from forkpoint.runs.listening import Listening
+from forkpoint.runs.randomness import RandomState
 from forkpoint.runs.returned import all_results
-from forkpoint.runs.run import RandomState, Run
+from forkpoint.runs.run import Run
 from forkpoint.support.progress import SILENT, Progress
 
 UNNAMED = "output"

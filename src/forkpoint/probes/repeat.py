@@ -15,8 +15,8 @@ from forkpoint.probes.replay import call_alone
 from forkpoint.result import ProbeResult
 from forkpoint.runs.oddities import odd_of
 from forkpoint.runs.pairing import Pairing
+from forkpoint.runs.randomness import RandomState
 from forkpoint.runs.returned import all_results, results_of
-from forkpoint.runs.run import RandomState
 from forkpoint.support.equality import same_results
 
 _TIMES = 8

@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import copy
 import inspect
-import random
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Protocol
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
@@ -403,49 +400,6 @@ def _copy_tensor(value: Tensor) -> Tensor:
         return leaf
     with torch.enable_grad():  # what was computed may be written in place, where a leaf may not
         return leaf.clone()
-
-
-# ---------------------------------------------------------------------- random state
-
-
-@dataclass(frozen=True, eq=False)
-class RandomState:
-    """The state of every global random generator that a model may draw from: torch's, Python's and NumPy's."""
-
-    cpu: Tensor
-    cuda: tuple[Tensor, ...]
-    python: tuple[Any, ...]
-    numpy: dict[str, Any]
-
-    @classmethod
-    def take(cls) -> RandomState:
-        cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
-        numpy = np.random.get_state(legacy=False)  # noqa: NPY002  (the one that models draw from)
-        return cls(torch.get_rng_state(), tuple(cuda), random.getstate(), numpy)
-
-    def __eq__(self, other: object) -> bool:
-        if not isinstance(other, RandomState) or len(self.cuda) != len(other.cuda):
-            return False
-        if self.python != other.python or _comparable(self.numpy) != _comparable(other.numpy):
-            return False
-        mine, theirs = (self.cpu, *self.cuda), (other.cpu, *other.cuda)
-        return all(bool((x == y).all()) for x, y in zip(mine, theirs, strict=True))
-
-    __hash__ = None  # type: ignore[assignment]
-
-    def restore(self) -> None:
-        torch.set_rng_state(self.cpu)
-        if self.cuda:
-            torch.cuda.set_rng_state_all(list(self.cuda))
-        random.setstate(self.python)
-        np.random.set_state(self.numpy)  # noqa: NPY002  (as above)
-
-
-def _comparable(state: Any) -> Any:
-    """The state of a generator of NumPy with its arrays as bytes."""
-    if isinstance(state, dict):
-        return {name: _comparable(value) for name, value in state.items()}  # pyright: ignore[reportUnknownVariableType]
-    return state.tobytes() if isinstance(state, np.ndarray) else state  # pyright: ignore[reportUnknownMemberType]
 
 
 def token_ids(run: Run) -> dict[tuple[int, int], int]:

@@ -32,7 +32,8 @@ from forkpoint.result import (
 )
 from forkpoint.runs.batches import paired
 from forkpoint.runs.masks import states_layout
-from forkpoint.runs.run import RandomState, Run
+from forkpoint.runs.randomness import RandomState
+from forkpoint.runs.run import Run
 from forkpoint.support.progress import SILENT, Progress
 from forkpoint.traces.again import again
 from forkpoint.traces.matching import match

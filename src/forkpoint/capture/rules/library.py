@@ -18,7 +18,7 @@ from forkpoint.capture.labels import Label
 from forkpoint.capture.rules.call import Call, UnknownMovementError
 from forkpoint.capture.rules.defaults import by_shape
 from forkpoint.capture.rules.registry import LIBRARY, rule
-from forkpoint.runs.run import RandomState
+from forkpoint.runs.randomness import RandomState
 
 _FARTHEST = 1 << 24
 """Most elements of an input that is changed to see what becomes of it."""

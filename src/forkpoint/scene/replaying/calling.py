@@ -11,7 +11,7 @@ from torch import Tensor
 
 from forkpoint.capture.rules import tensors_in
 from forkpoint.errors import SceneError
-from forkpoint.runs.run import RandomState
+from forkpoint.runs.randomness import RandomState
 from forkpoint.scene.format.arguments import filled
 from forkpoint.scene.format.flags import in_force
 from forkpoint.scene.format.functions import resolve_function

@@ -14,7 +14,7 @@ from typing import Any
 from forkpoint.capture.recorder import Taken
 from forkpoint.explain.locate import fetch_op
 from forkpoint.explain.session import Traced
-from forkpoint.runs.run import RandomState
+from forkpoint.runs.randomness import RandomState
 from forkpoint.scene.format import flags
 from forkpoint.scene.format.arguments import tensors_in_order
 from forkpoint.scene.format.flags import Flags
