@@ -119,7 +119,8 @@ class _Before:
 
     def restore(self) -> None:
         """Put all back; nothing happens where that was done."""
-        if self._done:
+        if self._done or (sys.exception() is None and self._is_as_before()):
+            self._done = True
             self._hear()
             return
         with _Deferred():
@@ -136,6 +137,19 @@ class _Before:
             self._restore_python()
             self._done = True
         self._hear()
+
+    def _is_as_before(self) -> bool:
+        """Whether nothing is left to be put back, as after most calls that end well."""
+        return (
+            len(_left.undos) <= self._left
+            and _are_the_same(_get_current_function_mode_stack(), self._modes)
+            and _are_the_same(_get_current_dispatch_mode_stack(), self._dispatch)
+            and torch.is_grad_enabled() is self._grad
+            and torch.get_default_dtype() is self._dtype
+            and gc.isenabled() is self._collects
+            and not self._frozen < FROZEN_AT_START <= gc.get_freeze_count()
+            and warnings.filters is self._filters
+        )
 
     def _hear(self) -> None:
         """Have Ctrl-C heard as before, where an error in the midst of deferring it left it deferred."""
@@ -191,6 +205,10 @@ def _take_off(mode: Any) -> None:
             _pop_mode,
             _push_mode,
         )
+
+
+def _are_the_same(some: Sequence[Any], others: Sequence[Any]) -> bool:
+    return len(some) == len(others) and all(one is other for one, other in zip(some, others, strict=True))
 
 
 def _restack(
