@@ -31,8 +31,8 @@ def maker(session: Session, made: Unfinite, tokens: Tokens) -> tuple[Divergence 
     run, _ = made.worst
     op, event = made.places[run]
     a, b = (
-        fetch_op(session.a, op, event, look=session.look),
-        fetch_op(session.b, op, event, look=session.look),
+        made.call(name, op, event) or fetch_op(traced, op, event, look=session.look)
+        for name, traced in (("A", session.a), ("B", session.b))
     )
     output = 0 if op.is_boundary else op.output
     if a is not None and b is not None:

@@ -10,7 +10,7 @@ its own inputs in float64, tells an overflow from what exact arithmetic has as w
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -18,11 +18,11 @@ import torch
 from torch import Tensor
 
 from forkpoint.capture.labels import Label
-from forkpoint.capture.recorder import Fetch, Recorder, Taken, Watcher
+from forkpoint.capture.recorder import Look, Recorder, Taken, Watcher
 from forkpoint.capture.trace import Event, Op
 from forkpoint.capture.writes import INDEXED_WRITES
 from forkpoint.errors import reraise_out_of_memory
-from forkpoint.explain.locate import Located, named_inputs
+from forkpoint.explain.locate import Located, fetch_ops, named_inputs
 from forkpoint.explain.results import ResultComparison, finite_parts
 from forkpoint.explain.session import Session, Traced
 from forkpoint.match.align import index_of
@@ -57,6 +57,13 @@ class Unfinite:
     results: tuple[ProbeResult, ...] = ()
     places: Mapping[str, tuple[Op, Event]] = field(default_factory=dict[str, tuple[Op, Event]])
     """The op and the pass of `a` and `b`, by run."""
+    known: Mapping[str, tuple[Taken, ...]] = field(default_factory=dict[str, tuple[Taken, ...]])
+    """Calls of each run that were kept by now."""
+
+    def call(self, run: str, op: Op, event: Event) -> Taken | None:
+        """A call of run `A` or `B`, if it was kept."""
+        wanted = _call_of(op, event)
+        return next((taken for taken in self.known.get(run, ()) if _call_of(taken.op, taken) == wanted), None)
 
     @property
     def alone(self) -> bool:
@@ -90,9 +97,12 @@ def unfinite(session: Session, compared: ResultComparison, located: Located | No
     session.progress.begin("probe: what makes NaN or infinity")
     made: list[NonFinite | None] = []
     places: dict[str, tuple[Op, Event]] = {}
+    known: dict[str, tuple[Taken, ...]] = {}
     for run, traced in (("A", session.a), ("B", session.b)):
-        at = (located.a if run == "A" else located.b) if located is not None and diverging else None
-        found = _first(traced, at)
+        taken = None if located is None else located.a if run == "A" else located.b
+        calls = {} if taken is None else {_call_of(taken.op, taken): taken}
+        found = _first(traced, taken if diverging else None, calls, session.look)
+        known[run] = tuple(calls.values())
         if found is not None:
             places[run] = found.op, found.event
         made.append(None if found is None else _describe(run, found))
@@ -102,7 +112,7 @@ def unfinite(session: Session, compared: ResultComparison, located: Located | No
         for found, count in zip(made, counts, strict=True)
         if found is not None and _is_fault(found)
     )
-    return Unfinite(part, made[0], made[1], evidence, places)
+    return Unfinite(part, made[0], made[1], evidence, places, known)
 
 
 def _has_fault(value: Tensor) -> bool:
@@ -186,8 +196,17 @@ class Finiteness(Watcher):
                 yield event
 
 
-def _first(traced: Traced, at: Taken | None) -> _Made | None:
-    """What makes the NaN and infinities of a run's results; where they have none, of the value of a call."""
+def _first(traced: Traced, at: Taken | None, calls: dict[Hashable, Taken], look: Look | None) -> _Made | None:
+    """What makes the NaN and infinities of a run's results; where they have none, of the value of a call.
+
+    Args:
+        at: the call.
+        calls: those that were kept by now; more are added.
+        look: what else is to be known of a call that is kept.
+    """
+    returned = [value for call in traced.results for value, _ in call.values()]
+    if all(map(all_finite, (*returned, *(() if at is None else at.outputs)))):
+        return None
     watcher = Finiteness()
     results = traced.again(watcher=watcher)
     if watcher.recorder is None:
@@ -195,7 +214,8 @@ def _first(traced: Traced, at: Taken | None) -> _Made | None:
     values = [value for call in results for value, _ in call.values() if not all_finite(value)]
     start = [watcher.recorder.event_of(value) for value in values]
     if not values and at is not None:
-        start = [event for event in watcher.found if _is_of(watcher.ops[event], at)]
+        wanted = _call_of(at.op, at)
+        start = [event for event in watcher.found if _call_of(*watcher.ops[event]) == wanted]
     chain = watcher.behind(start)
     if not chain:
         return None
@@ -203,13 +223,14 @@ def _first(traced: Traced, at: Taken | None) -> _Made | None:
     behind = chain if nan is None else watcher.behind([nan])
     infinite = list(watcher.makers(behind, nan=False))[:_FETCHED]
     wanted = ([] if nan is None else [nan]) + infinite
-    looks = _look_at(traced, watcher, wanted)
+    _look_at(traced, [watcher.ops[event] for event in wanted], calls, look)
+    looks = {event: _Made(*watcher.ops[event], calls.get(_call_of(*watcher.ops[event]))) for event in wanted}
     return _choose(nan, infinite, looks)
 
 
-def _is_of(event: tuple[Op, Event], taken: Taken) -> bool:
-    op, record = event
-    return op.key == taken.op.key and (record.call, record.nth) == (taken.call, taken.nth)
+def _call_of(op: Op, event: Event | Taken) -> Hashable:
+    """What tells a call of a run from every other."""
+    return op.key, event.call, event.nth
 
 
 # ---------------------------------------------------------------------- one op
@@ -252,22 +273,16 @@ class _Made:
         return ""
 
 
-def _look_at(traced: Traced, watcher: Finiteness, wanted: list[int]) -> dict[int, _Made]:
-    """Run again, and keep the calls that made some events."""
-    taken: dict[int, Taken] = {}
-    fetches: list[Fetch] = []
-    for number in wanted:
-        op, event = watcher.ops[number]
-        if op.is_boundary:
-            continue
-
-        def take(found: Taken, number: int = number) -> None:
-            taken[number] = found
-
-        fetches.append(Fetch((op.module, op.function, op.site.chain), event.call, event.nth, take))
-    if fetches:
-        traced.again(fetches)
-    return {number: _Made(*watcher.ops[number], taken.get(number)) for number in wanted}
+def _look_at(
+    traced: Traced, wanted: Sequence[tuple[Op, Event]], calls: dict[Hashable, Taken], look: Look | None
+) -> None:
+    """Run again, and keep the calls that made some events, but for those that were kept by now."""
+    missing = [(op, event) for op, event in wanted if not op.is_boundary and _call_of(op, event) not in calls]
+    if missing:
+        found = fetch_ops(traced, missing, look=look)
+        calls.update(
+            (_call_of(*one), taken) for one, taken in zip(missing, found, strict=True) if taken is not None
+        )
 
 
 def _choose(nan: int | None, infinite: list[int], looks: Mapping[int, _Made]) -> _Made | None:
