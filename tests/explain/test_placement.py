@@ -12,6 +12,7 @@ from tests.plain import Model, batch, ids, pair
 from torch import Tensor
 
 import forkpoint as fp
+from forkpoint.explain import placement
 from forkpoint.explain.placement import Displaced
 from forkpoint.explain.results import compare_results
 
@@ -137,3 +138,11 @@ def test_the_verdict():
     assert not result.identical
     plain = fp.compare(*pair(Moves(lambda x, m: x[longest(m)]), ALONE, TOGETHER), probes=False)
     assert plain.verdict.kind.value == "undetermined"
+
+
+def test_where_results_lie_is_worked_out_once_for_those_of_one_form(monkeypatch):
+    both = session(*pair(Moves(lambda x, m: x[longest(m)]), ALONE, TOGETHER))
+    first = compare_results(both).displaced
+    assert first
+    monkeypatch.setattr(placement, "_displaced", None)
+    assert compare_results(both).displaced == first

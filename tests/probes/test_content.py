@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from transformers import ViTConfig, ViTModel
 
 from forkpoint.explain.results import compare_results
+from forkpoint.probes import content as content_probe
 from forkpoint.probes.content import ContentProbe, content
 from forkpoint.probes.precision import precision
 
@@ -64,6 +65,20 @@ def test_padding_that_leaks(swap):
     found = asked(LeakingPadding(), *((b, a) if swap else (a, b)))
     assert (found.leaks, found.run, found.result.outcome) == (True, "a" if swap else "b", "changes")
     assert found.result.figure > 1e-6
+
+
+@pytest.mark.parametrize(("model", "asked_of_ids"), [(LeakingPadding, False), (Attending, True)])
+def test_where_rows_leak_nobody_asks_of_ids(model, asked_of_ids, monkeypatch):
+    asked_for: list[object] = []
+    with_ids = content_probe._with_ids
+
+    def counted(*args: Any, **more: Any) -> Any:
+        asked_for.append(args)
+        return with_ids(*args, **more)
+
+    monkeypatch.setattr(content_probe, "_with_ids", counted)
+    assert asked(model(), batch(ids()), batch(ids(), right=2)).leaks is not asked_of_ids
+    assert bool(asked_for) is asked_of_ids
 
 
 def test_a_leak_as_small_as_rounding():

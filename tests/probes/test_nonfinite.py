@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -118,6 +119,35 @@ def test_without_nan_no_pass_is_made(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(nonfinite, "_first", None)
     assert compared("45-tokens-suppressed").verdict.kind in ("identical", "rounding")
+
+
+@pytest.mark.parametrize(
+    ("name", "looked_through", "fetched"), [("26-fp16-overflow", 1, 1), ("45-both-overflow-apart", 2, 1)]
+)
+def test_a_run_that_is_finite_is_not_looked_through_and_a_call_is_fetched_once(
+    name: str, looked_through: int, fetched: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from forkpoint.probes import maker, nonfinite
+
+    made_again: list[object] = []
+    fetches: list[object] = []
+    fetch_op = maker.fetch_op
+
+    finiteness = nonfinite.Finiteness
+
+    def counted() -> Any:
+        made_again.append(None)
+        return finiteness()
+
+    def fetch(*args: Any, **more: Any) -> Any:
+        fetches.append(args)
+        return fetch_op(*args, **more)
+
+    monkeypatch.setattr(nonfinite, "Finiteness", counted)
+    monkeypatch.setattr(maker, "fetch_op", fetch)
+    assert compared(name).verdict.mechanism == "nan"
+    assert len(made_again) == looked_through
+    assert len(fetches) <= fetched  # of the run that does not make it
 
 
 def test_counts_of_pairs() -> None:

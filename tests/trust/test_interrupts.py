@@ -241,7 +241,31 @@ def test_an_error_while_interrupts_are_deferred_leaves_them_heard(monkeypatch):
     @restoring.restored
     def act() -> None:
         monkeypatch.setattr(restoring._Deferred, "__exit__", failing)
+        torch._C._set_grad_enabled(not torch.is_grad_enabled())  # something to put back
 
     with pytest.raises(MemoryError):
         act()
     assert signal.getsignal(signal.SIGINT) == before
+
+
+def test_interrupts_are_deferred_only_where_something_is_left_to_put_back(monkeypatch):
+    deferred: list[object] = []
+    enter = restoring._Deferred.__enter__
+
+    def noted(one: restoring._Deferred) -> None:
+        deferred.append(one)
+        enter(one)
+
+    monkeypatch.setattr(restoring._Deferred, "__enter__", noted)
+    grad = torch.is_grad_enabled()
+
+    @restoring.restored
+    def act(change: bool) -> None:
+        if change:
+            torch._C._set_grad_enabled(not grad)
+
+    act(False)
+    assert not deferred
+    act(True)
+    assert len(deferred) == 1
+    assert torch.is_grad_enabled() is grad

@@ -107,7 +107,7 @@ def fetch(
         traced: the run.
         wanted: ops and their events.
         beside: what else to keep.
-        look: what else is to be known of the calls.
+        look: what else is to be known of the first of the calls, which is nearly always the one that will be spoken of.
     """
     found: list[Taken | None] = [None] * len(wanted)
     fetches = list(beside)
@@ -120,7 +120,7 @@ def fetch(
 
         output = op.output if op.is_boundary else None
         key = op.module, op.function, op.site.chain
-        fetches.append(Fetch(key, event.call, event.nth, take, output, look))
+        fetches.append(Fetch(key, event.call, event.nth, take, output, None if place else look))
     if fetches:
         traced.again(fetches)
     return found

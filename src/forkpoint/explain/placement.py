@@ -8,7 +8,7 @@ turns its result around in runs of one layout), nothing was moved; else one of t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import permutations
 
@@ -121,7 +121,24 @@ _ORDERS = ("rows", "columns", "tokens", "tokens by columns", "packed")
 
 
 def displaced(name: str, a: Calls, b: Calls, shared: Shared, side_a: Side, side_b: Side) -> Displaced | None:
-    """Whether both runs have something that lies elsewhere in one of them; None also where a place says nothing."""
+    """Whether both runs have something that lies elsewhere in one of them; None also where a place says nothing.
+
+    It is told by labels and shapes, whatever the values are, so that an answer is kept for the next comparison.
+    """
+    key = "displaced", name, _forms(a), _forms(b)
+    known = shared.worked_out
+    if key not in known:
+        known[key] = _displaced(name, a, b, shared, side_a, side_b)
+    return known[key]
+
+
+def _forms(calls: Calls) -> Hashable:
+    """The label and the shape of a result in each call."""
+    return tuple((call, label, value.shape) for call, (value, label) in calls.items())
+
+
+def _displaced(name: str, a: Calls, b: Calls, shared: Shared, side_a: Side, side_b: Side) -> Displaced | None:
+    """The same, worked out."""
     for readings, lies in ((_readings_of_tokens, _tokens), (_readings_of_rows, _samples)):
         worst: Displaced | None = None
         for reading in readings(a, b):

@@ -64,7 +64,10 @@ class Passing(TorchFunctionMode):
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        function, kwargs = resolve(func), kwargs or {}
+        kwargs = kwargs or {}
+        if not self.left:  # all that somebody wanted has come
+            return func(*args, **kwargs)
+        function = resolve(func)
         if function.inner is not None:
             with self:
                 return function.inner(*args, **kwargs)

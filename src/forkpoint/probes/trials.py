@@ -86,8 +86,8 @@ class Trial:
         gap: the largest gap of the result to run A's.
         gaps: [coordinates of the results], the gap at each.
         closed: whether it is noise.
-        moves: by how many times noise the result is another than that of run B; negative where nothing could be put
-            right.
+        moves: by how many times noise the result is another than that of run B; infinite where the gap is closed, and
+            negative where nothing could be put right.
     """
 
     gap: float
@@ -215,9 +215,10 @@ class Trials:
 
     def look(self, patched: Results) -> Trial:
         after = compare_results(self.session, self.exact.a, patched)
+        if self.exact.beyond_noise(after) <= 1:
+            return Trial(after.distance, _gaps(after), True, float("inf"))
         moved = compare_results(self.session, self.exact.b, patched, own="b")
-        closed = self.exact.beyond_noise(after) <= 1
-        return Trial(after.distance, _gaps(after), closed, self.exact.beyond_noise(moved))
+        return Trial(after.distance, _gaps(after), False, self.exact.beyond_noise(moved))
 
     def closes(self, trial: Trial) -> float:
         """The share of the gap that a trial closes; NaN where the gap is infinite, which has no shares."""
