@@ -1,4 +1,4 @@
-"""Parameters that a call puts others in place of, as `torch.func.functional_call` and hooks that swap weights do."""
+"""Parameters that a call puts others in place of, as `torch.func.functional_call` does."""
 
 from __future__ import annotations
 
@@ -11,13 +11,16 @@ from forkpoint.result import ProbeResult
 def stand_in(session: Session, located: Located | None) -> Inputs | None:
     """Show that the first op that differs reads a parameter of the model in one run, and another tensor in the other.
 
-    Asked of one model in both runs, whose parameters are the same before they begin. One that a run writes is its own.
+    Asked of one model in both runs, called in two ways: its parameters are the same before they begin. One that a run
+    writes is its own, and buffers (rotary tables) are replaced by models themselves.
     """
-    if located is None or session.a.run.model is not session.b.run.model:
+    a, b = session.a.run, session.b.run
+    if located is None or a.model is not b.model or a.call is b.call or a.modules is None:
         return None
+    parameters = {name for name, _ in a.modules.named_parameters()}
     given_a, given_b = named_inputs(located.a), named_inputs(located.b)
     for given in located.divergence.inputs:
-        if given.parameter is None or given.status != "differs":
+        if given.parameter not in parameters or given.status != "differs":
             continue
         own = [
             id(values[given.name]) in taken.owned
