@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import gc
 import json
+import os
 import tempfile
 import time
 from collections.abc import Callable
@@ -116,7 +117,7 @@ def main() -> None:
         print(subject.name, json.dumps(cases[-1]), flush=True)
     if options.out is not None:
         report = {
-            "date": datetime.now(UTC).date().isoformat(), "machine": describe(torch.device("cpu")),
+            "date": datetime.now(UTC).date().isoformat(), "machine": describe(torch.device("cpu")), "load": round(os.getloadavg()[0], 1),
             "model": subject.name, "cases": cases,
         }  # fmt: skip
         options.out.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")

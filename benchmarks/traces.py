@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import resource
 import shutil
 import subprocess
@@ -211,7 +212,7 @@ def main() -> None:
                     shutil.rmtree(folder / variant)
     if options.out is not None:
         report = {
-            "date": datetime.now(UTC).date().isoformat(), "machine": describe(torch.device("cpu")), "cases": cases,
+            "date": datetime.now(UTC).date().isoformat(), "machine": describe(torch.device("cpu")), "load": round(os.getloadavg()[0], 1), "cases": cases,
         }  # fmt: skip
         options.out.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
 
