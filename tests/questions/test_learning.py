@@ -79,6 +79,10 @@ def test_padding_that_leaks_on_the_way_back_is_found():
             "no labels",
         ),
         (lambda: fp.padding(llama(), word_tokenizer(), "w5", pad_to=3, backward=True), "nothing predicts"),
+        (
+            lambda: fp.quantize(llama(), word_tokenizer(), TEXT, "int8-dynamic", backward=True),
+            "PyTorch does not differentiate",
+        ),
     ],
 )
 def test_what_has_no_one_loss_is_refused(ask, said):

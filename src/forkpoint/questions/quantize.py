@@ -49,8 +49,12 @@ def quantize(
 
     Raises:
         ModelError: the library is not installed, or can't quantise the model.
-        InputError: another word, or a model that is quantised already.
+        InputError: another word, a model that is quantised already, or gradients through `int8-dynamic`.
     """
+    if against == "int8-dynamic" and options.get("backward", False):
+        raise InputError(
+            "gradients through int8-dynamic, which PyTorch does not differentiate", "another quantization"
+        )
     other = quantized(model, against)
     return two_models(model, other, tokenizer, prompts, ("as it is", against), options)
 

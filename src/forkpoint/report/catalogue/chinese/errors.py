@@ -11,6 +11,8 @@ ERRORS: dict[str, str] = {
     "gradients of runs of {n} and {m} calls, whose losses are means over other tokens": "两次运行分别有 {n} 和 {m} 次调用，"
     "其损失是不同词元的平均，无法比较梯度",
     "a question of one call each": "各有一次调用的问题",
+    "gradients through int8-dynamic, which PyTorch does not differentiate": "穿过 int8-dynamic 的梯度，PyTorch 不对它求导",
+    "another quantization": "另一种量化",
     "fp.compare(a, b, backward=True) takes any runs with their losses": "fp.compare(a, b, backward=True) 接受任何带损失的运行",
     "gradients of a {kind}, to which token ids are no labels": "{kind} 的梯度，词元编号不能作它的 labels",
     "gradients of samples of 1 token, which nothing predicts": "只有 1 个词元的样本的梯度，没有什么预测它",
