@@ -19,8 +19,8 @@ from torch import Tensor, nn
 from forkpoint.errors import InputError
 from forkpoint.runs.layout import MAIN, PADDING, Coordinates, Layout
 from forkpoint.runs.listening import HINT, Listening, Step, encoder_of, stream_of_tokens
-from forkpoint.runs.returned import CACHES, cached_tokens, caches_in, fields_of
 from forkpoint.runs.randomness import RandomState
+from forkpoint.runs.returned import CACHES, cached_tokens, caches_in, fields_of
 from forkpoint.runs.run import Run, token_ids
 from forkpoint.runs.texts import Text, text_of
 

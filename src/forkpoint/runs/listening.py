@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from forkpoint.errors import InputError
-from forkpoint.runs.returned import CACHES, cached_tokens, fields_of
 from forkpoint.runs.randomness import RandomState
+from forkpoint.runs.returned import CACHES, cached_tokens, fields_of
 from forkpoint.runs.run import Run, copy_inputs
 from forkpoint.support.restoring import undone
 
