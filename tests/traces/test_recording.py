@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import fsspec
+import pyarrow as pa
 import pytest
 import torch
 from safetensors import safe_open
@@ -333,6 +334,7 @@ def _changed(folder: Path, name: str, **tensors: Tensor) -> None:
             {"q": torch.zeros(1, 5, 4, dtype=torch.int32)},
             "another shape|could not be broadcast|shape mismatch",
         ),
+        ({"q": torch.zeros(4, dtype=torch.int32)}, "another shape"),
         ({"q": torch.full((1, 3, 4), 99, dtype=torch.int32)}, "a coordinate that there is not"),
     ],
 )
@@ -377,3 +379,17 @@ def test_a_file_that_is_missing_is_one_line(file: str, tmp_path: Path) -> None:
     with pytest.raises(fp.InputError) as raised:
         fp.compare_traces(tmp_path / "a", tmp_path / "a")
     assert file.removesuffix(".arrow") in str(raised.value)
+
+
+def test_a_row_that_lacks_a_cell_is_one_line(tmp_path: Path) -> None:
+    """What may lack one is in the format; other cells are read only where a comparison needs them."""
+    one = model()
+    recorded(tmp_path / "a", lambda: one(X))
+    path = tmp_path / "a" / "forms.arrow"
+    with pa.OSFile(str(path), "rb") as file:
+        rows = pa.ipc.open_stream(file).read_all().to_pylist()
+    with pa.OSFile(str(path), "wb") as file, pa.ipc.new_stream(file, TABLES["forms"]) as stream:
+        for row in rows:
+            stream.write_batch(pa.RecordBatch.from_pylist([{**row, "row_dims": None}], TABLES["forms"]))
+    with pytest.raises(fp.InputError, match=r"forms\.arrow has a row without row_dims"):
+        read(tmp_path / "a", "A")

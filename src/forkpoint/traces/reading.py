@@ -248,7 +248,20 @@ def _batches(path: Path, name: str) -> Generator[pa.RecordBatch]:
         while True:
             batch = stream.read_next_batch()
             batch.validate(full=True)
+            _check_cells(batch, name)
             yield batch
+
+
+_MAY_LACK = {
+    "ops": ("variable",), "coordinates": ("stream",), "forms": ("keys",), "rows": ("digests", "flat"), "weights": ("digests",),
+}  # fmt: skip
+"""By table, the columns in which a row may have nothing."""
+
+
+def _check_cells(batch: pa.RecordBatch, name: str) -> None:
+    for column in batch.schema.names:
+        if batch.column(column).null_count and column not in _MAY_LACK[name]:
+            raise KeyError(f"{name}.arrow has a row without {column}")
 
 
 def _tensors_of(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -349,7 +362,7 @@ def _label_of(labels: Labels, q: Tensor | None, k: Tensor | None, value: Tensor)
     for ids in arrays:
         if ids is not None:
             _check_ids(ids, len(labels.table.kinds))
-            if np.broadcast_shapes(ids.shape, tuple(value.shape)) != tuple(value.shape):
+            if len(ids.shape) != value.dim() or np.broadcast_shapes(ids.shape, value.shape) != value.shape:
                 raise ValueError("a label of another shape than its value's")
     return labels.make(*arrays)  # type: ignore[arg-type]
 
