@@ -134,7 +134,8 @@ def test_the_model_and_the_tokenizer_are_left_alone(runs, llama):
 @pytest.mark.parametrize(
     ("prompts", "options", "message"),
     [
-        ("w5 w6 w7", {"pad_to": 2}, "a prompt of 3 tokens for a padded length of 2; expected 3 or more (pad to 50, say)"),
+        ("w5 w6 w7", {"pad_to": 2}, "a prompt of 3 tokens for a padded length of 2; expected 4 or more (pad to 50, say)"),
+        ("w5 w6 w7", {"pad_to": 3}, "a prompt of 3 tokens for a padded length of 3; expected 4 or more (pad to 50, say)"),
         ("", {}, "an empty prompt ''; expected a prompt of at least one token"),
         (["w5", ""], {}, "an empty prompt ''; expected a prompt of at least one token"),
         ("  ", {}, "an empty prompt '  '; expected a prompt of at least one token"),

@@ -210,6 +210,8 @@ def test_an_input_that_differs_already(dtype: str, words: str) -> None:
 def test_nothing_differs() -> None:
     result = samples.identical()
     assert said(result, "first") == "First divergence\nEvery value that was compared is equal, bit for bit."
+    integers = replace(result, first_integer=samples.MASK)
+    assert "integers that differ are listed apart" in said(integers, "first")
     missing = NotCompared("model/sort", "a.py:1", "no rule", True)
     assert "1 value could not be compared" in said(replace(result, not_compared=(missing,)), "first")
 

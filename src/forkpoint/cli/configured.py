@@ -18,6 +18,7 @@ from typing import Annotated, Any
 import typer
 
 from forkpoint.errors import InputError
+from forkpoint.support.files import reason
 
 MAX_CONFIG = 1 << 20
 """Most bytes of a file."""
@@ -67,7 +68,7 @@ def read_toml(file: Path, named: str) -> dict[str, Any]:
             raise InputError(f"{named} has more than {MAX_CONFIG:,} bytes", "options")
         return tomllib.loads(data.decode())
     except (OSError, ValueError, RecursionError) as error:
-        raise InputError(f"{named} can't be read: {error}", "a TOML file") from None
+        raise InputError(f"{named} can't be read: {reason(error)}", "a TOML file") from None
 
 
 def value_of(value: Any, parameter: Any, given: str) -> Any:

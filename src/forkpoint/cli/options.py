@@ -8,6 +8,7 @@ import typer
 
 from forkpoint.errors import InputError
 from forkpoint.questions.choices import PositionIds, Side
+from forkpoint.support.files import reason
 from forkpoint.support.language import Lang, of_locale
 from forkpoint.support.sizes import parse_size
 
@@ -233,7 +234,7 @@ def read_prompts(given: list[str] | None, file: Path | None, option: str = "--pr
             lines = data.decode().splitlines()
         except (OSError, ValueError) as error:
             raise InputError(
-                f"{option} {file} can't be read: {error}", "a UTF-8 file with one prompt a line"
+                f"{option} {file} can't be read: {reason(error)}", "a UTF-8 file with one prompt a line"
             ) from None
         prompts += [line for line in lines if line.strip()]
     if not prompts:

@@ -13,6 +13,7 @@ from forkpoint.questions.answers import Factors, Generation
 from forkpoint.result import MAX_BYTES, SCHEMA_VERSION, Result
 from forkpoint.screening import Screening
 from forkpoint.support.answers import Answer
+from forkpoint.support.files import reason
 from forkpoint.sweeps.answer import Sweep
 
 if TYPE_CHECKING:
@@ -39,7 +40,7 @@ def read(path: Path) -> Result | Answers | Answer | Fixed:
         return _record(data)
     except (OSError, ValueError, RecursionError) as error:
         expected = f"a result that to_json wrote, schema version {SCHEMA_VERSION}"
-        raise InputError(f"{path}: {error}", expected) from error
+        raise InputError(f"{path}: {reason(error)}", expected) from error
 
 
 def _record(data: Any) -> Result | Answers | Answer | Fixed:

@@ -16,7 +16,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from forkpoint.errors import InputError
-from forkpoint.support.files import write_bytes, write_json
+from forkpoint.support.files import reason, write_bytes, write_json
 from forkpoint.support.records import from_plain, to_plain
 
 FACTS, TENSORS = "engine.json", "engine.safetensors"
@@ -111,5 +111,5 @@ def read_facts(folder: Path) -> tuple[EngineFacts, dict[str, Tensor]]:
         found = from_plain(EngineFacts, {**data, "settings": {}})
         object.__setattr__(found, "settings", dict(settings))
     except (OSError, ValueError, SafetensorError, RecursionError) as error:
-        raise InputError(f"{folder / FACTS}, which can't be read: {error}", expected) from error
+        raise InputError(f"{folder / FACTS}, which can't be read: {reason(error)}", expected) from error
     return found, tensors

@@ -62,7 +62,7 @@ def padding(
         sources, max_memory, progress: as in `compare`.
 
     Raises:
-        InputError: an empty prompt, one longer than `pad_to`, no token to pad with, an unknown side, or not
+        InputError: an empty prompt, one that is not shorter than `pad_to`, no token to pad with, an unknown side, or not
             a size.
     """
     if position_ids not in ("mask", "none"):
@@ -73,10 +73,10 @@ def padding(
     if pad_to is None:
         pad_to = usual_length(longest)
         notes = (f"The length to pad to was not given: {pad_to} was chosen.",)
-    if longest > pad_to:
+    if longest >= pad_to:
         raise InputError(
             f"a prompt of {longest} tokens for a padded length of {pad_to}",
-            f"{longest} or more",
+            f"{longest + 1} or more",
             f"pad to {usual_length(longest)}, say",
         )
     build = partial(

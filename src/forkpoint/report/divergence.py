@@ -56,7 +56,8 @@ def first(result: Result, words: Words) -> Section:
     title = line(words("first"))
     found = result.first
     if found is None:
-        blocks = [Paragraph(line(Span(words("first.none"), Role.GOOD)))]
+        key = "first.none" if result.first_integer is None else "first.none.floating"
+        blocks = [Paragraph(line(Span(words(key), Role.GOOD)))]
         missing = sum(value.floating for value in result.not_compared)
         if missing:
             blocks.append(Paragraph(line(words.many("first.none.but", missing))))

@@ -31,7 +31,7 @@ from forkpoint.result.records import (
     VerdictKind,
 )
 from forkpoint.support.expectation import expected
-from forkpoint.support.files import write_atomically
+from forkpoint.support.files import reason, write_atomically
 from forkpoint.support.records import JsonRecord
 
 if TYPE_CHECKING:
@@ -196,7 +196,7 @@ class Result(JsonRecord):
             return cls.from_dict(data)
         except (OSError, ValueError, RecursionError) as error:
             expected = f"a result that to_json wrote, schema version {SCHEMA_VERSION}"
-            raise InputError(f"{path}: {error}", expected) from error
+            raise InputError(f"{path}: {reason(error)}", expected) from error
 
     @classmethod
     def from_dict(cls, data: Any) -> Result:

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from forkpoint.errors import InputError
+from forkpoint.support.files import reason
 
 _EXPECTED = 'one object a line, {"token_ids": [...], "logprobs": [...]}'
 
@@ -46,7 +47,7 @@ def _lines(path: Path, where: str) -> Iterable[Any]:
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{where}, which can't be read: {error}", _EXPECTED) from error
+        raise InputError(f"{where}, which can't be read: {reason(error)}", _EXPECTED) from error
     for number, line in enumerate(text.splitlines(), 1):
         if not line.strip():
             continue

@@ -28,6 +28,15 @@ _AT_LEAST = 60
 """Seconds for which nothing unfinished is removed: its process may not have locked it yet."""
 
 
+def reason(error: Exception) -> str:
+    """What the system says of a file, for a line that names the file: without its number and the name once more.
+
+    >>> reason(FileNotFoundError(2, "No such file or directory", "a.txt")), reason(ValueError("no number"))
+    ('No such file or directory', 'no number')
+    """
+    return getattr(error, "strerror", None) or str(error)
+
+
 def is_path(name: str) -> bool:
     """Whether the name of a model can only be a place on this machine, and no id on the hub.
 
@@ -106,8 +115,9 @@ def _one_line(path: Path) -> Generator[None]:
     try:
         yield
     except (OSError, ValueError) as error:  # ValueError: a name that no file can have
-        reason = getattr(error, "strerror", None) or str(error)
-        raise InputError(f"{path} can't be written: {reason}", "room and permission to write") from error
+        raise InputError(
+            f"{path} can't be written: {reason(error)}", "room and permission to write"
+        ) from error
 
 
 def _replaceable(path: Path) -> Path | None:

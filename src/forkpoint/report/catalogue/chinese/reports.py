@@ -295,6 +295,7 @@ PHRASES: dict[str, str] = {
     # 首个分歧
     "first": "首个分歧",
     "first.none": "凡是比较过的数值都逐位相同。",
+    "first.none.floating": "凡是比较过的浮点数值都逐位相同；不同的整数另行列出。",
     "first.none.but": "有 {n} 个数值无法比较，见下。",
     "first.harmless": "这个差异没有传到结果。",
     "origin": "根源：舍入以外的差异由此进入",

@@ -297,6 +297,7 @@ PHRASES: dict[str, str] = {
     # first divergence
     "first": "First divergence",
     "first.none": "Every value that was compared is equal, bit for bit.",
+    "first.none.floating": "Every floating-point value that was compared is equal, bit for bit; integers that differ are listed apart.",
     "first.none.but": "{n} value could not be compared: see below.|{n} values could not be compared: see below.",
     "first.harmless": "It does not reach the result.",
     "origin": "Origin: where something other than rounding enters",
