@@ -72,3 +72,12 @@ def test_another_generator_behind_numpys_functions_has_a_state_as_well():
         assert np.random.rand() == first  # noqa: NPY002
     finally:
         np.random.set_bit_generator(before)
+
+
+def test_a_numpy_that_names_its_generator_otherwise_is_asked_for_its_state(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.delattr(np.random, "get_bit_generator")
+    assert memory_of_numpy() is None
+    before = RandomState.take()
+    first = np.random.rand()  # noqa: NPY002
+    before.restore()
+    assert np.random.rand() == first  # noqa: NPY002

@@ -91,8 +91,11 @@ class _OfNumpy:
 def memory_of_numpy() -> bytes | None:
     """What NumPy's global generator holds, byte for byte; None where that is not known to be all of it."""
     numpy_random: Any = np.random
-    generator: Any = numpy_random.mtrand._rand  # noqa: SLF001 - `np.random.get_state` is a method of it
-    bits: Any = numpy_random.get_bit_generator()
+    try:
+        generator: Any = numpy_random.mtrand._rand  # noqa: SLF001 - `np.random.get_state` is a method of it
+        bits: Any = numpy_random.get_bit_generator()
+    except AttributeError:  # another NumPy than those that were tried
+        return None
     if type(generator) is not np.random.RandomState or type(bits) is not np.random.MT19937:
         return None
     own = ctypes.string_at(id(generator) + _HEADER, type(generator).__basicsize__ - _HEADER)
