@@ -41,7 +41,7 @@ def test_importing_forkpoint_loads_the_errors_and_the_standard_library_alone():
 def test_help_loads_what_reads_options_and_no_part_that_compares():
     help_ = "from forkpoint.cli import main\ntry: main(['--help'])\nexcept SystemExit: pass"
     parts = {name.split(".")[1] for name in loaded_by(help_) if name.startswith("forkpoint.")}
-    assert parts == {"cli", "errors", "printable", "questions", "result", "support", "sweeps"}
+    assert parts == {"cli", "errors", "printable", "questions", "result", "support"}
 
 
 def loaded_by(code: str) -> set[str]:

@@ -121,9 +121,10 @@ def test_a_micro_batch_that_counts_twice():
         return {"loss": model(**inputs)["loss"] * factor}
 
     found = compared(tiny(), fp.Run(tiny(), EACH, call=twice))
-    assert (found.first_backward.sample, found.first_backward.call) == (2, 0)
-    assert found.first_backward.value_b == pytest.approx(2 * found.first_backward.value_a)
-    assert found.backward.rounding is False and found.backward.origin.sample == 2
+    origin = found.backward.origin  # the first gradient that differs may be another row's, rounded
+    assert origin.sample == 2 and origin.call == 0
+    assert origin.value_b == pytest.approx(2 * origin.value_a)
+    assert found.backward.rounding is False
 
 
 def test_gradients_lead_back_through_a_cache():

@@ -61,6 +61,7 @@ def _exactness(precision: Precision, words: Words) -> Line:
 def _ranges(sizes: tuple[int, ...], words: Words) -> str:
     """Whole numbers with neighbours put together.
 
+    >>> from forkpoint.report.words import Words
     >>> _ranges((1, 2, 3, 7, 9, 10), Words())
     '1 to 3, 7, 9 to 10'
     """

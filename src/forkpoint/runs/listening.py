@@ -92,7 +92,7 @@ class Listening:
             module
             for root in run.roots
             for module in root.modules()
-            if callable(getattr(module, "generate", None))
+            if callable(inspect.getattr_static(module, "generate", None))
         ]
         if run.call is None or not able:
             yield
