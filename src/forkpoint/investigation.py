@@ -98,7 +98,8 @@ def _of_a_port(
     session: Session, judged: Judgement, mapping: Mapping | None
 ) -> tuple[Judgement, tuple[str, ...]]:
     """A judgement of runs whose ops do not meet by name: the origin is where their values part."""
-    port = explain_port(session, mapping)
+    agree = judged.verdict.kind in (VerdictKind.IDENTICAL, VerdictKind.ROUNDING)
+    port = explain_port(session, mapping, parts=not agree)
     if judged.verdict.kind is not VerdictKind.SEMANTIC:
         return judged, port.notes
     origins = () if port.origin is None else (port.origin,)

@@ -8,6 +8,8 @@ from tests.ports.board import BUGS, FAMILIES, compared, sound, wrong_about
 from torch import nn
 
 import forkpoint as fp
+from forkpoint import investigation
+from forkpoint.ports import explaining
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -28,6 +30,20 @@ def test_the_report_says_where_and_what_the_reference_does():
     assert "model.layers.0.input_layernorm/add (modeling_llama.py" in origin.note
     assert any(note.startswith("names do not meet: ") for note in result.notes)
     assert "layers.0.attention_norm/add" in str(result) and "attention_norm/add" in result.to_text(lang="zh")
+
+
+def test_runs_that_agree_are_not_made_again_to_see_where_they_part(monkeypatch):
+    """A compiled model is one whose ops have other names."""
+    model = nn.Sequential(nn.Linear(3, 3), nn.Tanh())
+    port = nn.Sequential(nn.Sequential(model[0]), nn.Sequential(model[1]))
+    x = torch.randn(1, 2, 3)
+    a, b = fp.Run(model, {"input": x}), fp.Run(port, {"input": x})
+    monkeypatch.setattr(investigation, "is_port", lambda _: True)
+    monkeypatch.setattr(explaining, "prints_of", None)
+    assert fp.compare(a, b).identical
+    other = fp.Run(nn.Sequential(nn.Sequential(model[0]), nn.Sequential(nn.Sigmoid())), {"input": x})
+    with pytest.raises(TypeError):
+        fp.compare(a, other)
 
 
 def test_what_has_no_name_is_held_against_the_one_result_of_its_shape():

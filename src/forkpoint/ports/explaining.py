@@ -38,18 +38,18 @@ def is_port(session: Session) -> bool:
     return bool(mine) and len(mine) - alone < FEW * len(mine)
 
 
-def explain_port(session: Session, known: Mapping | None = None) -> Port:
+def explain_port(session: Session, known: Mapping | None = None, *, parts: bool = True) -> Port:
     """Make both runs in float64 and find where the values of run A part from those of run B.
 
     Args:
         session: the runs.
         known: which module is which, if that was looked for already.
+        parts: whether they may part; False for runs that are known to agree, of which only the names are told apart.
     """
     session.progress.begin("comparing the values of a port")
     modules = known
     if modules is None and session.a.run.modules is not None and session.b.run.modules is not None:
         modules = mapping(session.a.run.modules, session.b.run.modules)
-    parting = part(*prints_of(session), Trials(session))
     notes: list[str] = []
     if modules is not None and modules.modules:
         left = len(modules.unmatched_mine)
@@ -57,6 +57,9 @@ def explain_port(session: Session, known: Mapping | None = None) -> Port:
             f"names do not meet: {len(modules.matches)} pairs of parameters, or of parts of them, were found by their values; "
             f"{left} parameters of run A have no counterpart (fp.mapping shows them)"
         )
+    if not parts:
+        return Port(None, tuple(notes))
+    parting = part(*prints_of(session), Trials(session))
     if parting is None:
         notes.append(
             "in float64 the last value of run A is that of run B to within one part in a thousand million"
