@@ -72,8 +72,13 @@ def test_padding_moves_an_outlier_column(loaded):
     assert all(len(value.reason) < 60 and "\n" not in value.reason for value in result.not_compared)
 
 
-def test_without_outliers_nothing_differs(loaded, monkeypatch):
+def test_without_outliers_nothing_differs_but_rounding(loaded, monkeypatch):
     for module in loaded.model.modules():
         if type(module).__name__ == "Linear8bitLt":
             monkeypatch.setattr(module.state, "threshold", 0.0)
-    assert fp.padding(*loaded, PROMPT, pad_to=50).verdict.kind == "identical"
+    result = fp.padding(*loaded, PROMPT, pad_to=50)
+    assert result.impact is not None and result.impact.max_abs < 1e-3  # 2.3 with outliers
+    same = (
+        result.impact.max_abs == 0.0
+    )  # what attention rounds in layer 0 may reach a bucket, by the processor
+    assert result.verdict.kind == ("identical" if same else "rounding")
