@@ -81,6 +81,19 @@ def smollm2(device: str, dtype: str) -> Subject:
     return Subject("SmolLM2-135M" if real else "a small random Llama", loaded.model, loaded.tokenizer)
 
 
+def smollm2_shape(device: str, dtype: str) -> Subject:
+    """Of its shape, with random weights: for what its weights do not matter to, where they are not there."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    config = LlamaConfig(
+        vocab_size=49152, hidden_size=576, intermediate_size=1536, num_hidden_layers=30, num_attention_heads=9,
+        num_key_value_heads=3, tie_word_embeddings=True, attn_implementation="sdpa",
+    )  # fmt: skip
+    torch.manual_seed(0)
+    model = LlamaForCausalLM(config).to(device, getattr(torch, dtype)).eval()
+    return Subject("SmolLM2-135M's shape", model)
+
+
 def llama7b(device: str, dtype: str, layers: int | None = None, hidden: int | None = None) -> Subject:
     """Llama-2-7B's shape or a smaller one, with random weights that are made where they stay."""
     from transformers import LlamaConfig, LlamaForCausalLM

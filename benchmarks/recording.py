@@ -23,7 +23,7 @@ from typing import Any
 import torch
 
 import forkpoint as fp
-from cases import Subject, smollm2
+from cases import Subject, smollm2, smollm2_shape
 from forkpoint.explain.session import trace_run
 from machine import describe
 from results import Json
@@ -109,8 +109,9 @@ def main() -> None:
     parser.add_argument("--calls", type=int, default=4)
     parser.add_argument("--repetitions", type=int, default=24)
     parser.add_argument("--out", type=Path, help="where to write the figures")
+    parser.add_argument("--random", action="store_true", help="random weights of SmolLM2-135M's shape")
     options = parser.parse_args()
-    subject = smollm2("cpu", "float32")
+    subject = (smollm2_shape if options.random else smollm2)("cpu", "float32")
     cases: list[Json] = []
     for tokens in options.tokens:
         cases.append(measure(subject, tokens, options.calls, options.repetitions))
