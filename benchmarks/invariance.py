@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import cProfile
 import json
+import math
 import pstats
 import statistics
 import time
@@ -24,7 +25,7 @@ import torch
 import transformers as tf
 
 import forkpoint as fp
-from invarianceerror import distances
+from invarianceerror import NAMES, distances
 from machine import describe
 
 LENGTHS = {"cpu": (50, 509), "cuda": (53, 509, 1024, 4093)}
@@ -41,13 +42,21 @@ def main() -> None:
         "--peers", action="store_true", help="other ways too: an override of operators, deterministic mode"
     )
     parser.add_argument("--error", action="store_true", help="distances from float64 instead")
+    parser.add_argument("--model", action="append", choices=NAMES, help="of those of --error")
+    parser.add_argument("--dtype", action="append", help="of those of --error")
+    parser.add_argument("--tokens", type=int, default=100, help="of a prompt of --error")
     parser.add_argument(
         "--profile", action="store_true", help="where Python's time goes in each case instead"
+    )
+    parser.add_argument(
+        "--seconds", type=float, default=math.inf, help="of --error: begin no other seed after that time"
     )
     given = parser.parse_args()
     told = describe(torch.device(given.device)) | {"date": datetime.now(UTC).date().isoformat()}
     if given.error:
-        _written(given.out, told, distances(given.device, given.repeats))
+        names, dtypes = given.model or (), given.dtype or ()
+        errors = distances(given.device, given.repeats, names, dtypes, given.tokens, given.seconds)
+        _written(given.out, told, errors)
         return
     model = _model(given.device)
     if given.profile:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import copy
 import math
 import statistics
+import time
+from collections.abc import Sequence
 
 import torch
 import transformers as tf
 
 import forkpoint as fp
 
-_LENGTH = 100
 _COMMON = {
     "vocab_size": 600, "hidden_size": 128, "intermediate_size": 256, "num_hidden_layers": 3, "num_attention_heads": 4,
     "num_key_value_heads": 2, "max_position_embeddings": 512,
@@ -27,35 +28,70 @@ _MODELS = {
 }
 
 
-def distances(device: str, seeds: int) -> list[dict[str, object]]:
+NAMES = tuple(_MODELS)
+"""The models that there are."""
+
+
+def distances(
+    device: str,
+    seeds: int,
+    names: Sequence[str] = (),
+    dtypes: Sequence[str] = (),
+    tokens: int = 100,
+    seconds: float = math.inf,
+) -> list[dict[str, object]]:
     """One row for each model and dtype: the root mean square of the distances from float64, over stock's.
 
-    `ratio` is the geometric mean over the seeds, `deviation` its standard error (of the logarithm).
+    Each seed is another model and another prompt. `ratio` is the geometric mean over the seeds, `deviation` its standard
+    error (of the logarithm), `low` and `high` are the ends of its interval of 95 % (Student's t), and `above` is the
+    number of seeds whose ratio is larger than one: half of them, where only chance tells the two apart. After `seconds`
+    no other seed is begun.
     """
-    rows: list[dict[str, object]] = []
-    for name, config in _MODELS.items():
-        for dtype in (
-            (torch.float32, torch.bfloat16)
-            if device == "cpu"
-            else (torch.float32, torch.bfloat16, torch.float16)
-        ):
-            ratios = [math.log(_ratio(config(), device, dtype, seed)) for seed in range(seeds)]
-            ratio = math.exp(statistics.mean(ratios))
-            deviation = statistics.stdev(ratios) / math.sqrt(seeds)
-            rows.append(
-                {"model": name, "dtype": str(dtype), "seeds": seeds, "ratio": ratio, "deviation": deviation}
-            )
-            print(
-                f"{name:8} {dtype} {ratio:.4f} times stock's distance, give or take {deviation:.4f}",
-                flush=True,
-            )
-    return rows
+    every = dtypes or ("float32", "bfloat16", *(["float16"] if device != "cpu" else []))
+    ratios: dict[tuple[str, str], list[float]] = {
+        (name, dtype): [] for name in names or NAMES for dtype in every
+    }
+    start = time.monotonic()
+    for seed in range(seeds):
+        if seed > 1 and time.monotonic() - start > seconds:
+            break
+        for (name, dtype), several in ratios.items():
+            one = _ratio(_MODELS[name](), device, getattr(torch, dtype), seed, tokens)
+            several.append(math.log(one))
+    return [_row(name, dtype, tokens, several) for (name, dtype), several in ratios.items()]
 
 
-def _ratio(config: tf.PreTrainedConfig, device: str, dtype: torch.dtype, seed: int) -> float:
+def _row(name: str, dtype: str, tokens: int, ratios: list[float]) -> dict[str, object]:
+    count, mean = len(ratios), statistics.mean(ratios)
+    deviation = statistics.stdev(ratios) / math.sqrt(count)
+    reach = _student(count - 1) * deviation
+    low, high = math.exp(mean - reach), math.exp(mean + reach)
+    above = sum(ratio > 0 for ratio in ratios)
+    print(
+        f"{name:8} {dtype:8} {tokens} tokens, {count} seeds: {math.exp(mean):.4f} times stock's distance, "
+        f"{low:.4f} to {high:.4f}; above 1 in {above}",
+        flush=True,
+    )
+    return {
+        "model": name, "dtype": dtype, "tokens": tokens, "seeds": count, "ratio": math.exp(mean), "deviation": deviation,
+        "low": low, "high": high, "above": above,
+    }  # fmt: skip
+
+
+def _student(freedom: int) -> float:
+    """What 95 % of Student's t lie within, by the first terms of its expansion.
+
+    >>> f"{_student(7):.2f} {_student(11):.2f} {_student(99):.3f}"
+    '2.36 2.20 1.984'
+    """
+    z = statistics.NormalDist().inv_cdf(0.975)
+    return z + (z**3 + z) / (4 * freedom) + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * freedom**2)
+
+
+def _ratio(config: tf.PreTrainedConfig, device: str, dtype: torch.dtype, seed: int, tokens: int) -> float:
     torch.manual_seed(seed)
     model = tf.AutoModelForCausalLM.from_config(config).to(device, dtype).eval()
-    ids = torch.randint(3, 600, (1, _LENGTH), device=device)
+    ids = torch.randint(3, 600, (1, tokens), device=device)
     with torch.inference_mode():
         stock = model(input_ids=ids, use_cache=False).logits
         with fp.invariant(model):

@@ -171,7 +171,12 @@ def attention(
         asked = Attention(query.shape[-1] ** -0.5 if scaling is None else scaling, softcap, s_aux)
         if query.device.type == "cuda" and query.dtype in gpu.DTYPES and gpu.available():
             return gpu.attend(query, key, value, position_bias, batch, asked), None
-        result = query.new_zeros(query.shape[0], query.shape[2], query.shape[1], value.shape[-1])
+        if query.is_cuda:
+            state.refuse(
+                f"attention in {query.dtype} on a GPU",
+                "only in float32, bfloat16 and float16, and with Triton, it has a kernel",
+            )
+        result: torch.Tensor | None = None
         for one in batch:
             if not sequences.count(one.queries):
                 continue
@@ -183,7 +188,13 @@ def attention(
                 one = sequences.written_out(one)
             k, v = key[one.row][:, one.keys], value[one.row][:, one.keys]
             made = blocks.attend(query[one.row][:, one.queries], k, v, bias, one, asked)
+            if query.shape[0] == 1 and made.shape[0] == query.shape[2]:
+                return made[None], None
+            if result is None:
+                result = query.new_zeros(query.shape[0], query.shape[2], *made.shape[1:])
             result[one.row, one.queries] = made
+        if result is None:
+            result = query.new_zeros(query.shape[0], query.shape[2], query.shape[1], value.shape[-1])
     return result, None
 
 

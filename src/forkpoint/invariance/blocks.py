@@ -21,6 +21,8 @@ _KEYS = 64
 """Keys are padded to whole multiples of this."""
 _SPLIT = 512
 """Keys that torch's kernel takes at a time: what is left out before the first key is a multiple of it."""
+_STEP = 64
+"""Queries of one call of torch's kernel: keys that come after all of them are left out."""
 
 
 def attend(
@@ -43,60 +45,93 @@ def attend(
     lengths: tuple[int, ...] = ()
     if asked.softcap is None and asked.sinks is None:
         lengths = lengths_that_hold(size, value.shape[2], query.dtype, torch.get_num_threads())
-    if key.shape[0] != heads:
+    if not lengths and key.shape[0] != heads:
         key, value = (one.repeat_interleave(heads // one.shape[0], 0) for one in (key, value))
-    front = sequence.before % _SPLIT
-    parts: list[torch.Tensor] = []
-    for start in range(0, queries, _SPLIT):
-        end = min(start + _SPLIT, queries)
-        seen = _seen(sequence, start, end, front, lengths)
-        kept = min(seen.shape[-1] - front, key.shape[1])
-        behind = seen.shape[-1] - front - kept
-        own, other = (pad(one[:, :kept], (0, 0, front, behind)) for one in (key, value))
-        blocks = _blocks(query[:, start:end])
-        biases = (
-            None if bias is None else _blocks(pad(bias[:, start:end, :kept], (front, behind)).to(query.dtype))
-        )
-        made = _attended(blocks, own, other, seen, biases, asked, kernel=bool(lengths))
-        parts.append(made.permute(0, 2, 1, 3).reshape(-1, heads, made.shape[-1])[: end - start])
-    return parts[0] if len(parts) == 1 else torch.cat(parts)
+    groups = heads // key.shape[0]
+    if groups > 1 and groups * queries <= QUERIES:
+        # Heads that share keys share a block.
+        query = query.reshape(key.shape[0], groups * queries, size)
+        bias = None if bias is None else bias.reshape(key.shape[0], groups * queries, -1)
+        made = _attended(query, key, value, bias, sequence, asked, lengths, repeated=groups)
+        return made.view(groups, queries, key.shape[0], -1).permute(1, 2, 0, 3).reshape(queries, heads, -1)
+    return _attended(query, key, value, bias, sequence, asked, lengths)
 
 
-def _seen(sequence: Sequence, start: int, end: int, front: int, lengths: tuple[int, ...]) -> torch.Tensor:
-    """Which keys some queries see: `[blocks, 1, queries of a block, keys]`. What fills a block up sees the first key."""
-    ready = sequence.made.get((start, end, lengths))
+def _attended(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, bias: torch.Tensor | None, sequence: Sequence,
+    asked: Attention, lengths: tuple[int, ...], repeated: int = 1,
+) -> torch.Tensor:  # fmt: skip
+    """The same for as many queries as the sequence has, `repeated` one after the other."""
+    heads, queries = query.shape[:2]
+    groups, front = heads // key.shape[0], sequence.before % _SPLIT
+    filled = -(-queries // QUERIES) * QUERIES
+    step = _STEP if lengths else _SPLIT
+    seen = [
+        _seen(sequence, start, min(start + step, queries), repeated, lengths, query.dtype, groups)
+        for start in range(0, queries, step)
+    ]
+    keys = max(one.shape[-1] for one in seen)
+    kept = min(keys - front, key.shape[1])
+    key, value = (_padded(one[:, :kept], front, keys - front - kept) for one in (key, value))
+    blocks = _blocks(_padded(query, 0, filled - queries), groups)
+    if bias is not None:
+        bias = pad(bias[..., :kept], (front, keys - front - kept, 0, filled - queries)).to(query.dtype)
+        bias = _blocks(bias, groups)
+    out = query.new_empty(filled, heads, value.shape[2])
+    for index, allowed in enumerate(seen):
+        some = slice(index * step // QUERIES * groups, (index + 1) * step // QUERIES * groups)
+        length = allowed.shape[-1]
+        own, other = key[:, :length], value[:, :length]
+        added = None if bias is None else bias[some][..., :length]
+        if lengths:
+            mask = allowed if added is None else added + allowed
+            one = blocks[some]
+            own, other = (each.expand(one.shape[0], *each.shape) for each in (own, other))
+            made = scaled_dot_product_attention(one, own, other, mask, scale=asked.scale)
+        else:
+            made = composed(blocks[some], own, other, allowed, added, asked)
+        made = made.view(-1, groups, *made.shape[1:]).permute(0, 3, 2, 1, 4)
+        out[index * step : index * step + made.shape[0] * QUERIES].view(made.shape).copy_(made)
+    return out[:queries]
+
+
+def _seen(
+    sequence: Sequence, start: int, end: int, repeated: int, lengths: tuple[int, ...], dtype: torch.dtype, groups: int
+) -> torch.Tensor:  # fmt: skip
+    """Which keys some queries see: `[blocks * groups, 1, queries of a block, keys]`. What fills a block up sees the first key.
+
+    For torch's kernel it is what is added to the scores, else it is of bool.
+    """
+    name = start, end, repeated, lengths, dtype, groups
+    ready = sequence.made.get(name)
     if ready is not None:
         return ready
-    allowed = sequence.allowed[start:end]
+    allowed = sequence.allowed.repeat(repeated, 1)[start:end]
+    front = sequence.before % _SPLIT
     columns = allowed.any(0).nonzero()
     last = front + (int(columns[-1]) + 1 if len(columns) else 1)
     keys = _long_enough(last, lengths) if lengths else -(-last // _KEYS) * _KEYS
     allowed = allowed[:, : keys - front]
     rows = -(-(end - start) // QUERIES) * QUERIES
-    seen = pad(allowed, (front, keys - front - allowed.shape[1], 0, rows - (end - start)))
-    seen[end - start :, front] = True
-    sequence.made[start, end, lengths] = made = seen.view(-1, 1, QUERIES, keys)
+    made = pad(allowed, (front, keys - front - allowed.shape[1], 0, rows - (end - start)))
+    made[end - start :, front] = True
+    if lengths:
+        made = torch.zeros(made.shape, dtype=dtype, device=made.device).masked_fill_(~made, -torch.inf)
+    made = made.view(-1, 1, QUERIES, keys).repeat_interleave(groups, 0)
+    sequence.made[name] = made
     return made
 
 
-def _blocks(rows: torch.Tensor) -> torch.Tensor:
-    """`[heads, queries, size]` as `[blocks, heads, queries of a block, size]`."""
+def _padded(rows: torch.Tensor, before: int, behind: int) -> torch.Tensor:
+    """`[heads, rows, size]` with zeros around, contiguous."""
+    return pad(rows, (0, 0, before, behind)) if before or behind else rows.contiguous()
+
+
+def _blocks(rows: torch.Tensor, groups: int = 1) -> torch.Tensor:
+    """`[heads, rows, size]`, in whole blocks, as `[blocks * groups, heads / groups, rows of a block, size]`."""
     heads, count, size = rows.shape
-    filled = pad(rows, (0, 0, 0, -count % QUERIES))
-    return filled.view(heads, -1, QUERIES, size).transpose(0, 1).contiguous()
-
-
-def _attended(
-    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, seen: torch.Tensor, bias: torch.Tensor | None,
-    asked: Attention, *, kernel: bool,
-) -> torch.Tensor:  # fmt: skip
-    """`[blocks, heads, queries of a block, size of values]` of queries of that form and keys of one sequence."""
-    if kernel:
-        mask = seen if bias is None else bias.masked_fill(~seen, -torch.inf)
-        blocks = query.shape[0]
-        own, other = (one.expand(blocks, *one.shape) for one in (key, value))
-        return scaled_dot_product_attention(query, own, other, mask, scale=asked.scale)
-    return composed(query, key, value, seen, bias, asked).to(query.dtype)
+    several = rows.view(heads // groups, groups, count // QUERIES, QUERIES, size)
+    return several.permute(2, 1, 0, 3, 4).reshape(-1, heads // groups, QUERIES, size)
 
 
 def composed(
@@ -186,7 +221,8 @@ class _Trial:
         return True
 
     def _made(self, rows: slice, first: int, last: int, seen_from: int, seen_to: int) -> torch.Tensor:
-        blocks = _blocks(self.query[:, rows])
+        query = self.query[:, rows]
+        blocks = _blocks(_padded(query, 0, -query.shape[1] % QUERIES))
         mask = torch.zeros(len(blocks), 1, QUERIES, last - first, dtype=torch.bool)
         mask[..., seen_from - first : seen_to - first] = True
         own, other = (one[:, first:last].expand(len(blocks), -1, -1, -1) for one in (self.key, self.value))
