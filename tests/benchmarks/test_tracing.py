@@ -159,12 +159,18 @@ def test_no_time_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     assert report["left_out"] == ["50 tokens", "509 tokens"]
 
 
-def test_the_verdict_of_the_next_process(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_verdict_of_the_next_process(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What the other process is told to do, done in this one."""
     options = "--model llama7b --device cpu --dtype float32 --layers 1 --hidden 16 --threads 1"
     monkeypatch.setattr(sys, "argv", ["tracing.py", *options.split()])
     again = tracing.same_model(tracing.arguments())
     assert again[1] == "--verdict-alone"
     assert set(again[2:]) == set(options.split())
-    found = waits._next(again)
+    assert waits._next(["-c", "print('loading'); print('[1]')"]) == [1]
+    monkeypatch.setattr(sys, "argv", again)
+    tracing.main()
+    found = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert (found["kind"], found["tokens"], found["padded"]) == ("rounding", 18, 50)
     assert 0 < found["verdict_seconds"] < found["scene_seconds"]

@@ -44,7 +44,7 @@ OF_OTHERS = "each run has it of tokens, or of padding, of which the other has no
 class Join:
     """The joined traces of two runs, op by op: only one op's digests have to be in memory at a time.
 
-    >>> # Join(trace_a, trace_b, shared).rows is what a report lists
+    `Join(trace_a, trace_b, shared).rows` is what a report lists.
     """
 
     def __init__(self, a: Trace, b: Trace, shared: Shared, progress: Progress = SILENT) -> None:
