@@ -9,8 +9,8 @@ TRITON := $(VENV)/triton
 # Workers times threads must not exceed the processors; the results don't depend on either.
 THREADS := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false
 WORKERS ?= 2
-# Tests of what is also written in C, which are repeated without it.
-ALSO_IN_C := $(wildcard tests/capture/test_*.py) tests/runs/test_state.py tests/test_no_observer_effect.py
+# Tests of what is also written in C, which are repeated without it; some do so themselves.
+ALSO_IN_C := $(filter-out %/test_compiled.py %/test_swaps.py,$(wildcard tests/capture/test_*.py)) tests/runs/test_state.py tests/test_no_observer_effect.py
 
 .PHONY: demo test boards versions warnings wheels engines engineboard check browser docs corpus programs benchmark coverage faults matrix sanitize clean
 .DELETE_ON_ERROR:

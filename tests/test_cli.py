@@ -187,6 +187,7 @@ def test_several_prompts_are_a_line_each_and_the_worst_in_full(library, monkeypa
     )
 
 
+@pytest.mark.usefixtures("few_objects")
 def test_of_several_prompts_the_worst_alone_keeps_its_runs(library, monkeypatch, tmp_path):
     made: list[weakref.ref] = []
 

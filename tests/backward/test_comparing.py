@@ -299,6 +299,7 @@ def test_one_number_is_the_loss():
 # ---------------------------------------------------------------------- nothing is left behind
 
 
+@pytest.mark.usefixtures("few_objects")
 def test_nothing_is_left_behind():
     model = tiny("saved")
     model.layers[0].inner.bias.requires_grad_(False)

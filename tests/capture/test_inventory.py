@@ -106,6 +106,7 @@ def test_a_module_keeps_its_frame_while_it_keeps_its_path():
     assert now[id(held[0])] is before[id(held[0])]
 
 
+@pytest.mark.usefixtures("few_objects")
 def test_it_keeps_neither_model_nor_weights_alive():
     held = model()
     Recorder(Layout.from_mask(torch.ones(1, 3)), held)

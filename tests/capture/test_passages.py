@@ -391,6 +391,7 @@ def test_no_digest_is_taken_inside_a_gradient(room, monkeypatch):
     check(run_of(differentiate), least=0)
 
 
+@pytest.mark.usefixtures("few_objects")
 def test_what_a_model_left_goes_with_it():
     def frames() -> int:
         gc.collect()

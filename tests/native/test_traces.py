@@ -277,6 +277,7 @@ def growth(run: Run, model: nn.Module) -> tuple[list[int], int]:
     return [b - a for a, b in zip(references, more, strict=True)], last - objects
 
 
+@pytest.mark.usefixtures("few_objects")
 @pytest.mark.parametrize("name", ["llama", "calls"])
 def test_tracing_leaves_no_references_behind(name):
     model = models.llama(num_hidden_layers=3) if name == "llama" else Calls()

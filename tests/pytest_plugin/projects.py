@@ -8,6 +8,8 @@ from tests.report import samples
 
 PLUGIN = ("-p", "forkpoint.pytest_plugin", "-p", "no:cacheprovider")
 XDIST = ("-p", "xdist", "-n", "2")
+ONE_WORKER = ("-p", "xdist", "-n", "1")
+"""A worker imports torch anew: two only where it matters that there are several."""
 
 TESTS = """
     from pathlib import Path

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import yaml
 from tests.pytest_plugin import sarif
-from tests.pytest_plugin.projects import LEAK, PLUGIN, XDIST, make
+from tests.pytest_plugin.projects import LEAK, ONE_WORKER, PLUGIN, make
 from tests.report import samples
 
 from forkpoint.pytest_plugin import github
@@ -32,7 +32,7 @@ def project(pytester, monkeypatch):
     return pytester
 
 
-@pytest.mark.parametrize("extra", [(), XDIST], ids=["alone", "xdist"])
+@pytest.mark.parametrize("extra", [(), ONE_WORKER], ids=["alone", "xdist"])
 def test_the_summary_and_annotations_of_github(project, monkeypatch, extra):
     path = project.path / "summary.md"
     path.write_text("before\n")
@@ -107,7 +107,7 @@ def test_a_summary_quotes_ids():
     assert "<summary>tests/test_a.py::test_b[x, y: 50%|z]</summary>" in text
 
 
-@pytest.mark.parametrize("extra", [(), XDIST], ids=["alone", "xdist"])
+@pytest.mark.parametrize("extra", [(), ONE_WORKER], ids=["alone", "xdist"])
 def test_sarif_is_written_on_request(project, extra):
     project.runpytest_inprocess(*PLUGIN, *extra, "--forkpoint-sarif=it.sarif")
     log = json.loads((project.path / "it.sarif").read_text())

@@ -7,7 +7,7 @@ import sys
 from xml.etree import ElementTree as ET
 
 import pytest
-from tests.pytest_plugin.projects import LEAK, PLUGIN, XDIST, make
+from tests.pytest_plugin.projects import LEAK, ONE_WORKER, PLUGIN, XDIST, make
 from tests.report import samples
 
 pytest_plugins = ["pytester"]
@@ -78,7 +78,7 @@ def test_all_passing_is_an_index_too(project):
     assert "No failure in 1 test<" in (project.path / "out" / "index.html").read_text()
 
 
-@pytest.mark.parametrize("extra", [(), XDIST], ids=["alone", "xdist"])
+@pytest.mark.parametrize("extra", [(), ONE_WORKER], ids=["alone", "xdist"])
 def test_properties_in_junit_xml(project, extra):
     project.runpytest_inprocess(*PLUGIN, *extra, "--forkpoint-report=out", "--junitxml=tests.xml")
     cases = {

@@ -138,6 +138,7 @@ def test_each_stage_says_which_row_it_is_of(llama, monkeypatch):
     assert all(stage.startswith("as it is (1 of 1): ") for stage in stages)
 
 
+@pytest.mark.usefixtures("few_objects")
 def test_no_model_is_kept(monkeypatch):
     """In earnest, with two rows: as it is, and float64, where the gap is noise."""
     monkeypatch.setattr(module, "WIDTHS", ("float64",))

@@ -81,6 +81,7 @@ def test_what_a_file_can_not_hold_stays_as_it_is(value):
 # --- the limit ---------------------------------------------------------------------------------------------
 
 
+@pytest.mark.usefixtures("few_objects")
 def test_shelves_share_a_limit_and_give_back_what_they_had():
     room = Memory(200)
     first, second = room.shelf(), room.shelf()
@@ -99,6 +100,7 @@ def test_shelves_share_a_limit_and_give_back_what_they_had():
 # --- the file ----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.usefixtures("few_objects")
 def test_no_file_has_a_name_or_outlives_its_shelf(tmp_path, monkeypatch):
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     shelf = Memory(1).shelf()
@@ -221,6 +223,7 @@ def test_digests_are_let_go_of_when_they_are_joined(rooms):
     assert rooms[0].most_kept > rooms[0].kept == 0
 
 
+@pytest.mark.usefixtures("few_objects")
 def test_a_run_that_fails_leaves_no_file(rooms, tmp_path, monkeypatch):
     class Fails(Model):
         def mix(self, hidden: Tensor, **inputs: Any) -> Tensor:

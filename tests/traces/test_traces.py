@@ -287,6 +287,7 @@ def test_a_script_that_exits_well_has_come_to_its_end(tmp_path: Path) -> None:
     assert not read(tmp_path / "3", "B").complete
 
 
+@pytest.mark.usefixtures("few_objects")
 def test_a_trace_from_elsewhere_leaves_no_copy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     linear, x = nn.Linear(4, 4), torch.randn(1, 3, 4)
     folder = recorded(tmp_path / "a", lambda: linear(x))

@@ -85,6 +85,7 @@ def test_results_can_be_asked_for_again_and_go_on():
     assert len(second) == 2
 
 
+@pytest.mark.usefixtures("few_objects")
 def test_tensors_are_kept_until_the_flush_and_not_longer():
     batch = digest.Batch()
     x = torch.ones(4, 8)
