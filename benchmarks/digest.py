@@ -148,7 +148,7 @@ def check_all(device: torch.device, seconds: float) -> Json:
 
 def check_batch(device: torch.device) -> str | None:
     """One batch of everything."""
-    batch, expected = digest.Batch(), []
+    batch, expected = digest.DigestBatch(), []
     for dtype in FLOATS + OTHERS:
         for _, view, dims in layouts(random_bits((1, 8, 37, 64), dtype, device)):
             batch.add(view, dims)
@@ -218,8 +218,8 @@ def cases(device: torch.device) -> Iterator[tuple[str, Callable[[], list[Tensor]
         yield "step [1, 1, 576] fp32", many(2000, 1, 1, 576), (0, 1)
 
 
-def filled(tensors: list[Tensor], dims: tuple[int, ...]) -> digest.Batch:
-    batch = digest.Batch()
+def filled(tensors: list[Tensor], dims: tuple[int, ...]) -> digest.DigestBatch:
+    batch = digest.DigestBatch()
     for x in tensors:
         batch.add(x, dims)
     return batch

@@ -252,7 +252,7 @@ def test_a_module_made_in_a_forward_may_go_by_the_path_of_another():
     traced = trace_run(Run(Makes(), {"x": X}))
     found: list[Taken] = []
     fetches = [Fetch(("Act", "output", NO_PLACE), None, None, found.append)]
-    assert traced.recorder.strangers == {"Act"}
+    assert traced.recorder.unregistered == {"Act"}
     traced.again(fetches)
     assert len(found) == 2
 

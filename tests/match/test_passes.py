@@ -8,17 +8,17 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from forkpoint.match.passes import Passes, meet
+from forkpoint.match.passes import PassTable, meet
 
 
-def passes(*rows: tuple[int, int]) -> Passes:
+def passes(*rows: tuple[int, int]) -> PassTable:
     """Rows of (number, call), each a pass of its own; the own call of a coordinate is call 0."""
     numbers = np.asarray([number for number, _ in rows], dtype=np.int64)
     calls = np.asarray([call for _, call in rows], dtype=np.int64)
-    return Passes(numbers, calls > 0, np.arange(len(rows)), calls)
+    return PassTable(numbers, calls > 0, np.arange(len(rows)), calls)
 
 
-def met(a: Passes, b: Passes) -> tuple[set[tuple[int, int]], list[list[int]]]:
+def met(a: PassTable, b: PassTable) -> tuple[set[tuple[int, int]], list[list[int]]]:
     parts, alone = meet(a, b)
     found = {pair for left, right in parts for pair in zip(left.tolist(), right.tolist(), strict=True)}
     return found, [rows.tolist() for rows in alone]

@@ -222,7 +222,7 @@ def test_patterns(name, before):
     class NoTape:
         rows: tuple[()] = ()
 
-    columns = pattern.Columns(*map(list, zip(*entries, strict=True)), versions=[0, 0])
+    columns = pattern.TapeColumns(*map(list, zip(*entries, strict=True)), versions=[0, 0])
     answers: list[Any] = []
     for kind in (PythonPattern, compiled.Pattern):
         made_of = kind(like)
@@ -328,7 +328,7 @@ def test_only_what_somebody_else_holds_is_noted(name):
     ]
     held = hold(entries)
     places = {id(made): 0, id(last): 1}
-    columns = pattern.Columns(*map(list, zip(*entries, strict=True)), versions=[0, 0])
+    columns = pattern.TapeColumns(*map(list, zip(*entries, strict=True)), versions=[0, 0])
     del entries, made, last
     found: list[set[int]] = []
     for kind in (compiled.Pattern, PythonPattern):

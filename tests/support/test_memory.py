@@ -39,7 +39,7 @@ def test_tensors_come_back_bit_for_bit(given, limit):
     room = Memory(limit)
     shelf = room.shelf()
     kept = [shelf.keep(x) for x, _ in given]
-    assert limit is None or room.most_kept <= limit / 2
+    assert limit is None or room.most_in_memory <= limit / 2
     assert all(isinstance(k, Tensor) for k in kept) or room.written
     for (x, _), k in reversed(list(zip(given, kept, strict=True))):
         assert same_bits(load(k), x)
@@ -87,14 +87,14 @@ def test_shelves_share_a_limit_and_give_back_what_they_had():
     first, second = room.shelf(), room.shelf()
     value = torch.zeros(10)
     assert [isinstance(s.keep(value), Shelved) for s in (first, second, second)] == [False, False, True]
-    assert (room.kept, room.written) == (80, 40)
+    assert (room.in_memory, room.written) == (80, 40)
     first.close()
     first.close()
-    assert room.kept == 40
+    assert room.in_memory == 40
     assert isinstance(first, memory.Shelf)
     del second
     gc.collect()
-    assert (room.kept, room.most_kept) == (0, 80)
+    assert (room.in_memory, room.most_in_memory) == (0, 80)
 
 
 # --- the file ----------------------------------------------------------------------------------------------
@@ -214,13 +214,13 @@ def test_a_limit_changes_nothing_in_the_result(rooms, name, limit):
     unlimited, limited = rooms
     assert unlimited.written == 0
     assert limited.limit is not None
-    assert limited.most_kept <= limited.limit / 2
+    assert limited.most_in_memory <= limited.limit / 2
     assert limited.written or limit == "64KiB"
 
 
 def test_digests_are_let_go_of_when_they_are_joined(rooms):
     fp.compare(*PAIRS["identical"](), max_memory="1MB")
-    assert rooms[0].most_kept > rooms[0].kept == 0
+    assert rooms[0].most_in_memory > rooms[0].in_memory == 0
 
 
 @pytest.mark.usefixtures("few_objects")
@@ -239,7 +239,7 @@ def test_a_run_that_fails_leaves_no_file(rooms, tmp_path, monkeypatch):
     gc.collect()
     assert calls == [4, 5, 4, 5, 5]  # the last with its modules watched alone
     assert rooms[0].written
-    assert rooms[0].kept == 0
+    assert rooms[0].in_memory == 0
     assert os.listdir(tmp_path) == []
 
 

@@ -12,7 +12,7 @@ from forkpoint.backward.going_back import GoingBack
 from forkpoint.backward.watching import Arrivals, Awaited, Graph
 from forkpoint.capture.completion import complete, shelve
 from forkpoint.capture.coordinates import CoordinateTable
-from forkpoint.capture.digest.batch import Batch
+from forkpoint.capture.digest.batch import DigestBatch
 from forkpoint.capture.ledger import Ledger
 from forkpoint.capture.recorder import Recorder
 from forkpoint.capture.trace import Op, Trace
@@ -74,7 +74,7 @@ class GradientTrace(Arrivals):
     def await_(self, recorder: Recorder, awaited: Awaited) -> None:
         self._writer.trace.lengths = recorder.trace.lengths
         if self._writer.ledger is None:
-            batch = Batch(self._shelf)
+            batch = DigestBatch(self._shelf)
             self._writer.ledger = Ledger(self._writer, recorder.resolver, batch, digests=True)  # pyright: ignore[reportArgumentType]
 
     def take(self, awaited: Awaited, gradient: Tensor) -> None:

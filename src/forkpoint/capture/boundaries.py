@@ -1,4 +1,4 @@
-"""What goes into modules and comes out of them, as rows of the trace."""
+"""Records what goes into modules and comes out of them: one row of the trace for each tensor."""
 
 from __future__ import annotations
 
@@ -6,44 +6,44 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from forkpoint.capture.digest.batch import Batch
+from forkpoint.capture.digest.batch import DigestBatch
 from forkpoint.capture.labels import Label
 from forkpoint.capture.ledger import INPUT, Ledger
 from forkpoint.capture.listener import Listener
-from forkpoint.capture.marks import Frame, Known, Visits, entering
+from forkpoint.capture.marks import Frame, TensorRecord, Visits, entering
 from forkpoint.capture.resolver import Resolver
 
 
 class Boundaries(Ledger):
-    """Records the boundaries of modules.
+    """The part of the tape that records inputs and outputs of modules.
 
     Args:
         listener, resolver, batch, digests: as for a ledger.
-        passive: whether the run is only looked on: nobody wants copies of values, nor to change them.
+        passive: whether the run is only observed: nobody wants copies of values or changes them.
 
     Attributes:
-        visit_of: the number of the model's call, of all that were ever recorded.
+        visit_of: the number of the current call of the model, unique in the process: tells this call's `Visits` from old ones.
     """
 
     def __init__(
-        self, listener: Listener, resolver: Resolver, batch: Batch, digests: bool, passive: bool
+        self, listener: Listener, resolver: Resolver, batch: DigestBatch, digests: bool, passive: bool
     ) -> None:
         super().__init__(listener, resolver, batch, digests)
         self.passive = passive
         self.visit_of = -1
-        self._strangers: dict[tuple[str, type[nn.Module]], Frame] = {}
+        self._unregistered: dict[tuple[str, type[nn.Module]], Frame] = {}
 
     @property
-    def strangers(self) -> frozenset[str]:
-        """Paths that modules went by which are no part of the model."""
-        return frozenset(path for path, _ in self._strangers)
+    def unregistered(self) -> frozenset[str]:
+        """The paths that were made up for modules which the model calls without having them as submodules."""
+        return frozenset(path for path, _ in self._unregistered)
 
     def entered(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """Record what goes into a module."""
+        """A module is called: put it on the stack, and record each tensor among its arguments."""
         frame = self.frames.get(id(module))
         self.lasting = frame is not None and bool(frame.path)
         if frame is None:
-            frame = self._stranger(module)
+            frame = self._unregistered_frame(module)
         self.stack.append(frame)
         self.arguments.append((args, kwargs))
         if not frame.path:
@@ -57,55 +57,55 @@ class Boundaries(Ledger):
                 self.pass_in(frame, name, value)
 
     def pass_in(self, frame: Frame, name: str, value: Tensor) -> None:
-        """Record a value that goes into a module."""
-        known = self.known.get(id(value))
-        if self.passive and known is not None and known[0]() is value and self.holds(known):
-            self.alias(frame, name, INPUT, known)
+        """Record a tensor that goes into a module: as an alias of an earlier row where one holds it, else as a new row."""
+        record = self.tensors.get(id(value))
+        if self.passive and record is not None and record[0]() is value and self.holds(record):
+            self.alias(frame, name, INPUT, record)
         else:
             self.came_in(frame, name, value)
 
     def left(self, outputs: tuple[Tensor, ...]) -> None:
-        """Record what comes out of a module."""
+        """A module returns: take it off the stack, and record each tensor that it returned."""
         frame = self.stack.pop()
         for index, value in enumerate(outputs):
-            known = self.known.get(id(value))
+            record = self.tensors.get(id(value))
             if (
                 self.passive
-                and known is not None
-                and known[0]() is value
-                and self.holds(known)
-                and self.rows[known[2]][2].status != "view"
+                and record is not None
+                and record[0]() is value
+                and self.holds(record)
+                and self.rows[record[2]][2].status != "view"
             ):
-                self.alias(frame, "output", index, known)
+                self.alias(frame, "output", index, record)
             else:
                 self.came_out(frame, index, value)
         self.arguments.pop()
 
     def came_in(self, frame: Frame, name: str, value: Tensor) -> None:
-        """Record what goes into a module, whatever it is."""
+        """`pass_in` for any tensor: seen before or not, of known or of unknown tokens."""
         label = self.resolver.label_of(value)
-        known = self.known[id(value)]
-        if self.holds(known):
-            self._passed(frame, name, INPUT, value, known)
+        record = self.tensors[id(value)]
+        if self.holds(record):
+            self._passed(frame, name, INPUT, value, record)
         else:
-            foreign = known[2] < 0
+            foreign = record[2] < 0
             event = self.boundary(frame, name, INPUT, value, label, foreign=foreign)
             if foreign:
                 self.resolver.remember(value, label, event)
 
     def came_out(self, frame: Frame, index: int, value: Tensor) -> None:
-        """Record what comes out of a module, whatever it is."""
-        known = self.resolver.find(value)
-        if known is None:
+        """Record a tensor that comes out of a module: seen before or not, of known or of unknown tokens."""
+        record = self.resolver.find(value)
+        if record is None:
             label = self.resolver.guess(value)
             self.resolver.remember(value, label, self.boundary(frame, "output", index, value, label))
-        elif known[2] < 0 or self.rows[known[2]][2].status == "view":
-            event = self.boundary(frame, "output", index, value, known[1].label)
-            self.known[id(value)] = (known[0], known[1], event, -1)
-        elif self.holds(known):
-            self._passed(frame, "output", index, value, known)
+        elif record[2] < 0 or self.rows[record[2]][2].status == "view":
+            event = self.boundary(frame, "output", index, value, record[1].label)
+            self.tensors[id(value)] = (record[0], record[1], event, -1)
+        elif self.holds(record):
+            self._passed(frame, "output", index, value, record)
         else:
-            self.boundary(frame, "output", index, value, known[1].label)
+            self.boundary(frame, "output", index, value, record[1].label)
 
     def boundary(
         self,
@@ -117,10 +117,18 @@ class Boundaries(Ledger):
         *,
         foreign: bool = False,
     ) -> int:
-        """Record what goes into a module (`output` is INPUT), or comes out, and was not recorded before.
+        """Record a module's input (`output` is INPUT) or output as a row of its own, and have it digested.
 
         Args:
-            foreign: whether the run did not make the value.
+            frame: the module.
+            name: the parameter of the module's forward that takes the value; `output` for an output.
+            output: the number of the output, or INPUT.
+            value: the tensor.
+            label: its label.
+            foreign: whether the tensor was there before the run: a watcher's change to it has to be undone.
+
+        Returns:
+            The row.
         """
         visits = self.visit(frame, name, output)
         self.listener.offer(visits, value, label, foreign=foreign)
@@ -129,44 +137,45 @@ class Boundaries(Ledger):
             self.listener.saw(row, value, label, self.listener.sources((value,), {}))
         return row
 
-    def _passed(self, frame: Frame, name: str, output: int, value: Tensor, known: Known) -> None:
-        """Record that a value which is known goes into a module, or comes out, and show it to whoever cares."""
+    def _passed(self, frame: Frame, name: str, output: int, value: Tensor, record: TensorRecord) -> None:
+        """`alias`, and show the value to the watcher and to those who want copies."""
         row = len(self.rows)
-        visits = self.alias(frame, name, output, known)
-        self.listener.offer(visits, value, known[1].label)
+        visits = self.alias(frame, name, output, record)
+        self.listener.offer(visits, value, record[1].label)
         if not self.passive:
-            self.listener.saw(row, value, known[1].label, [known[2]])
+            self.listener.saw(row, value, record[1].label, [record[2]])
 
-    def alias(self, frame: Frame, name: str, output: int, known: Known) -> Visits:
-        """Record that a value which is known goes into a module, or comes out."""
-        mark = known[1]
+    def alias(self, frame: Frame, name: str, output: int, record: TensorRecord) -> Visits:
+        """Record a module's input or output whose value another row holds: the new row points back to that one."""
+        mark = record[1]
         form = mark.passing
         if form is None:
             form = mark.passing = self.resolver.passing(mark)
         visits = self.visit(frame, name, output)
-        self.rows.append((visits.ops[0], self.call, form, len(self.rows) - known[2], 0))
+        self.rows.append((visits.ops[0], self.call, form, len(self.rows) - record[2], 0))
         return visits
 
     def visit(self, frame: Frame, name: str, output: int) -> Visits:
-        """The visits of a module's input or output, this one counted."""
+        """The visits of a module's input or output, after counting one more."""
         visits = self.counted(frame.visits_in(name) if output == INPUT else frame.visits_out(output))
         visits.nth += 1
         return visits
 
     def counted(self, visits: Visits) -> Visits:
-        """The same, with those of this call counted from 0."""
+        """The same visits, their count set to 0 if it is that of an earlier call of the model."""
         if visits.call != self.visit_of:
             visits.call, visits.nth = self.visit_of, 0
         return visits
 
-    def _stranger(self, module: nn.Module) -> Frame:
-        """The frame of a module that is no part of the model: under the one that calls it.
+    def _unregistered_frame(self, module: nn.Module) -> Frame:
+        """The frame of a module that is no submodule of the model, with a path below the module that calls it.
 
-        Many are made for a single call, and the next one lies where they lay, so that they go by class alone.
+        It is found by that path and its class, not by its id: many such modules live for a single call, and the next one
+        may get the same id.
         """
         parent, kind = self.stack[-1].path, type(module)
         path = f"{parent}.{kind.__name__}" if parent else kind.__name__
-        frame = self._strangers.get((path, kind))
+        frame = self._unregistered.get((path, kind))
         if frame is None:
-            frame = self._strangers[path, kind] = Frame(path, entering(kind).names)
+            frame = self._unregistered[path, kind] = Frame(path, entering(kind).names)
         return frame

@@ -1,8 +1,8 @@
-"""What makes the calls of all modules, `nn.Module.__call__`, and something else in its place while a run lasts.
+"""Replaces `nn.Module.__call__` while a run lasts, so that every module call is seen.
 
-The class is left as it is where that can be: to set an attribute of it costs half a millisecond in a model of a few
-hundred modules, as does to set it back, and whatever Python has found out about any class of modules is lost each time. So
-the function of the class is given other code instead.
+Where it can, it replaces the `__code__` of the function and leaves the class alone: to set an attribute of `nn.Module`
+takes half a millisecond in a model of a few hundred modules, setting it back as long again, and each time Python drops its
+method caches for all subclasses.
 """
 
 from __future__ import annotations
@@ -19,18 +19,18 @@ from torch import nn
 from forkpoint.support.restoring import undone
 
 Makes = Callable[..., Any]
-"""Makes the call of a module: `makes(module, *args, **kwargs)`."""
+"""A function that calls a module: `makes(module, *args, **kwargs)` returns what the module returns."""
 
 
 class StandIn(list[Makes]):
-    """A list that can be hashed: it becomes a constant of code, and hashing code hashes its constants."""
+    """A list that can be hashed, since it becomes a constant of a code object, and hashing code hashes its constants."""
 
     def __hash__(self) -> int:  # type: ignore[override]
         return object.__hash__(self)
 
 
 _stand_in = StandIn([nn.Module.__call__])
-"""What makes calls where the function of the class has the code of `_detour`."""
+"""Its one entry calls modules while `nn.Module.__call__` has the code of `_detour`."""
 
 
 def _detour(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
@@ -41,13 +41,13 @@ def _detour(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
 
 
 def detour(template: FunctionType, stand_in: list[Makes]) -> CodeType:
-    """Code for a function that calls what is in a list in its place.
+    """Code that makes a function call the first entry of a list instead of what it did.
 
-    It is made once: a debugger or profiler that keeps the code of all frames would keep each one that is made anew.
+    It is made once, not for every run: debuggers and profilers that keep the code of all frames would keep each copy.
 
     Args:
-        template: a function of the same parameters that calls the first of a constant, "_stand_in".
-        stand_in: the list, with a hash.
+        template: a function with the parameters of the one to be replaced, which calls `"_stand_in"[0]`.
+        stand_in: the list; it takes the place of the constant "_stand_in".
     """
     code = template.__code__
     return code.replace(
@@ -65,8 +65,9 @@ class Caller:
     """`nn.Module.__call__` as it was when a run began.
 
     Attributes:
-        original: makes the call of a module, whatever stands in.
-        is_torchs: whether all it does, for a module that is not compiled, is to call its `_call_impl`.
+        original: calls a module as before, also while something else is in place.
+        is_torchs: whether it is torch's own function, which for a module that isn't compiled does no more than call
+            `_call_impl`.
     """
 
     def __init__(self) -> None:
@@ -83,7 +84,7 @@ class Caller:
 
     @contextmanager
     def replaced(self, by: Makes) -> Generator[None]:
-        """Have something else make the calls."""
+        """Within the block, `by` makes all calls of modules."""
         with undone(self._put_back):
             if self._code is None:
                 nn.Module.__call__ = _as_method(by, self._function)  # type: ignore[method-assign]
@@ -93,7 +94,7 @@ class Caller:
 
     @contextmanager
     def as_before(self) -> Generator[None]:
-        """Make calls as before, for a while."""
+        """Within the block, modules are called as before the run, also inside `replaced`."""
         now = nn.Module.__call__, _stand_in[0]
         self._put_back()
         try:
@@ -115,7 +116,7 @@ class Caller:
 
 
 def _as_method(makes: Makes, like: Any) -> Callable[..., Any]:
-    """What can be a method, of the name of another."""
+    """A function that can be set as a method of a class, with the name and the docstring of another."""
 
     @wraps(like)
     def call(*args: Any, **kwargs: Any) -> Any:
@@ -125,11 +126,11 @@ def _as_method(makes: Makes, like: Any) -> Callable[..., Any]:
 
 
 _last: list[Any] = [None, None, False]
-"""The function and the code that `_has_code_to_change` was asked for last, and its answer: it takes as long as a layer."""
+"""The last question to `_has_code_to_change` (function and code) and its answer, since the check takes as long as a layer."""
 
 
 def _has_code_to_change(function: Any) -> bool:
-    """Whether a function can be given the code of `_detour` and still look the same to whoever asks for its signature."""
+    """Whether a function can be given the code of `_detour` and keep its signature for `inspect`."""
     if not isinstance(function, FunctionType):
         return False
     if function is not _last[0] or function.__code__ is not _last[1]:
@@ -146,7 +147,7 @@ def _looks_the_same(function: FunctionType) -> bool:
 
 
 def copy_of(function: FunctionType) -> FunctionType:
-    """The same function, which keeps its code."""
+    """A second function object with the same code, which stays as it is when the first is given other code."""
     copied = FunctionType(
         function.__code__,
         function.__globals__,

@@ -24,7 +24,7 @@ already (a mask by its keys) seldom needs them."""
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Cut:
-    """How a value is digested: which dimensions enumerate the rows, and how rows become cells."""
+    """How a value is cut for its digests: which dimensions enumerate the rows, and how rows become cells."""
 
     cells: Cells
     row_dims: tuple[int, ...]
@@ -49,7 +49,7 @@ class Cut:
 
     @property
     def open_cells(self) -> int:
-        """Cells that are there only since a dimension might follow the tokens."""
+        """How many of the cells exist only because a dimension might follow the tokens; 0 where none might."""
         return len(self.cells.ids) * math.prod(self.cells.open_sizes) if self.cells.kind == "open" else 0
 
 
@@ -143,20 +143,20 @@ def digests_of(value: Tensor, how: Cut) -> list[Tensor]:
     ]
 
 
-def collect(how: Cut, shape: Shape, found: list[Digests]) -> tuple[Digests, Digests | None]:
+def collect(how: Cut, shape: Shape, parts: list[Digests]) -> tuple[Digests, Digests | None]:
     """Digests as an event holds them: its own, and those with the open dimensions taken in.
 
     Args:
         how: how the value was digested.
         shape: of the value.
-        found: what `digests_of` gave; for open cells the digests by rows, over `Cut.grid_dims` and `Cut.row_dims`.
+        parts: what `digests_of` gave; for open cells the digests by rows, over `Cut.grid_dims` and `Cut.row_dims`.
     """
     cells = how.cells
     if cells.kind == "rows":
-        return found[0], None
+        return parts[0], None
     if cells.kind == "open":
         grid_dims = how.grid_dims
         order = [grid_dims.index(d) for d in (*how.row_dims, *cells.open_dims)]
-        grid = found[0].reshape([shape[d] for d in grid_dims]).transpose(order)
-        return grid.reshape(len(cells.ids), *cells.open_sizes), found[1]
-    return np.stack(found, axis=1), None
+        grid = parts[0].reshape([shape[d] for d in grid_dims]).transpose(order)
+        return grid.reshape(len(cells.ids), *cells.open_sizes), parts[1]
+    return np.stack(parts, axis=1), None

@@ -10,7 +10,13 @@ from forkpoint.capture.trace import Digests, Trace
 
 
 def complete(trace: Trace, ledger: Ledger, digests: digest.Digests | digest.ShelvedDigests) -> None:
-    """All digests of a run that is over."""
+    """Put all digests of a finished run into its trace; waits for the device.
+
+    Args:
+        trace: of the run.
+        ledger: which rows have open cells, or digests that were computed one by one.
+        digests: those that the batch computed.
+    """
     for row, treatment in ledger.opened:
         slot = trace.slots[row]
         _keep(trace, row, treatment, [digests[slot + 1], digests[slot]])
@@ -19,21 +25,21 @@ def complete(trace: Trace, ledger: Ledger, digests: digest.Digests | digest.Shel
 
 
 def shelve(trace: Trace, ledger: Ledger) -> None:
-    """Those that are on the host already go to the shelf, if there is one."""
+    """Put digests that were computed one by one on the shelf, if there is one and all of them are on the host."""
     if trace.shelf is not None and all(t.device.type == "cpu" for _, _, ts in ledger.computed for t in ts):
         keep_computed(trace, ledger)
 
 
 def keep_computed(trace: Trace, ledger: Ledger) -> None:
-    """Those that are not simply rows, which were computed one by one."""
+    """Put the digests that were computed one by one (cells of several rows, or pairs) into the trace."""
     for row, treatment, tensors in ledger.computed:
         _keep(trace, row, treatment, [t.cpu().numpy() for t in tensors])
     ledger.computed.clear()
 
 
-def _keep(trace: Trace, row: int, treatment: Treatment, found: list[Digests]) -> None:
+def _keep(trace: Trace, row: int, treatment: Treatment, parts: list[Digests]) -> None:
     shelf = trace.shelf
-    digests, flat = collect(treatment.cut, treatment.form.shape, found)
+    digests, flat = collect(treatment.cut, treatment.form.shape, parts)
     trace.odd[row] = (
         (digests, flat)
         if shelf is None

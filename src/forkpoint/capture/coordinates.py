@@ -122,14 +122,14 @@ class CoordinateTable:
         self, key: Hashable, kind: int, token: tuple[str, int, int] | None, members: frozenset[int],
         place: tuple[int, int, int] = (-1, -1, -1),
     ) -> int:  # fmt: skip
-        found = self._ids.get(key)
-        if found is None:
-            found = self._ids[key] = len(self.kinds)
+        item = self._ids.get(key)
+        if item is None:
+            item = self._ids[key] = len(self.kinds)
             self.kinds.append(kind)
             self.tokens.append(token)
             self.members.append(members)
             self.places.append(place)
-        return found
+        return item
 
     def _grid(self, call: int, stream: str, sample: NDArray[np.int64], position: NDArray[np.int64]) -> Ids:
         columns, nothing = 1 if are_samples(sample) else sample.shape[-1], frozenset[int]()
@@ -148,11 +148,11 @@ class CoordinateTable:
 
     def _array(self, name: str) -> np.ndarray:
         """A column of the table as an array, with an entry for `NONE` at its end."""
-        known = self._arrays.get(name)
-        if known is None or len(known) != len(self.kinds) + 1:
+        column = self._arrays.get(name)
+        if column is None or len(column) != len(self.kinds) + 1:
             values: list[Any] = [*self.places, (-1, -1, -1)] if name == "places" else [*self.kinds, 0]
-            known = self._arrays[name] = np.asarray(values, dtype=np.int64)
-        return known
+            column = self._arrays[name] = np.asarray(values, dtype=np.int64)
+        return column
 
     @property
     def columns(self) -> Ids:

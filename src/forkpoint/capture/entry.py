@@ -14,7 +14,7 @@ from forkpoint.runs.layout import DECODER, IMAGE, MAIN, has_columns_last, stream
 
 
 class Intake(NamedTuple):
-    """What is known of a forward call's inputs.
+    """The labels of a forward call's inputs, and the sizes that its token dimensions can have.
 
     Attributes:
         lengths: see `token_lengths`.
@@ -26,9 +26,13 @@ class Intake(NamedTuple):
 
 
 def intake(labels: Labels, call: int, inputs: Mapping[str, Any]) -> Intake:
-    """What is known of a forward call's inputs.
+    """Label a forward call's inputs, or take the labels from an earlier call whose inputs had these names and shapes.
 
-    It depends on what they are called and on their shapes alone, as long as no tensor goes in under two names.
+    Args:
+        labels: of the run.
+        call: index of the call.
+        inputs: by name. Where one tensor goes in under two names, or something else than tensors and plain values goes in,
+            the result is worked out anew each time.
     """
     tensors = {name: value for name, value in inputs.items() if isinstance(value, Tensor)}
     others = [value for value in inputs.values() if not isinstance(value, Tensor)]
@@ -39,15 +43,15 @@ def intake(labels: Labels, call: int, inputs: Mapping[str, Any]) -> Intake:
         floats = [value.is_floating_point() or value.is_complex() for value in tensors.values()]
         shapes = [value.shape for value in tensors.values()]
         key = call, tuple(inputs), *zip(tensors, shapes, floats, strict=True)
-    found: Intake | None = labels.intakes.get(key)
-    if found is None:
-        found = Intake(
+    cached: Intake | None = labels.intakes.get(key)
+    if cached is None:
+        cached = Intake(
             token_lengths(labels.table, call, inputs),
             {name: input_label(labels, call, inputs, name, value) for name, value in tensors.items()},
         )
         if key is not None:
-            labels.intakes[key] = found
-    return found
+            labels.intakes[key] = cached
+    return cached
 
 
 def token_lengths(table: CoordinateTable, call: int, inputs: Mapping[str, Any]) -> frozenset[int]:
@@ -83,15 +87,15 @@ def input_label(
     if slots is None or value.is_nested:
         return None
     shape = tuple(value.shape)
-    found = token_tensor(inputs, stream)
-    own = found is not None and (found[1] is value or name.startswith("pixel_"))
+    tokens = token_tensor(inputs, stream)
+    own = tokens is not None and (tokens[1] is value or name.startswith("pixel_"))
     if own and has_columns_last(value, slots.shape):
         return labels.make(slots[:, None, :])
     for grid in (slots, table.slots_so_far(call, stream)):
         if (
             grid is not None
             and shape[: grid.ndim] == grid.shape
-            and (grid.ndim > 1 or len(shape) == 1 or found is None or own)
+            and (grid.ndim > 1 or len(shape) == 1 or tokens is None or own)
         ):
             return labels.make(grid.reshape(grid.shape + (1,) * (len(shape) - grid.ndim)))
         if grid is not None and grid.ndim == 2 and shape == grid.shape[::-1]:
@@ -110,14 +114,14 @@ def input_label(
 
 def nested_labels(labels: Labels, call: int, name: str, value: Any) -> list[tuple[Tensor, Label | None]]:
     """Labels of tensors inside an input: an encoder's output, or the cache of earlier tokens."""
-    found: list[tuple[Tensor, Label | None]] = []
+    labelled: list[tuple[Tensor, Label | None]] = []
     slots = labels.table.slots(call, stream_of(name))
     for tensor in _tensors_within(value):
         label: Label | None = None
         if name == "encoder_outputs" and slots is not None and tuple(tensor.shape[:2]) == slots.shape:
             label = labels.make(slots.reshape(slots.shape + (1,) * (tensor.dim() - 2)))
-        found.append((tensor, label))
-    return found
+        labelled.append((tensor, label))
+    return labelled
 
 
 def _tensors_within(value: Any, depth: int = 4) -> list[Tensor]:

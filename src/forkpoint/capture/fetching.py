@@ -1,4 +1,4 @@
-"""Serves those who want copies of what passes by (`Fetch`)."""
+"""Hands copies of values and calls to the fetches (`Fetch`) of a run that asked for them."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor
 
 from forkpoint.capture.hooks import Fetch, Given, Taken, clone
 from forkpoint.capture.labels import Label
-from forkpoint.capture.marks import Known
+from forkpoint.capture.marks import TensorRecord
 from forkpoint.capture.trace import Op
 from forkpoint.capture.wanted import Wanted
 
@@ -19,12 +19,12 @@ Key = tuple[str, str, str]
 
 
 class Fetching:
-    """The fetches of a run by what they want.
+    """The fetches of a run, by the key of the op that they want.
 
     Args:
         fetches: all of them.
-        wanted: what has to be looked into, where the rest may be followed in passing.
-        read: gives the true value of a tensor, where another mode keeps it elsewhere.
+        wanted: the modules of the fetches, if all other modules can be recorded without copies; else None.
+        read: gives the true value of a tensor, where another mode (`Promotion`) keeps it elsewhere.
     """
 
     def __init__(
@@ -40,7 +40,7 @@ class Fetching:
         return bool(self._of)
 
     def of(self, key: Key, call: int, nth: int, output: int | None = None) -> list[Fetch]:
-        """Those that want a pass of an op, or of one output of a module."""
+        """The fetches that want a pass of an op, or of one output of a module."""
         return [
             fetch
             for fetch in self._of.get(key, ())
@@ -57,25 +57,38 @@ class Fetching:
         recorded: tuple[Op, int, tuple[Tensor, ...], list[Label | None]],
         fetches: Iterable[tuple[Fetch, Any]],
     ) -> None:
-        """Hand a finished call to those who want it, each with what it saw right before and after."""
+        """Give a finished call to the fetches that want it.
+
+        Args:
+            func: the torch function.
+            call: index of the forward call.
+            given: copies of the arguments.
+            recorded: what `Reader.record` returned for the call.
+            fetches: each with what its `look` returned.
+        """
         op, nth, outputs, labels = recorded
         copies = tuple(clone(output if self._read is None else self._read(output)) for output in outputs)
-        taken = Taken(
+        finished = Taken(
             op, call, nth, func, given.args, given.kwargs, copies, given.labels, tuple(labels), given.owned
         )
         for fetch, seen in fetches:
-            fetch.take(replace(taken, seen=seen))
+            fetch.take(replace(finished, seen=seen))
 
     def hand_value(self, op: Op, call: int, nth: int, value: Tensor, label: Label | None) -> bool:
-        """Hand a module's input or output to those who want it; whether anybody does."""
+        """Give a module's input or output to the fetches that want it; returns whether any does."""
         fetches = self.of((op.module, op.function, op.site.chain), call, nth, op.output)
         for fetch in fetches:
             copies = (value.detach().clone(),)
             fetch.take(Taken(op, call, nth, None, (), {}, copies, {}, (label,)))
         return bool(fetches)
 
-    def deliver(self, find: Callable[[Tensor], Known | None], call: int) -> None:
-        """Hand over the outputs of modules that were looked into whose labels are known by now."""
+    def deliver(self, find: Callable[[Tensor], TensorRecord | None], call: int) -> None:
+        """Give the wanted outputs of modules to their fetches, as soon as their labels are known.
+
+        Args:
+            find: gives the record of a tensor; None if it wasn't read from the tape yet.
+            call: index of the forward call.
+        """
         if self.wanted is None:
             return
         for returned, label in self.wanted.settle(find):

@@ -1,4 +1,4 @@
-"""What forkpoint knows of a torch function: its public name, whether it writes, whether it views."""
+"""The traits of a torch function that tracing needs: its public name, whether it writes, whether it gives views."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ WITHOUT_LISTS = frozenset({
 """Functions that take no list by position."""
 
 NAMED = _SILENT | NEVER_VIEWS | ALWAYS_VIEWS | OF_KNOWN_SHAPE | WITHOUT_LISTS
-"""All functions of which something is known by their name alone: most of what models call is among them."""
+"""All names on the lists above: most functions that models call are among them."""
 
 UNWRITTEN = frozenset({"empty", "new_empty", "empty_like", "empty_strided"})
 """Functions whose result is garbage until somebody writes to it."""
@@ -84,7 +84,7 @@ LOOKS_UP = 1 << 5
 
 
 class PythonTraits:
-    """What a tap asks of a function."""
+    """Base of `Function`: the one attribute that the tap reads for every call."""
 
     flags: int
 
@@ -102,12 +102,13 @@ class Function(Traits):
         func: the function itself.
         name: its public name: `add` for `+`, `aten.add` for a call through `torch.ops`.
         rule: the name under which its rule is registered.
-        silent: whether it makes no tensor of the model's own.
+        silent: whether it makes no tensor of the model's own, so that it isn't recorded.
         writes: whether it changes its first argument in place.
-        inner: for composite functions written in Python: a copy that can be entered.
-        at_once: whether its call can't wait to be recorded.
-        may_or_may_not_view: whether one has to look each time, as nobody knows on what it depends.
-        rewrites: whether it gives a tensor another storage or shape, without making one.
+        inner: for `multi_head_attention_forward`, a copy whose inner calls are seen; see `_enterable`.
+        at_once: whether its call has to be recorded when it is made, not when the tape is read.
+        may_or_may_not_view: whether every result has to be checked for shared memory, since arguments of the same shapes
+            may give a view or not.
+        rewrites: whether it gives an existing tensor another storage or shape.
         of_known_shape: whether its results' shapes and strides follow from those of its arguments.
         takes_lists: whether a list may be among its positional arguments.
         flags: `silent`, `rewrites`, `at_once`, `takes_lists`, whether `may_view` is always, and `LOOKS_UP`, in bits.
@@ -144,14 +145,14 @@ resolved: dict[Any, Function] = {}
 
 
 def resolve(func: Any) -> Function:
-    """What is known of a function, from a cache."""
+    """The `Function` of a torch function, from a cache if it was asked for before."""
     try:
-        found = resolved.get(func)
+        function = resolved.get(func)
     except TypeError:
         return _make(func)
-    if found is None:
-        found = resolved[func] = _make(func)
-    return found
+    if function is None:
+        function = resolved[func] = _make(func)
+    return function
 
 
 def _make(func: Any) -> Function:
@@ -257,7 +258,13 @@ def put_in_place(
     output: Tensor,
     new: Tensor,
 ) -> Any:
-    """What a finished call returns with another value in place of one of its outputs; the model goes on with it."""
+    """Replace one output of a finished call, and return what the model is to get from the call.
+
+    Args:
+        function, args, kwargs, result: the call and what it returned.
+        output: the output to replace.
+        new: the other value. It is copied into the output, unless that is a view, or of another dtype.
+    """
     view = is_view(output, args, kwargs) if function.may_view is None else function.may_view
     if isinstance(result, Tensor) and (view or output.dtype != new.dtype):
         return new
@@ -303,8 +310,8 @@ def parameter_names(name: str, count: int, func: Any = None, args: Sequence[Any]
     >>> parameter_names("embedding_bag", 2, F.embedding_bag), parameter_names("embedding_bag", 2, torch.embedding_bag)
     (('input', 'weight'), ('weight', 'indices'))
     """
-    known = _PARAMETERS.get(name) or _own_names(func, count) or _schema_names(name, args)
-    return tuple(known[i] if i < len(known) else f"argument {i}" for i in range(count))
+    names = _PARAMETERS.get(name) or _own_names(func, count) or _schema_names(name, args)
+    return tuple(names[i] if i < len(names) else f"argument {i}" for i in range(count))
 
 
 def _own_names(func: Any, count: int) -> tuple[str, ...]:

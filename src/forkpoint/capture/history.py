@@ -1,7 +1,7 @@
-"""The history: all entries of tapes that were worked out, so that a stretch whose like was read before is found.
+"""The history: every entry of the tape that was worked out, so that a later stretch that repeats it can be taken over.
 
 The layers of a model do the same again and again, and so do its runs. So whatever is worked out entry by entry is also
-noted down as a `Step`. Where a later stretch of the tape shows the same calls from the same places, it is compared as a
+noted down as a `HistoryStep`. Where a later stretch of the tape shows the same calls from the same places, it is compared as a
 whole with the `Passage` of those steps and, if it is the same in all else, taken over.
 """
 
@@ -19,29 +19,28 @@ from forkpoint.capture.functions import Function
 from forkpoint.capture.marks import Entering, Leaving, Mark
 from forkpoint.capture.mode import Entry, outputs_in
 from forkpoint.capture.passages import Passage
-from forkpoint.capture.pattern import Columns, is_odd
+from forkpoint.capture.pattern import TapeColumns, is_odd
 from forkpoint.capture.sites import NOWHERE, CallStack
-from forkpoint.capture.steps import Constant, Group, Leaf, Sketch, Step, StepRow, Used, state_of
+from forkpoint.capture.steps import Constant, Group, HistoryStep, Leaf, Sketch, StepRow, Used, state_of
 
 if TYPE_CHECKING:
     from forkpoint.capture.ledger import Ledger
 
 SHORTEST = 24
-"""Fewer entries are worked out one by one, so that the history has whole layers in it and not what small parts of them
-have left over; unless they are what came next the last time."""
+"""Entries that a passage has at least: shorter ones would cut layers into small pieces."""
 SHORTEST_NEXT = 4
+"""The same for a passage that comes right after the one before, as it did the last time."""
 MAX_STEPS = 1 << 14
-"""Most steps of a history; what comes after them is worked out each time."""
+"""Most steps of a history; entries beyond them are worked out each time."""
 MAX_TIMES = 4
-"""How many times as many steps as the longest call has entries are kept for the next call. What lies between others
-and is too short for a passage is worked out and noted each time anew, so that a history grows with every run."""
+"""A history of more steps than this many times the entries of the longest call (and `SPARE`) is given up: stretches too
+short for a passage are worked out and noted anew in each run, so that it grows with every run."""
 SPARE = 64
-"""Steps that are kept besides."""
 MAX_PASSAGES = 1 << 8
 MAX_TRIED = 4
-"""How many earlier places are tried for a stretch that looks the same."""
+"""How many earlier steps are tried as the beginning of a passage."""
 PAUSE = 8
-"""Entries that are worked out after a stretch turned out to be another, before the next is looked for."""
+"""Entries that are worked out after a comparison failed, before the next passage is tried."""
 
 _CONSTANTS = frozenset(
     {int, bool, float, complex, str, type(None), type(...), slice, torch.dtype, torch.device, torch.layout,
@@ -57,30 +56,34 @@ _GAP = Leaving()
 
 
 class History:
-    """All entries that were worked out for calls whose tokens lie alike, one after the other."""
+    """The steps of all calls whose tokens lie alike, in the order in which they were worked out.
+
+    `whats`, `places` and `steps` have an element for each: what ran, where it was called, and the step.
+    """
 
     def __init__(self) -> None:
         self.whats: list[Function | Entering | Leaving] = []
         self.places: list[CallStack] = []
-        self.steps: list[Step | None] = []
-        """None for what has to be worked out each time."""
+        self.steps: list[HistoryStep | None] = []
+        """None for an entry that has to be worked out each time: no passage goes across it."""
         self.barriers: list[int] = []
-        """The numbers of those."""
+        """The indices of those, ascending."""
         self.n_rows = next(_histories) << 32
-        """The number of the next row; each history has numbers of its own."""
+        """The number of the next row; the numbers of two histories never meet."""
         self.starts: dict[tuple[Any, CallStack], list[int]] = {}
-        """By what ran and where from, the steps."""
+        """The steps at which something was called, by what it was and where."""
         self.passages: dict[tuple[int, int], Passage] = {}
         """By first step and length."""
         self.longest: dict[int, Passage] = {}
         """By first step."""
         self.expected = 0
-        """The step that would come next, if what comes is what came before."""
+        """The step that the next entry repeats, if the call goes on as it did the last time."""
         self.pause = 0
+        """How many entries are still to be worked out before the next passage is tried; see `PAUSE`."""
         self.broken = False
-        """Whether the next step does not follow the last: something came in between that is no step."""
+        """Whether something that is no step came after the last one: the next doesn't follow it."""
         self.entries = self.most_entries = 0
-        """Of the call that runs, and of the longest call."""
+        """Entries read in this call of the model, and in the longest call."""
 
     @property
     def full(self) -> bool:
@@ -88,13 +91,13 @@ class History:
 
     @property
     def overgrown(self) -> bool:
-        """Whether most of what it holds can't be of use: it is better to begin anew."""
+        """Whether it has grown so far that most of it can't be of use: it is better to begin a new one."""
         return len(self.steps) > MAX_TIMES * self.most_entries + SPARE
 
     # ------------------------------------------------------------------ writing
 
     def sketch(self, tape: Ledger, entry: Entry) -> Sketch | None:
-        """What an entry that is about to be worked out depends on; None if that can't be told."""
+        """What the result of an entry depends on, noted before it is worked out; None if that can't be told."""
         if self.full:
             return None
         what, _, args, kwargs, _ = entry
@@ -113,11 +116,11 @@ class History:
 
     def _leaf(self, tape: Ledger, value: Any, counts: bool) -> Leaf | None:
         if isinstance(value, Tensor):
-            known = tape.known.get(id(value))
-            if known is None or known[0]() is not value or is_odd(value):
+            record = tape.tensors.get(id(value))
+            if record is None or record[0]() is not value or is_odd(value):
                 return None
-            form = None if known[2] < 0 else tape.rows[known[2]][2]
-            return Used(known[1], value.stride(), known[3], state_of(tape, known), form)
+            form = None if record[2] < 0 else tape.rows[record[2]][2]
+            return Used(record[1], value.stride(), record[3], state_of(tape, record), form)
         kind = type(value)
         if not counts:
             return Constant(kind, None, False)
@@ -128,12 +131,12 @@ class History:
         return Constant(kind, value, True) if kind in _CONSTANTS else None
 
     def add(self, tape: Ledger, entry: Entry, sketch: Sketch | None, first: int) -> None:
-        """Note what came of an entry.
+        """Add a step: what an entry depended on, and the rows that came of it.
 
         Args:
-            tape: which has just worked it out.
+            tape: which has just worked the entry out.
             entry: the entry.
-            sketch: what it depended on.
+            sketch: what `sketch` gave for it.
             first: the first of its rows in the trace.
         """
         self._count(1)
@@ -154,7 +157,9 @@ class History:
             self.starts.setdefault((entry[0], entry[1]), []).append(number)
         self.expected = number + 1
 
-    def _append(self, what: Function | Entering | Leaving, place: CallStack, step: Step | None) -> None:
+    def _append(
+        self, what: Function | Entering | Leaving, place: CallStack, step: HistoryStep | None
+    ) -> None:
         if step is None:
             self.barriers.append(len(self.steps))
         self.whats.append(what)
@@ -162,17 +167,17 @@ class History:
         self.steps.append(step)
 
     def _as_expected(self, entry: Entry) -> bool:
-        """Whether an entry looks like the step that was expected."""
+        """Whether an entry is the same call from the same place as the expected step."""
         number = self._next()
         return number < len(self.steps) and self.whats[number] is entry[0] and self.places[number] is entry[1]
 
     def _next(self) -> int:
-        """The step that would come next; not a barrier that only stands where something else came in between."""
+        """`expected`, moved past the gap if there is one."""
         if self.expected < len(self.steps) and self.whats[self.expected] is _GAP:
             self.expected += 1
         return self.expected
 
-    def _step(self, tape: Ledger, entry: Entry, sketch: Sketch, first: int) -> Step | None:
+    def _step(self, tape: Ledger, entry: Entry, sketch: Sketch, first: int) -> HistoryStep | None:
         what, _, args, _, made = entry
         outputs: tuple[Tensor, ...] = outputs_in(made) if isinstance(what, Function) else ()
         if any(map(is_odd, outputs)) or (isinstance(what, Function) and what.may_or_may_not_view):
@@ -192,12 +197,12 @@ class History:
         updates: list[tuple[int, Mark, int]] = []
         touched = [(i, o) for i, o in enumerate(outputs)] or [(-1 - i, sketch.values[i]) for i in tensors]
         for place, value in touched:
-            known = tape.known[id(value)]
-            if known[2] >= first:
-                row = known[2] - first
-                tape.known[id(value)] = (known[0], known[1], known[2], self.n_rows + row)
-                updates.append((place, known[1], row))
-        step = Step(
+            record = tape.tensors[id(value)]
+            if record[2] >= first:
+                row = record[2] - first
+                tape.tensors[id(value)] = (record[0], record[1], record[2], self.n_rows + row)
+                updates.append((place, record[1], row))
+        step = HistoryStep(
             len(args), sketch.names, sketch.leaves, [o.size() for o in outputs], [o.stride() for o in outputs],
             [o.dtype for o in outputs], [o.get_device() for o in outputs], self.n_rows, rows, updates, tape.resolver.last_outputs,
         )  # fmt: skip
@@ -206,17 +211,17 @@ class History:
 
     # ------------------------------------------------------------------ reading
 
-    def follow(self, tape: Ledger, columns: Columns, position: int, whole: bool) -> int:
-        """Take over a passage that begins at an entry.
+    def follow(self, tape: Ledger, columns: TapeColumns, position: int, whole: bool) -> int:
+        """Put a whole stretch of entries on the trace, if it repeats a passage.
 
         Args:
-            tape: whose entries they are.
-            columns: its entries.
-            position: the first of them.
-            whole: False to wait for the rest of a passage of which the tape holds only a part.
+            tape: gets the rows.
+            columns: the entries that wait on it.
+            position: the entry at which the stretch begins.
+            whole: False to wait where the entries so far may be the beginning of a passage that is still coming.
 
         Returns:
-            How many entries were taken over, 0 if this one has to be worked out, -1 to wait for more.
+            How many entries were taken over; 0 if this one has to be worked out; -1 to wait for more.
         """
         if self.pause > 0:
             return 0
@@ -248,24 +253,24 @@ class History:
         self.entries += entries
         self.most_entries = max(self.most_entries, self.entries)
 
-    def _candidates(self, columns: Columns, position: int) -> list[int]:
-        """Steps that an entry may repeat."""
+    def _candidates(self, columns: TapeColumns, position: int) -> list[int]:
+        """The steps that are the same call from the same place as an entry, the expected one first, then the latest."""
         what, place = columns.whats[position], columns.places[position]
         starts = self.starts.get((what, place))
         if starts is None:
             return []
-        found = starts[: -MAX_TRIED - 1 : -1]
+        candidates = starts[: -MAX_TRIED - 1 : -1]
         expected = self._next()
         if expected < len(self.whats) and self.whats[expected] is what and self.places[expected] is place:
-            found = [expected, *(start for start in found if start != expected)]
-        return found
+            candidates = [expected, *(start for start in candidates if start != expected)]
+        return candidates
 
     def _end(self, start: int) -> int:
-        """The first step from one on that has to be worked out each time, or that is not there yet."""
+        """Where a passage that begins at a step has to end: at the next barrier, or at the end of the history."""
         barrier = bisect_left(self.barriers, start)
         return self.barriers[barrier] if barrier < len(self.barriers) else len(self.steps)
 
-    def _reach(self, columns: Columns, position: int, start: int) -> int:
+    def _reach(self, columns: TapeColumns, position: int, start: int) -> int:
         """How many entries from a position on are the same calls from the same places as those from a step on."""
         most = min(len(columns.whats) - position, self._end(start) - start)
         longest = self.longest.get(start)
@@ -278,16 +283,16 @@ class History:
         return next(compress(count(), other), most)
 
     def _passage(self, start: int, length: int) -> Passage:
-        """The passage of so many steps."""
-        found = self.passages.get((start, length))
-        if found is None:
+        """The passage of a number of steps, made if it isn't there yet."""
+        passage = self.passages.get((start, length))
+        if passage is None:
             if len(self.passages) >= MAX_PASSAGES:
                 self.passages.clear()
                 self.longest.clear()
             steps = [step for step in self.steps[start : start + length] if step is not None]
             whats, places = self.whats[start : start + length], self.places[start : start + length]
-            found = self.passages[start, length] = Passage(whats, places, steps)
+            passage = self.passages[start, length] = Passage(whats, places, steps)
         longest = self.longest.get(start)
         if longest is None or length > longest.length:
-            self.longest[start] = found
-        return found
+            self.longest[start] = passage
+        return passage

@@ -1,4 +1,4 @@
-"""Calls that a second pass keeps, with copies of what went in and came out."""
+"""What a second pass can be asked to keep: a value, or a call with copies of its arguments and outputs."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from forkpoint.runs.contents import MOST_COPIED
 from forkpoint.support.readable import why_unreadable
 
 Look = Callable[[tuple[Any, ...], dict[str, Any]], Callable[[], Any]]
-"""Looks at a call right before it is made, with the very tensors that go in. What it returns is called right after, and
-says what was seen."""
+"""Called with the arguments of a call right before it is made; returns a function that is called right after the call, and
+whose result is `Taken.seen`."""
 
 
 @dataclass
@@ -25,8 +25,8 @@ class Fetch:
 
     Attributes:
         key: the op's key (module, function, chain), without the output.
-        call, nth: which of its passes; None for all.
-        take: called with the finished call; with an output of a module as soon as its label is known.
+        call, nth: which of the op's passes; None for all.
+        take: is given each call that matches when it is over, and each output of a module as soon as its label is known.
     """
 
     key: tuple[str, str, str]
@@ -36,7 +36,7 @@ class Fetch:
     output: int | None = None
     """For a module's output, which of several."""
     look: Look | None = None
-    """For a call of a function, what else is to be known of it."""
+    """For a call of a function, what looks at it before and after."""
 
 
 @dataclass
@@ -85,9 +85,9 @@ def copied(
     names: Mapping[int, str],
     label_of: Callable[[Tensor], Label | None],
 ) -> Given:
-    """Copies of what goes into a call, before it can change it.
+    """Copy what goes into a call, before the call can change it.
 
-    Weights too large to be put back after a run by value are there by reference: a run that writes to one ends in an error.
+    Weights above 64 MiB (`MOST_COPIED`), and those of tensor subclasses, are not copied: the model's own tensors are given.
 
     Args:
         args, kwargs: of the call.
@@ -120,7 +120,7 @@ def copied(
 
 
 def clone(value: Tensor) -> Tensor:
-    """A copy with the same strides, where the tensor has its elements to itself; without values if those are gone."""
+    """A copy of a tensor with the same strides; one on the meta device where its memory is gone."""
     value = value.detach()
     if value.layout is torch.strided and why_unreadable(value):
         return torch.empty(value.shape, dtype=value.dtype, device="meta")

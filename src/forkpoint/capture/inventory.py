@@ -1,4 +1,4 @@
-"""What a trace has to know of a model before it runs; looked up anew only where the model is not what it was."""
+"""The modules and weights of a model, kept between its runs: worked out again only when the model has changed."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from forkpoint.capture.labels import Labels
-from forkpoint.capture.marks import Frame, Known, Mark, entering
+from forkpoint.capture.marks import Frame, Mark, TensorRecord, entering
 from forkpoint.capture.pattern import device_of, size_of
 from forkpoint.native.choice import choose
 from forkpoint.runs.modules import Survey, owned, survey, walk
@@ -20,44 +20,49 @@ WeightForm = tuple[torch.dtype, torch.Size, int]
 
 
 class Inventory:
-    """The modules and weights of a model.
+    """The modules and weights of a model, for one run after another.
 
-    It outlives the runs, and holds no reference to a weight, not even a weak one: torch swaps no tensors that have any
-    (`torch.utils.swap_tensors`, by which a model may be cast). That a weight of the same form lies where another one lay
-    is as good as that it is the same.
+    It holds no reference to a weight, not even a weak one, since `torch.utils.swap_tensors`, by which a model may be cast,
+    refuses tensors that have one. So weights are compared by id, dtype, size and device: for a trace, a new tensor that has
+    all four of the old one is as good as the old one.
+
+    Args:
+        parts: the survey of the model.
+        model: the model.
+        last: an earlier inventory of it, whose frames are used again; None for the first.
 
     Attributes:
         frames: of its modules, by the id of the module.
         names: of its parameters and buffers, by the id of the tensor.
     """
 
-    def __init__(self, found: Survey, model: nn.Module, last: Inventory | None) -> None:
-        self._structure = found.structure
+    def __init__(self, parts: Survey, model: nn.Module, last: Inventory | None) -> None:
+        self._structure = parts.structure
         walked = walk(model)
         weights = owned(walked)
         self.frames = _frames_of(walked, {} if last is None else last.frames)
         self.names = {key: name for key, (name, _) in weights.items()}
-        self._weights = [None if tensor is None else id(tensor) for tensor in found.weights]
-        self._forms = [None if tensor is None else _form(tensor) for tensor in found.weights]
+        self._weights = [None if tensor is None else id(tensor) for tensor in parts.weights]
+        self._forms = [None if tensor is None else _form(tensor) for tensor in parts.weights]
         self._marks: WeakKeyDictionary[Labels, list[Mark]] = WeakKeyDictionary()
 
-    def fits(self, found: Survey) -> bool:
-        """Whether these are the very same modules, in the same places, with the same weights."""
+    def fits(self, parts: Survey) -> bool:
+        """Whether a survey shows the same modules in the same places, with the same weights, as this inventory."""
         return (
-            found.structure == self._structure
-            and len(found.weights) == len(self._weights)
-            and same_weights(found.weights, self._weights, self._forms, size_of, device_of)
+            parts.structure == self._structure
+            and len(parts.weights) == len(self._weights)
+            and same_weights(parts.weights, self._weights, self._forms, size_of, device_of)
         )
 
-    def known(
+    def records(
         self, weights: list[Tensor | None], labels: Labels, mark: Callable[[Tensor], Mark]
-    ) -> dict[int, Known]:
-        """What is known of the weights in a run, by their ids.
+    ) -> dict[int, TensorRecord]:
+        """The records with which a run begins: one for each weight, by its id.
 
         Args:
-            weights: those that the inventory fits.
+            weights: as in a survey that this inventory `fits`.
             labels: the run's.
-            mark: gives the mark of a weight there.
+            mark: gives the mark of a weight in that run; asked once for all runs with these labels.
         """
         tensors = [tensor for tensor in weights if tensor is not None]
         marks = self._marks.get(labels)
@@ -69,22 +74,22 @@ class Inventory:
 _inventories: WeakKeyDictionary[nn.Module, Inventory] = WeakKeyDictionary()
 
 
-def inventory_of(model: nn.Module, found: Survey | None = None) -> Inventory:
-    """The inventory of a model, that of the last trace if nothing is different.
+def inventory_of(model: nn.Module, parts: Survey | None = None) -> Inventory:
+    """The inventory of a model: that of its last trace if the model is the same, else a new one.
 
     Args:
         model: the model.
-        found: what it consists of, where somebody has just looked.
+        parts: a survey of it that was just made; None to make one.
     """
-    found = found or survey(model)
+    parts = parts or survey(model)
     last = _inventories.get(model)
-    if last is None or not last.fits(found):
-        last = _inventories[model] = Inventory(found, model, last)
+    if last is None or not last.fits(parts):
+        last = _inventories[model] = Inventory(parts, model, last)
     return last
 
 
 def _form(weight: Tensor) -> WeightForm:
-    """What a mark says of a weight; a parameter's data can be replaced in place, as `half` does."""
+    """What a weight's mark depends on; it may change while the id stays, as `half` replaces a parameter's data."""
     return weight.dtype, size_of(weight), device_of(weight)
 
 
@@ -95,9 +100,15 @@ def python_same_weights(
     size: Callable[[Tensor], Any],
     device: Callable[[Tensor], int],
 ) -> bool:
-    """Whether weights lie where those of before lay, and are of the same dtype, size and device.
+    """Whether weights have the same ids as before, and the same dtypes, sizes and devices.
 
     It is asked for every run, so that it is also written in C (`native/held.c`).
+
+    Args:
+        weights: now.
+        before: the ids that they had.
+        forms: the forms that they had.
+        size, device: give these of a tensor.
     """
     return all(
         key is None
@@ -111,7 +122,7 @@ same_weights = choose(python_same_weights, "same_weights")
 
 
 def _frames_of(modules: list[tuple[str, nn.Module]], last: dict[int, Frame]) -> dict[int, Frame]:
-    """A frame for every module of a model; that of the last trace, if the module still goes by its path."""
+    """A frame for every module of a model: the one of the last trace if the module still has the same path."""
     frames: dict[int, Frame] = {}
     for path, module in modules:
         key = id(module)

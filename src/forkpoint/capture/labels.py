@@ -27,7 +27,7 @@ T = TypeVar("T", bound=np.generic)
 
 
 class Label:
-    """Interned: equal labels of a run are the same object, so a label can key a cache.
+    """The coordinate of each element of a value. Equal labels of a run are the same object, so a label can key a cache.
 
     Attributes:
         q: compressed ids of the coordinate that each element belongs to.
@@ -44,26 +44,26 @@ class Label:
 
 
 MAX_DEPTH = 255
-"""Computations beyond which it is no longer counted how far a value lies behind its column."""
+"""The largest `Label.depth`: beyond it computations are no longer counted."""
 
 
 MAX_LAYOUTS = 8
 """How many layouts' labels are kept for the next runs of the same layout."""
 MAX_KEPT = 1 << 16
-"""Above so many answers or labels of a layout they are not kept for the next run."""
+"""Labels, answers or marks of a layout above which they are dropped, not kept for the next run."""
 
 
 class Labels:
-    """Makes and merges the labels of the runs of one layout.
+    """Makes and merges the labels of all runs of one layout.
 
     Attributes:
-        answers, marks, treatments, histories, intakes, lost_some: what recorders work out from labels, for the next time; see
-            `recorder`.
+        answers, marks, treatments, histories, intakes, lost_some: caches of what recorders work out from labels; kept here
+            so that the next run of the layout finds them.
     """
 
     def __init__(self, table: CoordinateTable) -> None:
         self.table = table
-        self._known: dict[object, Label] = {}
+        self._interned: dict[object, Label] = {}
         self.answers: dict[frozenset[int], dict[Any, Any]] = {}
         self.marks: dict[Any, Any] = {}
         self.treatments: dict[Any, Any] = {}
@@ -75,25 +75,27 @@ class Labels:
     def of(cls, layout: Layout) -> Labels:
         """The labels of a layout, those of an earlier run if there was one."""
         key = layout.content
-        found = _recent.pop(key, None)
-        if found is None or found.size > MAX_KEPT:
-            found = cls(CoordinateTable(layout))
-        _recent[key] = found
+        labels = _recent.pop(key, None)
+        if labels is None or labels.size > MAX_KEPT:
+            labels = cls(CoordinateTable(layout))
+        _recent[key] = labels
         while len(_recent) > MAX_LAYOUTS:
             del _recent[next(iter(_recent))]
-        return found
+        return labels
 
     @property
     def size(self) -> int:
-        """How much of a kind is kept at most."""
+        """The number of entries of the largest cache."""
         answers = max(map(len, self.answers.values()), default=0)
-        kept = (self._known, self.answers, self.marks, self.treatments, self.intakes)
-        return max(answers, *map(len, kept))
+        caches = (self._interned, self.answers, self.marks, self.treatments, self.intakes)
+        return max(answers, *map(len, caches))
 
     def make(self, q: Ids, k: Ids | None = None, depth: int = 0) -> Label | None:
-        """The label with these ids, compressed; None where no token has a part in it.
+        """The label with these ids, compressed; None where no token has a part in the value.
 
-        A depth is only kept where the ids are one column of each row, of several.
+        Args:
+            q, k: as the attributes of a label, compressed or not.
+            depth: taken for a value of one column of each row alone, where a call has several columns; else 0.
         """
         q = compress(q)
         k = None if k is None else compress(k)
@@ -106,10 +108,10 @@ class Labels:
         if depth and (k is not None or not self.table.one_of_many(q)):
             depth = 0
         key = (q.shape, q.tobytes(), None if k is None else (k.shape, k.tobytes()), depth)
-        found = self._known.get(key)
-        if found is None:
-            found = self._known[key] = Label(q, k, len(self._known) + 1, depth)
-        return found
+        label = self._interned.get(key)
+        if label is None:
+            label = self._interned[key] = Label(q, k, len(self._interned) + 1, depth)
+        return label
 
     def apply(self, label: Label | None, move: Callable[[Ids], Ids]) -> Label | None:
         """The label after a movement of elements, applied to both of its arrays."""
@@ -118,7 +120,7 @@ class Labels:
         return self.make(move(label.q), None if label.k is None else move(label.k), label.depth)
 
     def deeper(self, label: Label | None) -> Label | None:
-        """The label of what is computed from values of a label: one computation further behind their column."""
+        """The label of what is computed from values of a label: the same ids, and a depth that is larger by one."""
         if label is None or not self.table.one_of_many(label.q):
             return label
         return self.make(label.q, label.k, min(label.depth + 1, MAX_DEPTH))
@@ -221,8 +223,8 @@ class Labels:
         return self.make(q, k, min(label.depth + 1, MAX_DEPTH))
 
     def _unions(self, q: Ids, dims: Sequence[int]) -> Ids:
-        kept = [d for d in range(q.ndim) if d not in dims]
-        rows = np.transpose(q, (*kept, *dims)).reshape(math.prod(q.shape[d] for d in kept), -1)
+        rest = [d for d in range(q.ndim) if d not in dims]
+        rows = np.transpose(q, (*rest, *dims)).reshape(math.prod(q.shape[d] for d in rest), -1)
         distinct, inverse = np.unique(rows, axis=0, return_inverse=True)
         unions = np.asarray([self.table.union(row) for row in distinct], dtype=np.int32)
         shape = tuple(1 if d in dims else size for d, size in enumerate(q.shape))
@@ -234,7 +236,7 @@ _recent: dict[Hashable, Labels] = {}
 
 
 def _several_along(ids: Ids, d: int) -> bool:
-    """Whether along a dimension there are two that are not the same, apart from `NONE`."""
+    """Whether there are two different ids along a dimension, `NONE` not counted."""
     highest = ids.max(axis=d, keepdims=True)
     return bool(((ids != highest) & (ids != NONE)).any())
 

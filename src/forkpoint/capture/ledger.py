@@ -1,4 +1,4 @@
-"""What the tape was read into: the rows of the trace, what is known of each tensor, and the values that wait for a digest."""
+"""The ledger: the rows of the trace, a record of each tensor, and the queue of values that wait for their digests."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 
 from forkpoint.capture.cells import digests_of
-from forkpoint.capture.digest.batch import Batch, DevicePlan, planned
+from forkpoint.capture.digest.batch import DevicePlan, DigestBatch, planned
 from forkpoint.capture.functions import Function
 from forkpoint.capture.labels import Label
 from forkpoint.capture.listener import Listener
-from forkpoint.capture.marks import Frame, Known, Treatment, version_of, versions_of
+from forkpoint.capture.marks import Frame, TensorRecord, Treatment, version_of, versions_of
 from forkpoint.capture.mode import Reel
 from forkpoint.capture.resolver import Resolver
 from forkpoint.capture.trace import Op, Row
@@ -24,13 +24,13 @@ MAX_OPEN_TOTAL = 1 << 24
 """Most cells of a whole trace whose token dimensions are only suspected; beyond it such values are compared
 whole."""
 INPUT = -1
-"""What stands for the number of a module's output where the value goes in."""
+"""In place of the number of a module's output, for an input."""
 NOTHING = torch.empty(0)
-"""In place of a value, where there is none."""
+"""In place of a tensor, where there is none."""
 
 
 class Ledger(Reel):
-    """Rows are added to it, and values queued for their digests, by whoever reads the tape: entry by entry, or a passage at once.
+    """What the tape is read into. The reader adds to it entry by entry, a passage many rows at once.
 
     Args:
         listener: whoever records the run; held weakly, so that both go when the run is over.
@@ -42,10 +42,11 @@ class Ledger(Reel):
         call: index of the forward call.
         stack: the modules at work, the innermost last; `arguments`, what went into each.
         frames: of the model's own modules, by their ids.
-        known: by the id of a tensor, what `marks.Known` says.
+        tensors: the record of each tensor that was seen, by its id. An id is used again once a tensor is gone, so whoever
+            looks one up has to check that the record's reference leads to the tensor in hand.
     """
 
-    def __init__(self, listener: Listener, resolver: Resolver, batch: Batch, digests: bool) -> None:
+    def __init__(self, listener: Listener, resolver: Resolver, batch: DigestBatch, digests: bool) -> None:
         super().__init__()
         self.listener: Listener = proxy(listener)
         self.resolver = resolver
@@ -59,41 +60,41 @@ class Ledger(Reel):
         self.stack: list[Frame] = []
         self.arguments = resolver.arguments
         self.frames: dict[int, Frame] = {}
-        self.known = resolver.known
+        self.tensors = resolver.tensors
         self.last_read: tuple[Tensor, int | None] = (NOTHING, None)
-        """While the tape is read, the last value, and how often it had been written to when the next function was called."""
+        """The last output of the function that is being recorded, and its version (`version_of`) when the next was called."""
         self.lasting = False
-        """Whether what was just recorded is the same for all calls whose arguments have these marks."""
+        """Whether what the current entry gave holds for every call with arguments of these marks: the history may have it."""
         self.queued: list[tuple[int, Treatment, DevicePlan | None, DevicePlan | None]] = []
-        """Rows that were just queued for their digests: how; and how their open cells are."""
+        """Rows of the current entry whose values were queued: treatment, plan, and the plan of the open cells."""
         self.open_cells = 0
         self.opened: list[tuple[int, Treatment]] = []
-        """Rows of values with open cells. They have a slot for the cells with those dimensions taken in, and one for
-        all of them."""
+        """Rows of values with open cells. They have two slots: the digests without the open dimensions, then with them."""
         self.odd: list[tuple[int, Tensor, Treatment]] = []
-        """Row and value of those whose rows share cells, or that are digested in pairs."""
+        """Rows and values that no plan digests: several rows of the value share a cell, or it has pairs of tokens."""
         self.computed: list[tuple[int, Treatment, list[Tensor]]] = []
-        """The digests of such values, on their device."""
+        """The digests of `odd` values, on their device."""
         self.pending: list[Tensor] = []
-        """Values whose digest is not computed yet."""
+        """Values whose digests are not computed yet; kept alive until the next flush."""
         self.pending_rows: list[int] = []
         self.pending_versions: list[int] = []
+        """The version (`version_of`) that each had when it was complete: at the flush another one means that it was lost."""
         self.pending_bytes = 0
         self.n_bytes = 0
         self.fresh = False
-        """Whether the last of them was recorded by what ran last: what is done to it at once still belongs to it."""
+        """Whether the last pending value may still change: what is written to it before the next call belongs to it."""
 
-    def holds(self, known: Known) -> bool:
-        """Whether the event of a tensor holds all of its value, not what an indexed write wrote of it."""
-        event = known[2]
-        return event >= 0 and self.rows[event][2].shape == known[1].size
+    def holds(self, record: TensorRecord) -> bool:
+        """Whether the row of a tensor's record holds all of its value, not only the part that an indexed write wrote."""
+        event = record[2]
+        return event >= 0 and self.rows[event][2].shape == record[1].size
 
     def fits(self, open_cells: int) -> bool:
-        """Whether there may be so many more cells of dimensions that are only suspected."""
+        """Whether the trace has room for that many more open cells."""
         return self.open_cells + open_cells <= MAX_OPEN_TOTAL
 
     def bounded(self, treatment: Treatment) -> Treatment:
-        """What to do with a value, where so many dimensions may be suspected and no more."""
+        """The treatment itself if the trace has room for its open cells, else the same without open dimensions."""
         if not self.fits(treatment.open_cells):
             self.lasting = False
             return self.resolver.closed(treatment)
@@ -101,7 +102,14 @@ class Ledger(Reel):
         return treatment
 
     def put(self, op: Op, treatment: Treatment, value: Tensor, version: int | None = None) -> int:
-        """Put a value on the trace, and have it digested with the next flush."""
+        """Add a row for a value, and queue the value for its digest; returns the row.
+
+        Args:
+            op: whose output it is.
+            treatment: how to digest it, or that it isn't digested.
+            value: the tensor.
+            version: its version once it was complete; None for the version it has now.
+        """
         row = len(self.rows)
         slots = self.queue(row, value, treatment, version) if treatment.digested and self.digests else 0
         self.rows.append((op, self.call, treatment.form, 0, slots))
@@ -115,12 +123,20 @@ class Ledger(Reel):
         label: Label | None,
         reason: str = "",
     ) -> int:
-        """Put a value on the trace that a function wrote, or that a module took or gave."""
+        """Add a row for a value that a function wrote, or for a module's input or output; returns the row.
+
+        Args:
+            op: whose output it is.
+            function: the function that wrote it; None for a module.
+            value: the tensor.
+            label: its label.
+            reason: why it has none.
+        """
         treatment = self.resolver.treatment(function, value, label, reason, view=False)
         return self.put(op, self.bounded(treatment), value)
 
     def queue(self, row: int, value: Tensor, treatment: Treatment, version: int | None) -> int:
-        """Have a value digested with the next flush; returns how many slots that takes."""
+        """Queue a value for the next flush; returns how many slots of the batch it takes."""
         slots = 0
         plan = grid = None
         if treatment.plain or treatment.open:
@@ -153,12 +169,12 @@ class Ledger(Reel):
         self.n_bytes += n_bytes
 
     def settle(self) -> None:
-        """What ran last is over: a value that it changed right after a function returned is that function's value."""
+        """Another call begins: the last pending value is complete, with what was written to it since its function returned."""
         self.pending_versions[-1] = version_of(self.pending[-1])
         self.fresh = False
 
     def flush(self) -> None:
-        """Compute the digests of everything that is pending, without waiting for the device."""
+        """Compute the digests of all pending values, without waiting for the device, and let go of the values."""
         if self.fresh:
             self.settle()
         versions = versions_of(self.pending)
@@ -184,10 +200,10 @@ class Ledger(Reel):
         self.listener.collect()
 
     def _skip(self, unreadable: dict[int, str]) -> None:
-        """Note which rows hold no digest, as the memory of a value could not be read.
+        """Mark rows as skipped whose values' memory could not be read.
 
         Args:
-            unreadable: slots, each with the reason.
+            unreadable: the reason by slot of the batch.
         """
         ends = list(itertools.accumulate(row[4] for row in itertools.islice(self.rows, self.begins, None)))
         for slot, reason in unreadable.items():
@@ -195,9 +211,15 @@ class Ledger(Reel):
 
 
 def plan_for(plans: dict[tuple[int, ...], DevicePlan], value: Tensor, dims: tuple[int, ...]) -> DevicePlan:
-    """How to digest a value, from the plans for others that differ at most in stride."""
+    """The plan for a value, made if there is none yet.
+
+    Args:
+        plans: by stride, those of values of the same dtype, shape and device.
+        value: the tensor.
+        dims: the dimensions that enumerate its rows.
+    """
     stride = value.stride()
-    found = plans.get(stride)
-    if found is None:
-        found = plans[stride] = planned(value, dims)
-    return found
+    plan = plans.get(stride)
+    if plan is None:
+        plan = plans[stride] = planned(value, dims)
+    return plan

@@ -1,4 +1,4 @@
-"""What the tape tells whoever records a run, and what it leaves to it."""
+"""The interface of the recorder to the tape: what the tape calls, so that neither needs the other's file."""
 
 from __future__ import annotations
 
@@ -8,18 +8,18 @@ from torch import Tensor
 
 from forkpoint.capture.functions import Function
 from forkpoint.capture.labels import Label
-from forkpoint.capture.marks import Answer, Visits
+from forkpoint.capture.marks import CallAnswer, Visits
 from forkpoint.capture.sites import CallStack
 from forkpoint.capture.trace import Trace
 
 
 class Listener(Protocol):
-    """Records what can't wait to be read, and serves those who want to keep or to change what passes by."""
+    """What the tape asks of the recorder: to record what can't wait, and to serve fetches and the watcher."""
 
     trace: Trace
 
     def collect(self) -> None:
-        """The digests of all that was read are on their way: put those that are on the host on the shelf, if there is one."""
+        """Called after each flush: put digests that are on the host on the shelf, if there is one."""
         ...
 
     # ------------------------------------------------------------------ calls
@@ -27,7 +27,7 @@ class Listener(Protocol):
     def watched(
         self, function: Function, place: CallStack, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Any:
-        """Make and record a call that somebody wants to keep or to change, or that other modes see, too."""
+        """Make a call and record it at once: it writes, a fetch or the watcher wants it, or other modes are active."""
         ...
 
     def wrote(
@@ -37,25 +37,36 @@ class Listener(Protocol):
         kwargs: dict[str, Any],
         outputs: tuple[Tensor, ...],
         visits: Visits,
-        answer: Answer,
+        answer: CallAnswer,
     ) -> list[Label | None]:
-        """Record what a function wrote into its outputs; where it wrote some elements, those."""
+        """Record what a function wrote in place: the whole outputs or, for an indexed write, the elements that it wrote.
+
+        Returns:
+            The labels of the outputs.
+        """
         ...
 
     def sources(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[int]:
-        """The events of the tensors that go into a call, if a watcher wants to know."""
+        """The rows that hold the values of a call's tensors; empty without a watcher."""
         ...
 
     def saw(self, row: int, output: Tensor, label: Label | None, sources: list[int]) -> None:
-        """Tell the watcher of an output."""
+        """Tell the watcher of a value that was recorded.
+
+        Args:
+            row: its row.
+            output: the tensor.
+            label: its label.
+            sources: the rows of the tensors that it was made of.
+        """
         ...
 
     # ------------------------------------------------------------------ modules
 
     def offer(self, visits: Visits, value: Tensor, label: Label | None, *, foreign: bool = False) -> None:
-        """Show a module's input or output to whoever wants to change or to keep it."""
+        """Show a module's input or output to the watcher, which may change it, and to the fetches."""
         ...
 
     def deliver(self) -> None:
-        """Hand over the wanted outputs of modules whose labels are known by now."""
+        """Give the wanted outputs of modules to their fetches, as soon as their labels are known."""
         ...

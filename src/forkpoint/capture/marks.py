@@ -1,4 +1,4 @@
-"""What is kept of values, calls and modules, so that whatever comes again costs a look-up."""
+"""The keys and values of the tracer's caches: what is kept of tensors, calls and modules so that repeats cost a look-up."""
 
 from __future__ import annotations
 
@@ -20,12 +20,14 @@ from forkpoint.native.choice import choose
 
 
 class Mark:
-    """What the ops that a tensor goes into need to know of it; interned, so that it can key a cache.
+    """The metadata of a tensor that tracing depends on: label, size, dtype, device.
+
+    Interned per layout, so that a mark can key a cache.
 
     Attributes:
         device: as `Tensor.get_device` gives it.
-        lost: why its coordinates are not known, where its tokens could not be followed.
-        passing: its form where it only passes into a module or out of one.
+        lost: why it has no label, where its tokens could not be followed.
+        passing: the form of a row that is only an alias of it, as a module's input; None until it is needed.
     """
 
     def __init__(
@@ -36,14 +38,13 @@ class Mark:
 
 
 class Treatment:
-    """How all values of one mark are treated: as a view, or digested.
+    """What is done with a value of some mark: recorded as a view, skipped, or digested, and how.
 
     Attributes:
         plain: whether each row of the value is a cell.
-        open_cells: how many cells there are only since a dimension might follow the tokens.
-        plans: for plain values, by stride.
-        grid_plans: for values with open cells, by stride: how those are digested. Their plans are for the cells with
-            the open dimensions taken in.
+        open_cells: see `Cut.open_cells`.
+        plans: by stride, for plain values and for the cells of others without their open dimensions.
+        grid_plans: by stride, for all open cells.
     """
 
     def __init__(self, form: Form, mark: Mark, cut: Cut) -> None:
@@ -56,15 +57,15 @@ class Treatment:
         self.grid_plans: dict[tuple[int, ...], DevicePlan] = {}
 
 
-class Answer:
-    """What is known of all calls of a function whose arguments have the same marks.
+class CallAnswer:
+    """What a call gives, for all calls of a function with arguments of the same marks: the value of a cache.
 
     Attributes:
         labels: of each output.
-        reason: why they are not known, or what got lost on the way.
-        own: for each output that was seen with memory of its own, its treatment; None where a value of another size has to be looked at.
-        viewed: the same for outputs that are views.
-        last: labels and shapes of the outputs, in one tuple.
+        reason: why an output has none, or what an input had lost.
+        own: by output, its treatment where it has memory of its own; None before the first such output.
+        viewed: by output, its treatment where it is a view; None before the first.
+        last: labels and shapes of the outputs, for `Resolver.last_outputs`.
     """
 
     def __init__(
@@ -76,13 +77,14 @@ class Answer:
 
 
 class Visits:
-    """What traces say of an op, an entry for each of its outputs, and how often it ran in a call.
+    """An op of a module: how often it ran in the current call of the model, and the answer it had last.
 
     Attributes:
-        call: which call that is, of all calls that were ever recorded.
-        function: the torch function, if it is one, or the first of those of one name (`torch.mul`, `Tensor.mul`).
-        answers, key, answer: what the last call's answer was taken from, what it depended on, and that answer; see
-            `Tape.answer`.
+        ops: what the trace calls it, an `Op` for each output.
+        call: the call of the model (`Boundaries.visit_of`) that `nth` counts in.
+        nth: how often the op has run in that call.
+        function: the torch function; the first of several of one name (`torch.mul`, `Tensor.mul`); None for a boundary.
+        answers, key, answer: the last answer, the cache that it is in, and its key there; see `Reader.answer`.
         other: the visits of a function of another name that is called from the same place.
     """
 
@@ -90,20 +92,22 @@ class Visits:
         self.ops, self.call, self.nth = ops, -1, 0
         self.function = function
         self.other: Visits | None = None
-        self.answers: dict[Any, Answer] | None = None
+        self.answers: dict[Any, CallAnswer] | None = None
         self.key: tuple[Any, ...] = ()
-        self.answer: Answer | None = None
+        self.answer: CallAnswer | None = None
 
 
 class Frame:
-    """A module, while it is on the stack and after.
+    """A module, as the trace sees it; kept for all runs of the model.
 
     Attributes:
-        names: of the arguments of its forward.
-        visits: of the functions that it calls, by the place.
-        sources: the same by the place in the source: a loop's condition is compiled twice, and is one op all the same.
-        inputs, outputs: visits of what goes into it, by name, and of what comes out, by number.
-        taken: rows of passages that begin with it, by the number of the passage and the call, with all modules that they are of.
+        path: of the module in the model; empty for the model itself.
+        names: of the parameters of its forward.
+        visits: of the functions that it calls, by call stack.
+        sources: the same by place in the source: Python compiles a loop's condition twice, which is one op all the same.
+        inputs, outputs: visits of its inputs, by name, and of its outputs, by number.
+        passage_rows: the rows of passages that begin in it, ready to be added to a trace: by the number of the passage and
+            the index of the call, with the frames that the rows are of.
     """
 
     def __init__(self, path: str, names: tuple[str, ...] = ()) -> None:
@@ -112,10 +116,10 @@ class Frame:
         self.sources: dict[str, Visits] = {}
         self.inputs: dict[str, Visits] = {}
         self.outputs: dict[int, Visits] = {}
-        self.taken: dict[Any, tuple[tuple[Frame, ...], list[Row]]] = {}
+        self.passage_rows: dict[Any, tuple[tuple[Frame, ...], list[Row]]] = {}
 
     def visits_of(self, function: Function, place: CallStack, n_outputs: int) -> Visits:
-        """The visits of a function that it calls from a place, with an op for each output."""
+        """The visits of a function that it calls from a place, made if they aren't there; with an op for each output."""
         visits = self.visits.get(place)
         if visits is None and (visits := self.sources.get(place.site.chain)) is not None:
             self.visits[place] = visits
@@ -133,7 +137,7 @@ class Frame:
         return visits
 
     def visits_in(self, name: str) -> Visits:
-        """The visits of what goes into it under a name."""
+        """The visits of its input of a name."""
         visits = self.inputs.get(name)
         if visits is None:
             visits = self.inputs[name] = Visits([Op(self.path, f"input:{name}", NOWHERE.site, 0)])
@@ -148,10 +152,10 @@ class Frame:
 
 
 class Entering:
-    """Stands for the call of a module of some class.
+    """On the tape: a module of some class is called.
 
     Attributes:
-        names: of the arguments of its forward.
+        names: of the parameters of its forward.
     """
 
     def __init__(self, names: tuple[str, ...]) -> None:
@@ -159,12 +163,12 @@ class Entering:
 
 
 class Leaving:
-    """Stands for the return of a module."""
+    """On the tape: the innermost module returns."""
 
 
 @cache
 def entering(kind: type[nn.Module]) -> Entering:
-    """What stands for the call of a module of a class."""
+    """The `Entering` of a class of modules."""
     try:
         return Entering(tuple(inspect.signature(kind.forward).parameters)[1:])
     except (TypeError, ValueError, AttributeError):  # scripted modules answer for themselves
@@ -174,9 +178,12 @@ def entering(kind: type[nn.Module]) -> Entering:
 LEAVING = Leaving()
 
 
-Known = tuple[Callable[[], Tensor | None], Mark, int, int]
-"""A tensor that passed by: a weak reference, its mark, the row that holds its value, and the row of the history that this
-one is or repeats; or -1."""
+TensorRecord = tuple[Callable[[], Tensor | None], Mark, int, int]
+"""What the ledger knows of a tensor: (weak reference, mark, row, home).
+
+`row` holds its value, or a part of it; -1 for what no row holds. `home` is the number of that row in the history, or of the
+one that it repeats; -1 for none. It is a bare tuple, since one is made for every output of every call, in C where that is in use.
+"""
 
 
 def version_of(tensor: Tensor) -> int:
@@ -188,7 +195,7 @@ def version_of(tensor: Tensor) -> int:
 
 
 def python_versions(tensors: list[Tensor]) -> list[int]:
-    """The same for many tensors."""
+    """`version_of` many tensors."""
     return list(map(version_of, tensors))
 
 

@@ -36,33 +36,35 @@ LASTING = frozenset(
         torch.Size,
     }
 )
-"""Kinds of arguments that stay what they are, tensors aside."""
+"""Classes of arguments that the model can't change after the call; a tensor's writes are counted by torch."""
 
 transforms: Callable[[], Any] = torch._C._functorch.peek_interpreter_stack  # pyright: ignore[reportAttributeAccessIssue]
-"""What vmap or grad at work are: None where the tensors that pass by are the model's own."""
+"""The transform of functorch (vmap, grad) that is active; None without one: then the tensors are the model's own."""
 
 transparent: dict[type, bool] = {}
 """By the class of a module, whether the functions that it calls may be seen, see `taps.is_opaque`."""
 Entry = tuple[Function | Entering | Leaving, CallStack, tuple[Any, ...], dict[str, Any] | None, Any]
-"""What the tape holds of a call: what ran, where from, its arguments; and what a function made, a tensor or a tuple of
-them, or which module is entered. For a module that returns the arguments are the tensors that come out."""
+"""One call on the tape: (what, place, args, kwargs, made).
+
+`what` is the function, or that a module is entered or left; `place` where it was called. `made` is the function's output, a
+tensor or a tuple of them, or the module that is entered. When a module is left, `args` are the tensors that come out.
+"""
 
 
 class PythonReel:
-    """What a tap needs of the tape.
+    """The bare columns of the tape, which the tap fills; base of the ledger.
 
     Attributes:
         deferred: whether entries may wait to be read.
-        eager: by the flags of functions, which can't wait to be recorded, besides those that never can.
-        fresh: whether what was recorded last may still change.
-        whats, places, args, kwargs, made: the entries that were not read yet, each of their fields in a list of its own.
-        befores: for each function among them, how often the last output of the one before had been written to when it was
-            called: a value that is changed right after a function returned is that function's value.
+        eager: bits of `Function.flags`: functions with one of them are recorded when they are called.
+        fresh: see `Ledger.fresh`.
+        whats, places, args, kwargs, made: the fields of the entries that were not read yet, a list for each.
+        befores: one number for each function among them: the version (`version_of`) that `last` had when it was called. So
+            a write right after a function has returned counts as a part of its value, and a later one does not.
         last: the last output of the last function.
-        n_bytes: of the values that are kept alive, those that were read and wait for their digest among them; what is
-            always a view has none of its own.
-        room: how many there may be.
-        entry_bytes: what an entry needs, besides its values.
+        n_bytes: of the values that are kept alive: on the tape, or waiting for a digest. Views have no bytes of their own.
+        room: the most that `n_bytes` may be before values are digested and let go of.
+        entry_bytes: counted for an entry besides its values.
     """
 
     last: Tensor
@@ -106,28 +108,32 @@ class PythonReel:
             args: tuple[Any, ...],
             kwargs: dict[str, Any],
         ) -> Any:
-            """Make a call that can't wait to be read."""
+            """Make a call and record it at once; returns what it returns."""
             ...
 
         def outputs_of(self, result: Any) -> tuple[Tensor, ...]:
-            """The tensors in what a function returned, if it is not simply one."""
+            """The tensors in what a function returned, where that is no plain tensor."""
             ...
 
         def settle(self) -> None:
-            """What ran last is over: a value that it changed right after a function returned is that function's value."""
+            """Another call begins: the last recorded value is complete."""
             ...
 
         def make_room(self) -> None:
-            """Let go of values where too many are kept alive."""
+            """Digest values and let go of them, since too many are kept alive."""
             ...
 
         def catch_up(self) -> None:
-            """Read and digest all that there is, before a tensor becomes another."""
+            """Read the tape and digest all values, before a tensor is given another storage."""
             ...
 
 
 class PythonTap(TorchFunctionMode):
-    """Puts every torch function that the model's own code calls on a tape."""
+    """The function mode: makes each call, and leaves an entry on the tape, or has the call recorded at once.
+
+    Args:
+        tape: gets the entries.
+    """
 
     def __init__(self, tape: Reel) -> None:
         super().__init__()
@@ -192,17 +198,17 @@ def writes(function: Function, kwargs: dict[str, Any]) -> bool:
 
 
 def outputs_in(made: Any) -> tuple[Tensor, ...]:
-    """The tensors of what a function made."""
+    """The outputs in the field `made` of an entry, as a tuple."""
     return made if type(made) is tuple else (made,)  # pyright: ignore[reportUnknownVariableType]
 
 
 def bytes_of(made: Any) -> int:
-    """The bytes of what a function made; none for sparse tensors, which are not digested."""
+    """The bytes of a function's outputs; 0 for sparse tensors, which are not digested."""
     return sum(value.nbytes for value in outputs_in(made) if value.layout is torch.strided)
 
 
 def frozen(value: Any) -> Any:
-    """Arguments as they are now: the model may change a list among them before the tape is read."""
+    """Arguments with copies of their lists and dicts, which the model may change before the tape is read."""
     kind = type(value)
     if isinstance(value, list):
         return [frozen(item) for item in value]

@@ -1,9 +1,9 @@
-"""Passages: stretches of the tape whose like was read before, compared and taken over as a whole.
+"""Passages: stretches of steps that a later stretch of the tape may repeat, compared and taken over as a whole.
 
-A passage compares all that its rows depend on: the marks of the tensors that come from before it, which of its own
-values goes into which call, every other argument, and what every output is like. If all of that is the same, so are the
-rows, the labels and how each value is to be digested. The whole stretch is compared at once (`pattern`), at a fraction
-of what it costs to work each entry out. If anything differs it is left alone.
+The rows of a stretch depend on the marks of the tensors that come from before it, on which of its own values goes into
+which call, on every other argument, and on size, stride and dtype of every output. If all of that is the same, so are the
+rows, the labels and how each value is digested. It is compared for the whole stretch at once (`pattern`), at a fraction of
+what it costs to work each entry out. If anything differs, the entries are worked out one by one.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from forkpoint.capture.digest.batch import DevicePlan, PlanGroup
 from forkpoint.capture.functions import Function
 from forkpoint.capture.marks import Entering, Frame, Leaving, Mark, Treatment, version_of
 from forkpoint.capture.mode import outputs_in
-from forkpoint.capture.pattern import Columns, Guards, Pattern, getter
+from forkpoint.capture.pattern import Guards, Pattern, TapeColumns, getter
 from forkpoint.capture.sites import CallStack
-from forkpoint.capture.steps import Constant, Group, Step, StepRow, Used
+from forkpoint.capture.steps import Constant, Group, HistoryStep, StepRow, Used
 from forkpoint.capture.trace import Op, Row
 
 if TYPE_CHECKING:
@@ -28,26 +28,28 @@ if TYPE_CHECKING:
 
 _numbers = count()
 MAX_TAKEN = 1 << 6
-"""For how many passages and calls the rows are kept with a module."""
+"""Most entries of `Frame.passage_rows`."""
 
 
 @dataclass(slots=True, eq=False)
 class _Frames:
-    """The modules of a passage: those on the stack at its beginning, and those that it enters."""
+    """Which modules the entries of a passage belong to: some on the stack at its beginning, and those that it enters."""
 
     below: int = 0
-    """How many of those on the stack are needed."""
+    """How many modules on the stack its rows belong to."""
     popped: int = 0
-    """How many of them it leaves."""
+    """How many of those it leaves."""
     entered: int = 0
+    """How many modules it enters."""
     open: list[int] = field(default_factory=list[int])
-    """Entered, and not left."""
+    """Numbers of the modules that it enters and doesn't leave."""
 
     def of(self, what: Function | Entering | Leaving) -> int:
-        """The module that an entry's rows belong to.
+        """The module that an entry's rows belong to; asked for each entry in turn.
 
         Returns:
-            The number of an entered one; or -1 for the innermost of those on the stack, -2 for the one around it.
+            From 0: the number of a module that the passage enters. Below: -1 for the innermost on the stack at its
+            beginning, -2 for the one around it, and so on.
         """
         if isinstance(what, Entering):
             self.open.append(self.entered)
@@ -61,14 +63,18 @@ class _Frames:
 
 
 class Passage:
-    """A stretch of the history, and all that has to be compared before another stretch is taken for the same."""
+    """A stretch of the history, with the guards that another stretch must pass to be taken over.
+
+    Args:
+        whats, places, steps: of each entry what ran, where it was called, and the step.
+    """
 
     def __init__(
-        self, whats: list[Function | Entering | Leaving], places: list[CallStack], steps: list[Step]
+        self, whats: list[Function | Entering | Leaving], places: list[CallStack], steps: list[HistoryStep]
     ) -> None:
         self.whats, self.places, self.length = whats, places, len(steps)
         self.number = next(_numbers)
-        """By which frames keep its rows: they may live longer than the history that it is of."""
+        """Unique in the process: the key under which frames, which may outlive the history, keep its rows."""
         self.first_home = steps[0].first_row
         self.guards = Guards()
         self.guards.entering = [i for i, what in enumerate(whats) if isinstance(what, Entering)]
@@ -85,8 +91,8 @@ class Passage:
         self._digests(row_at)
         self.pattern = Pattern(self.guards)
 
-    def _outputs(self, whats: list[Function | Entering | Leaving], steps: list[Step]) -> None:
-        """What the outputs of the functions are like."""
+    def _outputs(self, whats: list[Function | Entering | Leaving], steps: list[HistoryStep]) -> None:
+        """Fill the guards of the functions' outputs: how many, their dtypes, and shape, stride and device where these vary."""
         functions = [(i, what) for i, what in enumerate(whats) if isinstance(what, Function)]
         guards = self.guards
         guards.functions = [i for i, _ in functions]
@@ -104,14 +110,14 @@ class Passage:
         self.pick_functions = getter(guards.functions)
         self.last = steps[functions[-1][0]].last if functions else None
 
-    def _leaves(self, steps: list[Step], n_outputs: int) -> list[list[int]]:
-        """Where in the pool each leaf of each step is."""
+    def _leaves(self, steps: list[HistoryStep], n_outputs: int) -> list[list[int]]:
+        """The position in the pool of each leaf of each step; fills the guards of how arguments are passed."""
         self.guards.sizes = [step.n_args for step in steps]
         self.guards.names = [step.names or None for step in steps]
         by_position = n_outputs
         by_keyword = by_position + sum(self.guards.sizes)
         in_group = by_keyword + sum(len(step.names) for step in steps)
-        found: list[list[int]] = []
+        positions: list[list[int]] = []
         for step in steps:
             grouped = len(step.leaves) - step.n_args - len(step.names)
             at = [
@@ -122,18 +128,18 @@ class Passage:
             by_position += step.n_args
             by_keyword += len(step.names)
             in_group += grouped
-            found.append(at)
-        return found
+            positions.append(at)
+        return positions
 
     def _arguments(
-        self, steps: list[Step], leaves: list[list[int]], row_at: list[int], n_outputs: int
+        self, steps: list[HistoryStep], leaves: list[list[int]], row_at: list[int], n_outputs: int
     ) -> None:
-        """What the arguments have to be: constants, values of the passage itself, and tensors from before it."""
+        """Fill the guards of the arguments: constants, values of the passage itself, and tensors from before it."""
         guards = self.guards
         self.external: dict[int, int] = {}
-        """The number of each tensor from before by where it is in the pool."""
+        """By position in the pool, the number of a tensor from before the passage."""
         self.source: dict[int, int] = {}
-        """For values of the passage itself, by where they go in: where they were before."""
+        """By the position of an argument in the pool, the earlier position of the same value, made in the passage."""
         for step, places in zip(steps, leaves, strict=True):
             grouped = step.n_args + len(step.names)
             for at, leaf in zip(places, step.leaves, strict=True):
@@ -162,14 +168,14 @@ class Passage:
                     guards.external_forms.append(leaf.form)
         guards.inner, guards.sources = list(self.source), list(self.source.values())
 
-    def _rows_of(self, steps: list[Step], leaves: list[list[int]], outputs: list[int]) -> None:
-        """The rows, and what is known of values afterwards."""
+    def _rows_of(self, steps: list[HistoryStep], leaves: list[list[int]], outputs: list[int]) -> None:
+        """The rows of the passage, and the records of tensors that they lead to."""
         self.rows: list[tuple[int, Function | None, CallStack, StepRow]] = []
-        """With the module that each belongs to, see `_Frames.of`."""
+        """(module as `_Frames.of` numbers it, function, place, row)."""
         self.backs: list[int] = []
         """For aliases, how many rows back their value is; 0 where it comes from before the passage."""
         self.far: list[tuple[int, int]] = []
-        """Rows that are aliases of a tensor from before the passage, and the number of that."""
+        """(row, number of the tensor) for aliases of tensors from before the passage."""
         self.frames = _Frames()
         updates: dict[int, tuple[Mark, int]] = {}
         for number, (step, at, output) in enumerate(zip(steps, leaves, outputs, strict=False)):
@@ -199,19 +205,19 @@ class Passage:
         guards.updated_holders = [2 * times[self._origin(at)] for at in guards.updated]
 
     def _origin(self, at: int) -> int:
-        """Where a value of the pool is first, of those places where it is the same for sure."""
+        """The first position in the pool of the value at a position."""
         while at in self.source:
             at = self.source[at]
         return at
 
     def _digests(self, row_at: list[int]) -> None:
-        """Which values are queued for their digest, how, and with which version."""
+        """Fill the guards of the values that are queued for their digests, and plan how."""
         guards, n_outputs = self.guards, sum(self.guards.n_outputs)
         plans: list[DevicePlan] = []
         self.opened: list[tuple[int, Treatment]] = []
         self.odd: list[tuple[int, int, Treatment]] = []
         self.versions: list[int] = []
-        """For each queued value, of which output it is; -1 for those from before the passage."""
+        """For each queued value, the output that it is; -1 for a value from before the passage."""
         for number, ((*_, row), at) in enumerate(zip(self.rows, row_at, strict=True)):
             if row.treatment is None:
                 continue
@@ -236,16 +242,22 @@ class Passage:
         self.plan_group = PlanGroup(plans)
         self.open_cells = sum(row.treatment.open_cells for *_, row in self.rows if row.treatment is not None)
 
-    def looks_like(self, columns: Columns, position: int) -> bool:
+    def looks_like(self, columns: TapeColumns, position: int) -> bool:
         """Whether the entries from a position on are the same calls from the same places."""
         end = position + self.length
         return columns.whats[position:end] == self.whats and columns.places[position:end] == self.places
 
-    def follow(self, tape: Ledger, columns: Columns, position: int) -> bool:
-        """Put entries on the trace that look like this passage, if they are the same in all else; whether they are."""
+    def follow(self, tape: Ledger, columns: TapeColumns, position: int) -> bool:
+        """Compare entries with the passage and, if they pass all guards, put their rows on the trace; returns whether they do.
+
+        Args:
+            tape: gets the rows.
+            columns: the entries; from `position` on they are the same calls from the same places.
+            position: the first of the stretch.
+        """
         try:
             pool = self.pattern.pool(columns.args, columns.kwargs, columns.made, position)
-            before = None if pool is None else self.pattern.rows_before(pool, tape.known, tape)
+            before = None if pool is None else self.pattern.rows_before(pool, tape.tensors, tape)
         except RuntimeError:  # a sparse tensor has no strides
             return False
         if pool is None or before is None:
@@ -263,18 +275,18 @@ class Passage:
     def _take(
         self,
         tape: Ledger,
-        columns: Columns,
+        columns: TapeColumns,
         position: int,
         pool: list[Any],
         before: list[int],
         frames: tuple[Frame, ...],
     ) -> None:
-        taken = frames[0].taken.get((self.number, tape.call))
-        if taken is None or taken[0] != frames:
-            if len(frames[0].taken) >= MAX_TAKEN:
-                frames[0].taken.clear()
-            taken = frames[0].taken[self.number, tape.call] = frames, self._rows(tape.call, frames)
-        rows = taken[1]
+        cached = frames[0].passage_rows.get((self.number, tape.call))
+        if cached is None or cached[0] != frames:
+            if len(frames[0].passage_rows) >= MAX_TAKEN:
+                frames[0].passage_rows.clear()
+            cached = frames[0].passage_rows[self.number, tape.call] = frames, self._rows(tape.call, frames)
+        rows = cached[1]
         base = len(tape.rows)
         tape.rows += rows
         for row, number in self.far:
@@ -290,7 +302,7 @@ class Passage:
             tape.stack.append(frames[number])
             tape.arguments.append((columns.args[entry], columns.kwargs[entry] or {}))
         # once the arguments of modules that are still open are kept, and before anything else holds the values
-        self.pattern.note(pool, tape.known, base, columns.args, columns.kwargs, columns.made, position)
+        self.pattern.note(pool, tape.tensors, base, columns.args, columns.kwargs, columns.made, position)
         if tape.digests:
             self._queue(tape, columns, position, pool, base)
         columns.functions += len(self.guards.functions)
@@ -302,8 +314,8 @@ class Passage:
             rows.append((op, call, row.form, back, row.slots))
         return rows
 
-    def _queue(self, tape: Ledger, columns: Columns, position: int, pool: list[Any], base: int) -> None:
-        """Have the values digested with the next flush."""
+    def _queue(self, tape: Ledger, columns: TapeColumns, position: int, pool: list[Any], base: int) -> None:
+        """Queue the stretch's values for the next flush."""
         tape.batch.extend(self.pattern.queue(pool, base, tape.pending, tape.pending_rows), self.plan_group)
         tape.pending_versions += self._versions(columns, position, pool)
         tape.pending_bytes += self.plan_group.n_bytes
@@ -314,8 +326,8 @@ class Passage:
             tape.odd.append((base + row, pool[at].detach(), treatment))
             tape.pending_bytes += pool[at].nbytes
 
-    def _versions(self, columns: Columns, position: int, pool: list[Any]) -> Sequence[int]:
-        """How often the queued values had been written to when the function after the one that made them was called."""
+    def _versions(self, columns: TapeColumns, position: int, pool: list[Any]) -> Sequence[int]:
+        """The version of each queued value when the function after the one that made it was called."""
         begin = columns.functions
         settled = columns.versions[begin : begin + len(self.guards.functions)]
         if self.settled:

@@ -1,7 +1,7 @@
-"""Patterns: what a stretch of the tape has to be like before it is taken for a passage, compared as a whole.
+"""Patterns: compare a stretch of the tape with the guards of a passage, all entries at once.
 
-The comparison is made for every layer of every run, so that it is also written in C (`native/passage.c`), which is
-taken where it was compiled. What it does is said here, in loops that run inside the interpreter; both do the same.
+The comparison is made for every layer of every run, so that it is also written in C (`native/passage.c`), which is used
+where it was compiled. The Python here does the same; its loops run inside built-in functions.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from forkpoint.capture.functions import Function
-from forkpoint.capture.marks import Entering, Frame, Known, Leaving, Mark
+from forkpoint.capture.marks import Entering, Frame, Leaving, Mark, TensorRecord
 from forkpoint.capture.mode import Entry, outputs_in
 from forkpoint.capture.sites import CallStack
 from forkpoint.capture.steps import state_of
@@ -38,13 +38,12 @@ _dtype: Callable[[Tensor], torch.dtype] = attrgetter("dtype")
 
 
 @dataclass(slots=True, eq=False)
-class Columns:
-    """What is read of a tape in one go: the entries on it, each of their fields in a list of its own.
+class TapeColumns:
+    """The entries that are read from the tape in one go, each of their fields in a list of its own; see `mode.Entry`.
 
     Attributes:
-        versions: for each function among them, how often its last output had been written to when the next was called;
-            for the last of them that is told.
-        functions: how many of those that were read so far are functions.
+        versions: for each function among the entries, the version of its last output when the next function was called.
+        functions: how many functions were read so far: the index into `versions`.
     """
 
     whats: list[Function | Entering | Leaving]
@@ -65,40 +64,41 @@ class Columns:
 
 @dataclass(slots=True, eq=False)
 class Guards:
-    """What a stretch has to be like.
+    """What must be equal before a stretch of the tape is taken for a passage, and what follows if it is.
 
-    Its *pool* holds all its values: the outputs of its functions, then the arguments by position of all entries, those
-    by keyword, and what is in lists and tuples.
+    The *pool* of a stretch is one list of all its values: first the outputs of its functions, then the arguments by position
+    of all entries, then those by keyword, then what is in lists and tuples. Unless they are said to be indices of entries,
+    numbers below are positions in the pool.
 
     Attributes:
-        entering: which of its entries enter a module.
-        functions: which are functions.
-        n_outputs: how many outputs each of them has.
+        entering: indices of the entries that enter a module.
+        functions: indices of the entries that are functions.
+        n_outputs: how many outputs each function has.
         sizes: how many arguments by position each entry has.
-        names: what its arguments by keyword are called; None without any.
-        groups: which arguments are lists or tuples, counted from the first argument.
-        group_kinds, group_sizes: of which kind, and how long.
-        tensor_groups: where in the pool those are that hold tensors.
-        constants: where in the pool values are that are no tensors.
-        kinds: the class of each.
-        valued: where those are whose value counts.
-        values: what they are equal to.
-        inner: where the stretch uses what it made or met before.
-        sources: where that was.
+        names: the names of each entry's arguments by keyword; None without any.
+        groups: the arguments that are lists or tuples, counted from the first argument.
+        group_kinds, group_sizes: their classes and lengths.
+        tensor_groups: those of them that hold tensors.
+        constants: the values that are no tensors.
+        kinds: the class of each of them.
+        valued: those of them whose value must be equal.
+        values: these values.
+        inner: arguments that are the same objects as earlier values of the stretch.
+        sources: where those are.
         dtypes: of each output.
-        looked_at: which outputs may have another shape though all went in as it did.
-        shapes, strides, devices: what those have.
-        externals: where tensors are that come from before it.
-        external_marks, external_strides: what they have to have.
-        external_states: see `Used`; None where nothing depends on it.
-        external_forms: what had those states; None for what has no row.
-        updated: where those are of which something is known after it.
-        updated_marks, updated_rows, updated_homes: their marks, the rows that hold their values, counted from its
-            first, and the rows of the history that those repeat.
-        updated_holders: how often the pool and what the tape holds of the stretch hold each.
-        queued: where those are that are digested.
-        queued_rows: their rows, counted from the first.
-        pushed: which of them a batch gets, some of them twice.
+        looked_at: outputs whose size may differ though all arguments are alike.
+        shapes, strides, devices: of those outputs.
+        externals: tensors from before the stretch.
+        external_marks, external_strides: their marks and strides.
+        external_states: their `Used.state`; None where nothing depends on it.
+        external_forms: the forms that had these states; None for what has no row.
+        updated: tensors that have a new record after the stretch.
+        updated_marks, updated_rows, updated_homes: for these records the mark, the row (counted from the stretch's first) and
+            the home.
+        updated_holders: how many references the pool and the tape hold to each of them; a tensor with no others is gone.
+        queued: values that are digested.
+        queued_rows: their rows, counted from the stretch's first.
+        pushed: those that the batch gets, one with open cells twice.
     """
 
     entering: list[int] = field(default_factory=list[int])
@@ -137,7 +137,11 @@ class Guards:
 
 
 class PythonPattern:
-    """Compares stretches of the tape with what one has to be like."""
+    """Compares stretches of the tape with the guards of one passage.
+
+    Args:
+        guards: of the passage.
+    """
 
     def __init__(self, guards: Guards) -> None:
         self.guards = guards
@@ -158,11 +162,11 @@ class PythonPattern:
         made: list[Any],
         position: int,
     ) -> list[Any] | None:
-        """The values of a stretch, if they went where they should, and look as they should.
+        """The pool of a stretch, if arguments and outputs pass the guards; else None.
 
         Args:
-            args, kwargs, made: of all entries, see `Columns`.
-            position: the first of the stretch; as many entries as it needs are there.
+            args, kwargs, made: of all entries that wait, see `TapeColumns`.
+            position: the first of the stretch, which is on the tape as a whole.
 
         Raises:
             RuntimeError: a sparse tensor has no strides.
@@ -207,8 +211,15 @@ class PythonPattern:
         )
         return pool if same else None
 
-    def rows_before(self, pool: list[Any], known: dict[int, Known], tape: Ledger) -> list[int] | None:
-        """The rows of the tensors from before, if their marks are what they should be.
+    def rows_before(
+        self, pool: list[Any], tensors: dict[int, TensorRecord], tape: Ledger
+    ) -> list[int] | None:
+        """The rows that hold the tensors from before the stretch, if these pass the guards; else None.
+
+        Args:
+            pool: of the stretch.
+            tensors: the records of all tensors, by their ids.
+            tape: whose rows the records name.
 
         Raises:
             RuntimeError: a sparse tensor has no strides.
@@ -223,46 +234,53 @@ class PythonPattern:
             strict=True,
         ):
             value = pool[at]
-            found = known.get(id(value))
+            record = tensors.get(id(value))
             if (
-                found is None
-                or found[1] is not mark
-                or found[0]() is not value
+                record is None
+                or record[1] is not mark
+                or record[0]() is not value
                 or stride_of(value) != stride
                 or is_odd(value)
-                or (state is not None and state_of(tape, found) != state)
+                or (state is not None and state_of(tape, record) != state)
             ):
                 return None
-            rows.append(found[2])
+            rows.append(record[2])
         return rows
 
     def note(
         self,
         pool: list[Any],
-        known: dict[int, Known],
+        tensors: dict[int, TensorRecord],
         first: int,
         args: list[Arguments],  # noqa: ARG002 - looked at in C
         kwargs: list[Keywords],  # noqa: ARG002
         made: list[Any],  # noqa: ARG002
         position: int,  # noqa: ARG002
     ) -> None:
-        """Note what is known of the stretch's tensors, now that its rows are on the trace from one on.
+        """Make the new records of the stretch's tensors.
 
-        The C leaves out what nobody but the tape holds any longer: it can't be met again.
+        The C makes none for tensors that only the tape still holds: nothing can use them any more. For that it is given
+        the entries, too.
+
+        Args:
+            pool: of the stretch.
+            tensors: gets the records.
+            first: the row of the trace at which the stretch begins.
+            args, kwargs, made, position: as for `pool`.
         """
         guards = self.guards
         updated = self.pick_updated(pool)
         rows = map(first.__add__, guards.updated_rows)
         entries = zip(map(ref, updated), guards.updated_marks, rows, guards.updated_homes, strict=True)
-        known.update(zip(map(id, updated), entries, strict=True))
+        tensors.update(zip(map(id, updated), entries, strict=True))
 
     def frames(
         self, made: list[Any], position: int, frames: dict[int, Frame], stack: list[Frame], below: int
     ) -> tuple[Frame, ...] | None:
-        """The frames of the modules that the stretch enters, and of those on the stack that it needs, if they are there.
+        """The frames of the modules that the stretch enters, then those on the stack that it needs; None if any is missing.
 
         Args:
-            made: of all entries, see `Columns`.
+            made: of all entries, see `TapeColumns`.
             position: the first of the stretch.
             frames: of the model's own modules, by their ids.
             stack: of the modules that were entered, and not left.
@@ -275,12 +293,12 @@ class PythonPattern:
         return (*entered, *stack[len(stack) - below :])  # pyright: ignore[reportReturnType]
 
     def queue(self, pool: list[Any], first: int, values: list[Tensor], rows: list[int]) -> tuple[Tensor, ...]:
-        """Append the values that are to be digested, and their rows; returns those that a batch gets.
+        """Append the stretch's values to those that wait for their digests; returns what the batch gets.
 
         Args:
-            pool: the values of the stretch.
-            first: the first of its rows.
-            values, rows: all that wait for their digest.
+            pool: of the stretch.
+            first: the row of the trace at which the stretch begins.
+            values, rows: `Ledger.pending` and `Ledger.pending_rows`.
         """
         values += self.pick_queued(pool)
         rows += map(first.__add__, self.guards.queued_rows)
@@ -288,12 +306,12 @@ class PythonPattern:
 
 
 def is_odd(value: Tensor) -> bool:
-    """Whether what is made of a tensor depends on more than its size, dtype and strides."""
+    """Whether results of a tensor depend on more than its size, dtype and strides: sparse, nested, lazily negated ones."""
     return value.layout is not torch.strided or value.is_nested or value.is_conj() or value.is_neg()
 
 
 def getter(positions: list[int]) -> Callable[[Sequence[Any]], tuple[Any, ...]]:
-    """What picks several entries of a sequence."""
+    """A function that gives a tuple of the elements at some positions of a sequence."""
     if not positions:
         return lambda _: ()
     if len(positions) == 1:
@@ -307,7 +325,7 @@ if TYPE_CHECKING or compiled is None:
 else:
     _no_count: Callable[[Tensor], int] = lambda _: 0  # noqa: E731
     use_count: Callable[[Tensor], int] = getattr(Tensor, "_use_count", _no_count)
-    """How many in torch hold a tensor, its object in Python being one of them; 0 where torch does not tell."""
+    """How many references C++ holds to a tensor, that of its Python object included; 0 where torch does not tell."""
     compiled.connect_passages(
         size_of, stride_of, device_of, Tensor.is_conj, Tensor.is_neg, use_count, torch.strided, state_of
     )

@@ -1,30 +1,35 @@
 """The reader: drains the tape into the ledger, entry by entry or a passage at once.
 
-A stretch of entries whose like was read before is taken over as a whole (`passages`); of all others each goes its own
-way, where the answers to every question that comes again are kept: the place of a call gives its op (`Visits`), the marks
-of what goes into it give what comes out (`Answer`), label, shape and stride of a value how it is digested (`Treatment`).
-Whatever comes for the first time is worked out by the resolver.
+`read` goes through the entries that wait. Where they repeat a stretch that was read before, the history puts the rows of the
+whole stretch on the trace. Every other entry is a `step`: a module that is entered or left (`boundaries`), or a function
+(`record`). To record a function takes three look-ups, each of which is a miss only the first time:
 
-What an entry does to the ledger, field by field:
+1. its `Visits`, by the module and the place of the call: which op it is, and how often that ran;
+2. its `CallAnswer`, by the function and the marks of the arguments: the labels of its outputs;
+3. for each output a `Treatment`, in the answer: whether and how it is digested.
+
+What is missing the resolver works out. Then each output becomes a row, its value is queued for its digest (`put`), and the
+tensor gets a record in `tensors`, by which later calls find its mark.
+
+The fields that an entry changes:
 
 | field | meaning |
 | --- | --- |
 | `rows` | the trace's rows; one is added for each output |
-| `known` | by the id of a tensor: a weak reference, its mark, the row of its value, and where the history has that |
-| `queued` | rows of this entry whose values wait for their digests, for the history |
-| `lasting` | whether what was worked out is the same for every call with such marks, so that the history may have it |
-| `fresh` | whether the last value may still change: what is written to it at once belongs to it |
-| `deferred` | whether entries may wait: not where somebody wants copies of values or changes them |
+| `tensors` | by the id of a tensor its record: weak reference, mark, row of its value, number of that row in the history |
+| `queued` | rows of this entry whose values were queued, for the history |
+| `lasting` | whether the result is the same for every call with arguments of these marks, so that the history may have it |
+| `fresh` | whether the last value may still change: what is written to it before the next call belongs to it |
 
 The tape itself is five lists with one element an entry, which the tap fills: `whats` (a function, or that a module is entered
 or left), `places` (the call stack), `args`, `kwargs` and `made` (what came out). `befores` has an element for each function
-alone: how often the output before it had been written to when it was called. Shifted by one, that is how often its own output
-had been written to when the next was called (`versions`), so that a later write is noticed.
+alone: the version (how often it was written to in place) that the output before it had when it was called. Shifted by one,
+that is the version of its own output when the next function was called (`versions`), so that a later write is noticed.
 
-What it calls of those that it is made of: `put` adds a row and queues its value, `bounded` takes dimensions that are only
-suspected to follow the tokens out of a treatment once there are too many, `settle` says that the last value is done
-(`ledger`); `counted` has an op's visits begin at 0 in each call of the model, `entered` and `left` add rows of a module's inputs
-and outputs (`boundaries`); `deliver` hands over whatever digests are there (`listener`).
+From the classes that it is built on come `put` (adds a row and queues its value), `bounded` (leaves out dimensions that are
+only suspected to follow the tokens once the trace has too many of them) and `settle` (the last value is complete), all of
+`ledger`; `counted` (an op's visits begin at 0 in each call of the model), `entered` and `left` (rows for a module's inputs and
+outputs), of `boundaries`. `listener.deliver` gives copies of module outputs to fetches, once their labels are known.
 """
 
 from __future__ import annotations
@@ -38,15 +43,15 @@ import torch
 from torch import Tensor
 
 from forkpoint.capture.boundaries import Boundaries
-from forkpoint.capture.digest.batch import Batch
+from forkpoint.capture.digest.batch import DigestBatch
 from forkpoint.capture.functions import Function, is_view
 from forkpoint.capture.history import History
 from forkpoint.capture.labels import Label
 from forkpoint.capture.ledger import NOTHING
 from forkpoint.capture.listener import Listener
-from forkpoint.capture.marks import Answer, Entering, Mark, Visits, version_of
+from forkpoint.capture.marks import CallAnswer, Entering, Mark, Visits, version_of
 from forkpoint.capture.mode import bytes_of, outputs_in, writes
-from forkpoint.capture.pattern import Columns
+from forkpoint.capture.pattern import TapeColumns
 from forkpoint.capture.resolver import Resolver
 from forkpoint.capture.sites import CallStack
 from forkpoint.capture.trace import Op
@@ -59,22 +64,22 @@ _SIMPLE = frozenset(
 )
 """Kinds of arguments that can key a cache, besides tensors, whole numbers and dtypes."""
 _calls = itertools.count()
-"""Numbers for all calls that are ever recorded."""
+"""Numbers for `Boundaries.visit_of`."""
 
 
 class Reader(Boundaries):
-    """Reads what stands on the tape.
+    """The part of the tape that reads its entries.
 
     Args:
         listener, resolver, batch, digests: as for a ledger.
-        passive: whether the run is only looked on: nobody wants copies of values, nor to change them.
+        passive: whether the run is only observed: nobody wants copies of values or changes them.
 
     Attributes:
-        history: what was read before; None where each entry has to go its own way.
+        history: the steps that were read before; None where every entry has to be worked out.
     """
 
     def __init__(
-        self, listener: Listener, resolver: Resolver, batch: Batch, digests: bool, passive: bool
+        self, listener: Listener, resolver: Resolver, batch: DigestBatch, digests: bool, passive: bool
     ) -> None:
         super().__init__(listener, resolver, batch, digests, passive)
         self.deferred = passive
@@ -87,10 +92,10 @@ class Reader(Boundaries):
         self.visit_of = next(_calls)
 
     def read(self, whole: bool = True) -> None:
-        """Put what is on the tape on the trace.
+        """Read the entries that wait, and take them off the tape.
 
         Args:
-            whole: False to leave some of it for the next time, if more is to come that belongs to it.
+            whole: False to leave entries on the tape that may be the beginning of a passage whose rest is still to come.
         """
         if self.fresh:
             self.settle()
@@ -98,15 +103,15 @@ class Reader(Boundaries):
             self.listener.deliver()
             return
         versions = [*self.befores[1:], version_of(self.last)]
-        columns = Columns(self.whats, self.places, self.args, self.kwargs, self.made, versions)
+        columns = TapeColumns(self.whats, self.places, self.args, self.kwargs, self.made, versions)
         history, position = self.history, 0
         while position < len(self.whats):
-            taken = 0 if history is None else history.follow(self, columns, position, whole)
-            if taken < 0:  # the entries so far may be the beginning of a passage: the rest of it is to come
+            n_entries = 0 if history is None else history.follow(self, columns, position, whole)
+            if n_entries < 0:  # the beginning of a passage whose rest is still to come
                 break
-            if not taken:
+            if not n_entries:
                 self.step(columns, position)
-            position += taken or 1
+            position += n_entries or 1
         self.forget(position, columns.functions)
         waiting = sum(
             self.entry_bytes + (0 if what.may_view is True else bytes_of(made))
@@ -120,13 +125,18 @@ class Reader(Boundaries):
         self.listener.deliver()
 
     def forget(self, entries: int | None = None, functions: int | None = None) -> None:
-        """Let go of the first entries, or of all."""
+        """Take entries off the tape.
+
+        Args:
+            entries: how many, from the first on; None for all.
+            functions: how many of them are functions.
+        """
         for column in (self.whats, self.places, self.args, self.kwargs, self.made):
             del column[:entries]
         del self.befores[:functions]
 
-    def step(self, columns: Columns, position: int) -> None:
-        """Put one entry on the trace, and what came of it into the history."""
+    def step(self, columns: TapeColumns, position: int) -> None:
+        """Read one entry, and note it in the history as a step."""
         entry = columns.entry(position)
         history = self.history
         before = None if history is None else history.sketch(self, entry)
@@ -154,13 +164,15 @@ class Reader(Boundaries):
         outputs: tuple[Tensor, ...],
         version: int | None = None,
     ) -> tuple[Op, int, tuple[Tensor, ...], list[Label | None]]:
-        """Record a finished call.
+        """Record a finished call of a function.
 
         Args:
-            version: how often the last output had been written to when the next function was called, if one was.
+            function, place, args, kwargs: what was called, where, and with what.
+            outputs: the tensors that it returned; at least one.
+            version: the version of the last output when the next function was called; None if it was recorded at once.
 
         Returns:
-            The op, how often it had run in this call of the model, and its outputs with their labels.
+            The op, how often it had run before in this call of the model, the outputs, and their labels.
         """
         self.last_read = outputs[-1], version
         visits = self.visits_of(function, place, len(outputs))
@@ -186,13 +198,13 @@ class Reader(Boundaries):
                 row = self.put(
                     visits.ops[index], treatment, output, version if output is outputs[-1] else None
                 )
-                self.known[id(output)] = (ref(output), treatment.mark, row, -1)
+                self.tensors[id(output)] = (ref(output), treatment.mark, row, -1)
                 if not self.passive:
                     self.listener.saw(row, output, labels[index], sources)
         return visits.ops[0], nth, outputs, labels
 
     def visits_of(self, function: Function, place: CallStack, n_outputs: int) -> Visits:
-        """The visits of an op of the module on top of the stack; those of this call begin at 0."""
+        """The visits of a function that the innermost module calls from a place, counted from 0 in each call of the model."""
         return self.counted(self.stack[-1].visits_of(function, place, n_outputs))
 
     def answer(
@@ -202,22 +214,26 @@ class Reader(Boundaries):
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
         outputs: tuple[Tensor, ...],
-    ) -> Answer:
-        """What is known of such a call, from an earlier one if there was one."""
-        found = visits.answer
+    ) -> CallAnswer:
+        """The answer for a call: the labels of its outputs, from an earlier call of the function with such arguments if any.
+
+        First the answer that the same op had last is tried, by comparing the arguments with its key. Then the key is made
+        and looked up. If there is no answer under it, the resolver works one out.
+        """
+        answer = visits.answer
         if (
-            found is not None
+            answer is not None
             and visits.answers is self.resolver.answers
             and not kwargs
             and visits.key[0] is function
-            and len(found.labels) == len(outputs)
+            and len(answer.labels) == len(outputs)
             and self.same_marks(args, visits.key)
         ):
             self.lasting = True
-            return found
+            return answer
         key: tuple[Any, ...] | None = None
         marks: list[Any] = [function]
-        found = None
+        answer = None
         try:
             self.mark_all(args, marks)
             if kwargs:
@@ -225,45 +241,49 @@ class Reader(Boundaries):
                 marks.extend(kwargs)
                 self.mark_all(kwargs.values(), marks)
             key = tuple(marks)
-            found = self.resolver.answers.get(key)
+            answer = self.resolver.answers.get(key)
         except TypeError:  # an argument that can't be hashed
             key = None
-        if found is None or len(found.labels) != len(outputs):
+        if answer is None or len(answer.labels) != len(outputs):
             answer = self.resolver.ask(function, args, kwargs, outputs, key)
             self.lasting = key is not None and self.resolver.answers.get(key) is answer
             return answer
         assert key is not None
         self.lasting = True
-        visits.answers, visits.key, visits.answer = self.resolver.answers, key, found
-        return found
+        visits.answers, visits.key, visits.answer = self.resolver.answers, key, answer
+        return answer
 
     def same_marks(self, args: tuple[Any, ...], key: tuple[Any, ...]) -> bool:
-        """Whether a call's arguments are tensors of the same marks, or the same numbers, as those of a key.
+        """Whether the arguments surely give this key: tensors of the same marks, and the same whole numbers.
 
-        No for some that are: they are looked up.
+        Of arguments of other kinds it says no, also where they would give the key.
         """
         if len(key) != len(args) + 1:
             return False
         for index, value in enumerate(args):
             mark = key[index + 1]
             if type(mark) is Mark:
-                known = self.known.get(id(value))
-                if known is None or known[1] is not mark or known[0]() is not value:
+                record = self.tensors.get(id(value))
+                if record is None or record[1] is not mark or record[0]() is not value:
                     return False
             elif type(value) is not int or type(mark) is not int or value != mark:
                 return False
         return True
 
     def mark_all(self, values: Iterable[Any], marks: list[Any]) -> None:
-        """Append what the answer for a call depends on: the marks of tensors, all other arguments themselves.
+        """Append the key of some arguments: the marks of tensors, and all other arguments themselves.
+
+        Args:
+            values: the arguments.
+            marks: is appended to.
 
         Raises:
-            TypeError: an argument of a kind that can't be relied on to be equal only if it is the same.
+            TypeError: an argument of a class whose `==` may call different values equal.
         """
         for value in values:
-            known = self.known.get(id(value))
-            if known is not None and known[0]() is value:
-                marks.append(known[1])
+            record = self.tensors.get(id(value))
+            if record is not None and record[0]() is value:
+                marks.append(record[1])
                 continue
             kind = type(value)
             if kind is int or kind is torch.dtype or value is None:

@@ -1,8 +1,8 @@
-"""The recorder: turns what the taps see into a trace, digest by digest, never waiting for the device.
+"""The recorder: the façade of one traced run, from the first call to the finished trace.
 
-It is the face of one run: what passes by stands on the `tape`, which is read into the trace; what it means for the tokens
-is worked out by the `resolver`. What can't wait to be read is recorded here: writes, what somebody wants a copy of
-(`Fetch`), and what somebody puts other values in place of (`Watcher`).
+Calls go to its `tape`, which is read into the trace; labels are worked out by its `resolver`. What can't wait until the
+tape is read is recorded here: writes, calls that a `Fetch` wants a copy of, and values that a `Watcher` may replace. Nothing
+here waits for the device.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from forkpoint.capture.hooks import Fetch, Look, Taken, copied
 from forkpoint.capture.inventory import inventory_of
 from forkpoint.capture.labels import Label, Labels
 from forkpoint.capture.ledger import INPUT
-from forkpoint.capture.marks import Answer, Frame, Visits
+from forkpoint.capture.marks import CallAnswer, Frame, Visits
 from forkpoint.capture.mode import transforms, writes
 from forkpoint.capture.resolver import Resolver
 from forkpoint.capture.returns import ReturnLabels
@@ -43,17 +43,17 @@ MAX_HISTORIES = 32
 
 
 class Watcher(Protocol):
-    """Sees every value as it passes by, and may put another in its place. By itself it does nothing.
+    """Is shown every value of a run, and may replace it. This base does neither.
 
     Attributes:
-        entrances_only: whether it changes no more than the model's inputs and what is looked up for them, and need not be
-            told of any value.
+        entrances_only: whether it replaces nothing but the model's inputs and what embeddings look up for them, and wants to
+            be told of no value: then all other calls can be recorded in passing.
     """
 
     entrances_only: ClassVar[bool] = False
 
     def edits(self, key: Key) -> bool:
-        """Whether it may put another in place of a value of such an op; `edit` is not asked for the others."""
+        """Whether it may replace values of an op; `edit` is asked for these ops alone."""
         return False
 
     def edit(
@@ -65,13 +65,30 @@ class Watcher(Protocol):
         value: Tensor,
         label: Label | None,
     ) -> Tensor | None:
-        """A value of the same shape and dtype to go on with, or None to leave this one."""
+        """A value of the same shape and dtype for the model to go on with; None to leave the value as it is.
+
+        Args:
+            recorder: of the run.
+            key: of the op: module, function, chain.
+            nth: how often the op had run before in this call of the model.
+            output: which of the op's outputs.
+            value: the output.
+            label: its label.
+        """
         return None
 
     def saw(
         self, recorder: Recorder, event: int, value: Tensor, label: Label | None, inputs: list[int]
     ) -> None:
-        """An event was recorded; `inputs` are the events of the tensors that went into it."""
+        """Is told that a value was recorded.
+
+        Args:
+            recorder: of the run.
+            event: index of its event in the trace.
+            value: the value.
+            label: its label.
+            inputs: the events that hold the tensors that it was made of.
+        """
         return
 
 
@@ -91,7 +108,7 @@ class Maker(Watcher, Protocol):
 
 
 class Watching:
-    """Lets a watcher put other values in the place of those that pass by.
+    """Calls a watcher's `edit`, and puts what it returns in place of the values.
 
     Attributes:
         maker: the watcher, if it makes the model's calls itself.
@@ -104,7 +121,7 @@ class Watching:
         self._lent: list[tuple[Tensor, Tensor]] = []
 
     def edit_input(self, recorder: Recorder, name: str, value: Tensor, label: Label | None) -> None:
-        """Let it change one of the model's inputs."""
+        """Let the watcher replace one of the model's inputs, in place."""
         new = self.watcher.edit(recorder, ("", f"input:{name}", "?"), 0, 0, value, label)
         if new is not None:
             value.copy_(new)
@@ -118,7 +135,7 @@ class Watching:
         kwargs: dict[str, Any],
         result: Any,
     ) -> Any:
-        """Let the watcher change the values of a finished call before the model goes on with them."""
+        """Let the watcher replace outputs of a finished call; returns what the model is to get from the call."""
         key = (recorder.tape.stack[-1].path, function.name, place.site.chain)
         if not self.watcher.edits(key):
             return result
@@ -140,10 +157,10 @@ class Watching:
     def edit_boundary(
         self, recorder: Recorder, op: Op, nth: int, value: Tensor, label: Label | None, *, foreign: bool
     ) -> None:
-        """Let it change what goes into a module or comes out.
+        """Let the watcher replace a module's input or output, in place.
 
         Args:
-            foreign: whether the run did not make the value, so that it has to be put back.
+            foreign: whether the tensor was there before the run, so that its values have to be put back.
         """
         key = (op.module, op.function, op.site.chain)
         new = self.watcher.edit(recorder, key, nth, op.output, recorder.true_value(value), label)
@@ -153,7 +170,7 @@ class Watching:
             value.copy_(new)
 
     def give_back(self) -> None:
-        """Put back the values of tensors that the run did not make and that a watcher wrote to."""
+        """Put back the values of tensors that were there before the run and that the watcher replaced."""
         for value, before in self._lent:
             value.detach().copy_(before)
         self._lent.clear()
@@ -165,24 +182,25 @@ class Recorder:
     Args:
         layout: where the run's tokens are.
         model: gives modules their paths and parameters their names.
-        fetches: calls to keep; with any, digests are still taken.
+        fetches: the values and calls to copy.
         digests: False to follow the labels only (a second pass that wants values).
         labels: those of the first pass, so that a second pass speaks of the same coordinates.
-        watcher: sees every value, and may change it.
+        watcher: is shown every value, and may replace it.
         read: gives the true value of a tensor, where another mode keeps it elsewhere (`Promotion.value`).
         shelf: where to put the digests, if not all of them may stay in memory.
-        found: what the model consists of, where somebody has just looked.
-        strangers: `strangers` of an earlier pass.
-        enough: whether nobody wants to know more of the run, asked when something was kept; where all of it is looked at.
+        parts: a survey of the model that was just made; None to make one.
+        unregistered: the attribute of this name of an earlier pass.
+        enough: asked after each value that was copied or shown to the watcher: True if the rest of the run need not be recorded.
+            Only where the pass records every call at once.
     """
 
     passing: Tensor | None = None
-    """The tensor that the watcher is told of, as the model has it; `true_value` may be another."""
+    """The model's own tensor of which the watcher is being told; with `read`, its true value is another tensor."""
 
     def __init__(
         self, layout: Layout, model: nn.Module | None, fetches: tuple[Fetch, ...] = (), digests: bool = True,
         labels: Labels | None = None, watcher: Watcher | None = None, read: Callable[[Tensor], Tensor] | None = None,
-        shelf: Shelf | None = None, found: Survey | None = None, strangers: frozenset[str] = frozenset(),
+        shelf: Shelf | None = None, parts: Survey | None = None, unregistered: frozenset[str] = frozenset(),
         enough: Callable[[], bool] | None = None,
     ) -> None:  # fmt: skip
         self.labels = labels or Labels.of(layout)
@@ -193,29 +211,29 @@ class Recorder:
         self.watcher = watcher
         self.watching = None if watcher is None else Watching(watcher)
         self._read = read
-        found = survey(model) if found is None and model is not None else found
-        inventory = None if model is None else inventory_of(model, found)
+        parts = survey(model) if parts is None and model is not None else parts
+        inventory = None if model is None else inventory_of(model, parts)
         self.wanted: Wanted | None = None
-        """What has to be looked into, where the rest may be followed in passing."""
+        """The modules that the fetches want, if all others can be recorded in passing; else None."""
         entrances = watcher is not None and watcher.entrances_only and read is None
         passive = watcher is None or entrances
         if passive and fetches:
             if inventory is not None and read is None:
-                self.wanted = Wanted.of(fetches, inventory.frames, strangers)
+                self.wanted = Wanted.of(fetches, inventory.frames, unregistered)
             passive = self.wanted is not None
         self.fetching = Fetching(fetches, self.wanted, read)
         eager = LOOKS_UP if entrances else 0
-        self.tape = Tape(self, self.resolver, digest.Batch(shelf), digests, passive, eager)
+        self.tape = Tape(self, self.resolver, digest.DigestBatch(shelf), digests, passive, eager)
         self.tape.enough = None if passive else enough
         self.owned: dict[int, str] = {}
         root = Frame("")
-        if inventory is not None and found is not None:
+        if inventory is not None and parts is not None:
             self.tape.frames = inventory.frames
             self.owned = inventory.names
-            known = inventory.known(
-                found.weights, self.labels, lambda weight: self.resolver.mark(weight, None)
+            weights = inventory.records(
+                parts.weights, self.labels, lambda weight: self.resolver.mark(weight, None)
             )
-            self.resolver.known.update(known)
+            self.resolver.tensors.update(weights)
             root = inventory.frames[id(model)]
         self.tape.stack.append(root)
 
@@ -225,14 +243,19 @@ class Recorder:
         return self.tape.call
 
     @property
-    def strangers(self) -> frozenset[str]:
-        """Paths that modules went by which are no part of the model."""
-        return self.tape.strangers
+    def unregistered(self) -> frozenset[str]:
+        """See `Boundaries.unregistered`."""
+        return self.tape.unregistered
 
     # ------------------------------------------------------------------ calls
 
     def begin_call(self, index: int, inputs: Mapping[str, Any]) -> None:
-        """Label the inputs of a forward call."""
+        """A forward call begins: label its inputs, and record them as the root module's inputs.
+
+        Args:
+            index: of the call.
+            inputs: by name.
+        """
         tape = self.tape
         tape.begin(index)
         if self.wanted is not None:
@@ -257,7 +280,7 @@ class Recorder:
                         self.resolver.remember(tensor, label, -1)
 
     def _history(self) -> History:
-        """What earlier calls whose tokens lie alike have left, for this call alone; see `end_call`."""
+        """The history of earlier calls with token dimensions of the same lengths, taken out of the cache until `end_call`."""
         history: History = (
             self.labels.histories.pop((self.resolver.lengths, self.tape.digests), None) or History()
         )
@@ -265,7 +288,7 @@ class Recorder:
         return history
 
     def end_call(self) -> None:
-        """A forward call has ended well: leave its history to the next of its kind, unless it has overgrown."""
+        """A forward call has ended well: put its history back into the cache, unless it is overgrown."""
         history, self.tape.history = self.tape.history, None
         if history is not None and not history.overgrown:
             histories = self.labels.histories
@@ -278,7 +301,7 @@ class Recorder:
     def watched(
         self, function: Function, place: CallStack, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Any:
-        """Make and record a call that somebody wants to keep or to change, or that other modes see, too."""
+        """See `Listener.watched`."""
         tape = self.tape
         with _unwatched():
             fetches = self._fetches_of(function, place)
@@ -307,7 +330,7 @@ class Recorder:
         return result
 
     def _fetches_of(self, function: Function, place: CallStack) -> list[Fetch]:
-        """The fetches that want the call which is about to run."""
+        """The fetches that want the call which is about to be made."""
         if not self.fetching:
             return []
         nth = self.tape.visits_of(function, place, 0).nth
@@ -320,9 +343,9 @@ class Recorder:
         kwargs: dict[str, Any],
         outputs: tuple[Tensor, ...],
         visits: Visits,
-        answer: Answer,
+        answer: CallAnswer,
     ) -> list[Label | None]:
-        """Record what a function wrote into its outputs; where it wrote some elements, those."""
+        """See `Listener.wrote`."""
         call = Call(function.rule, function.func, args, kwargs, outputs, self.label_of, self.labels)
         labels = answer.labels
         written: Written | None = None
@@ -340,42 +363,43 @@ class Recorder:
         return labels
 
     def sources(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[int]:
-        """The events of the tensors that go into a call, if a watcher wants to know."""
+        """See `Listener.sources`."""
         return [] if self.watcher is None else self._events_of(tensors_in((args, tuple(kwargs.values()))))
 
     def saw(self, row: int, output: Tensor, label: Label | None, sources: list[int]) -> None:
-        """Tell the watcher of an output."""
+        """See `Listener.saw`."""
         if self.watcher is not None:
             self.passing = output
             self.watcher.saw(self, row, self.true_value(output), label, sources)
             self.tape.ask()
 
     def _events_of(self, inputs: list[Tensor]) -> list[int]:
-        """The events that hold these tensors' values."""
-        found = [self.resolver.find(t) for t in inputs]
-        return [known[2] for known in found if known is not None and known[2] >= 0]
+        """The events that hold the values of tensors; none for a tensor without one."""
+        records = [self.resolver.find(t) for t in inputs]
+        return [record[2] for record in records if record is not None and record[2] >= 0]
 
     def true_value(self, value: Tensor) -> Tensor:
+        """The value that a tensor stands for: itself, unless another mode keeps it elsewhere (`read`)."""
         return value if self._read is None else self._read(value)
 
     # ------------------------------------------------------------------ digests
 
     def settle(self) -> None:
-        """Take the digests of all values that wait: what they lie in is about to be overwritten."""
+        """Take the digests of all values that wait, since the model's tensors are about to be put back."""
         with torch._C.DisableTorchFunction():
             self.tape.flush()
 
     def finish(self) -> Trace:
-        """The trace of the run that is over. Its digests may still be on their way from the device.
+        """The run is over: read the rest of the tape, and return the trace.
 
-        Until somebody asks for them the device and the host go on with what comes next.
+        Its digests may still be on their way from the device; they are waited for when somebody asks for one.
         """
         tape = self.tape
         tape.end()
         self.hold_weights()
         digests = tape.batch.results()
         self.trace.digests = digests.__getitem__
-        tape.batch = digest.Batch()
+        tape.batch = digest.DigestBatch()
         if self.trace.shelf is None:
             self.trace.completion = partial(complete, self.trace, self.tape, digests)
         else:
@@ -384,36 +408,36 @@ class Recorder:
         return self.trace
 
     def hold_weights(self) -> None:
-        """Keep no weak reference to the model's weights beyond the run: see `Inventory`. The model holds them anyway."""
+        """Put strong references to the model's weights in place of weak ones, so that they can be swapped (see `Inventory`)."""
         for key in self.owned:
-            known = self.resolver.known.get(key)
-            weight = None if known is None else known[0]()
-            if known is not None and weight is not None:
-                self.resolver.known[key] = (partial(_itself, weight), *known[1:])
+            record = self.resolver.tensors.get(key)
+            weight = None if record is None else record[0]()
+            if record is not None and weight is not None:
+                self.resolver.tensors[key] = (partial(_itself, weight), *record[1:])
 
     def collect(self) -> None:
-        """Put digests that are on the host on the shelf, if there is one."""
+        """See `Listener.collect`."""
         shelve(self.trace, self.tape)
 
     # ------------------------------------------------------------------ tensors
 
     def swapped(self, a: Tensor, b: Tensor, swap: Callable[[], object]) -> None:
-        """Have two tensors swapped, which no function mode sees."""
+        """Make a call of `torch.utils.swap_tensors`, which no function mode sees; `swap` makes it."""
         self.tape.catch_up()
         self.resolver.swapped(a, b, swap)
 
     def label_of(self, tensor: Tensor) -> Label | None:
-        """The label of a tensor that may never have been seen."""
+        """The label of a tensor, guessed for one that no tap saw being made."""
         return self.resolver.label_of(tensor)
 
     def lost(self, tensor: Tensor) -> str:
-        """Why the coordinates of a tensor are not known; empty if they are, or if no tap saw it."""
+        """Why a tensor has no label; empty if it has one, or if no tap saw it."""
         return self.resolver.lost(tensor)
 
     def event_of(self, value: Tensor) -> int:
-        """The event that holds a tensor's value; -1 if none is known."""
-        known = self.resolver.find(value)
-        return -1 if known is None else known[2]
+        """The event that holds a tensor's value; -1 if none does."""
+        record = self.resolver.find(value)
+        return -1 if record is None else record[2]
 
     def label_of_result(self, value: Tensor, call: int) -> Label | None:
         """The label of something that the model returned in a call."""
@@ -430,10 +454,10 @@ class Recorder:
     # ------------------------------------------------------------------ modules
 
     def offer(self, visits: Visits, value: Tensor, label: Label | None, *, foreign: bool = False) -> None:
-        """Show a module's input or output to whoever wants to change or to keep it.
+        """See `Listener.offer`.
 
-        Not where the rest is followed in passing: there `returned` copies the outputs that are wanted. Nor is one of the
-        model's inputs shown to a watcher: that was done before it was recorded.
+        Nothing is shown in a pass that is recorded in passing: there `returned` copies the outputs that are wanted. The
+        model's own inputs are not shown to the watcher again: `begin_call` did so.
         """
         if self.tape.passive:
             return
@@ -444,18 +468,18 @@ class Recorder:
             self.tape.ask()
 
     def give_back(self) -> None:
-        """Put back the values of tensors that the run did not make and that a watcher wrote to."""
+        """See `Watching.give_back`."""
         if self.watching is not None:
             self.watching.give_back()
 
     def returned(self, module: nn.Module, result: Any) -> None:
-        """A module has returned of which somebody wants an output (`wanted`)."""
+        """A module has returned of which a fetch wants an output: copy what is wanted of its result."""
         if self.wanted is not None:
             with _unwatched():
                 self.tape.n_bytes += self.wanted.note(id(module), self.tape.results_of(result), self.call)
 
     def deliver(self) -> None:
-        """Hand over the wanted outputs of modules whose labels are known by now."""
+        """See `Fetching.deliver`."""
         self.fetching.deliver(self.resolver.find, self.call)
 
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from forkpoint.capture.coordinates import Ids
 from forkpoint.capture.labels import Label, Labels
-from forkpoint.capture.marks import Known
+from forkpoint.capture.marks import TensorRecord
 from forkpoint.runs.layout import DECODER, MAIN
 
 
@@ -18,10 +18,10 @@ class ReturnLabels:
 
     Args:
         labels: of the run.
-        find: what is known of a tensor, None if it never passed by.
+        find: gives the record of a tensor; None if no tap saw it.
     """
 
-    def __init__(self, labels: Labels, find: Callable[[Tensor], Known | None]) -> None:
+    def __init__(self, labels: Labels, find: Callable[[Tensor], TensorRecord | None]) -> None:
         self.labels = labels
         self.table = labels.table
         self._find = find
@@ -33,8 +33,8 @@ class ReturnLabels:
         [rows, columns, ...], holds the call's tokens in their places. What no tap saw being made (numbers that
         the model took out of tensors) with an entry for each row belongs to the rows, else to the whole call.
         """
-        known = self._find(value)
-        label = known[1].label if known is not None else None
+        record = self._find(value)
+        label = record[1].label if record is not None else None
         for stream in (DECODER, MAIN):
             slots = self.table.slots(call, stream)
             if slots is None or self._is_of_other_stream(label, stream):
@@ -42,7 +42,7 @@ class ReturnLabels:
             like_input = slots.ndim == 2 and value.dim() >= 2 and tuple(value.shape[:2]) == slots.shape
             if like_input and _by_column(label) and self._lost_some(label, call, stream, slots):
                 return self.labels.make(slots.reshape(slots.shape + (1,) * (value.dim() - 2)))
-            if known is None:
+            if record is None:
                 whole = np.full((1,) * value.dim(), self.table.union(slots), dtype=np.int32)
                 return self.by_size(value, call) or self.labels.make(whole)
             break
@@ -82,15 +82,15 @@ class ReturnLabels:
     def _lost_some(self, label: Label | None, call: int, stream: str, slots: Ids) -> bool:
         """Whether a label of tokens, not of sets of them, lacks some of a call's."""
         key = (label, call, stream)
-        found = self.labels.lost_some.get(key)
-        if found is None:
+        lost = self.labels.lost_some.get(key)
+        if lost is None:
             held = set() if label is None else set(label.q.reshape(-1).tolist())
             tokens = {item for item in slots.reshape(-1).tolist() if self.table.tokens[item] is not None}
             plain = label is None or not any(self.table.members[i] for i in held if i >= 0)
-            found = self.labels.lost_some[key] = plain and not tokens <= held
-        return found
+            lost = self.labels.lost_some[key] = plain and not tokens <= held
+        return lost
 
 
 def _by_column(label: Label | None) -> bool:
-    """Whether a label tells columns apart, or says nothing: as many features of one token as a call has columns are no tokens."""
+    """Whether the second dimension follows the tokens, or there is no label: else it is features that happen to be as many."""
     return label is None or label.q.shape[1] > 1

@@ -1,4 +1,4 @@
-"""The passes of one op as columns: what a long trace is compared by, since an object for each pass would take too long."""
+"""The passes of one op as columns: long traces are compared by them, since an object for each pass would take too long."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class Series:
 
 
 def spans(starts: Ints, lengths: Ints) -> Ints:
-    """The indices in stretches of something, one stretch after the other.
+    """The indices of several stretches, one stretch after the other.
 
     >>> spans(np.array([10, 0, 5]), np.array([2, 0, 3])).tolist()
     [10, 11, 5, 6, 7]

@@ -1,7 +1,7 @@
-"""Which of torch's functions a tap is told of without torch's own way to it.
+"""Shortcuts: some of torch's functions call the tap directly, not through torch's dispatch to function modes.
 
-What that is for and how it is done is said in `native/shortcut.c`. Whatever has no shortcut comes torch's way and is
-recorded alike, so that it is no matter of right or wrong which functions have one, but of time.
+`native/shortcut.c` says how. A function without a shortcut reaches the tap by torch's dispatch and is recorded in the same
+way, so shortcuts change how long a trace takes and nothing else.
 
 They change entry points in torch's own objects, so they are fenced: they are made only for versions of Python and torch
 on the lists below, with which the tests have run, and `FORKPOINT_SHORTCUTS=0` leaves them out.
@@ -31,7 +31,7 @@ CHECKED_TORCHES = frozenset({"2.11", "2.13"})
 
 
 def unchecked() -> str:
-    """What nobody has checked shortcuts with, of what this process runs on; empty if all is known."""
+    """The part of this process (Python, its build, torch) with which shortcuts were not checked; empty if all were."""
     if not getattr(sys, "_is_gil_enabled", lambda: True)() or "free-threading" in sys.version:
         return "Python without a global lock"
     if sys.implementation.name != "cpython" or sys.version_info[:2] not in CHECKED_PYTHONS:
@@ -46,7 +46,7 @@ def permitted() -> bool:
 
 
 def plain_way() -> str:
-    """Why traces take longer than they might, for the notes of a report; empty where they don't or somebody wants it so."""
+    """The note for a report that shortcuts are left out; empty where they are in use, or were switched off by the user."""
     if compiled is None or os.environ.get("FORKPOINT_SHORTCUTS") == "0" or not (what := unchecked()):
         return ""
     return (
@@ -56,7 +56,7 @@ def plain_way() -> str:
 
 @contextmanager
 def shortcuts_to(tap: Tap) -> Generator[None]:
-    """Tell a tap of calls without torch's own way to it, where that can be."""
+    """Within the block, functions with shortcuts call this tap directly, where shortcuts are permitted."""
     if compiled is None or not permitted() or not _made():
         yield
         return
@@ -67,7 +67,7 @@ def shortcuts_to(tap: Tap) -> Generator[None]:
 
 @cache
 def _made() -> bool:
-    """Make the shortcuts, once in a process; whether there are any."""
+    """Make the shortcuts, once in a process; returns whether there are any."""
     stack = [getattr(torch._C, name, None) for name in _STACK]
     try:
         return compiled.shorten(targets(), *stack) > 0  # pyright: ignore[reportArgumentType]
@@ -76,24 +76,24 @@ def _made() -> bool:
 
 
 _STACK = ("_is_torch_function_mode_enabled", "_pop_torch_function_stack", "_push_on_torch_function_stack")
-"""Functions of torch that say whether function modes are asked, take the one on top off the stack, and put one on."""
+"""Functions of torch that say whether function modes are enabled, pop one off the stack, and push one."""
 
 _MORE = (
     "tensor", "flatten", "masked_fill", "repeat", "repeat_interleave", "sqrt", "square", "clamp", "max", "min", "gather",
     "index_select", "argmax", "argsort", "topk", "one_hot", "addmm", "baddbmm", "conv1d", "conv2d", "outer", "log", "abs",
     "roll", "flip", "all", "any", "int", "long", "bool",
 )  # fmt: skip
-"""What else models call."""
+"""Other functions that models often call."""
 
 
 def targets() -> tuple[Any, ...]:
-    """The methods, properties and functions that have shortcuts, if they can; and the classes whose subscripts do.
+    """What gets a shortcut: the classes whose subscripts do, then methods, properties and functions.
 
-    Not what writes in place, as that can't wait to be recorded.
+    Nothing that writes in place, which can't wait to be recorded.
     """
     operators = [f"__{name}__" for name, public in OPERATORS.items() if not public.endswith("_")]
     names = [name for name in (*sorted(NAMED), *_MORE) if not name.endswith("_") or name.endswith("__")]
     functions = [name for name in names if not name.startswith("_")]
-    found = [getattr(Tensor, name, None) for name in (*operators, *names)]
-    found += [getattr(owner, name, None) for owner in (torch, F) for name in functions]
-    return (Tensor, nn.Parameter, *(target for target in found if target is not None))
+    candidates = [getattr(Tensor, name, None) for name in (*operators, *names)]
+    candidates += [getattr(owner, name, None) for owner in (torch, F) for name in functions]
+    return (Tensor, nn.Parameter, *(target for target in candidates if target is not None))

@@ -18,7 +18,7 @@ from forkpoint.runs import run
 _TORCH = os.path.dirname(os.path.abspath(torch.__file__)) + os.sep
 _OWN = os.path.dirname(os.path.dirname(os.path.abspath(__file__))) + os.sep
 _RUN = os.path.abspath(run.__file__)
-"""What calls the model: a place goes out to there and no further."""
+"""The file that calls the model: frames outside of it are no part of a place."""
 _PLUMBING = (
     os.path.join("torch", "nn", "modules", "module.py"),
     os.path.join("torch", "overrides.py"),
@@ -34,8 +34,8 @@ class CallStack:
     Interned, and compared by identity: to hash a code object takes longer than some ops.
 
     Attributes:
-        steps: of each call, its code and the offset of its instruction.
-        callers: the places that go on from this one, by `_instruction`.
+        steps: for each call, its code and the offset of its instruction.
+        callers: the longer stacks that begin with this one, by the address of the next instruction.
     """
 
     def __init__(self, steps: tuple[tuple[CodeType, int], ...]) -> None:
@@ -44,13 +44,13 @@ class CallStack:
         self._site: Site | None = None
 
     def after(self, code: CodeType, offset: int) -> CallStack:
-        """The place that goes on from this one with a call further out."""
+        """The stack with one more call, further out."""
         # Unlike any other instruction's: a code object holds its instructions, so no other lies there.
         instruction = id(code) + offset
-        found = self.callers.get(instruction)
-        if found is None:
-            found = self.callers[instruction] = CallStack((*self.steps, (code, offset)))
-        return found
+        place = self.callers.get(instruction)
+        if place is None:
+            place = self.callers[instruction] = CallStack((*self.steps, (code, offset)))
+        return place
 
     @property
     def site(self) -> Site:
@@ -96,27 +96,27 @@ class Site:
 _OUTSIDE, _INSIDE, _SKIPPED, _CALL = 1, 2, 3, 4
 
 _kinds: dict[int, int] = {}
-"""By the id of a code object, which stays what it is since `_codes` keeps it alive."""
+"""By the id of a code object; `_codes` keeps the objects alive, so that no id is used again."""
 _codes: list[CodeType] = []
 
 
 def kind_of(code: CodeType) -> int:
-    """Whether code is outside torch, inside, or of no interest."""
-    known = _kinds.get(id(code))
-    if known is not None:
-        return known
+    """The kind of a code object: outside torch, inside, to be skipped, or what calls the model."""
+    kind = _kinds.get(id(code))
+    if kind is not None:
+        return kind
     file = code.co_filename
     if file == _RUN and code.co_name == "_invoke":
-        found = _CALL
+        kind = _CALL
     elif file.startswith(_OWN) or file.endswith(_PLUMBING) or file.endswith(_WRAPPERS):
-        found = _SKIPPED
+        kind = _SKIPPED
     elif file.startswith(_TORCH):
-        found = _INSIDE
+        kind = _INSIDE
     else:
-        found = _OUTSIDE
+        kind = _OUTSIDE
     _codes.append(code)
-    _kinds[id(code)] = found
-    return found
+    _kinds[id(code)] = kind
+    return kind
 
 
 def place_of(frame: FrameType | None) -> CallStack:
@@ -139,14 +139,14 @@ def place_of(frame: FrameType | None) -> CallStack:
 
 
 def outermost(chain: str) -> str:
-    """The line outside torch that a place ends with: a call that somebody hands on passes torch's own lines twice."""
+    """The last part of a chain: the line outside torch. Chains of the same line may differ in the lines inside torch."""
     return chain.rpartition(" < ")[2]
 
 
 direct: dict[int, CallStack] = {}
-"""The places that are no more than a line outside torch, by the address of the instruction there."""
+"""The places of calls from outside torch without torch in between, by the address of the instruction."""
 NOWHERE = CallStack(())
-"""The place of a module's inputs and outputs, which no line of source calls."""
+"""The place of a module's inputs and outputs, which no line of source makes."""
 
 
 def _in_words(place: tuple[tuple[CodeType, int], ...]) -> Site:
@@ -189,7 +189,7 @@ def _relative(file: str) -> str:
 def _assignments(file: str, function: int) -> dict[int, tuple[int, str]]:
     """For every line of a function, or of a file if it is 0, the targets of the innermost assignment that spans it."""
     lines, offset = linecache.getlines(file), 0
-    found: dict[int, tuple[int, str]] = {}
+    targets: dict[int, tuple[int, str]] = {}
     try:
         if 0 < function <= len(lines):  # a file may have thousands of lines, and a model calls from a few
             lines, offset = inspect.getblock(lines[function - 1 :]), function - 1
@@ -197,7 +197,7 @@ def _assignments(file: str, function: int) -> dict[int, tuple[int, str]]:
                 lines, offset = ["if True:\n", *lines], offset - 1
         tree = ast.parse("".join(lines))
     except (SyntaxError, tokenize.TokenError):  # the file is no longer what was read
-        return _assignments(file, 0) if function else found
+        return _assignments(file, 0) if function else targets
     for node in ast.walk(tree):
         if isinstance(node, ast.Assign):
             names = ", ".join(ast.unparse(target).strip("()") for target in node.targets)
@@ -207,9 +207,9 @@ def _assignments(file: str, function: int) -> dict[int, tuple[int, str]]:
             continue
         span = (node.end_lineno or node.lineno) - node.lineno
         for line in range(node.lineno, (node.end_lineno or node.lineno) + 1):
-            if line not in found or span <= found[line][0]:
-                found[line] = (span, names)
-    return {line + offset: entry for line, entry in found.items()}
+            if line not in targets or span <= targets[line][0]:
+                targets[line] = (span, names)
+    return {line + offset: entry for line, entry in targets.items()}
 
 
 def variable_at(file: str, line: int, function: int = 0) -> str | None:

@@ -1,4 +1,4 @@
-"""Steps: what an entry of the tape depended on when it was worked out, and what came of it."""
+"""Steps of the history: for an entry of the tape, what its result depends on, and the result."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 
 from forkpoint.capture.digest.batch import DevicePlan
 from forkpoint.capture.labels import Label, Shape
-from forkpoint.capture.marks import Known, Mark, Treatment
+from forkpoint.capture.marks import Mark, TensorRecord, Treatment
 from forkpoint.capture.trace import Form
 
 if TYPE_CHECKING:
@@ -21,9 +21,9 @@ class Used:
     """A tensor among the arguments of an entry.
 
     Attributes:
-        home: the row of the history that holds its value; -1 for what no entry of it made.
-        state: whether a row holds its value, whether all of it, and whether that is a view's: what a module's input or
-            output becomes depends on it.
+        home: the number in the history of the row that holds its value; -1 for a tensor that no entry of the history made.
+        state: (whether a row holds its value, whether all of it, whether that row is a view's). It decides whether a
+            module's input or output is an alias.
         form: of that row; None without one.
     """
 
@@ -36,7 +36,11 @@ class Used:
 
 @dataclass(slots=True, eq=False)
 class Constant:
-    """An argument that is no tensor; its value counts, but for a module's."""
+    """An argument that is no tensor.
+
+    Attributes:
+        counts: whether the result depends on the value; for a module's argument it doesn't.
+    """
 
     kind: type
     value: Any
@@ -45,7 +49,7 @@ class Constant:
 
 @dataclass(slots=True, eq=False)
 class Group:
-    """A list or tuple; what is in it follows after all the others."""
+    """A list or tuple among the arguments; its elements are leaves of their own, after those of the arguments."""
 
     kind: type
     size: int
@@ -56,12 +60,17 @@ Leaf = Used | Constant | Group
 
 @dataclass(slots=True, eq=False)
 class Sketch:
-    """What an entry depends on: its arguments, those by keyword after those by position."""
+    """What the result of an entry depends on: its arguments, by position and then by keyword.
+
+    Attributes:
+        names: of the arguments by keyword.
+        leaves: one for each argument, then one for each element of lists and tuples among them.
+    """
 
     names: tuple[str, ...]
     leaves: list[Leaf]
     values: list[Any]
-    """Of all leaves; not kept."""
+    """The value of each leaf, while the entry is being worked out."""
 
 
 @dataclass(slots=True, eq=False)
@@ -70,11 +79,11 @@ class StepRow:
 
     Attributes:
         key: the number of a function's or module's output, or the name of a module's input.
-        alias: the leaf whose row holds the value, or -1.
-        near: how many rows back that is, if it is a row of the same entry; else 0.
-        slots: how many the batch has for it.
-        treatment: how the value is treated; None where it was not queued for its digest.
-        plan, grid: how it is digested, and how its open cells are; None without them.
+        alias: for an alias of an argument's row, the index of that leaf; else -1.
+        near: for an alias of an earlier row of the same entry, how many rows back that is; else 0.
+        slots: how many slots of the batch it takes.
+        treatment: of a value that was queued for its digest; else None.
+        plan, grid: the plan of the value, and that of its open cells; None without one.
     """
 
     key: int | str
@@ -88,14 +97,17 @@ class StepRow:
 
 
 @dataclass(slots=True, eq=False)
-class Step:
-    """An entry that was worked out, and what came of it.
+class HistoryStep:
+    """An entry that was worked out: what its result depends on, and its result.
 
     Attributes:
+        n_args: how many arguments by position it has.
+        names, leaves: see `Sketch`.
         sizes, strides, dtypes, devices: of a function's outputs.
+        first_row: the number in the history of its first row.
         rows: a row for each output of a function, or for each tensor that goes into a module or comes out, in order.
-        updates: what is known afterwards: of which output (from 0) or leaf (from -1 down), its mark, and the row.
-        last: labels and shapes of a function's outputs.
+        updates: the new records: (output from 0, or leaf from -1 down; mark; index among `rows`).
+        last: labels and shapes of a function's outputs, see `Resolver.last_outputs`.
     """
 
     n_args: int
@@ -111,10 +123,10 @@ class Step:
     last: tuple[tuple[Label | None, Shape], ...]
 
 
-def state_of(tape: Ledger, known: Known) -> tuple[bool, bool, bool]:
-    """See `Used`."""
-    event = known[2]
+def state_of(tape: Ledger, record: TensorRecord) -> tuple[bool, bool, bool]:
+    """`Used.state` of a tensor, from its record."""
+    event = record[2]
     if event < 0:
         return False, False, False
     form = tape.rows[event][2]
-    return True, form.shape == known[1].size, form.status == "view"
+    return True, form.shape == record[1].size, form.status == "view"

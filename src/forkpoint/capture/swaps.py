@@ -19,7 +19,7 @@ from forkpoint.capture.recorder import Recorder
 from forkpoint.support.restoring import undone
 
 _stand_in = StandIn()
-"""What makes swaps where the function has the code of `_detour`."""
+"""Its one entry swaps tensors while `torch.utils.swap_tensors` has the code of `_detour`."""
 
 
 def _detour(t1: Tensor, t2: Tensor) -> Any:

@@ -1,14 +1,13 @@
-"""The tape: what is done for each call of a torch function and of a module, thousands of times a run.
+"""The tape: the calls that wait to be read, and when they are read.
 
-While the model runs, a call leaves no more than an entry on the tape (`Tap`, `Tape.enter`, `Tape.leave`). The tape is
-read (`reader`), and what stands on it becomes rows of the trace, when the values on it need much memory, before something
-writes to a tensor, and when the run ends.
+While the model runs, a call leaves no more than an entry on the tape (`Tap`, `Tape.enter`, `Tape.leave`). The entries are
+read into rows of the trace (`reader`) at three times: when the values that they keep alive need much memory (`make_room`),
+before something writes to a tensor (`call_at_once`), and when the run ends (`end`).
 
-`add_entry` puts an entry on it (`mode`, or C where it was compiled). The values of entries are kept alive until their digests
-are taken: `n_bytes` counts them, `flush` takes the digests of those that were read (`pending`, `ledger`). Within a transform of
-functorch (`transforms`), where values are not what they seem, nothing is read. A function written in Python that is made of
-others has a copy whose calls are seen (`Function.inner`). After a call that could not wait, the history does not go on where it
-was (`history.broken`): what comes next is looked up anew.
+The values of entries are kept alive until their digests are taken: `n_bytes` counts them, `flush` takes the digests of those
+that were read. Within a transform of functorch (`transforms`), where tensors don't hold the model's values, nothing is read. A
+function written in Python that calls others has a copy whose calls are seen (`Function.inner`). After a call that could not
+wait, the history doesn't go on where it was (`history.broken`).
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from forkpoint.capture.digest.batch import Batch
+from forkpoint.capture.digest.batch import DigestBatch
 from forkpoint.capture.functions import Function
 from forkpoint.capture.ledger import NOTHING
 from forkpoint.capture.listener import Listener
@@ -38,9 +37,9 @@ PENDING_BYTES = {"cpu": 1 << 25, "other": 13 << 28}
 """Values kept alive for a digest in one go, by device; what is always a view is not counted. The more, the fewer launches:
 at 4,000 tokens of a model of 7B parameters that is less than 1 GB over what a run without tracing takes."""
 MOST_OF_FREE = 0.25
-"""How much of the memory that a GPU has left they may take."""
+"""How much of the memory that a GPU has left these values may take."""
 ENTRY_BYTES = 1 << 11
-"""What an entry on the tape needs, besides its values."""
+"""Bytes that are counted for an entry besides its values."""
 
 _unwatched = torch._C.DisableTorchFunction
 """What the tape does with tensors is no op of the model, and no mode may see it."""
@@ -49,21 +48,18 @@ _other_modes: Callable[[], int] = torch._C._len_torch_function_stack
 
 
 class Tape(Reader):
-    """What passes by is put on it in passing, and read later.
+    """One run's tape, with all that reads it: the tap and the wrapper of module calls write to it.
 
     Args:
         listener, resolver, batch, digests: as for a ledger.
-        passive: whether it only looks on: nobody wants copies of values, nor to change them, but for those of `eager`
-            functions and of modules that are looked into.
-        eager: by their flags, functions that are recorded at once.
+        passive: whether the run is only observed: nobody wants copies of values or changes them, but for those of `eager`
+            functions and of modules that are `wanted`.
+        eager: bits of `Function.flags`: functions with one of them are recorded when they are called.
 
     Attributes:
-        deferred: whether entries may wait to be read.
-        last: the last output of the last function.
-        n_bytes: of the values that are kept alive, see `mode.PythonReel`.
-        room: how many there may be.
-        enough: says whether nobody wants to know more of the run.
-        over: it did: the rest of the run is neither recorded nor looked at.
+        deferred, last, n_bytes, room: see `mode.PythonReel`.
+        enough: see `Recorder`.
+        over: whether `enough` said so: the rest of the run is not recorded.
     """
 
     enough: Callable[[], bool] | None = None
@@ -73,7 +69,7 @@ class Tape(Reader):
         self,
         listener: Listener,
         resolver: Resolver,
-        batch: Batch,
+        batch: DigestBatch,
         digests: bool,
         passive: bool,
         eager: int = 0,
@@ -85,17 +81,17 @@ class Tape(Reader):
         self.room: int = PENDING_BYTES["cpu"]
 
     def watch(self, functions: bool) -> None:
-        """From here on the call is watched.
+        """A forward call begins: decide whether its entries may wait.
 
         Args:
-            functions: whether single functions are seen.
+            functions: whether there is a tap that sees single functions.
         """
         self.deferred = self.passive and functions and not _other_modes()
         if not self.deferred:
             self.history = None
 
     def ask(self) -> None:
-        """Something was kept or seen: ask whether that is enough."""
+        """A value was copied or shown to the watcher: ask whether the rest of the run is still wanted."""
         self.over = self.over or (self.enough is not None and self.enough())
 
     # ------------------------------------------------------------------ entries
@@ -108,7 +104,7 @@ class Tape(Reader):
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
     ) -> Any:
-        """Make a call that can't wait to be read: it writes, or somebody wants to keep or to change what passes by."""
+        """Make a call that can't wait: it writes, or a fetch or the watcher wants it. What waits is read first."""
         if self.over:
             return function.func(*args, **kwargs)
         if function.inner is not None:
@@ -125,7 +121,7 @@ class Tape(Reader):
         return self.listener.watched(function, place, args, kwargs)
 
     def catch_up(self) -> None:
-        """Read and digest all that there is, before a tensor becomes another."""
+        """Read the tape and digest all values, before a tensor is given another storage."""
         if transforms() is not None:
             return  # where no digest can be taken
         with _unwatched():
@@ -133,7 +129,7 @@ class Tape(Reader):
             self.flush()
 
     def outputs_of(self, result: Any) -> tuple[Tensor, ...]:
-        """The tensors in what a function returned, if it is not simply one."""
+        """The tensors in what a function returned, where that is no plain tensor."""
         if isinstance(result, Tensor):
             outputs: tuple[Tensor, ...] = (result,)
         else:
@@ -147,8 +143,8 @@ class Tape(Reader):
 
         Args:
             module: the module.
-            args, kwargs: what goes in.
-            at_once: whether that can't wait to be read, as functions follow that are not seen.
+            args, kwargs: its arguments.
+            at_once: whether to read them at once, since functions that no tap sees may write to them.
         """
         if transforms() is not None:
             args, kwargs = (), NO_KEYWORDS
@@ -164,7 +160,13 @@ class Tape(Reader):
                 self.read()
 
     def leave(self, result: Any, failed: bool, at_once: bool) -> None:
-        """A module returns."""
+        """A module returns.
+
+        Args:
+            result: what it returned.
+            failed: whether it raised an error instead.
+            at_once: as for `enter`.
+        """
         outputs = () if failed or transforms() is not None else self.results_of(result)
         at_once = (at_once or not self.deferred) and not failed
         if at_once:
@@ -188,7 +190,7 @@ class Tape(Reader):
     # ------------------------------------------------------------------ memory
 
     def make_room(self) -> None:
-        """Let go of values where too many are kept alive."""
+        """Read entries and take digests if the values that are kept alive need more than there is room for."""
         if transforms() is not None:
             return  # where no digest can be taken
         if self.room == PENDING_BYTES["cpu"]:
@@ -229,6 +231,6 @@ def _left_on(device: torch.device) -> int:
 
 
 _LASTS = 1.0
-"""Seconds for which what a GPU had left is taken to be what it has."""
+"""Seconds for which an answer of `_left_on` is used again."""
 _left: dict[torch.device, tuple[float, int]] = {}
-"""When each was asked, and what it had."""
+"""(when the device was asked, how many bytes it had left)."""

@@ -1,9 +1,8 @@
-"""The taps: a function mode that sees every torch function, and a wrapper that sees every module call.
+"""The taps: a function mode that sees every call of a torch function, and a wrapper that sees every call of a module.
 
-Both are in place only while a forward call runs, on the thread that runs it, and are taken off
-again whatever happens. Where a tap would change the bits of what it watches (modules with a fused
-fast path that torch gives up under a mode, compiled modules) it is taken off for that module,
-which is then recorded by its inputs and outputs.
+Both are in place only while a forward call runs, on the thread that runs it, and are taken off again whatever happens. Where
+the mode would change the bits of a module (one with a fused fast path that torch gives up under a mode, or a compiled one)
+it is off while that module runs, and only the module's inputs and outputs are recorded.
 """
 
 from __future__ import annotations
@@ -31,9 +30,12 @@ class Observation:
     """An observer that traces a run: `run.execute(Observation(recorder))`.
 
     Args:
-        recorder: what records.
-        functions: False to watch modules only.
-        inside: look into modules whose bits that changes, too.
+        recorder: gets the calls.
+        functions: False to see calls of modules only.
+        inside: whether to see the functions of modules, too, whose bits that changes.
+
+    Attributes:
+        opaque: paths of modules whose functions were not seen, since that would have changed their bits.
     """
 
     def __init__(self, recorder: Recorder, *, functions: bool = True, inside: bool = False) -> None:
@@ -110,7 +112,7 @@ class Observation:
                 self.recorder.give_back()
 
     def _looking_into(self, wanted: Wanted, gate: Makes) -> Makes:
-        """Makes the calls of modules as before, and looks into those that it has to."""
+        """A wrapper around `gate` for a second pass: calls inside wanted modules are recorded at once, wanted outputs copied."""
         recorder, tape, thread = self.recorder, self.recorder.tape, threading.get_ident()
         modules = wanted.inside | wanted.outputs.keys()
 
@@ -139,7 +141,7 @@ class Observation:
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
     ) -> Any:
-        """Run a module with the taps off."""
+        """Call a module with the taps off."""
         path = self.recorder.tape.stack[-1].path
         if path not in self.opaque:
             self.opaque.append(path)
@@ -153,7 +155,7 @@ class Observation:
 
 @contextmanager
 def _mode_off(tap: Tap) -> Generator[None]:
-    """Take the tap off the stack of modes, those of the model's own above it staying where they are."""
+    """Within the block, the tap is off torch's stack of modes; the model's own modes above it stay."""
     from torch.overrides import _pop_mode, _push_mode
 
     above: list[Any] = []
@@ -199,11 +201,11 @@ _FUSED = (nn.MultiheadAttention, nn.TransformerEncoderLayer, nn.TransformerEncod
 
 
 def _may_be_opaque(kind: type[nn.Module]) -> bool:
-    found = transparent.get(kind)
-    if found is None:
+    is_transparent = transparent.get(kind)
+    if is_transparent is None:
         is_compiled = kind.__name__ == "OptimizedModule" and kind.__module__.startswith("torch._dynamo")
-        found = transparent[kind] = not (is_compiled or issubclass(kind, _FUSED))
-    return not found
+        is_transparent = transparent[kind] = not (is_compiled or issubclass(kind, _FUSED))
+    return not is_transparent
 
 
 __all__ = ["Observation", "Tap", "is_opaque"]

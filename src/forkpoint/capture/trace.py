@@ -77,7 +77,7 @@ class Cells:
         ids: the coordinate of each cell; `WHOLE` alone for a value that has none.
         open_dims: for `open`, the dimensions of the value in question, ascending.
         open_sizes: and their sizes.
-        row_dims: the dimensions of the value along which the coordinates vary, ascending.
+        row_dims: dimensions of the value along which the coordinates vary, ascending.
         keys: for `pair`, [cells, 4]: how many keys at or before the query, the sum of their
             positions, and the same for keys after it.
     """
@@ -135,10 +135,11 @@ class Form:
 
 
 Row = tuple[Op, int, Form, int, int]
-"""An event as it is recorded, at hardly any cost: op, call and form; for an alias, how many rows back the event is
-whose value it is, else 0; and how many slots the batch of digests has for it.
+"""An event as it is recorded: (op, call, form, back, slots).
 
-Nothing in it says where in the trace it is, so that the rows of a stretch that comes again are the same."""
+`back` says for an alias how many rows back its value is, else it is 0; `slots` how many slots of the batch of digests it takes.
+Nothing in a row says where in the trace it is, so that the same rows serve each time a passage is repeated.
+"""
 
 
 @dataclass(eq=False)
@@ -148,9 +149,12 @@ class Trace:
     Attributes:
         rows: the events as they were recorded.
         digests: the digests of a slot.
-        completion: what is left to do when the run is over: to wait for the device, and to sort its digests.
-        odd: the digests (and those with open dimensions taken in) of rows that are not simply a list of cells.
-        skipped: why rows were not digested after all.
+        digests: gives the digests in a slot of the batch.
+        completion: waits for the device and sorts the digests; called once, when somebody asks for one. None before the end of
+            the run, and afterwards.
+        odd: by row, the digests that were computed one by one (pairs, cells of several rows, open cells), and those without
+            the open dimensions.
+        skipped: by row, why a value that was to be digested wasn't.
         shelf: where the digests are, if not all of them may stay in memory; events then hold none, see `held`.
     """
 
@@ -164,22 +168,22 @@ class Trace:
     lengths: list[frozenset[int]] = field(default_factory=list[frozenset[int]])
     """For each call, the sizes that a dimension over its tokens (or over all so far) can have."""
     opaque: list[str] = field(default_factory=list[str])
-    """Modules that were not looked into, since looking would have changed their bits."""
+    """Paths of modules whose functions were not seen, since that would have changed their bits."""
     uncompiled: bool = False
     """Whether functions that are compiled ran as the Python that they were made from."""
     wrapping: str = ""
-    """Path of the model that the other run has without what wraps it here; see `modules.wrappings`."""
+    """The path below which this model holds the one that the other run has without a wrapper; see `modules.wrappings`."""
     completed: bool = False
-    """Whether it is complete: its digests are at hand."""
+    """Whether its digests are at hand."""
     _nths: list[int] = field(default_factory=list[int])
-    """How often the op of each row had run in its call before, as far as somebody asked."""
+    """`Event.nth` of the first rows, as far as somebody asked."""
     _times: dict[tuple[int, int], int] = field(default_factory=dict[tuple[int, int], int])
-    """By id of an op and call: how often it ran, as far as that."""
+    """By (id of an op, call), how often the op ran in the rows of `_nths`."""
     _ops: list[Op] = field(default_factory=list[Op])
     _numbered: int = 0
-    """Rows whose ops are among those; in a comparison they are asked for once for every row."""
+    """How many rows have their ops in `_ops`."""
     _numbers: dict[int, int] = field(default_factory=dict[int, int])
-    """By id of an op: recorders keep one object for each."""
+    """By the id of an op, its index in `_ops`; recorders keep one object for each op."""
 
     @cached_property
     def events(self) -> Sequence[Event]:
@@ -197,10 +201,10 @@ class Trace:
 
     def by_op(self) -> list[Sequence[int]]:
         """For each of `ops`, the indices of its events in the order of execution."""
-        found: list[list[int]] = [[] for _ in self.ops]
+        indices: list[list[int]] = [[] for _ in self.ops]
         for index, event in enumerate(self.events):
-            found[event.op].append(index)
-        return [*found]
+            indices[event.op].append(index)
+        return [*indices]
 
     def op_of(self, index: int) -> int:
         """The number of the op of an event."""
@@ -211,7 +215,7 @@ class Trace:
         return None
 
     def complete(self) -> None:
-        """Do what is left to do, if the run is over."""
+        """Wait for the digests, if the run is over and nobody has done so."""
         completion, self.completion = self.completion, None
         if completion is not None:
             completion()
@@ -260,7 +264,7 @@ class Trace:
         return unwrapped(module, self.wrapping)
 
     def key(self, op: Op) -> Hashable:
-        """What the same op has in the other run, too."""
+        """The key of an op, equal for the same op of the other run."""
         return (self.plain(op.module), op.function, op.site.chain, op.output)
 
     def _number(self, op: Op) -> int:
@@ -277,7 +281,7 @@ class Trace:
         return event
 
     def held(self, index: int) -> Event:
-        """The event that holds the digests of an event's value; from a shelf they are in the answer alone."""
+        """The event that holds the digests of an event's value; with a shelf, a copy of it with the digests read back."""
         event = self.events[index]
         while event.status == "alias":
             index = event.alias

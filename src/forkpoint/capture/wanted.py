@@ -1,7 +1,7 @@
-"""What a second pass has to look into, so that it may follow the rest in passing, as a trace does.
+"""The modules that a second pass has to treat apart, so that all others can be recorded in passing, as in a trace.
 
-A call of a function is kept as it is made, so all that its module does is recorded at once. An output of a module needs
-no more than a copy of the value when the module returns it; its label follows when the tape is read.
+For a call of a function, every call of its module is recorded at once, so that the arguments can be copied. An output of a
+module is copied when the module returns; its label is known when the tape is read.
 """
 
 from __future__ import annotations
@@ -16,19 +16,22 @@ from torch import Tensor
 
 from forkpoint.capture.hooks import Fetch
 from forkpoint.capture.labels import Label
-from forkpoint.capture.marks import Frame, Known
+from forkpoint.capture.marks import Frame, TensorRecord
 from forkpoint.capture.sites import NOWHERE
 from forkpoint.support.readable import why_unreadable
 
 
 @dataclass
 class Returned:
-    """An output of a module that somebody wants to keep.
+    """An output of a module that a fetch wants, until its label is known.
 
     Attributes:
-        value: what the model goes on with; held until its label is known.
+        fetch: which wants it.
+        frame: of the module.
+        index: which output it is.
+        nth: how often the module had returned before in this call of the model.
+        value: the model's tensor; kept alive, so that its id leads to its label.
         copied: a copy of it as it was returned.
-        nth: how often the module had given it in this call of the model.
     """
 
     fetch: Fetch
@@ -44,8 +47,8 @@ class Wanted:
     """The modules of a model that a second pass has to look into, by their ids.
 
     Attributes:
-        inside: those that call a function that is wanted.
-        outputs: those of which an output is wanted, with who wants it.
+        inside: those that call a function that a fetch wants.
+        outputs: those of which an output is wanted, with the fetches that want it.
         returned: outputs whose labels are not known yet.
     """
 
@@ -56,30 +59,30 @@ class Wanted:
 
     @classmethod
     def of(
-        cls, fetches: Sequence[Fetch], frames: dict[int, Frame], strangers: frozenset[str] = frozenset()
+        cls, fetches: Sequence[Fetch], frames: dict[int, Frame], unregistered: frozenset[str] = frozenset()
     ) -> Wanted | None:
-        """What some fetches want of a model; None if all of it has to be looked into.
+        """The modules that some fetches want; None if that can't be told by modules, so that every call is recorded at once.
 
         Args:
             fetches: what is wanted.
             frames: of the model's modules, by their ids.
-            strangers: paths that modules went by which are no part of it.
+            unregistered: see `Boundaries.unregistered`.
         """
-        found = cls()
+        wanted = cls()
         modules = {frame.path: (key, frame) for key, frame in frames.items() if frame.path}
         for fetch in fetches:
             path, function, chain = fetch.key
             at = modules.get(path)
-            if at is None or path in strangers:
+            if at is None or path in unregistered:
                 return None
             key, frame = at
             if chain != NOWHERE.site.chain:
-                found.inside.add(key)
+                wanted.inside.add(key)
             elif function == "output" and fetch.nth is None:
-                found.outputs.setdefault(key, (frame, []))[1].append(fetch)
+                wanted.outputs.setdefault(key, (frame, []))[1].append(fetch)
             else:
                 return None
-        return found
+        return wanted
 
     def begin(self) -> None:
         """A call of the model begins."""
@@ -87,7 +90,7 @@ class Wanted:
         self._counts.clear()
 
     def note(self, module: int, outputs: Sequence[Tensor], call: int) -> int:
-        """A module has returned: copy what is wanted of it; how many bytes that is.
+        """A module has returned: copy what is wanted of it; returns how many bytes were copied.
 
         Args:
             module: its id.
@@ -106,19 +109,19 @@ class Wanted:
                     n_bytes += copied.nbytes if copied.layout is torch.strided else 0
         return n_bytes
 
-    def settle(self, find: Callable[[Tensor], Known | None]) -> list[tuple[Returned, Label | None]]:
-        """The outputs that were met by now, with their labels; they are no longer held.
+    def settle(self, find: Callable[[Tensor], TensorRecord | None]) -> list[tuple[Returned, Label | None]]:
+        """The outputs that were read from the tape by now, with their labels; they are no longer kept alive.
 
         Args:
-            find: what is known of a value, None if it was not met yet.
+            find: gives the record of a tensor; None if it wasn't read yet.
         """
         settled: list[tuple[Returned, Label | None]] = []
         waiting: list[Returned] = []
         for returned in self.returned:
-            known = find(returned.value)
-            if known is None:
+            record = find(returned.value)
+            if record is None:
                 waiting.append(returned)
             else:
-                settled.append((returned, known[1].label))
+                settled.append((returned, record[1].label))
         self.returned = waiting
         return settled

@@ -22,7 +22,14 @@ A loop over experts writes each token's row when its expert comes by: what it le
 
 @dataclass(frozen=True)
 class Written:
-    """What an indexed write wrote, and whose that is."""
+    """The part of a tensor that an indexed write wrote.
+
+    Attributes:
+        value: the elements that were written.
+        label: of these elements.
+        whole: the tensor after the write.
+        index: `whole[index]` is `value`.
+    """
 
     value: Tensor
     label: Label | None
@@ -30,7 +37,7 @@ class Written:
     index: Any
 
     def alone(self, labels: Labels, whole: Label | None) -> Label | None:
-        """The label of the whole tensor, with the coordinates of what was written and no others."""
+        """The label `whole` of the tensor, with `NONE` for all elements that were not written."""
         shape = tuple(self.whole.shape)
         mark = torch.zeros(shape, dtype=torch.bool, device=self.whole.device)
         mark[self.index] = True

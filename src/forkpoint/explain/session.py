@@ -25,7 +25,7 @@ from forkpoint.runs.modules import survey
 from forkpoint.runs.pairing import Pairing
 from forkpoint.runs.randomness import RandomState
 from forkpoint.runs.returned import all_results, closed_of, others_of
-from forkpoint.runs.run import Backward, Inputs, Run
+from forkpoint.runs.run import BackwardPass, Inputs, Run
 from forkpoint.support.equality import same_results
 from forkpoint.support.memory import Memory
 from forkpoint.support.progress import SILENT, Progress
@@ -73,7 +73,7 @@ class Traced:
         calls: Sequence[Inputs] | None = None,
         under: Callable[[], AbstractContextManager[Any]] = nullcontext,
         enough: Callable[[], bool] | None = None,
-        backward: Backward | None = None,
+        backward: BackwardPass | None = None,
     ) -> Results:
         """Run it once more, from the same random state; digests are not taken.
 
@@ -89,11 +89,11 @@ class Traced:
         recorder = Recorder(
             self.run.layout, self.run.modules, tuple(fetches), digests=False, labels=self.recorder.labels,
             watcher=watcher, read=promotion.value if promotion is not None else None,
-            strangers=self.recorder.strangers, enough=enough,
+            unregistered=self.recorder.unregistered, enough=enough,
         )  # fmt: skip
         return self._watched(self.run, recorder, promotion, _around(promotion, under), calls, backward)
 
-    def unwatched(self, backward: Backward) -> None:
+    def unwatched(self, backward: BackwardPass) -> None:
         """Run it once more with a backward pass, from the same random state, with nobody watching."""
         with self._random_as_before():
             self.run.execute(backward=backward)
@@ -117,7 +117,7 @@ class Traced:
     def _watched(
         self, run: Run, recorder: Recorder, promotion: Promotion | None,
         around: Callable[[], AbstractContextManager[Any]], calls: Sequence[Inputs] | None = None,
-        backward: Backward | None = None,
+        backward: BackwardPass | None = None,
     ) -> Results:  # fmt: skip
         exact = promotion is not None
         observation = Observation(recorder, functions=self.functions or exact, inside=exact)
@@ -246,13 +246,13 @@ def trace_run(
     with _no_collection():
         shelf = memory.shelf() if memory is not None and memory.limited else None
         found = None if run.modules is None else survey(run.modules)
-        recorder = Recorder(run.layout, run.modules, shelf=shelf, found=found)
+        recorder = Recorder(run.layout, run.modules, shelf=shelf, parts=found)
         observation = Observation(recorder, functions=functions)
         if len(run.calls) > 1:
             progress.count(lambda: recorder.call, len(run.calls))
         else:
             progress.count(recorder.trace.rows.__len__, None if like is None else len(like.rows))
-        outputs = run.execute(observation, around=around, found=found)
+        outputs = run.execute(observation, around=around, parts=found)
         trace = recorder.finish()
     trace.opaque, trace.uncompiled = observation.opaque, observation.uncompiled
     results: Results = [

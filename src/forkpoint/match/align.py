@@ -1,7 +1,7 @@
-"""Which element of one run's value is which element of the other's: the slow, obvious way.
+"""Which element of one run's value is which element of the other's.
 
-The join compares digests; whenever a value itself is at hand (a fetched op, a result of the model),
-its elements are paired here, one by one, by their coordinates.
+The join compares digests. Where the values themselves are at hand (a fetched op, a result of the model), their elements are
+paired here, one by one, by their coordinates.
 """
 
 from __future__ import annotations
@@ -30,17 +30,23 @@ Shape = tuple[int, ...]
 MAX_CELLS = 1 << 14
 """Cells, and elements of a cell, up to which pairs are kept for the next values with the same labels."""
 MAX_WORKED_OUT = 1 << 10
-"""How many are kept."""
+"""How many such pairs are kept."""
 
 
 def pair_elements(
     a: Tensor, label_a: Label | None, b: Tensor, label_b: Label | None, shared: Shared, *, rest: bool = False
 ) -> Pairs:
-    """Pair the elements of two values by their labels; whole, where neither has one; none that can't be read.
+    """Pair the elements of two values that have the same coordinate.
 
     Args:
-        rest: whether elements that no token has a part in are paired, too, where both values have them in the same places.
-            In the midst of a model that may be memory that was never written.
+        a, b: the values. Where neither has a label and the shapes are equal, all elements are paired.
+        label_a, label_b: their labels.
+        shared: the coordinates that both runs have.
+        rest: whether to pair elements without a coordinate, too, where both values have them in the same places. Inside a
+            model these may be memory that was never written.
+
+    Returns:
+        The pairs; none, with the reason, where nothing can be paired or a value's memory can't be read.
     """
     unreadable = why_unreadable(a) or why_unreadable(b)
     if unreadable:
@@ -57,12 +63,12 @@ def pair_elements(
         return Pairs.none("attention weights of another form in the other run")
     rest = rest and _same_rest(a, label_a, b, label_b)
     key = "pairs", label_a, a.shape, label_b, b.shape, rest
-    known = shared.worked_out
-    pairs = known.get(key)
+    cache = shared.worked_out
+    pairs = cache.get(key)
     if pairs is None:
         pairs = _pair_labelled(a, label_a, b, label_b, shared, rest)
-        if len(pairs.first_a) + len(pairs.inner_a) <= MAX_CELLS and len(known) < MAX_WORKED_OUT:
-            known[key] = pairs
+        if len(pairs.first_a) + len(pairs.inner_a) <= MAX_CELLS and len(cache) < MAX_WORKED_OUT:
+            cache[key] = pairs
     return pairs
 
 
@@ -75,7 +81,7 @@ def _same_rest(a: Tensor, label_a: Label, b: Tensor, label_b: Label) -> bool:
 
 
 def _pair_labelled(a: Tensor, label_a: Label, b: Tensor, label_b: Label, shared: Shared, rest: bool) -> Pairs:
-    """Pair by the labels and the shapes alone, whatever the elements are."""
+    """`pair_elements` of two values with labels; depends on labels and shapes alone, so that it can be kept."""
     a_of, b_of = _keys(label_a, shared, "a"), _keys(label_b, shared, "b")
     if rest:
         a_of, b_of = (
@@ -90,9 +96,9 @@ def _pair_labelled(a: Tensor, label_a: Label, b: Tensor, label_b: Label, shared:
 
 
 def _keys(label: Label, shared: Shared, run: str) -> Ints:
-    """For each cell of a label one number that says its coordinate (and its key's); -1 if only this run has it.
+    """For each cell of a label the shared number of its coordinate, -1 if only this run has it; compressed as the label is.
 
-    It is compressed as the label is: of size 1 in the dimensions that it does not depend on.
+    For attention weights it is one number for the pair of query and key.
     """
     numbers = shared.a if run == "a" else shared.b
     query = numbers[label.q]
@@ -113,12 +119,12 @@ def pair_cells(a_of: Ints, shape_a: Shape, b_of: Ints, shape_b: Shape, names: in
 
 
 def _cell_by_cell(a_of: Ints, shape_a: Shape, b_of: Ints, shape_b: Shape, names: int) -> Pairs | None:
-    """As `pair_flat`, a cell at a time; None where a key that both have comes in several cells."""
+    """As `pair_flat`, but cell by cell, which is faster; None where several cells have a key that both values have."""
     cells_a, inner_a = _offsets(a_of.shape, shape_a)
     cells_b, inner_b = _offsets(b_of.shape, shape_b)
     common, in_a, in_b = np.intersect1d(a_of, b_of, return_indices=True)
-    known = common >= 0
-    common, in_a, in_b = common[known], in_a[known], in_b[known]
+    is_shared = common >= 0
+    common, in_a, in_b = common[is_shared], in_a[is_shared], in_b[is_shared]
     if not len(common):
         return Pairs.none("the runs share no coordinate of it")
     if any(np.isin(keys, common).sum() > len(common) for keys in (a_of, b_of)):
@@ -161,12 +167,12 @@ def pair_flat(keys_a: Ints, keys_b: Ints, names: int) -> Pairs:
 
 
 def _coordinates(keys: Ints, names: int) -> Ints:
-    """The shared numbers of keys that may have a second one, the attention key's, in them."""
+    """The shared number of the query, or of the one coordinate, in each number that `_keys` made."""
     return keys if keys.max(initial=0) < names else keys // names
 
 
 def _pair_by_sample(a: Tensor, label_a: Label, b: Tensor, label_b: Label, shared: Shared) -> Pairs | None:
-    """Values that hold one vector a sample are that sample's, whichever column it was taken from."""
+    """Pair values that hold one vector for each sample by the samples, whichever column the vector was taken from; else None."""
     rows_a, rows_b = shared.stands_for_a[label_a.q], shared.stands_for_b[label_b.q]
     for rows, label in ((rows_a, label_a), (rows_b, label_b)):
         used = rows[rows >= 0]
@@ -215,9 +221,9 @@ def gap(a: Tensor, b: Tensor, pairs: Pairs, beyond: float = 0.0) -> Gap:
     """
     of_a_kind = a.dtype.is_floating_point == b.dtype.is_floating_point
     if of_a_kind and _on_host(a) and _on_host(b) and len(pairs) <= _CHUNK["cpu"]:
-        found = _gap_on_host(a, b, pairs, beyond)
-        if found is not None:
-            return found
+        on_host = _gap_on_host(a, b, pairs, beyond)
+        if on_host is not None:
+            return on_host
     largest = np.zeros(len(pairs.first_a))
     differing, nan, first = 0, False, _First(pairs)
     for start, left, right in rows(a, b, pairs):
@@ -291,9 +297,15 @@ def _gap_on_host(a: Tensor, b: Tensor, pairs: Pairs, beyond: float) -> Gap | Non
     )
 
 
-def largest_pair(a: Tensor, b: Tensor, pairs: Pairs, found: Gap) -> int:
-    """Index into the pairs of the first element that is as far apart as any, where some differ."""
-    cell = int(found.largest.argmax())
+def largest_pair(a: Tensor, b: Tensor, pairs: Pairs, difference: Gap) -> int:
+    """Index of the pair with the largest absolute difference (the first of them), where some differ.
+
+    Args:
+        a, b: the values.
+        pairs: of their elements.
+        difference: what `gap` gave for them.
+    """
+    cell = int(difference.largest.argmax())
     one = replace(
         pairs, first_a=pairs.first_a[[cell]], first_b=pairs.first_b[[cell]], coordinates=pairs.coordinates[[cell]]
     )  # fmt: skip
@@ -310,8 +322,8 @@ def rows(a: Tensor, b: Tensor, pairs: Pairs, together: int = 1) -> Iterator[tupl
         together: how many pairs in turn no chunk may break up.
     """
     device = a.device if a.device == b.device and a.device.type in _CHUNK else torch.device("cpu")
-    rows_a = _Rows(a, device, pairs.first_a, pairs.inner_a)
-    rows_b = _Rows(b, device, pairs.first_b, pairs.inner_b)
+    rows_a = _CellRows(a, device, pairs.first_a, pairs.inner_a)
+    rows_b = _CellRows(b, device, pairs.first_b, pairs.inner_b)
     if not len(pairs):
         return
     width = len(pairs.inner_a)
@@ -326,7 +338,7 @@ class _First:
 
     def __init__(self, pairs: Pairs) -> None:
         self.pairs, self.pair = pairs, -1
-        self._found: tuple[int, int] | None = None
+        self._earliest: tuple[int, int] | None = None
 
     def among(self, start: int, cells: Ints, same: Callable[[Ints], NDArray[np.bool_]]) -> None:
         """Look at the cells of a chunk that have a difference; the chunk begins with the cell `start`.
@@ -341,13 +353,13 @@ class _First:
         places = same(cells).argmin(1)
         elements = self.pairs.first_a[start + cells] + self.pairs.inner_a[places]
         best = int(elements.argmin())
-        found = int(coordinates.min()), int(elements[best])
-        if self._found is None or found < self._found:
-            self._found = found
+        candidate = int(coordinates.min()), int(elements[best])
+        if self._earliest is None or candidate < self._earliest:
+            self._earliest = candidate
             self.pair = int(start + cells[best]) * len(self.pairs.inner_a) + int(places[best])
 
 
-class _Rows:
+class _CellRows:
     """The elements of each cell of a value as a row, [cells, elements of a cell]; a view where they lie so."""
 
     def __init__(self, value: Tensor, device: torch.device, first: Ints, inner: Ints) -> None:
@@ -365,7 +377,7 @@ class _Rows:
 
 
 def _equal(left: Tensor, right: Tensor) -> bool:
-    """Whether all is equal, where torch can say so at once."""
+    """Whether two tensors are equal, asked of `torch.equal` alone; False where that can't compare their dtypes."""
     lacking = left.dtype == torch.complex32 or (left.is_floating_point() and left.dtype.itemsize == 1)
     return left.dtype == right.dtype and not lacking and torch.equal(left, right)
 

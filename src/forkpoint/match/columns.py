@@ -1,4 +1,4 @@
-"""Where a run's tokens are in a value without labels, by the sizes of its dimensions alone."""
+"""Guesses where a run's tokens are in a value without labels: a dimension as long as the call's tokens may follow them."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ Maker = tuple[Op, int]
 
 
 class Line(NamedTuple):
-    """Where a sample lies along one dimension of two values.
+    """Which indices along one dimension of two values belong to a sample, in the same order for both.
 
     Attributes:
-        positions: of its tokens, for which there are indices; None where the dimension holds one row for the sample.
-        a, b: [positions], indices along the dimension.
+        positions: the token positions that the indices stand for; None where the indices don't stand for tokens.
+        a, b: indices along the dimension, in A's value and in B's.
     """
 
     positions: list[int] | None
@@ -29,7 +29,7 @@ class Line(NamedTuple):
 
 
 def along_both(columns_a: dict[int, int], columns_b: dict[int, int]) -> Line:
-    """Where the tokens of a sample are that both runs have, from where each run has them by position."""
+    """The line of the tokens that both runs have, given for each run the index of a sample's tokens by position."""
     positions = sorted(columns_a.keys() & columns_b.keys())
     return Line(
         positions,
@@ -39,16 +39,20 @@ def along_both(columns_a: dict[int, int], columns_b: dict[int, int]) -> Line:
 
 
 class Columns:
-    """Where one run's tokens are along a dimension of a value: what is as long as the call's tokens may follow them."""
+    """One run's tokens along dimensions of values without labels, guessed from the dimensions' sizes.
+
+    Args:
+        trace: of the run.
+    """
 
     def __init__(self, trace: Trace) -> None:
         self.trace = trace
         self._columns: dict[tuple[int, int, bool], dict[int, dict[int, int]]] = {}
 
     def of(self, maker: Maker, size: int) -> dict[int, dict[int, int]]:
-        """For each sample, by position, the index of its tokens along a dimension of that size.
+        """For each sample, by position, the index of its tokens along a dimension of a size; empty if no stream has that size.
 
-        Where both streams of a call have as many columns, the decoder's own modules speak of its own.
+        Where both streams of a call have as many columns, values of the decoder's modules are taken to follow the decoder's.
         """
         op, call = maker
         decoder = "decoder" in op.module
@@ -70,7 +74,7 @@ class Columns:
         return columns
 
     def row(self, call: int, size: int, sample: int) -> int | None:
-        """The sample's row, in a first dimension that is as long as the call has rows."""
+        """The index of a sample along a first dimension of a size; None unless the call has as many rows."""
         grid = self.trace.table.slots(call, MAIN)
         if grid is None or grid.shape[0] != size or (grid.ndim != 2 and not self.trace.table.are_rows(grid)):
             return None
@@ -83,16 +87,16 @@ class Columns:
         return None
 
     def row_if_any(self, call: int, size: int, sample: int) -> int | None:
-        """The same; the one row that there is for all samples, where the dimension has no other."""
+        """As `row`, but 0 where the dimension has size 1, its one row being all samples'."""
         return 0 if size == 1 else self.row(call, size, sample)
 
     def token_at(
         self, maker: Maker, label: Label | None, shape: tuple[int, ...], index: tuple[int, ...]
     ) -> tuple[int, int] | None:
-        """The token (sample, position) that an element of a table belongs to, by the table's sizes.
+        """The token (sample, position) that an element of a table belongs to, by the table's sizes; None if they don't tell.
 
-        A table without labels, [rows, columns, ...], holds each row's tokens. One whose keys alone are known, [rows,
-        heads, queries, keys], belongs to the queries.
+        A table without a label, [rows, columns, ...], is taken to hold each row's tokens; of one whose label has the keys
+        alone, [rows, heads, queries, keys], each row of the table is a query's.
         """
         op, call = maker
         if label is not None and (
@@ -112,7 +116,12 @@ class Columns:
         return None
 
     def any_token_at(self, maker: Maker, lines: list[tuple[int, int]]) -> tuple[int, int] | None:
-        """A token in the column at an index along the first of some dimensions (size, index) that has tokens."""
+        """A token (sample, position) at the index along the first of some dimensions that follows tokens.
+
+        Args:
+            maker: of the value.
+            lines: (size, index) of each dimension.
+        """
         for size, index in lines:
             for sample, by_position in self.of(maker, size).items():
                 for position, column in by_position.items():

@@ -1,4 +1,4 @@
-"""Two values that have digests by coordinate, each of which passed once."""
+"""Compares two values that have a digest for each coordinate, where the op ran once in each run."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from forkpoint.match.numbering import Ints, Shared
 
 
 class Alignment:
-    """Which cells of A and B stand for the same coordinate; many values are laid out alike, so each is asked once."""
+    """Pairs the cells of A and B that stand for the same coordinate. Values laid out alike share the answer."""
 
     def __init__(self, shared: Shared) -> None:
         self.shared = shared
@@ -29,7 +29,7 @@ class Alignment:
         return aligned
 
     def difference(self, a: Pass, b: Pass, number: int) -> Difference:
-        """That two passes differ at a coordinate, given by its shared number."""
+        """The record that two passes differ at the coordinate with a shared number."""
         return Difference(a.index, b.index, number, *self.shared.coordinate(number))
 
 
@@ -57,7 +57,7 @@ def compare_once(a: Pass, b: Pass, alignment: Alignment, tally: Tally) -> None:
 
 
 def _compare_samples(a: Pass, b: Pass, shared: Shared, tally: Tally) -> None:
-    """Values that hold one vector a sample are that sample's, whichever column it was taken from."""
+    """Compare values that hold one vector for each sample by the samples, whichever column the vector was taken from."""
     if max(len(a.shape), len(b.shape)) > 2:
         return  # a state, which goes on past the sample's tokens, not a vector taken for the sample
     rows_a = shared.stands_for_a[a.cells.ids]
@@ -77,7 +77,7 @@ def _compare_samples(a: Pass, b: Pass, shared: Shared, tally: Tally) -> None:
 
 
 def count_all(a: list[Pass], b: list[Pass], alignment: Alignment, tally: Tally) -> None:
-    """Values of two dtypes have no common digest: they count as different until looked at."""
+    """Count all coordinates as different: digests of two dtypes can't be compared, and the values aren't at hand."""
     for pass_a, pass_b in zip(a, b, strict=False):
         _, _, numbers = alignment.of(pass_a.cells, pass_b.cells)
         if not len(numbers):

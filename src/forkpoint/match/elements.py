@@ -1,4 +1,4 @@
-"""Which element of a table without labels is which in the other run: what the join does for digests, for values."""
+"""Pairs the elements of tables without labels by their sizes, as `tables` and `grids` do for digests."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Tables over queries and keys (a mask, a position bias) whose tokens are not known in every dimension."""
+"""Compares tables over queries and keys (a mask, a position bias) in which only some dimensions are known to follow tokens."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from forkpoint.match.joined import Difference, Pass, Tally
 from forkpoint.match.numbering import Ints
 
 
-class Grid(NamedTuple):
-    """The digests of a value over all dimensions along which it has cells.
+class DigestGrid(NamedTuple):
+    """The digests of a value as an array over the dimensions along which it has cells.
 
     Attributes:
-        dims: of the value, ascending.
+        dims: these dimensions, ascending.
         digests: [size of each of `dims`].
     """
 
@@ -30,17 +30,17 @@ def has_grid(of: Pass) -> bool:
     return cells.kind != "pair" and math.prod(of.shape[d] for d in cells.row_dims) == len(cells.ids)
 
 
-def _grid(of: Pass) -> Grid:
+def _grid(of: Pass) -> DigestGrid:
     given = (*of.cells.row_dims, *of.cells.open_dims)
     dims = tuple(sorted(given))
     digests = of.digests.reshape([of.shape[d] for d in given])
-    return Grid(dims, digests.transpose([given.index(d) for d in dims]))
+    return DigestGrid(dims, digests.transpose([given.index(d) for d in dims]))
 
 
 def compare_grids(
     a: Pass, b: Pass, columns_a: Columns, columns_b: Columns, pairs: tuple[tuple[int, int], ...], tally: Tally
 ) -> None:
-    """Line up rows and columns, for each pair of samples, by where the sample's tokens are."""
+    """Compare two grids, for each pair of samples on the rows and columns where both runs have the sample's tokens."""
     other_shape = f"shape {list(a.shape)} in A, {list(b.shape)} in B"
     grids = _over_the_same(a, b)
     if grids is None:
@@ -72,7 +72,7 @@ def compare_grids(
             tally.differ(Difference(a.index, b.index, -1, sample_a, position))
 
 
-def _over_the_same(a: Pass, b: Pass) -> tuple[Grid, Grid] | None:
+def _over_the_same(a: Pass, b: Pass) -> tuple[DigestGrid, DigestGrid] | None:
     """Both grids over the same dimensions: one has size 1 in those that it lacks; else None."""
     grid_a, grid_b = _grid(a), _grid(b)
     dims = tuple(sorted({*grid_a.dims, *grid_b.dims}))
@@ -81,14 +81,14 @@ def _over_the_same(a: Pass, b: Pass) -> tuple[Grid, Grid] | None:
     if any(of.shape[d] != 1 for of, grid in ((a, grid_a), (b, grid_b)) for d in dims if d not in grid.dims):
         return None
     wide_a, wide_b = (
-        Grid(dims, grid.digests.reshape([of.shape[d] for d in dims]))
+        DigestGrid(dims, grid.digests.reshape([of.shape[d] for d in dims]))
         for of, grid in ((a, grid_a), (b, grid_b))
     )
     return wide_a, wide_b
 
 
 def _places(of: Pass, columns: Columns, d: int, sample: int, *, one: bool) -> dict[int, int] | int | None:
-    """Where a sample's tokens are along a dimension of a grid; or the one row that is the sample's.
+    """The index of a sample's tokens by position along a dimension of a grid; or the sample's one row; None for neither.
 
     Args:
         of, columns: the pass, and where its run's tokens are.

@@ -9,7 +9,7 @@ it is not known yet which dimension the tokens lie in. So passes are compared in
 | several passes of rows in both runs, all alike (a loop, a generation) | `repeated.compare_series` |
 | dtypes differ | `coordinates.count_all`: that they do |
 | open | `repeated.compare_loop`, with the dimension that both runs have in common |
-| rows of tokens in one run, of none in the other | `tables.Tables`: a table that the length chose |
+| rows of tokens in one run, of none in the other | `tables.TableComparison`: a table that the length chose |
 | one pass of rows in each run, in the same call | `coordinates.compare_once` |
 | several passes of rows, or pairs | `repeated.compare_passes`, which meets them by their coordinates |
 | pairs in some passes, none in others | `_compare_apart`: each kind among itself |
@@ -33,7 +33,7 @@ from forkpoint.match.joined import Joined, Pass, Tally
 from forkpoint.match.numbering import Shared
 from forkpoint.match.pairs import Pairs
 from forkpoint.match.repeated import compare_loop, compare_passes, compare_series, may_meet
-from forkpoint.match.tables import Tables
+from forkpoint.match.tables import TableComparison
 from forkpoint.runs.pairing import Pairing
 from forkpoint.support.progress import SILENT, Progress
 
@@ -44,7 +44,14 @@ OF_OTHERS = "each run has it of tokens, or of padding, of which the other has no
 class Join:
     """The joined traces of two runs, op by op: only one op's digests have to be in memory at a time.
 
-    `Join(trace_a, trace_b, shared).rows` is what a report lists.
+    Args:
+        a, b: the traces.
+        shared: numbers the coordinates that both runs have.
+        progress: is told how many ops were joined.
+
+    Attributes:
+        rows: what a report lists, one for each op: those of A in the order of execution, then those that B alone has.
+        same_layout: whether both runs have the same tokens in the same places.
     """
 
     def __init__(self, a: Trace, b: Trace, shared: Shared, progress: Progress = SILENT) -> None:
@@ -52,7 +59,9 @@ class Join:
         self.same_layout = _same_layout(a.table, b.table, shared.pairing)
         self._alignment = Alignment(shared)
         self._columns_a, self._columns_b = Columns(a), Columns(b)
-        self._tables = Tables(self._columns_a, self._columns_b, self._alignment, same_layout=self.same_layout)
+        self._tables = TableComparison(
+            self._columns_a, self._columns_b, self._alignment, same_layout=self.same_layout
+        )
         self._ops_a, self._ops_b = a.ops, b.ops
         by_op_a, by_op_b = _by_key(a, self._ops_a), _by_key(b, self._ops_b)
         self.rows: list[Joined] = []
@@ -76,7 +85,7 @@ class Join:
                 tally = Tally()
                 if columns_a.passes and columns_b.passes:
                     compare_series(columns_a, columns_b, self.shared, tally)
-                    return self._said(row, tally, columns_a.ids, columns_b.ids)
+                    return self._with_counts(row, tally, columns_a.ids, columns_b.ids)
                 row.status = "view"
                 return row
         passes_a = _with_digests(self.a, self._ops_a, events_a)
@@ -90,26 +99,32 @@ class Join:
         for reason in dict.fromkeys((*unread[0], *unread[1])):
             tally.skip(max(reasons.count(reason) for reasons in unread), reason)
         self._compare(passes_a, passes_b, tally)
-        return self._said(
+        return self._with_counts(
             row, tally, *(np.concatenate([p.cells.ids for p in run]) for run in (passes_a, passes_b))
         )
 
-    def _said(self, row: Joined, tally: Tally, ids_a: Ids, ids_b: Ids) -> Joined:
-        """An op with what was counted of it; where nothing was, with the coordinates of its cells as the reason if they are."""
-        found = _told(row, tally)
-        if found.status == "not compared" and self._is_of_others(ids_a, ids_b):
-            found.reason = OF_OTHERS
-        return found
+    def _with_counts(self, row: Joined, tally: Tally, ids_a: Ids, ids_b: Ids) -> Joined:
+        """The row with the counts in it. If nothing was compared because the runs share no coordinate, it says so.
+
+        Args:
+            row: of the op.
+            tally: what was counted.
+            ids_a, ids_b: the coordinates of all its cells in each run.
+        """
+        _fill_in(row, tally)
+        if row.status == "not compared" and self._is_of_others(ids_a, ids_b):
+            row.reason = OF_OTHERS
+        return row
 
     def _is_of_others(self, ids_a: Ids, ids_b: Ids) -> bool:
-        """Whether each run has values of known tokens, of which the other has none there."""
+        """Whether both runs have values of known coordinates, but none of the same."""
         if any(WHOLE in ids or not (ids >= 0).any() for ids in (ids_a, ids_b)):
             return False
         numbers = np.intersect1d(self.shared.a[ids_a], self.shared.b[ids_b])
         return not (numbers >= 0).any()
 
     def _compare(self, a: list[Pass], b: list[Pass], tally: Tally) -> None:
-        """Compare the passes of an op in whichever way their digests lie."""
+        """Compare the passes of an op, in the way of the table above that fits how their digests lie."""
         lost = next((p.held.reason for p in (*a, *b) if p.held.reason), "")
         if lost and not self.same_layout:
             tally.skip(len(a), lost)
@@ -176,8 +191,8 @@ class Join:
         return pair_open(samples, *columns, (maker_a, maker_b), (shape_a, shape_b))
 
 
-def _told(row: Joined, tally: Tally) -> Joined:
-    """An op with what was counted of it."""
+def _fill_in(row: Joined, tally: Tally) -> None:
+    """Put what was counted into the row of an op."""
     row.compared, row.differing, row.left_out = tally.compared, tally.differing, tally.left_out
     row.reason = "; ".join(tally.reasons)
     row.difference = tally.earliest
@@ -186,30 +201,30 @@ def _told(row: Joined, tally: Tally) -> Joined:
     elif not tally.compared:
         row.status = "not compared"
         row.reason = row.reason or "the runs share no coordinate of it"
-    return row
 
 
 def _by_key(trace: Trace, ops: list[Op]) -> dict[Hashable, Sequence[int]]:
-    """The indices of the events of each op, in the order of execution, ops that came first coming first."""
+    """By the key of each op, the indices of its events in the order of execution; ops in the order of their first events."""
     by_key: dict[Hashable, list[Sequence[int]]] = {}
     for op, events in zip(ops, trace.by_op(), strict=True):
         if len(events):
             by_key.setdefault(trace.key(op), []).append(events)
-    found = {
+    events_by_key = {
         key: parts[0] if len(parts) == 1 else sorted(int(i) for part in parts for i in part)
         for key, parts in by_key.items()
     }
-    return dict(sorted(found.items(), key=lambda one: one[1][0]))
+    return dict(sorted(events_by_key.items(), key=lambda one: one[1][0]))
 
 
 def _alone(events: Sequence[int], status: str, trace: Trace, ops: list[Op]) -> Joined:
+    """The row of an op that only one run has."""
     event = trace.events[events[0]]
     first_a, first_b = (event, None) if status == "only in a" else (None, event)
     return Joined(ops[event.op], status, first_a, first_b, int(events[0]), len(events))
 
 
 def _with_digests(trace: Trace, ops: list[Op], events: Sequence[int]) -> list[Pass]:
-    """The passes of an op that have digests; without those that made no element, such as of idle experts."""
+    """The passes of an op that have digests; without those of no elements (idle experts), unless all are."""
     passes: list[Pass] = []
     for index in events:
         event, held = trace.events[index], trace.held(index)
@@ -219,7 +234,7 @@ def _with_digests(trace: Trace, ops: list[Op], events: Sequence[int]) -> list[Pa
 
 
 def _unread(trace: Trace, events: Sequence[int]) -> list[str]:
-    """Of each pass of an op whose value could not be read, why."""
+    """For each pass of an op whose value could not be read, the reason."""
     held = (trace.held(index) for index in events)
     return [event.reason for event in held if event.status == "skipped"]
 

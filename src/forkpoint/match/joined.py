@@ -1,4 +1,4 @@
-"""What the join tells of an op, and what it looks at for that."""
+"""The records of the join: a pass of an op, what was counted of its passes, and the row that comes of it."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class Pass:
 
     @property
     def flat(self) -> Digests:
-        """The digests of the cells, with dimensions taken in that may follow the tokens: [cells], for weights [cells, 2]."""
+        """The digests of the cells without their open dimensions: [cells]; for attention weights [cells, 2]."""
         return self.digests if self.held.flat is None else self.held.flat
 
     @property
@@ -56,13 +56,13 @@ class Pass:
 
     @property
     def is_whole(self) -> bool:
-        """Whether its value has no token coordinate at all."""
+        """Whether its value has one cell, of no token: `WHOLE`."""
         return len(self.cells.ids) > 0 and bool(self.cells.ids[0] == WHOLE)
 
 
 @dataclass
 class Difference:
-    """The earliest pass of an op at which the runs differ."""
+    """Where an op first differs: the events of its earliest passes that do, and the coordinate."""
 
     event_a: int
     event_b: int

@@ -90,7 +90,7 @@ class Shared:
         return self._b
 
     def within(self, run: str) -> Shared:
-        """The same numbering for two passes of one run, on the coordinates that both runs have."""
+        """A numbering to compare two passes of one run ("a" or "b") with each other, on the coordinates that both runs have."""
         self._refresh()
         same = copy.copy(self)
         Shared._use_one(same, run)
@@ -109,11 +109,11 @@ class Shared:
 
     @property
     def may_enter_a(self) -> NDArray[np.bool_]:
-        """For each id of run A whether what both runs have may depend on it.
+        """For each id of run A whether a value that both runs have may rightly depend on it.
 
-        That is what both have, and, of a sample that both have, what the other run was given in a cache: tokens that come
-        before one of both, and those of a stream that the other run has nothing of. What remains is padding, batch mates and
-        later tokens.
+        True for coordinates that both have, and for tokens of shared samples that the other run may have been given in a
+        cache: earlier ones, and those of a stream that the other run has no token of. False for padding, batch mates and later
+        tokens.
         """
         self._refresh()
         return self._may_enter[0]
@@ -137,7 +137,7 @@ class Shared:
 
     @property
     def worked_out(self) -> dict[Hashable, Any]:
-        """What follows from labels and shapes alone, kept for the next values with the same until the tables grow."""
+        """A cache of what depends on labels and shapes alone, emptied when the coordinate tables grow."""
         self._refresh()
         return self._worked_out
 
@@ -155,7 +155,7 @@ class Shared:
 
     @property
     def sample_rows_a(self) -> Ints:
-        """For each id of run A, the sample in whose row it is, padding too; -1 where it has none."""
+        """For each id of run A, padding included, the sample in whose row of the input it is; -1 for none."""
         self._refresh()
         return self._rows[0]
 
@@ -166,10 +166,10 @@ class Shared:
 
     @property
     def stands_for_a(self) -> Ints:
-        """The same, but -1 for a token that run A alone has.
+        """For each id of run A, the sample for which a value of this id may stand, where each row has one such value.
 
-        A row's one value may be of another column, or of padding; that of a token which the other run has not is none of
-        the row there.
+        That is `sample_rows_a`, whichever column or padding the value was taken from; but -1 for a token that only run A has,
+        whose value the other run can't have.
         """
         self._refresh()
         return self._stands[0]
@@ -185,7 +185,7 @@ class Shared:
         return (number, None) if pairs.by_sample else self.coordinate(number)
 
     def places(self, numbers: Ints, *, by_sample: bool = False) -> list[tuple[int | None, int | None]]:
-        """The same for many coordinates."""
+        """(sample of run A, position) of many shared numbers; with `by_sample` the numbers are samples themselves."""
         if by_sample:
             return [(number, None) for number in numbers.tolist()]
         key = numbers.tobytes()
@@ -219,19 +219,19 @@ def _may_enter(
         others: what the other run has tokens of.
         names: the shared name of each sample that both have.
     """
-    found = numbers >= 0
+    enters = numbers >= 0
     tokens = {
         item: token for item, token in enumerate(table.tokens) if token is not None and token[1] in names
     }
     last: dict[tuple[str, int], int] = {}
     for item, (stream, sample, position) in tokens.items():
-        if found[item]:
+        if enters[item]:
             last[stream, sample] = max(position, last.get((stream, sample), position))
     shared = {sample for _, sample in last}
     for item, (stream, sample, position) in tokens.items():
         if sample in shared:
-            found[item] |= position < last.get((stream, sample), -1) or (stream, names[sample]) not in others
-    return found
+            enters[item] |= position < last.get((stream, sample), -1) or (stream, names[sample]) not in others
+    return enters
 
 
 def _homes(table: CoordinateTable) -> Ints:
@@ -249,7 +249,7 @@ def _homes(table: CoordinateTable) -> Ints:
 
 
 def _rows(table: CoordinateTable, names: Mapping[int, int]) -> Ints:
-    """The sample in whose row each id is (under its shared name); padding belongs to its row's sample."""
+    """For each id, the sample in whose row of the input it is, by the name that both runs share; -1 for none."""
     rows = np.full(len(table.kinds) + 2, -1, dtype=np.int64)
     for call in range(len(table.layout.calls)):
         for stream in (MAIN, DECODER):

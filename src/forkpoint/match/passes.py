@@ -11,12 +11,12 @@ from numpy.typing import NDArray
 Ints = NDArray[np.int64]
 
 _FIELD = 1 << 24
-"""Passes at one coordinate that can be told apart."""
+"""PassTable at one coordinate that can be told apart."""
 
 
 @dataclass
-class Passes:
-    """The passes of one op in one run, a row for each coordinate of each pass.
+class PassTable:
+    """The passes of one op in one run as a table, with a row for each coordinate of each pass.
 
     A value read again in a later call (keys from a cache) counts apart from the passes in its token's own call.
 
@@ -47,25 +47,30 @@ class Passes:
 
     @cached_property
     def _own(self) -> tuple[Ints, Ints]:
-        """The rows in the coordinate's own call, and what each is found by, ascending."""
+        """The rows in the coordinate's own call, and a key for each (its coordinate and rank); ascending by the keys."""
         home = np.flatnonzero(~self.again)
         keys = self.numbers[home] * _FIELD + self.ranks[home]
         order = np.argsort(keys, kind="stable")
         return home[order], keys[order]
 
-    def same_as(self, other: Passes) -> bool:
-        """Whether all rows stand for the same as those of the other run, one for one."""
+    def same_as(self, other: PassTable) -> bool:
+        """Whether both tables have the same coordinates in the same order, and the same of them in later calls."""
         return np.array_equal(self.numbers, other.numbers) and np.array_equal(self.again, other.again)
 
     def own(self, numbers: Ints, ranks: Ints) -> tuple[Ints, NDArray[np.bool_]]:
-        """The rows of some passes at some coordinates in their own call, and whether there are any.
+        """Look up passes in the coordinates' own calls.
 
-        Where there is one pass alone in the own call, it is that one, whatever is asked for.
+        Args:
+            numbers: the coordinates.
+            ranks: which pass of the call to look for at each.
+
+        Returns:
+            The row for each, and whether there is one. Where the own call has a single pass, it is that, whatever the rank.
         """
-        rows, found = self._find(numbers * _FIELD + ranks)
+        rows, exact = self._find(numbers * _FIELD + ranks)
         first, any_pass = self._find(numbers * _FIELD)
         alone = any_pass & ~self._find(numbers * _FIELD + 1)[1]
-        return np.where(found, rows, first), found | alone
+        return np.where(exact, rows, first), exact | alone
 
     def _find(self, keys: Ints) -> tuple[Ints, NDArray[np.bool_]]:
         rows, own = self._own
@@ -90,7 +95,7 @@ def _ranks(groups: Ints) -> Ints:
     return ranks
 
 
-def meet(a: Passes, b: Passes) -> tuple[list[tuple[Ints, Ints]], tuple[Ints, Ints]]:
+def meet(a: PassTable, b: PassTable) -> tuple[list[tuple[Ints, Ints]], tuple[Ints, Ints]]:
     """The rows of A and B that meet, in three parts, and for each run the rows that meet none.
 
     A value that one run reads again later meets the one of its token's own call if the other run did not read it again:
@@ -104,8 +109,8 @@ def meet(a: Passes, b: Passes) -> tuple[list[tuple[Ints, Ints]], tuple[Ints, Int
     for mine, theirs, rows, swap in ((a, b, rows_a, False), (b, a, rows_b, True)):
         rest = np.delete(np.arange(len(mine.keys)), rows)
         again = rest[mine.again[rest]]
-        partner, found = theirs.own(mine.numbers[again], mine.ranks[again])
-        again, partner = again[found], partner[found]
+        partner, has_partner = theirs.own(mine.numbers[again], mine.ranks[again])
+        again, partner = again[has_partner], partner[has_partner]
         met.append((partner, again) if swap else (again, partner))
         alone.append(np.setdiff1d(rest, again))
     return met, (alone[0], alone[1])

@@ -1,4 +1,4 @@
-"""An op that runs several times: the k-th pass at a coordinate meets the k-th."""
+"""Compares an op that runs several times: at each coordinate, the k-th pass in A with the k-th pass in B."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from forkpoint.capture.series import Series
 from forkpoint.capture.trace import Trace
 from forkpoint.match.joined import Difference, Pass, Tally
 from forkpoint.match.numbering import WHOLE_NUMBER, Ints, Shared
-from forkpoint.match.passes import Passes, meet
+from forkpoint.match.passes import PassTable, meet
 
 
 def compare_passes(a: list[Pass], b: list[Pass], shared: Shared, tally: Tally) -> None:
@@ -26,7 +26,7 @@ def compare_passes(a: list[Pass], b: list[Pass], shared: Shared, tally: Tally) -
 
 
 def may_meet(a: Series, b: Series) -> bool:
-    """Whether passes can be compared by their columns alone: several of one kind and dtype, or none at all in a run."""
+    """Whether `compare_series` can compare two series: several passes of one kind and dtype; or one has none at all."""
     if not (a.passes and b.passes):
         return True
     several = a.passes > 1 or b.passes > 1
@@ -50,9 +50,9 @@ def _compare_tables(table_a: _Digested, table_b: _Digested, shared: Shared, tall
 def compare_loop(
     a: list[Pass], b: list[Pass], trace_a: Trace, trace_b: Trace, shared: Shared, tally: Tally
 ) -> tuple[list[Pass], list[Pass]]:
-    """Compare the passes of a loop over columns, each of which works on one; returns what else there is.
+    """Compare the passes of a loop over columns, each of which works on one column; returns the other passes of both runs.
 
-    A pass belongs to its column, whichever size a dimension of the state happens to have.
+    So a dimension of the loop's state that happens to be as long as the tokens isn't taken to follow them.
     """
     (work_a, rest_a), (work_b, rest_b) = _at_columns(a, trace_a), _at_columns(b, trace_b)
     if not work_a or not work_b or not any(p.event.nth for p in (*work_a, *work_b)):
@@ -62,7 +62,7 @@ def compare_loop(
 
 
 def _at_columns(passes: list[Pass], trace: Trace) -> tuple[list[Pass], list[Pass]]:
-    """The passes that work on one column of each row, of several; and the others."""
+    """The passes that work on one column of each row, where the call has several; and the other passes."""
     work: list[Pass] = []
     rest: list[Pass] = []
     for one in passes:
@@ -70,13 +70,13 @@ def _at_columns(passes: list[Pass], trace: Trace) -> tuple[list[Pass], list[Pass
     return work, rest
 
 
-class _Digested(Passes):
-    """The passes of one op in one run, with what is compared of each.
+class _Digested(PassTable):
+    """A table of passes with their digests.
 
     Attributes:
-        digests: [rows, ...].
-        keys_seen: [rows, 4], for attention weights the keys that the query sees; else without columns.
-        widths: [rows], elements.
+        digests: [rows]; [rows, 2] for attention weights.
+        keys_seen: [rows, 4], for attention weights the keys that the query sees (`Cells.keys`); else [rows, 0].
+        widths: [rows], elements of each cell.
     """
 
     def __init__(
@@ -108,7 +108,7 @@ def _digested(passes: list[Pass], numbers: Ints, homes: Ints) -> _Digested:
 
 
 def _digested_columns(series: Series, numbers: Ints, homes: Ints) -> _Digested:
-    """The same of a series."""
+    """The table of a series."""
     number = numbers[series.ids]
     again = np.where(number == WHOLE_NUMBER, series.calls > 0, homes[series.ids] != series.calls)
     columns = number, again, series.events, series.calls, series.digests, series.keys, series.widths
@@ -120,7 +120,7 @@ def _digested_columns(series: Series, numbers: Ints, homes: Ints) -> _Digested:
 def _compare_rows(
     a: _Digested, b: _Digested, rows_a: Ints, rows_b: Ints, shared: Shared, tally: Tally
 ) -> None:
-    """Compare rows of both tables that meet."""
+    """Compare row by row: `rows_a[i]` of A's table with `rows_b[i]` of B's."""
     if not len(rows_a):
         return
     same_width = a.widths[rows_a] == b.widths[rows_b]

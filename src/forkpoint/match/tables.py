@@ -1,4 +1,4 @@
-"""Values that hold no token, but may have dimensions as long as the tokens (rotary tables, masks)."""
+"""Compares values without tokens whose dimensions may be as long as the tokens (rotary tables, masks)."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from forkpoint.match.joined import Difference, Pass, Tally
 from forkpoint.match.numbering import Ints
 
 
-class Tables:
-    """Compares such values: whole where they may be, else lined up by where the tokens of each layout are.
+class TableComparison:
+    """Compares such values as wholes where their shapes allow it, else at the indices where each run's layout has the tokens.
 
     Args:
         a, b: where the tokens are along dimensions of values of A and B.
@@ -54,7 +54,7 @@ class Tables:
             self._compare_lined_up(a, b, tally)
 
     def _compare_whole_or_lined_up(self, a: Pass, b: Pass, tally: Tally) -> None:
-        """Compare whole slices; a dimension as long as the tokens of two layouts alike may follow the tokens, too."""
+        """Compare whole slices; where these differ, and the layouts do, too, try whether they are equal token by token."""
         whole = Tally()
         self._compare_whole(a, b, whole)
         if whole.differing and not self.same_layout and has_grid(a) and has_grid(b):
@@ -78,7 +78,7 @@ class Tables:
             tally.differ(self._difference_inside(a, b, int(index_a[at]), int(index_b[at]), int(numbers[at])))
 
     def _difference_inside(self, a: Pass, b: Pass, cell_a: int, cell_b: int, number: int) -> Difference:
-        """Name the token along an open dimension, where there is just one sample to name."""
+        """The difference of two cells, with the token named to which the first differing index along open dimensions belongs."""
         difference = self.alignment.difference(a, b, number)
         if a.cells.kind != "open" or a.digests.shape != b.digests.shape or difference.position is not None:
             return difference
@@ -98,7 +98,7 @@ class Tables:
     # ------------------------------------------------------------------ lined up by size
 
     def _compare_lined_up(self, a: Pass, b: Pass, tally: Tally) -> None:
-        """Compare values of other sizes, in dimensions that are as long as the tokens in each run."""
+        """Compare values of different shapes, at the tokens that both runs have along the dimensions whose sizes differ."""
         other_sizes = [
             d for d in range(max(len(a.shape), len(b.shape)))
             if d >= len(a.shape) or d >= len(b.shape) or a.shape[d] != b.shape[d]
@@ -126,7 +126,7 @@ class Tables:
     def _lines(
         self, a: Pass, b: Pass, dims: list[int], other_sizes: list[int], samples: tuple[int, int]
     ) -> list[Line] | str:
-        """Where a pair of samples lies along each dimension, or why that can't be said."""
+        """The line of a pair of samples along each dimension, or the reason why there is none."""
         sample_a, sample_b = samples
         row_a = self.a.row_if_any(a.call, a.shape[0], sample_a) if len(dims) > 1 else None
         row_b = self.b.row_if_any(b.call, b.shape[0], sample_b) if len(dims) > 1 else None
@@ -148,14 +148,14 @@ class Tables:
         return lines
 
     def _same_slices(self, a: Pass, b: Pass) -> bool:
-        """Whether both have known tokens, of which they share some, with as many elements for each of these."""
+        """Whether both have cells of tokens, share some of these, and have as many elements for each that they share."""
         if a.is_whole or b.is_whole or not len(a.cells.ids) or not len(b.cells.ids):
             return False
         index_a, index_b, _ = self.alignment.of(a.cells, b.cells)
         return len(index_a) > 0 and bool((a.widths[index_a] == b.widths[index_b]).all())
 
     def _rows(self, a: Pass, b: Pass, samples: tuple[int, int]) -> Line | None:
-        """Where a pair of samples lies along the first dimension, if that has an entry for each row of the call."""
+        """The line of a pair of samples along the first dimension, if that has an entry for each row of the call."""
         row_a = self.a.row_if_any(a.call, a.shape[0], samples[0])
         row_b = self.b.row_if_any(b.call, b.shape[0], samples[1])
         if row_a is None or row_b is None:
@@ -166,7 +166,7 @@ class Tables:
 def _compare_lines(
     a: Pass, b: Pass, digests_a: Ints, digests_b: Ints, lines: list[Line], number: int, sample: int, tally: Tally
 ) -> None:  # fmt: skip
-    """Compare the digests of one cell, [size of each of its dimensions], where a sample lies along each."""
+    """Compare the digests of one cell, [size of each of its dimensions], at the indices of a sample along each."""
     left = digests_a[np.ix_(*[line.a for line in lines])]
     right = digests_b[np.ix_(*[line.b for line in lines])]
     if left.shape != right.shape or not left.size:
@@ -183,5 +183,5 @@ def _compare_lines(
 
 
 def _sizes(of: Pass, dims: list[int]) -> list[int]:
-    """The size of each dimension in a cell's digests: 1 for those that a digest takes in."""
+    """The size of each dimension in a cell's digests: 1 for a dimension that is inside of each digest."""
     return [of.shape[d] if d in of.cells.open_dims else 1 for d in dims]

@@ -49,13 +49,13 @@ else:
         if forced is False:
             return None
         try:
-            import forkpoint.native.compiled as found
+            import forkpoint.native.compiled as module
         except ImportError as error:
             if forced:
                 raise ImportError(f"FORKPOINT_COMPILED is set, but there is no extension: {error}") from error
             return None
-        if getattr(found, "FORM", None) != FORM:
-            other = f"{found.__file__} was built from another version of forkpoint"
+        if getattr(module, "FORM", None) != FORM:
+            other = f"{module.__file__} was built from another version of forkpoint"
             anew = "install forkpoint again to build it anew (pip install -e . in a clone)"
             if forced:
                 raise ImportError(f"FORKPOINT_COMPILED is set, but {other}; {anew}")
@@ -65,7 +65,7 @@ else:
                 stacklevel=2,
             )
             return None
-        return found
+        return module
 
     compiled = _compiled()
 
@@ -82,9 +82,9 @@ def choose(python: T, in_c: Any) -> T:
     """
     if compiled is None:
         return python
-    found = getattr(compiled, in_c) if isinstance(in_c, str) else in_c
-    SEAMS.append(Seam(python, found))
-    return found
+    part = getattr(compiled, in_c) if isinstance(in_c, str) else in_c
+    SEAMS.append(Seam(python, part))
+    return part
 
 
 def held_in_c() -> list[tuple[str, str]]:

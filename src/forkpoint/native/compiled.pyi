@@ -6,7 +6,7 @@ from torch.overrides import TorchFunctionMode
 
 from forkpoint.capture.functions import Function
 from forkpoint.capture.ledger import Ledger
-from forkpoint.capture.marks import Entering, Frame, Known, Leaving
+from forkpoint.capture.marks import Entering, Frame, Leaving, TensorRecord
 from forkpoint.capture.pattern import Guards
 from forkpoint.capture.sites import CallStack
 from forkpoint.capture.tape import Tape
@@ -35,7 +35,7 @@ def connect_passages(
     is_neg: Callable[[Tensor], bool],
     use_count: Callable[[Tensor], int],
     strided: layout,
-    state_of: Callable[[Ledger, Known], Any],
+    state_of: Callable[[Ledger, TensorRecord], Any],
     /,
 ) -> None: ...
 def shorten(
@@ -102,11 +102,13 @@ class Pattern:
         position: int,
         /,
     ) -> list[Any] | None: ...
-    def rows_before(self, pool: list[Any], known: dict[int, Known], tape: Ledger, /) -> list[int] | None: ...
+    def rows_before(
+        self, pool: list[Any], known: dict[int, TensorRecord], tape: Ledger, /
+    ) -> list[int] | None: ...
     def note(
         self,
         pool: list[Any],
-        known: dict[int, Known],
+        known: dict[int, TensorRecord],
         first: int,
         args: list[tuple[Any, ...]],
         kwargs: list[dict[str, Any] | None],

@@ -15,7 +15,7 @@ from forkpoint.explain.session import Session
 from forkpoint.match import Ints, Shared
 from forkpoint.match.align import MAX_CELLS, MAX_WORKED_OUT, Gap, gap, pair_elements
 from forkpoint.match.pairs import Pairs
-from forkpoint.match.passes import Passes, meet
+from forkpoint.match.passes import PassTable, meet
 from forkpoint.probes.watchers import Kept, Store
 
 
@@ -282,7 +282,7 @@ def _meet_labels(shared: Shared, labels_a: Labelled, labels_b: Labelled) -> _Met
     return met
 
 
-def _told_apart(rows_a: Passes, rows_b: Passes) -> _Met:
+def _told_apart(rows_a: PassTable, rows_b: PassTable) -> _Met:
     met, alone = meet(rows_a, rows_b)
     left, right = (np.concatenate([part[side] for part in met]) for side in (0, 1))
     together: list[tuple[int, int, Ints]] = []
@@ -298,7 +298,7 @@ def _told_apart(rows_a: Passes, rows_b: Passes) -> _Met:
     return _Met(together, (lonely[0], lonely[1]))
 
 
-def _passes(labels: Labelled, numbers: Ints, homes: Ints) -> Passes:
+def _passes(labels: Labelled, numbers: Ints, homes: Ints) -> PassTable:
     """The passes at the coordinates of some events; `events` are their places among the labels."""
     parts = [(np.zeros(0, dtype=np.int64),) * 4]
     for at, (label, call) in enumerate(labels):
@@ -306,7 +306,7 @@ def _passes(labels: Labelled, numbers: Ints, homes: Ints) -> Passes:
         ids = ids[(ids >= 0) & (numbers[ids] > 0)]
         parts.append((numbers[ids], homes[ids] != call, np.full(len(ids), at), np.full(len(ids), call)))
     rows, again, of, calls = (np.concatenate(column) for column in zip(*parts, strict=True))
-    return Passes(rows, again.astype(bool), of, calls)
+    return PassTable(rows, again.astype(bool), of, calls)
 
 
 def _partners(session: Session, kept: Kept, places: dict[int, list[int]], b: Store) -> Iterator[int]:

@@ -72,9 +72,9 @@ def _after_cache(run: Run) -> Run:
     layout = Layout.read(run.calls, after_cache=True)
     if layout.content == run.layout.content:
         return run
-    found = copy.copy(run)
-    found.layout = layout
-    return found
+    continued = copy.copy(run)
+    continued.layout = layout
+    return continued
 
 
 def _apart(run: Run) -> Run:
@@ -87,9 +87,9 @@ def _apart(run: Run) -> Run:
         entry = {stream: _from(c, first) for stream, c in Layout.read([call]).calls[0].items()}
         entries.append(entry)
         first = max([first, *(int(c.sample.max()) + 1 for c in entry.values() if c.sample.numel())])
-    found = copy.copy(run)
-    found.layout = Layout(entries)
-    return found
+    apart = copy.copy(run)
+    apart.layout = Layout(entries)
+    return apart
 
 
 def _from(coordinates: Coordinates, first: int) -> Coordinates:

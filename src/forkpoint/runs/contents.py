@@ -32,7 +32,7 @@ Digest = Callable[[Tensor], Tensor]
 
 
 @dataclass(eq=False, slots=True)
-class Memory:
+class StorageSnapshot:
     """The memory of one tensor or of several.
 
     Attributes:
@@ -58,7 +58,7 @@ class TensorView:
     """Which part of which memory a tensor was."""
 
     tensor: Tensor
-    memory: Memory
+    memory: StorageSnapshot
     offset: int
     size: torch.Size
     stride: tuple[int, ...]
@@ -67,7 +67,7 @@ class TensorView:
     address: int
 
     @classmethod
-    def of(cls, tensor: Tensor, memory: Memory) -> TensorView:
+    def of(cls, tensor: Tensor, memory: StorageSnapshot) -> TensorView:
         offset, size, stride = int(tensor.storage_offset()), tensor.size(), tensor.stride()
         return cls(tensor, memory, offset, size, stride, tensor.dtype, version(tensor), tensor.data_ptr())
 
@@ -106,7 +106,7 @@ class Contents:
     def __init__(self, digest: Digest | None = None) -> None:
         self._digest = digest
         self._left = MOST_COPIED
-        self._memories: dict[int, Memory] = {}
+        self._memories: dict[int, StorageSnapshot] = {}
         self._state: dict[int, TensorView] = {}
         self._parameters: dict[int, TensorView] = {}
         self._models: list[nn.Module] = []
@@ -121,7 +121,7 @@ class Contents:
 
     def note_parameters(self, model: nn.Module, modules: Iterable[nn.Module]) -> None:
         """The same for the parameters of a model and their gradients; these are all the model's modules."""
-        if any(known is model for known in self._models):
+        if any(noted is model for noted in self._models):
             return
         self._models.append(model)
         weights = chain.from_iterable(module._parameters.values() for module in modules)
@@ -132,9 +132,9 @@ class Contents:
 
     def meet(self, somebody: object) -> bool:
         """Whether it is the first time that somebody comes here."""
-        known = any(one is somebody for one in self._met)
+        met_before = any(one is somebody for one in self._met)
         self._met.append(somebody)
-        return not known
+        return not met_before
 
     def put_back(
         self,
@@ -170,7 +170,7 @@ class Contents:
         digests: bool,
         settle: Callable[[], object] | None,
         returned: Callable[[], Sequence[Tensor]],
-    ) -> list[Memory]:
+    ) -> list[StorageSnapshot]:
         """Put back what was written; returns what there was no copy of."""
         state = self._state.values()
         rest = (*self._parameters.values(), *(form for form in state if not form.memory.each_run))
@@ -202,7 +202,7 @@ class Contents:
     # ------------------------------------------------------------------ noting
 
     def _add(self, tensors: Sequence[Tensor], forms: dict[int, TensorView], *, each_run: bool) -> None:
-        new: list[Memory] = []
+        new: list[StorageSnapshot] = []
         for tensor in tensors:
             for part in parts(tensor):
                 memory = self._memory(part, new)
@@ -216,57 +216,59 @@ class Contents:
             elif self._digest is not None:
                 memory.digest = self._digest(memory.now)
 
-    def _memory(self, tensor: Tensor, new: list[Memory]) -> Memory | None:
+    def _memory(self, tensor: Tensor, new: list[StorageSnapshot]) -> StorageSnapshot | None:
         storage = tensor.untyped_storage()
         if storage.device.type == "meta":
             return None
         key = storage._cdata
         if key not in self._memories:
             now = torch.empty(0, dtype=torch.uint8, device=storage.device).set_(storage)  # pyright: ignore[reportArgumentType, reportCallIssue]
-            memory = self._memories[key] = Memory(tensor, storage, storage.nbytes(), now)
+            memory = self._memories[key] = StorageSnapshot(tensor, storage, storage.nbytes(), now)
             new.append(memory)
         return self._memories[key]
 
     # ------------------------------------------------------------------ comparing
 
-    def _written(self, suspects: Iterable[TensorView]) -> list[Memory]:
+    def _written(self, suspects: Iterable[TensorView]) -> list[StorageSnapshot]:
         """The memories that don't hold what they held, among those of tensors that may have been written."""
-        counted: dict[Memory, bool] = {memory: False for memory in self._memories.values() if memory.each_run}
+        counted: dict[StorageSnapshot, bool] = {
+            memory: False for memory in self._memories.values() if memory.each_run
+        }
         for form in suspects:
             counted[form.memory] = counted.get(form.memory, False) or (form.counted() and form.is_kept())
-        found: list[Memory] = []
-        batched: dict[torch.device, list[tuple[Memory, Tensor]]] = {}
+        written: list[StorageSnapshot] = []
+        batched: dict[torch.device, list[tuple[StorageSnapshot, Tensor]]] = {}
         for memory, has_count in counted.items():
             if memory.storage.nbytes() != memory.n_bytes:
-                found.append(memory)
+                written.append(memory)
             elif memory.copy is None:
                 if self._is_lost(memory, has_count):
-                    found.append(memory)
+                    written.append(memory)
             elif memory.n_bytes <= _BATCHED:
                 batched.setdefault(memory.now.device, []).append((memory, memory.copy))
             elif not _same(memory.now, memory.copy):
-                found.append(memory)
+                written.append(memory)
         for pairs in batched.values():
             now, before = torch.cat([m.now for m, _ in pairs]), torch.cat([copy for _, copy in pairs])
             if not _same(now, before):
-                found += [memory for memory, copy in pairs if not _same(memory.now, copy)]
-        return found
+                written += [memory for memory, copy in pairs if not _same(memory.now, copy)]
+        return written
 
-    def _is_lost(self, memory: Memory, counted: bool) -> bool:
+    def _is_lost(self, memory: StorageSnapshot, counted: bool) -> bool:
         """Whether something has changed of which there is no copy."""
         if self._digest is None or memory.digest is None:
             return counted
         return not _same(self._digest(memory.now), memory.digest)
 
-    def _set_apart(self, results: Sequence[Tensor], written: Sequence[Memory]) -> None:
+    def _set_apart(self, results: Sequence[Tensor], written: Sequence[StorageSnapshot]) -> None:
         keys = {memory.storage._cdata for memory in written}
         for value in results:
-            known = id(value) in self._state or id(value) in self._parameters
-            for part in () if known else parts(value):
+            is_noted = id(value) in self._state or id(value) in self._parameters
+            for part in () if is_noted else parts(value):
                 if part.untyped_storage()._cdata in keys:
                     part.data = part.detach().clone()
 
-    def _lost(self, lost: Sequence[Memory]) -> CaptureError:
+    def _lost(self, lost: Sequence[StorageSnapshot]) -> CaptureError:
         names = [self._name_of(memory) for memory in lost]
         named = ", ".join(names[:3]) + (", …" if len(names) > 3 else "")
         return CaptureError(
@@ -276,7 +278,7 @@ class Contents:
             "load the model again, and have it write to a copy",
         )
 
-    def _name_of(self, memory: Memory) -> str:
+    def _name_of(self, memory: StorageSnapshot) -> str:
         for model in self._models:
             for path, module in walk(model):
                 for name, value in (
@@ -328,7 +330,7 @@ def _same(a: Tensor, b: Tensor) -> bool:
     return torch.equal(a, b)
 
 
-def _refill(memories: Sequence[Memory], forms: Sequence[TensorView]) -> None:
+def _refill(memories: Sequence[StorageSnapshot], forms: Sequence[TensorView]) -> None:
     """Give memories the contents of their copies, and tensors the memory that they had."""
     for memory in memories:
         if memory.storage.nbytes() != memory.n_bytes:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from forkpoint.errors import InputError
 from forkpoint.runs.layout import MAIN, PADDING, Coordinates, Layout
-from forkpoint.runs.listening import HINT, Listening, Step, encoder_of, stream_of_tokens
+from forkpoint.runs.listening import HINT, GenerationStep, Listening, encoder_of, stream_of_tokens
 from forkpoint.runs.randomness import RandomState
 from forkpoint.runs.returned import CACHES, cached_tokens, caches_in, fields_of
 from forkpoint.runs.run import Run, token_ids
@@ -132,10 +132,10 @@ def _paired(a: list[Row], b: list[Row]) -> list[tuple[int, int]]:
     free = list(range(len(b)))
     pairs: list[tuple[int, int]] = []
     for row, one in enumerate(a):
-        found = next((other for other in free if _begin_alike(one, b[other])), None)
-        if found is not None:
-            free.remove(found)
-            pairs.append((row, found))
+        partner = next((other for other in free if _begin_alike(one, b[other])), None)
+        if partner is not None:
+            free.remove(partner)
+            pairs.append((row, partner))
     return pairs if pairs or len(a) != len(b) else [(row, row) for row in range(len(a))]
 
 
@@ -150,15 +150,15 @@ def _read(text: Text, row: int) -> Hashable:
     """What the encoder was given of a row, but for padding."""
     encoder = text.made.encoder or {}
     mask = encoder.get("attention_mask")
-    found: list[Hashable] = []
+    contents: list[Hashable] = []
     for name, value in encoder.items():
         if value.dim() and name != "attention_mask":
             at = row * len(value) // len(text.ids)
             one = value[at]
             if mask is not None and mask.shape == value.shape:
                 one = one[mask[at].bool()]
-            found.append((name, tuple(one.flatten().tolist())))
-    return tuple(found)
+            contents.append((name, tuple(one.flatten().tolist())))
+    return tuple(contents)
 
 
 Limits = tuple[dict[int, int], dict[int, int]]
@@ -209,15 +209,15 @@ def _chosen_apart(a: Text | None, b: Text | None, apart: Sequence[tuple[int, int
 def _again(run: Run, text: Text, limits: Mapping[int, int], chosen: str) -> Run:
     """A run of the forward calls up to the last that chooses a token which is compared."""
     rows = range(len(text.ids))
-    taken = text.position >= 0
+    compared = text.position >= 0
     for row in rows:
-        taken[row] &= text.position[row] < limits.get(row, text.ids.shape[1])
+        compared[row] &= text.position[row] < limits.get(row, text.ids.shape[1])
     counted = [row for row in rows if row in limits] or list(rows)
-    last = int(taken[counted].any(0).nonzero().max())  # the column of the last token that is compared
+    last = int(compared[counted].any(0).nonzero().max())  # the column of the last token that is compared
     used = [
         (step, stop)
         for index, (step, stop) in enumerate(zip(text.made.steps, text.stops, strict=True))
-        if not index or (step.kept <= last and (text.cached or stop <= last + 1))
+        if not index or (step.cached <= last and (text.cached or stop <= last + 1))
     ]
     used = used if text.cached else used[-1:]  # without a cache each call has all tokens
     calls: list[dict[str, Any]] = []
@@ -226,7 +226,7 @@ def _again(run: Run, text: Text, limits: Mapping[int, int], chosen: str) -> Run:
     stream = stream_of_tokens(text.made.steps[0].inputs)
     for index, (step, stop) in enumerate(used):
         call = dict(step.inputs)
-        entry = {stream: _coordinates(text, taken, step, stop)}
+        entry = {stream: _coordinates(text, compared, step, stop)}
         read = text.made.encoder or {}
         if read:
             call.pop("encoder_outputs", None)
@@ -240,7 +240,7 @@ def _again(run: Run, text: Text, limits: Mapping[int, int], chosen: str) -> Run:
         if index == 0 and text.made.cache is not None:
             call[_cache_name(text.made.module)] = text.made.cache
         calls.append({**call, _STEP: index})
-        told.append((step.kept, _chosen(text, step, stop, chosen)))
+        told.append((step.cached, _chosen(text, step, stop, chosen)))
         layout.append(entry)
     return Run(
         text.made.module,
@@ -259,27 +259,29 @@ def _names(run: Run, rows: int) -> dict[int, Hashable]:
     return {row: run.layout.name(int(sample)) for row, sample in enumerate(given.sample.max(1).values)}
 
 
-def _coordinates(text: Text, taken: Tensor, step: Step, stop: int) -> Coordinates:
+def _coordinates(text: Text, compared: Tensor, step: GenerationStep, stop: int) -> Coordinates:
     """Where the tokens of a step are; a candidate that was rejected is none."""
-    columns = slice(step.kept, step.kept + step.columns)
+    columns = slice(step.cached, step.cached + step.columns)
     position = torch.full((len(text.ids), step.columns), PADDING)
-    known = text.position[:, columns].masked_fill(~taken[:, columns], PADDING)[:, : max(stop - step.kept, 0)]
-    position[:, : known.shape[1]] = known
+    positions = text.position[:, columns].masked_fill(~compared[:, columns], PADDING)[
+        :, : max(stop - step.cached, 0)
+    ]
+    position[:, : positions.shape[1]] = positions
     sample = torch.arange(len(text.ids))[:, None].expand_as(position)
     return Coordinates(torch.where(position >= 0, sample, PADDING), position)
 
 
 def _of_encoder(call: Mapping[str, Any]) -> dict[str, Coordinates]:
     read = {name: value for name, value in call.items() if not name.startswith("decoder_")}
-    return {name: found for name, found in Layout.read([read]).calls[0].items() if name == MAIN}
+    return {name: coordinates for name, coordinates in Layout.read([read]).calls[0].items() if name == MAIN}
 
 
-def _chosen(text: Text, step: Step, stop: int, how: str) -> Choosing | None:
+def _chosen(text: Text, step: GenerationStep, stop: int, how: str) -> Choosing | None:
     """Which of a step's columns choose tokens, counted from the last, and the tokens where these are to be noted."""
-    first = max(text.prompt - 1, step.kept) if text.cached else stop - 1
+    first = max(text.prompt - 1, step.cached) if text.cached else stop - 1
     if not how or stop <= first:
         return None
-    end = step.kept + step.columns
+    end = step.cached + step.columns
     noted = text.ids[:, first + 1 : stop + 1] if how == "noted" else None
     return first - end, stop - end, noted
 
@@ -300,7 +302,7 @@ class Again:
     def __call__(self, model: Any, inputs: dict[str, Any]) -> Any:
         inputs = dict(inputs)
         step = inputs.pop(_STEP)
-        (kept, chosen), begins = self._told[step], step == 0
+        (cached, chosen), begins = self._told[step], step == 0
         read = inputs.pop(_READ, ())
         name = next((name for name in CACHES if inputs.get(name) is not None), _cache_name(model))
         cache = inputs.get(name)
@@ -313,8 +315,8 @@ class Again:
             cache = self._cache  # the model fills it, and does not return it
         if cache is not None:
             held = cached_tokens(cache)
-            if held is not None and held > kept:
-                cache.crop(kept - held)
+            if held is not None and held > cached:
+                cache.crop(cached - held)
             inputs[name] = cache
         if self._encoded is not None:
             inputs["encoder_outputs"] = self._encoded

@@ -93,13 +93,13 @@ def _by_stream(call: Any) -> Mapping[str, Coordinates]:
         raise LayoutError(
             f"a call of type {type(call).__name__}", "fp.Coordinates, or a mapping from input names to them"
         )
-    found = {stream_of(name): coordinates for name, coordinates in given.items()}
-    if len(found) < len(given):
+    by_stream = {stream_of(name): coordinates for name, coordinates in given.items()}
+    if len(by_stream) < len(given):
         raise LayoutError(
             f"two inputs of one stream among {sorted(given)}",
             "coordinates of one for what goes in, one for the decoder, and one for images beside a text",
         )
-    return found
+    return by_stream
 
 
 @dataclass(frozen=True)
@@ -253,11 +253,11 @@ class Layout:
     @property
     def samples(self) -> list[int]:
         """Indices of all samples that have at least one token, ascending."""
-        found: set[int] = set()
+        samples: set[int] = set()
         for entry in self.calls:
             for coordinates in entry.values():
-                found.update(coordinates.sample[coordinates.valid].tolist())
-        return sorted(found)
+                samples.update(coordinates.sample[coordinates.valid].tolist())
+        return sorted(samples)
 
 
 # ---------------------------------------------------------------------- reading inputs
@@ -286,12 +286,12 @@ def _count(coordinates: Coordinates, seen: Tensor | None) -> Tensor:
 
 def _cached(inputs: Mapping[str, Any], stream: str) -> dict[str, Tensor]:
     """The stream, and how many real tokens of each row are in the cache that a call is given, [rows]; nothing without one."""
-    found = token_tensor(inputs, stream)
+    tokens = token_tensor(inputs, stream)
     cache = next((inputs[name] for name in CACHES if inputs.get(name) is not None), None)
-    if found is None or cache is None:
+    if tokens is None or cache is None:
         return {}
-    rows, columns = found[1].shape[0], found[1].shape[-1 if found[1].dim() < 3 else 1]
-    mask = find_mask(inputs, found[1], decoder=stream == DECODER)
+    rows, columns = tokens[1].shape[0], tokens[1].shape[-1 if tokens[1].dim() < 3 else 1]
+    mask = find_mask(inputs, tokens[1], decoder=stream == DECODER)
     if mask is not None and mask.valid.dim() == 2 and mask.valid.shape[-1] > columns:
         return {stream: mask.valid.cpu()[:, :-columns].sum(-1)}
     length = cached_tokens(cache)
@@ -410,10 +410,10 @@ def has_columns_last(tokens: Tensor, shape: tuple[int, ...]) -> bool:
 def _read_stream(
     inputs: Mapping[str, Any], stream: str, seen: Tensor | None, call: int
 ) -> Coordinates | None:
-    found = token_tensor(inputs, stream)
-    if found is None:
+    carrier = token_tensor(inputs, stream)
+    if carrier is None:
         return None
-    name, tokens = found
+    name, tokens = carrier
     if tokens.is_nested:
         return None  # its rows have lengths of their own
     shape = grid_shape(name, tokens)
@@ -434,8 +434,8 @@ def _read_stream(
         if (
             shape is not None and valid.shape != shape and not has_columns_last(tokens, tuple(valid.shape))
         ):  # [columns, rows], as nn.TransformerEncoder without batch_first
-            found = _from_mask(valid, seen)
-            return Coordinates(found.sample.T, found.position.T)
+            by_column = _from_mask(valid, seen)
+            return Coordinates(by_column.sample.T, by_column.position.T)
     positions = inputs.get("position_ids")
     if (
         stream == MAIN
@@ -451,11 +451,11 @@ def _read_stream(
 
 def _read_images(inputs: Mapping[str, Any], text: Coordinates | None) -> Coordinates | None:
     """The images that go in beside a text, each that of the sample in its row; None where that can't be told."""
-    found = token_tensor(inputs, IMAGE)
+    images = token_tensor(inputs, IMAGE)
     beside = token_tensor(inputs, MAIN)
-    if found is None or text is None or beside is None or beside[0] == found[0] or text.sample.dim() != 2:
+    if images is None or text is None or beside is None or beside[0] == images[0] or text.sample.dim() != 2:
         return None
-    pixels, samples = found[1], text.sample.max(-1).values
+    pixels, samples = images[1], text.sample.max(-1).values
     several = ((text.sample != samples[:, None]) & text.valid).any()
     if pixels.dim() < 4 or pixels.shape[0] != len(samples) or bool(several) or bool((samples < 0).any()):
         return None

@@ -22,17 +22,17 @@ HINT = "fp.generate compares two ways to generate greedily"
 
 
 @dataclass(frozen=True)
-class Step:
+class GenerationStep:
     """One forward call that `generate` made.
 
     Attributes:
         inputs: its arguments by name, but for the cache.
-        kept: columns that its cache held.
+        cached: columns that its cache held.
         logits: of its last columns, [rows, columns, vocabulary].
     """
 
     inputs: dict[str, Any]
-    kept: int
+    cached: int
     logits: Tensor
 
     @property
@@ -57,7 +57,7 @@ class Generated:
     module: nn.Module
     depth: int
     given: dict[str, Any]
-    steps: list[Step] = field(default_factory=list[Step])
+    steps: list[GenerationStep] = field(default_factory=list[GenerationStep])
     cache: Any = None
     encoder: dict[str, Any] | None = None
     whole: Tensor | None = None
@@ -157,12 +157,12 @@ class Listening:
         stream = stream_of_tokens(inputs)
         if args or not isinstance(inputs.get(stream), Tensor) or inputs[stream].dim() != 2:
             raise InputError("a call that generates from something else than token ids", "input_ids", HINT)
-        kept = 0 if cache is None else cached_tokens(cache)
-        if kept is None or (
-            cache is not None and kept == 0 and one.steps
+        cached = 0 if cache is None else cached_tokens(cache)
+        if cached is None or (
+            cache is not None and cached == 0 and one.steps
         ):  # it keeps states, and doesn't count
-            kept = one.steps[-1].kept + one.steps[-1].columns if one.steps else 0
-        one.steps.append(Step(copy_inputs(inputs), kept, torch.empty(0)))
+            cached = one.steps[-1].cached + one.steps[-1].columns if one.steps else 0
+        one.steps.append(GenerationStep(copy_inputs(inputs), cached, torch.empty(0)))
 
     def _after(self, module: nn.Module, _args: Any, _given: Any, output: Any) -> None:
         one = self._open[-1] if self._open else None
@@ -170,7 +170,7 @@ class Listening:
         if one is None or one.module is not module or not isinstance(logits, Tensor):
             return
         step = one.steps[-1]
-        one.steps[-1] = Step(step.inputs, step.kept, logits.detach().cpu())
+        one.steps[-1] = GenerationStep(step.inputs, step.cached, logits.detach().cpu())
 
     def _encoded(self, _module: nn.Module, args: tuple[Any, ...], given: dict[str, Any]) -> None:
         one = self._open[-1] if self._open else None

@@ -18,7 +18,7 @@ def walk(model: nn.Module | None) -> list[tuple[str, nn.Module]]:
     """
     if model is None:
         return []
-    found: list[tuple[str, nn.Module]] = []
+    modules: list[tuple[str, nn.Module]] = []
     seen: set[int] = set()
     waiting = [("", model)]
     while waiting:
@@ -26,11 +26,11 @@ def walk(model: nn.Module | None) -> list[tuple[str, nn.Module]]:
         if id(module) in seen:
             continue
         seen.add(id(module))
-        found.append((path, module))
+        modules.append((path, module))
         prefix = f"{path}." if path else ""
         children = module._modules.items()
         waiting += [(prefix + name, child) for name, child in reversed(children) if child is not None]
-    return found
+    return modules
 
 
 def module_at(model: nn.Module, path: str) -> nn.Module | None:
@@ -39,11 +39,11 @@ def module_at(model: nn.Module, path: str) -> nn.Module | None:
     >>> module_at(nn.Sequential(nn.ReLU()), "0"), module_at(nn.ReLU(), "0")
     (ReLU(), None)
     """
-    found: nn.Module | None = model
+    module: nn.Module | None = model
     for name in path.split(".") if path else ():
-        children = found._modules if found is not None else {}
-        found = children[name] if name in children else None  # noqa: SIM401 - a scripted module's have no `get`
-    return found
+        children = module._modules if module is not None else {}
+        module = children[name] if name in children else None  # noqa: SIM401 - a scripted module's have no `get`
+    return module
 
 
 def attribute_of(module: Any, name: str) -> Any:
@@ -73,21 +73,21 @@ def python_survey(model: nn.Module) -> Survey:
 
     It is done for every run, so that it is also written in C (`native/held.c`).
     """
-    found = [model]
+    modules = [model]
     seen = {id(model)}
     structure: list[Any] = []
     weights: list[Tensor | None] = []
-    for module in found:  # grows meanwhile
+    for module in modules:  # grows meanwhile
         children = module._modules
         structure += (type(module), len(children))
         for name, child in children.items():
             structure += (name, id(child))
             if child is not None and id(child) not in seen:
                 seen.add(id(child))
-                found.append(child)
+                modules.append(child)
         weights += module._parameters.values()
         weights += module._buffers.values()
-    return Survey(found, structure, weights)
+    return Survey(modules, structure, weights)
 
 
 def c_survey(model: nn.Module) -> Survey:
@@ -162,13 +162,13 @@ def unwrapped(path: str, wrapping: str) -> str:
 
 def owned(modules: list[tuple[str, nn.Module]]) -> dict[int, tuple[str, Tensor]]:
     """The full name of every parameter and buffer, by id; of tied ones the first, parameters before buffers."""
-    found: dict[int, tuple[str, Tensor]] = {}
+    tensors: dict[int, tuple[str, Tensor]] = {}
     for holder in ("_parameters", "_buffers"):
         for path, module in modules:
             for name, tensor in getattr(module, holder).items():
-                if tensor is not None and id(tensor) not in found:
-                    found[id(tensor)] = (f"{path}.{name}" if path else name, tensor)
-    return found
+                if tensor is not None and id(tensor) not in tensors:
+                    tensors[id(tensor)] = (f"{path}.{name}" if path else name, tensor)
+    return tensors
 
 
 def predicts_next(model: nn.Module | None) -> bool:

@@ -63,13 +63,13 @@ def attributes_of(value: Any) -> dict[str, Any] | None:
         own = None
     if not isinstance(own, dict) and not slots:
         return None
-    found: dict[str, Any] = {}
+    in_slots: dict[str, Any] = {}
     for slot in slots:
         try:
-            found[slot.__name__] = slot.__get__(value)
+            in_slots[slot.__name__] = slot.__get__(value)
         except AttributeError:  # holds nothing yet
             continue
-    return {**found, **own} if isinstance(own, dict) else found
+    return {**in_slots, **own} if isinstance(own, dict) else in_slots
 
 
 def text_of(value: Any) -> str | None:
@@ -83,11 +83,11 @@ def text_of(value: Any) -> str | None:
         return f"{kind.__module__}.{kind.__qualname__}.{value._name_ or repr(value._value_)}"
     if isinstance(value, (AbstractSet, tuple)):
         texts = [text_of(item) for item in value]  # pyright: ignore[reportUnknownVariableType]
-        known = [text for text in texts if text is not None]
-        if len(known) < len(texts):
+        plain = [text for text in texts if text is not None]
+        if len(plain) < len(texts):
             return None
         return (
-            f"{{{', '.join(sorted(known))}}}" if isinstance(value, AbstractSet) else f"({', '.join(known)})"
+            f"{{{', '.join(sorted(plain))}}}" if isinstance(value, AbstractSet) else f"({', '.join(plain)})"
         )
     if isinstance(value, _REAL):
         number = value.item() if isinstance(value, np.generic) else value

@@ -73,8 +73,8 @@ def _drawing(generator: Any) -> Odd | None:
             return None
         return Odd(lambda: generator.setstate(drawn))
     if isinstance(generator, np.random.RandomState):
-        kept = generator.get_state(legacy=False)
-        return Odd(lambda: generator.set_state(kept))
+        state = generator.get_state(legacy=False)
+        return Odd(lambda: generator.set_state(state))
     bits: Any = generator if isinstance(generator, np.random.BitGenerator) else generator.bit_generator
     before = bits.state
 

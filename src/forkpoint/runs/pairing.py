@@ -45,19 +45,19 @@ def read_content(layout: Layout, calls: Sequence[Mapping[str, Any]]) -> Content:
     content: dict[int, dict[Hashable, dict[Hashable, None]]] = {sample: {} for sample in layout.samples}
     for entry, inputs in zip(layout.calls, calls, strict=False):
         for stream, coordinates in entry.items():
-            found = token_tensor(inputs, stream)
-            if found is None:
+            carrier = token_tensor(inputs, stream)
+            if carrier is None:
                 continue
-            name, tokens = found
+            name, tokens = carrier
             images = real_pixels(name, tokens, inputs)
             if images is not None and coordinates.shape == tokens.shape[:1]:
-                found = [
+                values = [
                     (s, 0, _hash(image.cpu()))
                     for s, image in zip(coordinates.sample.tolist(), images, strict=True)
                 ]
             else:
-                found = _values(tokens, coordinates)
-            for sample, position, value in found:
+                values = _values(tokens, coordinates)
+            for sample, position, value in values:
                 content[sample].setdefault((stream, position), {})[value] = None
     return {
         sample: tuple((place, tuple(values)) for place, values in sorted(held.items()))
@@ -72,8 +72,8 @@ def agree(one: Held, other: Held) -> bool:
     """
     if not one or not other or (one[0][0] == other[0][0] and one[0][1] != other[0][1]):
         return False
-    known = dict(other)
-    same = [known[place] == values for place, values in one if place in known]
+    places = dict(other)
+    same = [places[place] == values for place, values in one if place in places]
     return bool(same) and all(same)
 
 
@@ -117,15 +117,15 @@ def pair_samples(a: Layout, b: Layout, content_a: Content, content_b: Content) -
     pairs: list[tuple[int, int]] = []
 
     def take(same: Any) -> list[tuple[int, int]]:
-        taken: list[tuple[int, int]] = []
+        matches: list[tuple[int, int]] = []
         for sample_a in list(free_a):
             for sample_b in list(free_b):
                 if same(sample_a, sample_b):
-                    taken.append((sample_a, sample_b))
+                    matches.append((sample_a, sample_b))
                     free_a.remove(sample_a)
                     free_b.remove(sample_b)
                     break
-        return taken
+        return matches
 
     def named(x: int, y: int) -> bool:
         return x in a.names and y in b.names and a.names[x] == b.names[y]
@@ -134,15 +134,15 @@ def pair_samples(a: Layout, b: Layout, content_a: Content, content_b: Content) -
         by_content: dict[Any, deque[int]] = {}
         for sample_b in free_b:
             by_content.setdefault(content_b[sample_b], deque()).append(sample_b)
-        taken: list[tuple[int, int]] = []
+        matches: list[tuple[int, int]] = []
         for sample_a in free_a:
             same = by_content.get(content_a[sample_a]) if content_a[sample_a] else None
             if same:
-                taken.append((sample_a, same.popleft()))
-        for sample_a, sample_b in taken:
+                matches.append((sample_a, same.popleft()))
+        for sample_a, sample_b in matches:
             free_a.remove(sample_a)
             free_b.remove(sample_b)
-        return taken
+        return matches
 
     if a.names and b.names:
         pairs += take(named)

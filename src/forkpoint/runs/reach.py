@@ -29,7 +29,7 @@ def modules_behind(*values: Any) -> tuple[nn.Module, ...]:
       (0): Linear(in_features=2, out_features=2, bias=True)
     ),)
     """
-    found: list[nn.Module] = []
+    modules: list[nn.Module] = []
     seen: set[int] = set()
     waiting = list(values)
     for value in waiting:  # grows meanwhile
@@ -37,11 +37,11 @@ def modules_behind(*values: Any) -> tuple[nn.Module, ...]:
             continue
         seen.add(id(value))
         if isinstance(value, nn.Module):
-            found.append(value)
+            modules.append(value)
         else:
             waiting += _held_by(value)
-    inside = [{id(part) for part in module.modules()} - {id(module)} for module in found]
-    return tuple(module for module in found if not any(id(module) in parts for parts in inside))
+    inside = [{id(part) for part in module.modules()} - {id(module)} for module in modules]
+    return tuple(module for module in modules if not any(id(module) in parts for parts in inside))
 
 
 def _held_by(value: Any) -> Iterable[Any]:

@@ -43,15 +43,15 @@ def results_of(output: Any) -> dict[str, Tensor]:
     >>> {name: value.tolist() for name, value in results_of({"loss": 0.5, "lengths": [3, 5]}).items()}
     {'loss': 0.5, 'lengths': [3, 5]}
     """
-    found: dict[str, Tensor] = {}
+    results: dict[str, Tensor] = {}
     for name, value in _leaves(output, ""):
-        while name in found:  # 1 and "1" may be keys of one mapping
+        while name in results:  # 1 and "1" may be keys of one mapping
             name += "'"
         if isinstance(value, Tensor):
-            found.update(_plain(name, value))
+            results.update(_plain(name, value))
         elif _is_value(value):
-            found[name] = _as_tensor(value)
-    return found
+            results[name] = _as_tensor(value)
+    return results
 
 
 def others_of(output: Any) -> dict[str, str]:
@@ -253,19 +253,19 @@ def caches_in(output: Any, model: Any) -> dict[str, Any]:
     It is the name that the model takes, where the output has it under another or under several.
     """
     fields = fields_of(output)
-    taken = cache_parameters(model)
+    parameters = cache_parameters(model)
     caches: dict[int, tuple[str, Any]] = {}
-    for name in sorted(CACHES, key=lambda name: name not in taken):
+    for name in sorted(CACHES, key=lambda name: name not in parameters):
         value = _attribute(output, name) if fields is None else fields.get(name)
         bare = name == "cache" and isinstance(value, Tensor)
         if value is not None and not bare and id(value) not in caches:
-            caches[id(value)] = name if name in taken else _other_name(taken, fields, name), value
+            caches[id(value)] = name if name in parameters else _other_name(parameters, fields, name), value
     return dict(caches.values())
 
 
-def _other_name(taken: list[str], fields: Any, name: str) -> str:
+def _other_name(parameters: list[str], fields: Any, name: str) -> str:
     """What a model calls the cache of an output that has another name for it; the output's if it takes none."""
-    free = [other for other in taken if fields is None or fields.get(other) is None]
+    free = [other for other in parameters if fields is None or fields.get(other) is None]
     return free[0] if free else name
 
 

@@ -39,7 +39,7 @@ class Observer(Protocol):
         ...
 
 
-class Backward(Protocol):
+class BackwardPass(Protocol):
     """What makes a run's backward pass: entered around its calls, told of each that was made."""
 
     def around_run(self) -> AbstractContextManager[Any]: ...
@@ -147,8 +147,8 @@ class Run:
         *,
         calls: Sequence[Inputs] | None = None,
         around: Callable[[], AbstractContextManager[Any]] = nullcontext,
-        found: Survey | None = None,
-        backward: Backward | None = None,
+        parts: Survey | None = None,
+        backward: BackwardPass | None = None,
     ) -> list[Any]:
         """Make the calls and return what the model returned for each.
 
@@ -159,7 +159,7 @@ class Run:
             observer: watches the calls.
             calls: other inputs in place of the run's own.
             around: makes a context manager that is entered around each call, outside the observer's.
-            found: what the model consists of, where somebody has just looked.
+            parts: a survey of `modules` that was just made; None to make one.
             backward: makes the backward pass, which is not observed.
         """
         outputs: list[Any] = []
@@ -170,10 +170,10 @@ class Run:
             return [value for output in outputs for value in results_of(output).values()]
 
         whole = self._all_modules
-        known = found if whole is self.modules else None
+        whole_parts = parts if whole is self.modules else None
         with (
             torch.set_grad_enabled(self.gradients or backward is not None),
-            kept_state(whole, found=known, by=self, settle=settle, returned=returned),
+            kept_state(whole, parts=whole_parts, by=self, settle=settle, returned=returned),
             nullcontext() if backward is None else backward.around_run(),
         ):
             made = self.calls if calls is None else calls
@@ -303,10 +303,10 @@ def _check_layout(layout: Layout, calls: Sequence[Inputs]) -> None:
         )
     for index, (entry, inputs) in enumerate(zip(layout.calls, calls, strict=True)):
         for stream, coordinates in entry.items():
-            found = token_tensor(inputs, stream)
-            if found is None:
+            carrier = token_tensor(inputs, stream)
+            if carrier is None:
                 continue
-            name, tokens = found
+            name, tokens = carrier
             shape = coordinates.shape
             if len(shape) > tokens.dim() or (
                 tuple(tokens.shape[: len(shape)]) != shape and not _frames_last(tokens, shape)
@@ -404,12 +404,12 @@ def _copy_tensor(value: Tensor) -> Tensor:
 
 def token_ids(run: Run) -> dict[tuple[int, int], int]:
     """Token id of every (sample, position) of the main stream, where the inputs are ids."""
-    found: dict[tuple[int, int], int] = {}
+    tokens: dict[tuple[int, int], int] = {}
     for entry, inputs in zip(run.layout.calls, run.calls, strict=True):
         coordinates, ids = entry.get(MAIN), inputs.get("input_ids")
         if coordinates is None or not isinstance(ids, Tensor) or tuple(ids.shape) != coordinates.shape:
             continue
         valid = coordinates.valid
         keys = zip(coordinates.sample[valid].tolist(), coordinates.position[valid].tolist(), strict=True)
-        found.update(zip(keys, ids.detach().cpu()[valid].tolist(), strict=True))
-    return found
+        tokens.update(zip(keys, ids.detach().cpu()[valid].tolist(), strict=True))
+    return tokens

@@ -34,7 +34,7 @@ _OWN = ("_parameters", "_buffers", "_modules")
 def kept_state(
     model: nn.Module | None,
     *,
-    found: Survey | None = None,
+    parts: Survey | None = None,
     weights: bool = True,
     by: object = None,
     settle: Callable[[], object] | None = None,
@@ -44,7 +44,7 @@ def kept_state(
 
     Args:
         model: the model.
-        found: what it consists of, where somebody has just looked.
+        parts: a survey of it that was just made; None to make one.
         weights: whether it may write its parameters.
         by: who makes the call. Parameters are compared by value the first time that somebody does; later, where runs
             share their `contents`, only if torch has counted a write.
@@ -59,15 +59,15 @@ def kept_state(
         return
     contents = shared() or Contents()
     first = contents.meet(by)
-    kept = ModuleState((found or survey(model)).modules)
-    contents.note(kept.tensors)
+    state = ModuleState((parts or survey(model)).modules)
+    contents.note(state.tensors)
     if weights:
-        contents.note_parameters(model, kept.modules)
+        contents.note_parameters(model, state.modules)
     over = False
 
     def put_back() -> None:
         try:
-            kept.restore()
+            state.restore()
         finally:
             if over:
                 contents.put_back(thoroughly=first, settle=settle, returned=returned)
@@ -93,7 +93,7 @@ class ModuleState:
         self._deeper: list[tuple[Any, Any]] = []
         self.modules: list[nn.Module] = []
         self.tensors: list[Tensor] = []
-        known = set(map(id, modules))
+        seen = set(map(id, modules))
         more = modules
         while more:
             held = held_by(more)
@@ -102,9 +102,9 @@ class ModuleState:
             self.tensors += held.tensors
             others = [*held.others, *self._on_parameters(more), *self._in_slots(more)]
             more = []
-            for hidden in self._look_into(others, known):
-                more += [module for module in survey(hidden).modules if id(module) not in known]
-                known.update(map(id, more))
+            for hidden in self._look_into(others, seen):
+                more += [module for module in survey(hidden).modules if id(module) not in seen]
+                seen.update(map(id, more))
         self._alone = [tensor for tensor in self.tensors if not tensor.requires_grad]
         weights = chain.from_iterable(module._parameters.values() for module in self.modules)
         self._gradients = [(w, w.requires_grad, w.grad) for w in weights if w is not None and w.is_leaf]
@@ -157,20 +157,20 @@ class ModuleState:
         nothing = _holding_nothing(held)
         return [value for value in held if type(value) not in nothing]
 
-    def _look_into(self, values: Iterable[Any], known: set[int]) -> list[nn.Module]:
+    def _look_into(self, values: Iterable[Any], seen: set[int]) -> list[nn.Module]:
         """Note what containers and objects hold, and those in them; returns modules that no module has as its own."""
         hidden: list[nn.Module] = []
         _holding_nothing(values)
         waiting = [(value, True) for value in values]
         for value, is_attribute in waiting:  # grows meanwhile
-            if id(value) in known or len(known) > _MOST:
+            if id(value) in seen or len(seen) > _MOST:
                 continue
-            known.add(id(value))
+            seen.add(id(value))
             if isinstance(value, Tensor):
                 self.tensors.append(value)
                 continue
             if isinstance(value, nn.Module):
-                known.discard(id(value))
+                seen.discard(id(value))
                 hidden.append(value)
                 continue
             inside: list[Any] = []
@@ -241,10 +241,10 @@ def _attributes_of(value: Any) -> dict[str, Any] | None:
     """The attributes of a plain object; None for what has none."""
     if type(value) in _something and type(value) not in (partial, MethodType):
         try:
-            found = object.__getattribute__(value, "__dict__")
+            attributes = object.__getattribute__(value, "__dict__")
         except AttributeError:
             return None
-        return found if type(found) is dict else None
+        return attributes if type(attributes) is dict else None
     return None
 
 
@@ -279,11 +279,11 @@ class PythonHeld:
         tensors = {kind for kind in set(kinds) if issubclass(kind, tensor)}
         self.tensors = list(compress(values, map(tensors.__contains__, kinds)))
         own = {id(entries.get(name)) for entries in attributes for name in _OWN}
-        known = tensors | nothing
+        settled = tensors | nothing
         self.others = [
             value
             for value, kind in zip(values, kinds, strict=True)
-            if (value if kind in _CONTAINERS else kind not in known) and id(value) not in own
+            if (value if kind in _CONTAINERS else kind not in settled) and id(value) not in own
         ]
         buffers = [module._buffers.values() for module in modules if module._buffers]
         self.tensors += [value for value in chain.from_iterable(buffers) if value is not None]
@@ -296,16 +296,16 @@ class PythonHeld:
         """The dicts that hold other objects, or under other keys, or in another order; with what they held."""
         if self._same():
             return []
-        found: list[tuple[dict[Any, Any], list[Any], list[Any]]] = []
+        changes: list[tuple[dict[Any, Any], list[Any], list[Any]]] = []
         start = 0
         for entries, size in zip(self._dicts, self._sizes, strict=True):
             end = start + size
             keys, values = self._keys[start:end], self._values[start:end]
             now = chain(entries, entries.values())
             if len(entries) != size or not all(map(operator.is_, now, chain(keys, values))):
-                found.append((entries, keys, values))
+                changes.append((entries, keys, values))
             start = end
-        return found
+        return changes
 
     def _same(self) -> bool:
         if list(map(len, self._dicts)) != self._sizes:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from forkpoint.errors import InputError
 from forkpoint.runs.layout import PADDING
-from forkpoint.runs.listening import HINT, Generated, Step, stream_of_tokens
+from forkpoint.runs.listening import HINT, Generated, GenerationStep, stream_of_tokens
 
 
 @dataclass(frozen=True)
@@ -34,12 +34,12 @@ class Text:
     @property
     def cached(self) -> bool:
         steps = self.made.steps
-        return len(steps) == 1 or any(step.kept for step in steps[1:])
+        return len(steps) == 1 or any(step.cached for step in steps[1:])
 
     def tokens(self, row: int) -> tuple[list[int], list[int]]:
         """The tokens of a row that were given, and those that were generated."""
-        taken = self.position[row] >= 0
-        both = taken.clone(), taken.clone()
+        is_token = self.position[row] >= 0
+        both = is_token.clone(), is_token.clone()
         both[0][self.prompt :], both[1][: self.prompt] = False, False
         given, new = (self.ids[row][mask].tolist() for mask in both)
         return given, new
@@ -47,8 +47,8 @@ class Text:
     def chosen_by(self, row: int, column: int) -> Tensor | None:
         """The logits, [vocabulary], from which the token in a column was chosen; None where they were not noted."""
         for step, stop in zip(self.made.steps, self.stops, strict=True):
-            if step.kept < column <= stop or (not self.cached and stop == column):
-                logits, at = step.logits, column - 1 - step.kept - step.columns
+            if step.cached < column <= stop or (not self.cached and stop == column):
+                logits, at = step.logits, column - 1 - step.cached - step.columns
                 return logits[row, at] if logits.dim() == 3 and -at <= logits.shape[1] else None
         return None
 
@@ -76,9 +76,11 @@ def text_of(made: Generated) -> Text:
     if len(first) == len(ids) and not torch.equal(first[:, :1], ids[:, :1]):
         ids = torch.cat([first, ids], 1)  # some return without it what the decoder began with
     prompt = _given_columns(made, ids, stream)
-    cached = len(steps) == 1 or any(step.kept for step in steps[1:])
-    ends = [step.kept for step in steps[1:]] if cached else [step.kept + step.columns for step in steps[:-1]]
-    stops = (*ends, min(steps[-1].kept + steps[-1].columns, max(ids.shape[1] - 1, prompt)))
+    cached = len(steps) == 1 or any(step.cached for step in steps[1:])
+    ends = (
+        [step.cached for step in steps[1:]] if cached else [step.cached + step.columns for step in steps[:-1]]
+    )
+    stops = (*ends, min(steps[-1].cached + steps[-1].columns, max(ids.shape[1] - 1, prompt)))
     if not _sees(steps, stops, ids, stream):
         raise InputError(
             f"a call that generates with {len(steps[0].inputs[stream])} rows of tokens which are not the {len(ids)} that it returns",
@@ -93,11 +95,11 @@ def text_of(made: Generated) -> Text:
     return Text(made, ids, position, prompt, stops)
 
 
-def _sees(steps: Sequence[Step], stops: Sequence[int], ids: Tensor, stream: str) -> bool:
+def _sees(steps: Sequence[GenerationStep], stops: Sequence[int], ids: Tensor, stream: str) -> bool:
     """Whether the forward calls see, row by row, what was returned, up to what was rejected."""
     for step, stop in zip(steps, stops, strict=True):
-        seen = step.inputs[stream].cpu()[:, : max(stop - step.kept, 0)]
-        if not torch.equal(seen, ids[:, step.kept : step.kept + seen.shape[1]]):
+        seen = step.inputs[stream].cpu()[:, : max(stop - step.cached, 0)]
+        if not torch.equal(seen, ids[:, step.cached : step.cached + seen.shape[1]]):
             return False
     return True
 
@@ -112,7 +114,7 @@ def _given_columns(made: Generated, ids: Tensor, stream: str) -> int:
         return int(given.shape[1]) + begun  # a decoder is begun with a token of its own
     plain = getattr(type(made.module), "generate", None)
     own = getattr(plain, "__module__", "") != "transformers.generation.utils"
-    return made.steps[0].kept + made.steps[0].columns if own or stream == "input_ids" else 1
+    return made.steps[0].cached + made.steps[0].columns if own or stream == "input_ids" else 1
 
 
 def _mask(made: Generated, columns: int, rows: int) -> Tensor:
@@ -131,8 +133,8 @@ def _ends(made: Generated, ids: Tensor, prompt: int) -> list[tuple[int, int]]:
     end = made.given.get("eos_token_id", getattr(config, "eos_token_id", None))
     if end is None:
         return []
-    known = torch.as_tensor(end).reshape(-1).cpu()
-    found: dict[int, int] = {}
-    for row, column in torch.isin(ids[:, prompt:], known).nonzero().tolist():
-        found.setdefault(row, column + prompt)
-    return list(found.items())
+    end_ids = torch.as_tensor(end).reshape(-1).cpu()
+    ends: dict[int, int] = {}
+    for row, column in torch.isin(ids[:, prompt:], end_ids).nonzero().tolist():
+        ends.setdefault(row, column + prompt)
+    return list(ends.items())

@@ -47,15 +47,15 @@ def says_call(function: Callable[P, R]) -> Callable[P, R]:
 
 
 def _check_names(function: Callable[..., Any], signature: inspect.Signature, given: Collection[str]) -> None:
-    known = [
+    allowed = [
         name
         for one in signature.parameters.values()
         for name in (_options(function, one) if one.kind is inspect.Parameter.VAR_KEYWORD else (one.name,))
     ]
-    unknown = [name for name in given if name not in known]
+    unknown = [name for name in given if name not in allowed]
     if unknown:
         raise InputError(
-            f"fp.{function.__name__} has no argument {', '.join(unknown)}", f"one of {', '.join(known)}"
+            f"fp.{function.__name__} has no argument {', '.join(unknown)}", f"one of {', '.join(allowed)}"
         )
 
 
@@ -67,15 +67,15 @@ def _options(function: Callable[..., Any], parameter: inspect.Parameter) -> Coll
 
 def _written(signature: inspect.Signature, given: dict[str, Any]) -> list[str]:
     """What has no default by its name, and of the rest what is plain and not the default."""
-    found: list[str] = []
+    arguments: list[str] = []
     for name, parameter in signature.parameters.items():
         if parameter.kind is inspect.Parameter.VAR_KEYWORD:
-            found += [f"{key}={value!r}" for key, value in given.get(name, {}).items() if _plain(value)]
+            arguments += [f"{key}={value!r}" for key, value in given.get(name, {}).items() if _plain(value)]
         elif parameter.default is inspect.Parameter.empty:
-            found.append(name)
+            arguments.append(name)
         elif name in given and _plain(given[name]) and given[name] != parameter.default:
-            found.append(f"{name}={given[name]!r}")
-    return found
+            arguments.append(f"{name}={given[name]!r}")
+    return arguments
 
 
 def _plain(value: Any) -> bool:

@@ -123,16 +123,18 @@ def _one_line(path: Path) -> Generator[None]:
 def _replaceable(path: Path) -> Path | None:
     """The file to make or to replace, links followed; None for what is written to as it is."""
     try:
-        found = path.stat()
+        status = path.stat()
     except FileNotFoundError:
-        found = None
-    if found is not None and not stat.S_ISREG(found.st_mode):
-        if stat.S_ISDIR(found.st_mode) or not (stat.S_ISCHR(found.st_mode) or stat.S_ISFIFO(found.st_mode)):
+        status = None
+    if status is not None and not stat.S_ISREG(status.st_mode):
+        if stat.S_ISDIR(status.st_mode) or not (
+            stat.S_ISCHR(status.st_mode) or stat.S_ISFIFO(status.st_mode)
+        ):
             raise InputError(f"{path} can't be written", "a file, not a folder, a disk or a socket")
         if not os.access(path, os.W_OK):
             raise InputError(f"{path} can't be written", "what you may write to")
         return None
-    if found is not None and _standard(found) is not None:
+    if status is not None and _standard(status) is not None:
         return None
     target = Path(os.path.realpath(path))
     folder = target.parent
@@ -140,18 +142,18 @@ def _replaceable(path: Path) -> Path | None:
         raise InputError(
             f"{path}: no folder {folder}", "a file in a folder that exists", f"mkdir -p {folder}"
         )
-    if found is not None and not os.access(target, os.W_OK):
+    if status is not None and not os.access(target, os.W_OK):
         raise InputError(f"{path} is read-only", "a file that you may write to")
     if not os.access(folder, os.W_OK):
         raise InputError(f"{path} can't be written", "a file in a folder that you may write to")
     return target
 
 
-def _standard(found: os.stat_result) -> int | None:
+def _standard(status: os.stat_result) -> int | None:
     """Whether a file is the one that standard output or standard error goes to: its descriptor."""
     for descriptor in (1, 2):
         with suppress(OSError):
-            if os.path.samestat(found, os.fstat(descriptor)):
+            if os.path.samestat(status, os.fstat(descriptor)):
                 return descriptor
     return None
 
@@ -226,10 +228,10 @@ def _remove_if_left(path: Path) -> None:
         return
     handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
     try:
-        found = os.fstat(handle)
-        if found.st_uid != os.geteuid() or time.time() - found.st_mtime < _AT_LEAST or not _lock(handle):
+        status = os.fstat(handle)
+        if status.st_uid != os.geteuid() or time.time() - status.st_mtime < _AT_LEAST or not _lock(handle):
             return
-        if stat.S_ISDIR(found.st_mode):
+        if stat.S_ISDIR(status.st_mode):
             shutil.rmtree(path)
         else:
             path.unlink()

@@ -34,9 +34,9 @@ class Memory:
 
     def __init__(self, limit: int | None = None) -> None:
         self.limit = limit
-        self.kept = 0
+        self.in_memory = 0
         """Bytes on shelves that are in memory."""
-        self.most_kept = 0
+        self.most_in_memory = 0
         self.written = 0
         """Bytes that went to files."""
 
@@ -46,10 +46,10 @@ class Memory:
 
     def take(self, size: int) -> bool:
         """Whether there is room for so many bytes; they are taken."""
-        if self.limit is not None and self.kept + size > self.limit // 2:
+        if self.limit is not None and self.in_memory + size > self.limit // 2:
             return False
-        self.kept += size
-        self.most_kept = max(self.most_kept, self.kept)
+        self.in_memory += size
+        self.most_in_memory = max(self.most_in_memory, self.in_memory)
         return True
 
     def shelf(self) -> Shelf:
@@ -62,13 +62,13 @@ class _Contents:
     """What a shelf has to give back, also if nobody closes it."""
 
     memory: Memory
-    kept: int = 0
+    in_memory: int = 0
     file: IO[bytes] | None = None
     end: int = 0
 
     def close(self) -> None:
-        self.memory.kept -= self.kept
-        self.kept = 0
+        self.memory.in_memory -= self.in_memory
+        self.in_memory = 0
         if self.file is not None:
             self.file.close()
 
@@ -114,9 +114,9 @@ class Shelf:
         return self._put(torch.from_numpy(np.array(array, order="C")))
 
     def _take(self, size: int) -> bool:
-        taken = self._contents.memory.take(size)
-        self._contents.kept += size if taken else 0
-        return taken
+        fits = self._contents.memory.take(size)
+        self._contents.in_memory += size if fits else 0
+        return fits
 
     def _put(self, value: Tensor) -> Shelved:
         flat = value.as_strided((value.numel(),), (1,))
@@ -187,14 +187,14 @@ class Shelved:
         return torch.from_numpy(data).view(self.dtype)
 
 
-def load(kept: Tensor | Shelved) -> Tensor:
+def load(stored: Tensor | Shelved) -> Tensor:
     """What was kept."""
-    return kept if isinstance(kept, Tensor) else kept.load()
+    return stored if isinstance(stored, Tensor) else stored.load()
 
 
-def load_array(kept: Array | Shelved) -> Array:
+def load_array(stored: Array | Shelved) -> Array:
     """The array that was kept."""
-    return kept.load().numpy() if isinstance(kept, Shelved) else kept
+    return stored.load().numpy() if isinstance(stored, Shelved) else stored
 
 
 def _dense(value: Tensor) -> bool:

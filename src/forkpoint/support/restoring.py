@@ -213,12 +213,12 @@ def _are_the_same(some: Sequence[Any], others: Sequence[Any]) -> bool:
 
 def _restack(
     wanted: Sequence[Any],
-    found: Callable[[], Sequence[Any]],
+    current: Callable[[], Sequence[Any]],
     pop: Callable[[], Any],
     push: Callable[[Any], Any],
 ) -> None:
     """Make a stack of modes what it was."""
-    stack = found()
+    stack = current()
     same = sum(1 for _ in takewhile(lambda pair: pair[0] is pair[1], zip(stack, wanted, strict=False)))
     for _ in stack[same:]:
         pop()

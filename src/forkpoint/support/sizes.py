@@ -25,10 +25,10 @@ def parse_size(given: int | str, name: str = "max_memory") -> int:
     Raises:
         InputError: it is no size, less than a byte, or more than any machine has.
     """
-    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([a-z]*)", str(given).strip().lower())
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([a-z]*)", str(given).strip().lower())
     size = 0
-    if found is not None and found[2] in _UNITS and not isinstance(given, bool):
-        number = float(found[1]) * _UNITS[found[2]]
+    if match is not None and match[2] in _UNITS and not isinstance(given, bool):
+        number = float(match[1]) * _UNITS[match[2]]
         size = int(number) if number < 1 << 63 else 0
     if size < 1:
         raise InputError(

@@ -374,7 +374,7 @@ class _Streaming(Recorder):
         """The digests of all rows so far are there."""
         tape, writer, base = self.tape, self.group.recording.writer, self.group.base
         digests, first = tape.batch.results(), self.written
-        tape.batch = digest.Batch()
+        tape.batch = digest.DigestBatch()
         opened = dict(tape.opened)
         computed = {row: (treatment, tensors) for row, treatment, tensors in tape.computed}
         tape.opened.clear()

@@ -117,7 +117,7 @@ def test_lazy_negation_is_seen():
         assert module.rows(x, ()).tolist() == definition.rows(x.resolve_neg().clone(), ())
         assert module.grid(x, (0,)).tolist() == definition.grid(x.resolve_neg().clone(), (0,))
     contiguous = torch._neg_view(torch.arange(8.0).reshape(2, 4))
-    batch = digest.Batch()
+    batch = digest.DigestBatch()
     batch.add(contiguous, (0,))
     expected = definition.rows(-torch.arange(8.0).reshape(2, 4), (0,))
     assert batch.results()[0].tolist() == digest.rows(contiguous, (0,)).tolist() == expected
@@ -153,7 +153,7 @@ def test_refusals(name, x, dims, error, text):
         with pytest.raises(error, match=text):
             getattr(module, name)(x, dims)
     with pytest.raises(error, match=text):
-        digest.Batch().add(x, dims)
+        digest.DigestBatch().add(x, dims)
 
 
 def test_an_index_beyond_the_cells_is_refused(implementation):

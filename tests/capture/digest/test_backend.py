@@ -43,7 +43,7 @@ def test_numba_serves_the_cpu():
 def test_without_numba_torch_serves(fresh, monkeypatch):
     monkeypatch.setattr(backend.importlib.util, "find_spec", lambda name: None)
     assert backend.implementation(CPU) is torch_impl
-    batch = digest.Batch()
+    batch = digest.DigestBatch()
     batch.add(torch.ones(2, 3), (0,))
     assert batch.results()[0].tolist() == definition.rows(torch.ones(2, 3), (0,))
 

@@ -29,7 +29,7 @@ def test_a_batch_gives_the_digests_of_rows(queued, flushes, fast, limit):
     with pytest.MonkeyPatch.context() as patch:
         if not fast:
             patch.setattr(batch_module, "table_implementation", lambda device: None)
-        batch = digest.Batch(None if limit is None else Memory(limit).shelf())
+        batch = digest.DigestBatch(None if limit is None else Memory(limit).shelf())
         for slot, (x, dims) in enumerate(queued):
             assert batch.add(x, dims) == slot
             if slot in flushes:
@@ -45,7 +45,7 @@ def test_a_batch_gives_the_digests_of_rows(queued, flushes, fast, limit):
 def test_digests_of_several_devices_lie_in_parts_of_their_own(monkeypatch, limit):
     monkeypatch.setattr(batch_module, "table_implementation", lambda device: None)
     room = Memory(limit)
-    batch = digest.Batch(room.shelf())
+    batch = digest.DigestBatch(room.shelf())
     tensors = [filled((rows, 3), torch.float32, seed) for seed, rows in enumerate((4, 0, 7, 1, 5, 0, 2))]
     for slot, x in enumerate(tensors):
         known = digest.planned(x, (0,))
@@ -59,7 +59,7 @@ def test_digests_of_several_devices_lie_in_parts_of_their_own(monkeypatch, limit
     assert [results[slot].tolist() for slot in range(len(tensors))] == [
         torch_impl.rows(x, (0,)).tolist() for x in tensors
     ]
-    assert room.most_kept <= limit / 2
+    assert room.most_in_memory <= limit / 2
 
 
 def test_many_tensors_of_all_sizes():
@@ -67,7 +67,7 @@ def test_many_tensors_of_all_sizes():
     tensors = [filled(shape, torch.float32, seed) for seed, shape in enumerate(shapes)]
     tensors += [x.bfloat16() for x in tensors]
     tensors += [filled((1, 9, 50, 64), torch.float32, 9).transpose(1, 2) for _ in range(5)]
-    batch = digest.Batch()
+    batch = digest.DigestBatch()
     slots = [batch.add(x, (0, 1)) for x in tensors]
     results = batch.results()
     for slot, x in zip(slots, tensors, strict=True):
@@ -75,7 +75,7 @@ def test_many_tensors_of_all_sizes():
 
 
 def test_results_can_be_asked_for_again_and_go_on():
-    batch = digest.Batch()
+    batch = digest.DigestBatch()
     assert len(batch.results()) == 0
     batch.add(torch.ones(2, 3), (0,))
     first = batch.results()
@@ -87,7 +87,7 @@ def test_results_can_be_asked_for_again_and_go_on():
 
 @pytest.mark.usefixtures("few_objects")
 def test_tensors_are_kept_until_the_flush_and_not_longer():
-    batch = digest.Batch()
+    batch = digest.DigestBatch()
     x = torch.ones(4, 8)
     odd = torch.ones(4, 7, dtype=torch.bfloat16)
     alive = [weakref.ref(x), weakref.ref(odd)]
@@ -103,7 +103,7 @@ def test_tensors_are_kept_until_the_flush_and_not_longer():
 
 
 def test_a_refused_tensor_takes_no_slot():
-    batch = digest.Batch()
+    batch = digest.DigestBatch()
     with pytest.raises(ValueError, match="ascending"):
         batch.add(torch.ones(2, 3), (1, 0))
     assert batch.add(torch.ones(2, 3), (0, 1)) == 0
@@ -111,7 +111,7 @@ def test_a_refused_tensor_takes_no_slot():
 
 def test_a_flush_that_failed_can_be_tried_again(monkeypatch):
     odd = [torch.full((2, 3), value, dtype=torch.bfloat16) for value in (1.0, 2.0, 3.0)]
-    batch = digest.Batch()
+    batch = digest.DigestBatch()
     for x in odd:
         batch.add(x, (0,))
     pack_rows, calls = torch_impl.pack_rows, []
@@ -130,14 +130,14 @@ def test_a_flush_that_failed_can_be_tried_again(monkeypatch):
 
 
 def test_slots_are_integers_in_order():
-    batch = digest.Batch()
+    batch = digest.DigestBatch()
     assert [batch.add(torch.ones(2), ()) for _ in range(3)] == [0, 1, 2]
 
 
 def test_many_can_be_queued_at_once():
     tensors = [torch.randn(1, n, 4) for n in (2, 3, 5)]
     plans = [digest.planned(tensor, (0, 1)) for tensor in tensors]
-    one, many = digest.Batch(), digest.Batch()
+    one, many = digest.DigestBatch(), digest.DigestBatch()
     for tensor, plan in zip(tensors, plans, strict=True):
         one.push(tensor, plan)
     many.extend(tensors[:1], digest.PlanGroup(plans[:1]))
@@ -152,7 +152,7 @@ def test_what_can_t_be_read_where_it_lies_is_copied():
     odd = torch.arange(9, dtype=torch.uint8)[1:].view(2, 4)
     negated = torch.view_as_complex(torch.randn(3, 4, 2)).conj().imag
     apart = torch.randn(4, 3).t()
-    batch = digest.Batch()
+    batch = digest.DigestBatch()
     slots = [batch.add(x, (0,)) for x in (odd, negated, apart, odd.clone())]
     digests = batch.results()
     for slot, x in zip(slots, (odd, negated, apart, odd), strict=True):
@@ -160,7 +160,7 @@ def test_what_can_t_be_read_where_it_lies_is_copied():
 
 
 def test_digests_are_those_of_the_values_at_the_flush():
-    batch = digest.Batch()
+    batch = digest.DigestBatch()
     value = torch.ones(1, 3)
     batch.add(value, (0,))
     wanted = digest.rows(value, (0,)).numpy()

@@ -78,7 +78,7 @@ def test_several_threads_give_the_same_digests(two_threads):
     assert torch.equal(digest.rows(LARGE, (0,)), expected)
     keys = torch.arange(600, dtype=torch.int32)
     assert torch.equal(digest.grid(LARGE, (0, 1), keys), torch_impl.grid(LARGE, (0, 1), keys))
-    batch = digest.Batch()
+    batch = digest.DigestBatch()
     sizes = [1, 600, 3, 0, 999, 17, 500]
     for size in sizes:
         batch.add(LARGE[:size], (0,))

@@ -77,7 +77,7 @@ def test_long_slices(triton_impl, dtype, shape, dims):
 
 @pytest.mark.skipif(INTERPRETED, reason="batches on the CPU are numba's")
 def test_batches(triton_impl):
-    batch, expected = digest.Batch(), []
+    batch, expected = digest.DigestBatch(), []
     for seed, dtype in enumerate(DTYPES):
         x = filled((1, 8, 37, 64), dtype, seed)
         for view, dims in (

@@ -19,11 +19,18 @@ import torch
 from torch import Tensor
 
 from forkpoint.capture.digest.backend import implementation, prepare
-from forkpoint.capture.digest.batch import Batch, DevicePlan, Digests, PlanGroup, ShelvedDigests, planned
+from forkpoint.capture.digest.batch import (
+    DevicePlan,
+    DigestBatch,
+    Digests,
+    PlanGroup,
+    ShelvedDigests,
+    planned,
+)
 
 __all__ = [
-    "Batch",
     "DevicePlan",
+    "DigestBatch",
     "Digests",
     "PlanGroup",
     "ShelvedDigests",

@@ -27,19 +27,19 @@ Ints = np.ndarray[Any, np.dtype[np.int64]]
 
 @dataclass(frozen=True, eq=False)
 class TablePlan:
-    """How the tensors of a table are digested, without where they lie: what one layer queues, the next queues too.
+    """How the tensors of a table are digested, whatever their addresses: layers that are alike share one.
 
     Attributes:
-        fields: of each tensor's plan, `Plan.fields`: [tensors, fields].
+        fields: of each tensor's plan, `RowPlan.fields`: [tensors, fields].
         targets: where each tensor's digests begin in the result.
         rows: how many digests there are.
-        kept: what an implementation works out from them, for the next table with this plan.
+        cache: what an implementation works out from the fields, for the next table with this plan.
     """
 
     fields: Ints
     targets: Ints
     rows: int
-    kept: dict[Any, Any] = field(default_factory=dict[Any, Any])
+    cache: dict[Any, Any] = field(default_factory=dict[Any, Any])
 
     @classmethod
     def of(cls, fields: Ints) -> TablePlan:
@@ -89,22 +89,22 @@ PLAIN = cast("Implementation", torch_impl)
 def table_implementation(device: torch.device) -> TableImplementation | None:
     """The implementation for a device that digests many tensors at once, if there is one that works."""
     ahead = _ahead.get(device)
-    found, failure = _look_for(device) if ahead is None else ahead.result()
+    backend, failure = _look_for(device) if ahead is None else ahead.result()
     if failure:
         warnings.warn(
             f"digests on {device} are computed by plain torch, which is slower, since {failure}",
             RuntimeWarning,
             stacklevel=2,
         )
-    return found
+    return backend
 
 
 _ahead: dict[torch.device, Future[tuple[TableImplementation | None, str]]] = {}
-"""What is looked for before anybody asks."""
+"""By device, a search for its implementation that `prepare` began."""
 
 
 def prepare(device: torch.device) -> None:
-    """Begin to look for the implementation for a device, while something else is done, if that takes long.
+    """Begin to look for a device's implementation in another thread, if that takes long.
 
     Triton reads all its own files and may start a compiler; meanwhile the model makes its first forward pass.
     """
@@ -130,11 +130,11 @@ def _look_for(device: torch.device) -> tuple[TableImplementation | None, str]:
     if importlib.util.find_spec(needs) is None:
         return None, ""
     try:
-        found = cast("TableImplementation", importlib.import_module(f"{__package__}.{name}"))
-        _try_out(found, device)
+        backend = cast("TableImplementation", importlib.import_module(f"{__package__}.{name}"))
+        _try_out(backend, device)
     except Exception as error:  # noqa: BLE001  a compiler may fail in any way; the fallback needs none
         return None, f"{needs} failed: {type(error).__name__}: {error}"
-    return found, ""
+    return backend, ""
 
 
 def implementation(device: torch.device) -> Implementation:
@@ -142,12 +142,12 @@ def implementation(device: torch.device) -> Implementation:
     return table_implementation(device) or PLAIN
 
 
-def _try_out(found: Implementation, device: torch.device) -> None:
+def _try_out(backend: Implementation, device: torch.device) -> None:
     """Raises if an implementation doesn't give the digests of the definition."""
     x = torch.arange(-1000.0, 1048.0).reshape(2, 1024)  # as wide as most: Triton compiles nothing in vain
     x[0, :4] = torch.tensor([-0.0, torch.nan, torch.inf, -torch.nan])
     for y in (x, x.repeat(1, 2).to(torch.bfloat16)):
-        if found.rows(y.to(device), (0,)).tolist() != definition.rows(y, (0,)):
+        if backend.rows(y.to(device), (0,)).tolist() != definition.rows(y, (0,)):
             raise RuntimeError(
                 "its digests are wrong (is a compiler's cache stale? numba's is in __pycache__)"
             )

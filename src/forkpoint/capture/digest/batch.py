@@ -17,7 +17,7 @@ from torch import Tensor
 from forkpoint.capture.digest import torch_impl
 from forkpoint.capture.digest.backend import Ints, TablePlan, TensorTable, prepare, table_implementation
 from forkpoint.capture.digest.places import places_of
-from forkpoint.capture.digest.plan import Plan, find, packed
+from forkpoint.capture.digest.plan import RowPlan, find, packed
 from forkpoint.support.memory import Shelf, Shelved
 from forkpoint.support.readable import extent_of, why_unreadable
 
@@ -71,18 +71,18 @@ class ShelvedDigests:
 
 
 class DevicePlan:
-    """What a batch needs to know of tensors of one dtype, shape, stride and device; good for any batch.
+    """How tensors of one dtype, shape, stride and device are digested; the same object serves all batches.
 
     Attributes:
-        device: which of the devices seen so far.
-        number: which of the plans, and the same as int64 in bytes.
+        device: number of the device among those seen so far.
+        number: number of the row plan among all that were made; `number_bytes` is the same as int64.
         rows: how many digests such a tensor has.
         n_bytes: of its slices; what an expanded tensor repeats is counted as often.
     """
 
     __slots__ = ("device", "direct", "n_bytes", "number", "number_bytes", "plan", "row_dims", "rows")
 
-    def __init__(self, plan: Plan, device: torch.device, row_dims: tuple[int, ...]) -> None:
+    def __init__(self, plan: RowPlan, device: torch.device, row_dims: tuple[int, ...]) -> None:
         self.plan, self.row_dims = plan, row_dims
         self.number = _numbers.setdefault(plan, len(_numbers))
         self.number_bytes = np.int64(self.number).tobytes()
@@ -93,12 +93,12 @@ class DevicePlan:
 
 
 class PlanGroup:
-    """How several tensors are digested that are always queued together.
+    """The plans of tensors that are always queued together, such as those of a layer.
 
     Attributes:
-        devices: of all, int64 each, and `device` where that is one.
-        numbers: of their plans, int64 each.
-        rows: how many digests each of them has, int64 each.
+        devices: the device number of each tensor, int64; `device` is that number where all have the same, else None.
+        numbers: the plan number of each, int64.
+        rows: how many digests each has, int64.
         n_bytes: of the slices of all.
     """
 
@@ -106,14 +106,14 @@ class PlanGroup:
 
     def __init__(self, plans: list[DevicePlan]) -> None:
         self.plans = plans
-        self.devices = array("q", [known.device for known in plans])
+        self.devices = array("q", [plan.device for plan in plans])
         self.device = self.devices[0] if len(set(self.devices)) == 1 else None
-        self.numbers = b"".join(known.number_bytes for known in plans)
-        self.rows = array("q", [known.rows for known in plans])
-        self.n_bytes = sum(known.n_bytes for known in plans)
+        self.numbers = b"".join(plan.number_bytes for plan in plans)
+        self.rows = array("q", [plan.rows for plan in plans])
+        self.n_bytes = sum(plan.n_bytes for plan in plans)
 
 
-_numbers: dict[Plan, int] = {}
+_numbers: dict[RowPlan, int] = {}
 """All plans ever made, which are few, each with its number."""
 _devices: dict[torch.device, int] = {}
 
@@ -160,16 +160,16 @@ class _Queue:
         """Digest what is queued; which of the tensors could not be read, and why: their digests are 0."""
         if not self.tensors:
             return {}
-        places, rooms = (np.frombuffer(found, dtype=np.int64) for found in places_of(self.tensors))
+        places, rooms = (np.frombuffer(column, dtype=np.int64) for column in places_of(self.tensors))
         unreadable = self._leave_out(rooms)
         if unreadable:
             places = np.frombuffer(places_of(self.tensors)[0], dtype=np.int64)
-        found = table_implementation(self.device)
-        if found is None:
+        backend = table_implementation(self.device)
+        if backend is None:
             pairs = zip(self.tensors, self.plans, strict=True)
-            self.digests += [torch_impl.rows(x, known.row_dims) for x, known in pairs]
+            self.digests += [torch_impl.rows(x, plan.row_dims) for x, plan in pairs]
         else:
-            self.digests.append(found.digest_table(self._table(places), self.device))
+            self.digests.append(backend.digest_table(self._table(places), self.device))
         self.tensors.clear()
         self.plans.clear()
         self.numbers.clear()
@@ -201,14 +201,14 @@ class _Queue:
 
     def _copy(self, entry: int) -> int:
         """Put a copy that can be read where it lies in place of a tensor; returns where it lies."""
-        known = self.plans[entry]
-        words = torch_impl.pack_rows(self.tensors[entry], known.row_dims)
-        self._replace(entry, words, DevicePlan(packed(known.plan), self.device, (0,)))
+        device_plan = self.plans[entry]
+        words = torch_impl.pack_rows(self.tensors[entry], device_plan.row_dims)
+        self._replace(entry, words, DevicePlan(packed(device_plan.plan), self.device, (0,)))
         return words.data_ptr()
 
-    def _replace(self, entry: int, x: Tensor, known: DevicePlan) -> None:
-        self.tensors[entry], self.plans[entry] = x, known
-        self.numbers[8 * entry : 8 * entry + 8] = known.number_bytes
+    def _replace(self, entry: int, x: Tensor, plan: DevicePlan) -> None:
+        self.tensors[entry], self.plans[entry] = x, plan
+        self.numbers[8 * entry : 8 * entry + 8] = plan.number_bytes
         self.negated.discard(entry)
 
 
@@ -231,7 +231,7 @@ def _table_plan(numbers: bytes) -> tuple[TablePlan, list[int], Ints]:
 
 
 def _extents(fields: Ints) -> Ints:
-    """How many bytes rows of whole words reach from the first word on; see `plan.Plan.fields`."""
+    """How many bytes rows of whole words reach from the first word on; see `plan.RowPlan.fields`."""
     rows, words, _, inner, outer_stride, inner_stride, a_size, b_size, a_stride, b_stride, run = fields.T
     outer = rows // np.maximum(inner, 1)
     reach = (
@@ -252,13 +252,13 @@ def _fields(count: int) -> tuple[NDArray[np.bool_], Ints]:
     )
 
 
-class Batch:
+class DigestBatch:
     """Queues tensors and digests their rows later: many on one device in one go, without waiting for it.
 
     A queued tensor is kept alive, and read when `flush` comes, on the then current stream: flush before
     anything writes to it in place, and whenever more waits than may be kept.
 
-    >>> batch = Batch()
+    >>> batch = DigestBatch()
     >>> slots = [batch.add(torch.ones(1, n, 4), (0, 1)) for n in (2, 3)]
     >>> digests = batch.results()
     >>> [len(digests[slot]) for slot in slots], bool(digests[1][2] == digests[0][0])
@@ -286,23 +286,23 @@ class Batch:
         """
         return self.push(x, planned(x, row_dims))
 
-    def push(self, x: Tensor, known: DevicePlan) -> int:
-        """As `add`, for a tensor of which is known how it is digested."""
-        queue = self._queues.get(known.device)
+    def push(self, x: Tensor, plan: DevicePlan) -> int:
+        """As `add`, for a tensor whose plan is given."""
+        queue = self._queues.get(plan.device)
         if queue is None:
-            queue = self._queues[known.device] = _Queue(x.device)
+            queue = self._queues[plan.device] = _Queue(x.device)
             prepare(x.device)
         if x.is_neg():
             queue.negated.add(len(queue.tensors))
         queue.tensors.append(x)
-        queue.plans.append(known)
-        queue.numbers += known.number_bytes
-        self._rows.append(known.rows)
-        self._devices.append(known.device)
+        queue.plans.append(plan)
+        queue.numbers += plan.number_bytes
+        self._rows.append(plan.rows)
+        self._devices.append(plan.device)
         return len(self._rows) - 1
 
     def extend(self, tensors: Sequence[Tensor], plan_group: PlanGroup) -> None:
-        """Queues many, none of them to be negated, of which is known how they are digested; their slots are in order."""
+        """Queues many tensors whose plans are given, none of them lazily negated; their slots are in order."""
         queue = None if plan_group.device is None else self._queues.get(plan_group.device)
         if queue is not None:
             queue.tensors += tensors
@@ -311,8 +311,8 @@ class Batch:
             self._rows += plan_group.rows
             self._devices += plan_group.devices
         else:
-            for x, known in zip(tensors, plan_group.plans, strict=True):
-                self.push(x, known)
+            for x, plan in zip(tensors, plan_group.plans, strict=True):
+                self.push(x, plan)
 
     def flush(self) -> dict[int, str]:
         """Digests what is queued, without waiting for the device, and lets go of the tensors.

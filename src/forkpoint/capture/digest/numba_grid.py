@@ -35,11 +35,11 @@ from forkpoint.capture.digest.numba_words import (
     words_at,
     work,
 )
-from forkpoint.capture.digest.plan import Kind, check, kind, merged
+from forkpoint.capture.digest.plan import ElementType, check, kind, merged
 
 _CELLS = 1024
 """Cells whose sums stay in the nearest cache."""
-_FLOAT64 = int(Kind.FLOAT64)
+_FLOAT64 = int(ElementType.FLOAT64)
 _POSITION_FACTORS = (U32(definition.POSITION_FACTORS[0]), U32(definition.POSITION_FACTORS[1]))
 
 

@@ -42,12 +42,12 @@ from forkpoint.capture.digest.numba_words import (
     words_at,
     work,
 )
-from forkpoint.capture.digest.plan import Kind, find, packed
+from forkpoint.capture.digest.plan import ElementType, find, packed
 
 _CPU = torch.device("cpu")
 _LINES = "numba lines"
 _unpacked: Any = to_fixed_tuple
-_RAW, _FLOAT32, _FLOAT64 = int(Kind.RAW), int(Kind.FLOAT32), int(Kind.FLOAT64)
+_RAW, _FLOAT32, _FLOAT64 = int(ElementType.RAW), int(ElementType.FLOAT32), int(ElementType.FLOAT64)
 _SHORT_RUN, _SCRATCH_WORDS = 256, 1 << 13
 _MASK = 0xFFFF_FFFF
 
@@ -170,11 +170,11 @@ def rows(x: Tensor, row_dims: Sequence[int], first_word: Tensor | None = None) -
 def digest_table(table: TensorTable, _device: torch.device = _CPU) -> Tensor:
     """The digests of all entries of a table."""
     table_plan = table.table_plan
-    if _LINES not in table_plan.kept:
+    if _LINES not in table_plan.cache:
         lines = np.zeros((len(table_plan.fields), 14), dtype=np.int64)
         lines[:, 1], lines[:, 3:] = table_plan.targets, table_plan.fields
-        table_plan.kept[_LINES] = lines, np.cumsum(lines[:, 3] * lines[:, 4])
-    lines, ends = table_plan.kept[_LINES]
+        table_plan.cache[_LINES] = lines, np.cumsum(lines[:, 3] * lines[:, 4])
+    lines, ends = table_plan.cache[_LINES]
     lines = lines.copy()
     lines[:, 0] = table.addresses
     if table.starts is not None:

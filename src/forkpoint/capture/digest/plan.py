@@ -4,7 +4,7 @@ A plan depends on shape, strides, dtype and row dimensions only, never on the ad
 same few plans serve a whole model, and looking one up costs a fraction of a microsecond.
 
 >>> find(torch.empty(1, 9, 50, 64).transpose(1, 2), (0, 1))  # [B, T, heads, D]: a row is 9 runs of 64 words
-Plan(rows=50, words=576, kind=<Kind.FLOAT32: 1>, direct=True, row_sizes=(1, 50), row_strides=(0, 64),
+RowPlan(rows=50, words=576, kind=<ElementType.FLOAT32: 1>, direct=True, row_sizes=(1, 50), row_strides=(0, 64),
      piece_sizes=(1, 9), piece_strides=(0, 3200), run=64)
 """
 
@@ -21,7 +21,7 @@ import torch
 from forkpoint.capture.digest import definition
 
 
-class Kind(enum.IntEnum):
+class ElementType(enum.IntEnum):
     """How the elements in a word are made canonical."""
 
     RAW = 0
@@ -34,12 +34,12 @@ class Kind(enum.IntEnum):
 
 
 _KINDS = {
-    torch.float32: Kind.FLOAT32,
-    torch.bfloat16: Kind.BFLOAT16,
-    torch.float16: Kind.FLOAT16,
-    torch.float8_e4m3fn: Kind.FLOAT8_E4M3,
-    torch.float8_e5m2: Kind.FLOAT8_E5M2,
-    torch.float64: Kind.FLOAT64,
+    torch.float32: ElementType.FLOAT32,
+    torch.bfloat16: ElementType.BFLOAT16,
+    torch.float16: ElementType.FLOAT16,
+    torch.float8_e4m3fn: ElementType.FLOAT8_E4M3,
+    torch.float8_e5m2: ElementType.FLOAT8_E5M2,
+    torch.float64: ElementType.FLOAT64,
 }
 
 
@@ -70,12 +70,12 @@ LANES: tuple[Lanes, ...] = (Lanes(0, 0, 0), *(_lanes(dtype) for dtype in list(_K
 """By kind. Raw words have no sign and come out unchanged; float64 needs code of its own."""
 
 
-def kind(dtype: torch.dtype) -> Kind:
+def kind(dtype: torch.dtype) -> ElementType:
     """The kind of a dtype, or of the parts of a complex one."""
-    return _KINDS.get(dtype.to_real() if dtype.is_complex else dtype, Kind.RAW)
+    return _KINDS.get(dtype.to_real() if dtype.is_complex else dtype, ElementType.RAW)
 
 
-class Plan(NamedTuple):
+class RowPlan(NamedTuple):
     """Where the words of every row lie; all strides and lengths count 4-byte words.
 
     Word ``j`` of run ``(a, b)`` of row ``(r, s)`` is at ``r * row_strides[0] + s * row_strides[1] +
@@ -85,7 +85,7 @@ class Plan(NamedTuple):
     rows: int
     words: int
     """Words of one row, the last one filled up with zeros if need be."""
-    kind: Kind
+    kind: ElementType
     direct: bool
     """False if the slices must first be laid out as rows of whole words (`torch_impl.pack_rows`)."""
     row_sizes: tuple[int, int] = (1, 1)
@@ -126,14 +126,14 @@ def check(x: torch.Tensor, dims: Sequence[int]) -> None:
         )
 
 
-def find(x: torch.Tensor, row_dims: Sequence[int]) -> Plan:
+def find(x: torch.Tensor, row_dims: Sequence[int]) -> RowPlan:
     """The plan for the rows of a tensor."""
     check(x, row_dims)
     size, sizes, strides = x.dtype.itemsize, x.shape, x.stride()
     slice_dims = [dim for dim in range(len(sizes)) if dim not in row_dims]
     n_rows = math.prod([sizes[dim] for dim in row_dims])
     n_bytes = math.prod([sizes[dim] for dim in slice_dims]) * size
-    copied = Plan(n_rows, -(-n_bytes // 4), kind(x.dtype), direct=False)
+    copied = RowPlan(n_rows, -(-n_bytes // 4), kind(x.dtype), direct=False)
     if n_rows == 0 or n_bytes == 0:
         return packed(copied)
     if x.is_complex():
@@ -151,7 +151,7 @@ def find(x: torch.Tensor, row_dims: Sequence[int]) -> Plan:
         return copied
     outer_row, row = [(1, 0)] * (2 - len(rows)) + rows
     outer_piece, piece = [(1, 0)] * (2 - len(pieces)) + pieces
-    return Plan(
+    return RowPlan(
         n_rows,
         copied.words,
         copied.kind,
@@ -164,9 +164,9 @@ def find(x: torch.Tensor, row_dims: Sequence[int]) -> Plan:
     )
 
 
-def packed(plan: Plan) -> Plan:
+def packed(plan: RowPlan) -> RowPlan:
     """The plan of the copy that `torch_impl.pack_rows` makes."""
-    return Plan(
+    return RowPlan(
         plan.rows,
         plan.words,
         plan.kind,

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from forkpoint.capture.digest import definition
-from forkpoint.capture.digest.plan import LANES, Kind, check, kind
+from forkpoint.capture.digest.plan import LANES, ElementType, check, kind
 
 _CHUNK_WORDS = {"cpu": 1 << 15}
 _CHUNK_WORDS_ELSEWHERE = 1 << 24
@@ -132,7 +132,7 @@ def _viewed(flat: Tensor, dtype: torch.dtype) -> Tensor:
     return flat.view(torch.uint8).view(dtype)
 
 
-def digest_packed(words: Tensor, kind: Kind, first_word: Tensor | None = None) -> Tensor:
+def digest_packed(words: Tensor, kind: ElementType, first_word: Tensor | None = None) -> Tensor:
     """The digests of int32[rows, words]."""
     n_rows, n_words = words.shape
     out = torch.zeros(n_rows, dtype=torch.int64, device=words.device)
@@ -160,10 +160,10 @@ def _index_keys(count: int, device: torch.device, start: int = 0) -> Tensor:
     return index * _INDEX_FACTOR + _INDEX_OFFSET
 
 
-def _canonical(words: Tensor, kind: Kind) -> Tensor:
-    if kind is Kind.RAW:
+def _canonical(words: Tensor, kind: ElementType) -> Tensor:
+    if kind is ElementType.RAW:
         return words
-    if kind is Kind.FLOAT64:
+    if kind is ElementType.FLOAT64:
         return _canonical_pairs(words)
     sign, above, shift = _signed(LANES[kind].sign), LANES[kind].above, LANES[kind].shift
     ones = LANES[kind].sign >> shift

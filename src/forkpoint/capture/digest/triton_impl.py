@@ -31,7 +31,7 @@ from torch import Tensor
 
 from forkpoint.capture.digest import torch_impl
 from forkpoint.capture.digest.backend import Ints, TablePlan, TensorTable
-from forkpoint.capture.digest.plan import LANES, Kind, check, find, kind, merged, packed
+from forkpoint.capture.digest.plan import LANES, ElementType, check, find, kind, merged, packed
 from forkpoint.capture.digest.triton_kernels import digest_grid, digest_rows
 
 BLOCK = 256
@@ -86,21 +86,21 @@ def _on(device: torch.device) -> AbstractContextManager[object]:
 
 
 def _digest_table(table: TensorTable, device: torch.device, block: int, warps: int, repeat: int) -> Tensor:
-    known = _layout_of(table, block)
-    for variant, words in known.waiting:
+    layout = _layout_of(table, block)
+    for variant, words in layout.waiting:
         _words[variant] += words
     # blocks that share a row add to it, and rows without words have no block
-    out = (torch.zeros if known.adds else torch.empty)(
+    out = (torch.zeros if layout.adds else torch.empty)(
         table.table_plan.rows, dtype=torch.int64, device=device
     )
     stream = torch.cuda.current_stream(device).cuda_stream if device.type == "cuda" else 0
     places = _staged.room(device, stream, 2 * len(table.addresses))
     anchor = places.data_ptr()
     with _to(places[: 2 * len(table.addresses)]) as values:
-        values[0::2] = (table.addresses - anchor) >> known.shifts
+        values[0::2] = (table.addresses - anchor) >> layout.shifts
         values[1::2] = 0 if table.starts is None else (table.starts - anchor) >> 2
-    lines, groups = known.tables_on(device, stream)
-    for variant, first, count in known.launches:
+    lines, groups = layout.tables_on(device, stream)
+    for variant, first, count in layout.launches:
         times = repeat or (1 if variant.rows == 1 else REPEAT)
         what = _Compiled(variant, block, warps, times, device)
         _launch(what, count * GROUP // times, out, places, lines, groups, first)
@@ -108,18 +108,21 @@ def _digest_table(table: TensorTable, device: torch.device, block: int, warps: i
 
 
 class _Staged(threading.local):
-    """Where a thread's places lie on a device: what it launches on a stream runs one after the other."""
+    """Device memory in which a thread's launches find the addresses of their tensors.
+
+    Launches on one stream run one after the other, so that they can share it.
+    """
 
     def __init__(self) -> None:
         self._on: dict[tuple[torch.device, int], Tensor] = {}
 
     def room(self, device: torch.device, stream: int, size: int) -> Tensor:
         """Memory for the next launch: int64[size or more]."""
-        found = self._on.get((device, stream))
-        if found is None or len(found) < size:
-            found = torch.empty(max(size, _STAGED), dtype=torch.int64, device=device)
-            self._on[device, stream] = found
-        return found
+        memory = self._on.get((device, stream))
+        if memory is None or len(memory) < size:
+            memory = torch.empty(max(size, _STAGED), dtype=torch.int64, device=device)
+            self._on[device, stream] = memory
+        return memory
 
 
 _staged = _Staged()
@@ -163,9 +166,9 @@ def _launch(
     Triton looks at each launch for what it has compiled, which takes longer than all the rest, so it is asked once.
     Nothing else that it compiles for can differ: all tensors are allocated here, so that they are aligned.
     """
-    found = _kernels.get(what)
-    if found is not None:
-        kernel, constants = found
+    compiled = _kernels.get(what)
+    if compiled is not None:
+        kernel, constants = compiled
         kernel[blocks, 1, 1](places, out, places, lines, groups, first_group, *constants)
         return
     constants = what.constants
@@ -226,10 +229,10 @@ class _Layout:
 
     def tables_on(self, device: torch.device, stream: int) -> tuple[Tensor, Tensor]:
         """Both tables on a device, where they stay for the next time on the same stream."""
-        found = self._on.get((device, stream))
-        if found is None:
-            found = self._on[device, stream] = (_lasting(self.lines, device), _lasting(self.groups, device))
-        return found
+        tables = self._on.get((device, stream))
+        if tables is None:
+            tables = self._on[device, stream] = (_lasting(self.lines, device), _lasting(self.groups, device))
+        return tables
 
 
 _variants: dict[_Variant, int] = {}
@@ -243,14 +246,14 @@ def _layout_of(table: TensorTable, block: int) -> _Layout:
     odd = table.addresses & 15
     aligned = b"" if not odd.any() else (odd == 0).tobytes()
     starts = b"" if table.starts is None else (table.starts != 0).tobytes()
-    kept = table.table_plan.kept
-    found: _Layout | None = kept.get((aligned, starts, block))
-    if found is not None and not any(_is_worthwhile(variant) for variant, _ in found.waiting):
-        return found
-    if len(kept) >= _MAX_LAYOUTS:
-        kept.clear()
-    found = kept[aligned, starts, block] = _layout(table.table_plan, aligned, starts, block)
-    return found
+    cache = table.table_plan.cache
+    layout: _Layout | None = cache.get((aligned, starts, block))
+    if layout is not None and not any(_is_worthwhile(variant) for variant, _ in layout.waiting):
+        return layout
+    if len(cache) >= _MAX_LAYOUTS:
+        cache.clear()
+    layout = cache[aligned, starts, block] = _layout(table.table_plan, aligned, starts, block)
+    return layout
 
 
 def _is_worthwhile(variant: _Variant) -> bool:
@@ -259,7 +262,7 @@ def _is_worthwhile(variant: _Variant) -> bool:
 
 def _layout(table_plan: TablePlan, aligned: bytes, starts: bytes, block: int) -> _Layout:
     n = len(table_plan.fields)
-    found: list[_Line] = []
+    entries: list[_Line] = []
     waiting: Counter[_Variant] = Counter()
     for fields, whole, first in zip(
         table_plan.fields, aligned or b"\1" * n, starts or b"\0" * n, strict=True
@@ -270,10 +273,10 @@ def _layout(table_plan: TablePlan, aligned: bytes, starts: bytes, block: int) ->
             work = int(fields[0]) * max(int(fields[1]), block)
             waiting[line.variant] += work
             line = _line(plan, whole=False, starts=bool(first), block=block, general=True)
-        found.append(line)
-    variants = np.array([_variants[line.variant] for line in found], dtype=np.int64)
-    units, counts = np.array([line[2:] for line in found], dtype=np.int64).T
-    lines = np.array([line.line for line in found])
+        entries.append(line)
+    variants = np.array([_variants[line.variant] for line in entries], dtype=np.int64)
+    units, counts = np.array([line[2:] for line in entries], dtype=np.int64).T
+    lines = np.array([line.line for line in entries])
     lines[:, 0] = table_plan.targets
     groups, launches = _groups(variants, counts)
     adds = any(variant.split for variant, *_ in launches) or not counts.all()
@@ -305,7 +308,7 @@ def _line(plan: bytes, whole: bool, starts: bool, block: int, general: bool = Fa
     steps = _LONG_ROW // block if split else -(-words // (block // rows))
     parts = -(-words // _LONG_ROW) if split else 1
     blocks = -(-n_rows // rows) * parts if words else 0
-    variant = _Variant(rows, unit, pieces, kind == Kind.FLOAT64, starts, split)
+    variant = _Variant(rows, unit, pieces, kind == ElementType.FLOAT64, starts, split)
     line = np.array(
         [
             0, n_rows, words, *_LANES[kind], inner, outer_stride // unit, inner_stride // unit,
@@ -351,18 +354,18 @@ def _reciprocal(divisor: int) -> int:
 
 
 def _lasting(table: Ints, device: torch.device) -> Tensor:
-    """A table on a device, int64[elements]."""
-    found = torch.empty(table.size, dtype=torch.int64, device=device)
-    with _to(found) as values:
+    """A copy of a table on a device, which stays there for later launches: int64[elements]."""
+    resident = torch.empty(table.size, dtype=torch.int64, device=device)
+    with _to(resident) as values:
         values[:] = table.reshape(-1)
-    return found
+    return resident
 
 
 @contextmanager
 def _to(target: Tensor) -> Generator[Ints]:
-    """What to fill for a tensor on a device. It goes there without waiting.
+    """Gives a host array to fill; after the block it is copied to the tensor, without waiting for the device.
 
-    CUDA keeps a copy of what is small; all else goes through pinned memory, which torch takes longer to hand out.
+    Of a small copy CUDA keeps the bytes itself; a larger one goes through pinned memory, which takes longer to get.
     """
     pinned = target.device.type == "cuda" and target.nbytes > _COPIED_AT_ONCE
     filled = torch.empty(target.shape, dtype=target.dtype, pin_memory=pinned)

@@ -36,15 +36,15 @@ class Call:
     """Set by a rule whose answer depends on an index tensor's values, so that it isn't cached."""
 
     def arg(self, position: int, *names: str, default: Any = None) -> Any:
-        """An argument by position or by any of its names; one that a tensor without dimensions stands for too."""
-        found = default
+        """An argument by position or by any of its names. If it is a tensor that holds a number, the answer isn't cached."""
+        argument = default
         if position < len(self.args):
-            found = self.args[position]
+            argument = self.args[position]
         else:
-            found = next((self.kwargs[name] for name in names if name in self.kwargs), default)
-        if position and is_number(found):
+            argument = next((self.kwargs[name] for name in names if name in self.kwargs), default)
+        if position and is_number(argument):
             self.reads_values = True  # a dimension, a size, a place
-        return found
+        return argument
 
     def tensors(self) -> list[Tensor]:
         """All tensor arguments, in order, those in lists and tuples too."""

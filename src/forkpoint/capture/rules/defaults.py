@@ -25,11 +25,11 @@ def propagate(call: Call) -> list[Label | None]:
     Raises:
         UnknownMovementError: nothing is known about how the function moves tokens.
     """
-    known = RULES.get(call.name) or (RULES.get(LIBRARY) if "." in call.name else None)
-    found = known(call) if known else default(call)
-    if isinstance(found, list):
-        return found
-    return [found] * len(call.outputs)
+    rule = RULES.get(call.name) or (RULES.get(LIBRARY) if "." in call.name else None)
+    labels = rule(call) if rule else default(call)
+    if isinstance(labels, list):
+        return labels
+    return [labels] * len(call.outputs)
 
 
 def default(call: Call) -> list[Label | None]:

@@ -128,12 +128,12 @@ def _index_select(call: Call) -> Label | None:
     label = call.label(source)
     d = dim % max(source.dim(), 1)
     if label is None or all(ids is None or ids.shape[d] == 1 for ids in (label.q, label.k)):
-        found = call.label(index)
-        if found is None or label is not None:
+        of_index = call.label(index)
+        if of_index is None or label is not None:
             return label
         shape = [1] * source.dim()
-        shape[d] = found.q.size
-        return call.labels.make(found.q.reshape(shape))
+        shape[d] = of_index.q.size
+        return call.labels.make(of_index.q.reshape(shape))
     values = call.values(index).reshape(-1)
     return call.labels.apply(
         label, lambda ids: np.take(spread(ids, tuple(source.shape), [d]), values, axis=d)

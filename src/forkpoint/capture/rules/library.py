@@ -23,7 +23,7 @@ from forkpoint.runs.randomness import RandomState
 _FARTHEST = 1 << 24
 """Most elements of an input that is changed to see what becomes of it."""
 _EXCHANGED = -1
-"""In place of a row: the first and the last change places."""
+"""In place of the index of a row: exchange the first row and the last, instead of changing one."""
 
 
 # ---------------------------------------------------------------------- bitsandbytes
@@ -77,16 +77,16 @@ def _of_all(call: Call, label: Label | None, dims: int) -> Label | None:
 @rule(LIBRARY)
 def by_trial(call: Call) -> list[Label | None]:
     """Rule of every operator of a library for which there is no other."""
-    found: list[Label | None] = []
+    labels: list[Label | None] = []
     for index, output in enumerate(call.outputs):
         try:
-            found.append(by_shape(call, output))
+            labels.append(by_shape(call, output))
         except UnknownMovementError:
-            found.append(_Trial(call).label_of(index))
-    return found
+            labels.append(_OperatorTrial(call).label_of(index))
+    return labels
 
 
-class _Trial:
+class _OperatorTrial:
     """An operator called again with one row of an input changed."""
 
     def __init__(self, call: Call) -> None:
@@ -112,11 +112,11 @@ class _Trial:
             if -1 in places or len(set(places)) < len(places):
                 return _of_all(self.call, label, before.dim())
             shape = [1] * before.dim()
-            kept = [place for place in places if place is not None]
-            for d, place in zip(varying, kept, strict=True):
+            dims = [place for place in places if place is not None]
+            for d, place in zip(varying, dims, strict=True):
                 shape[place] = label.q.shape[d]
             squeezed = label.q.reshape([label.q.shape[d] for d in varying])
-            return self.call.labels.make(np.transpose(squeezed, np.argsort(kept)).reshape(shape))
+            return self.call.labels.make(np.transpose(squeezed, np.argsort(dims)).reshape(shape))
         raise self.unknown
 
     def _place(self, index: int, before: Tensor, source: Tensor, d: int) -> int | None:
@@ -138,7 +138,10 @@ class _Trial:
         return min(fitting) if fitting else self._exchanged(index, before, source, d)
 
     def _exchanged(self, index: int, before: Tensor, source: Tensor, d: int) -> int:
-        """The dimension whose rows change places as those of an input do, where all share a scale, say; -1 if none does."""
+        """The dimension of the output whose first and last rows are exchanged when those of an input are; -1 if none is.
+
+        It tells where a changed row changes all rows, as where they share a scale.
+        """
         last = int(source.shape[d]) - 1
         if not last:
             return -1

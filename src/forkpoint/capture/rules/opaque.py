@@ -23,8 +23,8 @@ def through_module(
             size == 1 or (d < len(shape) and shape[d] == source[d]) for d, size in enumerate(ids.shape)
         )
         if fits:
-            kept = ids.shape[: len(shape)]
+            leading = ids.shape[: len(shape)]
             if any(size > 1 for size in ids.shape[len(shape) :]):
                 continue
-            return labels.make(compress(ids.reshape(kept + (1,) * (len(shape) - len(kept)))))
+            return labels.make(compress(ids.reshape(leading + (1,) * (len(shape) - len(leading)))))
     return None

@@ -102,9 +102,9 @@ def _gradient(call: Call) -> list[Label | None]:
         return nothing(call)
     table, held = call.labels.table, np.concatenate(ids)
     union = table.mixed if table.has_padding(held) else table.union(held)
-    found: list[Label | None] = []
+    labels: list[Label | None] = []
     for value, gradient in zip(by, call.outputs, strict=True):
         label = call.label(value)
         whole = np.full((1,) * gradient.dim(), union, dtype=np.int32)
-        found.append(call.labels.make(whole) if label is None else label)
-    return found
+        labels.append(call.labels.make(whole) if label is None else label)
+    return labels

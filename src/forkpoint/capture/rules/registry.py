@@ -1,4 +1,4 @@
-"""The table of rules: by the name of a torch function what moves its tokens."""
+"""The table of rules: by the name of a torch function, the rule that gives the labels of its outputs."""
 
 from __future__ import annotations
 
@@ -10,10 +10,12 @@ from forkpoint.capture.rules.call import Call
 Rule = Callable[[Call], "Label | None | list[Label | None]"]
 RULES: dict[str, Rule] = {}
 LIBRARY = "."
-"""Under what goes the rule of a library's operator that has none of its own."""
+"""The key of the rule for operators of libraries that have none of their own."""
 
 
 def rule(*names: str) -> Callable[[Rule], Rule]:
+    """Decorator: makes a function the rule of the torch functions of these names."""
+
     def register(function: Rule) -> Rule:
         for name in names:
             RULES[name] = function
@@ -23,4 +25,5 @@ def rule(*names: str) -> Callable[[Rule], Rule]:
 
 
 def nothing(call: Call) -> list[Label | None]:
+    """No label for any output."""
     return [None for _ in call.outputs]

@@ -125,10 +125,12 @@ def _scatter(call: Call) -> Label | None:
         place = (*at[:d], int(values[at]), *at[d + 1 :])
         members.setdefault(place, set()).add(int(ids[at]))
     add = "add" in call.name or "reduce" in call.name
-    for place, found in members.items():
+    for place, written in members.items():
         if add and full[place] != NONE:
-            found.add(int(full[place]))
-        full[place] = found.pop() if len(found) == 1 else call.labels.table.union(np.asarray(list(found)))
+            written.add(int(full[place]))
+        full[place] = (
+            written.pop() if len(written) == 1 else call.labels.table.union(np.asarray(list(written)))
+        )
     return call.labels.make(full)
 
 
