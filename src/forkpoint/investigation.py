@@ -1,4 +1,4 @@
-"""What `compare` does with two runs that were made: a result comes out. The list of stages reads like what the tool does."""
+"""What `compare` does with two runs once they were made without tracing: `investigate` is the list of its stages."""
 
 from __future__ import annotations
 
@@ -64,33 +64,38 @@ def investigate(
 
     Args:
         a, b: the runs.
-        untraced: both as they were made without tracing. The list is emptied, as nobody needs their results for long.
+        untraced: both as they were made without tracing: a trace has to give the same bits. The list is emptied, so that each
+            run's results can go as soon as its trace is compared with them.
         pairing: which of their coordinates belong together.
         memory: limits what is kept of them.
         probes, sources, tokenizer, notes, progress, mapping: as `compare` takes them.
         backward: the backward pass of each, made without tracing, if gradients are to be compared.
     """
+    # Digests of every op's outputs, in both runs; then op by op whether they are equal at the tokens that both runs have.
     traced_a, traced_b = _trace(a, b, untraced, memory, progress)
     session = _join(traced_a, traced_b, pairing, memory, progress)
     tokens = _token_texts(a, tokenizer)
+    # What the models returned, value by value.
     progress.begin("comparing results")
     compared = compare_results(session)
+    # The values of the first op that differs, by making both runs again; the outputs of the layers are fetched by the way.
     layers = drift.LayerOutputs(session)
     progress.begin("fetching the first divergence")
     located = locate(session, tokens, ((), ()) if compared.identical else layers.fetches)
+    # Experiments, until they prove a kind of difference.
     judged = (
         judge(session, compared, located, tokens)
         if probes
         else Judgement(replace(without_probes(compared), probed=False))
     )
-    if probes and is_port(session):
+    if probes and is_port(session):  # two implementations, few of whose ops have the same names
         judged, said = _of_a_port(session, judged, mapping)
         notes = (*notes, *said)
     texts = tokens, _token_texts(b, tokenizer)
     result = _assemble(session, located, compared, layers, judged, notes, texts)
     if backward is not None:
-        found = compare_backward(session, backward, tokens, probes=probes)
-        result = replace(result, backward=found)
+        gradients = compare_backward(session, backward, tokens, probes=probes)
+        result = replace(result, backward=gradients)
     return _with_sources(result, session, tokens) if sources else result
 
 
@@ -109,6 +114,7 @@ def _of_a_port(
 def _trace(
     a: Run, b: Run, untraced: list[Untraced], memory: Memory, progress: Progress
 ) -> tuple[Traced, Traced]:
+    """Trace A, then B; each trace is checked against the run without tracing, which is let go of."""
     traced_a = trace_faithfully(a, untraced.pop(0), memory=memory, progress=progress, name="A")
     like = traced_a.trace
     return traced_a, trace_faithfully(
@@ -117,6 +123,7 @@ def _trace(
 
 
 def _join(a: Traced, b: Traced, pairing: Pairing, memory: Memory, progress: Progress) -> Session:
+    """Join the traces: number the coordinates that both runs have, and compare the digests of each op there."""
     progress.begin("comparing digests")
     a.trace.wrapping, b.trace.wrapping = wrappings(a.run.modules, b.run.modules)
     shared = Shared(a.trace.table, b.trace.table, pairing)
@@ -127,6 +134,7 @@ def _join(a: Traced, b: Traced, pairing: Pairing, memory: Memory, progress: Prog
 
 
 def _token_texts(run: Run, tokenizer: Any) -> Tokens:
+    """A function that gives the text of the token at (sample, position); None where it isn't known."""
     ids = token_ids(run)
 
     @cache
@@ -228,15 +236,17 @@ def _write_script(
 def _not_compared(
     session: Session, rows: list[Joined], compared: ResultComparison
 ) -> tuple[NotCompared, ...]:
-    found = [
+    entries = [
         NotCompared(row.op.name, "" if row.op.is_boundary else row.op.site.short, row.reason, row.floating)
         for row in rows
         if (row.status == "not compared" or row.left_out) and row.reason
     ]
-    found += [NotCompared(f"result {name}", "", reason, True) for name, reason in compared.left_out]
+    entries += [NotCompared(f"result {name}", "", reason, True) for name, reason in compared.left_out]
     others = {**session.b.others, **session.a.others}
-    found += [NotCompared(f"result {name}", "", f"{kind}: no value", False) for name, kind in others.items()]
-    return tuple(found)
+    entries += [
+        NotCompared(f"result {name}", "", f"{kind}: no value", False) for name, kind in others.items()
+    ]
+    return tuple(entries)
 
 
 def _summary(traced: Traced, default: str, text: Tokens) -> RunSummary:
@@ -316,13 +326,13 @@ def _pairing_notes(session: Session) -> list[str]:
 
 def versions() -> dict[str, str]:
     """Versions of what the numbers depend on."""
-    found = {"python": platform.python_version(), "torch": str(torch.__version__)}
+    by_package = {"python": platform.python_version(), "torch": str(torch.__version__)}
     for package in ("transformers", "forkpoint"):
         try:
-            found[package] = _version(package)
+            by_package[package] = _version(package)
         except (PackageNotFoundError, OSError):  # OSError: what says so can't be read
             continue
-    return found
+    return by_package
 
 
 def _version(package: str) -> str:

@@ -29,7 +29,7 @@ from forkpoint.models import demo, load
 from forkpoint.questions.padding import padding
 from forkpoint.scene.format.folder import parsed
 from forkpoint.scene.format.manifest import check_header, from_manifest, storages_from
-from forkpoint.scene.script.source import Writer
+from forkpoint.scene.script.source import ScriptWriter
 from forkpoint.support.sizes import parse_size
 
 from . import damage, options, results
@@ -106,7 +106,7 @@ class Sound:
 def manifests(folder: Path) -> Callable[[random.Random], Input]:
     """scene.json with values changed, or bytes."""
     sound = [Sound.of(path) for path in scenes_in(folder)]
-    scripts = [ast.walk(ast.parse(Writer(one.loaded).text())) for one in sound]
+    scripts = [ast.walk(ast.parse(ScriptWriter(one.loaded).text())) for one in sound]
     names = KNOWN.union(node.id for script in scripts for node in script if isinstance(node, ast.Name))
 
     def draw(rng: random.Random) -> Input:
@@ -161,7 +161,7 @@ def is_read(read: Callable[[], scene.Scene], thorough: float, names: frozenset[s
     try:
         loaded = read()
         if thorough < 0.1:
-            check_script(Writer(loaded).text(), names)
+            check_script(ScriptWriter(loaded).text(), names)
         if thorough < 0.03:
             check_report(loaded)
     except SceneError as error:

@@ -20,7 +20,7 @@ from forkpoint.scene.format import folder as folder_module
 from forkpoint.scene.script import script as script_module
 from forkpoint.scene.script.expressions import expression
 from forkpoint.scene.script.script import Script, scene_script
-from forkpoint.scene.script.source import Writer
+from forkpoint.scene.script.source import ScriptWriter
 
 from .pairs import other_weights
 from .sessions import save
@@ -342,7 +342,7 @@ def test_a_script_shows_nothing_of_a_scene_as_it_is(folder, capsys, monkeypatch)
     assert said.out == "text"
     assert all(line.isprintable() for line in said.err.split("\n"))
     assert "[link=http://example.org]" in said.err
-    text = Writer(scene.load(folder)).text()
+    text = ScriptWriter(scene.load(folder)).text()
     assert all(line.isprintable() for line in text.split("\n"))
     compile(text, "script.py", "exec")
 

@@ -10,7 +10,7 @@ from torch import nn
 from forkpoint import scene
 from forkpoint.runs.run import Run
 from forkpoint.scene.format.kernels import Kernels, evidence
-from forkpoint.scene.format.parts import Part, inside_from_json
+from forkpoint.scene.format.parts import PartComparison, inside_from_json
 from forkpoint.scene.replaying.profiling import kernels
 from forkpoint.scene.saving.decompositions import decompose
 
@@ -142,7 +142,7 @@ def test_spelt_out_int8_products_are_those_of_bitsandbytes():
 
 
 def test_infinite_gaps_survive_json():
-    part = Part("scores", "", "differs", 4, 1, float("inf"))
+    part = PartComparison("scores", "", "differs", 4, 1, float("inf"))
     value = {
         "summary": "s", "operators_a": [], "operators_b": [], "below": [], "backend_a": "", "backend_b": "",
         "arguments": [], "spelt": [{**part.__dict__, "max_abs": "inf"}],

@@ -18,7 +18,7 @@ from forkpoint.runs.run import Run
 from forkpoint.scene.script import source, synthetic
 from forkpoint.scene.script.expressions import plain_text
 from forkpoint.scene.script.script import run_script
-from forkpoint.scene.script.source import Writer
+from forkpoint.scene.script.source import ScriptWriter
 from forkpoint.scene.script.synthetic import Filling, _filling, plan
 
 from .pairs import OPS, One, other_weights
@@ -166,7 +166,7 @@ def test_memory_that_began_elsewhere(tmp_path):
     save(*runs, tmp_path / "scene")
     loaded = scene.load(tmp_path / "scene")
     assert scene.replay(loaded).reproduces
-    text = Writer(loaded, aligned=True).text()
+    text = ScriptWriter(loaded, aligned=True).text()
     assert 'LEADS = {"weight": 5, "weight_": 5}' in text
     assert run_script(text, loaded, [str(tmp_path / "scene")]).reproduced
     assert scene.write_script(tmp_path / "scene").reproduced
@@ -342,4 +342,4 @@ def test_text_stays_within_its_docstring(text):
 def test_every_op_has_a_call_that_parses(tmp_path):
     for number, name in enumerate(OPS):
         loaded = save(*other_weights(name), tmp_path / str(number))
-        ast.parse(Writer(loaded).text())
+        ast.parse(ScriptWriter(loaded).text())

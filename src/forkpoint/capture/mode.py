@@ -228,9 +228,9 @@ else:
     )  # fmt: skip
     Reel = choose(PythonReel, "Reel")
 
-    class _Tap(compiled.Tap, TorchFunctionMode):
+    class _CompiledTap(compiled.Tap, TorchFunctionMode):
         """The same, in C."""
 
-    _Tap.__name__ = _Tap.__qualname__ = "Tap"
-    Tap = choose(PythonTap, _Tap)
-    del _Tap
+    _CompiledTap.__name__ = _CompiledTap.__qualname__ = "Tap"
+    Tap = choose(PythonTap, _CompiledTap)
+    del _CompiledTap

@@ -250,12 +250,7 @@ class Recorder:
     # ------------------------------------------------------------------ calls
 
     def begin_call(self, index: int, inputs: Mapping[str, Any]) -> None:
-        """A forward call begins: label its inputs, and record them as the root module's inputs.
-
-        Args:
-            index: of the call.
-            inputs: by name.
-        """
+        """A forward call begins: label its inputs (by name), and record them as inputs of the root module."""
         tape = self.tape
         tape.begin(index)
         if self.wanted is not None:
@@ -456,8 +451,7 @@ class Recorder:
     def offer(self, visits: Visits, value: Tensor, label: Label | None, *, foreign: bool = False) -> None:
         """See `Listener.offer`.
 
-        Nothing is shown in a pass that is recorded in passing: there `returned` copies the outputs that are wanted. The
-        model's own inputs are not shown to the watcher again: `begin_call` did so.
+        A passive run shows nothing: there `returned` copies the wanted outputs. `begin_call` has shown the model's inputs.
         """
         if self.tape.passive:
             return

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from forkpoint.scene import Replay, Scene
     from forkpoint.scene.replaying.exactness import Exactness
-    from forkpoint.scene.replaying.replay import Check
+    from forkpoint.scene.replaying.replay import ReplayCheck
 
 Folder = Annotated[Path, typer.Argument(metavar="SCENE", help="The folder of a scene.", show_default=False)]
 
@@ -167,7 +167,7 @@ def table(replays: Sequence[Replay]) -> RenderableType:
     return found
 
 
-def _check(check: Check, *, expected: bool = True, neutral: bool = False) -> Text:
+def _check(check: ReplayCheck, *, expected: bool = True, neutral: bool = False) -> Text:
     """How a comparison came out; in red only where it should have come out otherwise."""
     known = words()
     if check.equal is None:

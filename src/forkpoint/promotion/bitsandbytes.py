@@ -31,14 +31,14 @@ def int8_vectorwise_quant(
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
     """``[rows, columns]`` to int8 by each row's largest value; elements of at least `threshold` are set aside."""
     outlier_columns = None
-    kept = a
+    inliers = a
     if threshold > 0.0:
         outliers = a.abs() >= threshold
         outlier_columns = outliers.any(dim=0).nonzero().view(-1)
-        kept = a.masked_fill(outliers, 0.0)
-    largest = kept.abs().amax(dim=1)
+        inliers = a.masked_fill(outliers, 0.0)
+    largest = inliers.abs().amax(dim=1)
     # A row of zeros has a scale of 0, which makes whatever stands in it 0 again.
-    quantised = torch.round(kept * (_INT8_MAX / largest.unsqueeze(-1))).nan_to_num(0.0).to(torch.int8)
+    quantised = torch.round(inliers * (_INT8_MAX / largest.unsqueeze(-1))).nan_to_num(0.0).to(torch.int8)
     if outlier_columns is not None and quantised.shape[0] > 1:
         quantised[:, outlier_columns] = 0
     return quantised, largest, outlier_columns

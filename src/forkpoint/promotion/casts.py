@@ -53,12 +53,12 @@ def cast_call(
         # A narrow tensor says that it is float64, so that who asks it for float64 means its own dtype;
         # `double()` is another matter.
         if own is not None and wanted in (own, WIDE[own]) and name not in ("double", "cdouble"):
-            kept, dtype, copy = values.as_is(source), values.as_is(source).dtype, False
+            value, dtype, copy = values.as_is(source), values.as_is(source).dtype, False
         else:
-            kept, dtype = values.of(source), WIDE.get(wanted, wanted)
+            value, dtype = values.of(source), WIDE.get(wanted, wanted)
             # The cast of a narrow tensor is a copy already, unless it is one that is kept for others.
-            copy = (dtype is not wanted or own is not None) if kept is source else values.keeps_copies()
-    return _to(name, args, kwargs, kept, dtype, copy=copy)
+            copy = (dtype is not wanted or own is not None) if value is source else values.keeps_copies()
+    return _to(name, args, kwargs, value, dtype, copy=copy)
 
 
 def _plain(

@@ -157,6 +157,6 @@ def _drops_padding(
     weights = (*first.self_attn.parameters(), *first.norm1.parameters(), *first.linear1.parameters(), src)
     if torch.is_grad_enabled() and any(weight.requires_grad for weight in weights):
         return False
-    kept = padding.logical_not() if padding.dtype is torch.bool else padding == 0
-    left_aligned = bool((kept.long().cummin(dim=1).values == kept).all())
+    is_token = padding.logical_not() if padding.dtype is torch.bool else padding == 0
+    left_aligned = bool((is_token.long().cummin(dim=1).values == is_token).all())
     return left_aligned or not getattr(encoder, "mask_check", True)

@@ -38,13 +38,14 @@ def dtype_named(name: Any) -> torch.dtype:
     Raises:
         SceneError: torch has no such dtype.
     """
-    found = getattr(torch, name, None) if isinstance(name, str) and name.isidentifier() else None
-    if not isinstance(found, torch.dtype):
+    dtype = getattr(torch, name, None) if isinstance(name, str) and name.isidentifier() else None
+    if not isinstance(dtype, torch.dtype):
         raise SceneError(f"the dtype {name!r}", "a dtype of torch")
-    return found
+    return dtype
 
 
 def short(dtype: torch.dtype) -> str:
+    """The name of a dtype without `torch.`."""
     return str(dtype).removeprefix("torch.")
 
 
@@ -82,14 +83,14 @@ def refs_in(value: Any) -> list[int]:
 
 def tensors_in_order(value: Any) -> list[Tensor]:
     """The tensors in a structure, in the order of `refs_in`."""
-    found: list[Tensor] = []
+    tensors: list[Tensor] = []
 
     def number(tensor: Tensor) -> int:
-        found.append(tensor)
+        tensors.append(tensor)
         return 0
 
     with_refs(value, number)
-    return found
+    return tensors
 
 
 def _rebuilt(value: Any, change: Callable[[Any], Any]) -> Any:
@@ -224,13 +225,13 @@ def _slice(content: Any, depth: int) -> slice:
 
 
 def _dict(content: Any, depth: int) -> dict[str, Any]:
-    found: dict[str, Any] = {}
+    entries: dict[str, Any] = {}
     for entry in _items(content, "dict"):
         key, item = _items(entry, "dict entry", 2)
         if not isinstance(key, str):
             raise SceneError(f"the key {key!r}", "text")
-        found[key] = from_json(item, depth)
-    return found
+        entries[key] = from_json(item, depth)
+    return entries
 
 
 def _choice(names: Sequence[str], kind: str) -> Callable[[Any, int], Any]:

@@ -147,16 +147,16 @@ _VALUES = {
 
 def read() -> Flags:
     """The settings in force now; one that this version of torch doesn't tell is left out."""
-    found: Flags = {}
+    flags: Flags = {}
     for setting in SETTINGS:
         try:
             value = setting.get()
         except (RuntimeError, AttributeError, TypeError):
             continue
-        found[setting.name] = bool(value) if isinstance(value, bool) else value
-    found[AUTOCAST] = _autocast()
-    found.update({name: value for name in ENVIRONMENT if (value := os.environ.get(name)) is not None})
-    return found
+        flags[setting.name] = bool(value) if isinstance(value, bool) else value
+    flags[AUTOCAST] = _autocast()
+    flags.update({name: value for name in ENVIRONMENT if (value := os.environ.get(name)) is not None})
+    return flags
 
 
 def _autocast() -> str | None:
@@ -168,7 +168,7 @@ def _autocast() -> str | None:
 
 @contextmanager
 def in_force(flags: Mapping[str, Value], device: torch.device) -> Generator[list[str]]:
-    """Put settings in force for a block; yields what could not be, in words.
+    """Put settings in force for a block; yields a list of remarks on those that could not be.
 
     An autocast of another device becomes one of `device`.
     """
@@ -217,21 +217,21 @@ def statements(flags: Mapping[str, Value]) -> list[str]:
 
 
 def check(flags: Any) -> Flags:
-    """Settings from a manifest; those that this version doesn't know are kept aside by their names alone.
+    """Settings from a manifest, checked; those that this version doesn't know are left out.
 
     Raises:
         ValueError: a value of another kind than the setting has.
     """
     if not isinstance(flags, dict):
         raise ValueError("flags that are no object")  # noqa: TRY004 - one kind of error for the caller
-    found: Flags = {}
+    settings: Flags = {}
     for name, value in flags.items():
         kinds = TYPES.get(name, (bool,))
         if name in _BY_NAME or name in TYPES:
             if type(value) not in kinds or not _VALUES.get(name, _ANY).fullmatch(str(value)):
                 raise ValueError(f"the setting {name} is {str(value)[:40]!r}")
-            found[name] = value
-    threads = found.get("threads", 1)
+            settings[name] = value
+    threads = settings.get("threads", 1)
     if not isinstance(threads, int) or not 1 <= threads <= 4096:
         raise ValueError(f"{threads} threads")
-    return found
+    return settings

@@ -290,16 +290,16 @@ def _read_storage(content: Any, keys: set[str], storage: Storage) -> Tensor:
         raise SceneError(
             f"{storage.key} in {storage.file} holds {list(shape)} elements", f"[{length}], as scene.json says"
         )
-    found = restored(content.get_tensor(storage.key), storage.dtype)
-    if storage.file != TENSORS and content_hash(found) != Path(storage.file).stem:
+    data = restored(content.get_tensor(storage.key), storage.dtype)
+    if storage.file != TENSORS and content_hash(data) != Path(storage.file).stem:
         raise SceneError(
             f"{storage.file} doesn't hold what its name says", "the weight with that BLAKE2b hash"
         )
-    return found
+    return data
 
 
 def _read_extra(content: Any, keys: set[str]) -> dict[str, Tensor]:
-    found: dict[str, Tensor] = {}
+    extra: dict[str, Tensor] = {}
     total = 0
     for key in sorted(keys):
         if key.startswith(("alignment.", "random.")):
@@ -310,8 +310,8 @@ def _read_extra(content: Any, keys: set[str]) -> dict[str, Tensor]:
             total += 8 * count
             if total > MAX_EXTRA:
                 raise SceneError(f"alignments of {total:,} bytes", f"at most {MAX_EXTRA:,}")
-            found[key] = content.get_tensor(key)
-    return found
+            extra[key] = content.get_tensor(key)
+    return extra
 
 
 def size_of(parts: Mapping[str, Tensor] | Sequence[Tensor]) -> int:

@@ -197,16 +197,16 @@ def _candidates(func: Any) -> Iterator[str]:
     if isinstance(func, torch._ops.OpOverloadPacket):
         yield "torch.ops." + str(func._qualified_op_name).replace("::", ".")
         return
-    known = torch.overrides.resolve_name(func)
-    if isinstance(known, str) and known.startswith("torch."):
-        yield known
+    path = torch.overrides.resolve_name(func)
+    if isinstance(path, str) and path.startswith("torch."):
+        yield path
     name = getattr(func, "__name__", "")
     for owner in _OWNERS:
         yield f"{owner}.{name}"
 
 
-def _same(found: Any, func: Any) -> bool:
-    return found is func or (type(found) is type(func) and found == func)
+def _same(candidate: Any, func: Any) -> bool:
+    return candidate is func or (type(candidate) is type(func) and candidate == func)
 
 
 def resolve_function(path: str, namespaces: tuple[str, ...] = ()) -> Callable[..., Any]:
@@ -234,21 +234,21 @@ def resolve_function(path: str, namespaces: tuple[str, ...] = ()) -> Callable[..
     attribute = path.removesuffix(".__get__")
     owner, _, name = attribute.rpartition(".")
     if path != attribute:
-        known = owner == "torch.Tensor" and name in _ATTRIBUTES
+        is_listed = owner == "torch.Tensor" and name in _ATTRIBUTES
     else:
-        known = owner in _OWNERS and _allowed(name) and name in _public(owner)
-    if not known:
+        is_listed = owner in _OWNERS and _allowed(name) and name in _public(owner)
+    if not is_listed:
         raise refused
-    found = getattr(_OWNERS[owner], name, None)
+    function = getattr(_OWNERS[owner], name, None)
     if path != attribute:
-        found = getattr(found, "__get__", None)
-    if found is None:
+        function = getattr(function, "__get__", None)
+    if function is None:
         raise SceneError(
             f"torch {torch.__version__} has no {path}", "a function that it has", "install another torch"
         )
-    if described(found).silent:
+    if described(function).silent:
         raise refused
-    return found
+    return function
 
 
 def _allowed(name: str) -> bool:
@@ -307,12 +307,12 @@ def _operator(path: str, namespaces: tuple[str, ...], refused: SceneError) -> Ca
     if package is not None and not hasattr(getattr(torch.ops, namespace), name):
         _register(package, path)
     packet = getattr(getattr(torch.ops, namespace), name, None)
-    found = packet if len(parts) == 2 or packet is None else getattr(packet, parts[2], None)
-    if not isinstance(found, (torch._ops.OpOverload, torch._ops.OpOverloadPacket)):
+    operator = packet if len(parts) == 2 or packet is None else getattr(packet, parts[2], None)
+    if not isinstance(operator, (torch._ops.OpOverload, torch._ops.OpOverloadPacket)):
         raise SceneError(
             f"no operator {path} is registered", "the package that registers it", "import it first"
         )
-    return found
+    return operator
 
 
 def _register(package: str, path: str) -> None:

@@ -28,7 +28,7 @@ _PREPARING = frozenset(
 
 @dataclass(frozen=True)
 class Kernels:
-    """What ran.
+    """The kernels that ran in one call.
 
     Attributes:
         names: in the order of execution; empty where nothing is known.
@@ -78,9 +78,9 @@ def differ(a: Kernels, b: Kernels) -> bool | None:
 
 
 def _main(names: tuple[str, ...], others: tuple[str, ...]) -> tuple[str, ...]:
-    """Without what only prepares the arguments, where something else is left on both sides."""
-    kept = tuple(name for name in names if not _prepares(name))
-    return kept if kept and not all(map(_prepares, others)) else names
+    """The names without operators that only prepare arguments; all of them if nothing else ran on one side."""
+    computing = tuple(name for name in names if not _prepares(name))
+    return computing if computing and not all(map(_prepares, others)) else names
 
 
 def _prepares(name: str) -> bool:

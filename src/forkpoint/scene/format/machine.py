@@ -75,9 +75,9 @@ def _processor() -> str:
 
 
 def _libraries(device: torch.device) -> dict[str, str]:
-    found = {"python": platform.python_version(), "torch": str(torch.__version__)}
+    versions = {"python": platform.python_version(), "torch": str(torch.__version__)}
     if device.type == "cuda":
-        found["cuda"] = str(torch.version.cuda or torch.version.hip)
-        found["cudnn"] = str(torch.backends.cudnn.version())
-    found["blas"] = "mkl" if torch.backends.mkl.is_available() else "other"
-    return found
+        versions["cuda"] = str(torch.version.cuda or torch.version.hip)
+        versions["cudnn"] = str(torch.backends.cudnn.version())
+    versions["blas"] = "mkl" if torch.backends.mkl.is_available() else "other"
+    return versions

@@ -23,7 +23,7 @@ from forkpoint.scene.format.functions import resolve_function
 from forkpoint.scene.format.kernels import Kernels
 from forkpoint.scene.format.machine import Machine
 from forkpoint.scene.format.parts import Inside, inside_from_json
-from forkpoint.scene.format.records import InputPair, Location, Scene, Side
+from forkpoint.scene.format.records import InputPair, Location, Scene, SceneCall
 from forkpoint.scene.format.sharing import Sharing
 from forkpoint.scene.format.tensors import Storage, TensorLayout, check_layout
 
@@ -68,7 +68,7 @@ def to_manifest(scene: Scene) -> dict[str, Any]:
     }
 
 
-def _side(side: Side) -> dict[str, Any]:
+def _side(side: SceneCall) -> dict[str, Any]:
     return {
         "run": side.run,
         "function": side.function,
@@ -284,7 +284,9 @@ def _layout(fields: _Fields, storages: tuple[Storage, ...]) -> TensorLayout:
     return layout
 
 
-def _read_side(fields: _Fields, tensors: int, trusted: tuple[str, ...], extra: dict[str, Tensor]) -> Side:
+def _read_side(
+    fields: _Fields, tensors: int, trusted: tuple[str, ...], extra: dict[str, Tensor]
+) -> SceneCall:
     function = fields.text("function")
     resolve_function(function, trusted)
     args = tuple(from_json(value) for value in fields.list("args"))
@@ -304,7 +306,7 @@ def _read_side(fields: _Fields, tensors: int, trusted: tuple[str, ...], extra: d
         settings = flags.check(fields.object("flags"))
     except ValueError as error:
         raise SceneError(f"run {fields.text('run')}: {error}", "settings as forkpoint writes them") from None
-    return Side(
+    return SceneCall(
         run=fields.text("run"),
         function=function,
         args=args,
@@ -321,7 +323,7 @@ def _read_side(fields: _Fields, tensors: int, trusted: tuple[str, ...], extra: d
 def _input(
     fields: _Fields,
     index: int,
-    sides: tuple[Side, Side],
+    sides: tuple[SceneCall, SceneCall],
     layouts: tuple[TensorLayout, ...],
     extra: dict[str, Tensor],
 ) -> InputPair:

@@ -1,4 +1,4 @@
-"""What a look into a fused op showed: plain records, kept in the manifest and shown by every report."""
+"""Records of what goes on inside a fused op in both runs; kept in the manifest and shown by every report."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from typing import Any
 
 
 @dataclass(frozen=True)
-class Part:
-    """One value on the way, and how it compares at shared coordinates."""
+class PartComparison:
+    """One intermediate value of an op, compared between the runs at the coordinates that both have."""
 
     name: str
     formula: str
@@ -32,17 +32,17 @@ class Part:
 
 @dataclass(frozen=True)
 class Inside:
-    """What a look into the op showed."""
+    """What goes on inside an op: the operators that it comes down to, its intermediate values, and where these differ."""
 
     summary: str
     """One or two sentences: which part, or which kernels."""
     operators_a: tuple[str, ...]
     """ATen operators below the call that compute something, in order."""
     operators_b: tuple[str, ...]
-    below: tuple[Part, ...]
-    """Those that both runs have, compared."""
-    spelt: tuple[Part, ...]
-    """The same mathematics as plain functions, compared."""
+    below: tuple[PartComparison, ...]
+    """The outputs of those operators that both runs have, compared."""
+    spelt: tuple[PartComparison, ...]
+    """The values of the op's decomposition into plain functions, compared."""
     backend_a: str = ""
     """For attention, the backend that torch picks."""
     backend_b: str = ""
@@ -52,24 +52,24 @@ class Inside:
     @property
     def lines(self) -> tuple[str, ...]:
         """All of it as text."""
-        found = [self.summary]
+        lines = [self.summary]
         if self.arguments:
-            found.append(f"called with other arguments: {'; '.join(self.arguments)}")
+            lines.append(f"called with other arguments: {'; '.join(self.arguments)}")
         if self.backend_a:
             same = self.backend_a == self.backend_b
-            found.append(f"backend: {self.backend_a}" + ("" if same else f" in A, {self.backend_b} in B"))
+            lines.append(f"backend: {self.backend_a}" + ("" if same else f" in A, {self.backend_b} in B"))
         if len(self.below) > 1 or self.operators_a != self.operators_b:
-            found += [f"below: {part.text}" for part in self.below]
-        found += [f"spelt out: {part.text}" for part in self.spelt]
-        return tuple(found)
+            lines += [f"below: {part.text}" for part in self.below]
+        lines += [f"spelt out: {part.text}" for part in self.spelt]
+        return tuple(lines)
 
 
 def inside_from_json(value: Mapping[str, Any]) -> Inside:
     """Read back what `dataclasses.asdict` made of it."""
 
-    def parts(name: str) -> tuple[Part, ...]:
+    def parts(name: str) -> tuple[PartComparison, ...]:
         return tuple(
-            Part(
+            PartComparison(
                 str(p["name"]), str(p["formula"]), str(p["status"]), int(p["compared"]), int(p["differing"]),
                 float(p["max_abs"]), str(p["reason"]),
             )

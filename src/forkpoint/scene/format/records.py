@@ -17,8 +17,8 @@ from forkpoint.scene.format.tensors import Storage, TensorLayout
 
 
 @dataclass(frozen=True)
-class Side:
-    """The call as one run made it."""
+class SceneCall:
+    """The call of a scene's op as one run made it."""
 
     run: str
     """What the run is called."""
@@ -82,10 +82,10 @@ class Scene:
     """One op with its inputs and outputs in two runs: what `forkpoint.scene.load` returns."""
 
     place: Location
-    a: Side
-    b: Side
+    a: SceneCall
+    b: SceneCall
     output: int
-    """Which of the outputs parts ways."""
+    """Index of the output that differs between the runs."""
     sharing: Sharing
     """Shared elements of that output."""
     inputs: tuple[InputPair, ...]
@@ -103,7 +103,7 @@ class Scene:
     trusted: tuple[str, ...] = ()
     """Namespaces of operators that it may call besides torch's own."""
 
-    def side(self, run: str) -> Side:
+    def side(self, run: str) -> SceneCall:
         return self.a if run == "a" else self.b
 
     def recorded(self, run: str) -> list[Tensor]:

@@ -69,7 +69,10 @@ class Sharing:
         return cls(torch.from_numpy(np.ascontiguousarray(runs)), pairs.reason, repeat_a, repeat_b)
 
     def indices(self) -> tuple[Tensor, Tensor]:
-        """Flat indices into A and into B, in the order of A's elements; anew for those that meet further ones of B's."""
+        """Flat indices into A and into B of the shared elements, in the order of A's.
+
+        Where one element of A stands for several of B (one row for all of B's), A's indices are gone through once for each.
+        """
         a, b, lengths = self.runs.unbind(1)
         ends = lengths.cumsum(0)
         within = torch.arange(len(self)) - torch.repeat_interleave(ends - lengths, lengths)

@@ -132,6 +132,8 @@ def check_plain(tensor: Tensor) -> None:
 
 @dataclass
 class _Region:
+    """A stretch of memory (addresses from `start` to before `stop`) and the indices of the tensors that lie in it."""
+
     dtype: torch.dtype
     start: int
     stop: int
@@ -145,7 +147,7 @@ class Packer:
         self.storages: list[Storage] = []
         self.data: list[Tensor] = []
         self.layouts: list[TensorLayout] = []
-        self._known: dict[str, int] = {}
+        self._by_digest: dict[str, int] = {}
 
     def add(
         self, tensors: Sequence[Tensor], placements: Sequence[Placement], names: Sequence[str],
@@ -183,11 +185,11 @@ class Packer:
         if content_addressed:
             digest = content_hash(data)
             file, key = f"weights/{digest}.safetensors", "data"
-            if digest in self._known:
-                return self._known[digest]
-            self._known[digest] = len(self.storages)
-        taken = {s.key for s in self.storages if s.file == file}
-        while key in taken:
+            if digest in self._by_digest:
+                return self._by_digest[digest]
+            self._by_digest[digest] = len(self.storages)
+        keys = {s.key for s in self.storages if s.file == file}
+        while key in keys:
             key += "_"
         self.storages.append(Storage(file, key, data.dtype, data.numel()))
         self.data.append(data)
@@ -262,10 +264,10 @@ def positions(shape: Sequence[int], stride: Sequence[int], offset: int) -> NDArr
     >>> positions((2, 3), (1, 2), 4).tolist()
     [[4, 6, 8], [5, 7, 9]]
     """
-    found = np.full((1,) * len(shape), offset, dtype=np.int64)
+    indices = np.full((1,) * len(shape), offset, dtype=np.int64)
     for d, (n, s) in enumerate(zip(shape, stride, strict=True)):
-        found = found + (np.arange(n, dtype=np.int64) * s).reshape((-1,) + (1,) * (len(shape) - d - 1))
-    return np.array(np.broadcast_to(found, tuple(shape)), order="C")
+        indices = indices + (np.arange(n, dtype=np.int64) * s).reshape((-1,) + (1,) * (len(shape) - d - 1))
+    return np.array(np.broadcast_to(indices, tuple(shape)), order="C")
 
 
 def content_hash(data: Tensor) -> str:

@@ -16,7 +16,7 @@ from forkpoint.scene.format.arguments import filled
 from forkpoint.scene.format.flags import in_force
 from forkpoint.scene.format.functions import resolve_function
 from forkpoint.scene.format.kernels import Kernels
-from forkpoint.scene.format.records import Scene, Side
+from forkpoint.scene.format.records import Scene, SceneCall
 from forkpoint.scene.format.tensors import materialise
 from forkpoint.scene.replaying.profiling import kernels
 
@@ -33,14 +33,14 @@ def run_side(scene: Scene, run: str, device: torch.device, remarks: list[str] | 
         with _one_error(side, run, device), torch.no_grad(), in_force(side.flags, device) as said:
             call = call_of(scene, side, device)
             _restore_random(scene, side, device)
-            found = call()
+            outputs = call()
     finally:
         after.restore()
     if remarks is not None:
         remarks += said
-    if scene.output >= len(found):
-        raise SceneError(f"{side.function} returned {len(found)} tensors", f"at least {scene.output + 1}")
-    return found
+    if scene.output >= len(outputs):
+        raise SceneError(f"{side.function} returned {len(outputs)} tensors", f"at least {scene.output + 1}")
+    return outputs
 
 
 def run_result(scene: Scene, run: str, device: torch.device) -> Any:
@@ -55,7 +55,7 @@ def run_result(scene: Scene, run: str, device: torch.device) -> Any:
 
 
 @contextmanager
-def _one_error(side: Side, run: str, device: torch.device) -> Generator[None]:
+def _one_error(side: SceneCall, run: str, device: torch.device) -> Generator[None]:
     """Whatever a function makes of arguments that may be anybody's, as one error."""
     try:
         yield
@@ -68,7 +68,7 @@ def _one_error(side: Side, run: str, device: torch.device) -> Generator[None]:
         ) from error
 
 
-def call_of(scene: Scene, side: Side, device: torch.device) -> Callable[[], list[Tensor]]:
+def call_of(scene: Scene, side: SceneCall, device: torch.device) -> Callable[[], list[Tensor]]:
     """The call of one run, on tensors of its own; returns the tensors that it makes."""
     call, first = _function_call(scene, side, device)
 
@@ -81,7 +81,7 @@ def call_of(scene: Scene, side: Side, device: torch.device) -> Callable[[], list
     return tensors
 
 
-def _function_call(scene: Scene, side: Side, device: torch.device) -> tuple[Callable[[], Any], Any]:
+def _function_call(scene: Scene, side: SceneCall, device: torch.device) -> tuple[Callable[[], Any], Any]:
     """The call of one run, on tensors of its own, and its first argument."""
     function = resolve_function(side.function, scene.trusted)
     made = materialise(scene.layouts, side.tensors, scene.data, device, scene.machine.device)
@@ -91,7 +91,7 @@ def _function_call(scene: Scene, side: Side, device: torch.device) -> tuple[Call
     return lambda: function(*args, **kwargs), args[0] if args else None
 
 
-def _restore_random(scene: Scene, side: Side, device: torch.device) -> None:
+def _restore_random(scene: Scene, side: SceneCall, device: torch.device) -> None:
     if side.random is None or device.type != scene.machine.device:
         return
     state = scene.extra[side.random]

@@ -13,7 +13,7 @@ from forkpoint.errors import SceneError
 from forkpoint.match.distance import unit_at
 from forkpoint.promotion import Promotion
 from forkpoint.scene.format.flags import in_force
-from forkpoint.scene.format.records import Scene, Side
+from forkpoint.scene.format.records import Scene, SceneCall
 from forkpoint.scene.replaying.calling import call_of, run_side
 
 
@@ -50,14 +50,14 @@ def exactness(scene: Scene, run: str, device: torch.device, shared: Tensor, at: 
     index = scene.sharing.indices()[0 if run == "a" else 1]
     exact = reference.reshape(-1)[index.to(reference.device)].cpu()
     error = errors_in_ulps(shared.cpu(), exact)
-    known = error[torch.isfinite(error)]
-    if not len(known):
+    finite = error[torch.isfinite(error)]
+    if not len(finite):
         return Exactness(None, None, None, "no finite value")
     first = None if at is None or not math.isfinite(float(error[at])) else float(error[at])
-    return Exactness(first, float(known.median()), float(known.max()))
+    return Exactness(first, float(finite.median()), float(finite.max()))
 
 
-def _in_float64(scene: Scene, side: Side, device: torch.device) -> Tensor | None:
+def _in_float64(scene: Scene, side: SceneCall, device: torch.device) -> Tensor | None:
     call = call_of(scene, side, device)
     promotion = Promotion()
     with (
@@ -68,8 +68,8 @@ def _in_float64(scene: Scene, side: Side, device: torch.device) -> Tensor | None
         outputs = call()
     if promotion.refused or scene.output >= len(outputs):
         return None
-    found = promotion.value(outputs[scene.output])
-    return found if found.dtype == torch.float64 else None
+    output = promotion.value(outputs[scene.output])
+    return output if output.dtype == torch.float64 else None
 
 
 _NARROWING = frozenset(["half", "bfloat16", "float", "chalf", "cfloat", "type", "to", "type_as"])
@@ -86,10 +86,10 @@ def computes_in_float64(scene: Scene, run: str) -> bool:
         side, args=_widened(side.args), kwargs=_widened(side.kwargs), flags={**side.flags, "autocast": None}
     )
     try:
-        found = run_side(replace(scene, data=data, **{run: wide}), run, torch.device("cpu"))
+        outputs = run_side(replace(scene, data=data, **{run: wide}), run, torch.device("cpu"))
     except SceneError:
         return False
-    return found[scene.output].dtype == torch.float64
+    return outputs[scene.output].dtype == torch.float64
 
 
 def _widened(value: Any) -> Any:

@@ -85,9 +85,9 @@ def _quiet() -> Generator[None]:
 
 
 def _on_gpu(events: list[Any]) -> tuple[str, ...]:
-    found = [e for e in events if e.device_type == torch.autograd.DeviceType.CUDA]
-    found.sort(key=lambda e: e.time_range.start)
-    return tuple(e.name for e in found if not e.name.startswith(("Memcpy", "Memset")))
+    launches = [e for e in events if e.device_type == torch.autograd.DeviceType.CUDA]
+    launches.sort(key=lambda e: e.time_range.start)
+    return tuple(e.name for e in launches if not e.name.startswith(("Memcpy", "Memset")))
 
 
 def _on_cpu(events: list[Any]) -> tuple[str, ...]:

@@ -22,7 +22,7 @@ TOLERANCES = tuple(10.0**-k for k in range(3, 9))
 
 
 @dataclass(frozen=True)
-class Check:
+class ReplayCheck:
     """One comparison: what, how it came out, and by how much."""
 
     name: str
@@ -53,14 +53,14 @@ class Replay:
     machine: Machine
     recorded_here: bool
     """Whether it is the type of device that the scene was recorded on."""
-    weights: tuple[Check, ...]
+    weights: tuple[ReplayCheck, ...]
     """Inputs that are the model's parameters or buffers."""
-    inputs: tuple[Check, ...]
+    inputs: tuple[ReplayCheck, ...]
     """The other inputs, at shared coordinates."""
-    recorded_a: Check
+    recorded_a: ReplayCheck
     """Whether run A's output is again the recorded one, bit for bit."""
-    recorded_b: Check
-    outputs: Check
+    recorded_b: ReplayCheck
+    outputs: ReplayCheck
     """Whether the two outputs are the same at shared coordinates."""
     first: Unequal | None
     allclose: tuple[tuple[float, bool], ...]
@@ -130,18 +130,18 @@ def _replay(scene: Scene, device: str | None) -> Replay:
 # ---------------------------------------------------------------------- comparing
 
 
-def _compare(name: str, a: Tensor, b: Tensor) -> Check:
+def _compare(name: str, a: Tensor, b: Tensor) -> ReplayCheck:
     """Two tensors of one shape, element by element; NaN equals NaN."""
     if a.shape != b.shape or a.dtype != b.dtype:
         what = f"{short(a.dtype)} {list(a.shape)} and {short(b.dtype)} {list(b.shape)}"
-        return Check(name, equal=False, compared=a.numel(), reason=what)
+        return ReplayCheck(name, equal=False, compared=a.numel(), reason=what)
     return _counted(name, a, b)
 
 
-def _counted(name: str, a: Tensor, b: Tensor) -> Check:
-    found = compare(a.cpu(), b.cpu())
-    count = int((~found.same).sum())
-    return Check(name, count == 0, count, a.numel(), float(found.apart.max()) if count else 0.0)
+def _counted(name: str, a: Tensor, b: Tensor) -> ReplayCheck:
+    difference = compare(a.cpu(), b.cpu())
+    count = int((~difference.same).sum())
+    return ReplayCheck(name, count == 0, count, a.numel(), float(difference.apart.max()) if count else 0.0)
 
 
 def equal_elements(a: Tensor, b: Tensor) -> Tensor:
@@ -149,27 +149,27 @@ def equal_elements(a: Tensor, b: Tensor) -> Tensor:
     return compare(a, b).same
 
 
-def _compare_recorded(recorded: list[Tensor], outputs: list[Tensor]) -> Check:
+def _compare_recorded(recorded: list[Tensor], outputs: list[Tensor]) -> ReplayCheck:
     name = "output"
     if len(recorded) != len(outputs):
-        return Check(name, equal=False, reason=f"{len(outputs)} tensors, {len(recorded)} recorded")
+        return ReplayCheck(name, equal=False, reason=f"{len(outputs)} tensors, {len(recorded)} recorded")
     checks = [_compare(name, x, y) for x, y in zip(recorded, outputs, strict=True)]
-    return Check(
+    return ReplayCheck(
         name, all(c.equal for c in checks), sum(c.differing for c in checks), sum(c.compared for c in checks),
         max((c.max_abs for c in checks), default=0.0), next((c.reason for c in checks if c.reason), ""),
     )  # fmt: skip
 
 
-def compare_input(scene: Scene, index: int) -> Check:
+def compare_input(scene: Scene, index: int) -> ReplayCheck:
     """Whether one input is the same in both runs, at shared coordinates."""
     pair = scene.inputs[index]
     if pair.a is None or pair.b is None:
-        return Check(pair.name, None, reason=f"only run {'B' if pair.a is None else 'A'} has it")
+        return ReplayCheck(pair.name, None, reason=f"only run {'B' if pair.a is None else 'A'} has it")
     a, b = scene.tensor(pair.a), scene.tensor(pair.b)
     if not len(pair.sharing):
         if not a.numel() and not b.numel():
-            return Check(pair.name, equal=True)
-        return Check(pair.name, None, reason=pair.sharing.reason or "the runs share no element of it")
+            return ReplayCheck(pair.name, equal=True)
+        return ReplayCheck(pair.name, None, reason=pair.sharing.reason or "the runs share no element of it")
     shared_a, shared_b = pair.sharing.take(a, b)
     return _compare(
         pair.name, shared_a, shared_b if shared_a.dtype == shared_b.dtype else shared_b.to(shared_a.dtype)

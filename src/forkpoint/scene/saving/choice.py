@@ -52,11 +52,11 @@ def choose(session: Session, located: Located) -> Choice:
 
 
 def _reason_against(a: Taken, b: Taken) -> str:
-    for taken in (a, b):
-        if taken.func is None:
+    for call in (a, b):
+        if call.func is None:
             return "it is a module whose inside was not watched"
         try:
-            function_path(taken.func)
+            function_path(call.func)
         except SceneError as error:
             return error.given
     return ""

@@ -100,10 +100,10 @@ def int8_quantised(a: Tensor, threshold: float = 0.0) -> Iterator[Value]:
     rows = a.reshape(-1, a.shape[-1])
     outliers = rows.abs() >= threshold if threshold else torch.zeros_like(rows, dtype=torch.bool)
     yield "outliers", "|x| ≥ threshold", outliers
-    kept = torch.where(outliers, torch.zeros((), dtype=rows.dtype, device=rows.device), rows)
-    largest = kept.abs().amax(-1, keepdim=True)
+    inliers = torch.where(outliers, torch.zeros((), dtype=rows.dtype, device=rows.device), rows)
+    largest = inliers.abs().amax(-1, keepdim=True)
     yield "scale of each row", "max |x| without outliers", largest
-    yield "quantised", "round(127 x / scale)", torch.round(kept.float() * (127.0 / largest.float()))
+    yield "quantised", "round(127 x / scale)", torch.round(inliers.float() * (127.0 / largest.float()))
 
 
 def int8_product(

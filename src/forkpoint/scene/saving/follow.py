@@ -1,4 +1,4 @@
-"""Modes that run a call, keep what it computes on the way, and follow tokens through it."""
+"""Function and dispatch modes that follow the labels through the inside of a call, and keep its intermediate values."""
 
 from __future__ import annotations
 
@@ -26,16 +26,16 @@ class Labelling:
 
     Args:
         labels: of the run, so that they are the ones that its traces use.
-        known: by id of each tensor that goes into the call.
+        given: the label of each tensor that goes into the call, by its id.
     """
 
-    def __init__(self, labels: Labels, known: dict[int, Label | None]) -> None:
+    def __init__(self, labels: Labels, given: dict[int, Label | None]) -> None:
         self._labels = labels
-        self._known = dict(known)
+        self._by_id = dict(given)
         self._alive: list[Tensor] = []
 
     def of(self, tensor: Tensor) -> Label | None:
-        return self._known.get(id(tensor))
+        return self._by_id.get(id(tensor))
 
     def follow(
         self, rule: str, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any
@@ -60,7 +60,7 @@ class Labelling:
         for output, label in zip(outputs, labels, strict=True):
             self._alive.append(output)  # an id is used again once its tensor is gone
             fits = label is not None and label.q.ndim == output.dim()
-            self._known[id(output)] = label if fits else None
+            self._by_id[id(output)] = label if fits else None
 
 
 class Following(TorchFunctionMode):

@@ -1,7 +1,7 @@
-"""Looking into an op that is fused or composite: which part of it gives the two runs other bits.
+"""Looks into an op that is fused or composite: which part of it gives the two runs other bits.
 
-Two looks. Below: the ATen operators that the call comes down to, each compared at the coordinates that both
-runs have. Beside: the same mathematics spelt out as plain functions (`decompositions`), value by value.
+It compares two kinds of values between the runs, at the coordinates that both have: the outputs of the ATen operators that
+the call comes down to (`below`), and those of a decomposition of the op into plain functions (`decompositions`).
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from forkpoint.errors import reraise_out_of_memory
 from forkpoint.explain.session import Session, Traced
 from forkpoint.match.align import gap, pair_elements
 from forkpoint.scene.format.flags import Flags, in_force
-from forkpoint.scene.format.parts import Inside, Part
+from forkpoint.scene.format.parts import Inside, PartComparison
 from forkpoint.scene.saving import decompositions
 from forkpoint.scene.saving.follow import AtenCall, Following, Labelling, Steps
 from forkpoint.support.equality import same_bits
@@ -65,11 +65,9 @@ def look_inside(session: Session, a: Taken, b: Taken, flags_a: Flags, flags_b: F
     """Look into an op that both runs called; None where it is one plain operator.
 
     Args:
-        session: gives the tokens that both runs have.
-        a: run A's call, with the labels of what went in.
-        b: run B's.
-        flags_a: the settings under which A's call ran.
-        flags_b: and B's.
+        session: the two traced runs, with the tokens that both have.
+        a, b: the call in each run, with the labels of what went in.
+        flags_a, flags_b: the settings under which each ran.
     """
     steps_a, same_a = _below(session.a, a, flags_a)
     steps_b, same_b = _below(session.b, b, flags_b)
@@ -85,29 +83,29 @@ def look_inside(session: Session, a: Taken, b: Taken, flags_a: Flags, flags_b: F
     return Inside(summary, names_a, names_b, below, parts, backend_a, backend_b, arguments)
 
 
-def _below(traced: Traced, taken: Taken, flags: Flags) -> tuple[list[AtenCall], bool]:
+def _below(traced: Traced, call: Taken, flags: Flags) -> tuple[list[AtenCall], bool]:
     """The operators below a call, and whether it gave the recorded bits while they were watched."""
-    args, kwargs, labels = _copies(taken)
+    args, kwargs, labels = _copies(call)
     steps = Steps(Labelling(traced.recorder.labels, labels))
     try:
-        with torch.no_grad(), in_force(flags, _device(taken)), steps:
-            result = taken.func(*args, **kwargs)
+        with torch.no_grad(), in_force(flags, _device(call)), steps:
+            result = call.func(*args, **kwargs)
     except (RuntimeError, NotImplementedError, TypeError) as error:
         reraise_out_of_memory(error)
         return [], False
     outputs = tensors_in((result,)) or [args[0]]
-    same = len(outputs) == len(taken.outputs) and all(map(same_bits, outputs, taken.outputs))
+    same = len(outputs) == len(call.outputs) and all(map(same_bits, outputs, call.outputs))
     return steps.steps, same
 
 
-def _copies(taken: Taken) -> tuple[tuple[Any, ...], dict[str, Any], dict[int, Label | None]]:
-    """The arguments once more, since an op may write to them, to the model's own running statistics too; and their labels."""
+def _copies(call: Taken) -> tuple[tuple[Any, ...], dict[str, Any], dict[int, Label | None]]:
+    """Copies of a call's arguments, since the op may write to them (running statistics), and the labels of the copies."""
     labels: dict[int, Label | None] = {}
 
     def copy(value: Any) -> Any:
         if isinstance(value, Tensor):
             copied = value.clone()
-            labels[id(copied)] = taken.input_labels.get(id(value))
+            labels[id(copied)] = call.input_labels.get(id(value))
             return copied
         if isinstance(value, tuple) and not isinstance(value, torch.Size):
             return tuple([copy(item) for item in value])
@@ -117,26 +115,26 @@ def _copies(taken: Taken) -> tuple[tuple[Any, ...], dict[str, Any], dict[int, La
             return {key: copy(item) for key, item in value.items()}
         return value
 
-    return copy(taken.args), copy(taken.kwargs), labels
+    return copy(call.args), copy(call.kwargs), labels
 
 
-def _device(taken: Taken) -> torch.device:
-    return taken.outputs[0].device
+def _device(call: Taken) -> torch.device:
+    return call.outputs[0].device
 
 
 def _computing(steps: Sequence[AtenCall]) -> list[AtenCall]:
     return [s for s in steps if s.name.partition("::")[2] not in _ARRANGING and s.outputs]
 
 
-def _compare_steps(session: Session, a: Sequence[AtenCall], b: Sequence[AtenCall]) -> list[Part]:
+def _compare_steps(session: Session, a: Sequence[AtenCall], b: Sequence[AtenCall]) -> list[PartComparison]:
     names_a, names_b = [s.name for s in a], [s.name for s in b]
     matcher = difflib.SequenceMatcher(a=names_a, b=names_b, autojunk=False)
-    found: list[Part] = []
+    comparisons: list[PartComparison] = []
     for block in matcher.get_matching_blocks():
         for mine, theirs in zip(
             a[block.a : block.a + block.size], b[block.b : block.b + block.size], strict=True
         ):
-            found.append(
+            comparisons.append(
                 _compare(
                     session,
                     mine.name,
@@ -147,38 +145,38 @@ def _compare_steps(session: Session, a: Sequence[AtenCall], b: Sequence[AtenCall
                     theirs.labels[0],
                 )
             )
-    return found
+    return comparisons
 
 
 def _compare_decompositions(
     session: Session, a: Taken, b: Taken, flags_a: Flags, flags_b: Flags
-) -> list[Part]:
+) -> list[PartComparison]:
     values_a, values_b = _decomposed(session.a, a, flags_a), _decomposed(session.b, b, flags_b)
-    found: list[Part] = []
+    comparisons: list[PartComparison] = []
     for name, (formula, value, label) in values_a.items():
         if name in values_b:
             _, other, other_label = values_b[name]
-            found.append(_compare(session, name, formula, value, label, other, other_label))
+            comparisons.append(_compare(session, name, formula, value, label, other, other_label))
         else:
-            found.append(Part(name, formula, "not compared", reason="only run A has it"))
+            comparisons.append(PartComparison(name, formula, "not compared", reason="only run A has it"))
     for name, (formula, _, _) in values_b.items():
         if name not in values_a:
-            found.append(Part(name, formula, "not compared", reason="only run B has it"))
-    return found
+            comparisons.append(PartComparison(name, formula, "not compared", reason="only run B has it"))
+    return comparisons
 
 
-def _decomposed(traced: Traced, taken: Taken, flags: Flags) -> dict[str, tuple[str, Tensor, Label | None]]:
-    args, kwargs, labels = _copies(taken)
+def _decomposed(traced: Traced, call: Taken, flags: Flags) -> dict[str, tuple[str, Tensor, Label | None]]:
+    args, kwargs, labels = _copies(call)
     labelling = Labelling(traced.recorder.labels, labels)
-    found: dict[str, tuple[str, Tensor, Label | None]] = {}
+    values: dict[str, tuple[str, Tensor, Label | None]] = {}
     try:
-        with torch.no_grad(), in_force(flags, _device(taken)), Following(labelling):
-            for name, formula, value in decompositions.decompose(taken.op.function, args, kwargs):
-                found[name] = (formula, value, labelling.of(value))
+        with torch.no_grad(), in_force(flags, _device(call)), Following(labelling):
+            for name, formula, value in decompositions.decompose(call.op.function, args, kwargs):
+                values[name] = (formula, value, labelling.of(value))
     except (RuntimeError, NotImplementedError, TypeError, IndexError) as error:
         reraise_out_of_memory(error)
-        return found
-    return found
+        return values
+    return values
 
 
 def _compare(
@@ -189,28 +187,30 @@ def _compare(
     label_a: Label | None,
     b: Tensor,
     label_b: Label | None,
-) -> Part:
+) -> PartComparison:
     if max(a.numel(), b.numel()) > SHOWN_ELEMENTS:
-        return Part(
+        return PartComparison(
             name, formula, "not compared", reason=f"{max(a.numel(), b.numel()):,} elements are too many"
         )
     pairs = pair_elements(a, label_a, b, label_b, session.shared)
     if not len(pairs):
-        return Part(name, formula, "not compared", reason=pairs.reason or "nothing in it is shared")
-    found = gap(a, b, pairs)
-    status = "differs" if found.differing else "equal"
-    return Part(name, formula, status, found.compared, found.differing, found.max_abs)
+        return PartComparison(name, formula, "not compared", reason=pairs.reason or "nothing in it is shared")
+    difference = gap(a, b, pairs)
+    status = "differs" if difference.differing else "equal"
+    return PartComparison(
+        name, formula, status, difference.compared, difference.differing, difference.max_abs
+    )
 
 
 # ---------------------------------------------------------------------- kernels and arguments
 
 
-def _backend(taken: Taken) -> str:
+def _backend(call: Taken) -> str:
     """Which implementation of attention torch picks for these inputs."""
-    if taken.op.function != "scaled_dot_product_attention":
+    if call.op.function != "scaled_dot_product_attention":
         return ""
     names = ("query", "key", "value", "attn_mask", "dropout_p", "is_causal")
-    given: dict[str, Any] = {**dict(zip(names, taken.args, strict=False)), **taken.kwargs}
+    given: dict[str, Any] = {**dict(zip(names, call.args, strict=False)), **call.kwargs}
     try:
         choice = torch._fused_sdp_choice(
             given["query"], given["key"], given["value"], given.get("attn_mask"), given.get("dropout_p", 0.0),
@@ -224,19 +224,19 @@ def _backend(taken: Taken) -> str:
 def _arguments(a: Taken, b: Taken) -> list[str]:
     """Arguments other than values that the runs don't have in common."""
     mine, theirs = _described(a), _described(b)
-    found: list[str] = []
+    differences: list[str] = []
     for name in [*mine, *(name for name in theirs if name not in mine)]:
         left, right = mine.get(name, "not given"), theirs.get(name, "not given")
         if left != right:
-            found.append(f"{name} {left} in A, {right} in B")
-    return found
+            differences.append(f"{name} {left} in A, {right} in B")
+    return differences
 
 
-def _described(taken: Taken) -> dict[str, str]:
+def _described(call: Taken) -> dict[str, str]:
     from forkpoint.capture.functions import parameter_names
 
-    names = parameter_names(taken.op.function, len(taken.args), taken.func, taken.args)
-    given = {**dict(zip(names, taken.args, strict=True)), **taken.kwargs}
+    names = parameter_names(call.op.function, len(call.args), call.func, call.args)
+    given = {**dict(zip(names, call.args, strict=True)), **call.kwargs}
     return {name: _word(value) for name, value in given.items()}
 
 
@@ -252,7 +252,7 @@ def _word(value: Any) -> str:
 
 
 def _summary(
-    a: tuple[str, ...], b: tuple[str, ...], below: Sequence[Part], parts: Sequence[Part],
+    a: tuple[str, ...], b: tuple[str, ...], below: Sequence[PartComparison], parts: Sequence[PartComparison],
     backends: tuple[str, str], arguments: Sequence[str],
 ) -> str:  # fmt: skip
     sentences: list[str] = []
@@ -280,11 +280,11 @@ def _apart(a: tuple[str, ...], b: tuple[str, ...]) -> tuple[str, str]:
     return ", ".join(only_a) or ", ".join(a) or "none", ", ".join(only_b) or ", ".join(b) or "none"
 
 
-def _first(parts: Sequence[Part]) -> Part | None:
+def _first(parts: Sequence[PartComparison]) -> PartComparison | None:
     return next((part for part in parts if part.status == "differs"), None)
 
 
-def _summary_of_decompositions(parts: Sequence[Part]) -> str:
+def _summary_of_decompositions(parts: Sequence[PartComparison]) -> str:
     first = _first(parts)
     if first is not None:
         before = [part.name for part in parts[: parts.index(first)] if part.status == "equal"]

@@ -23,7 +23,7 @@ from forkpoint.scene.format.arguments import tensors_in_order, with_refs
 from forkpoint.scene.format.functions import function_path
 from forkpoint.scene.format.kernels import Kernels
 from forkpoint.scene.format.machine import machine
-from forkpoint.scene.format.records import InputPair, Location, Scene, Side
+from forkpoint.scene.format.records import InputPair, Location, Scene, SceneCall
 from forkpoint.scene.format.sharing import Sharing
 from forkpoint.scene.format.tensors import Packer, Placement, placement
 from forkpoint.scene.replaying.calling import run_side, side_kernels
@@ -103,7 +103,7 @@ def _check_size(scene: Scene, limit: int, confirm: Confirm | None) -> None:
 
 
 def _assemble(session: Session, located: Located, versions: dict[str, str]) -> Scene:
-    """All that a scene holds but for what trying it shows."""
+    """The scene, before it was tried: without kernels, and without whether it reproduces the runs."""
     chosen = choose(session, located)
     a, b = witness(session.a, chosen.a), witness(session.b, chosen.b)
     packer = Packer()
@@ -117,14 +117,14 @@ def _assemble(session: Session, located: Located, versions: dict[str, str]) -> S
         a=side_a,
         b=side_b,
         output=output,
-        sharing=share_output(session, chosen.row, a.taken, b.taken, output),
-        inputs=tuple(_inputs(session, a.taken, numbers_a, b.taken, numbers_b)),
+        sharing=share_output(session, chosen.row, a.call, b.call, output),
+        inputs=tuple(_inputs(session, a.call, numbers_a, b.call, numbers_b)),
         layouts=tuple(packer.layouts),
         storages=tuple(packer.storages),
-        machine=machine(a.taken.outputs[output].device),
+        machine=machine(a.call.outputs[output].device),
         versions=versions,
         notes=tuple(note for note in notes if note),
-        inside=look_inside(session, a.taken, b.taken, a.circumstances.flags, b.circumstances.flags),
+        inside=look_inside(session, a.call, b.call, a.circumstances.flags, b.circumstances.flags),
         data=tuple(packer.data),
         extra=extra,
     )
@@ -133,12 +133,12 @@ def _assemble(session: Session, located: Located, versions: dict[str, str]) -> S
 
 def _side(
     traced: Traced, run: str, witnessed: Witnessed, packer: Packer, extra: dict[str, Tensor]
-) -> tuple[Side, dict[int, int]]:
+) -> tuple[SceneCall, dict[int, int]]:
     """One run's call, its tensors added to the packer; with the number of each by the id of the copy."""
-    taken, seen = witnessed.taken, witnessed.circumstances
-    names = {id(tensor): name for name, tensor in named_inputs(taken).items()}
+    call, seen = witnessed.call, witnessed.circumstances
+    names = {id(tensor): name for name, tensor in named_inputs(call).items()}
     distinct: dict[int, tuple[Tensor, Placement]] = {}
-    for tensor, place in zip(tensors_in_order((taken.args, taken.kwargs)), seen.placements, strict=True):
+    for tensor, place in zip(tensors_in_order((call.args, call.kwargs)), seen.placements, strict=True):
         at = place or placement(tensor)
         if at is None:
             raise SceneError("an input of the op has no memory of its own", "plain dense tensors")
@@ -148,11 +148,11 @@ def _side(
         tensors,
         [at for _, at in distinct.values()],
         [f"{run}.{names.get(key, f'input {i}')}" for i, key in enumerate(distinct)],
-        [taken.owned.get(key) for key in distinct],
+        [call.owned.get(key) for key in distinct],
     )
     by_id = dict(zip(distinct, numbers, strict=True))
     outputs: list[int] = []
-    for index, value in enumerate(taken.outputs):
+    for index, value in enumerate(call.outputs):
         at = placement(value)
         if at is None:
             raise SceneError("an output of the op has no memory of its own", "plain dense tensors")
@@ -160,12 +160,12 @@ def _side(
     random: str | None = None
     if seen.random is not None:
         random = f"random.{run}"
-        extra[random] = _random_state(seen.random, taken.outputs[0].device)
-    refs = with_refs((taken.args, taken.kwargs), lambda tensor: by_id[id(tensor)])
+        extra[random] = _random_state(seen.random, call.outputs[0].device)
+    refs = with_refs((call.args, call.kwargs), lambda tensor: by_id[id(tensor)])
     return (
-        Side(
+        SceneCall(
             run=traced.run.name or run.upper(),
-            function=function_path(taken.func),
+            function=function_path(call.func),
             args=refs[0],
             kwargs=refs[1],
             outputs=tuple(outputs),
@@ -189,14 +189,14 @@ def _inputs(
     session: Session, a: Taken, numbers_a: dict[int, int], b: Taken, numbers_b: dict[int, int]
 ) -> list[InputPair]:
     inputs_a, inputs_b = named_inputs(a), named_inputs(b)
-    found: list[InputPair] = []
+    pairs: list[InputPair] = []
     for name in [*inputs_a, *(name for name in inputs_b if name not in inputs_a)]:
         mine, theirs = inputs_a.get(name), inputs_b.get(name)
         if mine is None or theirs is None:
             sharing = Sharing.of(Pairs.none("only one run has it"))
         else:
             sharing = share_input(session, a, mine, b, theirs)
-        found.append(
+        pairs.append(
             InputPair(
                 name,
                 None if mine is None else numbers_a[id(mine)],
@@ -206,29 +206,36 @@ def _inputs(
                 or (b.owned.get(id(theirs)) if theirs is not None else None),
             )
         )
-    return found
+    return pairs
 
 
 def _place(located: Located, row: Joined) -> Location:
-    found, op = located.divergence, row.op
-    own = op.name == found.op
+    divergence, op = located.divergence, row.op
+    own = op.name == divergence.op
     sample = (
-        found.sample if isinstance(found.sample, (str, int)) or found.sample is None else str(found.sample)
+        divergence.sample
+        if isinstance(divergence.sample, (str, int)) or divergence.sample is None
+        else str(divergence.sample)
     )
     return Location(
         op=op.name, module=op.module, function=op.function, source=op.site.short, code=op.site.code,
-        variable=op.site.variable, sample=sample if own else None, position=found.position if own else None,
-        token=found.token if own else None, first=_first(found) if own else None, between=found.between,
-        note=found.note,
+        variable=op.site.variable, sample=sample if own else None, position=divergence.position if own else None,
+        token=divergence.token if own else None, first=_first(divergence) if own else None, between=divergence.between,
+        note=divergence.note,
     )  # fmt: skip
 
 
-def _first(found: Divergence) -> tuple[int, int] | None:
-    if found.shape_a is None or found.shape_b is None or not found.index_a or not found.index_b:
+def _first(divergence: Divergence) -> tuple[int, int] | None:
+    if (
+        divergence.shape_a is None
+        or divergence.shape_b is None
+        or not divergence.index_a
+        or not divergence.index_b
+    ):
         return None
     flat = (
-        np.ravel_multi_index(found.index_a, found.shape_a),
-        np.ravel_multi_index(found.index_b, found.shape_b),
+        np.ravel_multi_index(divergence.index_a, divergence.shape_a),
+        np.ravel_multi_index(divergence.index_b, divergence.shape_b),
     )
     return int(flat[0]), int(flat[1])
 
@@ -237,9 +244,9 @@ def _first(found: Divergence) -> tuple[int, int] | None:
 
 
 def _tried(scene: Scene) -> Scene:
-    """The scene as it was read back, with what it does when it is replayed here."""
+    """The scene after its op was called alone here: with the kernels that ran, and whether the recorded bits came again."""
     device = torch.device(scene.machine.device)
-    sides: list[Side] = []
+    sides: list[SceneCall] = []
     for run in "ab":
         side = scene.side(run)
         try:

@@ -1,8 +1,8 @@
 """The circumstances of a call: memory layout, settings, random state.
 
-The recorder keeps values; a kernel is also chosen by how tensors lie in memory and by settings that may hold
-for that one call (an autocast, a choice of attention backend). So whoever has a call kept that a scene may be made of
-looks at it, too, right before it runs, with the very tensors that it gets.
+The recorder copies values. But a kernel is also chosen by how tensors lie in memory, and by settings that may hold for that
+one call (an autocast, a choice of attention backend). So a fetch that a scene may be made of notes these, too, right before
+the call, from the very tensors that go in (`look`).
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class Circumstances:
 class Witnessed:
     """A call and its circumstances."""
 
-    taken: Taken
+    call: Taken
     circumstances: Circumstances
     note: str = ""
     """Why something is not certain."""
@@ -57,29 +57,29 @@ def look(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Callable[[], Circumst
     return after
 
 
-def witness(traced: Traced, taken: Taken) -> Witnessed:
-    """A call with its circumstances; where nobody looked when it was taken, the run is made again."""
-    if isinstance(taken.seen, Circumstances):
-        return Witnessed(taken, taken.seen)
-    again = fetch_op(traced, taken.op, taken, look=look)
+def witness(traced: Traced, call: Taken) -> Witnessed:
+    """A call with its circumstances; if they were not noted when it was fetched, the run is made once more for them."""
+    if isinstance(call.seen, Circumstances):
+        return Witnessed(call, call.seen)
+    again = fetch_op(traced, call.op, call, look=look)
     if again is None:
-        return _unwitnessed(taken, "the call did not come again, so its memory layout is a guess")
-    if _agrees(again, taken):
+        return _unwitnessed(call, "the call did not come again, so its memory layout is a guess")
+    if _agrees(again, call):
         return Witnessed(again, again.seen)
     return _unwitnessed(
-        taken, "the run gave other values when it was made again, so the op's memory layout is a guess"
+        call, "the run gave other values when it was made again, so the op's memory layout is a guess"
     )
 
 
-def _agrees(again: Taken, taken: Taken) -> bool:
-    """The same values; or other dtypes, where the first was taken while computing in float64."""
-    if len(again.outputs) != len(taken.outputs):
+def _agrees(again: Taken, call: Taken) -> bool:
+    """Whether two passes gave a call's outputs the same values; dtypes differ where the first computed in float64."""
+    if len(again.outputs) != len(call.outputs):
         return False
     return all(
-        x.dtype != y.dtype or same_bits(x, y) for x, y in zip(again.outputs, taken.outputs, strict=True)
+        x.dtype != y.dtype or same_bits(x, y) for x, y in zip(again.outputs, call.outputs, strict=True)
     )
 
 
-def _unwitnessed(taken: Taken, note: str) -> Witnessed:
-    tensors = tensors_in_order((taken.args, taken.kwargs))
-    return Witnessed(taken, Circumstances(tuple(placement(t) for t in tensors), flags.read(), None), note)
+def _unwitnessed(call: Taken, note: str) -> Witnessed:
+    tensors = tensors_in_order((call.args, call.kwargs))
+    return Witnessed(call, Circumstances(tuple(placement(t) for t in tensors), flags.read(), None), note)

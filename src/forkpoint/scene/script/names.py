@@ -1,4 +1,4 @@
-"""What a script calls tensors and storages of its scene."""
+"""The names of tensors and storages in the script of a scene."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ from forkpoint.scene.format.records import Scene
 
 
 def tensors(scene: Scene, run: str) -> dict[int, str]:
-    """What the tensors of a run are called, by their numbers."""
-    found: dict[int, str] = {}
+    """The name of each tensor that goes into a run's call, by its number."""
+    names: dict[int, str] = {}
     for pair in scene.inputs:
         number = pair.a if run == "a" else pair.b
         if number is not None:
-            found.setdefault(number, pair.name)
+            names.setdefault(number, pair.name)
     for number in scene.side(run).tensors:
-        found.setdefault(number, f"tensor {number}")
-    return found
+        names.setdefault(number, f"tensor {number}")
+    return names
 
 
 def storages(scene: Scene, names: dict[str, dict[int, str]]) -> dict[int, str]:
@@ -33,19 +33,19 @@ def storages(scene: Scene, names: dict[str, dict[int, str]]) -> dict[int, str]:
 
 
 def leads(scene: Scene, keys: dict[int, str]) -> dict[str, int]:
-    """By storage, how many elements after an aligned address it began."""
-    found: dict[str, int] = {}
+    """By the key of a storage, how many elements after an aligned address it began; without those that were aligned."""
+    elements: dict[str, int] = {}
     for run in "ab":
         for number in scene.side(run).tensors:
             layout = scene.layouts[number]
             lead = layout.alignment // scene.storages[layout.storage].dtype.itemsize
             if lead:
-                found[keys[layout.storage]] = lead
-    return found
+                elements[keys[layout.storage]] = lead
+    return elements
 
 
 def staying(scene: Scene, keys: dict[int, str]) -> list[str]:
-    """Storages that were on the CPU although the op ran on another device."""
+    """The keys of storages that were on the CPU although the op ran on another device."""
     if scene.machine.device == "cpu":
         return []
     numbers = (*scene.a.tensors, *scene.b.tensors)

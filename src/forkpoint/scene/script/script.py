@@ -18,7 +18,7 @@ from forkpoint.scene.format import flags
 from forkpoint.scene.format.folder import load
 from forkpoint.scene.format.records import Scene
 from forkpoint.scene.replaying.replay import compare_input
-from forkpoint.scene.script.source import Writer
+from forkpoint.scene.script.source import ScriptWriter
 from forkpoint.scene.script.synthetic import SEEDS, find_seed, plan
 from forkpoint.support.files import check_writable, write_atomically
 
@@ -68,10 +68,10 @@ def write_script(directory: str | Path, path: str | Path | None = None, *, synth
 
 def scene_script(scene: Scene, directory: Path) -> Script:
     """The script that reads the scene's folder, and what it says here."""
-    text = Writer(scene).text()
+    text = ScriptWriter(scene).text()
     done = run_script(text, scene, [str(directory.absolute())])
     if not done.reproduced and any(layout.alignment for layout in scene.layouts):
-        aligned = run_script(Writer(scene, aligned=True).text(), scene, [str(directory.absolute())])
+        aligned = run_script(ScriptWriter(scene, aligned=True).text(), scene, [str(directory.absolute())])
         if aligned.reproduced:
             return aligned
     return done
@@ -99,7 +99,7 @@ def synthetic_script(scene: Scene) -> Script:
             f"random data of the same shapes don't show the effect (seeds 0 to {SEEDS - 1} tried)",
             "an effect that doesn't depend on the values", "leave out --synthetic",
         )  # fmt: skip
-    script = run_script(Writer(scene, recipe=recipe, seed=seed).text(), scene, [], synthetic=True)
+    script = run_script(ScriptWriter(scene, recipe=recipe, seed=seed).text(), scene, [], synthetic=True)
     if not script.reproduced:
         raise SceneError(
             "the script with random data did not show the effect when it ran alone", "the effect, as it showed within "

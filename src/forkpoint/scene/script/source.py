@@ -11,7 +11,7 @@ from forkpoint.errors import SceneError
 from forkpoint.scene.format import flags
 from forkpoint.scene.format.arguments import Ref, short
 from forkpoint.scene.format.folder import TENSORS
-from forkpoint.scene.format.records import Scene, Side
+from forkpoint.scene.format.records import Scene, SceneCall
 from forkpoint.scene.format.sharing import Sharing, as_indexing, index_text, repeat_text
 from forkpoint.scene.format.tensors import stored_dtype
 from forkpoint.scene.replaying.calling import run_result
@@ -26,7 +26,7 @@ MAX_RUNS = 64
 _IN_PLACE = "in place"
 
 
-class Writer:
+class ScriptWriter:
     """Writes the source of one script.
 
     Args:
@@ -202,7 +202,7 @@ class Writer:
         ]
         return not (same and mine == theirs and calls[0] == calls[1])
 
-    def _before(self, side: Side) -> list[str]:
+    def _before(self, side: SceneCall) -> list[str]:
         """Statements before one run's call: its random state, and settings that only it had."""
         lines: list[str] = []
         if side.random is not None:

@@ -155,16 +155,16 @@ def _copy(scene: Scene, index: int, fillings: dict[int, Filling]) -> Copy | None
         )
     if not {fillings[layout.storage].kind for layout in (a, b)} & {"normal", "integers"}:
         return None  # kept as it is, so that it is the same already
-    found = as_indexing(pair.sharing, a.shape, b.shape)
-    if found is None:
+    indexing = as_indexing(pair.sharing, a.shape, b.shape)
+    if indexing is None:
         raise SceneError(f"the shared elements of {pair.name} lie scattered", "a block of each tensor")
     from_a = pair.sharing.repeat_b is None
     target = b if from_a else a
     if any(s == 0 and n > 1 for n, s in zip(target.shape, target.stride, strict=True)):
         raise SceneError(f"{pair.name} is expanded", "an input with memory of its own")
     if from_a:
-        return Copy(pair.a, pair.b, found[0], found[1], pair.sharing.repeat_a, from_a=True)
-    return Copy(pair.b, pair.a, found[1], found[0], pair.sharing.repeat_b, from_a=False)
+        return Copy(pair.a, pair.b, indexing[0], indexing[1], pair.sharing.repeat_a, from_a=True)
+    return Copy(pair.b, pair.a, indexing[1], indexing[0], pair.sharing.repeat_b, from_a=False)
 
 
 def _filling(data: Tensor) -> Filling:
