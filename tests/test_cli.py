@@ -397,7 +397,11 @@ def test_each_file_is_written_though_another_finds_no_room(library, tmp_path, ca
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ("padding", "Missing argument 'MODEL'. (forkpoint --help)"),
+        (
+            "padding",
+            "Missing argument 'MODEL'. A local folder, a GGUF file, a hub id, or demo. (forkpoint --help)",
+        ),
+        ("report", "Missing argument 'RESULT'. A file that --json wrote. (forkpoint --help)"),
         ("padding demo", "no prompt; expected -p PROMPT or --prompts FILE with a line in it"),
         ("nonsense", "No such command 'nonsense'. (forkpoint --help)"),
         ("padding demo -p hello --pad-to 0", "Invalid value for '--pad-to': "),

@@ -275,3 +275,19 @@ def test_a_notebook_shows_the_frame(show: Any) -> None:
     frame = page.frame_locator("iframe")
     assert "Semantic difference" in frame.locator("h1").text_content()
     assert frame.locator("#drift table").is_visible()
+
+
+def test_a_cell_with_a_cross_is_not_called_equal(show: Any) -> None:
+    """An op of the layer differs, what the layer returns there does not: neither colour nor text says that all is equal."""
+    result = samples.rounding()
+    assert result.first is not None
+    layer = LayerDrift("h.1", 2.0, 0.5, ((0, 0, 0.0), (0, 1, 0.0), (0, 2, 2.0)))
+    page = show(
+        replace(result, drift=(layer,), first=replace(result.first, module="h.1.mlp", sample=0, position=1))
+    )
+    found = page.evaluate("document.getElementById('map-plot').data[0].z[0]")
+    assert found[:2] == [0, 1]
+    for column, said in [(0, "equal, bit for bit"), (1, "an op within it differs")]:
+        page.mouse.move(5, 5)
+        page.mouse.move(*place(page, 0, column))
+        until(page, f"document.getElementById('map-hover').textContent.includes({said!r})")

@@ -32,8 +32,10 @@ CASES = [
     ("inputs", "en", 100),
     ("unprobed", "en", 80),
     ("unprobed", "zh", 80),
+    ("int8", "en", 80),
     ("int8", "en", 100),
     ("int8", "zh", 60),
+    ("int8", "zh", 80),
     ("decode", "en", 100),
     ("backward", "en", 100),
     ("backward", "zh", 80),
@@ -41,6 +43,8 @@ CASES = [
 
 
 VERDICTS = ["identical", "rounding", "semantic", "nondeterminism", "inputs", "undetermined"]
+REPORTS = [*VERDICTS, "nan"]
+"""Those of values that are not finite read otherwise."""
 
 
 def agree_with_gold(name: str, text: str) -> None:
@@ -82,15 +86,19 @@ def test_each_verdict_is_of_a_comparison_that_was_made(kind: str) -> None:
     assert found.verdict.probed
 
 
+def test_the_report_of_nan_is_of_one_that_was_made() -> None:
+    assert compared("nan").verdict.mechanism == "nan"
+
+
 @pytest.mark.parametrize("lang", LANGUAGES)
-@pytest.mark.parametrize("kind", VERDICTS)
+@pytest.mark.parametrize("kind", REPORTS)
 def test_what_a_terminal_shows(kind: str, lang: str) -> None:
     """The short report of each verdict, and the whole one."""
     agree_with_gold(f"terminal-{kind}-short-{lang}-80", shown(kind, lang, details=False))
     agree_with_gold(f"terminal-{kind}-details-{lang}-80", shown(kind, lang, details=True))
 
 
-@pytest.mark.parametrize("kind", VERDICTS)
+@pytest.mark.parametrize("kind", REPORTS)
 def test_a_report_in_chinese_has_no_english_sentence(kind: str) -> None:
     """Names, code and versions are the same in every language; words in a row are English."""
     text = shown(kind, "zh", details=True)

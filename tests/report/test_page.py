@@ -218,6 +218,26 @@ def test_cells_of_the_map() -> None:
     assert found["prefix"] == "h."
 
 
+def test_a_line_of_the_summary_names_the_origin() -> None:
+    """Of a semantic difference the first op that differs may only round."""
+    semantic, rounding = samples.semantic(), samples.rounding()
+    assert semantic.origin is not None and semantic.first is not None and rounding.first is not None
+    text = plain_text(summary([("one", semantic), ("two", rounding)], 0, Words()).blocks[0])
+    assert semantic.origin.op != semantic.first.op
+    assert semantic.origin.op in text and semantic.first.op not in text.splitlines()[1]
+    assert rounding.first.op in text
+
+
+@pytest.mark.parametrize(("gap", "said"), [(0.0, True), (2.0, False)])
+def test_a_mark_where_the_layer_returns_the_same_is_explained(gap: float, said: bool) -> None:
+    """The cell is not green, as an op within it differs: tests/report/test_browser.py looks at its colour."""
+    layer = LayerDrift("h.1", gap, gap, ((0, 0, 0.0), (0, 1, gap)))
+    result = replace(
+        samples.rounding(), drift=(layer,), first=divergence(module="h.1.attn", sample=0, position=1)
+    )
+    assert (Words()("page.map.within") in to_html(result)) == said
+
+
 def test_nothing_is_marked_outside_of_the_layers() -> None:
     result = samples.rounding()
     assert drawing.mark(replace(result, first=divergence(module="model.embed"))) is None

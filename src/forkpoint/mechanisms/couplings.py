@@ -322,4 +322,6 @@ def _where(known: tuple[str, ...]) -> str:
         return "what sits in later tokens of its own row"
     if ROWS in known and PADDING in known:
         return "what sits in the padding of its own row and in other rows"
+    if LATER in known:
+        return "what sits in the padding, in another row or in later tokens"
     return "what sits in the padding (or in another row)"

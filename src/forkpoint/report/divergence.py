@@ -47,6 +47,8 @@ SOURCES_SHOWN = 40
 """Sources that the report lists; the JSON has them all."""
 NOTICED = 1e-4
 """Share of the gap below which an origin closes nothing by itself."""
+FEW = 1e7
+"""Units in the last place above which their number says nothing: two values may then be told apart by their first digits."""
 FAR = 10
 """How many times the first gap the largest is when both are shown."""
 
@@ -293,7 +295,7 @@ def _apart(found: Divergence, words: Words) -> str:
     if a is not None and b is not None:
         apart = abs(b - a)
         parts.append(size(apart) if math.isfinite(apart) else words("apart.nonfinite"))
-    if found.ulps is not None:
+    if found.ulps is not None and found.ulps < FEW:
         dtype = narrower(found.dtype_a or "", found.dtype_b or "")
         key = "values.ulps" if dtype else "values.ulps.plain"
         parts.append(words(key, n=ulps(found.ulps), dtype=dtype))

@@ -43,7 +43,8 @@ def summary(answers: Sequence[tuple[str, Result]], worst: int, words: Words) -> 
 def _row(text: str, result: Result, worst: bool, words: Words) -> tuple[Cell, ...]:
     shown = printable(text if len(text) <= SHOWN else text[: SHOWN - 1] + "…")
     verdict, impact = result.verdict, result.impact
-    first = "" if result.first is None else result.first.op
+    place = result.origin or result.first
+    first = "" if place is None else place.op
     flips = "" if impact is None or impact.top1_flips is None else str(impact.top1_flips)
     gap = "" if impact is None else size(impact.max_abs)
     prompt: Span | str = strong("▸ " + shown) if worst else "  " + shown

@@ -36,6 +36,7 @@ _WORDS = {
     "tokens": "page.token",
     "relative": "page.relative",
     "equal": "page.equal",
+    "within": "page.within",
     "gap": "page.gap",
     "relatively": "gap.relative",
     "first": "first",

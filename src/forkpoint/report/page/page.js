@@ -197,14 +197,15 @@
   function drawMap() {
     const { rows, columns, cells, mark } = data.map;
     const graded = [];
-    const other = [];  // 0 equal, 1 of no known scale, 2 not finite
+    const other = [];  // 0 equal, 1 of no known scale, or only within, 2 not finite
     let [low, high] = [Infinity, -Infinity];
     cells.forEach((gaps, y) => {
       const factor = rows[y].factor;
       graded.push(gaps.map((gap) => (finite(gap) && gap > 0 && factor !== null ? log(gap * factor) : null)));
       other.push(gaps.map((gap, x) => {
         if (gap === null || graded[y][x] !== null) return null;
-        return gap === 0 ? 0 : finite(gap) ? 1 : 2;
+        if (gap === 0) return isMark(y, x) ? 1 : 0;
+        return finite(gap) ? 1 : 2;
       }));
       for (const z of graded[y]) if (z !== null) { low = Math.min(low, z); high = Math.max(high, z); }
     });
@@ -247,6 +248,11 @@
     plot.on("plotly_click", (event) => narrowTo(event.points[0]));
   }
 
+  function isMark(y, x) {
+    const { mark } = data.map;
+    return mark !== null && mark[0] === y && mark[1] === x;
+  }
+
   function narrowTo(point) {
     find("map-hover").style.visibility = "hidden";
     narrow(point.y);
@@ -258,12 +264,12 @@
     if (gap === null) return;
     const row = data.map.rows[y];
     const parts = [row.name, data.map.hover[x]];
-    if (gap === 0) parts.push(words.equal);
+    if (gap === 0) parts.push(isMark(y, x) ? words.within : words.equal);
     else {
       parts.push(fill(words.gap, { gap: short(gap) }));
       if (finite(gap) && row.factor !== null) parts.push(fill(words.relatively, { gap: short(gap * row.factor) }));
     }
-    if (data.map.mark && data.map.mark[0] === y && data.map.mark[1] === x) parts.push(words.first);
+    if (isMark(y, x)) parts.push(words.first);
     const box = find("map-hover");
     box.textContent = parts.join("\n");
     const { clientX, clientY } = event.event;

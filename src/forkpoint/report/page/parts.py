@@ -66,8 +66,12 @@ def _map(result: Result, words: Words) -> Section | None:
     if not result.drift:
         return None
     said = [words("page.map.how")]
-    if mark(result) is not None:
+    marked = mark(result)
+    if marked is not None:
         said.append(words("page.map.mark"))
+        row, place = marked
+        if any(gap == 0 for *at, gap in result.drift[row].per_token if tuple(at) == place):
+            said.append(words("page.map.within"))
     together = columns_together(result)
     if together > 1:
         said.append(words("page.map.together", n=count(together)))

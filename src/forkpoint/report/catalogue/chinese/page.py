@@ -6,6 +6,8 @@ PHRASES: dict[str, str] = {
     "page.map": "全图：层 × 词元",
     "page.map.how": "颜色表示差距相对于该层最大值的大小，为对数刻度；绿色表示逐位相等。点击一格会列出该层的算子。",
     "page.map.mark": "叉号标出首个分歧。",
+    "page.map.within": "该层在此处返回的值相等；层内有一个算子不同。",
+    "page.within": "该层返回的值相等，层内有一个算子不同",
     "page.map.together": "一列代表相邻的 {n} 个词元，取其中最大的差距。",
     "page.token": "词元",
     "page.relative": "相对差距",

@@ -56,7 +56,7 @@ PHRASES: dict[str, str] = {
     "mechanism.low_precision": "两次运行的计算或存储精度不同",
     "mechanism.position_ids": "同一个词元在另一次运行中位置不同",
     "mechanism.attention_mask": "词元看到了不该看到的词元，或漏看了一些",
-    "mechanism.padding_leak": "填充或另一行影响到了真实的词元",
+    "mechanism.padding_leak": "填充、另一行或后面的词元影响到了真实的词元",
     "mechanism.length_dependent_rope": "旋转位置编码表取决于最长一行的长度",
     "mechanism.module_state": "之前的调用留在模型里的内容改变了结果",
     "mechanism.cache_state": "缓存的内容改变了结果",
@@ -109,7 +109,7 @@ PHRASES: dict[str, str] = {
     "summary.prompt": "提示",
     "summary.verdict": "结论",
     "summary.cause": "原因",
-    "summary.first": "首个分歧",
+    "summary.first": "根源或首个算子",
     "summary.gap": "最大差距",
     "summary.flips": "翻转",
     # one setting after the other

@@ -6,6 +6,8 @@ PHRASES: dict[str, str] = {
     "page.map": "Map: layers × tokens",
     "page.map.how": "Colour is the gap relative to the largest value of that layer, on a logarithmic scale; green is equal, bit for bit. A click on a cell lists the ops of its layer.",
     "page.map.mark": "The cross marks the first divergence.",
+    "page.map.within": "What its layer returns there is equal; an op within the layer differs.",
+    "page.within": "what the layer returns is equal, an op within it differs",
     "page.map.together": "A column stands for {n} neighbouring tokens, and has the largest of their gaps.",
     "page.token": "token",
     "page.relative": "relative gap",

@@ -56,7 +56,7 @@ PHRASES: dict[str, str] = {
     "mechanism.low_precision": "the runs compute or store in dtypes of different precision",
     "mechanism.position_ids": "a token has another position in the other run",
     "mechanism.attention_mask": "a token attends to tokens that it should not see, or misses some",
-    "mechanism.padding_leak": "the padding, or another row, reaches the real tokens",
+    "mechanism.padding_leak": "padding, another row or a later token reaches the real tokens",
     "mechanism.length_dependent_rope": "the rotary table depends on the length of the longest row",
     "mechanism.module_state": "what an earlier call left in the model changes the result",
     "mechanism.cache_state": "what the cache holds changes the result",
@@ -111,7 +111,7 @@ PHRASES: dict[str, str] = {
     "summary.prompt": "prompt",
     "summary.verdict": "verdict",
     "summary.cause": "cause",
-    "summary.first": "first divergence",
+    "summary.first": "origin or first op",
     "summary.gap": "largest gap",
     "summary.flips": "flips",
     # one setting after the other
