@@ -357,7 +357,7 @@ def test_nothing_is_left_out_of_the_counts() -> None:
     result = samples.rounding()
     text = said(result, "counts")
     assert "only in B: 60 values: 30 × expand, 30 × reshape" in text
-    assert "not compared: 3 values (1 floating-point)\n2 × no token dimension\n" in text
+    assert "not compared: 3 values (1 floating-point)\n2 × no token dimension known\n" in text
     equal, differs = (sum(row.status == status for row in result.ops) for status in ("equal", "differs"))
     assert f"equal: {equal} values\ndiffers: {differs} values\nonly in A: none\n" in text
 
