@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ from tests.slugs import rounding_slugs, slugs_in_the_source
 from torch import Tensor
 
 import forkpoint as fp
+from forkpoint import mechanisms
 from forkpoint.mechanisms import ROUNDING_ADVICE
 from forkpoint.result import MECHANISMS
 
@@ -157,3 +159,27 @@ def test_padding_that_is_added_to_a_loss_reaches_no_token() -> None:
     verdict = fp.compare(*pair(Summed(), *PADDING_ON_THE_RIGHT)).verdict
     assert (verdict.mechanism, verdict.by_design) == ("padding_leak", False)
     assert "reaches a number of the whole call" in verdict.summary
+
+
+def test_one_origin_that_is_not_meant_is_as_good_as_all(monkeypatch):
+    asked: list[str] = []
+
+    def is_meant(case: Any) -> bool:
+        asked.append(case.name)
+        return case.meant
+
+    monkeypatch.setattr(mechanisms, "_is_meant", is_meant)
+    first = SimpleNamespace(is_one_normalisation=lambda other: other.name == "its own")
+    others = [
+        SimpleNamespace(name=name, meant=meant, attends=attends)
+        for name, meant, attends in (
+            ("its own", False, False),
+            ("meant", True, False),
+            ("leak", False, False),
+            ("late", True, False),
+            ("attention", True, True),
+        )
+    ]
+    rest = mechanisms._unexplained(first, others)  # type: ignore[arg-type]
+    assert asked == ["attention", "meant", "leak"]
+    assert [other.name for other in rest] == ["leak", "late"]

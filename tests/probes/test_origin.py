@@ -18,6 +18,7 @@ from forkpoint.capture.sites import Site
 from forkpoint.capture.trace import Op
 from forkpoint.probes.origin import Origin, origin
 from forkpoint.probes.precision import precision
+from forkpoint.probes.trials import Trials
 
 
 def asked(model: Model, a: Any, b: Any, other: Model | None = None) -> Origin | None:
@@ -252,3 +253,50 @@ def test_a_place_that_other_tokens_take():
     assert found is not None
     assert (found.root.a.op.function, found.seen.a.op.function) == ("cumsum", "le")
     assert found.closes == 1
+
+
+class Placed(Model):
+    """Positions of columns, and a window that is made of columns as well: of another run it hides other tokens."""
+
+    def mix(self, hidden: Tensor, **inputs: Any) -> Tensor:
+        columns = hidden.shape[1]
+        hidden = hidden + torch.arange(columns)[:, None] * 0.5
+        query, key = torch.arange(columns)[:, None], torch.arange(columns)
+        real = inputs["attention_mask"][:, None, :].bool()
+        seen = (key <= query)[None] & (key > query - 3)[None] & real
+        scores = (hidden @ hidden.mT).masked_fill(~seen, -1e9)
+        return scores.softmax(-1) @ hidden
+
+
+def test_what_closes_the_gap_by_itself_is_not_looked_beyond(monkeypatch):
+    further: list[int] = []
+    monkeypatch.setattr("forkpoint.probes.origin._Search._further", lambda *_: further.append(1))
+    found = asked(Placed(), batch(ids(2, 6)), batch(ids(2, 6), left=3))
+    assert found is not None
+    assert found.root.a.op.function == "arange"
+    assert (found.closes, found.others, further) == (1.0, (), [])
+
+
+class Chain(Model):
+    """One op after the other, each of which may be another in run B."""
+
+    by = (0.0, 0.0, 0.0)
+
+    def mix(self, hidden: Tensor, **inputs: Any) -> Tensor:
+        hidden = (hidden + self.by[0]).tanh()
+        hidden = (hidden * (1 + self.by[1])).sin()
+        return (hidden - self.by[2]).sigmoid()
+
+
+def test_what_is_hidden_behind_it_is_needed_without_a_trial(monkeypatch):
+    made: list[int] = []
+    attempt = Trials._try
+    monkeypatch.setattr(Trials, "_try", lambda self, given: made.append(1) or attempt(self, given))
+    model = Chain()
+    other = twin(model)
+    other.by = (0.25, 0.25, 0.25)
+    found = asked(model, batch(ids()), batch(ids()), other)
+    assert found is not None
+    assert [part.root.a.op.function for part in (found, *found.others)] == ["add", "mul", "sub"]
+    assert "each of them is needed" in found.result.text
+    assert len(made) == 3  # the first, the first two, and all

@@ -6,7 +6,7 @@ experiment's. Where none fits, nothing is said but whether the two runs compute 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from forkpoint.mechanisms.case import Case
@@ -73,7 +73,7 @@ def _everywhere(case: Case, found: Mechanism | None) -> Mechanism | None:
     if found is None or not found.by_design or found.whole or not case.each_origin:
         return found
     among = case.each_origin[:_MAX_ORIGINS]
-    rest = [other for other in among if not case.is_one_normalisation(other) and not _is_meant(other)]
+    rest = _unexplained(case, among)
     if not rest and len(among) == len(case.each_origin):
         return found
     where = " and ".join(other.root.a.op.name for other in rest if other.root is not None)
@@ -84,6 +84,20 @@ def _everywhere(case: Case, found: Mechanism | None) -> Mechanism | None:
         summary=f"{found.summary}; whether that explains {where}, where a difference enters as well, is not known",
         advice=f"That is one cause, and maybe not all: look at {where} first. {found.advice}",
     )
+
+
+def _unexplained(case: Case, among: Sequence[Case]) -> list[Case]:
+    """Origins that were not shown to be meant, or to belong to one normalisation with the first.
+
+    One of them is as good as all: after it no further experiments are made, and those first that keep the calls which are
+    shown of an origin anyway.
+    """
+    rest = list(among)
+    for other in sorted(among, key=lambda other: not other.attends):
+        if not case.is_one_normalisation(other) and not _is_meant(other):
+            break
+        rest.remove(other)
+    return rest
 
 
 def _is_meant(case: Case) -> bool:

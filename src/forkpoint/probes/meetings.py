@@ -39,19 +39,15 @@ class Meeting:
     absent: frozenset[int] = frozenset()
     numbers: Ints | None = None
 
-    def is_again(self, a: Kept, b: Kept, numbers: Ints | None) -> bool:
-        """Whether two values meet as these did, and are the same bits."""
+    def meets_alike(self, a: Kept, b: Kept, numbers: Ints | None) -> bool:
+        """Whether two values are of the form that these have, so that the same elements of them meet."""
         if (numbers is None) != (self.numbers is None) or a is not self.a or b.label != self.b.label:
             return False
         if numbers is not None and not np.array_equal(numbers, self.numbers):  # pyright: ignore[reportArgumentType]
             return False
         if not len(self.pairs):
             return False  # a choice of tokens, which is looked at anew
-        return (
-            b.held.shape == self.b.held.shape
-            and b.dtype == self.b.dtype
-            and torch.equal(b.value, self.b.value)
-        )
+        return b.held.shape == self.b.held.shape and b.dtype == self.b.dtype
 
     @property
     def differs(self) -> bool:
@@ -155,10 +151,12 @@ def meet_values(
         for event_a, event_b, numbers, absent in _met(session, a, events_a, b, by_key_b.get(key, []), short):
             kept_a, kept_b = a.kept[event_a], b.kept[event_b]
             known = earlier.get((event_a, kept_b.place))
-            if known is not None and known.is_again(kept_a, kept_b, numbers):
+            if known is not None and not known.meets_alike(kept_a, kept_b, numbers):
+                known = None
+            if known is not None and torch.equal(kept_b.value, known.b.value):
                 found.append(replace(known, event_b=event_b, b=kept_b, absent=absent))
                 continue
-            pairs = _pairs(session, kept_a, kept_b, numbers)
+            pairs = _pairs(session, kept_a, kept_b, numbers) if known is None else known.pairs
             if len(pairs) or absent:
                 difference = gap(kept_a.value, kept_b.value, pairs)
                 noise = threshold * _scale(difference) if kept_a.numeric else 0.0

@@ -142,9 +142,15 @@ class _Search:
                 rounds += 1
             else:
                 idle += 1
+            has_alike = any(part.of_tokens for part in (*self.right, *found))
+            if not has_alike:
+                self.needed += self._that_matter(new)
+                if self._suffices(self.needed):
+                    return self.account.of(self._minimal([]))
             current, alike = self._further(current, found)
-            self.needed += self._that_matter([*new, *alike])
-            if self.trials.of(self.right).closed:
+            if has_alike:
+                self.needed += self._that_matter([*new, *alike])
+            if self.trials.of(self.right).closed or self._suffices(self.needed):
                 return self.account.of(self._minimal([]))
         return self._fallback()
 
@@ -251,14 +257,19 @@ class _Search:
         """Those of a round that change the result, put right one after the other in the order of execution.
 
         Nothing behind them is right then: what is put right further on is run A's value whatever goes in there, and
-        would hide them. Where the result is again what it was some steps before, what lies between cancels.
+        would hide them. Where the result is again what it was some steps before, what lies between cancels. Where the gap is
+        closed, what comes later is not asked: it can only open it again.
         """
         behind = self._behind(parts)
         beside = [part for part in self.right if part not in parts and part not in behind]
         steps = one_by_one(parts)
         after = [self.trials.of(beside)]
         for number in range(1, len(steps) + 1):
-            after.append(self.trials.of([*beside, *(part for step in steps[:number] for part in step)]))
+            ahead = [*beside, *(part for step in steps[:number] for part in step)]
+            after.append(self.trials.of(ahead))
+            if self._suffices(ahead):
+                steps = steps[:number]
+                break
         found: list[Part] = []
         at = 0
         while at < len(steps):
@@ -281,6 +292,13 @@ class _Search:
         before, after = self.trials.of(beside), self.trials.of([*beside, part])
         return min(before.moves, after.moves) < 0 or after.nearer_than(before, self.trials.noise)
 
+    def _suffices(self, parts: list[Part]) -> bool:
+        """Whether some of what is put right closes the gap by itself, and nothing of the rest leads to it."""
+        if not parts or not self.trials.of(parts).closed:
+            return False
+        rest = [part for part in self.right if part not in parts]
+        return not any(part in parts for part in self._behind(rest))
+
     def _behind(self, some: list[Part]) -> list[Part]:
         """What is put right at ops that some parts go into."""
         reached = self.store_a.reached([meeting.event_a for part in some for meeting in part.passes])
@@ -298,7 +316,7 @@ class _Search:
 
         def leave_out(some: list[Part]) -> None:
             rest = [part for part in kept if part not in some]
-            if rest and self.trials.of(rest).closed and not self._hidden(some, rest):
+            if rest and self._needless(some, rest):
                 kept[:] = rest
             elif len(some) > 1 and not are_many_layers(some):
                 half = len(some) // 2
@@ -310,11 +328,15 @@ class _Search:
                 leave_out(some)
         return in_order(kept)
 
-    def _hidden(self, some: list[Part], rest: list[Part]) -> bool:
-        """Whether some parts matter, though the rest, which lies behind them, closes the gap without them."""
-        if not any(part in rest for part in self._behind(some)):
+    def _needless(self, some: list[Part], rest: list[Part]) -> bool:
+        """Whether the rest closes the gap without some parts, and these don't matter either where it lies behind them.
+
+        If it does, and they were seen to matter, that is known without a trial: what is put right behind them hides them.
+        """
+        hides = any(part in rest for part in self._behind(some))
+        if hides and any(part in self.needed for part in some):
             return False
-        return any(part in self.needed for part in some) or bool(self._that_matter(some))
+        return self.trials.of(rest).closed and not (hides and self._that_matter(some))
 
     def _fallback(self) -> Origin | None:
         """What closes some of the gap where nothing found closes all of it."""

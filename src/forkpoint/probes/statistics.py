@@ -90,16 +90,17 @@ def normalises_up_to(coupled: Coupling, later: Meeting) -> bool:
     if bench is None or at is None:
         return False
     made = bench.store.kept[at].value
-    if made.dim() < 2 or statistics(coupled, at) != NORMALISED:
+    if made.dim() < 2:
         return False
     given = (bench.store.kept[e].value for e in bench.before & bench.content if e in bench.store.kept)
     tokens = tuple(range(made.dim() - 1))
-    return any(
+    on_lines = any(
         _on_lines(one, made, over)
         for one in given
         if one.shape == made.shape
         for over in (tokens, tokens[:1], tokens[1:])
     )
+    return on_lines and statistics(coupled, at) == NORMALISED
 
 
 def _on_lines(given: Tensor, made: Tensor, over: tuple[int, ...]) -> bool:
