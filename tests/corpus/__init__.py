@@ -11,6 +11,7 @@ from . import (  # noqa: F401  (each registers its cases)
     cases_beside,
     cases_by_value,
     cases_claims,
+    cases_computed,
     cases_coupling,
     cases_couplings,
     cases_couplings_recurrent,

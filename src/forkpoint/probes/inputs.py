@@ -45,6 +45,7 @@ class Inputs:
         differs: whether anything does.
         rounded: parameters that are the other run's, rounded to a narrower dtype, or merged with adapters.
         names: of inputs that have no slug and differ.
+        alone: parameters that one of the models has and the other has not, where the rest is the same.
     """
 
     differs: bool
@@ -52,6 +53,7 @@ class Inputs:
     result: ProbeResult
     rounded: tuple[Weight, ...] = ()
     names: tuple[str, ...] = ()
+    alone: tuple[Alone, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,6 +65,25 @@ class Weight:
     exact: Tensor
     table: str
     """`_parameters` or `_buffers`."""
+
+
+@dataclass(frozen=True)
+class Alone:
+    """A parameter of one model that the other has not, at least not as such.
+
+    Attributes:
+        side: the run whose model has it, `a` or `b`.
+        path: of its module, as both runs name it.
+    """
+
+    side: str
+    path: str
+    name: str
+    module: nn.Module
+
+    @property
+    def title(self) -> str:
+        return f"{self.path}.{self.name}" if self.path else self.name
 
 
 @dataclass
@@ -80,7 +101,7 @@ class _Found:
     rounded: list[Weight] = field(default_factory=list[Weight])
     different: dict[str, list[str]] = field(default_factory=dict[str, list[str]])
     narrowed: list[str] = field(default_factory=list[str])
-    alone: list[str] = field(default_factory=list[str])
+    alone: list[Alone] = field(default_factory=list[Alone])
     one_dtype: bool = False
 
 
@@ -117,6 +138,7 @@ def inputs(session: Session) -> Inputs:
             None,
             ProbeResult("inputs", "rounded", float(len(found.rounded)), text),
             tuple(found.rounded),
+            alone=tuple(found.alone),
         )
     unseen = [name for name, run in (("A", a), ("B", b)) if not run.roots]
     if unseen or len(a.roots) != len(b.roots):
@@ -130,9 +152,10 @@ def inputs(session: Session) -> Inputs:
     if found.alone:
         text = (
             "token ids and labels are the same in both runs, as are the parameters and buffers that both models have; "
-            f"{len(found.alone)} parameters of one model alone were not compared, {found.alone[0]} first"
+            f"{len(found.alone)} parameters of one model alone were not compared, {found.alone[0].title} first"
         )
-        return Inputs(False, None, ProbeResult("inputs", "some", float(len(found.alone)), text))
+        result = ProbeResult("inputs", "some", float(len(found.alone)), text)
+        return Inputs(False, None, result, alone=tuple(found.alone))
     text = "token ids, labels, parameters and buffers are the same in both runs"
     return Inputs(False, None, ProbeResult("inputs", "same", 0.0, text))
 
@@ -280,20 +303,20 @@ def _compare_weights(found: _Found, a: nn.Module, b: nn.Module) -> None:
 
 def _compare_alone(found: _Found, a: dict[str, nn.Module], b: dict[str, nn.Module]) -> None:
     """Parameters of one model that the other keeps otherwise, as quantised modules do, or has not at all."""
-    for mine, theirs in ((a, b), (b, a)):
+    for side, mine, theirs in (("a", a, b), ("b", b, a)):
         for path, module in mine.items():
             other = theirs.get(path)
             for name in sorted(_names(module, "_parameters")):
                 if other is not None and name in _names(other, "_parameters"):
                     continue
-                title = f"{path}.{name}" if path else name
+                one = Alone(side, path, name, _base(module))
                 kept = None if other is None else _kept_quantized(other, name)
                 weight = _base(module)._parameters[name]
                 if other is not None and kept is not None and weight is not None:
                     same = are_quantized(other, kept, weight)
-                    found.different.setdefault("quantization" if same else "parameters", []).append(title)
+                    found.different.setdefault("quantization" if same else "parameters", []).append(one.title)
                 else:
-                    found.alone.append(title)
+                    found.alone.append(one)
 
 
 def _kept_quantized(module: nn.Module, name: str) -> Tensor | None:

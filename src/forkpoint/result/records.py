@@ -172,7 +172,7 @@ class ProbeResult:
     """One experiment: what was done, what it showed."""
 
     name: str
-    """`nan`, `repeat`, `inputs`, `precision`, `tables`, `decisions`, `content`, `whole`, `order`, `terms`, `patch`, `coupling`,
+    """`nan`, `repeat`, `inputs`, `precision`, `computed`, `tables`, `decisions`, `content`, `whole`, `order`, `terms`, `patch`, `coupling`,
     `positions`, `attention`, `pooling`, `packing`, `earlier`, `cache`, `swap`, `inside`, `replay`."""
     outcome: str
     """A slug: what the probe found."""

@@ -6,7 +6,7 @@
 | does a run, made again, differ from itself? | repeat | `nondeterminism` |
 | does something that goes in differ? | inputs | `inputs` |
 | is a result NaN or infinite in one run alone? | nan | `semantic` |
-| does the gap remain in float64, beyond what rounded tables make? | precision, tables, decisions, then patch | `semantic` |
+| does the gap remain in float64, beyond rounded weights and tables? | precision, computed, tables, decisions, then patch | `semantic` |
 | does other content where the other run has none change a shared token in float64? | content | `semantic` |
 | does what both have lie elsewhere in one run, relative to its layout? | order | `semantic` |
 | do whole numbers (positions) collapse in a narrow dtype, and does the result show it? | whole | `semantic` |
@@ -28,6 +28,7 @@ from forkpoint.explain.locate import Located, Tokens
 from forkpoint.explain.results import ResultComparison
 from forkpoint.explain.session import Session
 from forkpoint.printable import one_line
+from forkpoint.probes.computed import computed
 from forkpoint.probes.content import ContentProbe, content
 from forkpoint.probes.deciding import decided_apart
 from forkpoint.probes.decisions import decisions
@@ -119,6 +120,7 @@ def _decided(
     order = _order(compared, exact.compared)
     if made.alone:
         return not_finite(session, exact, made, given, evidence, tokens)
+    exact, given = _with_computed(session, exact, given, evidence)
     exact = _with_tables(session, exact, given, evidence)
     exact, other = _with_decisions(session, exact, given, compared, evidence)
     evidence += [] if order is None else [order]
@@ -149,6 +151,21 @@ def _decided(
     if exact.vanishes and not exact.refused:
         return Judgement(drowned_in_noise(session, exact, evidence))
     return without_float64(session, exact, alone, given, located, evidence)
+
+
+def _with_computed(
+    session: Session, exact: Precision, given: Inputs, evidence: list[ProbeResult]
+) -> tuple[Precision, Inputs]:
+    """The runs in float64, where a parameter of one model that the other computes anew is what that one computes."""
+    if exact.vanishes or exact.refused or not given.alone:
+        return exact, given
+    found = computed(session, given)
+    if found is None:
+        return exact, given
+    weights = (*given.rounded, *found.weights)
+    now = precision(session, weights)
+    evidence.append(found.told(exact.gap, now.gap))
+    return now, replace(given, rounded=weights)
 
 
 def _with_tables(session: Session, exact: Precision, given: Inputs, evidence: list[ProbeResult]) -> Precision:

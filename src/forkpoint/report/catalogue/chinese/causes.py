@@ -6,6 +6,9 @@ SENTENCES: dict[str, str] = {
     "the models keep other tables, rounded when they were made; each moved by one unit in its last place changes the result by "
     "{effect} in float64, and the gap there is {gap}": "两个模型保存的表不同，都在生成时舍入过；把每个表移动末位一个单位，float64 中的结果改变 "
     "{effect}，而那里的差距为 {gap}",
+    "{n} parameters of one model are what the other computes, rounded to within {ulps} units in the last place, {name} first; "
+    "with what it computes in both, the gap in float64 falls from {before} to {after}": "一个模型的 {n} 个参数就是另一个模型算出的值，"
+    "舍入误差不超过末位 {ulps} 个单位，首先是 {name}；两边都用算出的值时，float64 中的差距从 {before} 降到 {after}",
     "a scale that should belong to one token is reduced over {what}": "应属于单个词元的缩放系数却在{what}上归约",
     "other tokens": "其他词元",
     "Reduce the scale over the feature dimension only (dim=-1), so that every token has its own.": "请只在特征维度（dim=-1）上归约缩放系数，"
