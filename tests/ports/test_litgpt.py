@@ -19,7 +19,6 @@ if importlib.util.find_spec("litgpt") is None:
     pytest.skip("litgpt is not installed", allow_module_level=True)
 
 of_litgpt: Any = importlib.import_module("tests.ports.of_litgpt")
-KNOWN_TO_BE_MISSED = ("mixtral-experts", "falcon40-norms")
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
 
@@ -32,8 +31,6 @@ def test_a_family_is_mapped_without_a_wrong_pair_and_is_sound(family: str):
 
 
 @pytest.mark.parametrize("fault", of_litgpt.CASES)
-def test_a_fault_is_found_at_its_op(fault: str, request: pytest.FixtureRequest):
-    if fault in KNOWN_TO_BE_MISSED:
-        request.applymarker(pytest.mark.xfail(reason="docs/ports.md says what is missed", strict=True))
+def test_a_fault_is_found_at_its_op(fault: str):
     family, changes, truth = of_litgpt.CASES[fault]
     assert wrong_about(compared(*of_litgpt.build(family, **changes), *inputs_of(family)), fault, truth) == ""

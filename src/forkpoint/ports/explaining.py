@@ -59,7 +59,7 @@ def explain_port(session: Session, known: Mapping | None = None, *, parts: bool 
         )
     if not parts:
         return Port(None, tuple(notes))
-    parting = part(*prints_of(session), Trials(session))
+    parting = part(*prints_of(session), Trials(session), modules)
     if parting is None:
         notes.append(
             "in float64 the last value of run A is that of run B to within one part in a thousand million"
@@ -86,6 +86,8 @@ def _divergence(session: Session, parting: Parting, modules: Mapping | None) -> 
 def _note(parting: Parting, modules: Mapping | None) -> str:
     if parting.rounded:
         return "it and all that follows are apart from run B's values by no more than tables rounded to float32 make"
+    if parting.partner is not None and parting.misplaced:
+        return f"run B has this value, too, but not here: to the same weights it gives what {parting.partner.place} makes there"
     if parting.partner is not None and parting.lacking:
         return f"run B has this value, too, and goes on from it: there, {parting.partner.place} makes another of it"
     if parting.partner is not None:

@@ -8,7 +8,8 @@ import numpy as np
 
 from forkpoint.capture.trace import Event, Op
 from forkpoint.explain.session import Session
-from forkpoint.ports.roots import find_root
+from forkpoint.ports.mapping import Mapping
+from forkpoint.ports.roots import Root, find_root
 from forkpoint.ports.trials import Trials
 from forkpoint.ports.values import MOVES, NOISE, ROUNDED, TABLES, Prints, met
 from forkpoint.promotion import Promotion
@@ -28,6 +29,7 @@ class Parting:
         met, total: how many floating-point values of the port are met, of how many.
         partner: the op of the reference that makes the nearest value that the port has not.
         lacking: whether the reference has this value, too, and `partner` makes another of it, which the port does not.
+        misplaced: whether the reference has it, too, and gives what `partner` makes to the weights that are given it here.
     """
 
     op: Op
@@ -41,6 +43,7 @@ class Parting:
     total: int
     partner: Op | None
     lacking: bool = False
+    misplaced: bool = False
 
 
 def prints_of(session: Session) -> tuple[Prints, Prints]:
@@ -51,13 +54,16 @@ def prints_of(session: Session) -> tuple[Prints, Prints]:
     return found
 
 
-def part(mine: Prints, reference: Prints, trials: Trials | None = None) -> Parting | None:
+def part(
+    mine: Prints, reference: Prints, trials: Trials | None = None, modules: Mapping | None = None
+) -> Parting | None:
     """The op of the port at which its values part from the reference's; None if the last ones are the same.
 
     What tables differ by that were rounded to float32 is allowed.
 
     Args:
         trials: makes the port's run with a value of the reference in the place of one of its own.
+        modules: which parameter is which.
     """
     if not mine.prints:
         return None
@@ -66,18 +72,19 @@ def part(mine: Prints, reference: Prints, trials: Trials | None = None) -> Parti
         return None
     if find_root(mine, reference, TABLES, None) is None or find_root(mine, reference, ROUNDED, None) is None:
         return _parting(mine, reference, root, rounded=True)
-    root = find_root(mine, reference, TABLES, trials)
+    root = find_root(mine, reference, TABLES, trials, modules)
     assert root is not None
     return _parting(mine, reference, root, rounded=False)
 
 
-def _parting(mine: Prints, reference: Prints, root: int, *, rounded: bool) -> Parting:
+def _parting(mine: Prints, reference: Prints, found: Root, *, rounded: bool) -> Parting:
+    root = found.event
     one = mine.prints[root]
     tolerance = NOISE if rounded else TABLES
     known, theirs = met(mine, reference, tolerance), met(reference, mine, tolerance)
     alike = [e for e, p in reference.prints.items() if p.key == one.key and e not in theirs]
     same = mine.ops[root][0].function
-    lacking = root in known and not rounded
+    lacking = root in known and not rounded and found.instead is None
     if lacking:  # what the reference makes of it is what the port has not
         alike = [
             e
@@ -91,7 +98,7 @@ def _parting(mine: Prints, reference: Prints, root: int, *, rounded: bool) -> Pa
         moves = op.is_boundary or op.function in MOVES
         return moves, op.function != same, one.apart(reference.prints[event])
 
-    partner = min(alike, key=likely, default=None)
+    partner = found.instead if found.instead is not None else min(alike, key=likely, default=None)
     there = None if partner is None else reference.prints[partner]
     away = np.full(len(one.tokens), np.inf) if there is None or there.key != one.key else one.apart_at(there)
     where = np.flatnonzero(away > NOISE)
@@ -99,5 +106,5 @@ def _parting(mine: Prints, reference: Prints, root: int, *, rounded: bool) -> Pa
     return Parting(
         op, event, len(where), len(one.tokens), int(one.tokens[where[0]]) if one.of_tokens and len(where) else None,
         float(away.max(initial=0.0)), rounded, len(known), len(mine.prints),
-        None if partner is None else reference.ops[partner][0], lacking,
+        None if partner is None else reference.ops[partner][0], lacking, found.instead is not None,
     )  # fmt: skip

@@ -7,9 +7,12 @@ fault: where two values are put together, the other may be. So it is asked of ea
 from __future__ import annotations
 
 from collections.abc import Hashable, Iterable
+from dataclasses import dataclass
 
 import numpy as np
 
+from forkpoint.ports.feeding import Feeding
+from forkpoint.ports.mapping import Mapping
 from forkpoint.ports.trials import Trials
 from forkpoint.ports.values import MOVES, Print, Prints, behind, met, result_of
 
@@ -21,8 +24,32 @@ WEIGHTED = frozenset(
 )
 """Functions that make other values of the same ones, by their weights."""
 
+FILLS = frozenset(
+    {"zeros_like", "ones_like", "full_like", "empty_like", "new_zeros", "new_ones", "new_full", "new_empty"}
+)
+"""Functions that take of a value its shape alone."""
 
-def find_root(mine: Prints, reference: Prints, tolerance: float, trials: Trials | None) -> int | None:
+
+@dataclass(frozen=True)
+class Root:
+    """The value of a port at which it is at fault.
+
+    Attributes:
+        event: the value.
+        instead: the value that the reference gives to the weights that are given this one, where that is known.
+    """
+
+    event: int
+    instead: int | None = None
+
+
+def find_root(
+    mine: Prints,
+    reference: Prints,
+    tolerance: float,
+    trials: Trials | None,
+    modules: Mapping | None = None,
+) -> Root | None:
     """The first value on the way to the result at which the port is at fault, if there is one.
 
     That is one that the reference makes otherwise of the same values by the same function; or one that is blind, though
@@ -32,13 +59,18 @@ def find_root(mine: Prints, reference: Prints, tolerance: float, trials: Trials 
         tolerance: how far apart the same values may be.
         trials: makes the port's run with a value of the reference in the place of one of its own, where one is blind that
             may be right: what is made of no token, such as a table or a mask.
+        modules: which parameter is which, where an op may be given what another ought to take.
     """
     result = result_of(mine)
     if mine.prints[result].apart(reference.prints[result_of(reference)]) <= tolerance:
         return None
     known = met(mine, reference, tolerance)
-    search = _Search(mine, reference, known, tolerance, trials)
-    return search.first(result)
+    root = _Search(mine, reference, known, tolerance, trials).first(result)
+    if modules is not None and root not in known:
+        wrong = Feeding(mine, reference, modules, tolerance).maker(root)
+        if wrong is not None:
+            return Root(wrong.event, wrong.instead)
+    return Root(root)
 
 
 class _Search:
@@ -68,13 +100,14 @@ class _Search:
                 return otherwise
             if any(s in blind for s in mine.sources[event]):
                 continue
-            if self._put_together(event) or self._moves_only(event):
+            if self._put_together(event) or self._moves_only(event) or self._moves_a_constant(event):
                 blind.discard(event)  # those that were made of it are asked next
                 continue
             found = self._tried(event)
             if found is not None:
                 return found
-            if not mine.made_of(event) and not mine.prints[event].of_tokens:
+            made_of_none = not mine.made_of(event) or mine.ops[event][0].function in FILLS
+            if made_of_none and not mine.prints[event].of_tokens:
                 blind.discard(event)
                 passed.append(event)
                 continue
@@ -165,6 +198,15 @@ class _Search:
             return False
         one, other = self._mine.prints[event], self._mine.prints[sources[0]]
         return one.key == other.key and one.apart(other) <= self._tolerance
+
+    def _moves_a_constant(self, event: int) -> bool:
+        """Whether it moves elements that are all the same: which ones it takes tells nothing."""
+        sources = [s for s in self._mine.sources[event] if s in self._mine.prints]
+        return (
+            self._mine.ops[event][0].function in MOVES
+            and len(sources) == 1
+            and all(self._mine.prints[e].is_constant for e in (event, sources[0]))
+        )
 
     def _tried(self, event: int) -> int | None:
         """What experiments say: the value itself, one behind it that is made otherwise of right ones, or nothing."""

@@ -77,6 +77,11 @@ class Print:
     def of_tokens(self) -> bool:
         return isinstance(self.key, tuple) and not self.key[0]
 
+    @property
+    def is_constant(self) -> bool:
+        """Whether all elements of all tokens are the same."""
+        return not self.tells and not np.ptp(self.means[0])
+
     def as_a_whole(self) -> Print:
         """The print of the same elements without their tokens."""
         one = np.zeros(1, dtype=np.int64)

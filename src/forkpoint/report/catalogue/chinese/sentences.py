@@ -129,6 +129,7 @@ SENTENCES: dict[str, str] = {
     "不超过把表舍入到 float32 所造成的差异",
     "what goes into it, run B has, too; this value it has not: there, {place} makes it": "进入它的数值运行 B 也有，但这个数值没有：在那里由 {place} 算出",
     "what goes into it, run B has, too; this value it has not: the module there is {module}": "进入它的数值运行 B 也有，但这个数值没有：那里的模块是 {module}",
+    "run B has this value, too, but not here: to the same weights it gives what {place} makes there": "运行 B 也有这个数值，但不在这里：在那里，同样的权重得到的是 {place} 算出的数值",
     "run B has this value, too, and goes on from it: there, {place} makes another of it": "运行 B 也有这个数值，并由它继续计算：在那里 {place} 由它算出另一个数值",
     "what goes into it, run B has, too; this value it has not": "进入它的数值运行 B 也有，但这个数值没有",
     "its values were not recorded: coordinates are counted, not elements": "没有记录它的数值：计数的是坐标，而不是元素",
