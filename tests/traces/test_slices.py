@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
 import torch
 from torch import nn
@@ -85,3 +86,105 @@ def test_a_fused_projection_with_another_row_or_bias_is_not_said_to_be_the_same(
     outcome, text = weights(compared(tmp_path, split, fused))
     assert outcome == "unknown"
     assert f"{8 if what == 'a row' else 4} are in one alone" in text
+
+
+class Columns(nn.Module):
+    """A projection that is multiplied by from the right, as `transformers`' `Conv1D` is."""
+
+    def __init__(self, *like: nn.Linear) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.cat([one.weight.data.T for one in like], 1).contiguous())
+        self.bias = nn.Parameter(torch.cat([one.bias.data for one in like]))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.addmm(self.bias, x.view(-1, x.shape[-1]), self.weight).view(*x.shape[:-1], -1)
+
+
+class Turned(nn.Module):
+    """`Split` with such projections; one for q, k and v, or one for each."""
+
+    def __init__(self, split: Split, *, fused: bool) -> None:
+        super().__init__()
+        parts = (split.q, split.k, split.v)
+        self.fused, self.out = fused, Columns(split.out)
+        if fused:
+            self.qkv = Columns(*parts)
+        else:
+            self.q, self.k, self.v = (Columns(one) for one in parts)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        q, k, v = self.qkv(x).split(6, -1) if self.fused else (self.q(x), self.k(x), self.v(x))
+        return self.out(torch.relu(q) * k + v)
+
+
+class Around(nn.Module):
+    def __init__(self, net: Turned) -> None:
+        super().__init__()
+        self.net = net
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.net(x)
+
+
+@pytest.mark.parametrize("fused", [False, True])
+def test_projections_that_are_multiplied_by_from_the_right_are_the_same_transposed(
+    *, fused: bool, tmp_path: Path
+) -> None:
+    torch.manual_seed(0)
+    split = Split()
+    turned = Turned(split, fused=fused)
+    for folder, pair in (("one", (split, turned)), ("other", (turned, split))):
+        outcome, text = weights(compared(tmp_path / folder, *pair))
+        assert outcome == "same"
+        assert text.endswith(f"of these {1 if fused else 4} are transposed in one run")
+        assert ("8 more have the same rows in other pieces" in text) is fused
+
+
+def test_modules_of_other_names_are_found_by_their_weights_transposed(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    split = Split()
+    turned = Around(Turned(split, fused=False))
+    result = compared(tmp_path, turned, split)
+    assert any(note.startswith("modules matched by their weights: q = net.q, ") for note in result.notes)
+    assert weights(result)[0] == "same"
+    with torch.no_grad():
+        turned.net.k.weight[1, 2] += 1
+    assert weights(compared(tmp_path / "wrong", turned, split))[0] != "same"
+
+
+def test_a_matrix_that_is_used_alike_and_is_transposed_is_another_one(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    split = Split()
+    wrong = Split()
+    wrong.load_state_dict(split.state_dict())
+    wrong.k.weight.data = split.k.weight.data.T.clone()
+    result = compared(tmp_path, split, wrong)
+    text = "1 parameters differ, k.weight first: it is that of the other run, transposed"
+    assert (result.verdict.kind, weights(result)) == (fp.VerdictKind.INPUTS, ("differs", text))
+    assert Words("zh").sentence(text) != text
+
+
+def test_a_trace_that_has_no_digests_of_columns_is_compared_by_its_rows(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    split = Split()
+    compared(tmp_path, split, Fused(split))
+    path = tmp_path / "b" / "weights.arrow"
+    with pa.OSFile(str(path)) as file:
+        table = pa.ipc.open_stream(file).read_all().drop_columns(["columns"])
+    with pa.OSFile(str(path), "wb") as file, pa.ipc.new_stream(file, table.schema) as stream:
+        stream.write_table(table)
+    assert weights(fp.compare_traces(tmp_path / "a", tmp_path / "b"))[0] == "same"
+
+
+def test_what_has_no_name_is_held_against_the_one_result_of_its_shape(tmp_path: Path) -> None:
+    class Named(Split):
+        def forward(self, x: torch.Tensor) -> dict[str, torch.Tensor]:  # type: ignore[override]
+            return {"logits": super().forward(x), "hidden": x.sum(-1)}
+
+    torch.manual_seed(0)
+    split, named = Split(), Named()
+    named.load_state_dict(split.state_dict())
+    for folder, pair, letter in (("one", (split, named), "A"), ("other", (named, split), "B")):
+        result = compared(tmp_path / folder, *pair)
+        assert result.impact is not None and result.impact.max_abs == 0.0
+        assert f"what run {letter} returns is held against logits of the other run" in result.notes

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -77,27 +77,39 @@ def named_alike(a: Run, b: Run, untraced: list[Untraced]) -> tuple[Run, Run, tup
     runs = [a, b]
     for mine, theirs in ((0, 1), (1, 0)):
         found, others = untraced[mine].results, untraced[theirs].results
-        lone = all(list(call) == [UNNAMED] for call in found) and not any(UNNAMED in call for call in others)
-        if not lone or len(found) != len(others):
-            continue
-        names = [
-            [
-                name
-                for name, value in call.items()
-                if (value.shape, value.is_floating_point()) == (one[UNNAMED].shape, True)
-            ]
-            for one, call in zip(found, others, strict=True)
-        ]
-        if len(names[0]) == 1 and all(name == names[0] for name in names):
+        name = name_of_lone(found, others)
+        if name is not None:
             runs[mine] = named = copy.copy(runs[mine])
-            named.returns = names[0][0]
-            untraced[mine].results = [{named.returns: call[UNNAMED]} for call in found]
-            return (
-                runs[0],
-                runs[1],
-                (f"what run {'AB'[mine]} returns is held against {named.returns} of the other run",),
-            )
+            named.returns = name
+            untraced[mine].results = [{name: call[UNNAMED]} for call in found]
+            return runs[0], runs[1], (held_against(mine, name),)
     return a, b, ()
+
+
+def name_of_lone(found: Sequence[Mapping[str, Tensor]], others: Sequence[Mapping[str, Tensor]]) -> str | None:
+    """What another run calls the one tensor of its shape that a run returns without a name; None where nothing fits.
+
+    Args:
+        found: what each call of the run returned.
+        others: what each of the other run's did.
+    """
+    lone = all(list(call) == [UNNAMED] for call in found) and not any(UNNAMED in call for call in others)
+    if not found or not lone or len(found) != len(others):
+        return None
+    names = [
+        [
+            name
+            for name, value in call.items()
+            if (value.shape, value.is_floating_point()) == (one[UNNAMED].shape, True)
+        ]
+        for one, call in zip(found, others, strict=True)
+    ]
+    return names[0][0] if len(names[0]) == 1 and all(name == names[0] for name in names) else None
+
+
+def held_against(which: int, name: str) -> str:
+    """The remark of it: run A is 0, run B is 1."""
+    return f"what run {'AB'[which]} returns is held against {name} of the other run"
 
 
 def _made(run: Run, random: RandomState, around: Callable[[], AbstractContextManager[None]]) -> list[Any]:

@@ -16,7 +16,8 @@ from forkpoint.explain import impact
 from forkpoint.explain.columns import input_rows
 from forkpoint.explain.locate import differing_rows, unmatched_before
 from forkpoint.explain.results import ResultComparison, compare_results
-from forkpoint.explain.session import Session, Traced
+from forkpoint.explain.session import Session, Traced, plain
+from forkpoint.explain.untraced import UNNAMED, held_against, name_of_lone
 from forkpoint.match import Join, Joined, Shared
 from forkpoint.match.align import gap, index_of, pair_elements, scalar
 from forkpoint.match.distance import ulps
@@ -39,7 +40,7 @@ from forkpoint.traces.again import again
 from forkpoint.traces.matching import match
 from forkpoint.traces.reading import Recorded, read
 from forkpoint.traces.renaming import renamed
-from forkpoint.traces.slices import Regrouped, regrouped
+from forkpoint.traces.slices import Regrouped, is_transposed, regrouped
 from forkpoint.traces.telling import Told
 
 
@@ -86,7 +87,8 @@ def _compared(
     notes = [*_ends_early("A", one), *_ends_early("B", other)]
     recorded = other.trace.ops
     modules, said = renamed(one, other, rename)
-    pieces = regrouped(one.weights, other.weights)
+    pieces = regrouped(one, other)
+    said += _named_alike(one, other)
     run_a, run_b, pairing, remarks = paired(one.run, other.run)
     progress.begin("comparing digests")
     shared = Shared(one.trace.table, other.trace.table, pairing)
@@ -106,6 +108,17 @@ def _compared(
         configuration=_configuration(one, other), notes=(*notes, *remarks),
         versions={str(k): str(v) for r in (other, one) for k, v in r.manifest["versions"].items()},
     )  # fmt: skip
+
+
+def _named_alike(one: Recorded, other: Recorded) -> list[str]:
+    """Give what one run returns without a name the name that the other has for the one tensor of this shape."""
+    both = (one, other)
+    for mine in (0, 1):
+        name = name_of_lone(plain(both[mine].results), plain(both[1 - mine].results))
+        if name is not None:
+            both[mine].results = [{name: call[UNNAMED]} for call in both[mine].results]
+            return [held_against(mine, name)]
+    return []
 
 
 def _ends_early(name: str, recorded: Recorded) -> list[str]:
@@ -273,12 +286,19 @@ def _of_weights(one: Recorded, other: Recorded, pieces: Regrouped) -> Check:
     read = [
         (x, y) for x, y in common if x.dtype == y.dtype and x.digests is not None and y.digests is not None
     ]
-    differing = [x for x, y in read if not np.array_equal(x.digests, y.digests)]  # type: ignore[arg-type]
+    other_way = {*pieces.transposed}
+    differing = [
+        x
+        for x, y in read
+        if x.name not in other_way and not np.array_equal(x.digests, y.digests)  # type: ignore[arg-type]
+    ]
     alone = len((one.weights.keys() ^ other.weights.keys()) - pieces.names)
     if differing:
         kind = "parameters" if any(w.kind == "parameter" for w in differing) else "buffers"
         first = next(w for w in differing if kind == "buffers" or w.kind == "parameter")
         text = f"{len(differing)} {kind} differ, {first.name} first"
+        if is_transposed(first, other.weights[first.name]):
+            text += ": it is that of the other run, transposed"
         return ProbeResult("inputs", "differs", float(len(differing)), text), kind
     if dtypes:
         x, y = dtypes[0]
@@ -293,6 +313,8 @@ def _of_weights(one: Recorded, other: Recorded, pieces: Regrouped) -> Check:
     text = f"{len(common)} parameters and buffers are the same in both runs"
     if pieces.names:
         text += f"; {len(pieces.names)} more have the same rows in other pieces"
+    if pieces.transposed:
+        text += f"; of these {len(pieces.transposed)} are transposed in one run"
     return ProbeResult("inputs", "same", 0.0, text), None
 
 

@@ -65,13 +65,19 @@ class RecordedRun(Run):
 
 @dataclass(frozen=True)
 class Weight:
-    """The digests of one parameter or buffer, one for each index of its first dimension."""
+    """The digests of one parameter or buffer.
+
+    Attributes:
+        digests: one for each index of its first dimension.
+        columns: of a matrix, one for each index of the second; None where they were not recorded.
+    """
 
     name: str
     kind: str
     shape: tuple[int, ...]
     dtype: str
     digests: np.ndarray | None
+    columns: np.ndarray | None = None
 
 
 @dataclass
@@ -243,7 +249,9 @@ def _batches(path: Path, name: str) -> Generator[pa.RecordBatch]:
         raise FileNotFoundError(f"no {name}.arrow")
     with suppress(pa.ArrowInvalid, OSError, StopIteration), pa.OSFile(str(file), "rb") as opened:
         stream = pa.ipc.open_stream(opened)
-        if stream.schema != TABLES[name]:
+        schema = TABLES[name]
+        earlier = pa.schema([field for field in schema if field.name not in _ADDED.get(name, ())])
+        if stream.schema not in (schema, earlier):
             raise ValueError(f"{name}.arrow has other columns")
         while True:
             batch = stream.read_next_batch()
@@ -252,8 +260,11 @@ def _batches(path: Path, name: str) -> Generator[pa.RecordBatch]:
             yield batch
 
 
+_ADDED = {"weights": ("columns",)}
+"""By table, columns that traces have not which were written before there were any."""
+
 _MAY_LACK = {
-    "ops": ("variable",), "coordinates": ("stream",), "forms": ("keys",), "rows": ("digests", "flat"), "weights": ("digests",),
+    "ops": ("variable",), "coordinates": ("stream",), "forms": ("keys",), "rows": ("digests", "flat"), "weights": ("digests", "columns"),
 }  # fmt: skip
 """By table, the columns in which a row may have nothing."""
 
@@ -373,8 +384,11 @@ def _weights(path: Path, manifest: dict[str, Any]) -> dict[str, Weight]:
     prefixes = [str(model["prefix"]) for model in manifest["models"]]
     for row in _table(path, "weights"):
         name = ".".join(part for part in (prefixes[row["root"]], row["name"]) if part)
-        digests = None if row["digests"] is None else np.asarray(row["digests"], dtype=np.int64)
-        found.setdefault(name, Weight(name, row["kind"], tuple(row["shape"]), row["dtype"], digests))
+        rows, columns = (
+            None if row.get(key) is None else np.asarray(row[key], dtype=np.int64)
+            for key in ("digests", "columns")
+        )
+        found.setdefault(name, Weight(name, row["kind"], tuple(row["shape"]), row["dtype"], rows, columns))
     return found
 
 

@@ -89,7 +89,7 @@ def _by_weights(one: Recorded, other: Recorded) -> dict[str, str]:
 
     Weights that are the same number all over, as those of a norm that was not trained, are no sign of a module.
     """
-    mine, theirs = _weights(one), _weights(other)
+    mine, theirs = _weights(one, other), _weights(other, one)
     if mine.keys() & theirs.keys():  # names meet: what differs then is not a port
         lacking = {p: w for p, w in theirs.items() if p not in mine}
         free = {p: w for p, w in mine.items() if p not in theirs}
@@ -114,13 +114,27 @@ def _is_telling(weight: Weight) -> bool:
     return len(weight.digests) < 2 or len(np.unique(weight.digests)) > 1
 
 
-def _weights(recorded: Recorded) -> dict[str, Hashable]:
-    """By path, the digests of a module's own parameters, whatever they are called."""
+def _weights(recorded: Recorded, other: Recorded) -> dict[str, Hashable]:
+    """By path, the digests of a module's own parameters, whatever they are called; a matrix is the same transposed.
+
+    Args:
+        other: the run they are held against: where either has no digests of columns, those of rows must do.
+    """
+    turned = all(
+        w.columns is not None for r in (recorded, other) for w in r.weights.values() if _is_matrix(w)
+    )
     own: dict[str, list[Hashable]] = {}
     for name, weight in recorded.weights.items():
         if weight.kind == "parameter" and weight.digests is not None:
-            own.setdefault(name.rpartition(".")[0], []).append(weight.digests.tobytes())
+            digests = [weight.digests.tobytes()]
+            if turned and weight.columns is not None:
+                digests.append(weight.columns.tobytes())
+            own.setdefault(name.rpartition(".")[0], []).append(frozenset(digests))
     return {path: frozenset(Counter(digests).items()) for path, digests in own.items()}
+
+
+def _is_matrix(weight: Weight) -> bool:
+    return weight.kind == "parameter" and weight.digests is not None and len(weight.shape) == 2
 
 
 # ---------------------------------------------------------------------- modules by their parts
@@ -135,7 +149,7 @@ def _by_parts(one: Recorded, other: Recorded, known: Mapping[str, str]) -> dict[
     if not known:
         return {}
     mine, theirs = _paths(one), _paths(other)
-    weights_a, weights_b = _weights(one), _weights(other)
+    weights_a, weights_b = _weights(one, other), _weights(other, one)
     to = {path: path for path in theirs if path in mine and path not in known} | dict(known)
     lacking = [path for path in theirs if path not in to]
     free = {path: None for path in mine if path not in {*to.values()}}

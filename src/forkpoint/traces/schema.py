@@ -91,6 +91,7 @@ TABLES: dict[str, pa.Schema] = {
             ("shape", INTS),
             ("dtype", pa.string()),
             ("digests", INTS),  # one for each index of the first dimension
+            ("columns", INTS),  # of a matrix that is a parameter, one for each index of the second
         ]
     ),
 }

@@ -1,82 +1,137 @@
-"""Parameters whose rows the other run has in other parameters: fused or split projections, told by the digests of their rows."""
+"""Parameters that the other run has in other pieces, or transposed, told by the digests of their rows and columns.
+
+Fused and split projections have the same rows; the matrices of `transformers`' `Conv1D` (GPT-2) have for columns what those
+of `nn.Linear` have for rows.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from forkpoint.traces.reading import Weight
+import numpy as np
+
+from forkpoint.traces.reading import Recorded, Weight
 
 SHOWN = 3
 """Parameters that a note names."""
+PRODUCTS = frozenset(
+    {"linear", "addmm", "matmul", "mm", "bmm", "baddbmm", "einsum", "conv1d", "T", "t", "mT", "transpose", "permute"}
+)  # fmt: skip
+"""Functions whose choice says which way a matrix is multiplied by."""
 
 
 @dataclass(frozen=True)
 class Regrouped:
-    """Parameters that both runs have, in other pieces.
+    """Parameters that both runs have, in other pieces or transposed.
 
     Attributes:
-        names: of all of them, in either run.
+        names: of all that only one run has by that name.
         parts: by the name of one that is put together, what its rows are the rows of, in their order.
+        transposed: names that both runs have, of matrices that the other has transposed and multiplies by otherwise.
     """
 
     names: frozenset[str]
     parts: Mapping[str, tuple[str, ...]]
+    transposed: tuple[str, ...] = ()
 
     def note(self) -> list[str]:
-        """The same as a note of a report; none where there are no such parameters."""
-        if not self.parts:
-            return []
-        listed = ", ".join(
-            f"{name} = {' + '.join(parts)}" for name, parts in list(self.parts.items())[:SHOWN]
-        )
-        more = f", … (+{len(self.parts) - SHOWN})" if len(self.parts) > SHOWN else ""
-        return [f"parameters matched by their rows: {listed}{more}"]
+        """The same as notes of a report; none where there are no such parameters."""
+        notes: list[str] = []
+        if self.parts:
+            each = [f"{name} = {' + '.join(parts)}" for name, parts in self.parts.items()]
+            notes.append(f"parameters matched by their rows: {_listed(each)}")
+        if self.transposed:
+            notes.append(f"parameters that the other run has transposed: {_listed(self.transposed)}")
+        return notes
 
 
-def regrouped(a: Mapping[str, Weight], b: Mapping[str, Weight]) -> Regrouped:
+def _listed(names: Sequence[str]) -> str:
+    return ", ".join(names[:SHOWN]) + (f", … (+{len(names) - SHOWN})" if len(names) > SHOWN else "")
+
+
+def regrouped(one: Recorded, other: Recorded) -> Regrouped:
     """Find the parameters of either run that are put together of rows of the other's, with the biases that go with them."""
+    a, b = one.weights, other.weights
     only_a, only_b = ({n: w for n, w in mine.items() if n not in theirs} for mine, theirs in ((a, b), (b, a)))
     names: set[str] = set()
     parts: dict[str, tuple[str, ...]] = {}
     for whole, pieces in ((only_b, only_a), (only_a, only_b)):
-        rows = _rows(pieces)
+        rows, columns = (_rows(pieces, turned=turned) for turned in (False, True))
         for name, weight in whole.items():
-            found = _found(weight, rows)
-            if found is None:
+            ways = (
+                (weight.digests, rows, 2), (weight.columns, columns, 2), (weight.columns, rows, 1), (weight.digests, columns, 1),
+            )  # fmt: skip
+            found = next(
+                (f for some, there, least in ways if (f := _found(weight, some, there, least))), None
+            )
+            if found is None or name in names:
                 continue
             parts[name] = tuple(dict.fromkeys(of for of, _ in found))
             names |= {name, *parts[name]}
             bias, biases = _bias(name), [_bias(of) for of in parts[name]]
             if _is_bias(whole.get(bias), pieces, found):
                 names |= {bias, *biases}
-    return Regrouped(frozenset(names), parts)
+    return Regrouped(frozenset(names), parts, _transposed(one, other))
+
+
+def _transposed(one: Recorded, other: Recorded) -> tuple[str, ...]:
+    """Matrices that both runs have by one name, one of them transposed, unless both are multiplied by in the same way."""
+    uses = [_products(recorded) for recorded in (one, other)]
+    found: list[str] = []
+    for name, weight in one.weights.items():
+        there = other.weights.get(name)
+        if there is None or weight.dtype != there.dtype or not is_transposed(weight, there):
+            continue
+        here, elsewhere = (use.get(name.rpartition(".")[0], frozenset[str]()) for use in uses)
+        if not here or here != elsewhere:
+            found.append(name)
+    return tuple(found)
+
+
+def is_transposed(one: Weight, other: Weight) -> bool:
+    """Whether the rows of one are the columns of the other, and the other way round."""
+    if one.digests is None or other.digests is None or one.columns is None or other.columns is None:
+        return False
+    return np.array_equal(one.digests, other.columns) and np.array_equal(one.columns, other.digests)
+
+
+def _products(recorded: Recorded) -> dict[str, frozenset[str]]:
+    """By module, which of `PRODUCTS` it calls."""
+    found: dict[str, set[str]] = {}
+    for op in recorded.trace.ops:
+        if not op.is_boundary and op.function in PRODUCTS:
+            found.setdefault(op.module, set()).add(op.function)
+    return {module: frozenset(functions) for module, functions in found.items()}
 
 
 Row = tuple[str, int]
 """The name of a parameter and the index of a row."""
 
 
-def _rows(weights: Mapping[str, Weight]) -> dict[int, Row | None]:
-    """By its digest, where a row of a matrix is; None for one that is in several places."""
+def _rows(weights: Mapping[str, Weight], *, turned: bool) -> dict[int, Row | None]:
+    """By its digest, where a row of a matrix is, or a column; None for one that is in several places."""
     found: dict[int, Row | None] = {}
     for name, weight in weights.items():
-        if weight.digests is not None and len(weight.shape) > 1:
-            for row, digest in enumerate(weight.digests.tolist()):
+        digests = weight.columns if turned else weight.digests
+        if digests is not None and len(weight.shape) > 1:
+            for row, digest in enumerate(digests.tolist()):
                 found[digest] = None if digest in found else (name, row)
     return found
 
 
-def _found(weight: Weight, rows: Mapping[int, Row | None]) -> list[Row] | None:
-    """Where each row of a matrix is in the other run, if it is made of several matrices, and of all of their rows."""
-    if weight.digests is None or len(weight.shape) < 2:
+def _found(
+    weight: Weight, digests: np.ndarray | None, rows: Mapping[int, Row | None], least: int
+) -> list[Row] | None:
+    """Where each row of a matrix is in the other run, if it is made of at least so many matrices, and of all of their rows."""
+    if digests is None or len(weight.shape) < 2:
         return None
-    found = [row for digest in weight.digests.tolist() if (row := rows.get(digest)) is not None]
-    whole = len(found) == len(weight.digests) == len({*found})
+    found = [row for digest in digests.tolist() if (row := rows.get(digest)) is not None]
+    whole = len(found) == len(digests) == len({*found})
     of = {name for name, _ in found}
     if (
         not whole
-        or len(of) < 2
+        or len(of) < least
         or sum(row is not None and row[0] in of for row in rows.values()) != len(found)
     ):
         return None

@@ -189,13 +189,15 @@ class Writer:
         named += [("buffer", *one) for one in model.named_buffers()]
         for kind, name, value in named:
             plain = value.detach()
-            found = None
+            found = columns = None
             if not (why_unreadable(plain) or plain.is_quantized or plain.layout != torch.strided):
                 rows = torch_impl.rows(plain[None] if plain.dim() == 0 else plain, (0,))
                 found = rows.cpu().numpy()
+                if plain.dim() == 2 and kind == "parameter":
+                    columns = torch_impl.rows(plain, (1,)).cpu().numpy()
             self._add(
                 "weights", root=root, name=name, kind=kind, shape=list(value.shape),
-                dtype=str(value.dtype).removeprefix("torch."), digests=found,
+                dtype=str(value.dtype).removeprefix("torch."), digests=found, columns=columns,
             )  # fmt: skip
         self.flush()
 

@@ -150,6 +150,11 @@ SENTENCES: dict[str, str] = {
     "{n} parameters and buffers are the same in both runs": "有 {n} 个参数和缓冲区在两次运行中相同",
     "{n} parameters and buffers are the same in both runs; {m} more have the same rows in other pieces": "有 {n} 个参数和缓冲区在两次运行中相同；"
     "另有 {m} 个的各行相同，只是分合不同",
+    "{n} parameters and buffers are the same in both runs; of these {k} are transposed in one run": "有 {n} 个参数和缓冲区在两次运行中相同；"
+    "其中 {k} 个在一次运行中是转置的",
+    "{n} parameters and buffers are the same in both runs; {m} more have the same rows in other pieces; of these {k} are transposed "
+    "in one run": "有 {n} 个参数和缓冲区在两次运行中相同；另有 {m} 个的各行相同，只是分合不同；其中 {k} 个在一次运行中是转置的",
+    "parameters that the other run has transposed: {names}": "在另一次运行中转置的参数：{names}",
     "parameters matched by their rows: {names}": "按各行对应的参数：{names}",
     "input {name} differs at {n} of {m} coordinates that both runs have": "输入 {name} 在两次运行共有的 {m} 个坐标中有 {n} 个不同",
     "no input could be compared": "没有输入可以比较",
@@ -286,6 +291,7 @@ SENTENCES: dict[str, str] = {
     "1 parameter differs, {name}": "有 1 个参数不同：{name}",
     "1 buffer differs, {name}": "有 1 个缓冲区不同：{name}",
     "1 weight differs, {name}": "有 1 个权重不同：{name}",
+    "{n} parameters differ, {name} first: it is that of the other run, transposed": "有 {n} 个参数不同，首先是 {name}：它是另一次运行的转置",
     "{n} parameters differ, {name} first": "有 {n} 个参数不同，首先是 {name}",
     "{n} buffers differ, {name} first": "有 {n} 个缓冲区不同，首先是 {name}",
     "{n} weights differ, {name} first": "有 {n} 个权重不同，首先是 {name}",
