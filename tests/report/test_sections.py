@@ -11,6 +11,8 @@ from forkpoint.report.brief import brief
 from forkpoint.report.build import document
 from forkpoint.report.document import Role, plain_text
 from forkpoint.report.drift import LAYERS_SHOWN, choose
+from forkpoint.report.page import parts
+from forkpoint.report.words import Words
 from forkpoint.result import (
     LayerDrift,
     NearTie,
@@ -260,7 +262,7 @@ def test_values_without_a_token_and_ops_of_the_root_module() -> None:
     assert "op: (model)/sum" in text
     assert "where: the whole call, not one token" in text
     assert "A | [] | ?\nB | [] | nan" in text
-    assert "source: ?" in text
+    assert "source:" not in text  # it stands in no line
 
 
 def test_the_origin_is_a_section_of_its_own_unless_it_is_the_first_divergence() -> None:
@@ -492,3 +494,16 @@ def test_what_is_not_finite_is_counted_and_left_out() -> None:
     assert "no element is finite in both runs" in text
     assert "no prediction exists in both runs" in text
     assert "nats" not in text
+
+
+def test_what_is_not_known_of_a_recorded_run_is_not_shown() -> None:
+    first = samples.decode().first
+    assert first is not None
+    between = ("a: model.mlp/mul", "b: model.mlp/add", "b: model.mlp/add")
+    result = replace(samples.decode(), first=replace(first, source="?", code="", between=between))
+    text = said(result, "first")
+    assert "?" not in text and "source" not in text
+    assert "only in A, model.mlp: mul\nonly in B, model.mlp: 2 × add" in text
+    assert parts.reproduce(result, Words()) is not None
+    for call in ("forkpoint compare a b", "fp.compare_traces(a, b)"):  # nothing can be run again
+        assert parts.reproduce(replace(result, call=call), Words()) is None

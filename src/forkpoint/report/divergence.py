@@ -49,6 +49,8 @@ NOTICED = 1e-4
 """Share of the gap below which an origin closes nothing by itself."""
 FEW = 1e7
 """Units in the last place above which their number says nothing: two values may then be told apart by their first digits."""
+UNKNOWN = ("", "?")
+"""The place in the source of what stands in no line of it."""
 FAR = 10
 """How many times the first gap the largest is when both are shown."""
 
@@ -81,7 +83,7 @@ def brief(result: Result, words: Words) -> Section:
     found = result.origin or result.first
     if found is None:
         return first(result, words)
-    at = (found.source + words("comma"),) if found.source else ()
+    at = (found.source + words("comma"),) if found.source not in UNKNOWN else ()
     facts = [
         Fact(words("op"), _op(found, words)),
         Fact(words("where"), (line(*at, *_where(found, result, words)),)),
@@ -173,11 +175,11 @@ def place_and_values(found: Divergence, result: Result, words: Words, *, brief: 
     Args:
         brief: both values in one line, and no more than the first.
     """
-    op, source = Fact(words("op"), _op(found, words)), Fact(words("source"), _source(found))
+    op, source = Fact(words("op"), _op(found, words)), _source(found, words)
     place = Fact(words("where"), (_where(found, result, words),))
     if brief:
-        return [op, source, place, Fact(words("values"), (_both(found, words),))]
-    blocks = [op, source]
+        return [op, *source, place, Fact(words("values"), (_both(found, words),))]
+    blocks = [op, *source]
     if found.variable:
         blocks.append(Fact(words("variable"), (line(code(found.variable)),)))
     blocks += [
@@ -192,7 +194,7 @@ def place_and_values(found: Divergence, result: Result, words: Words, *, brief: 
 def _blocks(found: Divergence, result: Result, words: Words) -> list[Fact | Paragraph]:
     blocks: list[Fact | Paragraph] = [
         Fact(words("op"), _op(found, words)),
-        Fact(words("source"), changes.both_sources(found) if found.source_b else _source(found)),
+        *_source(found, words),
     ]
     if found.source_b:
         blocks.append(Fact(words("matched"), (line(changes.found_by(found, words)),)))
@@ -230,12 +232,15 @@ def _op(found: Divergence, words: Words) -> tuple[Line, ...]:
     return (here, line("B ", found.op_b)) if other else (here,)
 
 
-def _source(found: Divergence) -> tuple[Line, ...]:
-    lines = [line(found.source)] if found.source else []
+def _source(found: Divergence, words: Words) -> list[Fact]:
+    """The file and line with their text; nothing where they are not known, as of a module of a recorded run."""
+    if found.source_b:
+        return [Fact(words("source"), changes.both_sources(found))]
+    lines = [line(found.source)] if found.source not in UNKNOWN else []
     text = code_line(found.code)
     if text:
         lines.append(line(code(text)))
-    return tuple(lines) or (line("?"),)
+    return [Fact(words("source"), tuple(lines))] if lines else []
 
 
 def _where(found: Divergence, result: Result, words: Words) -> Line:
@@ -385,15 +390,23 @@ def _cause(differing: list[InputComparison]) -> str:
     return "inputs.mask" if all(item.dtype_a == "bool" for item in differing) else "inputs.integer"
 
 
+def _side(run: str, words: Words) -> str:
+    return words(f"status.only in {run}") + words("comma") if run else ""
+
+
 def _between(names: tuple[str, ...], words: Words) -> tuple[Line, ...]:
-    """The ops by module, each function once with its number."""
-    modules: dict[str, Counter[str]] = {}
+    """The ops by module, each function once with its number; of which run they are, where that is known."""
+    modules: dict[tuple[str, str], Counter[str]] = {}
     for name in names:
-        module, _, function = name.rpartition("/")
-        modules.setdefault(module, Counter())[function] += 1
+        run, known, place = name.partition(": ")
+        module, _, function = (place if known else name).rpartition("/")
+        modules.setdefault((run if known else "", module), Counter())[function] += 1
     lines = [
-        line(muted(module_name(module, words) + words("colon")), ", ".join(map(_times, functions.items())))
-        for module, functions in list(modules.items())[:MODULES_SHOWN]
+        line(
+            muted(_side(run, words) + module_name(module, words) + words("colon")),
+            ", ".join(map(_times, functions.items())),
+        )
+        for (run, module), functions in list(modules.items())[:MODULES_SHOWN]
     ]
     if len(modules) > MODULES_SHOWN:
         lines.append(line(muted(words.many("between.more", len(modules) - MODULES_SHOWN))))

@@ -65,7 +65,7 @@ def document(factors: Factors, words: Words) -> Document:
     refused = [row for row in factors.rows if row.reason]
     runs = words("factors.runs", a=_run(factors.a, words), b=_run(factors.b, words))
     head = tuple(line(words(f"factors.{key}")) for key in COLUMNS)
-    grid = Grid(tuple(_row(row, words) for row in made), head, frozenset({3, 4, 5, 6, 7}))
+    grid = Grid(tuple(_row(row, words) for row in made), head, frozenset({3, 4, 5, 6, 7}), flows=True)
     where = ", ".join(part for part in (factors.a.dtype, factors.a.attention, factors.a.device) if part)
     about = _header(factors, words)
     sections = [

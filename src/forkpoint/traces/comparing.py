@@ -105,7 +105,7 @@ def _compared(
         verdict=_verdict(session, compared, one, other, first, pieces),
         impact=impact.measure(session, compared), ops=tuple(map(told.row, rows)),
         not_compared=_not_compared(rows, one, other), drift=(), replaced_modules=(),
-        configuration=_configuration(one, other), notes=(*notes, *remarks),
+        configuration=_configuration(one, other), notes=(*notes, *remarks), call="fp.compare_traces(a, b)",
         versions={str(k): str(v) for r in (other, one) for k, v in r.manifest["versions"].items()},
     )  # fmt: skip
 

@@ -105,6 +105,7 @@ def _page(
         folded=FOLDED,
         first=first,
         map_height=0 if drawn is None else map_height(drawn),
+        grows=drawn is not None and len(drawn.drift) > 1,  # of one layer there is nothing to draw
         data="" if drawn is None else _embedded(data(drawn, words)),
         scripts=scripts,
         allowed=" ".join(map(_digest, scripts)) or "'none'",

@@ -39,6 +39,8 @@ MISSING_SHOWN = 300
 ROWS_SHOWN = 16
 """Rows of what goes into each run."""
 TOKENS_SHOWN = 512
+OF_TRACES = ("forkpoint compare ", "fp.compare_traces(")
+"""How the call of a comparison begins that had traces and no models."""
 NEAR = 12
 """Lines of source before and after the divergence from which ops are shown."""
 _WORST = ("differs", "only in a", "only in b", "not compared", "equal", "view")
@@ -205,8 +207,8 @@ def _environment(result: Result, words: Words) -> Section | None:
 
 
 def reproduce(result: Result, words: Words) -> Section | None:
-    """How to get the divergent op alone."""
-    if result.first is None:
+    """How to get the divergent op alone; of recorded traces nobody can, as they have no models."""
+    if result.first is None or result.call.startswith(OF_TRACES):
         return None
     steps = (
         ("page.reproduce.save", 'result.save_scene("scene")'),
