@@ -281,9 +281,12 @@ def test_a_cell_with_a_cross_is_not_called_equal(show: Any) -> None:
     """An op of the layer differs, what the layer returns there does not: neither colour nor text says that all is equal."""
     result = samples.rounding()
     assert result.first is not None
-    layer = LayerDrift("h.1", 2.0, 0.5, ((0, 0, 0.0), (0, 1, 0.0), (0, 2, 2.0)))
+    layers = (
+        LayerDrift("h.1", 2.0, 0.5, ((0, 0, 0.0), (0, 1, 0.0), (0, 2, 2.0))),
+        LayerDrift("h.2", 2.0, 0.5, ((0, 0, 0.0), (0, 1, 0.0), (0, 2, 2.0))),
+    )
     page = show(
-        replace(result, drift=(layer,), first=replace(result.first, module="h.1.mlp", sample=0, position=1))
+        replace(result, drift=layers, first=replace(result.first, module="h.1.mlp", sample=0, position=1))
     )
     found = page.evaluate("document.getElementById('map-plot').data[0].z[0]")
     assert found[:2] == [0, 1]
