@@ -31,12 +31,14 @@ class Made:
         line: file and line that called the function; empty for modules.
         values: copies of what can be read.
         view: whether nothing was computed, so that a difference was there before.
+        indices: copies of what the call was given in integers: by them it may move tokens to other places.
     """
 
     op: str
     line: str
     values: tuple[Tensor, ...]
     view: bool = False
+    indices: tuple[Tensor, ...] = ()
 
 
 class Watch(TorchFunctionMode):
@@ -65,9 +67,10 @@ class Watch(TorchFunctionMode):
             view = not writes and any(address(t) in before for t in outputs)
             file, line, _ = caller(sys._getframe(1), __file__)
             copies = () if name in GARBAGE else tuple(copied(t) for t in outputs if readable(t))
+            indices = tuple(copied(t) for t in tensors((args, kwargs)) if t.dtype is torch.long and dense(t))
             op = f"{self.stack[-1] or '(model)'}/{name}"
             if outputs:
-                self.made.append(Made(op, f"{Path(file).name}:{line}", copies, view))
+                self.made.append(Made(op, f"{Path(file).name}:{line}", copies, view, indices))
         return result
 
     def calling(self, original: Callable[..., Any]) -> Callable[..., Any]:
@@ -139,10 +142,14 @@ def address(value: Tensor) -> Any:
 
 
 def readable(value: Tensor) -> bool:
+    return (value.is_floating_point() or value.is_complex()) and dense(value)
+
+
+def dense(value: Tensor) -> bool:
+    """Whether the elements can be read from memory."""
     plain = value.layout is torch.strided and not value.is_quantized and value.device.type == "cpu"
-    floating = value.is_floating_point() or value.is_complex()
     try:
-        return plain and floating and (value.numel() == 0 or value.untyped_storage().data_ptr() != 0)
+        return plain and (value.numel() == 0 or value.untyped_storage().data_ptr() != 0)
     except RuntimeError:
         return False
 
@@ -175,10 +182,11 @@ def same(a: Tensor, b: Tensor) -> bool:
 
 
 def first_difference(a: list[Made], b: list[Made]) -> Made | None | str:
-    """The first value that differs; "apart" where the runs take other ways before any does."""
+    """The first value that differs; "apart" where the runs take other ways before any does, or move tokens to other places."""
     for one, other in zip(a, b, strict=False):
         if (one.op, one.line) != (other.op, other.line) or len(one.values) != len(other.values):
             return "apart"
         if not one.view and not all(map(same, one.values, other.values)):
-            return one
+            moved = len(one.indices) != len(other.indices) or not all(map(same, one.indices, other.indices))
+            return "apart" if moved else one
     return None if len(a) == len(b) else "apart"

@@ -167,7 +167,11 @@ def tried(system: System, scenario: Scenario, model: nn.Module, at: int, onwards
             # Once the new scene is there, the old one stays aside where it can't be removed.
             yield from (what for what in unfinished(folder) if error is not None or ".replaced-" not in what)
     after = state(model)
-    yield from (f"changed: {key}" for key, value in before.items() if after[key] != value)
+    yield from (
+        f"changed: {key}: {str(value)[:80]} became {str(after[key])[:80]}"
+        for key, value in before.items()
+        if after[key] != value
+    )
 
 
 def disturbed(
