@@ -100,7 +100,7 @@ def _change(
             other = other[step]
         holder[key] = copy.deepcopy(other)
     elif way == 4 and words:
-        holder[key] = rng.choice(words)
+        holder[key] = copy.deepcopy(rng.choice(words))
     elif way == 5:
         holder[key] = "RAW"
         return rng.choice(RAW)

@@ -159,6 +159,17 @@ def test_names_of_code_stay_as_they_are() -> None:
     assert bare.verdict.evidence == result.verdict.evidence
 
 
+def test_samples_whose_names_are_tuples_are_numbered() -> None:
+    result = samples.semantic()
+    assert result.first is not None
+    named = replace(result, first=replace(result.first, sample=("me", 7)))
+    bare = public(named)
+    assert bare.first is not None
+    assert bare.first.sample == 0
+    assert named.first is not None
+    assert named.first.sample == ("me", 7)
+
+
 @pytest.mark.parametrize(
     ("text", "shown"),
     [

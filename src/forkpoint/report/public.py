@@ -28,10 +28,11 @@ def public(result: Result) -> Result:
     place or a checkpoint have none, and paths become `…`. What is left are names in code, shapes, dtypes, numbers,
     and sentences of forkpoint.
     """
-    samples: dict[Any, int] = {}
+    samples: dict[str, int] = {}
 
     def number(sample: Any) -> Any:
-        return sample if sample is None else samples.setdefault(sample, len(samples))
+        # by its text: a name that is a tuple is a list here
+        return sample if sample is None else samples.setdefault(repr(sample), len(samples))
 
     def walk(value: Any, key: str = "") -> Any:
         if isinstance(value, dict):
