@@ -43,7 +43,7 @@ def main() -> None:
     )
     parser.add_argument("--error", action="store_true", help="distances from float64 instead")
     parser.add_argument("--model", action="append", choices=NAMES, help="of those of --error")
-    parser.add_argument("--dtype", action="append", help="of those of --error")
+    parser.add_argument("--dtype", action="append", help="of those of --error; or of the model on a GPU")
     parser.add_argument("--tokens", type=int, default=100, help="of a prompt of --error")
     parser.add_argument(
         "--profile", action="store_true", help="where Python's time goes in each case instead"
@@ -58,7 +58,7 @@ def main() -> None:
         errors = distances(given.device, given.repeats, names, dtypes, given.tokens, given.seconds)
         _written(given.out, told, errors)
         return
-    model = _model(given.device)
+    model = _model(given.device, *(given.dtype or ())[:1])
     if given.profile:
         for name, call in _cases(model, given.device):
             print(name)
@@ -143,12 +143,14 @@ def _broken(model: torch.nn.Module, device: str, context: Way) -> tuple[int, int
     return tried, broken
 
 
-def _model(device: str) -> torch.nn.Module:
+def _model(device: str, dtype: str = "bfloat16") -> torch.nn.Module:
     if device == "cpu":
         return fp.load("demo", dtype="float32", attn="sdpa").model
     with torch.device(device):
         config = tf.LlamaConfig(max_position_embeddings=8192)
-        made = tf.AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16, attn_implementation="sdpa")
+        made = tf.AutoModelForCausalLM.from_config(
+            config, dtype=getattr(torch, dtype), attn_implementation="sdpa"
+        )
     return made.eval()
 
 

@@ -99,11 +99,18 @@ def test_a_copy_made_within_is_invariant_too():
         assert torch.equal(copied(**row).logits, model(**row).logits)
 
 
+def _with_compiled_forward() -> nn.Module:
+    model = nn.Sequential(nn.Linear(4, 4)).eval()
+    model[0].forward = torch.compile(model[0].forward, backend="eager")
+    return model
+
+
 @pytest.mark.parametrize(
     ("make", "words"),
     [
         (lambda: nn.Linear(4, 4), "in training mode"),
         (lambda: torch.compile(nn.Linear(4, 4).eval()), "compiled"),
+        (_with_compiled_forward, "compiled"),
         (lambda: nn.Linear(4, 4, device="meta").eval(), "on meta"),
         (
             lambda: nn.Embedding(4, 4, _weight=torch.zeros(4, 4, dtype=torch.int8), _freeze=True).eval(),

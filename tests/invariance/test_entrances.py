@@ -17,11 +17,16 @@ MODEL = nn.Sequential(nn.Linear(24, 40), nn.GELU(), nn.Linear(40, 16)).eval()
 X = torch.randn(3, 5, 24, generator=torch.Generator().manual_seed(0))
 
 
+PLACES = entrances._places
+
+
 @pytest.fixture(autouse=True)
 def _everywhere(monkeypatch):
-    """They are used on a GPU; here they are on a CPU, too."""
+    """The cheap ones are used on a GPU; here they are on a CPU, too."""
     monkeypatch.setattr(
-        entrances, "_places", lambda model: iter([(functional, "linear", lambda _: entrances._linear)])
+        entrances,
+        "_places",
+        lambda model: iter([*PLACES(model), (functional, "linear", lambda _: entrances._linear)]),
     )
 
 
@@ -86,3 +91,30 @@ def test_a_mode_of_torch_sees_every_call(monkeypatch):
             second = MODEL(X)
     assert seen.count(LINEAR) == 2 and not calls
     assert torch.equal(first, second)
+
+
+def test_compiled_functions_are_refused_within_a_block_and_only_there():
+    frames = torch._dynamo.eval_frame
+    before = frames._callback_from_stance
+    doubled = torch.compile(lambda x: x * 2, backend="eager")
+    caller = torch.compile(lambda x: MODEL(x) + 1, backend="eager")
+    other: list[torch.Tensor] = []
+    with torch.inference_mode():
+        assert torch.equal(doubled(X), X * 2)
+        with fp.invariant(MODEL):
+            for function in (doubled, caller):
+                with pytest.raises(fp.InvarianceError, match="compiled"):
+                    function(X)
+            thread = threading.Thread(target=lambda: other.append(doubled(X)))
+            thread.start()
+            thread.join()
+            assert torch.equal(MODEL(X)[:1], MODEL(X[:1]))
+        assert torch.equal(doubled(X), X * 2) and torch.equal(other[0], X * 2)
+    assert frames._callback_from_stance is before
+
+
+def test_a_compiled_function_that_is_left_is_listed():
+    doubled = torch.compile(lambda x: x * 2, backend="eager")
+    with torch.inference_mode(), fp.invariant(MODEL, unsupported="leave") as block:
+        assert torch.equal(doubled(X), X * 2)
+    assert list(block.left) == ["a function that is compiled"]

@@ -1,9 +1,12 @@
-"""Cheap ways into a block, for what models call most: `F.linear`, and norms by the root of the mean square.
+"""Ways into a block besides the dispatcher: cheap ones, and one that is barred.
 
-The dispatcher asks a kernel written in Python for every product, which takes longer than to launch the product itself.
+What models call most, `F.linear` and norms by the root of the mean square, has a cheap way. The dispatcher asks a kernel written in Python for every product, which takes longer than to launch the product itself.
 While blocks are open, `torch.nn.functional.linear` and the `forward` of such norms are functions of ours, which ask
 whether the thread is within a block, and take what `products` has ready. Everything else goes torch's way, and where a
 mode of torch looks on, so does this.
+
+What `torch.compile` made goes past the dispatcher: its kernels are made by a compiler, which chooses the order of sums. To
+call such a function within a block is refused.
 """
 
 from __future__ import annotations
@@ -16,7 +19,7 @@ from typing import Any
 import torch
 from torch.nn import functional
 
-from forkpoint.invariance import norms, padding
+from forkpoint.invariance import norms, padding, state
 from forkpoint.invariance.dispatch import KEY, set_caught
 from forkpoint.invariance.products import LINEAR, ready
 
@@ -48,6 +51,18 @@ def _norm(stock: Callable[..., Any]) -> Callable[..., Any]:
     return forward
 
 
+def _compiled(stock: Callable[..., Any]) -> Callable[..., Any]:
+    """What each call of a compiled function asks for its compiler; None is asked with where nothing is to be compiled."""
+
+    def asked(callback: Any) -> Any:
+        if callback is not None and _included(KEY):
+            state.refuse("a function that is compiled", "the compiler chooses the order of its sums")
+        return stock(callback)
+
+    return asked
+
+
+_ASKED = "_callback_from_stance"
 _lock = threading.Lock()
 _replaced: dict[tuple[Any, str], list[Any]] = {}
 """By whose attribute it is: what stood there, what stands there, and for how many blocks."""
@@ -79,6 +94,9 @@ def replaced(model: torch.nn.Module) -> Generator[None]:
 
 
 def _places(model: torch.nn.Module) -> Iterator[tuple[Any, str, Callable[[Any], Any]]]:
+    frames = torch._dynamo.eval_frame
+    if hasattr(frames, _ASKED):
+        yield frames, _ASKED, _compiled
     if any(parameter.is_cuda for parameter in model.parameters()):
         if functional.linear in (LINEAR, _linear):
             yield functional, "linear", lambda _: _linear

@@ -70,7 +70,11 @@ def _why_not(model: torch.nn.Module) -> tuple[str, ...] | None:
 
 
 def _is_compiled(module: Any) -> bool:
-    return isinstance(module, torch._dynamo.OptimizedModule) or module._compiled_call_impl is not None
+    return (
+        isinstance(module, torch._dynamo.OptimizedModule)
+        or module._compiled_call_impl is not None
+        or hasattr(vars(module).get("forward"), "_torchdynamo_orig_callable")
+    )
 
 
 def _config(module: torch.nn.Module) -> Any:
