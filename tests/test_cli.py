@@ -565,6 +565,18 @@ def test_no_token_to_pad_with(folder, capsys, tmp_path):
     assert message.startswith("a tokenizer that has neither a pad nor an eos token; ")
 
 
+def test_what_two_models_are_not_alike_in_is_said_first_and_once(library, capsys, monkeypatch):
+    said = "The models are of two classes: BertModel and LlamaForCausalLM."
+    monkeypatch.setattr("forkpoint.questions.checkpoints.unlike", lambda *_: [said])
+    monkeypatch.setattr(forkpoint, "checkpoints", lambda *_, **__: result_of(VerdictKind.INPUTS))
+    assert run("models", "one", "two", "-p", "hello", "-p", "you") == 1
+    out = capsys.readouterr().out
+    assert out.startswith(said)
+    assert out.count(said) == 1
+    run("models", "one", "two", "-p", "hello", "--quiet")
+    assert capsys.readouterr().err == f"{said}\n"
+
+
 def test_models_that_are_not_there(folder, capsys, tmp_path):
     assert refused(capsys, "padding", "./nowhere", "-p", "hello").startswith("no file or folder ./nowhere; ")
     copy = shutil.copytree(folder, tmp_path / "copy")

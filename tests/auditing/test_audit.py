@@ -123,7 +123,7 @@ def test_a_model_within_invariant_holds_and_one_that_leaks_does_not():
         found = fp.audit(leaking, longest=24)
     kinds = {one.kind: one for one in found.breaks}
     assert kinds["right padding"].size == 1
-    assert "1 tokens with 64 columns of padding on the right" in kinds["right padding"].words
+    assert "1 token with 64 columns of padding on the right" in kinds["right padding"].words
     assert kinds["steps"].size == 21
     assert all(one.op is not None for one in found.breaks)
     assert "batch" not in kinds

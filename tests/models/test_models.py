@@ -20,6 +20,8 @@ from transformers import (
     PreTrainedTokenizerFast,
     T5Config,
     T5ForConditionalGeneration,
+    ViTConfig,
+    ViTModel,
 )
 from transformers.utils import logging
 
@@ -34,6 +36,8 @@ LLAMA = {
     "num_attention_heads": 2,
     "vocab_size": len(WORDS),
 }
+
+SMALL = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
 
 
 def word_tokenizer(**special: str) -> PreTrainedTokenizerFast:
@@ -206,6 +210,13 @@ def test_a_folder_without_tokenizer(llama):
     for file in llama.glob("tokenizer*"):
         file.unlink()
     assert "has no tokenizer" in error_of(llama)
+
+
+def test_a_folder_of_a_model_of_images_needs_no_tokenizer(tmp_path):
+    ViTModel(ViTConfig(**SMALL, image_size=8, patch_size=4)).save_pretrained(tmp_path)
+    said = error_of(tmp_path)
+    assert "holds a ViTModel, which takes pixel_values and no token ids" in said
+    assert "compare runs of it by fp.compare" in said
 
 
 def test_broken_weights(llama):

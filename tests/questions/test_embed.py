@@ -164,9 +164,31 @@ def test_tensors_text_by_text(bert):
 
     result = fp.embed(Sorting(bert), TEXTS, (1, 32), call=ask)
     assert result.verdict.kind in SOUND, str(result)
+    again = "of 'w5 w6', text 3"  # a text that stands there twice has two results
     assert {line.module.split(" (call")[0] for line in result.drift if line.module.startswith("of ")} == {
-        f"of {text!r}" for text in TEXTS
-    }
+        *(f"of {text!r}" for text in TEXTS), again
+    }  # fmt: skip
+
+
+def test_heads_for_tokens_are_compared_token_by_token(bert):
+    plain = {key: value for key, value in bert.config.to_dict().items() if "label" not in key}
+    config = tf.BertConfig(**plain, num_labels=6)  # as many as the longest text has tokens
+    for kind in (tf.BertForTokenClassification, tf.BertForQuestionAnswering):
+        model = kind(config if kind is tf.BertForTokenClassification else tf.BertConfig(**plain)).eval()
+        result = fp.embed(model, TEXTS, (1, 5), tokenizer=word_tokenizer())
+        assert result.verdict.kind in SOUND, str(result)
+        labels = 6 if kind is tf.BertForTokenClassification else 2
+        assert result.impact.elements == labels * sum(len(text.split()) for text in TEXTS)
+    classifier = tf.BertForSequenceClassification(config).eval()
+    result = fp.embed(classifier, TEXTS, (1, 5), tokenizer=word_tokenizer())
+    assert result.impact.elements == 6 * len(TEXTS)
+
+
+def test_a_head_that_sees_padding_is_found(bert):
+    model = tf.BertForTokenClassification(tf.BertConfig(**{**bert.config.to_dict(), "num_labels": 3})).eval()
+    model.classifier.register_forward_hook(lambda _, given, out: out + out.mean(1, keepdim=True))
+    result = fp.embed(model, TEXTS, (1, 5), tokenizer=word_tokenizer())
+    assert result.verdict.kind is VerdictKind.SEMANTIC, str(result)
 
 
 def test_pairs_for_a_cross_encoder(bert):

@@ -172,7 +172,30 @@ def test_the_setting_that_moves_the_gap_farthest_matters_most():
 
 def test_a_gap_that_falls_is_said_to_fall():
     found = table(row("dtype", "float64", 1e-13), row("attention", "eager", 0.0, VerdictKind.IDENTICAL))
-    assert found.summary == "What matters most is eager: the largest gap falls from 5e-05 to 0."
+    assert (
+        found.summary
+        == "What matters most is eager: the largest gap falls from 5e-05 to 0. It is the same with float64."
+    )
+
+
+def test_settings_that_change_as_much_are_all_named():
+    found = table(
+        row("attention", "eager", 0.0, VerdictKind.IDENTICAL), row("attention", "sdpa:math", 0.0),
+        row("dtype", "float64", 1e-13), row("dtype", "bfloat16", 8e-5), row("device", "cuda", 4e-6),
+    )  # fmt: skip
+    assert found.matters is found.rows[1]
+    assert [other.setting for other in found.as_much] == ["sdpa:math", "float64"]
+    assert found.summary.endswith("falls from 5e-05 to 0. It is the same with sdpa:math, float64.")
+
+
+def test_a_gap_that_rises_as_far_as_another_falls_is_not_the_same():
+    found = table(row("dtype", "bfloat16", 1.0), row("dtype", "float16", 0.9), row("device", "cuda", 0.995))
+    assert [other.setting for other in found.as_much] == ["cuda"]
+    infinite = table(
+        row("dtype", "float16", 0.0, VerdictKind.SEMANTIC, nonfinite_apart=3),
+        row("quantization", "int8", 2.0),
+    )
+    assert infinite.as_much == ()
 
 
 def test_a_difference_in_exact_arithmetic_matters_more_than_a_larger_gap():

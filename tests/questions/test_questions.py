@@ -8,6 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+import transformers as tf
 from tests.architectures import ARCHITECTURES
 from tests.questions.words import word_tokenizer
 from torch import nn
@@ -313,6 +314,32 @@ def test_a_model_that_reads_no_text_is_asked_nothing_about_prompts(tokenizer, na
     for ask in (fp.padding, fp.batch, fp.dtype, fp.repeat, fp.factors):
         with pytest.raises(fp.InputError, match="and no token ids; expected a model that reads text"):
             ask(model, tokenizer, PROMPT)
+
+
+def test_a_model_that_needs_an_image_besides_a_text_is_told_from_one_that_does_not(tokenizer):
+    small = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    words = {**small, "vocab_size": 101, "max_position_embeddings": 32, "pad_token_id": 0}
+    vision = {**small, "image_size": 8, "patch_size": 4}
+    clip = tf.CLIPModel(tf.CLIPConfig(text_config=words, vision_config=vision, projection_dim=8)).eval()
+    for ask in (fp.padding, fp.batch, fp.dtype, fp.factors):
+        with pytest.raises(fp.InputError, match=r"^a CLIPModel, which can't run on token ids alone"):
+            ask(clip, tokenizer, PROMPT)
+    with pytest.raises(fp.InputError, match=r"^a CLIPModel, which can't run on token ids alone"):
+        fp.audit(clip)
+    llava = tf.LlavaConfig(
+        text_config={**words, "model_type": "llama"}, image_token_index=100,
+        vision_config={**vision, "model_type": "clip_vision_model"},
+    )  # fmt: skip
+    result = fp.padding(tf.LlavaForConditionalGeneration(llava).eval(), tokenizer, PROMPT, probes=False)
+    assert result.impact.tokens == len(IDS)
+
+
+@pytest.mark.parametrize(("name", "room"), [("bert", 16), ("roberta", 15), ("gpt2", 16)])
+def test_rows_beside_a_prompt_are_no_longer_than_the_model_takes(tokenizer, runs, name, room):
+    model = ARCHITECTURES[name].build(max_position_embeddings=16)
+    fp.batch(model, tokenizer, PROMPT)
+    assert max(map(len, given(runs.b)[0])) == room
+    assert runs.b.execute()
 
 
 # --- attention -----------------------------------------------------------------------------------------------

@@ -15,7 +15,8 @@ from forkpoint.auditing.sizes import Deadline, first_change, thresholds
 from forkpoint.comparison import compare
 from forkpoint.errors import ForkpointError, InputError
 from forkpoint.questions.cache import check_decodes, stepwise
-from forkpoint.questions.prompts import padded
+from forkpoint.questions.prompts import check_reads, padded
+from forkpoint.runs.modules import embeddings_of, innermost
 from forkpoint.runs.returned import caches_in
 from forkpoint.runs.run import Run
 
@@ -131,7 +132,11 @@ def _ways(subject: Model, model: Any) -> Iterator[Way]:
         for side in ("right", "left") if _is_decoder(model) else ("right",):
             yield lambda row, more=more, side=side: Arrangement(
                 f"{side} padding",
-                f"with {more} columns of padding on the {side}",
+                (
+                    f"with {more} columns of padding on the {side}"
+                    if more > 1
+                    else f"with 1 column of padding on the {side}"
+                ),
                 [row],
                 len(row) + more,
                 side,
@@ -177,6 +182,8 @@ def _break(subject: Model, way: Way, held: int, broke: int, deadline: Deadline, 
     row = subject.row(size)
     layout, alone = way(row), _alone(row)
     words = f"{size} tokens {layout.words} have other bits than alone"
+    if size == 1:
+        words = f"1 token {layout.words} has other bits than alone"
     op = _first_op(subject, alone, layout, probes=probes)
     figures = distance(subject.made(alone), subject.made(layout))
     return Break(layout.kind, size, size, words, *figures, op=op)
@@ -208,7 +215,18 @@ def _edges(model: Any) -> tuple[int, ...]:
 
 
 def _vocabulary(model: Any) -> int:
-    return int(model.get_input_embeddings().weight.shape[0])
+    """How many tokens a model knows.
+
+    Raises:
+        InputError: it reads no text, or not text alone.
+    """
+    check_reads(innermost(model)[1])
+    weight = getattr(embeddings_of(innermost(model)[1]), "weight", None)
+    if not isinstance(weight, Tensor):
+        raise InputError(
+            f"a {type(model).__name__}, whose token ids have no embeddings of their own", "a language model"
+        )
+    return int(weight.shape[0])
 
 
 def audit_engine(

@@ -42,8 +42,8 @@ app.command(epilog="Example: forkpoint generate demo -p 'Hello there' --against 
 app.command(epilog="Example: forkpoint embed ./my-model --texts texts.txt --batch-size 1,32")(embed)
 app.command(epilog="Example: forkpoint engines ./my-model --against vllm -p 'Hello there'")(engines)
 app.command(epilog="Example: forkpoint sweep sweep.toml --workers 2")(sweep)
-app.command()(replay)
-app.command()(script)
+app.command(epilog="Example: forkpoint replay scene")(replay)
+app.command(epilog="Example: forkpoint script scene -o script.py")(script)
 app.command(epilog="Example: forkpoint report result.json")(report)
 app.command(
     epilog="Example: forkpoint record -o trace-a run.py --my-option",

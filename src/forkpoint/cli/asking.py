@@ -11,14 +11,14 @@ import inspect
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
-from functools import cache, wraps
+from functools import cache, partial, wraps
 from typing import TYPE_CHECKING, Any
 
 import typer
 
 from forkpoint.cli import options, scene
 from forkpoint.cli.configured import Config
-from forkpoint.cli.loading import load, say_first
+from forkpoint.cli.loading import load, say, say_first
 from forkpoint.cli.outcome import document, finish, let_go, show, worded, worst_if_not_identical
 from forkpoint.cli.spoken import TYPED, command_line
 from forkpoint.support.files import check_writable, write_json
@@ -39,6 +39,7 @@ class Asked:
         others: the other prompts that were given.
         options: `position_ids`, `chat_template`, `probes`, `sources`, `backward`, `max_memory` and `progress` of every question.
         load: loads another model as MODEL was, by its name; each once.
+        say: prints a sentence before anything else is known; each once.
     """
 
     name: str
@@ -48,6 +49,7 @@ class Asked:
     others: tuple[str, ...]
     options: dict[str, Any]
     load: Callable[[str], Any]
+    say: Callable[[str], None] = lambda _: None
 
 
 Ask = Callable[[Any, Asked], "Result"]
@@ -151,8 +153,9 @@ def _answer(
     check_writable(json, html)
     scene.check(scene_folder)
     asking.load()
-    say_first(asking.loaded, lang, aside=quiet or json == options.STDOUT)
-    answers = asking.answers(invariant=invariant)
+    aside = quiet or json == options.STDOUT
+    say_first(asking.loaded, lang, aside=aside)
+    answers = asking.answers(invariant=invariant, say=partial(say, lang=lang, aside=aside))
     notes = (*asking.loaded.notes, *((INVARIANT_NOTE,) if invariant else ()))
     finish(
         answers, notes=notes, details=details, ops=ops, op=op, json=json, html=html, quiet=quiet, lang=lang,
@@ -187,15 +190,19 @@ class Asking:
         self.loaded = load(self.model, **self.loading)
         self._again = cache(lambda name: load(name, **self.loading))
 
-    def answers(self, *, invariant: bool) -> "list[tuple[str, Result]]":
+    def answers(
+        self, *, invariant: bool, say: Callable[[str], None] = lambda _: None
+    ) -> "list[tuple[str, Result]]":
         """Each prompt and what was found; the worst alone keeps its traces.
 
         Args:
             invariant: both runs of each question are made under `fp.invariant`.
+            say: prints what a reader should know before the answers.
         """
         import forkpoint as fp
 
         found: list[tuple[str, Result]] = []
+        told = cache(say)
         with watching() as progress, ExitStack() as stack:
 
             def again(name: str) -> Any:
@@ -210,8 +217,9 @@ class Asking:
                 others = tuple(self.texts[index + 1 :] + self.texts[:index])
                 given = {**self.shared, "progress": progress}
                 asked = Asked(
-                    self.model, self.loaded.model, self.loaded.tokenizer, text, others, given, cache(again)
-                )
+                    self.model, self.loaded.model, self.loaded.tokenizer, text, others, given, cache(again),
+                    told,
+                )  # fmt: skip
                 found.append((text, self.ask(fp, asked)))
                 let_go(found)
         return found

@@ -47,7 +47,13 @@ def say_first(loaded: LoadedModel, lang: str, *, aside: bool = False) -> None:
     It goes to standard error (`aside`) where standard output is for something else.
     """
     from forkpoint.models.demo import RANDOM_NOTE
-    from forkpoint.report.words import Words
 
     if RANDOM_NOTE in loaded.notes:
-        typer.echo(Words(lang).sentence(RANDOM_NOTE), err=aside)
+        say(RANDOM_NOTE, lang=lang, aside=aside)
+
+
+def say(note: str, *, lang: str, aside: bool) -> None:
+    """Print a note before the report, to standard error (`aside`) where standard output is for something else."""
+    from forkpoint.report.words import Words
+
+    typer.echo(Words(lang).sentence(note), err=aside)

@@ -169,7 +169,14 @@ def models(
     """Compare two checkpoints: another revision, a fine-tuned child, a merge."""
 
     def ask(fp: Any, asked: Asked) -> Any:
+        from forkpoint.questions.checkpoints import unlike
+
         second = asked.load(other)
+        for note in unlike(
+            asked.model, asked.tokenizer, second.model, second.tokenizer, asked.text,
+            {"chat_template": asked.options["chat_template"]},
+        ):  # fmt: skip
+            asked.say(note)
         return fp.checkpoints(
             asked.model, asked.tokenizer, second.model, second.tokenizer, asked.text, names=(asked.name, other),
             **asked.options,

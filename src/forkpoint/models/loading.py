@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import inspect
 import json
 import os
 import tempfile
@@ -187,9 +188,31 @@ def _find(name: str, revision: str | None, trusted: bool) -> _Source:
     if not any(found for pattern in ("*.safetensors", "*.bin") for found in path.glob(pattern)):
         raise ModelError(f"folder {name} has no weights", "*.safetensors or pytorch_model.bin in it")
     if not any(found for pattern in _TOKENIZER_FILES for found in path.glob(pattern)):
+        _check_reads(name)
         raise ModelError(f"folder {name} has no tokenizer", "tokenizer.json or the files of a slow tokenizer")
     _check_index(path)
     return _Source(name, trusted=trusted)
+
+
+def _check_reads(folder: str) -> None:
+    """A folder of a model of images or sound has no tokenizer, and needs none.
+
+    Raises:
+        ModelError: it is one.
+    """
+    from transformers import AutoConfig
+
+    try:
+        kind = _model_class(AutoConfig.from_pretrained(folder), trusted=False)
+    except Exception:  # noqa: BLE001 - of an architecture that is not known here, nothing can be said
+        return
+    name = getattr(kind, "main_input_name", "input_ids")
+    if name != "input_ids" and "input_ids" not in inspect.signature(kind.forward).parameters:
+        raise ModelError(
+            f"folder {folder} holds a {kind.__name__}, which takes {name} and no token ids",
+            "a model that reads text",
+            "load it by transformers, and compare runs of it by fp.compare",
+        )
 
 
 def _check_index(folder: Path) -> None:

@@ -12,6 +12,8 @@ from forkpoint.support.answers import Answer
 
 TENFOLD = 10.0
 """By how much a setting has to change the gap to be said to matter."""
+ALIKE = 0.01
+"""Two settings that move the gap by amounts nearer to each other than this share change as much."""
 FAILING = (VerdictKind.SEMANTIC, VerdictKind.NONDETERMINISM, VerdictKind.INPUTS)
 
 
@@ -65,7 +67,7 @@ class Factors(Answer):
         call: how it was asked for.
     """
 
-    _derived: ClassVar[tuple[str, ...]] = ("matters", "summary")
+    _derived: ClassVar[tuple[str, ...]] = ("matters", "as_much", "summary")
     report_module = "factors"
 
     a: RunSummary
@@ -82,16 +84,34 @@ class Factors(Answer):
         One that makes a difference semantic (or takes that away) comes before one that does not, then the one that moves
         the gap farthest.
         """
+        return next(iter(self._weighed), None)
+
+    @property
+    def as_much(self) -> tuple[FactorRow, ...]:
+        """The settings besides `matters` that change as much: what a table of three digits can't tell apart."""
+        return self._weighed[1:]
+
+    @property
+    def _weighed(self) -> tuple[FactorRow, ...]:
+        """The setting that changes most, and those that can't be told from it."""
         base = self.rows[0]
-        weighed = [
-            (row.verdict in FAILING) is not (base.verdict in FAILING) for row in self.rows
-        ], [_moved(base.gap, row.gap) for row in self.rows]  # fmt: skip
-        ranked = [
-            (other, moved, -index)
-            for index, (other, moved) in enumerate(zip(*weighed, strict=True))
-            if moved > 0 and self.rows[index].factor not in ("none", "question")
+        failing = base.verdict in FAILING
+        weights = [
+            ((row.verdict in FAILING) is not failing, _moved(base.gap, row.gap), row)
+            for row in self.rows
+            if row.factor not in ("none", "question")
         ]
-        return self.rows[-max(ranked)[2]] if ranked else None
+        weights = [weight for weight in weights if weight[1] > 0]
+        if not weights:
+            return ()
+        other, most, _ = first = max(weights, key=lambda weight: weight[:2])
+        rises = _rises(base, first[2])
+        like = [
+            row
+            for kind, moved, row in weights
+            if kind is other and moved >= (1 - ALIKE) * most and _rises(base, row) is rises
+        ]
+        return (first[2], *(row for row in like if row is not first[2]))
 
     @property
     def status(self) -> int:
@@ -182,3 +202,7 @@ def _moved(before: float | None, after: float | None) -> float:
     ):
         return 0.0
     return abs(before - after)
+
+
+def _rises(base: FactorRow, row: FactorRow) -> bool:
+    return (row.gap or 0) > (base.gap or 0)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from forkpoint.questions.asking import Options, Question, positions_of, rows_of
-from forkpoint.questions.mates import TEXTS, mates
+from forkpoint.questions.mates import mates, own_mates
 from forkpoint.questions.prompts import alone_run, pad_token_id, padded_run
 from forkpoint.support.called import says_call
 
@@ -62,8 +62,8 @@ def _question(
     side: Side, options: Options,
 ) -> Question:  # fmt: skip
     rows = rows_of(model, tokenizer, prompts, options)
-    texts = list(others or TEXTS)
-    beside = mates(rows, rows_of(model, tokenizer, texts, {}), size, same_length=same_length)
+    given = rows_of(model, tokenizer, others, {}) if others else own_mates(model, tokenizer)
+    beside = mates(rows, given, size, same_length=same_length)
     positions = positions_of(options)
     a = alone_run(model, rows, position_ids=positions, name="alone")
     every = [*rows, *beside]

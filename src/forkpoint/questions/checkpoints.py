@@ -9,6 +9,7 @@ from torch import Tensor
 
 from forkpoint.errors import InputError
 from forkpoint.questions.asking import Options, rows_of, two_models
+from forkpoint.runs.modules import embeddings_of
 from forkpoint.support.called import says_call
 
 if TYPE_CHECKING:
@@ -48,20 +49,37 @@ def checkpoints(
         InputError: an empty prompt, or token ids that the second model does not know.
     """
     rows = rows_of(model, tokenizer, prompts, options)
-    notes: list[str] = []
+    rows_known(other, rows)
+    notes = (*unlike(model, tokenizer, other, other_tokenizer, prompts, options), *weights(model, other))
+    return two_models(model, other, tokenizer, prompts, names, options, notes)
+
+
+def unlike(
+    model: Any,
+    tokenizer: Any,
+    other: Any,
+    other_tokenizer: Any,
+    prompts: str | Sequence[str],
+    options: Options,
+) -> list[str]:
+    """In what two models are not of one kind, a sentence each: their classes, and what their tokenizers make of prompts.
+
+    Raises:
+        InputError: an empty prompt.
+    """
+    rows = rows_of(model, tokenizer, prompts, options)
+    said: list[str] = []
     if type(model) is not type(other):
-        notes.append(f"The models are of two classes: {type(model).__name__} and {type(other).__name__}.")
+        said.append(f"The models are of two classes: {type(model).__name__} and {type(other).__name__}.")
     try:
         theirs = rows_of(other, other_tokenizer, prompts, options)
     except InputError:
         theirs = []
     if theirs != rows:
-        notes.append(
+        said.append(
             "The second model's tokenizer makes other token ids of the prompts; the first one's were used."
         )
-    rows_known(other, rows)
-    notes += weights(model, other)
-    return two_models(model, other, tokenizer, prompts, names, options, tuple(notes))
+    return said
 
 
 def rows_known(model: Any, rows: list[list[int]]) -> None:
@@ -70,8 +88,7 @@ def rows_known(model: Any, rows: list[list[int]]) -> None:
     Raises:
         InputError: it has not.
     """
-    embeddings = model.get_input_embeddings() if hasattr(model, "get_input_embeddings") else None
-    known = getattr(embeddings, "num_embeddings", None)
+    known = getattr(embeddings_of(model), "num_embeddings", None)
     largest = max(map(max, rows))
     if known is not None and largest >= known:
         raise InputError(

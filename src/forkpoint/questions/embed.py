@@ -112,11 +112,16 @@ _NO_LIMIT = 1 << 31
 
 
 class Encoder:
-    """A transformers encoder with pooling: texts in, a vector for each out, `[texts, features]`."""
+    """A transformers encoder with pooling: texts in, a vector for each out, `[texts, features]`.
+
+    One with a head for tokens (their classes, the ends of an answer) gives for each text a mapping of tensors, which begin
+    with the text's tokens.
+    """
 
     def __init__(self, model: Any, tokenizer: Any, pooling: Pooling) -> None:
         has_words = hasattr(model, "get_output_embeddings") and model.get_output_embeddings() is not None
         body = model.base_model if has_words else model
+        self.name = type(model).__name__
         self.pooled = Pooled(body.get_encoder() if is_encoder_decoder(model) else body, pooling)
         self.tokenizer = tokenizer
         limits = (
@@ -125,18 +130,43 @@ class Encoder:
         )
         self.longest = min((n for n in limits if isinstance(n, int) and n < _NO_LIMIT), default=None)
 
-    def __call__(self, texts: list[Any], batch_size: int) -> Tensor:
+    def __call__(self, texts: list[Any], batch_size: int) -> Tensor | list[dict[str, Tensor]]:
         starts = range(0, len(texts), batch_size)
-        return torch.cat([self._batch(texts[start : start + batch_size]) for start in starts])
+        batches = [self._batch(texts[start : start + batch_size]) for start in starts]
+        if all(isinstance(batch, Tensor) for batch in batches):
+            return torch.cat(batches)
+        return [row for batch in batches for row in batch]
 
-    def _batch(self, texts: list[Any]) -> Tensor:
+    def _batch(self, texts: list[Any]) -> Any:
         how: dict[str, Any] = {"truncation": True, "max_length": self.longest} if self.longest else {}
         features = self.tokenizer(texts, padding=True, return_tensors="pt", **how)
-        return self.pooled(**features.to(device_of(self.pooled.model)))
+        made = self.pooled(**features.to(device_of(self.pooled.model)))
+        return made if isinstance(made, Tensor) else _of_texts(made, features["attention_mask"].bool())
+
+
+def _of_texts(made: dict[str, Tensor], mask: Tensor) -> list[dict[str, Tensor]]:
+    """What was made of each text, without the columns of its padding."""
+    rows = ((index, mask[index]) for index in range(len(mask)))
+    return [
+        {
+            name: value[index, keep] if _of_tokens(name, value, mask) else value[index]
+            for name, value in made.items()
+        }
+        for index, keep in rows
+    ]
+
+
+def _of_tokens(name: str, value: Tensor, mask: Tensor) -> bool:
+    """Whether a result has a number, or several, for each token; a classifier's logits of two dimensions have not."""
+    return value.shape[: mask.ndim] == mask.shape and not (name == "logits" and value.ndim == mask.ndim)
 
 
 class Pooled(nn.Module):
-    """An encoder whose last hidden state, `[rows, columns, features]`, becomes one vector a row."""
+    """An encoder whose last hidden state, `[rows, columns, features]`, becomes one vector a row.
+
+    Of a model that returns none, what it returns: a classifier's logits `[rows, labels]`, or a mapping of what it has for
+    tokens.
+    """
 
     def __init__(self, model: Any, pooling: Pooling) -> None:
         super().__init__()
@@ -144,12 +174,14 @@ class Pooled(nn.Module):
         self.config = model.config
         self.pooling = pooling
 
-    def forward(self, **features: Any) -> Tensor:
+    def forward(self, **features: Any) -> Tensor | dict[str, Tensor]:
         output = self.model(**features)
-        if "last_hidden_state" not in output:
-            return output["logits"]
-        hidden = output["last_hidden_state"]
         mask = features["attention_mask"]
+        if "last_hidden_state" not in output:
+            made = {k: v for k, v in output.items() if isinstance(v, Tensor) and v.is_floating_point()}
+            alone = made.get("logits") if len(made) == 1 else None
+            return made if alone is None or _of_tokens("logits", alone, mask) else alone
+        hidden = output["last_hidden_state"]
         if self.pooling == "cls":
             first = mask.argmax(-1)
             return hidden[torch.arange(len(hidden), device=hidden.device), first]

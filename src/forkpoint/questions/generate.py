@@ -18,7 +18,7 @@ from forkpoint.questions.asking import Options, Question, one_of, positions_of, 
 from forkpoint.questions.assisted import LOOKED_UP, Recorded, again, recording
 from forkpoint.questions.cache import check_cache, check_decodes, kept_apart, stepwise, with_own
 from forkpoint.questions.choices import CacheKind, Generating
-from forkpoint.questions.mates import TEXTS, mates
+from forkpoint.questions.mates import mates, own_mates
 from forkpoint.questions.prompts import pad_token_id, padded
 from forkpoint.result import VerdictKind
 from forkpoint.runs.modules import innermost
@@ -122,7 +122,7 @@ def generate(
     (row,) = rows_of(model, tokenizer, prompt, options)
     a = Way("alone", [row])
     if one_of("way", against, get_args(Generating)) == "batch":
-        others = mates([row], rows_of(model, tokenizer, TEXTS, {}), size, same_length=False)
+        others = mates([row], own_mates(model, tokenizer, max_new_tokens), size, same_length=False)
         b = Way(f"in a batch of {size}", [row, *others])
     else:
         b = _other_way(against, row, assistant)

@@ -71,14 +71,14 @@ def check_length(model: Any, inputs: dict[str, Tensor], layout: Layout | None, l
     )
 
 
-def tried(run: Run, given: str, expected: str) -> list[Any]:
+def tried(run: Run, given: str, expected: str, hint: str = "") -> list[Any]:
     """Make a run once, nothing being left changed, and return what the model returned.
 
     Models, kernels and compilers refuse lengths, dtypes and devices only when they run.
 
     Args:
         run: the run.
-        given, expected: what the error says where it fails.
+        given, expected, hint: what the error says where it fails.
 
     Raises:
         InputError: it fails, with the reason; too little memory is raised as it is.
@@ -88,7 +88,7 @@ def tried(run: Run, given: str, expected: str) -> list[Any]:
     except Exception as error:
         reraise_out_of_memory(error)
         reason = str(error).strip().split("\n")[0] or type(error).__name__
-        raise InputError(f"{given} ({reason})", expected) from error
+        raise InputError(f"{given} ({reason})", expected, hint) from error
 
 
 def _memory_of(device: torch.device) -> int | None:

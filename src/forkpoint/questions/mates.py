@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from forkpoint.errors import InputError
+from forkpoint.questions.prompts import counting_padding_idx, tokenise
+from forkpoint.runs.modules import innermost
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -23,6 +25,22 @@ TEXTS = (
     "Two and two are four, and four and four are eight; the rest can be worked out from there.",
 )
 """What stands beside a prompt where nobody says otherwise."""
+
+
+def own_mates(model: Any, tokenizer: Any, more: int = 0) -> list[list[int]]:
+    """Token ids of `TEXTS`, each cut to what the model has positions for.
+
+    Args:
+        model, tokenizer: of transformers.
+        more: tokens that are to come behind each.
+    """
+    rows = tokenise(model, tokenizer, TEXTS)
+    limit = getattr(getattr(innermost(model)[1], "config", None), "max_position_embeddings", None)
+    if not isinstance(limit, int):
+        return rows
+    first = counting_padding_idx(innermost(model)[1])  # RoBERTa counts from the one behind it
+    room = limit - more - (0 if first is None else first + 1)
+    return [row[: max(1, room)] for row in rows]
 
 
 def mates(

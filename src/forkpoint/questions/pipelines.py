@@ -33,8 +33,9 @@ if TYPE_CHECKING:
 
 Call = Callable[[Any, list[Any], int], Any]
 """How a pipeline is asked: `call(pipeline, texts, batch size)`."""
-_TEXTS, _ORDER = "texts", "order"
-"""What a call of the run holds besides tensors: the texts that are asked for, and for each row which of them it is."""
+_TEXTS, _ORDER, _NAMES = "texts", "order", "names"
+"""What a call of the run holds besides tensors: the texts that are asked for, for each row which of them it is, and what each
+text's results are called."""
 
 
 @dataclass(frozen=True)
@@ -72,7 +73,7 @@ class Pipeline:
         handed = {key: value for key, value in inputs.items() if isinstance(value, Tensor)}
         with _replaced(self.entrance, lambda args, kwargs: _given(self.entrance, args, kwargs, handed)):
             made = self.ask(pipeline, texts, len(texts))
-        return _by_row(made, order, texts)
+        return _by_row(made, order, inputs[_NAMES])
 
 
 def pipeline_run(pipeline: Any, texts: Sequence[Any], size: int, ask: Call, name: str) -> Run:
@@ -95,6 +96,7 @@ def pipeline_run(pipeline: Any, texts: Sequence[Any], size: int, ask: Call, name
     for index, text in enumerate(texts):
         alone = _one(pipeline, [text], 1, ask)
         waiting.setdefault(alone.rows[0], deque()).append(index)
+    titles = [f"of {text!r}" + f", text {at}" * (text in texts[:at]) for at, text in enumerate(texts)]
     calls: list[dict[str, Any]] = []
     layout: list[dict[str, Coordinates]] = []
     batches = _seen(pipeline, list(texts), size, ask)
@@ -108,7 +110,8 @@ def pipeline_run(pipeline: Any, texts: Sequence[Any], size: int, ask: Call, name
         own = [texts[sample] for sample in samples]
         again = _one(pipeline, own, len(own), ask)
         order = _order(again.rows, batch.rows)
-        calls.append({**again.inputs, _TEXTS: own, _ORDER: order})
+        called = [titles[sample] for sample in samples]
+        calls.append({**again.inputs, _TEXTS: own, _ORDER: order, _NAMES: called})
         layout.append(_of_samples(again.layout.calls[0], [samples[place] for place in order]))
     names = {index: index for index in range(len(texts))}
     return Run(
@@ -173,7 +176,7 @@ def _asked(pipeline: Any, texts: list[Any], size: int, ask: Call) -> None:
         reraise_out_of_memory(error)
         reason = str(error).strip().split("\n")[0] or type(error).__name__
         raise InputError(
-            f"a {type(pipeline).__name__} that can't be asked for these texts ({reason})",
+            f"a {getattr(pipeline, 'name', type(pipeline).__name__)} that can't be asked for these texts ({reason})",
             "one that takes them",
         ) from error
 
@@ -261,8 +264,14 @@ def _order(rows: Sequence[Hashable], texts: Sequence[Hashable]) -> list[int]:
     return [places[row].popleft() for row in rows]
 
 
-def _by_row(made: Any, order: Sequence[int], texts: Sequence[Any]) -> Any:
-    """What a pipeline returned, in the order of the rows that went in, with a row for each wherever it can have one."""
+def _by_row(made: Any, order: Sequence[int], names: Sequence[str]) -> Any:
+    """What a pipeline returned, in the order of the rows that went in, with a row for each wherever it can have one.
+
+    Args:
+        made: what it returned.
+        order: for each row, which of the texts it is.
+        names: what results of each text are called that are no rows of one tensor.
+    """
     if isinstance(made, (np.ndarray, Tensor)):
         if made.ndim and len(made) == len(order) and list(order) != list(range(len(order))):
             return made[list(order)]
@@ -275,7 +284,7 @@ def _by_row(made: Any, order: Sequence[int], texts: Sequence[Any]) -> Any:
         shapes = [{name: (value.shape, value.dtype) for name, value in row.items()} for row in values]
         if shapes[0] and all(row == shapes[0] for row in shapes):
             return {name: np.stack([row[name].numpy() for row in values]) for name in shapes[0]}
-    return {f"of {texts[place]!r}": made[place] for place in order}
+    return {names[place]: made[place] for place in order}
 
 
 def _without_batch(item: Any) -> Any:

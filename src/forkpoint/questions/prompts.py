@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from forkpoint.errors import InputError
-from forkpoint.questions.limits import check_length, check_memory
+from forkpoint.questions.limits import check_length, check_memory, tried
 from forkpoint.runs.layout import Coordinates, Layout
-from forkpoint.runs.modules import innermost
+from forkpoint.runs.modules import embeddings_of, innermost
 from forkpoint.runs.returned import cache_parameters
 from forkpoint.runs.run import Run
 from forkpoint.runs.state import kept_state
@@ -54,21 +54,34 @@ def tokenise(
     return rows
 
 
+_OTHER_INPUTS = ("pixel_values", "input_features", "input_values")
+"""What a model may take, and need, besides token ids."""
+
+
 def check_reads(model: Any) -> None:
-    """Check that a model of transformers takes token ids.
+    """Check that a model of transformers takes token ids, and needs nothing else.
 
     Raises:
-        InputError: it takes images or sound, or is no model.
+        InputError: it takes images or sound, alone or with token ids, or is no model.
     """
     if not hasattr(model, "forward"):
         raise InputError(f"a model of type {type(model).__name__}", "a model of transformers")
     name = getattr(model, "main_input_name", "input_ids")
-    if name != "input_ids" and "input_ids" not in inspect.signature(model.forward).parameters:
+    takes = inspect.signature(model.forward).parameters
+    hint = "compare runs of it by fp.compare"
+    if name != "input_ids" and "input_ids" not in takes:
         raise InputError(
-            f"a {type(model).__name__}, which takes {name} and no token ids",
-            "a model that reads text",
-            "compare runs of it by fp.compare",
+            f"a {type(model).__name__}, which takes {name} and no token ids", "a model that reads text", hint
         )
+    if any(other in takes for other in _OTHER_INPUTS):
+        config = getattr(model, "config", None)
+        inputs = {"input_ids": torch.full((1, 1), 1, device=device_of(model))}
+        if getattr(config, "is_encoder_decoder", False):
+            inputs["decoder_input_ids"] = inputs["input_ids"]
+        tried(
+            Run(model, inputs), f"a {type(model).__name__}, which can't run on token ids alone",
+            "a model that reads text", hint,
+        )  # fmt: skip
 
 
 def pad_token_id(model: Any, tokenizer: Any) -> int:
@@ -83,7 +96,7 @@ def pad_token_id(model: Any, tokenizer: Any) -> int:
             "a tokenizer that has neither a pad nor an eos token", "a pad token", "set tokenizer.pad_token"
         )
     _check_known(model, int(found), "pad token id")
-    counting = _counting_padding_idx(innermost(model)[1])
+    counting = counting_padding_idx(innermost(model)[1])
     if counting not in {None, found}:
         raise InputError(
             f"pad token id {found}, for a model that counts positions from every token but {counting}",
@@ -219,8 +232,7 @@ def _token_ids(tokenizer: Any, text: str, *, chat_template: bool) -> list[int]:
 
 def _check_known(model: Any, token_id: int, what: str) -> None:
     plain = innermost(model)[1]
-    embeddings = plain.get_input_embeddings() if hasattr(plain, "get_input_embeddings") else None
-    known = getattr(embeddings, "num_embeddings", None)
+    known = getattr(embeddings_of(plain), "num_embeddings", None)
     if known is not None and token_id >= known:
         raise InputError(
             f"{what} {token_id}, for a model with embeddings for {known} tokens",
@@ -236,7 +248,7 @@ def _positions(model: Any, ids: Tensor, mask: Tensor) -> Tensor | None:
     position ids count from 0 like decoders, except RoBERTa's family, which derives them from the token ids
     (they begin after `padding_idx`): handing those counted from 0 would be a bug of ours.
     """
-    if _counting_padding_idx(model) is not None:
+    if counting_padding_idx(model) is not None:
         return None
     prepare = getattr(model, "_prepare_position_ids_for_generation", None)
     if prepare is None:
@@ -245,7 +257,7 @@ def _positions(model: Any, ids: Tensor, mask: Tensor) -> Tensor | None:
         return prepare(ids, {"attention_mask": mask})
 
 
-def _counting_padding_idx(model: Any) -> int | None:
+def counting_padding_idx(model: Any) -> int | None:
     """`padding_idx` of the module that makes positions from token ids; None where no module does."""
     name = "create_position_ids_from_input_ids"
     for module in model.modules():
@@ -264,9 +276,6 @@ def _decoder_start(config: Any) -> int:
 
 def device_of(model: Any) -> torch.device:
     """Where a model takes its inputs."""
-    try:
-        embeddings = model.get_input_embeddings() if hasattr(model, "get_input_embeddings") else model
-    except NotImplementedError:  # sound has none
-        embeddings = model
-    weight = next(embeddings.parameters(), None)
+    embeddings = embeddings_of(model)
+    weight = next((model if embeddings is None else embeddings).parameters(), None)
     return torch.device("cpu") if weight is None else weight.device

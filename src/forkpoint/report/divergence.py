@@ -60,12 +60,7 @@ def first(result: Result, words: Words) -> Section:
     title = line(words("first"))
     found = result.first
     if found is None:
-        key = "first.none" if result.first_integer is None else "first.none.floating"
-        blocks = [Paragraph(line(Span(words(key), Role.GOOD)))]
-        missing = sum(value.floating for value in result.not_compared)
-        if missing:
-            blocks.append(Paragraph(line(words.many("first.none.but", missing))))
-        return Section("first", title, tuple(blocks))
+        return Section("first", title, _none(result, words, "first.none.but"))
     blocks = _blocks(found, result, words)
     conclusion = _conclusion(found)
     if conclusion:
@@ -78,11 +73,21 @@ def first(result: Result, words: Words) -> Section:
     return Section("first", title, tuple(blocks))
 
 
+def _none(result: Result, words: Words, but: str) -> tuple[Paragraph, ...]:
+    """That no op differs, and how many could not be compared."""
+    missing = sum(value.floating for value in result.not_compared)
+    if missing and not any(op.floating and op.status in ("equal", "differs", "view") for op in result.ops):
+        return (Paragraph(line(words("first.nothing"))),)
+    key = "first.none" if result.first_integer is None else "first.none.floating"
+    said = Paragraph(line(Span(words(key), Role.GOOD)))
+    return (said, Paragraph(line(words.many(but, missing)))) if missing else (said,)
+
+
 def brief(result: Result, words: Words) -> Section:
     """The origin if there is one, or else the first divergence: op, line of source, place and values, each in a line."""
     found = result.origin or result.first
     if found is None:
-        return first(result, words)
+        return Section("first", line(words("first")), _none(result, words, "first.none.but.brief"))
     at = (found.source + words("comma"),) if found.source not in UNKNOWN else ()
     facts = [
         Fact(words("op"), _op(found, words)),

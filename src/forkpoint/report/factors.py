@@ -45,8 +45,16 @@ def _header(factors: Factors, words: Words) -> Section:
 
 
 def sentence(factors: Factors, lang: str = "en") -> str:
-    """What matters most, in one sentence."""
+    """What matters most, in one sentence; in another what matters as much."""
     words = Words(lang)
+    said = _most(factors, words)
+    if not factors.as_much:
+        return said
+    others = words("comma").join(words.name("setting", row.setting) for row in factors.as_much)
+    return words("factors.alike", said=said, settings=others)
+
+
+def _most(factors: Factors, words: Words) -> str:
     base, found = factors.rows[0], factors.matters
     if found is None:
         return words("factors.nothing")

@@ -54,6 +54,14 @@ def attribute_of(module: Any, name: str) -> Any:
         return None
 
 
+def embeddings_of(model: Any) -> Any:
+    """The module in which a model of transformers looks token ids up; None where it has none, or several."""
+    try:
+        return model.get_input_embeddings()
+    except (AttributeError, NotImplementedError):  # of sound; of a text and an image, each with its own
+        return None
+
+
 class Survey(NamedTuple):
     """What a model consists of, in no order that matters; two that are equal are of one model that is as it was.
 

@@ -16,6 +16,9 @@ from forkpoint.verdict.judgement import Judgement
 from forkpoint.verdict.rounding import ULPS_OF_ROUNDING, rounding_slug
 
 _LAYOUT_ADVICE = "Say by hand where the tokens are (`layout=` of fp.Run), and let both runs return the same values for them."
+_RETURN_ADVICE = (
+    "Let both runs return the same values: what only one of them returns has nothing to be compared with."
+)
 
 
 def without_probes(compared: ResultComparison) -> Verdict:
@@ -28,7 +31,7 @@ def without_probes(compared: ResultComparison) -> Verdict:
             compared.left_out[0][1] if compared.left_out else "the model returned nothing that both runs have"
         )
         summary = f"no result could be compared: {reason}"
-        return Verdict(VerdictKind.UNDETERMINED, None, None, summary, advice=_LAYOUT_ADVICE)
+        return Verdict(VerdictKind.UNDETERMINED, None, None, summary, advice=_advice(compared))
     if compared.missing and not compared.differs:
         return not_all_compared(compared, [])
     return Verdict(VerdictKind.UNDETERMINED, None, None, "the results differ")
@@ -37,7 +40,14 @@ def without_probes(compared: ResultComparison) -> Verdict:
 def not_all_compared(compared: ResultComparison, evidence: list[ProbeResult]) -> Verdict:
     """What was returned but not compared may hold any difference, whatever the rest shows."""
     summary = f"not all that was returned could be compared: {compared.missing}"
-    return Verdict(VerdictKind.UNDETERMINED, None, None, summary, tuple(evidence), _LAYOUT_ADVICE)
+    return Verdict(VerdictKind.UNDETERMINED, None, None, summary, tuple(evidence), _advice(compared))
+
+
+def _advice(compared: ResultComparison) -> str:
+    """What would let the results be compared: no layout helps where each run returns something else."""
+    reasons = {reason for _, reason in compared.left_out}
+    alone = bool(reasons) and all(reason.endswith(" returns it") for reason in reasons)
+    return _RETURN_ADVICE if alone else _LAYOUT_ADVICE
 
 
 def drowned_in_noise(session: Session, exact: Precision, evidence: list[ProbeResult]) -> Verdict:

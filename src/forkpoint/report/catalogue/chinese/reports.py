@@ -138,6 +138,7 @@ PHRASES: dict[str, str] = {
     "factors.falls": "影响最大的是 {setting}：最大差距从 {a} 降到 {b}。",
     "factors.infinite": "影响最大的是 {setting}：只有一次运行的结果出现 NaN 或无穷。",
     "factors.finite": "影响最大的是 {setting}：不再有只在一次运行中出现的 NaN 或无穷。",
+    "factors.alike": "{said}{settings} 也是如此。",
     "factors.nothing": "没有哪项设置使最大差距变化十倍。",
     "factors.refused": "此处无法进行的比较",
     # two ways to generate
@@ -299,6 +300,8 @@ PHRASES: dict[str, str] = {
     "first.none": "凡是比较过的数值都逐位相同。",
     "first.none.floating": "凡是比较过的浮点数值都逐位相同；不同的整数另行列出。",
     "first.none.but": "有 {n} 个数值无法比较，见下。",
+    "first.none.but.brief": "有 {n} 个数值无法比较，完整报告列出了它们。",
+    "first.nothing": "没有任何算子的浮点数值可以比较。",
     "first.harmless": "这个差异没有传到结果。",
     "origin": "根源：舍入以外的差异由此进入",
     "sources": "输入相同而输出不同的操作共 {n} 个，及相差多少",

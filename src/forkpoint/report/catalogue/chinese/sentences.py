@@ -357,6 +357,8 @@ SENTENCES: dict[str, str] = {
     "the results differ": "结果不同",
     "Say by hand where the tokens are (`layout=` of fp.Run), and let both runs return the same values for them.": "请手工"
     "指明词元的位置（fp.Run 的 `layout=`），并让两次运行为这些词元返回同样的值。",
+    "Let both runs return the same values: what only one of them returns has nothing to be compared with.": "请让两次运行"
+    "返回同样的数值：只有一次运行返回的内容无从比较。",
     "the runs part ways in ops that only one of them has, before this value": "在这个数值之前，两次运行在只有一方才有的"
     "算子里分道扬镳",
     "this op chooses tokens, and one run chooses some that the other doesn't": "这个算子选取词元，其中有些只被一次运行选中",

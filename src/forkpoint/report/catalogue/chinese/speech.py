@@ -36,6 +36,8 @@ SENTENCES: dict[str, str] = {
     "looking for a known cause": "寻找已知的原因",
     # 审查
     "{n} tokens {how} have other bits than alone": "{n} 个词元{how}与单独运行时数值不同",
+    "{n} token {how} has other bits than alone": "{n} 个词元{how}与单独运行时数值不同",
+    "with {n} column of padding on the {side}": "在{side}有 {n} 列填充时",
     "with {n} columns of padding on the {side}": "在{side}有 {n} 列填充时",
     "with the last one from a cache": "最后一个由缓存得出时",
     "in two calls": "分两次调用时",

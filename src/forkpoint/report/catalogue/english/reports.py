@@ -140,6 +140,7 @@ PHRASES: dict[str, str] = {
     "factors.falls": "What matters most is {setting}: the largest gap falls from {a} to {b}.",
     "factors.infinite": "What matters most is {setting}: a result is NaN or infinite in one run alone.",
     "factors.finite": "What matters most is {setting}: no result is NaN or infinite in one run alone any more.",
+    "factors.alike": "{said} It is the same with {settings}.",
     "factors.nothing": "No setting changes the largest gap tenfold.",
     "factors.refused": "What can't be had here",
     # two ways to generate
@@ -301,6 +302,9 @@ PHRASES: dict[str, str] = {
     "first.none": "Every value that was compared is equal, bit for bit.",
     "first.none.floating": "Every floating-point value that was compared is equal, bit for bit; integers that differ are listed apart.",
     "first.none.but": "{n} value could not be compared: see below.|{n} values could not be compared: see below.",
+    "first.none.but.brief": "{n} value could not be compared; the whole report lists it."
+    "|{n} values could not be compared; the whole report lists them.",
+    "first.nothing": "No floating-point value of an op could be compared.",
     "first.harmless": "It does not reach the result.",
     "origin": "Origin: where something other than rounding enters",
     "sources": "{n} op that parts ways on equal inputs, and how far|{n} ops that part ways on equal inputs, and how far",
