@@ -75,6 +75,9 @@ def asked(name: str, question: str) -> fp.Result:
     if name in MEDIA:
         return of_media(model, MEDIA[name], question)
     tokenizer = word_tokenizer()
+    own = getattr(model.get_input_embeddings(), "padding_idx", None)
+    if own is not None:  # MPNet has another than its configuration says
+        tokenizer.pad_token = tokenizer.convert_ids_to_tokens(own)
     ask: dict[str, Callable[[], fp.Result]] = {
         "padding right": lambda: fp.padding(model, tokenizer, PROMPT, 14),
         "padding left": lambda: fp.padding(model, tokenizer, PROMPT, 14, "left"),

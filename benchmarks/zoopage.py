@@ -17,14 +17,22 @@ BUGS = """## What looks like a bug in transformers
 
 Each script shows it without forkpoint, in float64 where a gap of rounding would be about 1e-15:
 
-- ConvBERT, Nyströmformer and Funnel: padding on the right changes real tokens, though the mask is given. [padding_in_text.py](../benchmarks/bugs/padding_in_text.py)
+- ConvBERT, Nyströmformer, MobileBERT and Funnel: padding on the right changes real tokens, though the mask is given. [padding_in_text.py](../benchmarks/bugs/padding_in_text.py)
 - RecurrentGemma: padding on the left changes real tokens, though mask and positions are given. [left_padding_in_recurrent_gemma.py](../benchmarks/bugs/left_padding_in_recurrent_gemma.py)
+- ProphetNet: what the decoder predicts depends on later tokens, and is another thing from a cache. [later_tokens_in_prophetnet.py](../benchmarks/bugs/later_tokens_in_prophetnet.py)
 - Wav2Vec2-Conformer: silence behind a recording changes its frames, though the mask is given. [padding_in_conformer.py](../benchmarks/bugs/padding_in_conformer.py)
 - DETR: padding beside an image changes the detections, though the pixel mask is given. [image_padding_in_detr.py](../benchmarks/bugs/image_padding_in_detr.py)
 - ViLT: in eval mode, the patches that it returns stand in another order in each call. [random_patches_in_vilt.py](../benchmarks/bugs/random_patches_in_vilt.py)
 
-No bug, but to be known: BERT, RoBERTa, ALBERT, XLM-RoBERTa, BigBird and Longformer take the first column for their pooled vector, and BART counts positions by columns, so they are to be padded on the right; FNet and RWKV take no mask into account.
 """
+KNOWN = "No bug, but to be known: padding on the left, {pooled} take the first column for their pooled vector, and {positions} count positions by columns; FNet and RWKV take no mask into account.\n"
+EXPLAINED = {
+    "longformer padding left": "the pooled vector is made of the first column, which is padding in run B: there is nothing of run A to hold it against",
+    "led padding left": "positions are counted by columns, as in BART, but of rows that the encoder has filled up to a multiple of its attention window first: of numbers of that length, which no input has, it is not known whose they are, and so not that they are positions",
+    "prophetnet cache": "the streams that predict the tokens to come stand behind a call's tokens in the same dimension, and whose each of three columns is can't be told where a call has one token. The logits do differ, and not by rounding: see the script above",
+    "detr padding right": "the bug above: what the backbone makes of the padding. It has no tokens, and its maps are of another size, so they are not compared",
+}
+"""What no row says by itself: why it is undetermined, or what stands behind a difference without a known cause."""
 
 
 def page(data: Json) -> str:
@@ -39,7 +47,7 @@ def page(data: Json) -> str:
     parts = [
         head,
         _counts(asked),
-        BUGS,
+        BUGS + _known(asked),
         _table(asked),
         _told(asked),
         _many(asked),
@@ -60,6 +68,16 @@ def _counts(asked: Json) -> str:
         f"{alone:,} had nothing to be compared with"
     )
     return "\n".join([f"{len(asked)} comparisons:\n", *lines, ""])
+
+
+def _known(asked: Json) -> str:
+    """What follows from the rows: which models are to be padded on the right."""
+    found: dict[str, list[str]] = {"pooling": [], "position_ids": []}
+    for key, row in asked.items():
+        if key.endswith(" padding left") and row["mechanism"] in found:
+            found[row["mechanism"]].append(key.split(" ")[0])
+    pooled, positions = (f"{', '.join(names[:-1])} and {names[-1]}" for names in found.values())
+    return KNOWN.format(pooled=pooled, positions=positions)
 
 
 def _verdict(row: Json) -> str:
@@ -89,7 +107,10 @@ def _told(asked: Json) -> str:
     lines = ["## Where something other than rounding was found\n"]
     for key, row in asked.items():
         if row["verdict"] not in ("rounding", "identical"):
-            lines.append(f"- **{key}**: {row['summary']}" + (f"; at `{row['at']}`" if row["at"] else ""))
+            why = f". Namely: {EXPLAINED[key]}" if key in EXPLAINED else ""
+            lines.append(
+                f"- **{key}**: {row['summary']}" + (f"; at `{row['at']}`" if row["at"] else "") + why
+            )
     return "\n".join([*lines, ""])
 
 

@@ -1,4 +1,4 @@
-"""ConvBERT, Nyströmformer, Funnel: padding on the right changes real tokens, though the attention mask is given.
+"""ConvBERT, Nyströmformer, MobileBERT, Funnel: padding on the right changes real tokens, though the attention mask is given.
 
 In float64 a gap of rounding would be about 1e-15.
 """
@@ -12,6 +12,9 @@ configs = {
     tf.NystromformerModel: tf.NystromformerConfig(
         **sizes, hidden_size=32, num_landmarks=4, segment_means_seq_len=4
     ),
+    tf.MobileBertModel: tf.MobileBertConfig(
+        **sizes, hidden_size=32, embedding_size=24, intra_bottleneck_size=16
+    ),
     tf.FunnelModel: tf.FunnelConfig(
         vocab_size=64, block_sizes=[1, 1], d_model=32, n_head=4, d_head=8, d_inner=48
     ),
@@ -19,6 +22,7 @@ configs = {
 for kind, config in configs.items():
     torch.manual_seed(0)
     model = kind(config).double().eval()
+    torch.nn.init.normal_(model.get_input_embeddings().weight)  # trained weights have one for padding
     ids = torch.randint(3, 60, (1, 8))
     padded = torch.nn.functional.pad(ids, (0, 6))
     with torch.no_grad():
