@@ -7,17 +7,14 @@ import torch
 import transformers as tf
 
 sizes = {"vocab_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48}
+small = {"hidden_size": 32, "embedding_size": 24}
 configs = {
-    tf.ConvBertModel: tf.ConvBertConfig(**sizes, hidden_size=32, embedding_size=24, conv_kernel_size=3),
+    tf.ConvBertModel: tf.ConvBertConfig(**sizes, **small, conv_kernel_size=3),
     tf.NystromformerModel: tf.NystromformerConfig(
         **sizes, hidden_size=32, num_landmarks=4, segment_means_seq_len=4
     ),
-    tf.MobileBertModel: tf.MobileBertConfig(
-        **sizes, hidden_size=32, embedding_size=24, intra_bottleneck_size=16
-    ),
-    tf.FunnelModel: tf.FunnelConfig(
-        vocab_size=64, block_sizes=[1, 1], d_model=32, n_head=4, d_head=8, d_inner=48
-    ),
+    tf.MobileBertModel: tf.MobileBertConfig(**sizes, **small, intra_bottleneck_size=16),
+    tf.FunnelModel: tf.FunnelConfig(vocab_size=64, block_sizes=[1, 1], d_model=32, n_head=4, d_head=8),
 }
 for kind, config in configs.items():
     torch.manual_seed(0)

@@ -158,6 +158,52 @@ def test_floats_and_labels_of_a_classifier(bert):
     assert result.impact.tokens == len(TEXTS)
 
 
+class Entities:
+    """A pipeline that returns for each text as many mappings as it has tokens; for one text, no list of them."""
+
+    def __init__(self, model) -> None:
+        self.model, self.words = model, word_tokenizer()
+
+    def __call__(self, texts, batch_size):
+        found = []
+        for start in range(0, len(texts), batch_size):
+            features = self.words(texts[start : start + batch_size], padding=True, return_tensors="pt")
+            logits = self.model(**features).logits.softmax(-1)
+            found += [
+                [{"score": float(row[at].max()), "index": at} for at in range(int(mask.sum()))]
+                for row, mask in zip(logits, features["attention_mask"], strict=True)
+            ]
+        return found[0] if len(found) == 1 else found
+
+
+def test_what_is_found_in_texts_meets_text_by_text(bert):
+    plain = {key: value for key, value in bert.config.to_dict().items() if "label" not in key}
+    model = tf.BertForTokenClassification(tf.BertConfig(**plain, num_labels=3)).eval()
+    whole = sum(len(text.split()) for text in TEXTS)
+    for pipeline in (
+        Entities(model),
+        tf.pipeline("token-classification", model=model, tokenizer=word_tokenizer()),
+    ):
+        result = fp.embed(pipeline, TEXTS, (1, 4))
+        assert result.verdict.kind in SOUND, str(result)
+        assert result.impact.elements == whole
+        assert result.impact.max_abs < 1e-5
+    pipeline = Entities(model)
+    pipeline.model.classifier.register_forward_hook(lambda _, given, out: out + out.mean(1, keepdim=True))
+    result = fp.embed(pipeline, TEXTS, (1, 4))
+    assert result.verdict.kind is VerdictKind.SEMANTIC, str(result)
+
+
+def test_results_that_are_no_texts_are_refused(bert):
+    def ask(pipeline, texts, size):
+        features = word_tokenizer()(texts, padding=True, return_tensors="pt")
+        pipeline(**features)
+        return [0.5] * (len(texts) + 1)
+
+    with pytest.raises(fp.InputError, match="a pipeline that returns 6 results for 5 texts"):
+        fp.embed(bert, TEXTS, (1, 4), call=ask)
+
+
 def test_tensors_text_by_text(bert):
     def ask(pipeline, texts, size):
         return list(torch.from_numpy(pipeline.encode(texts, size, show_progress_bar=False)))

@@ -63,17 +63,24 @@ class Batch:
 
 @dataclass(frozen=True)
 class Pipeline:
-    """A pipeline and the way to ask it; as `call` of a run it hands the run's tensors to the entrance."""
+    """A pipeline and the way to ask it; as `call` of a run it hands the run's tensors to the entrance.
+
+    Attributes:
+        ask: how it is asked.
+        entrance: the module that is called with tensors.
+        alike: whether it returns as much for one text as for another.
+    """
 
     ask: Call
     entrance: nn.Module
+    alike: bool
 
     def __call__(self, pipeline: Any, inputs: Mapping[str, Any]) -> Any:
         texts, order = list(inputs[_TEXTS]), inputs[_ORDER]
         handed = {key: value for key, value in inputs.items() if isinstance(value, Tensor)}
         with _replaced(self.entrance, lambda args, kwargs: _given(self.entrance, args, kwargs, handed)):
             made = self.ask(pipeline, texts, len(texts))
-        return _by_row(made, order, inputs[_NAMES])
+        return _by_row(made, order, inputs[_NAMES], alike=self.alike)
 
 
 def pipeline_run(pipeline: Any, texts: Sequence[Any], size: int, ask: Call, name: str) -> Run:
@@ -93,9 +100,16 @@ def pipeline_run(pipeline: Any, texts: Sequence[Any], size: int, ask: Call, name
         InputError: no module in it is called with tensors, or not with a row for each text.
     """
     waiting: dict[Any, deque[int]] = {}
+    returned: list[Any] = []
+
+    def noting(pipeline: Any, texts: list[Any], size: int) -> Any:
+        returned.append(ask(pipeline, texts, size))
+        return returned[-1]
+
     for index, text in enumerate(texts):
-        alone = _one(pipeline, [text], 1, ask)
+        alone = _one(pipeline, [text], 1, noting)
         waiting.setdefault(alone.rows[0], deque()).append(index)
+    alike = all(_form(made) == _form(returned[0]) for made in returned)
     titles = [f"of {text!r}" + f", text {at}" * (text in texts[:at]) for at, text in enumerate(texts)]
     calls: list[dict[str, Any]] = []
     layout: list[dict[str, Coordinates]] = []
@@ -115,7 +129,7 @@ def pipeline_run(pipeline: Any, texts: Sequence[Any], size: int, ask: Call, name
         layout.append(_of_samples(again.layout.calls[0], [samples[place] for place in order]))
     names = {index: index for index in range(len(texts))}
     return Run(
-        pipeline, calls, layout=Layout(layout, names), call=Pipeline(ask, batches[0].module), name=name
+        pipeline, calls, layout=Layout(layout, names), call=Pipeline(ask, batches[0].module, alike), name=name
     )
 
 
@@ -264,27 +278,58 @@ def _order(rows: Sequence[Hashable], texts: Sequence[Hashable]) -> list[int]:
     return [places[row].popleft() for row in rows]
 
 
-def _by_row(made: Any, order: Sequence[int], names: Sequence[str]) -> Any:
+def _by_row(made: Any, order: Sequence[int], names: Sequence[str], *, alike: bool) -> Any:
     """What a pipeline returned, in the order of the rows that went in, with a row for each wherever it can have one.
 
     Args:
         made: what it returned.
         order: for each row, which of the texts it is.
         names: what results of each text are called that are no rows of one tensor.
+        alike: whether it returns as much for one text as for another.
     """
     if isinstance(made, (np.ndarray, Tensor)):
         if made.ndim and len(made) == len(order) and list(order) != list(range(len(order))):
             return made[list(order)]
         return made
-    if not isinstance(made, (list, tuple)) or len(made) != len(order):
+    if not isinstance(made, (list, tuple)):
         return made
-    items = [made[place] for place in order]
-    if not any(tensors_in(item) for item in items):
-        values = [results_of(_without_batch(item)) for item in items]
-        shapes = [{name: (value.shape, value.dtype) for name, value in row.items()} for row in values]
-        if shapes[0] and all(row == shapes[0] for row in shapes):
-            return {name: np.stack([row[name].numpy() for row in values]) for name in shapes[0]}
-    return {names[place]: made[place] for place in order}
+    if len(made) != len(order):
+        if len(order) != 1:
+            raise InputError(
+                f"a pipeline that returns {len(made)} results for {len(order)} texts", "a result for each"
+            )
+        made = [made]  # of a list of one text several return what they have for it, and no list
+    items = [_alone(made[place]) for place in order]
+    if any(tensors_in(item) for item in items):
+        return {names[place]: item for place, item in zip(order, items, strict=True)}
+    values = [results_of(_without_batch(item)) for item in items]
+    shapes = [{name: (value.shape, value.dtype) for name, value in row.items()} for row in values]
+    if (alike or not any(map(_found, items))) and shapes[0] and all(row == shapes[0] for row in shapes):
+        return {name: np.stack([row[name].numpy() for row in values]) for name in shapes[0]}
+    found: dict[str, Any] = {}
+    for row, (place, value) in enumerate(zip(order, values, strict=True)):
+        for name, one in value.items():
+            rows = np.zeros((len(order), *one.shape), one.numpy().dtype)
+            rows[row] = one.numpy()
+            found[f"{names[place]}.{name}"] = rows
+    return found
+
+
+def _form(made: Any) -> Any:
+    """Names, shapes and dtypes of what was returned for one text."""
+    return {name: (value.shape, value.dtype) for name, value in results_of(made).items()}
+
+
+def _found(item: Any) -> bool:
+    """Whether it is what was found in a text, of which another may have more: a call of one text can't tell by itself."""
+    return isinstance(item, Mapping) or (
+        isinstance(item, list) and bool(item) and isinstance(item[0], Mapping)
+    )
+
+
+def _alone(item: Any) -> Any:
+    """A list of one mapping is that mapping: whether it is a list may depend on how many texts are asked for."""
+    return item[0] if isinstance(item, list) and len(item) == 1 and isinstance(item[0], Mapping) else item
 
 
 def _without_batch(item: Any) -> Any:
