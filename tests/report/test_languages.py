@@ -121,7 +121,7 @@ def test_typer_has_the_constants_that_are_translated() -> None:
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (("padding",), "forkpoint: 缺少参数 'MODEL'。 (forkpoint --help)"),
+        (("padding",), "forkpoint: 缺少参数 'MODEL'。 本地文件夹、GGUF 文件、hub 上的名称，或 demo。"),
         (("padding", "demo"), "forkpoint: 没有提示词；应为 -p PROMPT，或 --prompts FILE 且文件里有一行"),
         (("padding", "demo", "--pad"), "forkpoint: 没有选项 --pad"),
         (("frobnicate",), "forkpoint: 没有命令 'frobnicate'。 (forkpoint --help)"),

@@ -396,7 +396,7 @@ def _cause(differing: list[InputComparison]) -> str:
 
 
 def _side(run: str, words: Words) -> str:
-    return words(f"status.only in {run}") + words("comma") if run else ""
+    return words("status.only in a" if run == "a" else "status.only in b") + words("comma") if run else ""
 
 
 def _between(names: tuple[str, ...], words: Words) -> tuple[Line, ...]:
