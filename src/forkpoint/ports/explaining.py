@@ -90,8 +90,10 @@ def _note(parting: Parting, modules: Mapping | None) -> str:
         return f"run B has this value, too, but not here: to the same weights it gives what {parting.partner.place} makes there"
     if parting.partner is not None and parting.lacking:
         return f"run B has this value, too, and goes on from it: there, {parting.partner.place} makes another of it"
+    if parting.partner is not None and not parting.alike:
+        return f"what goes into it, run B has, too; this value it has not: the nearest of its own there is made by {parting.partner.place}"
     if parting.partner is not None:
-        return f"what goes into it, run B has, too; this value it has not: there, {parting.partner.place} makes it"
+        return f"what goes into it, run B has, too; this value it has not: of the same, {parting.partner.place} makes another there"
     other = None if modules is None else modules.counterpart(parting.op.module)
     if other:
         return f"what goes into it, run B has, too; this value it has not: the module there is {other}"

@@ -27,9 +27,10 @@ class Parting:
         apart: how far at most; infinite where the reference has no value with as many elements for each token.
         rounded: whether that is no more than rounding to float32 makes, and all behind it is met as near as that.
         met, total: how many floating-point values of the port are met, of how many.
-        partner: the op of the reference that makes the nearest value that the port has not.
+        partner: the op of the reference that makes the nearest value that the port has not, of the same values if there is one.
         lacking: whether the reference has this value, too, and `partner` makes another of it, which the port does not.
         misplaced: whether the reference has it, too, and gives what `partner` makes to the weights that are given it here.
+        alike: whether `partner` makes its value of those that this one is made of.
     """
 
     op: Op
@@ -44,6 +45,7 @@ class Parting:
     partner: Op | None
     lacking: bool = False
     misplaced: bool = False
+    alike: bool = False
 
 
 def prints_of(session: Session) -> tuple[Prints, Prints]:
@@ -93,10 +95,18 @@ def _parting(mine: Prints, reference: Prints, found: Root, *, rounded: bool) -> 
             and any(x.key == one.key and x.apart(one) <= tolerance for x in reference.made_of(e))
         ][:1]  # fmt: skip
 
-    def likely(event: int) -> tuple[bool, bool, float]:
+    given = mine.made_of(root)
+
+    def of_the_same(event: int) -> bool:
+        others = reference.made_of(event)
+        return bool(given) and all(
+            any(x.key == y.key and x.apart(y) <= tolerance for y in others) for x in given
+        )
+
+    def likely(event: int) -> tuple[bool, bool, bool, float]:
         op = reference.ops[event][0]
         moves = op.is_boundary or op.function in MOVES
-        return moves, op.function != same, one.apart(reference.prints[event])
+        return moves, not of_the_same(event), op.function != same, one.apart(reference.prints[event])
 
     partner = found.instead if found.instead is not None else min(alike, key=likely, default=None)
     there = None if partner is None else reference.prints[partner]
@@ -107,4 +117,5 @@ def _parting(mine: Prints, reference: Prints, found: Root, *, rounded: bool) -> 
         op, event, len(where), len(one.tokens), int(one.tokens[where[0]]) if one.of_tokens and len(where) else None,
         float(away.max(initial=0.0)), rounded, len(known), len(mine.prints),
         None if partner is None else reference.ops[partner][0], lacking, found.instead is not None,
+        partner is not None and of_the_same(partner),
     )  # fmt: skip

@@ -127,7 +127,10 @@ SENTENCES: dict[str, str] = {
     "what run {name} returns is held against {result} of the other run": "运行 {name} 的返回值与另一次运行的 {result} 比较",
     "it and all that follows are apart from run B's values by no more than tables rounded to float32 make": "它及其后的一切与运行 B 的数值之差，"
     "不超过把表舍入到 float32 所造成的差异",
-    "what goes into it, run B has, too; this value it has not: there, {place} makes it": "进入它的数值运行 B 也有，但这个数值没有：在那里由 {place} 算出",
+    "what goes into it, run B has, too; this value it has not: the nearest of its own there is made by {place}": "它的输入运行 B 也有；"
+    "这个数值运行 B 没有：在那里，最接近的自有数值由 {place} 算出",
+    "what goes into it, run B has, too; this value it has not: of the same, {place} makes another there": "它的输入运行 B 也有；"
+    "这个数值运行 B 没有：在那里，{place} 由同样的输入算出另一个数值",
     "what goes into it, run B has, too; this value it has not: the module there is {module}": "进入它的数值运行 B 也有，但这个数值没有：那里的模块是 {module}",
     "run B has this value, too, but not here: to the same weights it gives what {place} makes there": "运行 B 也有这个数值，但不在这里：在那里，同样的权重得到的是 {place} 算出的数值",
     "run B has this value, too, and goes on from it: there, {place} makes another of it": "运行 B 也有这个数值，并由它继续计算：在那里 {place} 由它算出另一个数值",
