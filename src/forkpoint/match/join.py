@@ -19,13 +19,14 @@ it is not known yet which dimension the tokens lie in. So passes are compared in
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Hashable, Sequence
 
 import numpy as np
 
 from forkpoint.capture.coordinates import CoordinateTable, Ids
 from forkpoint.capture.labels import Label
-from forkpoint.capture.trace import WHOLE, Op, Trace
+from forkpoint.capture.trace import WHOLE, Event, Op, Trace
 from forkpoint.match.columns import Columns, Maker
 from forkpoint.match.coordinates import Alignment, compare_once, count_all
 from forkpoint.match.elements import pair_open
@@ -39,6 +40,8 @@ from forkpoint.support.progress import SILENT, Progress
 
 OF_OTHERS = "each run has it of tokens, or of padding, of which the other has none there"
 """Why a value is not compared that stands for other coordinates in each run: a state after the padding, chunks cut elsewhere."""
+
+_NO_IDS = np.zeros(0, dtype=np.int32)
 
 
 class Join:
@@ -98,10 +101,12 @@ class Join:
         unread = [_unread(self.a, events_a), _unread(self.b, events_b)]
         for reason in dict.fromkeys((*unread[0], *unread[1])):
             tally.skip(max(reasons.count(reason) for reasons in unread), reason)
-        self._compare(passes_a, passes_b, tally)
-        return self._with_counts(
-            row, tally, *(np.concatenate([p.cells.ids for p in run]) for run in (passes_a, passes_b))
-        )
+        if tally.reasons:
+            passes_a, passes_b = _read_in_both(self.a, self.b, events_a, events_b, passes_a, passes_b)
+        if passes_a and passes_b:
+            self._compare(passes_a, passes_b, tally)
+        ids = (np.concatenate([_NO_IDS, *(p.cells.ids for p in run)]) for run in (passes_a, passes_b))
+        return self._with_counts(row, tally, *ids)
 
     def _with_counts(self, row: Joined, tally: Tally, ids_a: Ids, ids_b: Ids) -> Joined:
         """The row with the counts in it. If nothing was compared because the runs share no coordinate, it says so.
@@ -237,6 +242,48 @@ def _unread(trace: Trace, events: Sequence[int]) -> list[str]:
     """For each pass of an op whose value could not be read, the reason."""
     held = (trace.held(index) for index in events)
     return [event.reason for event in held if event.status == "skipped"]
+
+
+def _read_in_both(
+    a: Trace,
+    b: Trace,
+    events_a: Sequence[int],
+    events_b: Sequence[int],
+    passes_a: list[Pass],
+    passes_b: list[Pass],
+) -> tuple[list[Pass], list[Pass]]:
+    """The passes of an op but those whose value could not be read in either run.
+
+    Else the second pass of one run would meet the first of the other, which counts one fewer. Where both runs make as many
+    passes in each call, a pass is told by its call and number; where every call of both has as many, by its number. Nothing
+    is left where the runs make them otherwise.
+
+    Args:
+        a, b: both traces.
+        events_a, events_b: all passes of the op, as indices of events.
+        passes_a, passes_b: those with digests.
+    """
+    counts_a, counts_b = (
+        Counter(trace.events[index].call for index in events)
+        for trace, events in ((a, events_a), (b, events_b))
+    )
+    by_call = counts_a == counts_b
+    if not by_call and len({*counts_a.values(), *counts_b.values()}) > 1:
+        return [], []
+
+    def which(event: Event) -> tuple[int, int]:
+        return event.call if by_call else 0, event.nth
+
+    unread = {
+        which(trace.events[index])
+        for trace, events in ((a, events_a), (b, events_b))
+        for index in events
+        if trace.held(index).status == "skipped"
+    }
+    return (
+        [one for one in passes_a if which(one.event) not in unread],
+        [one for one in passes_b if which(one.event) not in unread],
+    )
 
 
 def _same_layout(a: CoordinateTable, b: CoordinateTable, pairing: Pairing) -> bool:
