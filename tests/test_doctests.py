@@ -1,7 +1,4 @@
-"""The examples in docstrings print what they say.
-
-`pytest --doctest-modules` would run them too, but looks for examples in each object of each module, in every worker.
-"""
+"""The examples in docstrings print what they say."""
 
 from __future__ import annotations
 

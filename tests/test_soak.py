@@ -8,7 +8,7 @@ from collections import Counter
 import pytest
 
 from forkpoint.capture.history import MAX_TIMES, SPARE, History
-from forkpoint.capture.steps import Step
+from forkpoint.capture.steps import HistoryStep
 
 from .capture.passages import forget
 from .soak import compare, small
@@ -41,7 +41,7 @@ def test_comparisons_leave_nothing_behind_that_grows(new, monkeypatch):
     assert all(len(history.steps) <= history.most_entries for history in used)
     grown = {kind.__name__: (seen[2][kind], seen[-1][kind]) for kind in seen[-1] if seen[-1][kind] > max(c[kind] for c in seen[:5])}  # fmt: skip
     assert grown == {}
-    assert seen[-1][Step] > 0
+    assert seen[-1][HistoryStep] > 0
 
 
 def test_a_history_is_overgrown_where_most_of_it_repeats():

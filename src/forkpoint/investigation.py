@@ -72,17 +72,20 @@ def investigate(
         backward: the backward pass of each, made without tracing, if gradients are to be compared.
     """
     # Digests of every op's outputs, in both runs; then op by op whether they are equal at the tokens that both runs have.
+    # The session is both traced runs with their join: all that follows asks it, or has it make a run once more.
     traced_a, traced_b = _trace(a, b, untraced, memory, progress)
     session = _join(traced_a, traced_b, pairing, memory, progress)
     tokens = _token_texts(a, tokenizer)
     # What the models returned, value by value.
     progress.begin("comparing results")
     compared = compare_results(session)
-    # The values of the first op that differs, by making both runs again; the outputs of the layers are fetched by the way.
+    # The values of the first op that differs, by making both runs again; the outputs of the layers are fetched by the way,
+    # unless the results are identical: no gap grows then.
     layers = drift.LayerOutputs(session)
     progress.begin("fetching the first divergence")
     located = locate(session, tokens, ((), ()) if compared.identical else layers.fetches)
-    # Experiments, until they prove a kind of difference.
+    # Experiments, until they prove a kind of difference: a verdict, with the origins where it enters. Without them only what
+    # the digests show can be said: that the results are identical, or nothing.
     judged = (
         judge(session, compared, located, tokens)
         if probes
@@ -91,6 +94,7 @@ def investigate(
     if probes and is_port(session):  # two implementations, few of whose ops have the same names
         judged, said = _of_a_port(session, judged, mapping)
         notes = (*notes, *said)
+    # All of that as one record, which can also make either run again: for a scene, a script, a single value.
     texts = tokens, _token_texts(b, tokenizer)
     result = _assemble(session, located, compared, layers, judged, notes, texts)
     if backward is not None:

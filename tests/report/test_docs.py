@@ -66,6 +66,18 @@ def test_every_key_of_a_record_is_documented(heading: str) -> None:
     assert documented(heading) == [field.name for field in fields(RECORDS[heading])]
 
 
+def test_every_name_of_a_probe_is_documented() -> None:
+    """Those that stand in the source where results of probes are made; the others are made by names in a table."""
+    source = "\n".join(
+        path.read_text(encoding="utf-8") for path in (DOCS.parent / "src" / "forkpoint").rglob("*.py")
+    )
+    made = set(re.findall(r'ProbeResult\(\s*"(\w+)"', source))
+    text = (DOCS / "json-schema.md").read_text(encoding="utf-8")
+    [row] = re.findall(r"^\| `name` \| string \| (`nan`.*) \|$", text, re.MULTILINE)
+    assert made <= set(re.findall(r"`(\w+)`", row))
+    assert len(made) > 20
+
+
 def test_the_schema_has_its_version() -> None:
     assert f"**schema version {records.SCHEMA_VERSION}**" in (DOCS / "json-schema.md").read_text(
         encoding="utf-8"

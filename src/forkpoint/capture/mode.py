@@ -2,6 +2,21 @@
 
 It runs once for every call of a run, so that it is also written in C (`native/tap.c`), which is taken where it was
 compiled. What it does is said here; both do the same.
+
+A call goes one of four ways:
+
+1. It makes no tensor of the model's own (`silent`: a shape, a dtype). It is made, and that is all; but before a tensor is
+   given another storage (`rewrites`), all that waits is digested.
+2. It can't wait: it writes to an argument (`at_once`, `out=`, `inplace=`), its values are asked for (`eager`), or nothing of
+   this run may wait (`deferred` is False). The tape makes it and records it at once.
+3. Within a transform of functorch, or where no tensor comes out, it is made and leaves nothing.
+4. Any other is made and leaves an entry, which the reader reads later. Lists and dicts among its arguments are copied.
+
+What is known of a function is its `Function` (`functions`), which `resolved` has and `resolve` makes; `may_view` is True
+there for one whose result always shares memory with an argument, and so keeps none of its own alive. Where it was called is a
+`CallStack` (`sites`): `direct` knows it by the caller's instruction if no function of torch lies between, `place_of` walks up
+the frames. That a module is entered or left stands on the tape as well (`Entering`, `Leaving`, of `marks`): not the mode but
+the wrapper of module calls (`taps`) puts it there.
 """
 
 from __future__ import annotations
@@ -42,7 +57,8 @@ transforms: Callable[[], Any] = torch._C._functorch.peek_interpreter_stack  # py
 """The transform of functorch (vmap, grad) that is active; None without one: then the tensors are the model's own."""
 
 transparent: dict[type, bool] = {}
-"""By the class of a module, whether the functions that it calls may be seen, see `taps.is_opaque`."""
+"""By the class of a module, False where a function mode may change how one computes, so that `taps.is_opaque` has to look at
+the module itself. It is here for the C, which asks it first."""
 Entry = tuple[Function | Entering | Leaving, CallStack, tuple[Any, ...], dict[str, Any] | None, Any]
 """One call on the tape: (what, place, args, kwargs, made).
 
@@ -57,10 +73,12 @@ class PythonReel:
     Attributes:
         deferred: whether entries may wait to be read.
         eager: bits of `Function.flags`: functions with one of them are recorded when they are called.
-        fresh: see `Ledger.fresh`.
+        fresh: whether the last value that was recorded may still change: what is written to it before the next call belongs
+            to it.
         whats, places, args, kwargs, made: the fields of the entries that were not read yet, a list for each.
-        befores: one number for each function among them: the version (`version_of`) that `last` had when it was called. So
-            a write right after a function has returned counts as a part of its value, and a later one does not.
+        befores: one number for each function among them: the version (how often it was written to in place) that `last` had
+            when it was called. So a write right after a function has returned counts as a part of its value, and a later
+            one does not.
         last: the last output of the last function.
         n_bytes: of the values that are kept alive: on the tape, or waiting for a digest. Views have no bytes of their own.
         room: the most that `n_bytes` may be before values are digested and let go of.

@@ -30,6 +30,19 @@ From the classes that it is built on come `put` (adds a row and queues its value
 only suspected to follow the tokens once the trace has too many of them) and `settle` (the last value is complete), all of
 `ledger`; `counted` (an op's visits begin at 0 in each call of the model), `entered` and `left` (rows for a module's inputs and
 outputs), of `boundaries`. `listener.deliver` gives copies of module outputs to fetches, once their labels are known.
+
+Of the others it asks this:
+
+| name | what it is |
+| --- | --- |
+| `stack[-1]` | the innermost module, as the trace sees it (`marks.Frame`): it keeps the visits of what it calls |
+| `history.follow` | puts a stretch on the trace if it repeats a passage; gives how many entries that took |
+| `history.sketch`, `history.add` | notes what an entry depends on, before; keeps that with the rows that came of it, after |
+| `answer.own`, `answer.viewed` | the treatment of each output where it has memory of its own, and where it is a view |
+| `resolver.last_outputs` | labels of what the last call made, for a tensor that no tap saw being made |
+| `treatment.open_cells` | how many of its cells there are only because a dimension might follow the tokens |
+| `listener.wrote` | records what a function wrote in place; gives the labels of its outputs |
+| `listener.sources`, `listener.saw` | the rows of a call's tensors; tells a watcher what was made of them, if there is one |
 """
 
 from __future__ import annotations

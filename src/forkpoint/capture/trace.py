@@ -147,8 +147,8 @@ class Trace:
     """All events of a run, in the order of execution, and the ops that they are of.
 
     Attributes:
+        table: the coordinates of the run.
         rows: the events as they were recorded.
-        digests: the digests of a slot.
         digests: gives the digests in a slot of the batch.
         completion: waits for the device and sorts the digests; called once, when somebody asks for one. None before the end of
             the run, and afterwards.

@@ -2,19 +2,25 @@
 
 An op (a function at a line of the source in a module) makes one *pass* each time it runs. Its digests lie in one of three
 ways (`trace.Cells`): `rows`, one for each coordinate; `pair`, one for each query, over the keys of its sample; `open`, where
-it is not known yet which dimension the tokens lie in. So passes are compared in several ways, one function each:
+it is not known yet which dimension the tokens lie in. So passes are compared in several ways, one function each; the first
+line that fits is taken:
 
 | digests of the op | compared by |
 | --- | --- |
-| several passes of rows in both runs, all alike (a loop, a generation) | `repeated.compare_series` |
+| several passes of rows or pairs in traces of files, all alike (a loop, a generation) | `repeated.compare_series` |
+| none | not at all: views of other values, or values that could not be read |
+| of tokens that could not be followed, and the layouts differ | not at all |
 | dtypes differ | `coordinates.count_all`: that they do |
-| open | `repeated.compare_loop`, with the dimension that both runs have in common |
+| some open | `repeated.compare_loop` those of a loop that work on one column each, `tables.TableComparison` the others |
 | rows of tokens in one run, of none in the other | `tables.TableComparison`: a table that the length chose |
 | one pass of rows in each run, in the same call | `coordinates.compare_once` |
 | several passes of rows, or pairs | `repeated.compare_passes`, which meets them by their coordinates |
 | pairs in some passes, none in others | `_compare_apart`: each kind among itself |
 
-`Shared` numbers the coordinates that both runs have.
+What these functions work with: a `Pass` is one pass, with `held` the event that has the digests of its value (another one
+where it is an alias); they count in a `Tally`, what can't be compared with `skip`; of that comes a `Joined`, the op's row.
+`Shared` numbers the coordinates that both runs have: `shared.a` has for each id of run A its number, -1 where run B lacks it.
+`Alignment` finds cells of both runs with one number, `Columns` where along a dimension the tokens lie.
 """
 
 from __future__ import annotations

@@ -173,7 +173,7 @@ class ProbeResult:
 
     name: str
     """`nan`, `repeat`, `inputs`, `precision`, `computed`, `tables`, `decisions`, `content`, `whole`, `order`, `terms`, `patch`, `coupling`,
-    `positions`, `attention`, `pooling`, `packing`, `earlier`, `cache`, `swap`, `inside`, `replay`."""
+    `length`, `positions`, `attention`, `pooling`, `packing`, `earlier`, `cache`, `swap`, `inside`, `native`, `operations`, `replay`."""
     outcome: str
     """A slug: what the probe found."""
     figure: float | None

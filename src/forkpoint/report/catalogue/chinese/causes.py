@@ -9,6 +9,18 @@ SENTENCES: dict[str, str] = {
     "{n} parameters of one model are what the other computes, rounded to within {ulps} units in the last place, {name} first; "
     "with what it computes in both, the gap in float64 falls from {before} to {after}": "一个模型的 {n} 个参数就是另一个模型算出的值，"
     "舍入误差不超过末位 {ulps} 个单位，首先是 {name}；两边都用算出的值时，float64 中的差距从 {before} 降到 {after}",
+    "other content where the other run has none moves no shared value at the origin": "在另一次运行没有内容之处换成别的内容，"
+    "根源处没有任何共有的数值改变",
+    "what comes right before the origin is the same in both runs: nothing to replace": "根源之前的数值在两次运行中相同：没有可替换的内容",
+    "the origin reads the cache that run {run} was given, which is not the other run's: other values in it move the origin by "
+    "{by}": "根源读取了给运行 {run} 的缓存，它与另一次运行的缓存不同：其中换成别的数值会使根源改变 {by}",
+    "token ids and labels are the same in both runs; whether parameters and buffers are is not known: {why}": "两次运行的词元编号"
+    "和标签相同；参数和缓冲区是否相同未知：{why}",
+    "no module was found behind run {run}": "在运行 {run} 背后没有找到模块",
+    "the runs use different numbers of models": "两次运行使用的模型数量不同",
+    "Have the model do the same in every dtype there, and compare again.": "请让模型在那里对每种 dtype 都做同样的运算，然后重新比较。",
+    "Look at where the model asks for a dtype: what it does there is more than another form of one function.": "请查看模型在何处"
+    "判断 dtype：它在那里所做的不只是同一函数的另一种写法。",
     "a scale that should belong to one token is reduced over {what}": "应属于单个词元的缩放系数却在{what}上归约",
     "other tokens": "其他词元",
     "Reduce the scale over the feature dimension only (dim=-1), so that every token has its own.": "请只在特征维度（dim=-1）上归约缩放系数，"

@@ -132,4 +132,12 @@ SENTENCES: dict[str, str] = {
     "outlier columns (x · weightᵀ over the columns with outliers)": "离群列（在有离群值的列上 x · weightᵀ）",
     "not given": "没有给出",
     "a {dtype} tensor of {n} dimensions": "{n} 维的 {dtype} 张量",
+    # 进度
+    "comparing gradients": "比较梯度",
+    "gradients in float64": "float64 的梯度",
+    "reading the recording": "读取记录",
+    "asking whether both were asked the same": "检查双方收到的问题是否相同",
+    "computing each op on the engine's inputs": "用引擎的输入计算每个算子",
+    "counting the cost": "计算代价",
+    "comparing the values of a port": "比较移植模型的数值",
 }
