@@ -178,7 +178,7 @@ def test_several_prompts_are_a_line_each_and_the_worst_in_full(library, monkeypa
         "3 prompts; the worst of them in full below (1 rounding, 1 semantic difference, 1"
     )
     assert "▸ two\\x1b[2J" in lines[4]
-    assert [lines[at].split()[-1] for at in (3, 6)] == ["Rounding", "Undetermined"]
+    assert [lines[at].split()[-1] for at in (3, 5)] == ["Rounding", "Undetermined"]
     assert lines[-1] == "the report"
     assert library.rendered.verdict.kind is VerdictKind.SEMANTIC
     written = json.loads((tmp_path / "all.json").read_text(encoding="utf-8"))

@@ -13,6 +13,8 @@ from tests.report import samples
 
 from forkpoint.errors import InputError
 from forkpoint.report import render, to_text
+from forkpoint.report.document import Grid, line
+from forkpoint.report.grid import Page, rows
 from forkpoint.result import Result
 
 CASES = ["identical", "rounding", "semantic", "inputs", "unprobed", "int8", "decode"]
@@ -124,16 +126,26 @@ def test_wide_tokens_keep_the_columns() -> None:
 def test_a_few_long_cells_do_not_tear_the_others() -> None:
     row = samples.MASK
     long = replace(row, function="a_function_alone_is_torn", source="x.py:1")
-    rows = (*(replace(row, source=f"modeling_llama.py:{n}") for n in range(100, 120)), long)
-    text = written(replace(samples.rounding(), ops=rows), ops=True, width=88).partition("Every op")[2]
+    ops = (*(replace(row, source=f"modeling_llama.py:{n}") for n in range(100, 120)), long)
+    text = written(replace(samples.rounding(), ops=ops), ops=True, width=88).partition("Every op")[2]
     assert text.count("modeling_llama.py:1") == 20
     assert "a_function_alone_is_torn" not in text
 
 
+def test_columns_stand_closer_where_no_cell_is_cut_then() -> None:
+    grid = Grid((tuple(line(word) for word in ("identical", "reduction", "1.5e-05")),), flows=True)
+    [wide] = rows(grid, Page(29), 29)
+    [close] = rows(grid, Page(28), 28)
+    cut = [text.plain for text in rows(grid, Page(26), 26)]
+    assert wide.plain.rstrip() == "identical  reduction  1.5e-05"
+    assert close.plain.rstrip() == "identical reduction 1.5e-05"
+    assert len(cut) > 1
+
+
 def test_columns_that_have_no_room_stand_aligned_below() -> None:
     text = written(samples.rounding(), ops=True, width=60).partition("Every op")[2]
-    rows = [part for part in text.split("\n") if "modeling_llama.py:243" in part]
-    assert len({part.index("modeling_llama.py") for part in rows}) == 1
+    places = [part.index("modeling_llama.py") for part in text.split("\n") if "modeling_llama.py:243" in part]
+    assert len(set(places)) == 1
     assert "\n  linear " in text
 
 

@@ -27,6 +27,8 @@ STYLES = {
 
 GAP = 2
 """Cells between two columns."""
+LEAST_GAP = 1
+"""The same where by that alone no cell has to be cut."""
 METER = 24
 """Cells of a bar that has room."""
 LEAST_METER = 6
@@ -124,18 +126,21 @@ def finished(text: Text) -> Text:
 def rows(grid: Grid, page: Page, width: int) -> Iterator[Text]:
     """The grid's lines, its columns narrowed until they fit."""
     sizes = _sizes(grid, page)
-    widths = _fit(sizes, width, _meters(grid))
+    longest = [max(column) for column in zip(*sizes, strict=True)]
+    tight = sum(longest) + LEAST_GAP * (len(longest) - 1) <= width < sum(longest) + GAP * (len(longest) - 1)
+    gap = LEAST_GAP if tight and not _meters(grid) else GAP
+    widths = longest if gap == LEAST_GAP else _fit(sizes, width, _meters(grid))
     torn = sum(any(map(gt, row, widths)) for row in sizes)
     if grid.flows and torn > MOST * len(sizes):
         yield from _stacked(grid, sizes, page, width) if grid.head else _flowing(grid, page, width)
         return
     if grid.head:
-        yield from _row(grid.head, widths, grid.right, page, "dim")
+        yield from _row(grid.head, widths, grid.right, page, "dim", gap)
     for row in grid.rows:
         if len(row) == 1 < len(widths):
             yield from _row(row, [width], frozenset(), page)
         else:
-            yield from _row(row, widths, grid.right, page)
+            yield from _row(row, widths, grid.right, page, gap=gap)
 
 
 def _flowing(grid: Grid, page: Page, width: int) -> Iterator[Text]:
@@ -217,7 +222,12 @@ def _fit(sizes: list[list[int]], width: int, meters: set[int]) -> list[int]:
 
 
 def _row(
-    row: tuple[Cell, ...], widths: list[int], right: frozenset[int], page: Page, style: str = ""
+    row: tuple[Cell, ...],
+    widths: list[int],
+    right: frozenset[int],
+    page: Page,
+    style: str = "",
+    gap: int = GAP,
 ) -> Iterator[Text]:
     cells = [
         [page.bar(cell.fraction, width)]
@@ -232,5 +242,5 @@ def _row(
             padding = width - cell_len(part.plain)
             text.append(" " * (padding if index in right else 0))
             text.append_text(part)
-            text.append(" " * ((0 if index in right else padding) + GAP))
+            text.append(" " * ((0 if index in right else padding) + gap))
         yield text
