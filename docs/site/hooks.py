@@ -22,12 +22,12 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).parents[2]
 sys.path[:0] = [str(ROOT / "src"), str(ROOT)]
 
-from forkpoint.report.english import PHRASES  # noqa: E402
 from tests.architectures import ARCHITECTURES  # noqa: E402
 from tests.corpus import CASES, Case  # noqa: E402
 from tests.questions.words import word_tokenizer  # noqa: E402
 
 import forkpoint as fp  # noqa: E402
+from forkpoint.report.catalogue.english import PHRASES  # noqa: E402
 
 log = logging.getLogger("mkdocs.hooks.forkpoint")
 TRIED = 25

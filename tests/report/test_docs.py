@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ast
+import importlib
 import json
 import re
 from dataclasses import fields
@@ -64,6 +66,17 @@ def test_every_key_of_a_sweep_is_documented() -> None:
 @pytest.mark.parametrize("heading", RECORDS)
 def test_every_key_of_a_record_is_documented(heading: str) -> None:
     assert documented(heading) == [field.name for field in fields(RECORDS[heading])]
+
+
+def test_what_the_site_imports_is_there() -> None:
+    """The site is built by hand alone: what it takes from here may move meanwhile."""
+    tree = ast.parse((DOCS / "site" / "hooks.py").read_text(encoding="utf-8"))
+    imports = [node for node in tree.body if isinstance(node, ast.ImportFrom) and node.level == 0]
+    ours = [node for node in imports if (node.module or "").partition(".")[0] in ("forkpoint", "tests")]
+    for node in ours:
+        module = importlib.import_module(node.module or "")
+        assert all(hasattr(module, name.name) for name in node.names)
+    assert len(ours) > 2
 
 
 def test_every_name_of_a_probe_is_documented() -> None:
