@@ -23,6 +23,9 @@ Labelled = tuple[Tensor, Label | None]
 _MIXED = "it is of tokens that one run alone has, too"
 _OF_PADDING = "it is of padding in run {run}, as where the first column is taken for the first token"
 
+RETURNED_ALONE = {run: f"only run {run} returns it" for run in "AB"}
+"""Why a result is not compared that one run alone returns."""
+
 
 @dataclass(frozen=True)
 class ResultGap:
@@ -211,7 +214,7 @@ class _Sides:
         returned = self.calls(name)
         for run, mine in zip("AB", returned, strict=True):
             if not mine:
-                return [], f"only run {'B' if run == 'A' else 'A'} returns it"
+                return [], RETURNED_ALONE["B" if run == "A" else "A"]
         together = self._over_calls(name, *returned)
         if together is not None:
             return [together], ""

@@ -1,9 +1,10 @@
 """Ways into a block besides the dispatcher: cheap ones, and one that is barred.
 
-What models call most, `F.linear` and norms by the root of the mean square, has a cheap way. The dispatcher asks a kernel written in Python for every product, which takes longer than to launch the product itself.
-While blocks are open, `torch.nn.functional.linear` and the `forward` of such norms are functions of ours, which ask
-whether the thread is within a block, and take what `products` has ready. Everything else goes torch's way, and where a
-mode of torch looks on, so does this.
+What models call most, `F.linear` and norms by the root of the mean square, has a cheap way. The dispatcher asks a
+kernel written in Python for every product, which takes longer than to launch the product itself. While blocks are open,
+`torch.nn.functional.linear` and the `forward` of such norms are functions of ours, which ask whether the thread is
+within a block, and take what `products` has ready. Everything else goes torch's way, and where a mode of torch looks
+on, so does this.
 
 What `torch.compile` made goes past the dispatcher: its kernels are made by a compiler, which chooses the order of sums. To
 call such a function within a block is refused.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from forkpoint.explain.locate import Located
-from forkpoint.explain.results import ResultComparison
+from forkpoint.explain.results import RETURNED_ALONE, ResultComparison
 from forkpoint.explain.session import Session
 from forkpoint.mechanisms import ROUNDING_ADVICE
 from forkpoint.probes.given_caches import given_to_one
@@ -46,7 +46,7 @@ def not_all_compared(compared: ResultComparison, evidence: list[ProbeResult]) ->
 def _advice(compared: ResultComparison) -> str:
     """What would let the results be compared: no layout helps where each run returns something else."""
     reasons = {reason for _, reason in compared.left_out}
-    alone = bool(reasons) and all(reason.endswith(" returns it") for reason in reasons)
+    alone = bool(reasons) and reasons <= {*RETURNED_ALONE.values()}
     return _RETURN_ADVICE if alone else _LAYOUT_ADVICE
 
 
