@@ -14,7 +14,9 @@ from torch import Tensor
 
 import forkpoint as fp
 from forkpoint import mechanisms
-from forkpoint.mechanisms import ROUNDING_ADVICE
+from forkpoint.mechanisms import ROUNDING_ADVICE, couplings
+from forkpoint.probes.coupling import LATER, PADDING, ROWS
+from forkpoint.report.words import Words
 from forkpoint.result import MECHANISMS
 
 
@@ -100,6 +102,18 @@ def test_a_leak_of_a_model_that_is_given_no_mask():
     ]
     found = fp.compare(*runs).verdict
     assert (found.mechanism, found.by_design) == ("padding_leak", None)
+
+
+@pytest.mark.parametrize(
+    "known",
+    [(PADDING,), (LATER,), (ROWS, PADDING), (PADDING, LATER), (ROWS, LATER), (ROWS, PADDING, LATER)],
+    ids=", ".join,
+)
+def test_a_leak_is_said_to_come_from_what_moved_a_token_alone_and_from_nothing_else(known: tuple[str, ...]):
+    said = couplings._where(known)
+    for kind, words in ((PADDING, "padding of its own row"), (LATER, "later tokens"), (ROWS, "other rows")):
+        assert (words in said) is (kind in known)
+    assert Words("zh").can_say(said)
 
 
 def test_a_sound_model_has_no_cause():

@@ -314,14 +314,20 @@ def _leak(case: Case, coupled: Coupling | None) -> Mechanism:
     )  # fmt: skip
 
 
+_SITS = {
+    frozenset({PADDING}): "what sits in the padding of its own row",
+    frozenset({LATER}): "what sits in later tokens of its own row",
+    frozenset({PADDING, ROWS}): "what sits in the padding of its own row and in other rows",
+    frozenset({PADDING, LATER}): "what sits in the padding of its own row and in later tokens",
+    frozenset({LATER, ROWS}): "what sits in later tokens of its own row and in other rows",
+    frozenset(
+        {PADDING, LATER, ROWS}
+    ): "what sits in the padding of its own row, in later tokens and in other rows",
+}
+
+
 def _where(known: tuple[str, ...]) -> str:
-    """Where what reaches a token sits, as far as the experiment told."""
-    if known == (PADDING,):
-        return "what sits in the padding of its own row"
-    if known == (LATER,):
-        return "what sits in later tokens of its own row"
-    if ROWS in known and PADDING in known:
-        return "what sits in the padding of its own row and in other rows"
-    if LATER in known:
-        return "what sits in the padding, in another row or in later tokens"
-    return "what sits in the padding (or in another row)"
+    """Where what reaches a token sits, as far as experiments with each alone told."""
+    return _SITS.get(
+        frozenset(known) & {PADDING, LATER, ROWS}, "what sits in the padding (or in another row)"
+    )

@@ -90,7 +90,9 @@ SENTENCES: dict[str, str] = {
     "what sits in the padding of its own row and in other rows": "自己那一行的填充和其他行中的内容",
     "what sits in the padding (or in another row)": "填充（或另一行）中的内容",
     "what sits in later tokens of its own row": "自己那一行里后面的词元的内容",
-    "what sits in the padding, in another row or in later tokens": "填充、另一行或后面的词元中的内容",
+    "what sits in the padding of its own row and in later tokens": "自己那一行的填充和后面的词元的内容",
+    "what sits in later tokens of its own row and in other rows": "自己那一行里后面的词元和其他行的内容",
+    "what sits in the padding of its own row, in later tokens and in other rows": "自己那一行的填充、后面的词元和其他行的内容",
     "Find what other rows can change: a value of the whole batch, or something that the model keeps and writes.": "请查找其他行能改变"
     "什么：整个批次的数值，或模型保存并写入的东西。",
     "Leave padding's ids out where the op at the origin reads ids.": "请在根源处的算子读取编号之处排除填充的编号。",
@@ -174,7 +176,9 @@ _PLACES = {
     "what sits in the padding (or in another row)": "填充（或另一行）",
     "what sits in another row of the batch": "批次中的另一行",
     "what sits in later tokens of its own row": "自己那一行里后面的词元",
-    "what sits in the padding, in another row or in later tokens": "填充、另一行或后面的词元",
+    "what sits in the padding of its own row and in later tokens": "自己那一行的填充和后面的词元",
+    "what sits in later tokens of its own row and in other rows": "自己那一行里后面的词元和其他行",
+    "what sits in the padding of its own row, in later tokens and in other rows": "自己那一行的填充、后面的词元和其他行",
 }
 _REACHED = {
     "reaches a real token, though {module}, around it, is given a mask": "影响到真实的词元，尽管外层的 {module} 得到了 mask",
