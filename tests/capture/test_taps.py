@@ -13,7 +13,7 @@ from torch.overrides import TorchFunctionMode
 
 from forkpoint import Layout, Run
 from forkpoint.capture import hooks
-from forkpoint.capture.recorder import Fetch, Recorder, Taken
+from forkpoint.capture.recorder import CopiedCall, Fetch, Recorder
 from forkpoint.capture.taps import Observation, is_opaque
 
 X = torch.randn(1, 3, 4)
@@ -192,10 +192,10 @@ def test_modules_alone():
 # --- Fetching ---------------------------------------------------------------------------------------------------------
 
 
-def fetch(function, wanted: str, nth: int | None = None, model: nn.Module | None = None) -> list[Taken]:
+def fetch(function, wanted: str, nth: int | None = None, model: nn.Module | None = None) -> list[CopiedCall]:
     first = Traced(function, {"x": X}, model=model)
     op = next(op for op, _ in first.events if op.name == wanted)
-    found: list[Taken] = []
+    found: list[CopiedCall] = []
     recorder = Recorder(
         Layout.read([{"x": X}]),
         model,

@@ -14,7 +14,7 @@ from torch.overrides import TorchFunctionMode
 
 from forkpoint import Run
 from forkpoint.capture.functions import UNWRITTEN
-from forkpoint.capture.recorder import Fetch, Taken
+from forkpoint.capture.recorder import CopiedCall, Fetch
 from forkpoint.capture.sites import NOWHERE
 from forkpoint.capture.wanted import Wanted
 from forkpoint.explain.session import Traced, trace_run
@@ -22,11 +22,11 @@ from forkpoint.probes.watchers import Store
 from forkpoint.support.equality import same_bits
 
 NO_PLACE = NOWHERE.site.chain
-Wants = Callable[[Callable[[Taken], None]], list[Fetch]]
+Wants = Callable[[Callable[[CopiedCall], None]], list[Fetch]]
 X = torch.randn(2, 5, 8)
 
 
-def described(taken: Taken) -> tuple[Any, ...]:
+def described(taken: CopiedCall) -> tuple[Any, ...]:
     """All that is known of a call, in an order of its own."""
 
     def label(found: Any) -> Any:
@@ -45,9 +45,9 @@ def described(taken: Taken) -> tuple[Any, ...]:
     )  # fmt: skip
 
 
-def fetched(traced: Traced, wants: Wants, *, some: bool) -> list[Taken]:
+def fetched(traced: Traced, wants: Wants, *, some: bool) -> list[CopiedCall]:
     """What is handed over, looking into some modules or into all."""
-    found: list[Taken] = []
+    found: list[CopiedCall] = []
     fetches = wants(found.append)
     assert Wanted.of(fetches, traced.recorder.tape.frames) is not None
     with mock.patch.object(Wanted, "of", Wanted.of if some else lambda *_: None):
@@ -55,7 +55,7 @@ def fetched(traced: Traced, wants: Wants, *, some: bool) -> list[Taken]:
     return found
 
 
-def check(run: Run, wants: Callable[[Traced], Wants], *, functions: bool = True) -> list[Taken]:
+def check(run: Run, wants: Callable[[Traced], Wants], *, functions: bool = True) -> list[CopiedCall]:
     """Both ways give the same, though perhaps in another order."""
     traced = trace_run(run, functions=functions)
     some, every = (fetched(traced, wants(traced), some=some) for some in (True, False))
@@ -230,7 +230,7 @@ def test_a_module_that_is_transformed_as_well(transform: str):
 
 def test_outputs_beside_a_watcher_are_handed_over_once():
     traced = trace_run(Run(Flips(), {"x": X}))
-    found: list[Taken] = []
+    found: list[CopiedCall] = []
     traced.again(outputs_of_modules(traced)(found.append), watcher=Store(1 << 20))
     assert [taken.op.name for taken in found] == ["inner/output"]
 
@@ -250,7 +250,7 @@ def test_a_module_made_in_a_forward_may_go_by_the_path_of_another():
             return Act()(self.Act(x))
 
     traced = trace_run(Run(Makes(), {"x": X}))
-    found: list[Taken] = []
+    found: list[CopiedCall] = []
     fetches = [Fetch(("Act", "output", NO_PLACE), None, None, found.append)]
     assert traced.recorder.unregistered == {"Act"}
     traced.again(fetches)

@@ -14,7 +14,7 @@ from tests.corpus.cases_remaining import ARGUMENTS
 from torch import Tensor, nn
 
 import forkpoint as fp
-from forkpoint.capture.recorder import Taken
+from forkpoint.capture.recorder import CopiedCall
 from forkpoint.capture.trace import Op
 from forkpoint.explain.arguments import compare_arguments, compare_configurations
 from forkpoint.report import to_text
@@ -86,7 +86,7 @@ def test_a_dimension_counted_from_behind_is_no_other() -> None:
     assert result.first is not None
     assert [a.name for a in result.first.arguments] == ["other"]
     called = (
-        Taken(Op("", "sum", None), 0, 0, None, (torch.ones(2, 3),), {"dim": d}, (), {}, ())
+        CopiedCall(Op("", "sum", None), 0, 0, None, (torch.ones(2, 3),), {"dim": d}, (), {}, ())
         for d in ([-1], (1,))
     )
     assert compare_arguments(*called) == ()

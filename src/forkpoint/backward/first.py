@@ -13,7 +13,7 @@ from forkpoint.backward.going_back import GoingBack
 from forkpoint.backward.keeping import Chosen, place_of
 from forkpoint.backward.recording import Recorded
 from forkpoint.backward.watching import NO_GRADIENT, Awaited, Graph
-from forkpoint.capture.recorder import Taken
+from forkpoint.capture.recorder import CopiedCall
 from forkpoint.capture.trace import Trace
 from forkpoint.explain.locate import Tokens, describe_values
 from forkpoint.explain.rows import op_row
@@ -149,7 +149,7 @@ def made_by(
 def described_exactly(session: Session, meeting: Meeting, exact: Exact, tokens: Tokens) -> Divergence | None:
     """The divergence of a gradient that differs in float64 beyond noise."""
     taken_a, taken_b = (
-        Taken(one.op, one.event.call, one.event.nth, None, (), {}, (one.value,), {}, (one.label,))
+        CopiedCall(one.op, one.event.call, one.event.nth, None, (), {}, (one.value,), {}, (one.label,))
         for one in (meeting.a, meeting.b)
     )
     shown = describe_values(session, meeting.a.op, 0, taken_a, taken_b, tokens, beyond=meeting.noise)
@@ -162,9 +162,9 @@ def described_exactly(session: Session, meeting: Meeting, exact: Exact, tokens: 
     return replace(shown, inputs=made_by(graphs, exact.status))
 
 
-def _taken(awaited: Awaited, gradient: Tensor) -> Taken:
+def _taken(awaited: Awaited, gradient: Tensor) -> CopiedCall:
     """A gradient as if it were what the op made."""
-    return Taken(awaited.op, awaited.call, awaited.nth, None, (), {}, (gradient,), {}, (awaited.label,))
+    return CopiedCall(awaited.op, awaited.call, awaited.nth, None, (), {}, (gradient,), {}, (awaited.label,))
 
 
 def _without(recorded: Recorded) -> set[Hashable]:

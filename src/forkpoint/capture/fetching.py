@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from forkpoint.capture.hooks import Fetch, Given, Taken, clone
+from forkpoint.capture.hooks import CopiedCall, Fetch, Given, clone
 from forkpoint.capture.labels import Label
 from forkpoint.capture.marks import TensorRecord
 from forkpoint.capture.trace import Op
@@ -68,7 +68,7 @@ class Fetching:
         """
         op, nth, outputs, labels = recorded
         copies = tuple(clone(output if self._read is None else self._read(output)) for output in outputs)
-        finished = Taken(
+        finished = CopiedCall(
             op, call, nth, func, given.args, given.kwargs, copies, given.labels, tuple(labels), given.owned
         )
         for fetch, seen in fetches:
@@ -79,7 +79,7 @@ class Fetching:
         fetches = self.of((op.module, op.function, op.site.chain), call, nth, op.output)
         for fetch in fetches:
             copies = (value.detach().clone(),)
-            fetch.take(Taken(op, call, nth, None, (), {}, copies, {}, (label,)))
+            fetch.take(CopiedCall(op, call, nth, None, (), {}, copies, {}, (label,)))
         return bool(fetches)
 
     def deliver(self, find: Callable[[Tensor], TensorRecord | None], call: int) -> None:
@@ -94,4 +94,4 @@ class Fetching:
         for returned, label in self.wanted.settle(find):
             op = returned.frame.visits_out(returned.index).ops[0]
             copies = (returned.copied,)
-            returned.fetch.take(Taken(op, call, returned.nth, None, (), {}, copies, {}, (label,)))
+            returned.fetch.take(CopiedCall(op, call, returned.nth, None, (), {}, copies, {}, (label,)))

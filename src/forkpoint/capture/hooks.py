@@ -16,7 +16,7 @@ from forkpoint.support.readable import why_unreadable
 
 Look = Callable[[tuple[Any, ...], dict[str, Any]], Callable[[], Any]]
 """Called with the arguments of a call right before it is made; returns a function that is called right after the call, and
-whose result is `Taken.seen`."""
+whose result is `CopiedCall.seen`."""
 
 
 @dataclass
@@ -32,7 +32,7 @@ class Fetch:
     key: tuple[str, str, str]
     call: int | None
     nth: int | None
-    take: Callable[[Taken], None]
+    take: Callable[[CopiedCall], None]
     output: int | None = None
     """For a module's output, which of several."""
     look: Look | None = None
@@ -40,7 +40,7 @@ class Fetch:
 
 
 @dataclass
-class Taken:
+class CopiedCall:
     """One call of a torch function, with copies of what went in and came out."""
 
     op: Op

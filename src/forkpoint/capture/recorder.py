@@ -20,7 +20,7 @@ from forkpoint.capture.entry import intake, nested_labels
 from forkpoint.capture.fetching import Fetching, Key
 from forkpoint.capture.functions import BORROWING, LOOKS_UP, Function, put_in_place
 from forkpoint.capture.history import History
-from forkpoint.capture.hooks import Fetch, Look, Taken, copied
+from forkpoint.capture.hooks import CopiedCall, Fetch, Look, copied
 from forkpoint.capture.inventory import inventory_of
 from forkpoint.capture.labels import Label, Labels
 from forkpoint.capture.ledger import INPUT
@@ -487,4 +487,4 @@ def _itself(tensor: Tensor) -> Tensor:
     return tensor
 
 
-__all__ = ["Event", "Fetch", "Frame", "Look", "Recorder", "Row", "Taken", "Watcher"]
+__all__ = ["CopiedCall", "Event", "Fetch", "Frame", "Look", "Recorder", "Row", "Watcher"]

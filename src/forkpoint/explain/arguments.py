@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from forkpoint.capture.functions import ALWAYS_VIEWS, parameter_names
-from forkpoint.capture.recorder import Taken
+from forkpoint.capture.recorder import CopiedCall
 from forkpoint.result import ArgumentComparison
 from forkpoint.runs.modules import attribute_of
 
@@ -36,11 +36,11 @@ _NAMES = ("_name_or_path", "transformers_version", "architectures", "dtype", "to
 """Entries of a configuration that say where it comes from, or what a report says elsewhere."""
 
 
-def compare_arguments(a: Taken, b: Taken) -> tuple[ArgumentComparison, ...]:
+def compare_arguments(a: CopiedCall, b: CopiedCall) -> tuple[ArgumentComparison, ...]:
     """The arguments of two calls of an op that are no tensors and differ; sizes, which follow from the layout, apart.
 
     >>> from forkpoint.capture.trace import Op
-    >>> called = lambda dim: Taken(Op("", "softmax", None), 0, 0, None, (torch.ones(2),), {"dim": dim}, (), {}, ())
+    >>> called = lambda dim: CopiedCall(Op("", "softmax", None), 0, 0, None, (torch.ones(2),), {"dim": dim}, (), {}, ())
     >>> compare_arguments(called(0), called(-1))
     ()
     >>> compare_arguments(called(None), called(-1))
@@ -59,7 +59,7 @@ def compare_arguments(a: Taken, b: Taken) -> tuple[ArgumentComparison, ...]:
     return tuple(found)
 
 
-def _scalars(taken: Taken) -> dict[str, Any]:
+def _scalars(taken: CopiedCall) -> dict[str, Any]:
     names = parameter_names(taken.op.function, len(taken.args), taken.func, taken.args)
     given = {**dict(zip(names, taken.args, strict=True)), **taken.kwargs}
     rank = next((value.dim() for value in given.values() if isinstance(value, torch.Tensor)), 0)

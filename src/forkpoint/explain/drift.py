@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from forkpoint.capture.labels import Label
-from forkpoint.capture.recorder import Fetch, Taken
+from forkpoint.capture.recorder import CopiedCall, Fetch
 from forkpoint.explain.results import ResultComparison, ResultGap
 from forkpoint.explain.session import Session
 from forkpoint.match.align import gap, pair_elements
@@ -65,7 +65,7 @@ class LayerOutputs:
         )
 
     def _fetches(self, found: Outputs, paths: Iterable[str]) -> list[Fetch]:
-        def keep(taken: Taken) -> None:
+        def keep(taken: CopiedCall) -> None:
             output = taken.outputs[0] if self._stays(taken.outputs[0]) else taken.outputs[0].cpu()
             found.setdefault(taken.op.module, []).append((self.shelf.keep(output), taken.output_labels[0]))
 

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from forkpoint.capture.functions import ALWAYS_VIEWS, parameter_names
 from forkpoint.capture.labels import spread
-from forkpoint.capture.recorder import Fetch, Look, Taken, Watcher
+from forkpoint.capture.recorder import CopiedCall, Fetch, Look, Watcher
 from forkpoint.capture.trace import Event, Op
 from forkpoint.explain.arguments import compare_arguments
 from forkpoint.explain.session import Session, Traced
@@ -42,8 +42,8 @@ class Located:
 
     row: Joined
     divergence: Divergence
-    a: Taken
-    b: Taken
+    a: CopiedCall
+    b: CopiedCall
 
 
 def differing_rows(session: Session) -> list[Joined]:
@@ -100,7 +100,7 @@ def fetch(
     beside: Sequence[Fetch] = (),
     *,
     look: Look | None = None,
-) -> list[Taken | None]:
+) -> list[CopiedCall | None]:
     """Run again and keep the calls that made the given events; None for one that did not come again.
 
     Args:
@@ -109,13 +109,13 @@ def fetch(
         beside: what else to keep.
         look: what else is to be known of the first of the calls, which is nearly always the one that will be spoken of.
     """
-    found: list[Taken | None] = [None] * len(wanted)
+    found: list[CopiedCall | None] = [None] * len(wanted)
     fetches = list(beside)
     for place, (_, index) in enumerate(wanted):
         event = traced.trace.events[index]
         op = traced.trace.ops[event.op]
 
-        def take(taken: Taken, place: int = place) -> None:
+        def take(taken: CopiedCall, place: int = place) -> None:
             found[place] = taken
 
         output = op.output if op.is_boundary else None
@@ -129,11 +129,11 @@ def fetch(
 def fetch_op(
     traced: Traced,
     op: Op,
-    event: Event | Taken,
+    event: Event | CopiedCall,
     *,
     promotion: Promotion | None = None,
     look: Look | None = None,
-) -> Taken | None:
+) -> CopiedCall | None:
     """Run again and keep one call of an op; None if it did not come again.
 
     Args:
@@ -148,15 +148,15 @@ def fetch_op(
 
 def fetch_ops(
     traced: Traced,
-    wanted: Sequence[tuple[Op, Event | Taken]],
+    wanted: Sequence[tuple[Op, Event | CopiedCall]],
     *,
     promotion: Promotion | None = None,
     look: Look | None = None,
     watcher: Watcher | None = None,
     until_found: bool = False,
-) -> list[Taken | None]:
+) -> list[CopiedCall | None]:
     """The same for several calls, in one run, which somebody may watch, to its end or until they are found."""
-    found: list[list[Taken]] = [[] for _ in wanted]
+    found: list[list[CopiedCall]] = [[] for _ in wanted]
     fetches = [
         Fetch(
             (op.module, op.function, op.site.chain), event.call, event.nth, taken.append,
@@ -169,7 +169,9 @@ def fetch_ops(
     return [taken[0] if taken else None for taken in found]
 
 
-def describe(session: Session, row: Joined, a: Taken, b: Taken, tokens: Tokens) -> Divergence | None:
+def describe(
+    session: Session, row: Joined, a: CopiedCall, b: CopiedCall, tokens: Tokens
+) -> Divergence | None:
     """The divergence of one op from its calls in both runs; None where its values are equal after all."""
     output = row.op.output if not row.op.is_boundary else 0
     difference = _difference(row)
@@ -177,7 +179,7 @@ def describe(session: Session, row: Joined, a: Taken, b: Taken, tokens: Tokens) 
 
 
 def describe_values(
-    session: Session, op: Op, output: int, a: Taken, b: Taken, tokens: Tokens,
+    session: Session, op: Op, output: int, a: CopiedCall, b: CopiedCall, tokens: Tokens,
     known: tuple[int | None, int | None] = (None, None), beyond: float = 0.0,
 ) -> Divergence | None:  # fmt: skip
     """The same for any op.
@@ -228,7 +230,7 @@ def describe_values(
 
 
 def _element(
-    session: Session, a: Taken, b: Taken, output: int, pairs: Pairs, pair: int,
+    session: Session, a: CopiedCall, b: CopiedCall, output: int, pairs: Pairs, pair: int,
     known: tuple[int | None, int | None], tokens: Tokens,
 ) -> Element:  # fmt: skip
     """One pair of elements of an op's value; see `describe_values`."""
@@ -254,8 +256,8 @@ def _element(
 
 
 def describe_choice(
-    session: Session, op: Op, output: int, a: Taken, b: Taken, tokens: Tokens, absent: AbstractSet[int]
-) -> Divergence:
+    session: Session, op: Op, output: int, a: CopiedCall, b: CopiedCall, tokens: Tokens, absent: AbstractSet[int],
+) -> Divergence:  # fmt: skip
     """The divergence of an op that chooses tokens: those that it chose in one run alone.
 
     Args:
@@ -331,7 +333,7 @@ def _definition(session: Session, path: str) -> tuple[str, int]:
 # ---------------------------------------------------------------------- inputs
 
 
-def named_inputs(taken: Taken) -> dict[str, Tensor]:
+def named_inputs(taken: CopiedCall) -> dict[str, Tensor]:
     """The tensor inputs of a call by the names of the function's parameters."""
     names = parameter_names(taken.op.function, len(taken.args), taken.func, taken.args)
     found: dict[str, Tensor] = {}
@@ -351,7 +353,7 @@ def named_inputs(taken: Taken) -> dict[str, Tensor]:
     return found
 
 
-def compare_inputs(session: Session, a: Taken, b: Taken) -> tuple[InputComparison, ...]:
+def compare_inputs(session: Session, a: CopiedCall, b: CopiedCall) -> tuple[InputComparison, ...]:
     """For each tensor input of an op, whether it is equal in both runs at shared coordinates."""
     inputs_a, inputs_b = named_inputs(a), named_inputs(b)
     found: list[InputComparison] = []
@@ -374,7 +376,7 @@ def compare_inputs(session: Session, a: Taken, b: Taken) -> tuple[InputCompariso
 
 
 def _compare_input(
-    session: Session, name: str, a: Taken, mine: Tensor, b: Taken, theirs: Tensor
+    session: Session, name: str, a: CopiedCall, mine: Tensor, b: CopiedCall, theirs: Tensor
 ) -> InputComparison:
     shapes = tuple(mine.shape), tuple(theirs.shape)
     if a.op.function == "scaled_dot_product_attention" and mine.dim() == theirs.dim() == 4:
@@ -399,7 +401,7 @@ def _compare_input(
     )
 
 
-def _repeat_heads(taken: Taken, mine: Tensor, theirs: Tensor) -> Tensor:
+def _repeat_heads(taken: CopiedCall, mine: Tensor, theirs: Tensor) -> Tensor:
     """Grouped heads, repeated to as many as the other run's call has: the kernel does the same by itself."""
     groups, rest = divmod(theirs.shape[1], max(mine.shape[1], 1))
     if rest or groups <= 1:

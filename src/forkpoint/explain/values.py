@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from forkpoint.capture.recorder import Fetch, Taken
+from forkpoint.capture.recorder import CopiedCall, Fetch
 from forkpoint.capture.trace import Op
 from forkpoint.errors import InputError
 from forkpoint.explain.session import Session, Traced
@@ -65,7 +65,7 @@ def _matches(op: Op, name: str) -> bool:
 def _take(traced: Traced, op: Op, call: int, nth: int) -> Tensor:
     found: list[Tensor] = []
 
-    def keep(taken: Taken) -> None:
+    def keep(taken: CopiedCall) -> None:
         found.append(taken.outputs[0 if op.is_boundary else op.output])
 
     output = op.output if op.is_boundary else None

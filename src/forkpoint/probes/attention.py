@@ -16,7 +16,7 @@ from torch import Tensor
 
 from forkpoint.capture.functions import parameter_names
 from forkpoint.capture.labels import Label, spread
-from forkpoint.capture.recorder import Taken
+from forkpoint.capture.recorder import CopiedCall
 from forkpoint.errors import reraise_out_of_memory
 from forkpoint.explain.session import Session, Traced
 from forkpoint.probes.bench import Bench, benches
@@ -180,7 +180,7 @@ def _weights(bench: Bench, kept: Kept, ahead: Sequence[Kept]) -> tuple[Tensor, L
     return None if label is None or label.k is None or weights is None else (weights, label)
 
 
-def _for_identity(taken: Taken, given: dict[str, object]) -> Tensor | None:
+def _for_identity(taken: CopiedCall, given: dict[str, object]) -> Tensor | None:
     key = given["key"]
     assert isinstance(key, Tensor)
     one = torch.eye(key.shape[-2], dtype=torch.float64, device=key.device)

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from forkpoint.capture.recorder import Taken
+from forkpoint.capture.recorder import CopiedCall
 from forkpoint.explain.locate import fetch_ops, named_inputs
 from forkpoint.explain.session import Session, Traced
 from forkpoint.match import Joined
@@ -108,7 +108,7 @@ def _is_met(row: Joined) -> bool:
 
 def _calls(
     session: Session, traced: Traced, rows: list[Joined], promotion: Promotion | None
-) -> list[Taken | None]:
+) -> list[CopiedCall | None]:
     """The first call of some ops of a run, in float64 or as it is."""
     events = [row.first_a if traced is session.a else row.first_b for row in rows]
     wanted = [(traced.trace.ops[event.op], event) for event in events if event is not None]
@@ -116,7 +116,7 @@ def _calls(
 
 
 def _in_place(
-    here: Taken | None, there: Taken | None, as_it_is: Taken | None
+    here: CopiedCall | None, there: CopiedCall | None, as_it_is: CopiedCall | None
 ) -> Iterator[tuple[str, Tensor, Tensor]]:
     """The parameters that go into a call, each with what the other run computes in its place, in float64 and as it is."""
     if here is None or there is None or as_it_is is None:

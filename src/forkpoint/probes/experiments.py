@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from forkpoint.capture.hooks import Taken
+from forkpoint.capture.hooks import CopiedCall
 from forkpoint.capture.trace import Event, Op
 from forkpoint.errors import reraise_out_of_memory
 from forkpoint.explain.locate import fetch_ops
@@ -125,7 +125,7 @@ class Experiments:
         self.session.experiments[lost] = True
         return None
 
-    def fetch(self, one: Called, ahead: Iterable[Called] = ()) -> Taken | None:
+    def fetch(self, one: Called, ahead: Iterable[Called] = ()) -> CopiedCall | None:
         """One call of the run as it is; None if it did not come again.
 
         Args:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from forkpoint.capture.recorder import Fetch, Taken
+from forkpoint.capture.recorder import CopiedCall, Fetch
 from forkpoint.explain.session import Session
 from forkpoint.result import ProbeResult
 
@@ -26,7 +26,7 @@ of that value that always is one."""
 
 def decides_inside(session: Session) -> ProbeResult | None:
     """The first operator whose result a unit in the last place of its inputs moves by a step; None where there is none."""
-    trace, taken = session.a.trace, list[Taken]()
+    trace, taken = session.a.trace, list[CopiedCall]()
     fetches: list[tuple[int, Fetch]] = []
     for index, (op, call, form, *_) in enumerate(trace.rows):
         if "." in op.function and not op.function.startswith("aten.") and form.floating and not op.output:
@@ -47,7 +47,7 @@ def decides_inside(session: Session) -> ProbeResult | None:
     return None
 
 
-def _step_of(taken: Taken) -> float:
+def _step_of(taken: CopiedCall) -> float:
     """By how much inputs that are moved by one unit in the last place move a call's result; 0 where that is rounding."""
     if taken.func is None or taken.op.function.endswith("_"):
         return 0.0
@@ -65,7 +65,7 @@ def _step_of(taken: Taken) -> float:
     return found if found > step else 0.0
 
 
-def _made(taken: Taken, generator: torch.Generator | None) -> Tensor | None:
+def _made(taken: CopiedCall, generator: torch.Generator | None) -> Tensor | None:
     """What a call returns first, as float64; with its inputs moved where there is a generator."""
     known: dict[int, Tensor] = {}
 

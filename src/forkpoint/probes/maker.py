@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from forkpoint.capture.recorder import Taken
+from forkpoint.capture.recorder import CopiedCall
 from forkpoint.capture.trace import Op
 from forkpoint.explain.locate import Located, Tokens, compare_inputs, describe_values, fetch_op, place_of
 from forkpoint.explain.session import Session
@@ -47,7 +47,13 @@ def maker(session: Session, made: Unfinite, tokens: Tokens) -> tuple[Divergence 
 
 
 def _alone(
-    session: Session, op: Op, output: int, run: str, mine: Taken, a: Taken | None, b: Taken | None
+    session: Session,
+    op: Op,
+    output: int,
+    run: str,
+    mine: CopiedCall,
+    a: CopiedCall | None,
+    b: CopiedCall | None,
 ) -> Divergence:
     """Its first element that is not finite, where the other run has nothing to compare it with."""
     value = mine.outputs[output]

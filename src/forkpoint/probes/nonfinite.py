@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from forkpoint.capture.labels import Label
-from forkpoint.capture.recorder import Look, Recorder, Taken, Watcher
+from forkpoint.capture.recorder import CopiedCall, Look, Recorder, Watcher
 from forkpoint.capture.trace import Event, Op
 from forkpoint.capture.writes import INDEXED_WRITES
 from forkpoint.errors import reraise_out_of_memory
@@ -57,10 +57,10 @@ class Unfinite:
     results: tuple[ProbeResult, ...] = ()
     places: Mapping[str, tuple[Op, Event]] = field(default_factory=dict[str, tuple[Op, Event]])
     """The op and the pass of `a` and `b`, by run."""
-    known: Mapping[str, tuple[Taken, ...]] = field(default_factory=dict[str, tuple[Taken, ...]])
+    known: Mapping[str, tuple[CopiedCall, ...]] = field(default_factory=dict[str, tuple[CopiedCall, ...]])
     """Calls of each run that were kept by now."""
 
-    def call(self, run: str, op: Op, event: Event) -> Taken | None:
+    def call(self, run: str, op: Op, event: Event) -> CopiedCall | None:
         """A call of run `A` or `B`, if it was kept."""
         wanted = _call_of(op, event)
         return next((taken for taken in self.known.get(run, ()) if _call_of(taken.op, taken) == wanted), None)
@@ -97,7 +97,7 @@ def unfinite(session: Session, compared: ResultComparison, located: Located | No
     session.progress.begin("probe: what makes NaN or infinity")
     made: list[NonFinite | None] = []
     places: dict[str, tuple[Op, Event]] = {}
-    known: dict[str, tuple[Taken, ...]] = {}
+    known: dict[str, tuple[CopiedCall, ...]] = {}
     for run, traced in (("A", session.a), ("B", session.b)):
         taken = None if located is None else located.a if run == "A" else located.b
         calls = {} if taken is None else {_call_of(taken.op, taken): taken}
@@ -196,7 +196,9 @@ class Finiteness(Watcher):
                 yield event
 
 
-def _first(traced: Traced, at: Taken | None, calls: dict[Hashable, Taken], look: Look | None) -> _Made | None:
+def _first(
+    traced: Traced, at: CopiedCall | None, calls: dict[Hashable, CopiedCall], look: Look | None
+) -> _Made | None:
     """What makes the NaN and infinities of a run's results; where they have none, of the value of a call.
 
     Args:
@@ -228,7 +230,7 @@ def _first(traced: Traced, at: Taken | None, calls: dict[Hashable, Taken], look:
     return _choose(nan, infinite, looks)
 
 
-def _call_of(op: Op, event: Event | Taken) -> Hashable:
+def _call_of(op: Op, event: Event | CopiedCall) -> Hashable:
     """What tells a call of a run from every other."""
     return op.key, event.call, event.nth
 
@@ -242,7 +244,7 @@ class _Made:
 
     op: Op
     event: Event
-    taken: Taken | None
+    taken: CopiedCall | None
     leads_to: str = ""
     """The op that makes NaN of it, if that is another."""
 
@@ -274,7 +276,7 @@ class _Made:
 
 
 def _look_at(
-    traced: Traced, wanted: Sequence[tuple[Op, Event]], calls: dict[Hashable, Taken], look: Look | None
+    traced: Traced, wanted: Sequence[tuple[Op, Event]], calls: dict[Hashable, CopiedCall], look: Look | None
 ) -> None:
     """Run again, and keep the calls that made some events, but for those that were kept by now."""
     missing = [(op, event) for op, event in wanted if not op.is_boundary and _call_of(op, event) not in calls]

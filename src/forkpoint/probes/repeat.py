@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
-from forkpoint.capture.recorder import Taken
+from forkpoint.capture.recorder import CopiedCall
 from forkpoint.errors import reraise_out_of_memory
 from forkpoint.explain.locate import Located, locate
 from forkpoint.explain.session import Session, Traced, plain, trace_run
@@ -92,7 +92,7 @@ def _first_apart(session: Session, traced: Traced) -> Located | None:
     return locate(Session(a, b, shared, join, session.memory), lambda _, __: None)
 
 
-def _changes_alone(taken: Taken) -> bool:
+def _changes_alone(taken: CopiedCall) -> bool:
     """Whether a call gives other bits from time to time, on the same inputs and from the same random state."""
     if taken.func is None:
         return False

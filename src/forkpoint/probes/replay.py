@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from forkpoint.capture.recorder import Taken
+from forkpoint.capture.recorder import CopiedCall
 from forkpoint.errors import reraise_out_of_memory
 from forkpoint.explain.locate import Located, named_inputs
 from forkpoint.match.distance import unit_at
@@ -91,7 +91,7 @@ def _short(names: tuple[str, ...]) -> str:
     return ", ".join(names[:3]) or "nothing"
 
 
-def call_alone(taken: Taken) -> Any:
+def call_alone(taken: CopiedCall) -> Any:
     """What a recorded call returns if it is made once more, on copies of its arguments."""
     with torch.no_grad():
         return taken.func(*_fresh(taken.args), **_fresh(taken.kwargs))
@@ -108,7 +108,7 @@ def _fresh(value: Any) -> Any:
     return value
 
 
-def _error(taken: Taken, output: int) -> float | None:
+def _error(taken: CopiedCall, output: int) -> float | None:
     """The largest error of a recorded output against float64 on the same inputs, in ULP of its dtype."""
     recorded = taken.outputs[output]
     exact = in_float64(taken, output) if recorded.dtype.is_floating_point else None
@@ -123,7 +123,7 @@ def _error(taken: Taken, output: int) -> float | None:
     return float(gap.max() / unit)
 
 
-def in_float64(taken: Taken, output: int) -> Tensor | None:
+def in_float64(taken: CopiedCall, output: int) -> Tensor | None:
     """An output of a call, repeated on the same inputs in float64; None where it can't be."""
     if taken.func is None:
         return None
@@ -148,12 +148,12 @@ def _output(result: Any, output: int) -> Tensor | None:
     return None
 
 
-def _other_call(a: Taken, b: Taken) -> bool:
+def _other_call(a: CopiedCall, b: CopiedCall) -> bool:
     """Whether two calls of an op differ in more than the sizes of their tensors."""
     if set(named_inputs(a)) != set(named_inputs(b)):
         return True
 
-    def plain(taken: Taken) -> list[Any]:
+    def plain(taken: CopiedCall) -> list[Any]:
         flat = [(str(i), v) for i, v in enumerate(taken.args)] + sorted(
             taken.kwargs.items(), key=lambda kv: kv[0]
         )
@@ -178,7 +178,7 @@ class _Below(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-def kernels_of(taken: Taken) -> tuple[str, ...]:
+def kernels_of(taken: CopiedCall) -> tuple[str, ...]:
     """Names of what ran for a call: CUDA kernels on a GPU, ATen ops elsewhere; empty if unknown."""
     if taken.func is None:
         return ()
@@ -193,7 +193,7 @@ def kernels_of(taken: Taken) -> tuple[str, ...]:
         return ()
 
 
-def _cuda_kernels(taken: Taken) -> tuple[str, ...]:
+def _cuda_kernels(taken: CopiedCall) -> tuple[str, ...]:
     call_alone(taken)  # once, so that libraries are loaded and their set-up is not among the kernels
     torch.cuda.synchronize()
     activities = [torch.profiler.ProfilerActivity.CPU, torch.profiler.ProfilerActivity.CUDA]

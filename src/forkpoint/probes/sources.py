@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from forkpoint.capture.labels import Label
-from forkpoint.capture.recorder import Recorder, Taken
+from forkpoint.capture.recorder import CopiedCall, Recorder
 from forkpoint.capture.trace import Op
 from forkpoint.explain.locate import (
     Tokens,
@@ -186,8 +186,8 @@ def _described(
     tokens: Tokens,
 ) -> Divergence | None:
     a, b, (value_b, label_b) = meeting.a, meeting.b, made
-    taken_a = Taken(a.op, a.event.call, a.event.nth, None, (), {}, (a.value,), {}, (a.label,))
-    taken_b = Taken(b.op, b.event.call, b.event.nth, None, (), {}, (value_b,), {}, (label_b,))
+    taken_a = CopiedCall(a.op, a.event.call, a.event.nth, None, (), {}, (a.value,), {}, (a.label,))
+    taken_b = CopiedCall(b.op, b.event.call, b.event.nth, None, (), {}, (value_b,), {}, (label_b,))
     shown = describe_values(session, a.op, 0, taken_a, taken_b, tokens)
     if shown is None:
         return None

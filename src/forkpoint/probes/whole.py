@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from forkpoint.capture.labels import Label
-from forkpoint.capture.recorder import Fetch, Recorder, Taken, Watcher
+from forkpoint.capture.recorder import CopiedCall, Fetch, Recorder, Watcher
 from forkpoint.explain.results import compare_results
 from forkpoint.explain.session import Results, Session, Traced
 from forkpoint.probes.content import id_names
@@ -68,7 +68,7 @@ class _Collapse:
         before, after: how many different ones there are.
     """
 
-    taken: Taken
+    taken: CopiedCall
     numbers: Tensor | None
     before: int
     after: int
@@ -141,7 +141,7 @@ def _made(traced: Traced, found: list[_Collapse]) -> Results:
 
 def _collapsing(traced: Traced) -> list[_Collapse]:
     """The calls of a run at which whole numbers collapse, in the order in which they were made."""
-    taken: list[Taken] = []
+    taken: list[CopiedCall] = []
     fetches: list[Fetch] = []
     trace = traced.trace
     integers: dict[str, set[tuple[int, ...]]] = {}
@@ -199,7 +199,7 @@ def _has_many(shape: tuple[int, ...], traced: Traced, limit: int = min(_TOLD_APA
     return math.prod(shape) <= rows * max(shape)
 
 
-def _collapse_of(taken: Taken) -> _Collapse | None:
+def _collapse_of(taken: CopiedCall) -> _Collapse | None:
     if taken.op.function in _MIXING:
         integers = (a for a in taken.args if isinstance(a, Tensor) and not a.dtype.is_floating_point)
         numbers = next(integers, None)
@@ -213,7 +213,7 @@ def _collapse_of(taken: Taken) -> _Collapse | None:
     return _Collapse(taken, None, before, after) if after < before else None
 
 
-def _counted(taken: Taken, source: Tensor, numbers: Tensor | None) -> _Collapse | None:
+def _counted(taken: CopiedCall, source: Tensor, numbers: Tensor | None) -> _Collapse | None:
     """How many whole numbers at equal distances the dtype of the result leaves; None where it leaves all."""
     whole = source.detach().double().unique()
     left = source.detach().to(taken.outputs[0].dtype) if numbers is not None else taken.outputs[0].detach()

@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
-from forkpoint.capture.recorder import Taken
+from forkpoint.capture.recorder import CopiedCall
 from forkpoint.explain.locate import (
     Located,
     Tokens,
@@ -43,7 +43,9 @@ def origins_shown(
     )
 
 
-def _taken(session: Session, origins: Sequence[Origin]) -> Iterator[tuple[Taken | None, Taken | None]]:
+def _taken(
+    session: Session, origins: Sequence[Origin]
+) -> Iterator[tuple[CopiedCall | None, CopiedCall | None]]:
     """The calls at origins of both runs, in float64."""
     for origin in origins:
         b, a = (bench.experiments for bench in benches(session, origin))
@@ -55,7 +57,9 @@ def _taken(session: Session, origins: Sequence[Origin]) -> Iterator[tuple[Taken 
         )
 
 
-def _as_taken(session: Session, origins: Sequence[Origin]) -> Iterator[tuple[Taken | None, Taken | None]]:
+def _as_taken(
+    session: Session, origins: Sequence[Origin]
+) -> Iterator[tuple[CopiedCall | None, CopiedCall | None]]:
     """The same as the runs made them."""
     taken_a, taken_b = (
         fetch_ops(traced, [(kept.op, kept.event) for kept in all_kept])
@@ -68,7 +72,7 @@ def _as_taken(session: Session, origins: Sequence[Origin]) -> Iterator[tuple[Tak
 
 
 def _described(
-    session: Session, seen: Meeting, a: Taken | None, b: Taken | None, tokens: Tokens
+    session: Session, seen: Meeting, a: CopiedCall | None, b: CopiedCall | None, tokens: Tokens
 ) -> Divergence | None:
     if a is None or b is None:
         return None

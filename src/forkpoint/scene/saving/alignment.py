@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from forkpoint.capture.recorder import Taken
+from forkpoint.capture.recorder import CopiedCall
 from forkpoint.errors import SceneError
 from forkpoint.explain.session import Session
 from forkpoint.match import Joined
@@ -12,7 +12,7 @@ from forkpoint.match.align import pair_elements
 from forkpoint.scene.format.sharing import Sharing
 
 
-def share_output(session: Session, row: Joined, a: Taken, b: Taken, output: int) -> Sharing:
+def share_output(session: Session, row: Joined, a: CopiedCall, b: CopiedCall, output: int) -> Sharing:
     """Which elements of an output are the same in both runs.
 
     Raises:
@@ -29,7 +29,7 @@ def share_output(session: Session, row: Joined, a: Taken, b: Taken, output: int)
     return Sharing.of(pairs)
 
 
-def share_input(session: Session, a: Taken, mine: Tensor, b: Taken, theirs: Tensor) -> Sharing:
+def share_input(session: Session, a: CopiedCall, mine: Tensor, b: CopiedCall, theirs: Tensor) -> Sharing:
     """Which elements of an input are the same in both runs.
 
     Keys and values may have fewer heads in one run, each standing for several in the other (grouped heads against

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
-from forkpoint.capture.recorder import Taken
+from forkpoint.capture.recorder import CopiedCall
 from forkpoint.errors import SceneError
 from forkpoint.explain.locate import Located, differing_rows, fetch, named_inputs
 from forkpoint.explain.session import Session
@@ -24,8 +24,8 @@ class Choice:
     """An op, its call in each run, and what to say of the choice."""
 
     row: Joined
-    a: Taken
-    b: Taken
+    a: CopiedCall
+    b: CopiedCall
     remark: str = ""
 
 
@@ -51,7 +51,7 @@ def choose(session: Session, located: Located) -> Choice:
     )
 
 
-def _reason_against(a: Taken, b: Taken) -> str:
+def _reason_against(a: CopiedCall, b: CopiedCall) -> str:
     for call in (a, b):
         if call.func is None:
             return "it is a module whose inside was not watched"
@@ -123,7 +123,7 @@ def _same_function(session: Session) -> list[tuple[Joined, Joined]]:
     return sorted(pairs, key=lambda pair: pair[0].order)
 
 
-def _equal_inputs(session: Session, a: Taken, b: Taken) -> bool:
+def _equal_inputs(session: Session, a: CopiedCall, b: CopiedCall) -> bool:
     """Whether the floating-point inputs that both calls have are the same; parameters may differ."""
     mine, theirs = named_inputs(a), named_inputs(b)
     for name in mine.keys() & theirs.keys():

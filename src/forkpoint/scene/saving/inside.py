@@ -15,7 +15,7 @@ from torch import Tensor
 
 from forkpoint.capture.functions import ALWAYS_VIEWS
 from forkpoint.capture.labels import Label
-from forkpoint.capture.recorder import Taken
+from forkpoint.capture.recorder import CopiedCall
 from forkpoint.capture.rules import tensors_in
 from forkpoint.errors import reraise_out_of_memory
 from forkpoint.explain.session import Session, Traced
@@ -61,7 +61,9 @@ SHOWN_ELEMENTS = 1 << 26
 # ---------------------------------------------------------------------- looking
 
 
-def look_inside(session: Session, a: Taken, b: Taken, flags_a: Flags, flags_b: Flags) -> Inside | None:
+def look_inside(
+    session: Session, a: CopiedCall, b: CopiedCall, flags_a: Flags, flags_b: Flags
+) -> Inside | None:
     """Look into an op that both runs called; None where it is one plain operator.
 
     Args:
@@ -83,7 +85,7 @@ def look_inside(session: Session, a: Taken, b: Taken, flags_a: Flags, flags_b: F
     return Inside(summary, names_a, names_b, below, parts, backend_a, backend_b, arguments)
 
 
-def _below(traced: Traced, call: Taken, flags: Flags) -> tuple[list[AtenCall], bool]:
+def _below(traced: Traced, call: CopiedCall, flags: Flags) -> tuple[list[AtenCall], bool]:
     """The operators below a call, and whether it gave the recorded bits while they were watched."""
     args, kwargs, labels = _copies(call)
     steps = Steps(Labelling(traced.recorder.labels, labels))
@@ -98,7 +100,7 @@ def _below(traced: Traced, call: Taken, flags: Flags) -> tuple[list[AtenCall], b
     return steps.steps, same
 
 
-def _copies(call: Taken) -> tuple[tuple[Any, ...], dict[str, Any], dict[int, Label | None]]:
+def _copies(call: CopiedCall) -> tuple[tuple[Any, ...], dict[str, Any], dict[int, Label | None]]:
     """Copies of a call's arguments, since the op may write to them (running statistics), and the labels of the copies."""
     labels: dict[int, Label | None] = {}
 
@@ -118,7 +120,7 @@ def _copies(call: Taken) -> tuple[tuple[Any, ...], dict[str, Any], dict[int, Lab
     return copy(call.args), copy(call.kwargs), labels
 
 
-def _device(call: Taken) -> torch.device:
+def _device(call: CopiedCall) -> torch.device:
     return call.outputs[0].device
 
 
@@ -149,7 +151,7 @@ def _compare_steps(session: Session, a: Sequence[AtenCall], b: Sequence[AtenCall
 
 
 def _compare_decompositions(
-    session: Session, a: Taken, b: Taken, flags_a: Flags, flags_b: Flags
+    session: Session, a: CopiedCall, b: CopiedCall, flags_a: Flags, flags_b: Flags
 ) -> list[PartComparison]:
     values_a, values_b = _decomposed(session.a, a, flags_a), _decomposed(session.b, b, flags_b)
     comparisons: list[PartComparison] = []
@@ -165,7 +167,9 @@ def _compare_decompositions(
     return comparisons
 
 
-def _decomposed(traced: Traced, call: Taken, flags: Flags) -> dict[str, tuple[str, Tensor, Label | None]]:
+def _decomposed(
+    traced: Traced, call: CopiedCall, flags: Flags
+) -> dict[str, tuple[str, Tensor, Label | None]]:
     args, kwargs, labels = _copies(call)
     labelling = Labelling(traced.recorder.labels, labels)
     values: dict[str, tuple[str, Tensor, Label | None]] = {}
@@ -205,7 +209,7 @@ def _compare(
 # ---------------------------------------------------------------------- kernels and arguments
 
 
-def _backend(call: Taken) -> str:
+def _backend(call: CopiedCall) -> str:
     """Which implementation of attention torch picks for these inputs."""
     if call.op.function != "scaled_dot_product_attention":
         return ""
@@ -221,7 +225,7 @@ def _backend(call: Taken) -> str:
         return ""
 
 
-def _arguments(a: Taken, b: Taken) -> list[str]:
+def _arguments(a: CopiedCall, b: CopiedCall) -> list[str]:
     """Arguments other than values that the runs don't have in common."""
     mine, theirs = _described(a), _described(b)
     differences: list[str] = []
@@ -232,7 +236,7 @@ def _arguments(a: Taken, b: Taken) -> list[str]:
     return differences
 
 
-def _described(call: Taken) -> dict[str, str]:
+def _described(call: CopiedCall) -> dict[str, str]:
     from forkpoint.capture.functions import parameter_names
 
     names = parameter_names(call.op.function, len(call.args), call.func, call.args)

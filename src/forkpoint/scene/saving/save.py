@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from forkpoint.capture.recorder import Taken
+from forkpoint.capture.recorder import CopiedCall
 from forkpoint.errors import SceneError
 from forkpoint.explain.locate import Located, named_inputs
 from forkpoint.explain.session import Session, Traced
@@ -186,7 +186,7 @@ def _random_state(state: Any, device: torch.device) -> Tensor:
 
 
 def _inputs(
-    session: Session, a: Taken, numbers_a: dict[int, int], b: Taken, numbers_b: dict[int, int]
+    session: Session, a: CopiedCall, numbers_a: dict[int, int], b: CopiedCall, numbers_b: dict[int, int]
 ) -> list[InputPair]:
     inputs_a, inputs_b = named_inputs(a), named_inputs(b)
     pairs: list[InputPair] = []

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from forkpoint.capture.recorder import Taken
+from forkpoint.capture.recorder import CopiedCall
 from forkpoint.explain.locate import fetch_op
 from forkpoint.explain.session import Traced
 from forkpoint.runs.randomness import RandomState
@@ -40,7 +40,7 @@ class Circumstances:
 class Witnessed:
     """A call and its circumstances."""
 
-    call: Taken
+    call: CopiedCall
     circumstances: Circumstances
     note: str = ""
     """Why something is not certain."""
@@ -57,7 +57,7 @@ def look(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Callable[[], Circumst
     return after
 
 
-def witness(traced: Traced, call: Taken) -> Witnessed:
+def witness(traced: Traced, call: CopiedCall) -> Witnessed:
     """A call with its circumstances; if they were not noted when it was fetched, the run is made once more for them."""
     if isinstance(call.seen, Circumstances):
         return Witnessed(call, call.seen)
@@ -71,7 +71,7 @@ def witness(traced: Traced, call: Taken) -> Witnessed:
     )
 
 
-def _agrees(again: Taken, call: Taken) -> bool:
+def _agrees(again: CopiedCall, call: CopiedCall) -> bool:
     """Whether two passes gave a call's outputs the same values; dtypes differ where the first computed in float64."""
     if len(again.outputs) != len(call.outputs):
         return False
@@ -80,6 +80,6 @@ def _agrees(again: Taken, call: Taken) -> bool:
     )
 
 
-def _unwitnessed(call: Taken, note: str) -> Witnessed:
+def _unwitnessed(call: CopiedCall, note: str) -> Witnessed:
     tensors = tensors_in_order((call.args, call.kwargs))
     return Witnessed(call, Circumstances(tuple(placement(t) for t in tensors), flags.read(), None), note)
