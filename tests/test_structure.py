@@ -110,28 +110,6 @@ def test_no_file_has_more_than_500_lines_and_no_class_more_than_300():
     assert found == {}
 
 
-SHARED_NAMES = {
-    "Answer": {"support.answers", "sweeps.cells"},
-    "Event": {"capture.trace", "engines.recording"},
-    "Function": {"auditing.functions", "capture.functions"},
-    "Made": {"probes.experiments", "questions.generate"},
-    "Moved": {"backward.keeping", "probes.bench"},
-    "Precision": {"auditing.record", "probes.precision"},
-    "Recorded": {"backward.recording", "questions.assisted", "traces.reading"},
-    "Replay": {"probes.replay", "scene.replaying.replay"},
-    "Rows": {"engines.recording", "traces.writing"},
-    "Side": {"explain.placement", "probes.held"},
-    "Trials": {"ports.trials", "probes.trials"},
-    "Weight": {"probes.inputs", "traces.reading"},
-    "_Group": {"invariance.gpu", "traces.recording"},
-    "_Made": {"probes.nonfinite", "probes.operations"},
-    "_Met": {"probes.meetings", "probes.sources"},
-    "_Search": {"ports.roots", "probes.origin"},
-    "_Thread": {"invariance.dispatch", "invariance.padding"},
-}
-"""Names that several classes still have, with the modules of these. The list only gets shorter: one of them is renamed, and goes."""
-
-
 def classes_by_name(sources: dict[str, str]) -> dict[str, list[str]]:
     """By the name of a class the modules that define one of that name, from the source of each module."""
     found: dict[str, list[str]] = {}
@@ -151,8 +129,7 @@ def test_no_two_classes_share_a_name():
     sources = {
         name.removeprefix("forkpoint."): path.read_text(encoding="utf-8") for name, path in modules().items()
     }
-    several = {name: where for name, where in classes_by_name(sources).items() if len(where) > 1}
-    assert {name: set(where) for name, where in several.items()} == SHARED_NAMES
+    assert {name: where for name, where in classes_by_name(sources).items() if len(where) > 1} == {}
 
 
 WORDS_OF_NOTHING = {"found", "kept", "known", "taken"}

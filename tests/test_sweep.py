@@ -16,7 +16,7 @@ from forkpoint.cli import main, swept
 from forkpoint.cli.swept import QUESTIONS, answer, cells_of
 from forkpoint.models import LoadedModel
 from forkpoint.result import VerdictKind
-from forkpoint.sweeps.cells import Answer, Cell
+from forkpoint.sweeps.cells import Cell, CellOutcome
 from forkpoint.sweeps.rows import rows_of
 
 ONE = {"model": "demo", "prompt": "Hello", "ask": "padding"}
@@ -63,7 +63,7 @@ def test_a_question_that_stands_there_twice_is_asked_once():
 def test_a_name_may_be_a_number():
     (cell,) = cells_of({**ONE, "model": 7, "revision": 2, "pad-to": 9}, "file")
     assert (cell.given["model"], cell.given["revision"], cell.given["pad-to"]) == ("7", "2", 9)
-    (row,) = rows_of(cell, Answer(reason="none"))
+    (row,) = rows_of(cell, CellOutcome(reason="none"))
     assert (row.model, row.revision, row.options) == ("7", "2", '{"pad-to": 9}')
 
 

@@ -12,10 +12,10 @@ from tests.plain import Model, batch, ids, pair, twin
 from torch import Tensor
 
 from forkpoint.explain.locate import locate
-from forkpoint.probes.replay import Replay, replay
+from forkpoint.probes.replay import ReplayErrors, replay
 
 
-def asked(model: Model, other: Model, b: Any = None) -> Replay:
+def asked(model: Model, other: Model, b: Any = None) -> ReplayErrors:
     both = session(*pair(model, batch(ids()), b or batch(ids()), other))
     located = locate(both, lambda sample, position: None)
     assert located is not None

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from tests.report import samples
 
-from forkpoint.auditing.record import Audit, Break, Precision
+from forkpoint.auditing.record import Accuracy, Audit, Break
 from forkpoint.cli import main
 from forkpoint.cli.reading import read
 from forkpoint.engines.answer import Check, Cost, EngineComparison, EngineOp, Listed
@@ -90,7 +90,7 @@ def screening() -> Screening:
 
 def audit() -> Audit:
     broken = Break("rows", 3, 4, f"row 0 of 3 and of 4 in {HOSTILE}", 2, 8, 1e-7, "linear", (("gemv",), ()))
-    return Audit("linear", 12, (broken,), (1, 2, 3), Precision(1e-7, 1e-6, 1e-8, 1e-7), "the rest")
+    return Audit("linear", 12, (broken,), (1, 2, 3), Accuracy(1e-7, 1e-6, 1e-8, 1e-7), "the rest")
 
 
 RUNS = [factors(), generation(differs=False), generation(differs=True)]

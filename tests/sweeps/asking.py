@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from forkpoint.sweeps import Answer, Cell
+from forkpoint.sweeps import Cell, CellOutcome
 from forkpoint.sweeps.sweeping import asked
 
 DOCUMENT: dict[str, Any] = {
@@ -24,7 +24,7 @@ def cell(name: str, model: str = "m", **given: Any) -> Cell:
     return Cell("padding", {"model": model, "prompt": [name], **given}, {"torch": "2"})
 
 
-def run(cell: Cell) -> Answer:
+def run(cell: Cell) -> CellOutcome:
     match cell.given.get("do"):
         case "die":
             os.kill(os.getpid(), signal.SIGKILL)
@@ -36,19 +36,19 @@ def run(cell: Cell) -> Answer:
         case "print":
             print("a line of a worker", file=sys.stderr, flush=True)
         case "refuse":
-            return Answer(reason="no such thing")
+            return CellOutcome(reason="no such thing")
         case _:
             pass
-    return Answer(0, DOCUMENT, 0.5)
+    return CellOutcome(0, DOCUMENT, 0.5)
 
 
-def answer_at_once(cell: Cell) -> Answer:
-    return Answer(0, DOCUMENT, 0.0)
+def answer_at_once(cell: Cell) -> CellOutcome:
+    return CellOutcome(0, DOCUMENT, 0.0)
 
 
-def names(_: Cell) -> Answer:
+def names(_: Cell) -> CellOutcome:
     """Which process has asked, and how many threads it computes with."""
-    return Answer(0, {"process": os.getpid(), "threads": os.environ["OMP_NUM_THREADS"]})
+    return CellOutcome(0, {"process": os.getpid(), "threads": os.environ["OMP_NUM_THREADS"]})
 
 
 if __name__ == "__main__":  # a sweep of which a test kills the process

@@ -6,7 +6,7 @@ from concurrent import futures
 from types import SimpleNamespace
 from typing import Any
 
-from forkpoint.sweeps import Answer
+from forkpoint.sweeps import CellOutcome
 
 
 class RayError(Exception):
@@ -43,7 +43,7 @@ class _Handle:
             remote=lambda cell: futures.ThreadPoolExecutor(1).submit(self._ask, actor, cell)
         )
 
-    def _ask(self, actor: Any, cell: Any) -> Answer:
+    def _ask(self, actor: Any, cell: Any) -> CellOutcome:
         if cell.given.get("do") in ("die", "exit"):
             raise RayError
         if cell.given.get("do") == "hang":

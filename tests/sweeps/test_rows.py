@@ -14,7 +14,7 @@ from forkpoint.engines.answer import Cost, EngineComparison
 from forkpoint.questions.answers import FactorRow, Factors, Generation
 from forkpoint.result import VerdictKind
 from forkpoint.support.records import to_plain
-from forkpoint.sweeps import Answer, Cell
+from forkpoint.sweeps import Cell, CellOutcome
 from forkpoint.sweeps.rows import rows_of
 
 CELL = Cell(
@@ -23,7 +23,7 @@ CELL = Cell(
 
 
 def row_of(document, cell=CELL):
-    (row,) = rows_of(cell, Answer(1, json.loads(json.dumps(document)), 2.5))
+    (row,) = rows_of(cell, CellOutcome(1, json.loads(json.dumps(document)), 2.5))
     return row
 
 
@@ -51,8 +51,8 @@ def test_a_row_for_each_of_several_prompts():
     result = samples.semantic().to_dict()
     document = {"prompts": [{"prompt": "one", "result": result}, {"prompt": "two", "result": result}]}
     cell = Cell("packed", {"model": "m", "prompt": ["one", "two"]})
-    assert [row.prompt for row in rows_of(cell, Answer(1, document))] == ["one", "two"]
-    (row,) = rows_of(cell, Answer(reason="no"))
+    assert [row.prompt for row in rows_of(cell, CellOutcome(1, document))] == ["one", "two"]
+    (row,) = rows_of(cell, CellOutcome(reason="no"))
     assert row.prompt == '["one", "two"]'
     assert (row.reason, row.status, row.verdict) == ("no", None, None)
 
@@ -63,7 +63,7 @@ def test_a_row_for_each_factor():
         FactorRow("none", "as it is", VerdictKind.ROUNDING, "reduction_order", max_abs=inf, seconds=3.0),
         FactorRow("device", "cuda", reason="no such device"),
     )
-    one, two = rows_of(CELL, Answer(0, Factors(run, run, rows).to_dict(), 9.0))
+    one, two = rows_of(CELL, CellOutcome(0, Factors(run, run, rows).to_dict(), 9.0))
     assert (one.setting, one.verdict, one.max_abs, one.seconds) == (
         "as it is",
         VerdictKind.ROUNDING,
@@ -92,7 +92,7 @@ def test_an_engine():
 
 
 def test_a_sweep_is_read_again():
-    rows = rows_of(CELL, Answer(1, samples.semantic().to_dict()))
+    rows = rows_of(CELL, CellOutcome(1, samples.semantic().to_dict()))
     sweep = fp.Sweep("out", rows, 1, 0, {"torch": "2"}, "forkpoint sweep x.toml")
     assert fp.Sweep.from_dict(json.loads(json.dumps(sweep.to_dict()))) == sweep
     assert sweep.to_dict()["status"] == 1

@@ -13,7 +13,7 @@ from tests.sweeps import asking, ray
 from tests.sweeps.asking import cell
 
 from forkpoint.errors import InputError
-from forkpoint.sweeps.cells import Answer
+from forkpoint.sweeps.cells import CellOutcome
 from forkpoint.sweeps.processes import Processes
 from forkpoint.sweeps.rays import Actors
 from forkpoint.sweeps.workers import answers
@@ -54,7 +54,9 @@ def test_a_cell_that_takes_too_long_is_given_up(pool, tmp_path):
     )  # Ray starts slowly
     cells = [cell("hangs", do="hang", told=str(tmp_path / "told")), cell("a", model="other")]
     answered = found(cells, pool, 1, timeout=seconds)
-    assert answered["hangs"] == Answer(None, None, answered["hangs"].seconds, f"no answer within {seconds} s")
+    assert answered["hangs"] == CellOutcome(
+        None, None, answered["hangs"].seconds, f"no answer within {seconds} s"
+    )
     assert answered["a"].status == 0
 
 
@@ -117,7 +119,7 @@ class Worker:
             self.loads.append(cell.given["model"])
 
     def answer(self):
-        return Answer(0)
+        return CellOutcome(0)
 
     def death(self):
         raise AssertionError

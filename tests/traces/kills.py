@@ -32,7 +32,7 @@ from tests.architectures import ARCHITECTURES, prompt
 import forkpoint as fp
 from forkpoint.errors import ForkpointError
 from forkpoint.traces import writing
-from forkpoint.traces.reading import Recorded, read
+from forkpoint.traces.reading import TraceFolder, read
 
 STEPS = 12
 """Calls after the first; a killed recording has any number of them."""
@@ -137,7 +137,7 @@ def _tell(told: Told) -> None:
     writing.Writer.value, writing.Writer.close = keeping, closing
 
 
-def rows_of(recorded: Recorded) -> list[tuple[object, ...]]:
+def rows_of(recorded: TraceFolder) -> list[tuple[object, ...]]:
     """Each row by its op, its call, and the digests of its value."""
     trace = recorded.trace
     ops = trace.ops
@@ -150,7 +150,7 @@ def rows_of(recorded: Recorded) -> list[tuple[object, ...]]:
     return found
 
 
-def values_of(recorded: Recorded) -> dict[int, bytes]:
+def values_of(recorded: TraceFolder) -> dict[int, bytes]:
     """The values that were kept, by their rows."""
     found: dict[int, bytes] = {}
     for row in recorded.values:

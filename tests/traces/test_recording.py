@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 import forkpoint as fp
 from forkpoint.traces import elsewhere, writing
-from forkpoint.traces.reading import Recorded, read
+from forkpoint.traces.reading import TraceFolder, read
 from forkpoint.traces.schema import TABLES
 
 X = torch.arange(12.0).reshape(1, 3, 4)
@@ -33,14 +33,14 @@ def model() -> nn.Module:
     return nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 4))
 
 
-def recorded(folder: Path | str, *calls: Callable[[], Any], **options: Any) -> Recorded:
+def recorded(folder: Path | str, *calls: Callable[[], Any], **options: Any) -> TraceFolder:
     with torch.no_grad(), fp.record(folder, **options):
         for call in calls:
             call()
     return read(folder, "A")
 
 
-def ops_of(trace: Recorded) -> list[tuple[int, str]]:
+def ops_of(trace: TraceFolder) -> list[tuple[int, str]]:
     return [(event.call, trace.trace.ops[event.op].name) for event in trace.trace.events]
 
 

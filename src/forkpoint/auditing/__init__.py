@@ -7,13 +7,13 @@ from typing import Any
 
 import torch
 
-from forkpoint.auditing.functions import Function, audit_function
+from forkpoint.auditing.functions import CuttableFunction, audit_function
 from forkpoint.auditing.layouts import audit_engine, audit_model
-from forkpoint.auditing.record import Audit, Break, Precision
+from forkpoint.auditing.record import Accuracy, Audit, Break
 from forkpoint.auditing.sizes import Deadline
 from forkpoint.errors import InputError
 
-__all__ = ["Audit", "Break", "Precision", "audit"]
+__all__ = ["Accuracy", "Audit", "Break", "audit"]
 
 
 def audit(
@@ -60,7 +60,7 @@ def audit(
     if arguments:
         places = {0: 0} if cut is None else dict(cut)
         follows = next(iter(places.values())) if out is None else out
-        function = Function(subject, arguments, places, follows)
+        function = CuttableFunction(subject, arguments, places, follows)
         return audit_function(name, function, reference=reference, sizes=sizes, deadline=deadline)
     if not isinstance(subject, torch.nn.Module) or not hasattr(subject, "get_input_embeddings"):
         raise InputError(f"{name} without arguments", "a language model, or arguments, or prompts")

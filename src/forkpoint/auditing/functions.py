@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from forkpoint.auditing.record import Audit, Break, Precision
+from forkpoint.auditing.record import Accuracy, Audit, Break
 from forkpoint.auditing.sizes import Deadline, first_change, thresholds
 from forkpoint.errors import InputError, reraise_out_of_memory
 from forkpoint.runs.returned import results_of
@@ -18,7 +18,7 @@ _SHIFT = 5
 """By how many rows a call begins later."""
 
 
-class Function:
+class CuttableFunction:
     """A function, and arguments of which some can be cut to fewer rows or tokens.
 
     Args:
@@ -70,7 +70,7 @@ class Function:
 
 def audit_function(
     name: str,
-    function: Function,
+    function: CuttableFunction,
     *,
     reference: Callable[..., Any] | None,
     sizes: Sequence[int] | None,
@@ -109,14 +109,14 @@ def audit_function(
     return Audit(name, count, tuple(breaks), tuple(breaking), precision, unfinished)
 
 
-def _break(function: Function, one: int, other: int) -> Break:
+def _break(function: CuttableFunction, one: int, other: int) -> Break:
     small, large = function.made(one), function.made(other).narrow(function.out, 0, one)
     words = f"the same rows have other bits in a call of {other} than of {one}"
     ran = function.kernels(other), function.kernels(one)
     return Break("rows", other, one, words, *distance(small, large), kernels=ran if any(ran) else None)
 
 
-def _shifted(function: Function, tried: Sequence[int], whole: Tensor) -> list[Break]:
+def _shifted(function: CuttableFunction, tried: Sequence[int], whole: Tensor) -> list[Break]:
     """The same rows at another place of the call."""
     for size in tried:
         if size + _SHIFT > function.longest:
@@ -128,7 +128,9 @@ def _shifted(function: Function, tried: Sequence[int], whole: Tensor) -> list[Br
     return []
 
 
-def _precision(function: Function, whole: Tensor, reference: Callable[..., Any] | None) -> Precision | None:
+def _precision(
+    function: CuttableFunction, whole: Tensor, reference: Callable[..., Any] | None
+) -> Accuracy | None:
     if isinstance(function.call, torch.nn.Module) or not whole.is_floating_point():
         return None
     try:
@@ -144,7 +146,7 @@ def _precision(function: Function, whole: Tensor, reference: Callable[..., Any] 
         (float(gap.mean()) / scale, float(gap.max()) / scale)
         for gap in ((one.double() - exact).abs() for one in (whole, other) if one is not None)
     ]
-    return Precision(*figures[0], *(figures[1] if len(figures) > 1 else ()))
+    return Accuracy(*figures[0], *(figures[1] if len(figures) > 1 else ()))
 
 
 def first_tensor(result: Any) -> Tensor:

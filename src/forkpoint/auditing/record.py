@@ -36,7 +36,7 @@ class Break:
 
 
 @dataclass(frozen=True)
-class Precision:
+class Accuracy:
     """Distances from float64, relative to the mean size of what is exact.
 
     Attributes:
@@ -75,7 +75,7 @@ class Audit(Answer):
     tried: int
     breaks: tuple[Break, ...]
     breaking: tuple[int, ...] = ()
-    precision: Precision | None = None
+    precision: Accuracy | None = None
     unfinished: str = ""
 
     @property

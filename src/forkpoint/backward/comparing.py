@@ -10,7 +10,7 @@ from forkpoint.backward import parameters
 from forkpoint.backward.exact import Exact, in_float64
 from forkpoint.backward.first import GradientJoin, described_exactly
 from forkpoint.backward.going_back import GoingBack
-from forkpoint.backward.recording import GradientTrace, Recorded
+from forkpoint.backward.recording import GradientTrace, RunGradients
 from forkpoint.errors import ForkpointError, reraise_out_of_memory
 from forkpoint.explain.locate import Tokens
 from forkpoint.explain.session import Session, Traced
@@ -114,7 +114,7 @@ def _with_ops(
 class _Watched:
     """The backward pass of a run, every gradient of an op's output digested."""
 
-    recorded: Recorded
+    recorded: RunGradients
     evidence: tuple[ProbeResult, ...]
     notes: tuple[str, ...]
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from forkpoint.backward.going_back import GoingBack
-from forkpoint.backward.keeping import Every, Moved
+from forkpoint.backward.keeping import Every, PerturbedArrivals
 from forkpoint.backward.parameters import all_by_name, dense
 from forkpoint.backward.watching import NO_GRADIENT, Graph
 from forkpoint.explain.session import Session, Traced
@@ -174,7 +174,7 @@ class _Side:
         promotion = Promotion()
         backward = GoingBack(self.traced.run, self.name, promotion)
         before = {kept.place: kept for kept in self.store.kept.values()}
-        moved = Moved(backward, before, seed, summing=self.summing)
+        moved = PerturbedArrivals(backward, before, seed, summing=self.summing)
         noisy = Noise(seed, promotion.value)
         with closing(moved):
             self.traced.again(watcher=moved, promotion=promotion, under=lambda: noisy, backward=backward)

@@ -11,7 +11,7 @@ from torch import Tensor
 from forkpoint.backward.exact import Exact
 from forkpoint.backward.going_back import GoingBack
 from forkpoint.backward.keeping import Chosen, place_of
-from forkpoint.backward.recording import Recorded
+from forkpoint.backward.recording import RunGradients
 from forkpoint.backward.watching import NO_GRADIENT, Awaited, Graph
 from forkpoint.capture.recorder import CopiedCall
 from forkpoint.capture.trace import Trace
@@ -38,7 +38,7 @@ class GradientJoin:
         a, b: their gradients.
     """
 
-    def __init__(self, session: Session, a: Recorded, b: Recorded) -> None:
+    def __init__(self, session: Session, a: RunGradients, b: RunGradients) -> None:
         self.session, self.a, self.b = session, a, b
         rows = Join(a.trace, b.trace, session.shared).rows
         summed = {r.trace.key(op) for r in (a, b) for op in r.left_out}
@@ -167,7 +167,7 @@ def _taken(awaited: Awaited, gradient: Tensor) -> CopiedCall:
     return CopiedCall(awaited.op, awaited.call, awaited.nth, None, (), {}, (gradient,), {}, (awaited.label,))
 
 
-def _without(recorded: Recorded) -> set[Hashable]:
+def _without(recorded: RunGradients) -> set[Hashable]:
     """Keys of ops at whose outputs no gradient arrived in any pass."""
     arrived = {recorded.trace.key(one.op) for one in recorded.awaited if one.event not in recorded.absent}
     return {recorded.trace.key(one.op) for one in recorded.awaited} - arrived

@@ -76,7 +76,7 @@ class Every(Arrivals):
             self.take(awaited, torch.zeros(awaited.shape, dtype=awaited.dtype, device=awaited.device))
 
 
-class Moved(Arrivals):
+class PerturbedArrivals(Arrivals):
     """Moves every gradient by one unit in the last place, up or down, and measures how far they are then from what they were.
 
     Args:

@@ -36,7 +36,7 @@ class _Writer:
 
 
 @dataclass(frozen=True, eq=False)
-class Recorded:
+class RunGradients:
     """The gradients of one run's ops.
 
     Attributes:
@@ -90,7 +90,7 @@ class GradientTrace(Arrivals):
         if ledger.pending_bytes > _PENDING_BYTES:
             ledger.flush()
 
-    def finish(self) -> Recorded:
+    def finish(self) -> RunGradients:
         """The trace of the backward pass that is over."""
         absent = self.awaited.keys() - self.arrived
         for awaited in map(self.awaited.__getitem__, absent):
@@ -104,7 +104,7 @@ class GradientTrace(Arrivals):
             self._writer.ledger = None
         trace.completed = True
         order = sorted(range(len(self._rows)), key=lambda row: -self._rows[row].event)
-        return Recorded(
+        return RunGradients(
             _in_order(trace, order), [self._rows[row] for row in order], frozenset(absent), self.graph,
             tuple(self.left_out),
         )  # fmt: skip

@@ -42,7 +42,7 @@ from forkpoint.cli.spoken import TYPED
 from forkpoint.errors import ForkpointError, InputError
 from forkpoint.support.files import is_path
 from forkpoint.support.progress import SILENT
-from forkpoint.sweeps.cells import Answer, Cell, described
+from forkpoint.sweeps.cells import Cell, CellOutcome, described
 from forkpoint.sweeps.sweeping import asked
 
 if TYPE_CHECKING:
@@ -217,7 +217,7 @@ _LAST: dict[Any, LoadedModel] = {}
 """The model that this worker has loaded last."""
 
 
-def answer(cell: Cell, *, trusted: bool = False) -> Answer:
+def answer(cell: Cell, *, trusted: bool = False) -> CellOutcome:
     """Ask a question as its command does, and give what it writes."""
     began = perf_counter()
     with tempfile.TemporaryDirectory(prefix="forkpoint-cell-") as folder:
@@ -237,10 +237,10 @@ def answer(cell: Cell, *, trusted: bool = False) -> Answer:
             TYPED.reset(typed)
             KEPT.reset(kept)
         document = json.loads(file.read_bytes()) if status is not None else None
-    return Answer(status, document, perf_counter() - began, reason)
+    return CellOutcome(status, document, perf_counter() - began, reason)
 
 
-def _trusting(cell: Cell) -> Answer:
+def _trusting(cell: Cell) -> CellOutcome:
     return answer(cell, trusted=True)
 
 

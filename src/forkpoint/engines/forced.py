@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from forkpoint.engines.plan import ATTENTION, Plan, Point
-from forkpoint.engines.recording import Rows
+from forkpoint.engines.recording import TokenRows
 from forkpoint.promotion import Promotion
 
 Values = dict[tuple[str, str], Tensor]
@@ -152,7 +152,7 @@ class _Run(TorchFunctionMode):
             self.values[point.key] = heads.reshape(len(flat), -1).clone()
             self.order.append(point.key)
             if point.key not in self.free:
-                _put(flat, Rows(rows.position, self._shaken(rows.value)), repeats)
+                _put(flat, TokenRows(rows.position, self._shaken(rows.value)), repeats)
 
     def _shaken(self, value: Tensor) -> Tensor:
         if not self.shaken:
@@ -212,7 +212,7 @@ def _size_of_attention(
         return found
 
 
-def _put(flat: Tensor, rows: Rows, repeats: int) -> None:
+def _put(flat: Tensor, rows: TokenRows, repeats: int) -> None:
     """Write the engine's rows over the reference's, wherever else that value is held."""
     at = rows.position.to(flat.device)
     theirs = rows.value.to(flat.device, flat.dtype)

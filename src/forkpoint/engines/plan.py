@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from torch import nn
 
 from forkpoint.engines.folder import Tables
-from forkpoint.engines.recording import Boundary, Recording, Rows, sliced, summed
+from forkpoint.engines.recording import Boundary, Recording, TokenRows, sliced, summed
 
 ATTENTION = ("query", "key", "value")
 
@@ -40,7 +40,7 @@ class Point:
     path: str
     role: str
     boundary: Boundary
-    rows: dict[int, Rows]
+    rows: dict[int, TokenRows]
     found: str
     cached: Mapping[int, int]
 
@@ -185,7 +185,7 @@ class _Planner:
         path: str,
         role: str,
         boundary: Boundary,
-        rows: dict[int, Rows],
+        rows: dict[int, TokenRows],
         found: str,
         *,
         cached: Mapping[int, int] | None = None,
@@ -202,13 +202,13 @@ class _Planner:
             self.plan.unmatched[f"{path}/{boundary.function}"] = reason
 
 
-def _with_cached(before: object, rows: Rows) -> Rows:
+def _with_cached(before: object, rows: TokenRows) -> TokenRows:
     import torch
 
     assert isinstance(before, torch.Tensor)
     kept = rows.position >= len(before)
     position = torch.cat([torch.arange(len(before)), rows.position[kept]])
-    return Rows(position, torch.cat([before.to(rows.value.dtype), rows.value[kept]]))
+    return TokenRows(position, torch.cat([before.to(rows.value.dtype), rows.value[kept]]))
 
 
 def plan(recording: Recording, model: nn.Module, rename: Mapping[str, str]) -> Plan:

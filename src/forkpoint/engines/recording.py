@@ -15,11 +15,11 @@ from forkpoint.engines.folder import EngineFacts, Reported, read_facts
 from forkpoint.errors import InputError
 from forkpoint.runs.layout import MAIN, Coordinates
 from forkpoint.support.memory import load_array
-from forkpoint.traces.reading import Recorded, Weight, read
+from forkpoint.traces.reading import TraceFolder, WeightDigests, read
 
 
 @dataclass(frozen=True)
-class Rows:
+class TokenRows:
     """Rows of one sample: `value[i]` belongs to the token at `position[i]`."""
 
     position: Tensor
@@ -29,7 +29,7 @@ class Rows:
 
 
 @dataclass(frozen=True)
-class Event:
+class TraceRow:
     """A row of the trace.
 
     Attributes:
@@ -62,7 +62,7 @@ class Boundary:
     order: int
     origin: int
     producer: Op
-    rows: dict[int, Rows]
+    rows: dict[int, TokenRows]
 
     @property
     def name(self) -> str:
@@ -87,11 +87,11 @@ class Recording:
     """
 
     folder: Path
-    recorded: Recorded
+    recorded: TraceFolder
     facts: EngineFacts
-    events: list[Event]
+    events: list[TraceRow]
     boundaries: list[Boundary]
-    weights: dict[str, Weight]
+    weights: dict[str, WeightDigests]
     cached: dict[int, dict[str, Tensor]]
     unread: dict[str, str] = field(default_factory=dict[str, str])
 
@@ -162,23 +162,23 @@ def read_recording(folder: str | Path) -> Recording:
         kind, _, rest = key.partition(".")
         if kind == "weight" and rest in weights:
             old = weights[rest]
-            weights[rest] = Weight(rest, old.kind, old.shape, old.dtype, np.asarray(value))
+            weights[rest] = WeightDigests(rest, old.kind, old.shape, old.dtype, np.asarray(value))
         elif kind == "cache":
             sample, _, name = rest.partition(".")
             cached.setdefault(int(sample), {})[name] = value
     return Recording(recorded.folder, recorded, facts, events, boundaries, weights, cached, unread)
 
 
-def _events(recorded: Recorded) -> list[Event]:
-    trace, found = recorded.trace, list[Event]()
+def _events(recorded: TraceFolder) -> list[TraceRow]:
+    trace, found = recorded.trace, list[TraceRow]()
     for index in range(len(trace)):
         one = trace.event(index)
         op, back = trace.ops[one.op], int(trace.back[index])
-        found.append(Event(op, one.call, one.status, one.shape, one.floating, back))
+        found.append(TraceRow(op, one.call, one.status, one.shape, one.floating, back))
     return found
 
 
-def _boundaries(recorded: Recorded, events: list[Event], unread: dict[str, str]) -> list[Boundary]:
+def _boundaries(recorded: TraceFolder, events: list[TraceRow], unread: dict[str, str]) -> list[Boundary]:
     """The floating-point values of modules, joined over the calls."""
     parts: dict[tuple[str, str, int], dict[int, list[tuple[Tensor, Tensor]]]] = {}
     first: dict[tuple[str, str, int], int] = {}
@@ -215,7 +215,7 @@ def _boundaries(recorded: Recorded, events: list[Event], unread: dict[str, str])
     return sorted(made, key=lambda b: b.order)
 
 
-def origin_of(events: list[Event], row: int) -> int:
+def origin_of(events: list[TraceRow], row: int) -> int:
     """The first row with the value that this row has, but for rows of memory that was not written yet."""
     back = events[row].back
     if not back:
@@ -230,7 +230,7 @@ _NEAR = 24
 """Rows in which what made a value is looked for: those of one module."""
 
 
-def _producer(recorded: Recorded, events: list[Event], row: int) -> Op:
+def _producer(recorded: TraceFolder, events: list[TraceRow], row: int) -> Op:
     """The first op of the rows before whose digests are the same; the row's own op where a kernel made it that has no row."""
     mine = recorded.trace.event(row).digests
     if mine is None:
@@ -259,24 +259,24 @@ def _by_sample(value: Tensor, grid: Coordinates) -> dict[int, tuple[Tensor, Tens
     }
 
 
-def _joined(pairs: list[tuple[Tensor, Tensor]]) -> Rows:
+def _joined(pairs: list[tuple[Tensor, Tensor]]) -> TokenRows:
     """The rows of all calls, ascending; of a token that was computed more than once the last."""
     latest: dict[int, Tensor] = {}
     for positions, rows in pairs:
         latest.update(zip(positions.tolist(), rows, strict=True))
     order = sorted(latest)
-    return Rows(torch.tensor(order), torch.stack([latest[p] for p in order]))
+    return TokenRows(torch.tensor(order), torch.stack([latest[p] for p in order]))
 
 
-def sliced(rows: Mapping[int, Rows], start: int, end: int) -> dict[int, Rows]:
+def sliced(rows: Mapping[int, TokenRows], start: int, end: int) -> dict[int, TokenRows]:
     """A part of each row."""
-    return {sample: Rows(r.position, r.value[:, start:end]) for sample, r in rows.items()}
+    return {sample: TokenRows(r.position, r.value[:, start:end]) for sample, r in rows.items()}
 
 
-def summed(one: Mapping[int, Rows], other: Mapping[int, Rows]) -> dict[int, Rows]:
+def summed(one: Mapping[int, TokenRows], other: Mapping[int, TokenRows]) -> dict[int, TokenRows]:
     """Row by row, the sum of two values of the same tokens."""
     return {
-        s: Rows(r.position, r.value + other[s].value)
+        s: TokenRows(r.position, r.value + other[s].value)
         for s, r in one.items()
         if s in other and torch.equal(r.position, other[s].position) and r.value.shape == other[s].value.shape
     }

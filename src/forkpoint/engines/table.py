@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from forkpoint.engines.answer import EngineOp, Listed
 from forkpoint.engines.forced import forced
 from forkpoint.engines.plan import Plan, Point
-from forkpoint.engines.recording import Recording, Rows, origin_of
+from forkpoint.engines.recording import Recording, TokenRows, origin_of
 
 TIMES = 8.0
 """How many times the error of rounding an engine may have. The unit is, at each token, the largest of: how far the reference
@@ -69,7 +69,7 @@ class Measured:
         return (self.times > TIMES) | (self.own_times > OWN_TIMES)
 
 
-def measure(rows: Rows, point: Three, dtype: str) -> Measured:
+def measure(rows: TokenRows, point: Three, dtype: str) -> Measured:
     """How far a value is from float64, in units of rounding.
 
     Args:
@@ -216,7 +216,7 @@ class Table:
             ]
         return near[0].name if near else None
 
-    def _fits(self, rows: Rows, other: Three) -> bool:
+    def _fits(self, rows: TokenRows, other: Three) -> bool:
         """Whether an engine's rows are what the reference computes at some point."""
         if other.exact.shape[1] != rows.value.shape[1]:
             return False

@@ -44,7 +44,7 @@ class Displaced:
 
 
 @dataclass(frozen=True)
-class Side:
+class PlacedRun:
     """One run: its coordinates, and what these are called in both runs.
 
     Attributes:
@@ -120,7 +120,9 @@ Reading = tuple[str, tuple[int, ...], str]
 _ORDERS = ("rows", "columns", "tokens", "tokens by columns", "packed")
 
 
-def displaced(name: str, a: Calls, b: Calls, shared: Shared, side_a: Side, side_b: Side) -> Displaced | None:
+def displaced(
+    name: str, a: Calls, b: Calls, shared: Shared, side_a: PlacedRun, side_b: PlacedRun
+) -> Displaced | None:
     """Whether both runs have something that lies elsewhere in one of them; None also where a place says nothing.
 
     It is told by labels and shapes, whatever the values are, so that an answer is kept for the next comparison.
@@ -137,7 +139,9 @@ def _forms(calls: Calls) -> Hashable:
     return tuple((call, label, value.shape) for call, (value, label) in calls.items())
 
 
-def _displaced(name: str, a: Calls, b: Calls, shared: Shared, side_a: Side, side_b: Side) -> Displaced | None:
+def _displaced(
+    name: str, a: Calls, b: Calls, shared: Shared, side_a: PlacedRun, side_b: PlacedRun
+) -> Displaced | None:
     """The same, worked out."""
     for readings, lies in ((_readings_of_tokens, _tokens), (_readings_of_rows, _samples)):
         worst: Displaced | None = None
@@ -174,7 +178,7 @@ def _readings_of_rows(a: Calls, b: Calls) -> Iterator[Reading]:
 # ---------------------------------------------------------------------- one run, read in one way
 
 
-def _tokens(reading: Reading, calls: Calls, side: Side, shared: Shared) -> _Lies | None:
+def _tokens(reading: Reading, calls: Calls, side: PlacedRun, shared: Shared) -> _Lies | None:
     """Where the tokens lie; None where the result can't be read that way."""
     stream, dims, order = reading
     parts: list[_Lies] = []
@@ -196,7 +200,7 @@ def _tokens(reading: Reading, calls: Calls, side: Side, shared: Shared) -> _Lies
     return _Lies.joined(parts) if parts else None
 
 
-def _samples(reading: Reading, calls: Calls, side: Side, _: Shared) -> _Lies | None:
+def _samples(reading: Reading, calls: Calls, side: PlacedRun, _: Shared) -> _Lies | None:
     """Where the samples lie, each with all that it has along a dimension as long as the rows."""
     stream, dims = reading[:2]
     parts: list[_Lies] = []
@@ -248,7 +252,7 @@ def _constant(samples: Ints, dim: int) -> Ints | None:
 
 
 def _compare(
-    name: str, a: _Lies, b: _Lies, shared: Shared, sides: tuple[Side, Side], *, by_sample: bool
+    name: str, a: _Lies, b: _Lies, shared: Shared, sides: tuple[PlacedRun, PlacedRun], *, by_sample: bool
 ) -> Displaced | None:
     if a.in_place and b.in_place:
         return None
@@ -274,7 +278,7 @@ def _index(lies: _Lies, whose: int, *, by_sample: bool) -> str:
     return f"row {index[0]}" if by_sample else str(index)
 
 
-def _whose_place(lies: _Lies, whose: int, side: Side, *, by_sample: bool) -> str:
+def _whose_place(lies: _Lies, whose: int, side: PlacedRun, *, by_sample: bool) -> str:
     """Whose place the first cell of a coordinate is."""
     cell = lies.of(whose)[0]
     if lies.place[cell] == whose:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from forkpoint.capture.coordinates import CoordinateTable
 from forkpoint.capture.labels import Label
-from forkpoint.explain.placement import Displaced, Side, displaced
+from forkpoint.explain.placement import Displaced, PlacedRun, displaced
 from forkpoint.explain.session import Results, Session, Traced
 from forkpoint.match import Shared
 from forkpoint.match.align import Gap, gap, pair_elements
@@ -202,8 +202,8 @@ class _Sides:
         self.one_run = run_a is run_b
         self.same_layout = same_layout
         self.sides = (
-            Side(self.tables[0], shared.a, shared.sample_rows_a, run_a.run.layout.name),
-            Side(self.tables[1], shared.b, shared.sample_rows_b, run_b.run.layout.name),
+            PlacedRun(self.tables[0], shared.a, shared.sample_rows_a, run_a.run.layout.name),
+            PlacedRun(self.tables[1], shared.b, shared.sample_rows_b, run_b.run.layout.name),
         )
         self.recorders = run_a.recorder, run_b.recorder
         self.names = list(dict.fromkeys(name for call in (*a, *b) for name in call))

@@ -35,12 +35,12 @@ _registered: dict[Stock, Callable[..., Any]] = {}
 _lock = threading.Lock()
 
 
-class _Thread(threading.local):
+class _DispatchState(threading.local):
     def __init__(self) -> None:
         self.passes = False
 
 
-_thread = _Thread()
+_thread = _DispatchState()
 
 
 def is_active() -> bool:

@@ -40,12 +40,12 @@ class Tokens:
         return made.index_copy_(0, self.indices, rows).view(*self.shape, -1)
 
 
-class _Thread(threading.local):
+class _TokenState(threading.local):
     def __init__(self) -> None:
         self.tokens: Tokens | None = None
 
 
-_thread = _Thread()
+_thread = _TokenState()
 
 
 def of(x: torch.Tensor) -> Tokens | None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from forkpoint.explain.session import Session
 from forkpoint.ports.mapping import Mapping, mapping
 from forkpoint.ports.parting import Parting, part, prints_of
-from forkpoint.ports.trials import Trials
+from forkpoint.ports.trials import PortTrials
 from forkpoint.result import Divergence
 
 FEW = 0.5
@@ -59,7 +59,7 @@ def explain_port(session: Session, known: Mapping | None = None, *, parts: bool 
         )
     if not parts:
         return Port(None, tuple(notes))
-    parting = part(*prints_of(session), Trials(session), modules)
+    parting = part(*prints_of(session), PortTrials(session), modules)
     if parting is None:
         notes.append(
             "in float64 the last value of run A is that of run B to within one part in a thousand million"

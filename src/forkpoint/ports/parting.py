@@ -10,7 +10,7 @@ from forkpoint.capture.trace import Event, Op
 from forkpoint.explain.session import Session
 from forkpoint.ports.mapping import Mapping
 from forkpoint.ports.roots import Root, find_root
-from forkpoint.ports.trials import Trials
+from forkpoint.ports.trials import PortTrials
 from forkpoint.ports.values import MOVES, NOISE, ROUNDED, TABLES, Prints, met
 from forkpoint.promotion import Promotion
 
@@ -57,7 +57,7 @@ def prints_of(session: Session) -> tuple[Prints, Prints]:
 
 
 def part(
-    mine: Prints, reference: Prints, trials: Trials | None = None, modules: Mapping | None = None
+    mine: Prints, reference: Prints, trials: PortTrials | None = None, modules: Mapping | None = None
 ) -> Parting | None:
     """The op of the port at which its values part from the reference's; None if the last ones are the same.
 

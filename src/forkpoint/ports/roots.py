@@ -13,7 +13,7 @@ import numpy as np
 
 from forkpoint.ports.feeding import Feeding
 from forkpoint.ports.mapping import Mapping
-from forkpoint.ports.trials import Trials
+from forkpoint.ports.trials import PortTrials
 from forkpoint.ports.values import MOVES, Print, Prints, behind, met, result_of
 
 SUMS = {"add": "add", "add_": "add", "sub": "add", "sum": "add", "mul": "mul", "mul_": "mul", "div": "mul"}
@@ -47,7 +47,7 @@ def find_root(
     mine: Prints,
     reference: Prints,
     tolerance: float,
-    trials: Trials | None,
+    trials: PortTrials | None,
     modules: Mapping | None = None,
 ) -> Root | None:
     """The first value on the way to the result at which the port is at fault, if there is one.
@@ -65,7 +65,7 @@ def find_root(
     if mine.prints[result].apart(reference.prints[result_of(reference)]) <= tolerance:
         return None
     known = met(mine, reference, tolerance)
-    root = _Search(mine, reference, known, tolerance, trials).first(result)
+    root = _RootSearch(mine, reference, known, tolerance, trials).first(result)
     if modules is not None and root not in known:
         wrong = Feeding(mine, reference, modules, tolerance).maker(root)
         if wrong is not None:
@@ -73,7 +73,7 @@ def find_root(
     return Root(root)
 
 
-class _Search:
+class _RootSearch:
     """Looks at the blind values in their order.
 
     Args:
@@ -81,7 +81,7 @@ class _Search:
     """
 
     def __init__(
-        self, mine: Prints, reference: Prints, known: set[int], tolerance: float, trials: Trials | None
+        self, mine: Prints, reference: Prints, known: set[int], tolerance: float, trials: PortTrials | None
     ) -> None:
         self._mine, self._reference, self._known, self._tolerance = mine, reference, known, tolerance
         self._theirs = met(reference, mine, tolerance)
@@ -223,7 +223,7 @@ class _Search:
                 not (op.is_boundary or op.function in MOVES) for op in computed
             ):
                 return self._maker(event)
-            search = _Search(after, self._reference, known, self._tolerance, None)
+            search = _RootSearch(after, self._reference, known, self._tolerance, None)
             behind_it = search._otherwise(known, made_from - {event}, WEIGHTED)
             suspects += [] if behind_it is None else [behind_it]
         return suspects[0] if suspects else None

@@ -25,7 +25,7 @@ KEPT = 1 << 30
 """Bytes of the values of each run that are kept for experiments."""
 
 
-class Trials:
+class PortTrials:
     """Makes the experiments.
 
     Attributes:

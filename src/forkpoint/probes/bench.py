@@ -32,7 +32,7 @@ Mask = NDArray[np.bool_]
 
 
 @dataclass(frozen=True)
-class Moved:
+class Effect:
     """What other values right before the origin changed there.
 
     Attributes:
@@ -225,7 +225,7 @@ class Bench:
             return False
         return torch.equal(mine.reshape(-1).sort().values, theirs.reshape(-1).sort().values)
 
-    def move(self, chosen: Mask, how: str = DRAWN, **more: Any) -> Moved | None:
+    def move(self, chosen: Mask, how: str = DRAWN, **more: Any) -> Effect | None:
         """Give chosen columns other values right before the origin: what moves there; None if that can't be told.
 
         It can't where none could be given, or where the run does not repeat itself.
@@ -273,7 +273,7 @@ class Bench:
         found = self.again(nothing_changed())
         return found is not None and not self.compare(self.store.kept[self.root], found).numbers
 
-    def compare(self, before: Kept, after: Kept) -> Moved:
+    def compare(self, before: Kept, after: Kept) -> Effect:
         """Which of the coordinates that both runs have differ between two values of the origin."""
         pairs = pair_elements(before.value, before.label, after.value, after.label, self.shared)
         if self.whole and before.value.shape == after.value.shape and not pairs.coordinates.any():
@@ -281,14 +281,14 @@ class Bench:
             pairs = Pairs(cells, cells, np.zeros(len(cells), dtype=np.int64))
         alone = frozenset(self._passing(before) ^ self._passing(after))
         if not len(pairs):
-            return Moved(alone, 0.0)
+            return Effect(alone, 0.0)
         found = gap(before.value, after.value, pairs)
         scale = found.max_abs / found.max_rel if found.max_rel else 0.0
         least = _UNCHANGED * scale if before.numeric else 0.0
         numbers = frozenset(pairs.coordinates[found.largest > least].tolist())
         if pairs.by_sample:
             numbers = self._of_samples(numbers)
-        return Moved(alone | numbers, found.max_abs)
+        return Effect(alone | numbers, found.max_abs)
 
     def _passing(self, kept: Kept) -> set[int]:
         return set(self.numbers_of(kept)) - {-1}

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from forkpoint.explain.session import Session
-from forkpoint.probes.bench import Bench, Moved, benches
+from forkpoint.probes.bench import Bench, Effect, benches
 from forkpoint.probes.origin import Origin
 from forkpoint.probes.resampled import DRAWN, FAINT, NOTHING, ROTATED
 from forkpoint.result import ProbeResult
@@ -101,7 +101,7 @@ def coupling(session: Session, origin: Origin) -> Coupling:
     return Coupling((), 0.0, frozenset(), ProbeResult("coupling", "none" if asked else "nothing", 0.0, text))
 
 
-def _told(bench: Bench, others: Mask, moved: Moved) -> Coupling:
+def _told(bench: Bench, others: Mask, moved: Effect) -> Coupling:
     kinds = [(what, mask) for what, mask in _kinds(bench, moved.numbers) if (mask & others).any()]
     what = (
         tuple(what for what, mask in kinds if _moves(bench, mask & others, moved)) if len(kinds) > 1 else ()
@@ -115,7 +115,7 @@ def _told(bench: Bench, others: Mask, moved: Moved) -> Coupling:
     return Coupling(what, moved.by, moved.numbers, result, bench, others)
 
 
-def _moves(bench: Bench, others: Mask, before: Moved) -> bool:
+def _moves(bench: Bench, others: Mask, before: Effect) -> bool:
     """Whether these alone move a value of the first sample that moved."""
     moved = bench.move(others, DRAWN)
     first = bench.samples(bench.first_of(before.numbers))

@@ -38,7 +38,7 @@ from forkpoint.match import Shared
 from forkpoint.match.align import gap, pair_elements
 from forkpoint.probes.bench import Bench, benches
 from forkpoint.probes.deciding import Decision, Forcing, Key, Noting, TooLargeError, UnheldError, may_decide
-from forkpoint.probes.held import HeldRuns, Inputs64, Side
+from forkpoint.probes.held import HeldRun, HeldRuns, Inputs64
 from forkpoint.probes.inputs import Weight, same_weights
 from forkpoint.probes.moved import told
 from forkpoint.probes.origin import Origin
@@ -105,7 +105,7 @@ def decisions(
     Neither where the model makes none; evidence alone, with the reason, where they could not be held.
     """
     try:
-        held = _hold(session, Side(session.a), Side(session.b), session.shared, None, weights)
+        held = _hold(session, HeldRun(session.a), HeldRun(session.b), session.shared, None, weights)
     except UnheldError as error:
         text = f"decisions (quantised values, routing, thresholds) could not be held: {error}"
         return None, ProbeResult("decisions", "unheld", None, text)
@@ -128,7 +128,12 @@ def decisions(
 
 
 def _hold(
-    session: Session, a: Side, b: Side, shared: Shared, own: str | None, weights: tuple[Weight, ...] = ()
+    session: Session,
+    a: HeldRun,
+    b: HeldRun,
+    shared: Shared,
+    own: str | None,
+    weights: tuple[Weight, ...] = (),
 ) -> Held | None:
     """Note the decisions of one run, have the other take its own on the same values, and make both with them held.
 
@@ -155,7 +160,9 @@ def _hold(
         raise UnheldError(f"with them the model's code fails ({type(error).__name__})") from error
 
 
-def _noted(session: Session, a: Side, b: Side, shared: Shared) -> tuple[Noting, Forcing, Results] | None:
+def _noted(
+    session: Session, a: HeldRun, b: HeldRun, shared: Shared
+) -> tuple[Noting, Forcing, Results] | None:
     """Both runs in their own precision, the second with its decisions taken on the first's values; what that returned."""
     if not may_decide(a.traced.trace):
         return None
@@ -182,7 +189,7 @@ def _check_nearer(session: Session, forced: Results) -> None:
 
 
 def _held(
-    session: Session, a: Side, b: Side, shared: Shared, own: str | None, noting: Noting, forcing: Forcing
+    session: Session, a: HeldRun, b: HeldRun, shared: Shared, own: str | None, noting: Noting, forcing: Forcing
 ) -> Held:  # fmt: skip
     """Both runs in float64 with what was noted.
 
@@ -225,7 +232,7 @@ def other_content(session: Session, name: str, watcher: OtherContent) -> Held | 
         UnheldError: the decisions could not be held.
     """
     traced = session.a if name == "a" else session.b
-    held = _hold(session, Side(traced), Side(traced, other=watcher), session.shared.within(name), name)
+    held = _hold(session, HeldRun(traced), HeldRun(traced, other=watcher), session.shared.within(name), name)
     return held if watcher.replaced else None
 
 
@@ -291,7 +298,7 @@ def _moved(bench: Bench, met: Kept, keep: NDArray[np.bool_]) -> float:
             return 0.0
         if not _gap(before, after, met, shared)[0]:
             continue
-        runs = HeldRuns(Side(traced, noting.found), Side(traced, forcing.found), shared)
+        runs = HeldRuns(HeldRun(traced, noting.found), HeldRun(traced, forcing.found), shared)
         exact, changed = store(), store()
         runs.run("a", exact)
         stays = Patch(_where_shared(exact, comes_in, shared))

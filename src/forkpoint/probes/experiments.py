@@ -27,7 +27,7 @@ Called = tuple[Op, Event]
 
 
 @dataclass(frozen=True)
-class Made:
+class ExperimentResult:
     """What came of an experiment.
 
     Attributes:
@@ -75,7 +75,7 @@ class Experiments:
         watcher.replaced = known.replaced
         return None if known.found is None else _at(known.found, kept.place)
 
-    def made(self, watcher: Resampled | Rescaled, keys: frozenset[Any]) -> Made:
+    def made(self, watcher: Resampled | Rescaled, keys: frozenset[Any]) -> ExperimentResult:
         """The run with a watcher in it, and the values of some ops there."""
         found = Store(self.store.limit, lambda op: op.key in keys, self.store.shelf)
         try:
@@ -93,10 +93,10 @@ class Experiments:
             self.traced.again(promotion=Promotion(), watcher=Patched(both, found), enough=enough)
         except Exception as error:  # noqa: BLE001 - other values may steer the model's code anywhere
             reraise_out_of_memory(error)
-            return Made(keys, None, watcher.replaced)
-        return Made(keys, found, watcher.replaced)
+            return ExperimentResult(keys, None, watcher.replaced)
+        return ExperimentResult(keys, found, watcher.replaced)
 
-    def in_passing(self, watcher: Resampled | Rescaled, keys: frozenset[Any]) -> Made | None:
+    def in_passing(self, watcher: Resampled | Rescaled, keys: frozenset[Any]) -> ExperimentResult | None:
         """The same with nobody watching the rest of the run; None where that may come to something else."""
         store, turns = self.store, self.store.turns
         wanted = {kept.place for kept in store.kept.values() if kept.op.key in keys}
@@ -121,7 +121,7 @@ class Experiments:
         )  # fmt: skip
         self.traced.in_float64(promotion, under=lambda: experiment)
         if experiment.complete:
-            return Made(keys, found, watcher.replaced)
+            return ExperimentResult(keys, found, watcher.replaced)
         self.session.experiments[lost] = True
         return None
 

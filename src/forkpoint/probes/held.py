@@ -140,7 +140,7 @@ def _mixed(a: Tensor, label_a: Label | None, b: Tensor, label_b: Label | None, s
 
 
 @dataclass
-class Side:
+class HeldRun:
     """One of the runs that are held: how it is made, and what it decides.
 
     Attributes:
@@ -163,8 +163,8 @@ class HeldRuns:
         inputs: of the last run that was made, what its decisions would have been taken on.
     """
 
-    a: Side
-    b: Side
+    a: HeldRun
+    b: HeldRun
     shared: Shared
     complete: bool = True
     refused: list[str] = field(default_factory=list[str])
@@ -213,7 +213,7 @@ class HeldRuns:
         return leaves
 
     def _made(
-        self, side: Side, *, watcher: Watcher | None = None, seed: int | None = None,
+        self, side: HeldRun, *, watcher: Watcher | None = None, seed: int | None = None,
         righted: dict[Any, list[Any]] | None = None,
     ) -> Results:  # fmt: skip
         promotion = Promotion()

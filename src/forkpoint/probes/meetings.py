@@ -254,7 +254,7 @@ def _labels(store: Store, events: list[int]) -> Labelled:
 
 
 @dataclass(frozen=True)
-class _Met:
+class _MeetingPlaces:
     """Which events of one op meet, by their places among those with a label.
 
     Attributes:
@@ -266,7 +266,7 @@ class _Met:
     alone: tuple[dict[int, Ints], dict[int, Ints]]
 
 
-def _meet_labels(shared: Shared, labels_a: Labelled, labels_b: Labelled) -> _Met:
+def _meet_labels(shared: Shared, labels_a: Labelled, labels_b: Labelled) -> _MeetingPlaces:
     """Most ops of a model have the labels of many others, so that an answer is kept for the next."""
     key = "met", labels_a, labels_b
     known = shared.worked_out
@@ -280,7 +280,7 @@ def _meet_labels(shared: Shared, labels_a: Labelled, labels_b: Labelled) -> _Met
     return met
 
 
-def _told_apart(rows_a: PassTable, rows_b: PassTable) -> _Met:
+def _told_apart(rows_a: PassTable, rows_b: PassTable) -> _MeetingPlaces:
     met, alone = meet(rows_a, rows_b)
     left, right = (np.concatenate([part[side] for part in met]) for side in (0, 1))
     together: list[tuple[int, int, Ints]] = []
@@ -293,7 +293,7 @@ def _told_apart(rows_a: PassTable, rows_b: PassTable) -> _Met:
         {int(at): rows.numbers[some[rows.events[some] == at]] for at in np.unique(rows.events[some])}
         for rows, some in zip((rows_a, rows_b), alone, strict=True)
     )
-    return _Met(together, (lonely[0], lonely[1]))
+    return _MeetingPlaces(together, (lonely[0], lonely[1]))
 
 
 def _passes(labels: Labelled, numbers: Ints, homes: Ints) -> PassTable:

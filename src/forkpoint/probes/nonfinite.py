@@ -198,7 +198,7 @@ class Finiteness(Watcher):
 
 def _first(
     traced: Traced, at: CopiedCall | None, calls: dict[Hashable, CopiedCall], look: Look | None
-) -> _Made | None:
+) -> _Onset | None:
     """What makes the NaN and infinities of a run's results; where they have none, of the value of a call.
 
     Args:
@@ -226,7 +226,7 @@ def _first(
     infinite = list(watcher.makers(behind, nan=False))[:_FETCHED]
     wanted = ([] if nan is None else [nan]) + infinite
     _look_at(traced, [watcher.ops[event] for event in wanted], calls, look)
-    looks = {event: _Made(*watcher.ops[event], calls.get(_call_of(*watcher.ops[event]))) for event in wanted}
+    looks = {event: _Onset(*watcher.ops[event], calls.get(_call_of(*watcher.ops[event]))) for event in wanted}
     return _choose(nan, infinite, looks)
 
 
@@ -239,7 +239,7 @@ def _call_of(op: Op, event: Event | CopiedCall) -> Hashable:
 
 
 @dataclass(frozen=True)
-class _Made:
+class _Onset:
     """One event that holds what its sources don't, and its call if it could be fetched."""
 
     op: Op
@@ -287,7 +287,7 @@ def _look_at(
         )
 
 
-def _choose(nan: int | None, infinite: list[int], looks: Mapping[int, _Made]) -> _Made | None:
+def _choose(nan: int | None, infinite: list[int], looks: Mapping[int, _Onset]) -> _Onset | None:
     """Of the op that makes NaN and of the infinities behind it, the one to name."""
     unwritten = [looks[event] for event in infinite if not looks[event].written and not looks[event].holder]
     overflows = [made for made in unwritten if _overflows(made)]
@@ -300,7 +300,7 @@ def _choose(nan: int | None, infinite: list[int], looks: Mapping[int, _Made]) ->
     return end
 
 
-def _overflows(made: _Made) -> bool:
+def _overflows(made: _Onset) -> bool:
     """Whether the op, alone on its own inputs, is finite in float64 where it was not."""
     if made.taken is None or made.output is None:
         return False
@@ -308,7 +308,7 @@ def _overflows(made: _Made) -> bool:
     return exact is not None and bool(is_finite(exact)[~is_finite(made.output)].all())
 
 
-def _fully_masked(made: _Made) -> bool:
+def _fully_masked(made: _Onset) -> bool:
     """Whether a softmax has rows in which every key is masked."""
     if made.taken is None or made.output is None:
         return False
@@ -323,7 +323,7 @@ def _fully_masked(made: _Made) -> bool:
     return bool(masked.all(-1).any())
 
 
-def _describe(run: str, made: _Made) -> NonFinite:
+def _describe(run: str, made: _Onset) -> NonFinite:
     op, output = made.op, made.output
     flat = -1
     kind = "nan"
@@ -347,7 +347,7 @@ def _describe(run: str, made: _Made) -> NonFinite:
     return replace(found, text=_text(run, found))
 
 
-def _cause(made: _Made) -> tuple[str, str]:
+def _cause(made: _Onset) -> tuple[str, str]:
     if made.op.is_boundary:
         return ("input", made.op.function.removeprefix("input:")) if made.op.is_input else ("hidden", "")
     if made.written:
@@ -362,7 +362,7 @@ def _cause(made: _Made) -> tuple[str, str]:
     return ("exact" if exact else "hidden"), ""
 
 
-def _made_of(made: _Made, flat: int) -> tuple[float, ...]:
+def _made_of(made: _Onset, flat: int) -> tuple[float, ...]:
     """What an elementwise op made one element of."""
     taken, output = made.taken, made.output
     if taken is None or output is None or flat < 0 or made.op.function not in _ELEMENTWISE:

@@ -134,20 +134,20 @@ def operations(
 
 
 @dataclass(frozen=True)
-class _Made:
+class _CountedRun:
     """A run that was made once more, and what it called."""
 
     results: Results
     calls: Calls
 
 
-def _made(traced: Traced, promotion: Promotion | None = None) -> _Made:
+def _made(traced: Traced, promotion: Promotion | None = None) -> _CountedRun:
     calls = Calls()
-    return _Made(traced.again(watcher=calls, promotion=promotion), calls)
+    return _CountedRun(traced.again(watcher=calls, promotion=promotion), calls)
 
 
 def _as_natively(
-    session: Session, native: list[_Made], weights: tuple[Weight, ...]
+    session: Session, native: list[_CountedRun], weights: tuple[Weight, ...]
 ) -> ResultComparison | None:
     """Both runs in float64, on the path that each takes in its own dtype, compared; None where one does not take it."""
     results: list[Results] = []

@@ -20,7 +20,7 @@ from forkpoint.result import ProbeResult
 
 
 @dataclass(frozen=True)
-class Replay:
+class ReplayErrors:
     """How far each run's value of the op is from the exact result on the same inputs.
 
     Attributes:
@@ -51,12 +51,12 @@ class Replay:
         return max(self.error_a, self.error_b)
 
 
-def replay(located: Located) -> Replay:
+def replay(located: Located) -> ReplayErrors:
     """Repeat each run's call of the op on its own inputs, and measure its error against float64."""
     if located.a.func is None or located.b.func is None or located.divergence.function is None:
         text = "the runs part inside a module, so there is no single op to repeat"
         other = bool(located.divergence.between)
-        return Replay(None, None, other, (), (), ProbeResult("replay", "nothing", None, text))
+        return ReplayErrors(None, None, other, (), (), ProbeResult("replay", "nothing", None, text))
     output = located.row.op.output
     errors = [_error(taken, output) for taken in (located.a, located.b)]
     other_call = _other_call(located.a, located.b)
@@ -71,7 +71,7 @@ def replay(located: Located) -> Replay:
         outcome, figure = "rounding", max(known)
     if kernels[0] != kernels[1]:
         text += f"; it ran {_short(kernels[0])} in A, {_short(kernels[1])} in B"
-    return Replay(
+    return ReplayErrors(
         errors[0], errors[1], other_call, kernels[0], kernels[1], ProbeResult("replay", outcome, figure, text),
         _apart(located, output),
     )  # fmt: skip

@@ -62,7 +62,7 @@ def sources(session: Session, tokens: Tokens) -> Sources:
     store_a, store_b = (Store(MAX_STORED, shelf=session.memory.shelf()) for _ in "ab")
     session.a.again(watcher=store_a)
     session.b.again(watcher=store_b)
-    met = _Met(store_a, store_b, meet_values(session, store_a, store_b, 0.0).every)
+    met = _SharedValues(store_a, store_b, meet_values(session, store_a, store_b, 0.0).every)
     values: Values = {}
     for meeting in met.forced:
         values.setdefault(meeting.b.place, []).append((meeting.a.value, meeting.pairs))
@@ -114,7 +114,7 @@ class _Forced:
         return None
 
 
-class _Met:
+class _SharedValues:
     """The values that both runs have, and which of them are given run A's elements."""
 
     def __init__(self, a: Store, b: Store, every: list[Meeting]) -> None:
@@ -150,7 +150,7 @@ def _counts(meeting: Meeting) -> bool:
 
 
 def _hidden(
-    session: Session, met: _Met, parting: list[Meeting], forced: _Forced
+    session: Session, met: _SharedValues, parting: list[Meeting], forced: _Forced
 ) -> dict[int, list[tuple[str, Op]]]:
     """For meetings, by A's event, the ops of one run alone that the difference comes from.
 

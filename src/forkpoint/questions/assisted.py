@@ -24,7 +24,7 @@ _TENSORS = ("input_ids", "attention_mask", "position_ids")
 
 
 @dataclass(frozen=True)
-class Recorded:
+class ForwardCall:
     """One forward call that generation has made.
 
     Attributes:
@@ -37,14 +37,14 @@ class Recorded:
 
 
 @contextmanager
-def recording(model: Any) -> Generator[list[Recorded]]:
+def recording(model: Any) -> Generator[list[ForwardCall]]:
     """Within the block, the forward calls of a model are added to the list."""
-    calls: list[Recorded] = []
+    calls: list[ForwardCall] = []
 
     def note(_: Any, __: tuple[Any, ...], given: dict[str, Any]) -> None:
         past = next((given[name] for name in CACHES if given.get(name) is not None), None)
         inputs = {name: given[name].clone() for name in _TENSORS if isinstance(given.get(name), torch.Tensor)}
-        calls.append(Recorded(inputs, 0 if past is None else int(past.get_seq_length())))
+        calls.append(ForwardCall(inputs, 0 if past is None else int(past.get_seq_length())))
 
     handle = model.register_forward_pre_hook(note, with_kwargs=True)
     try:
@@ -53,7 +53,7 @@ def recording(model: Any) -> Generator[list[Recorded]]:
         handle.remove()
 
 
-def again(model: Any, recorded: list[Recorded], end: int, name: str) -> tuple[Run, int]:
+def again(model: Any, recorded: list[ForwardCall], end: int, name: str) -> tuple[Run, int]:
     """A run of the calls up to the one that sees token `end - 1`, and the column of the last one in which that is.
 
     A candidate that was rejected, and what comes after token `end - 1`, is no token of the layout.

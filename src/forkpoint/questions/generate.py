@@ -15,7 +15,7 @@ from forkpoint.models.loading import quiet
 from forkpoint.promotion import Promotion
 from forkpoint.questions.answers import FAILING, Generation
 from forkpoint.questions.asking import Options, Question, one_of, positions_of, rows_of
-from forkpoint.questions.assisted import LOOKED_UP, Recorded, again, recording
+from forkpoint.questions.assisted import LOOKED_UP, ForwardCall, again, recording
 from forkpoint.questions.cache import check_cache, check_decodes, kept_apart, stepwise, with_own
 from forkpoint.questions.choices import CacheKind, Generating
 from forkpoint.questions.mates import mates, own_mates
@@ -61,7 +61,7 @@ class Way:
 
 
 @dataclass(frozen=True)
-class Made:
+class GeneratedTokens:
     """What was generated.
 
     Attributes:
@@ -71,7 +71,7 @@ class Made:
     """
 
     tokens: list[list[int]]
-    recorded: list[Recorded]
+    recorded: list[ForwardCall]
     room: int
 
 
@@ -175,7 +175,7 @@ def _other_way(against: Generating, row: list[int], assistant: Any) -> Way:
     return Way(f"with a {against} cache", [row], kind=cast("CacheKind", against))
 
 
-def _generated(model: Any, way: Way, pad: int, new: int) -> Made:
+def _generated(model: Any, way: Way, pad: int, new: int) -> GeneratedTokens:
     """What is generated for each row, and with which forward calls if it is assisted."""
     longest = max(map(len, way.rows))
     inputs = padded(model, way.rows, longest, pad=pad, side="left", position_ids="none").inputs
@@ -186,14 +186,14 @@ def _generated(model: Any, way: Way, pad: int, new: int) -> Made:
     else:
         plain = way.kind in ("dynamic", "sliding")
         own = {"cache_implementation": None if plain else way.kind, "disable_compile": True}
-    note = recording(model) if way.assisted else nullcontext(list[Recorded]())
+    note = recording(model) if way.assisted else nullcontext(list[ForwardCall]())
     with torch.no_grad(), quiet(), kept_state(innermost(model)[1]), note as recorded:
         whole = model.generate(
             input_ids=inputs["input_ids"], attention_mask=inputs.get("attention_mask"), max_new_tokens=new,
             min_new_tokens=None, do_sample=False, num_beams=1, repetition_penalty=1.0, temperature=None, top_k=None,
             top_p=None, use_cache=way.cached, pad_token_id=pad, **own,
         )  # fmt: skip
-    return Made(whole[:, longest:].tolist(), recorded, longest + new - 1)
+    return GeneratedTokens(whole[:, longest:].tolist(), recorded, longest + new - 1)
 
 
 def _ends(model: Any) -> set[int]:
@@ -211,7 +211,7 @@ def _until_end(tokens: list[int], ends: set[int]) -> list[int]:
 
 
 def _calls(
-    model: Any, way: Way, made: Made, first: int, pad: int, options: Options, *, brief: bool = True
+    model: Any, way: Way, made: GeneratedTokens, first: int, pad: int, options: Options, *, brief: bool = True
 ) -> tuple[Run, int]:
     """The forward calls that `generate` makes up to the token that differs, and the column of the last that chooses it.
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from forkpoint.report.document import Document, Line, Paragraph, Role, Section, Span, line, muted
 
 if TYPE_CHECKING:
-    from forkpoint.auditing.record import Audit, Break, Precision
+    from forkpoint.auditing.record import Accuracy, Audit, Break
     from forkpoint.report.words import Words
 
 
@@ -49,7 +49,7 @@ def _break(one: Break, words: Words) -> Section:
     )
 
 
-def _exactness(precision: Precision, words: Words) -> Line:
+def _exactness(precision: Accuracy, words: Words) -> Line:
     own = {"mean": f"{precision.mean:.3g}", "largest": f"{precision.largest:.3g}"}
     if precision.reference_mean is None:
         return line(words("audit.exact", **own))

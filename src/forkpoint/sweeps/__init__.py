@@ -1,6 +1,6 @@
 """Many questions, asked one by one in processes of their own: cells, the folder that holds their answers, the table."""
 
 from forkpoint.sweeps.answer import Sweep, SweepRow
-from forkpoint.sweeps.cells import Answer, Cell
+from forkpoint.sweeps.cells import Cell, CellOutcome
 
-__all__ = ["Answer", "Cell", "Sweep", "SweepRow"]
+__all__ = ["Cell", "CellOutcome", "Sweep", "SweepRow"]

@@ -49,7 +49,7 @@ class Cell:
 
 
 @dataclass(frozen=True)
-class Answer:
+class CellOutcome:
     """What came of a cell.
 
     Attributes:

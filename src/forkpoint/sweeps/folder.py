@@ -19,7 +19,7 @@ from forkpoint.sweeps.rows import rows_of
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterable
 
-    from forkpoint.sweeps.cells import Answer, Cell
+    from forkpoint.sweeps.cells import Cell, CellOutcome
 
 CELLS, RESULTS, TABLE, LOG, LOCK = "cells", "results", "sweep.parquet", "workers.log", ".lock"
 OWN = {CELLS, RESULTS, TABLE, LOG, LOCK}
@@ -41,7 +41,7 @@ class Folder:
             return None
         return rows if same and all(row.status is not None for row in rows) else None
 
-    def keep(self, cell: Cell, answer: Answer) -> tuple[SweepRow, ...]:
+    def keep(self, cell: Cell, answer: CellOutcome) -> tuple[SweepRow, ...]:
         """Write an answer, what the command wrote first, and give its rows.
 
         Raises:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from pathlib import Path
     from typing import Any
 
-    from forkpoint.sweeps.cells import Answer, Cell
+    from forkpoint.sweeps.cells import Cell, CellOutcome
 
 THREADS = "OMP_NUM_THREADS"
 """The variable that says how many threads a process computes with."""
@@ -32,7 +32,7 @@ class Processes:
         log: what they print goes to the end of this file.
     """
 
-    def __init__(self, run: Callable[[Cell], Answer], workers: int, log: Path) -> None:
+    def __init__(self, run: Callable[[Cell], CellOutcome], workers: int, log: Path) -> None:
         self._given = run, str(max(1, (os.cpu_count() or 1) // workers)), str(log)
 
     def start(self) -> Process:
@@ -64,7 +64,7 @@ class Process:
         with suppress(OSError):  # it has died, which is seen as the pipe is read
             self.connection.send(cell)
 
-    def answer(self) -> Answer | None:
+    def answer(self) -> CellOutcome | None:
         try:
             return self.connection.recv()
         except (EOFError, OSError):
@@ -101,7 +101,7 @@ def _said(code: int | None) -> str:
         return f"signal {-code}"
 
 
-def _serve(mine: connection.Connection, run: Callable[[Cell], Answer], threads: str, log: str) -> None:
+def _serve(mine: connection.Connection, run: Callable[[Cell], CellOutcome], threads: str, log: str) -> None:
     """What a process does: ask each cell that comes, until nobody is there any more."""
     if os.name == "posix":
         os.setsid()  # a group of its own, to which no terminal sends Ctrl-C: whoever started it ends it

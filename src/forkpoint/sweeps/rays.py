@@ -9,7 +9,7 @@ from forkpoint.errors import InputError
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
-    from forkpoint.sweeps.cells import Answer, Cell
+    from forkpoint.sweeps.cells import Cell, CellOutcome
 
 
 class Actors:
@@ -23,7 +23,7 @@ class Actors:
         InputError: Ray is not installed, or its cluster lacks the GPUs.
     """
 
-    def __init__(self, run: Callable[[Cell], Answer], gpus: int = 0) -> None:
+    def __init__(self, run: Callable[[Cell], CellOutcome], gpus: int = 0) -> None:
         try:
             import ray  # pyright: ignore[reportMissingImports] - it need not be there
         except ImportError:
@@ -58,7 +58,7 @@ class Actor:
     def ask(self, cell: Cell) -> None:
         self.asked = self._actor.ask.remote(cell)
 
-    def answer(self) -> Answer | None:
+    def answer(self) -> CellOutcome | None:
         try:
             return self._ray.get(self.asked)
         except self._ray.exceptions.RayError as error:
@@ -75,8 +75,8 @@ class Actor:
 class _Asking:
     """What an actor does."""
 
-    def __init__(self, run: Callable[[Cell], Answer]) -> None:
+    def __init__(self, run: Callable[[Cell], CellOutcome]) -> None:
         self._run = run
 
-    def ask(self, cell: Cell) -> Answer:
+    def ask(self, cell: Cell) -> CellOutcome:
         return self._run(cell)

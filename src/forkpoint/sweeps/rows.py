@@ -9,13 +9,13 @@ from forkpoint.support.records import from_plain
 from forkpoint.sweeps.answer import SweepRow
 
 if TYPE_CHECKING:
-    from forkpoint.sweeps.cells import Answer, Cell
+    from forkpoint.sweeps.cells import Cell, CellOutcome
 
 _APART = ("model", "revision", "prompt")
 """What has a column of its own, beside the options."""
 
 
-def rows_of(cell: Cell, answer: Answer) -> tuple[SweepRow, ...]:
+def rows_of(cell: Cell, answer: CellOutcome) -> tuple[SweepRow, ...]:
     """A row for each answer in what the command wrote; one with the reason where there is none."""
     options = {key: value for key, value in cell.given.items() if key not in _APART}
     prompts = cell.given.get("prompt") or ()

@@ -18,11 +18,11 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from forkpoint.support.progress import Progress
-    from forkpoint.sweeps.cells import Answer, Cell
+    from forkpoint.sweeps.cells import Cell, CellOutcome
 
 
 def asked(
-    cells: Sequence[Cell], folder: Path, run: Callable[[Cell], Answer], *, workers: int = 1, timeout: float | None = None,
+    cells: Sequence[Cell], folder: Path, run: Callable[[Cell], CellOutcome], *, workers: int = 1, timeout: float | None = None,
     ray: bool = False, progress: Progress = SILENT,
 ) -> Sweep:  # fmt: skip
     """Ask all cells, but for those that the folder has the answer to.

@@ -6,7 +6,7 @@ from collections import deque
 from time import monotonic
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
-from forkpoint.sweeps.cells import Answer
+from forkpoint.sweeps.cells import CellOutcome
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterable, Sequence
@@ -21,7 +21,7 @@ class Worker(Protocol):
         """Hand it a cell; returns at once."""
         ...
 
-    def answer(self) -> Answer | None:
+    def answer(self) -> CellOutcome | None:
         """What it has answered; None where it died instead."""
         ...
 
@@ -55,7 +55,7 @@ class Pool(Protocol[W]):
 
 def answers(
     cells: Iterable[Cell], pool: Pool[W], workers: int, timeout: float | None = None
-) -> Generator[tuple[Cell, Answer]]:
+) -> Generator[tuple[Cell, CellOutcome]]:
     """Each cell with its answer, as they come.
 
     A worker stays with the model that it has loaded while there are cells for it. One that dies, or takes longer than
@@ -92,7 +92,9 @@ def answers(
                 cell, begun = busy.pop(worker)
                 answer = worker.answer()
                 if answer is None:
-                    answer = Answer(seconds=monotonic() - begun, reason=f"its process died: {worker.death()}")
+                    answer = CellOutcome(
+                        seconds=monotonic() - begun, reason=f"its process died: {worker.death()}"
+                    )
                     worker.end()
                 else:
                     idle.append((worker, cell.loading))
@@ -101,7 +103,10 @@ def answers(
                 if timeout is not None and monotonic() >= begun + timeout:
                     del busy[worker]
                     worker.end()
-                    yield cell, Answer(seconds=monotonic() - begun, reason=f"no answer within {timeout:g} s")
+                    yield (
+                        cell,
+                        CellOutcome(seconds=monotonic() - begun, reason=f"no answer within {timeout:g} s"),
+                    )
     finally:
         for worker in (*busy, *(one for one, _ in idle)):
             worker.end()

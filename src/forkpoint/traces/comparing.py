@@ -38,7 +38,7 @@ from forkpoint.runs.run import Run
 from forkpoint.support.progress import SILENT, Progress
 from forkpoint.traces.again import again
 from forkpoint.traces.matching import match
-from forkpoint.traces.reading import Recorded, read
+from forkpoint.traces.reading import TraceFolder, read
 from forkpoint.traces.renaming import renamed
 from forkpoint.traces.slices import Regrouped, is_transposed, regrouped
 from forkpoint.traces.telling import Told
@@ -75,8 +75,8 @@ def compare_traces(
 
 
 def _compared(
-    a: tuple[str | Path, Recorded],
-    b: tuple[str | Path, Recorded],
+    a: tuple[str | Path, TraceFolder],
+    b: tuple[str | Path, TraceFolder],
     rename: Mapping[str, str],
     progress: Progress,
 ) -> Result:
@@ -110,7 +110,7 @@ def _compared(
     )  # fmt: skip
 
 
-def _named_alike(one: Recorded, other: Recorded) -> list[str]:
+def _named_alike(one: TraceFolder, other: TraceFolder) -> list[str]:
     """Give what one run returns without a name the name that the other has for the one tensor of this shape."""
     both = (one, other)
     for mine in (0, 1):
@@ -121,7 +121,7 @@ def _named_alike(one: Recorded, other: Recorded) -> list[str]:
     return []
 
 
-def _ends_early(name: str, recorded: Recorded) -> list[str]:
+def _ends_early(name: str, recorded: TraceFolder) -> list[str]:
     """What a recording lacks, as notes."""
     notes = [f"call {call} of run {name} ended in an error: {said}" for call, said in recorded.failed.items()]
     if not recorded.complete:
@@ -131,7 +131,7 @@ def _ends_early(name: str, recorded: Recorded) -> list[str]:
     return notes
 
 
-def _traced(run: Run, recorded: Recorded) -> Traced:
+def _traced(run: Run, recorded: TraceFolder) -> Traced:
     """What a comparison knows of a run that it has traced; it can't be made again."""
     recorder = Recorder(run.layout, None, labels=recorded.labels)
     return Traced(run, recorded.trace, recorded.results, RandomState.take(), recorder)
@@ -140,7 +140,7 @@ def _traced(run: Run, recorded: Recorded) -> Traced:
 # ---------------------------------------------------------------------- the first divergence
 
 
-def _first(session: Session, one: Recorded, other: Recorded, told: Told) -> Divergence | None:
+def _first(session: Session, one: TraceFolder, other: TraceFolder, told: Told) -> Divergence | None:
     """The first op whose digests differ, with values where both traces have kept them."""
     row = next(iter(differing_rows(session)), None)
     if row is None or row.difference is None:
@@ -161,7 +161,7 @@ def _first(session: Session, one: Recorded, other: Recorded, told: Told) -> Dive
 
 
 def _with_values(
-    session: Session, found: Divergence, row: Joined, one: Recorded, other: Recorded
+    session: Session, found: Divergence, row: Joined, one: TraceFolder, other: TraceFolder
 ) -> Divergence:
     difference = row.difference
     assert difference is not None
@@ -212,8 +212,8 @@ def _name(session: Session, sample: int | None) -> Any:
 def _verdict(
     session: Session,
     compared: ResultComparison,
-    one: Recorded,
-    other: Recorded,
+    one: TraceFolder,
+    other: TraceFolder,
     first: Divergence | None,
     pieces: Regrouped,
 ) -> Verdict:
@@ -245,7 +245,7 @@ def _verdict(
 _ADVICE_INPUTS = "Give both runs the same inputs and weights, then record them again."
 
 
-def _advice(first: Divergence | None, one: Recorded, other: Recorded) -> str:
+def _advice(first: Divergence | None, one: TraceFolder, other: TraceFolder) -> str:
     """What the experiments need that a trace has not, as commands for the environment of each run."""
     if first is None:
         return ""
@@ -276,7 +276,7 @@ Check = tuple[ProbeResult, str | None]
 """What was seen, and the mechanism where it differs."""
 
 
-def _of_weights(one: Recorded, other: Recorded, pieces: Regrouped) -> Check:
+def _of_weights(one: TraceFolder, other: TraceFolder, pieces: Regrouped) -> Check:
     """Whether both runs have the same parameters and buffers, of those that have one name in both, or the same rows."""
     common = [(w, other.weights[n]) for n, w in one.weights.items() if n in other.weights]
     if not common and not pieces.names:
@@ -342,7 +342,7 @@ def _of_inputs(session: Session) -> Check:
 # ---------------------------------------------------------------------- the rest of the result
 
 
-def _not_compared(rows: Iterable[Joined], one: Recorded, other: Recorded) -> tuple[NotCompared, ...]:
+def _not_compared(rows: Iterable[Joined], one: TraceFolder, other: TraceFolder) -> tuple[NotCompared, ...]:
     found = [
         NotCompared(r.op.name, "" if r.op.is_boundary else r.op.site.short, r.reason, r.floating)
         for r in rows
@@ -352,7 +352,7 @@ def _not_compared(rows: Iterable[Joined], one: Recorded, other: Recorded) -> tup
     return (*found, *(NotCompared(f"result {name}", "", reason, True) for name, reason in left_out.items()))
 
 
-def _configuration(one: Recorded, other: Recorded) -> tuple[ArgumentComparison, ...]:
+def _configuration(one: TraceFolder, other: TraceFolder) -> tuple[ArgumentComparison, ...]:
     """Entries in which the configurations, the versions and the settings differ."""
     found: list[ArgumentComparison] = []
     for name, of in (("", _configured), ("versions.", "versions"), ("settings.", "settings")):
@@ -368,7 +368,7 @@ def _configured(manifest: dict[str, Any]) -> dict[str, Any]:
     return manifest["models"][0]["configuration"] if manifest["models"] else {}
 
 
-def _summary(recorded: Recorded, traced: Traced) -> RunSummary:
+def _summary(recorded: TraceFolder, traced: Traced) -> RunSummary:
     run = traced.run
     model = next(iter(recorded.manifest["models"]), {})
     coordinates = [c for entry in run.layout.calls for c in entry.values()]

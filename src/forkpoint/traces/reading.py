@@ -64,7 +64,7 @@ class RecordedRun(Run):
 
 
 @dataclass(frozen=True)
-class Weight:
+class WeightDigests:
     """The digests of one parameter or buffer.
 
     Attributes:
@@ -81,7 +81,7 @@ class Weight:
 
 
 @dataclass
-class Recorded:
+class TraceFolder:
     """A trace that was read.
 
     Attributes:
@@ -99,7 +99,7 @@ class Recorded:
     trace: StoredTrace
     labels: Labels
     results: Results
-    weights: dict[str, Weight]
+    weights: dict[str, WeightDigests]
     left_out: dict[str, str] = field(default_factory=dict[str, str])
     failed: dict[int, str] = field(default_factory=dict[int, str])
     remarks: list[str] = field(default_factory=list[str])
@@ -133,7 +133,7 @@ class Recorded:
             return value, _label_of(self.labels, tensors.get("q"), tensors.get("k"), value)
 
 
-def read(folder: str | Path, name: str) -> Recorded:
+def read(folder: str | Path, name: str) -> TraceFolder:
     """Read a trace.
 
     Args:
@@ -174,7 +174,7 @@ def _one_line(what: str | Path) -> Generator[None]:
         raise InputError(f"{what}, a trace that can't be read: {said}", _EXPECTED) from error
 
 
-def _read(path: Path, manifest: dict[str, Any], name: str) -> Recorded:
+def _read(path: Path, manifest: dict[str, Any], name: str) -> TraceFolder:
     coordinates = _table(path, "coordinates")
     calls, layout, ids = _calls(path, manifest)
     table = _coordinate_table(coordinates, layout, ids)
@@ -189,7 +189,7 @@ def _read(path: Path, manifest: dict[str, Any], name: str) -> Recorded:
     }  # else the row was not written any more
     abouts = [about for _, (_, about) in calls]
     failed = {call: about["failed"] for call, about in enumerate(abouts) if about.get("failed")}
-    return Recorded(
+    return TraceFolder(
         path, manifest, run, trace, labels, results, _weights(path, manifest), left_out, failed, _remarks(abouts, manifest), values,
     )  # fmt: skip
 
@@ -378,9 +378,9 @@ def _label_of(labels: Labels, q: Tensor | None, k: Tensor | None, value: Tensor)
     return labels.make(*arrays)  # type: ignore[arg-type]
 
 
-def _weights(path: Path, manifest: dict[str, Any]) -> dict[str, Weight]:
+def _weights(path: Path, manifest: dict[str, Any]) -> dict[str, WeightDigests]:
     """The weights of all models by name, each once."""
-    found: dict[str, Weight] = {}
+    found: dict[str, WeightDigests] = {}
     prefixes = [str(model["prefix"]) for model in manifest["models"]]
     for row in _table(path, "weights"):
         name = ".".join(part for part in (prefixes[row["root"]], row["name"]) if part)
@@ -388,8 +388,10 @@ def _weights(path: Path, manifest: dict[str, Any]) -> dict[str, Weight]:
             None if row.get(key) is None else np.asarray(row[key], dtype=np.int64)
             for key in ("digests", "columns")
         )
-        found.setdefault(name, Weight(name, row["kind"], tuple(row["shape"]), row["dtype"], rows, columns))
+        found.setdefault(
+            name, WeightDigests(name, row["kind"], tuple(row["shape"]), row["dtype"], rows, columns)
+        )
     return found
 
 
-__all__ = ["Recorded", "RecordedRun", "Weight", "read"]
+__all__ = ["RecordedRun", "TraceFolder", "WeightDigests", "read"]

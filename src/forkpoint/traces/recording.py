@@ -131,7 +131,7 @@ class _Recording:
         self.caller = Caller()
         self.roots: list[nn.Module] = []
         self.calls = 0
-        self.group: _Group | None = None
+        self.group: _CallGroup | None = None
         self.samples = 0
         self.process, self.thread = os.getpid(), threading.get_ident()
         self.busy = self.closed = False
@@ -225,7 +225,7 @@ class _Recording:
         self.writer.weights(len(self.roots) - 1, module)
         return len(self.roots) - 1
 
-    def _group_of(self, module: nn.Module, inputs: Mapping[str, Any]) -> _Group:
+    def _group_of(self, module: nn.Module, inputs: Mapping[str, Any]) -> _CallGroup:
         """The calls that this one goes on with, or a new group of them."""
         group = self.group
         if (
@@ -237,11 +237,11 @@ class _Recording:
             return group
         if group is not None:
             self.samples = max(self.samples, group.next_sample)
-        self.group = group = _Group(self, module, self.root_of(module), self.calls, self.samples)
+        self.group = group = _CallGroup(self, module, self.root_of(module), self.calls, self.samples)
         return group
 
     def _write_call(
-        self, group: _Group, local: int, root: int, kept: dict[str, Tensor], results: dict[str, Tensor], failed: str = "",
+        self, group: _CallGroup, local: int, root: int, kept: dict[str, Tensor], results: dict[str, Tensor], failed: str = "",
     ) -> None:  # fmt: skip
         """Write down what is known of a call.
 
@@ -294,7 +294,7 @@ class _Recording:
         self.writer.close(complete=complete)
 
 
-class _Group:
+class _CallGroup:
     """Calls that go on with the same rows, and the one recorder of them.
 
     Attributes:
@@ -363,7 +363,7 @@ class _Group:
 class _Streaming(Recorder):
     """A recorder that writes what it has digests of, and keeps none of it."""
 
-    def __init__(self, group: _Group, labels: Labels, watcher: _Keeper | None) -> None:
+    def __init__(self, group: _CallGroup, labels: Labels, watcher: _Keeper | None) -> None:
         self.group = group
         self.written = 0
         self.op_numbers: dict[int, int] = {}
@@ -410,7 +410,7 @@ class _Streaming(Recorder):
 class _Keeper(Watcher):
     """Keeps the values of the ops that were asked for."""
 
-    def __init__(self, group: _Group) -> None:
+    def __init__(self, group: _CallGroup) -> None:
         self.group = group
 
     def saw(

@@ -9,7 +9,7 @@ from math import prod
 
 import numpy as np
 
-from forkpoint.traces.reading import Recorded, Weight
+from forkpoint.traces.reading import TraceFolder, WeightDigests
 
 SHOWN = 3
 """Modules that a note names."""
@@ -28,7 +28,7 @@ class Renaming:
 
 
 def renamed(
-    one: Recorded, other: Recorded, rename: Mapping[str, str]
+    one: TraceFolder, other: TraceFolder, rename: Mapping[str, str]
 ) -> tuple[dict[str, Renaming], list[str]]:
     """Give modules of run B the paths that they have in run A.
 
@@ -67,13 +67,13 @@ def _by_hand(path: str, rename: Mapping[str, str]) -> str:
     return path
 
 
-def _move(recorded: Recorded, to: Callable[[str], str], how: str) -> dict[str, Renaming]:
+def _move(recorded: TraceFolder, to: Callable[[str], str], how: str) -> dict[str, Renaming]:
     """Rename the modules of a trace, and its weights with them; returns by the new path what it was."""
     moved = {
         to(op.module): Renaming(op.module, how) for op in recorded.trace.ops if to(op.module) != op.module
     }
     recorded.trace.rename(lambda op: replace(op, module=to(op.module)))
-    weights: dict[str, Weight] = {}
+    weights: dict[str, WeightDigests] = {}
     for name, weight in recorded.weights.items():
         module, _, last = name.rpartition(".")
         weights[".".join(part for part in (to(module), last) if part)] = weight
@@ -84,7 +84,7 @@ def _move(recorded: Recorded, to: Callable[[str], str], how: str) -> dict[str, R
 # ---------------------------------------------------------------------- modules by their weights
 
 
-def _by_weights(one: Recorded, other: Recorded) -> dict[str, str]:
+def _by_weights(one: TraceFolder, other: TraceFolder) -> dict[str, str]:
     """Modules of run B whose own weights are those of one module of run A that has another path; none where it is not clear.
 
     Weights that are the same number all over, as those of a norm that was not trained, are no sign of a module.
@@ -107,14 +107,14 @@ def _by_weights(one: Recorded, other: Recorded) -> dict[str, str]:
     }
 
 
-def _is_telling(weight: Weight) -> bool:
+def _is_telling(weight: WeightDigests) -> bool:
     """Whether another parameter hardly has the same values by chance: more than one number, not all alike."""
     if weight.kind != "parameter" or weight.digests is None or prod(weight.shape) < 2:
         return False
     return len(weight.digests) < 2 or len(np.unique(weight.digests)) > 1
 
 
-def _weights(recorded: Recorded, other: Recorded) -> dict[str, Hashable]:
+def _weights(recorded: TraceFolder, other: TraceFolder) -> dict[str, Hashable]:
     """By path, the digests of a module's own parameters, whatever they are called; a matrix is the same transposed.
 
     Args:
@@ -133,14 +133,14 @@ def _weights(recorded: Recorded, other: Recorded) -> dict[str, Hashable]:
     return {path: frozenset(Counter(digests).items()) for path, digests in own.items()}
 
 
-def _is_matrix(weight: Weight) -> bool:
+def _is_matrix(weight: WeightDigests) -> bool:
     return weight.kind == "parameter" and weight.digests is not None and len(weight.shape) == 2
 
 
 # ---------------------------------------------------------------------- modules by their parts
 
 
-def _by_parts(one: Recorded, other: Recorded, known: Mapping[str, str]) -> dict[str, str]:
+def _by_parts(one: TraceFolder, other: TraceFolder, known: Mapping[str, str]) -> dict[str, str]:
     """Modules of run B that hold what one module of run A holds, and what else is held by such modules in both runs.
 
     Args:
@@ -199,7 +199,7 @@ def _between(children: Iterable[str], known: Mapping[str, str]) -> dict[str, lis
     return found
 
 
-def _paths(recorded: Recorded) -> list[str]:
+def _paths(recorded: TraceFolder) -> list[str]:
     """The modules that ran, and those around them, in the order in which they first did."""
     trace = recorded.trace
     numbers = sorted(range(len(trace.ops)), key=trace.first_of)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from forkpoint.traces.reading import Recorded, Weight
+from forkpoint.traces.reading import TraceFolder, WeightDigests
 
 SHOWN = 3
 """Parameters that a note names."""
@@ -50,7 +50,7 @@ def _listed(names: Sequence[str]) -> str:
     return ", ".join(names[:SHOWN]) + (f", … (+{len(names) - SHOWN})" if len(names) > SHOWN else "")
 
 
-def regrouped(one: Recorded, other: Recorded) -> Regrouped:
+def regrouped(one: TraceFolder, other: TraceFolder) -> Regrouped:
     """Find the parameters of either run that are put together of rows of the other's, with the biases that go with them."""
     a, b = one.weights, other.weights
     only_a, only_b = ({n: w for n, w in mine.items() if n not in theirs} for mine, theirs in ((a, b), (b, a)))
@@ -75,7 +75,7 @@ def regrouped(one: Recorded, other: Recorded) -> Regrouped:
     return Regrouped(frozenset(names), parts, _transposed(one, other))
 
 
-def _transposed(one: Recorded, other: Recorded) -> tuple[str, ...]:
+def _transposed(one: TraceFolder, other: TraceFolder) -> tuple[str, ...]:
     """Matrices that both runs have by one name, one of them transposed, unless both are multiplied by in the same way."""
     uses = [_products(recorded) for recorded in (one, other)]
     found: list[str] = []
@@ -89,14 +89,14 @@ def _transposed(one: Recorded, other: Recorded) -> tuple[str, ...]:
     return tuple(found)
 
 
-def is_transposed(one: Weight, other: Weight) -> bool:
+def is_transposed(one: WeightDigests, other: WeightDigests) -> bool:
     """Whether the rows of one are the columns of the other, and the other way round."""
     if one.digests is None or other.digests is None or one.columns is None or other.columns is None:
         return False
     return np.array_equal(one.digests, other.columns) and np.array_equal(one.columns, other.digests)
 
 
-def _products(recorded: Recorded) -> dict[str, frozenset[str]]:
+def _products(recorded: TraceFolder) -> dict[str, frozenset[str]]:
     """By module, which of `PRODUCTS` it calls."""
     found: dict[str, set[str]] = {}
     for op in recorded.trace.ops:
@@ -109,7 +109,7 @@ Row = tuple[str, int]
 """The name of a parameter and the index of a row."""
 
 
-def _rows(weights: Mapping[str, Weight], *, turned: bool) -> dict[int, Row | None]:
+def _rows(weights: Mapping[str, WeightDigests], *, turned: bool) -> dict[int, Row | None]:
     """By its digest, where a row of a matrix is, or a column; None for one that is in several places."""
     found: dict[int, Row | None] = {}
     for name, weight in weights.items():
@@ -121,7 +121,7 @@ def _rows(weights: Mapping[str, Weight], *, turned: bool) -> dict[int, Row | Non
 
 
 def _found(
-    weight: Weight, digests: np.ndarray | None, rows: Mapping[int, Row | None], least: int
+    weight: WeightDigests, digests: np.ndarray | None, rows: Mapping[int, Row | None], least: int
 ) -> list[Row] | None:
     """Where each row of a matrix is in the other run, if it is made of at least so many matrices, and of all of their rows."""
     if digests is None or len(weight.shape) < 2:
@@ -138,7 +138,7 @@ def _found(
     return found
 
 
-def _is_bias(bias: Weight | None, pieces: Mapping[str, Weight], rows: list[Row]) -> bool:
+def _is_bias(bias: WeightDigests | None, pieces: Mapping[str, WeightDigests], rows: list[Row]) -> bool:
     """Whether a bias has the elements that go with the rows of its matrix."""
     if bias is None or bias.digests is None or len(bias.digests) != len(rows):
         return False

@@ -12,7 +12,7 @@ from forkpoint.investigation import op_row
 from forkpoint.match import Joined
 from forkpoint.result import OpRow
 from forkpoint.traces.matching import Matches
-from forkpoint.traces.reading import Recorded
+from forkpoint.traces.reading import TraceFolder
 from forkpoint.traces.renaming import Renaming
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ class Told:
     """
 
     def __init__(
-        self, one: Recorded, other: Recorded, matches: Matches, modules: Mapping[str, Renaming]
+        self, one: TraceFolder, other: TraceFolder, matches: Matches, modules: Mapping[str, Renaming]
     ) -> None:
         self.one, self.other, self.matches, self.modules = one, other, matches, modules
 

@@ -14,7 +14,7 @@ from forkpoint.probes.native import Native, native
 from forkpoint.probes.operations import Operations, operations
 from forkpoint.probes.positions import shifted_positions
 from forkpoint.probes.precision import Precision
-from forkpoint.probes.replay import Replay
+from forkpoint.probes.replay import ReplayErrors
 from forkpoint.result import ProbeResult, Verdict, VerdictKind
 
 ULPS_OF_ROUNDING = 64.0
@@ -22,7 +22,7 @@ ULPS_OF_ROUNDING = 64.0
 
 
 def rounding(
-    session: Session, exact: Precision, alone: Replay | None, given: Inputs, located: Located | None,
+    session: Session, exact: Precision, alone: ReplayErrors | None, given: Inputs, located: Located | None,
     evidence: list[ProbeResult],
 ) -> Verdict:  # fmt: skip
     """The verdict that only rounding parts the runs.
@@ -47,7 +47,9 @@ def rounding(
     return Verdict(VerdictKind.ROUNDING, slug, None, summary, tuple(evidence), ROUNDING_ADVICE[slug])
 
 
-def rounding_slug(session: Session, alone: Replay | None, given: Inputs, located: Located | None) -> str:
+def rounding_slug(
+    session: Session, alone: ReplayErrors | None, given: Inputs, located: Located | None
+) -> str:
     """Whether a dtype, another kernel or another order of a sum rounds otherwise."""
     if given.rounded:
         return "low_precision"

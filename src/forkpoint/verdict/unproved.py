@@ -10,7 +10,7 @@ from forkpoint.probes.given_caches import given_to_one
 from forkpoint.probes.inputs import Inputs
 from forkpoint.probes.inside import decides_inside
 from forkpoint.probes.precision import Precision
-from forkpoint.probes.replay import Replay
+from forkpoint.probes.replay import ReplayErrors
 from forkpoint.result import ProbeResult, Verdict, VerdictKind
 from forkpoint.verdict.judgement import Judgement
 from forkpoint.verdict.rounding import ULPS_OF_ROUNDING, rounding_slug
@@ -77,7 +77,7 @@ def drowned_in_noise(session: Session, exact: Precision, evidence: list[ProbeRes
 def without_float64(
     session: Session,
     exact: Precision,
-    alone: Replay | None,
+    alone: ReplayErrors | None,
     given: Inputs,
     located: Located | None,
     evidence: list[ProbeResult],
