@@ -149,14 +149,12 @@ NOT_YET = {
     "ports",
     "probes",
     "pytest_plugin",
-    "questions",
     "report",
     "result",
     "scene",
     "screening",
     "sweeps",
     "testing",
-    "traces",
     "verdict",
 }
 """Packages and files in which values still have such names. The list only gets shorter."""

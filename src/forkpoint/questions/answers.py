@@ -179,8 +179,8 @@ class Generation(Answer):
     @property
     def status(self) -> int:
         """That of the verdict on both ways up to that token; 0 where no token differs, or probes were not asked for."""
-        found = None if self.result is None else self.result.verdict
-        return EXIT_STATUS[found.kind] if found is not None and found.probed else 0
+        verdict = None if self.result is None else self.result.verdict
+        return EXIT_STATUS[verdict.kind] if verdict is not None and verdict.probed else 0
 
     def to_dict(self) -> dict[str, Any]:
         """The whole answer as plain JSON types (docs/json-schema.md)."""

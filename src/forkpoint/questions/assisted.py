@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 LOOKED_UP = 10
 """Tokens that are guessed at once from what the text had before, where there is no model to guess them."""
-_KEPT = "kept_tokens"
+_CACHED = "kept_tokens"
 _TENSORS = ("input_ids", "attention_mask", "position_ids")
 
 
@@ -29,11 +29,11 @@ class ForwardCall:
 
     Attributes:
         inputs: its tensors by name, `input_ids` int64 [1, columns] among them.
-        kept: tokens that its cache held.
+        cached: tokens that its cache held.
     """
 
     inputs: dict[str, Tensor]
-    kept: int
+    cached: int
 
 
 @contextmanager
@@ -58,30 +58,30 @@ def again(model: Any, recorded: list[ForwardCall], end: int, name: str) -> tuple
 
     A candidate that was rejected, and what comes after token `end - 1`, is no token of the layout.
     """
-    used = [call for call in recorded if call.kept < end]
-    ends = [*(call.kept for call in used[1:]), end]
+    used = [call for call in recorded if call.cached < end]
+    ends = [*(call.cached for call in used[1:]), end]
     coordinates: list[Coordinates] = []
     for call, stop in zip(used, ends, strict=True):
-        position = call.kept + torch.arange(call.inputs["input_ids"].shape[1])[None]
-        taken = position < stop
-        coordinates.append(Coordinates(torch.where(taken, 0, PADDING), torch.where(taken, position, PADDING)))
-    calls = [{**call.inputs, "use_cache": True, _KEPT: call.kept} for call in used]
-    return Run(model, calls, layout=Layout(coordinates), call=_cropping, name=name), end - 1 - used[-1].kept
+        position = call.cached + torch.arange(call.inputs["input_ids"].shape[1])[None]
+        before_end = position < stop
+        coordinates.append(
+            Coordinates(torch.where(before_end, 0, PADDING), torch.where(before_end, position, PADDING))
+        )
+    calls = [{**call.inputs, "use_cache": True, _CACHED: call.cached} for call in used]
+    return Run(model, calls, layout=Layout(coordinates), call=_cropping, name=name), end - 1 - used[-1].cached
 
 
 def _cropping(model: Any, inputs: dict[str, Any]) -> Any:
     """Call a model with a cache from which the rejected tokens are taken."""
     inputs = dict(inputs)
-    kept, past = (
-        inputs.pop(_KEPT),
-        next((inputs[name] for name in CACHES if inputs.get(name) is not None), None),
-    )
+    length = inputs.pop(_CACHED)
+    past = next((inputs[name] for name in CACHES if inputs.get(name) is not None), None)
     if past is None:
         output = model(**inputs)
-        for made in caches_in(output, model).values():
-            record_past = getattr(made, "activate_past_recording", None)
+        for cache in caches_in(output, model).values():
+            record_past = getattr(cache, "activate_past_recording", None)
             if record_past is not None:  # so that what slid out of a window can be taken back
                 record_past()
         return output
-    past.crop(kept - past.get_seq_length())
+    past.crop(length - past.get_seq_length())
     return model(**inputs)

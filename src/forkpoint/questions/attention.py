@@ -97,12 +97,12 @@ def implementation_of(model: Any) -> str:
 
 def _configs(model: Any) -> list[Any]:
     """The configurations of a model and of its parts."""
-    found: dict[int, Any] = {}
+    configs: dict[int, Any] = {}
     for module in model.modules():
         config = getattr(module, "config", None)
         if hasattr(config, "_attn_implementation"):
-            found[id(config)] = config
-    return list(found.values())
+            configs[id(config)] = config
+    return list(configs.values())
 
 
 def _set(model: Any, name: str) -> None:

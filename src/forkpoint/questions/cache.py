@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 LATER = 0.01
 """Relative change of what comes out for a token, from which on it sees a later one that was changed."""
-KEPT = "kept"
+EARLIER_CACHE = "kept"
 """Stands for the cache that the calls before have filled, where a model does not return it."""
 
 
@@ -122,13 +122,15 @@ def _two_streams(model: Any, rows: list[list[int]], split: int, chunk: int, name
     for start, end in zip([0, *ends], ends, strict=False):
         encoded = {key: value for key, value in made.items() if key != "input_ids" or not start}
         calls.append({**encoded, "decoder_input_ids": decoder[:, start:end], "use_cache": True})
-    kept: list[Any] = []
+    encoder_output: list[Any] = []
 
     def decode(given: Any, inputs: dict[str, Any]) -> Any:
         if "input_ids" in inputs:  # some encoders refuse to be asked together with a cache
             read = {name: inputs[name] for name in ("input_ids", "attention_mask") if name in inputs}
-            kept[:] = [encoder_of(innermost(given)[1])(**read, return_dict=True)]
-        return given(encoder_outputs=kept[0], **{k: v for k, v in inputs.items() if k != "input_ids"})
+            encoder_output[:] = [encoder_of(innermost(given)[1])(**read, return_dict=True)]
+        return given(
+            encoder_outputs=encoder_output[0], **{k: v for k, v in inputs.items() if k != "input_ids"}
+        )
 
     return Run(model, whole, name="one forward pass"), Run(model, calls, call=decode, name=name)
 
@@ -156,17 +158,17 @@ def _sees_later_tokens(model: Any) -> bool:
     """Whether another last token changes what comes out for those before it, by far more than rounding."""
     outputs: list[Tensor] = []
     for last in (1, 2):
-        made = padded(model, [[1, 2, 3, last]], 4, pad=0)
+        row = padded(model, [[1, 2, 3, last]], 4, pad=0)
         output = tried(
-            Run(model, made.inputs, layout=made.layout), f"a {type(model).__name__}", "a model that runs"
+            Run(model, row.inputs, layout=row.layout), f"a {type(model).__name__}", "a model that runs"
         )[-1]
-        found = next(
+        per_token = next(
             (value for value in results_of(output).values() if value.is_floating_point() and value.dim() > 1),
             None,
         )
-        if found is None or found.shape[:2] != (1, 4):
+        if per_token is None or per_token.shape[:2] != (1, 4):
             return False
-        outputs.append(found[:, :3].double())
+        outputs.append(per_token[:, :3].double())
     size = float(outputs[0].abs().max())
     return bool((outputs[0] - outputs[1]).abs().max() > LATER * size)
 
@@ -224,15 +226,15 @@ def kept_apart(model: Any, calls: list[dict[str, Any]]) -> Callable[[Any, dict[s
     from transformers import DynamicCache
 
     for index, call in enumerate(calls):
-        call[name] = KEPT if index else None
-    kept: list[Any] = [None]
+        call[name] = EARLIER_CACHE if index else None
+    cache: list[Any] = [None]
 
     def call_it(given: Any, inputs: dict[str, Any]) -> Any:
         if name not in inputs:
             return given(**inputs)
         if inputs[name] is None:
-            kept[0] = DynamicCache(config=model.config.get_text_config(decoder=True))
-        return given(**{**inputs, name: kept[0]})
+            cache[0] = DynamicCache(config=model.config.get_text_config(decoder=True))
+        return given(**{**inputs, name: cache[0]})
 
     return call_it
 
@@ -255,8 +257,8 @@ def _keeps_keys(model: Any) -> bool:
         return False
     from transformers import DynamicCache
 
-    kept = DynamicCache(config=model.config.get_text_config(decoder=True))
-    return not all(kept.is_linear) if kept.layers else True
+    cache = DynamicCache(config=model.config.get_text_config(decoder=True))
+    return not all(cache.is_linear) if cache.layers else True
 
 
 def _made(model: Any, kind: str, length: int) -> Any:

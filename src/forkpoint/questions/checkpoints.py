@@ -88,11 +88,11 @@ def rows_known(model: Any, rows: list[list[int]]) -> None:
     Raises:
         InputError: it has not.
     """
-    known = getattr(embeddings_of(model), "num_embeddings", None)
+    vocabulary = getattr(embeddings_of(model), "num_embeddings", None)
     largest = max(map(max, rows))
-    if known is not None and largest >= known:
+    if vocabulary is not None and largest >= vocabulary:
         raise InputError(
-            f"token id {largest}, for a second model with embeddings for {known} tokens",
+            f"token id {largest}, for a second model with embeddings for {vocabulary} tokens",
             "two models of one vocabulary",
         )
 

@@ -144,9 +144,9 @@ def _chosen(planned: list[Factor], only: Sequence[str] | None) -> list[Factor]:
     if only is None:
         return [factor for factor in planned if factor.by_default]
     wanted = [only] if isinstance(only, str) else only
-    known = [factor.setting for factor in planned]
+    settings = [factor.setting for factor in planned]
     for name in wanted:
-        one_of("setting", name, known)
+        one_of("setting", name, settings)
     return [factor for factor in planned if factor.setting in wanted]
 
 

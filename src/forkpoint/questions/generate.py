@@ -134,13 +134,13 @@ def generate(
     made_a, made_b = (_generated(plain, way, pad, max_new_tokens) for way in (a, b))
     ends = _ends(plain)
     tokens_a, tokens_b = (_until_end(made.tokens[0], ends) for made in (made_a, made_b))
-    found = Generation(
+    generation = Generation(
         a.name, b.name, len(row), tuple(tokens_a), tuple(tokens_b), tokenizer.decode(tokens_a),
         tokenizer.decode(tokens_b), model=model_name(plain), text=prompt,
     )  # fmt: skip
     first = next((i for i, (x, y) in enumerate(zip(tokens_a, tokens_b, strict=False)) if x != y), None)
     if first is None:
-        return found
+        return generation
     ways = ((a, made_a), (b, made_b))
     brief = a.cached and b.cached and not b.assisted
     compared = [_calls(model, way, made, first, pad, options, brief=brief)[0] for way, made in ways]
@@ -148,15 +148,15 @@ def generate(
     runs = [_calls(model, way, made, first, pad, options) for way, made in ways]
     token_a, token_b = tokens_a[first], tokens_b[first]
     native = [_last_logits(*run) for run in runs]
-    found = replace(
-        found, first=first, token_a=token_a, token_b=token_b, candidate_a=tokenizer.decode([token_a]),
+    generation = replace(
+        generation, first=first, token_a=token_a, token_b=token_b, candidate_a=tokenizer.decode([token_a]),
         candidate_b=tokenizer.decode([token_b]), result=result,
         margin_a=_margin(native[0], token_a, token_b), margin_b=_margin(native[1], token_b, token_a),
     )  # fmt: skip
     if [int(logits.argmax()) for logits in native] != [token_a, token_b]:
         note = "The calls, made again, choose other tokens than generate did: why it chose as it did is not explained."
-        return replace(found, result=replace(result, notes=(note, *result.notes)))
-    return _labelled(found, result, runs)
+        return replace(generation, result=replace(result, notes=(note, *result.notes)))
+    return _labelled(generation, result, runs)
 
 
 # --- generating ----------------------------------------------------------------------------------------------
@@ -251,23 +251,23 @@ def _margin(logits: Tensor, token: int, other: int) -> float:
 # --- what it is ----------------------------------------------------------------------------------------------
 
 
-def _labelled(found: Generation, result: Result, runs: list[tuple[Run, int]]) -> Generation:
+def _labelled(generation: Generation, result: Result, runs: list[tuple[Run, int]]) -> Generation:
     """The same with what float64 says of the two candidates."""
-    assert found.token_a is not None and found.token_b is not None
+    assert generation.token_a is not None and generation.token_b is not None
     try:
         exact = [_last_logits(*run, Promotion()) for run in runs]
     except Exception as error:  # noqa: BLE001 - a model may refuse float64 in its own way
         reraise_out_of_memory(error)
-        return found
-    found = replace(
-        found, exact_a=_margin(exact[0], found.token_a, found.token_b),
-        exact_b=_margin(exact[1], found.token_b, found.token_a),
+        return generation
+    generation = replace(
+        generation, exact_a=_margin(exact[0], generation.token_a, generation.token_b),
+        exact_b=_margin(exact[1], generation.token_b, generation.token_a),
     )  # fmt: skip
     noise = NOISE * max(float(logits[logits.isfinite()].abs().max()) for logits in exact)
-    return replace(found, label=label(found, result, noise))
+    return replace(generation, label=label(generation, result, noise))
 
 
-def label(found: Generation, result: Result, noise: float = 0.0) -> str | None:
+def label(generation: Generation, result: Result, noise: float = 0.0) -> str | None:
     """What a first token that differs is: `tie`, `within rounding`, `confident`; None where that was not shown.
 
     The verdict on the runs says whether rounding is all that differs. If it is, the candidates tie where their logits are
@@ -275,19 +275,19 @@ def label(found: Generation, result: Result, noise: float = 0.0) -> str | None:
     not, each run is sure of its token if it chooses it in float64 as well, or if a run is off its own operations there.
 
     Args:
-        found: with the margins of both runs.
+        generation: with the margins of both runs.
         result: the comparison of both runs.
         noise: size of a margin that float64's own rounding makes.
     """
-    assert found.margin_a is not None and found.margin_b is not None
-    assert found.exact_a is not None and found.exact_b is not None
-    tied = 0 in (found.margin_a, found.margin_b)
+    assert generation.margin_a is not None and generation.margin_b is not None
+    assert generation.exact_a is not None and generation.exact_b is not None
+    tied = 0 in (generation.margin_a, generation.margin_b)
     if result.verdict.kind is VerdictKind.ROUNDING:
-        decided = max(abs(found.exact_a), abs(found.exact_b)) > noise
-        apart = decided and (found.exact_a > 0) is not (found.exact_b > 0)
+        decided = max(abs(generation.exact_a), abs(generation.exact_b)) > noise
+        apart = decided and (generation.exact_a > 0) is not (generation.exact_b > 0)
         return "within rounding" if apart and not tied else "tie"
     if result.verdict.kind in FAILING and result.verdict.kind is not VerdictKind.NONDETERMINISM:
         beyond = any(probe.name == "native" for probe in result.verdict.evidence)
-        if (found.exact_a > 0 and found.exact_b > 0) or beyond:
+        if (generation.exact_a > 0 and generation.exact_b > 0) or beyond:
             return "confident"
     return None

@@ -47,8 +47,8 @@ def _labelled(run: Run, samples: set[int]) -> Run:
             "fp.compare(a, b, backward=True) takes any runs with their losses",
         )
     assert isinstance(ids, Tensor) and at is not None
-    known = torch.isin(at.sample, torch.tensor(sorted(samples))) & (at.position > 0)
-    if not known.any():
+    predicted = torch.isin(at.sample, torch.tensor(sorted(samples))) & (at.position > 0)
+    if not predicted.any():
         raise InputError("gradients of samples of 1 token, which nothing predicts", "2 tokens or more")
-    labels = torch.where(known.to(ids.device), ids, IGNORED)
+    labels = torch.where(predicted.to(ids.device), ids, IGNORED)
     return Run(run.model, [{**call, "labels": labels}], layout=run.layout, call=run.call, name=run.name)

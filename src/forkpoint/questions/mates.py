@@ -61,7 +61,7 @@ def mates(
         raise InputError(
             f"a batch of {size} for {len(rows)} prompt{'s' * (len(rows) > 1)}", f"{max(2, len(rows))} or more"
         )
-    found: list[list[int]] = []
+    added: list[list[int]] = []
     for number in range(size - len(rows)):
         row = list(others[number % len(others)])
         if number >= len(others):  # again: begun at another token, so that no two rows are the same
@@ -70,5 +70,5 @@ def mates(
         if same_length:
             length = max(map(len, rows))
             row = (row * (length // len(row) + 1))[:length]
-        found.append(row)
-    return found
+        added.append(row)
+    return added

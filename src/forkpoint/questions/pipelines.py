@@ -150,7 +150,7 @@ def _one(pipeline: Any, texts: list[Any], size: int, ask: Call) -> Batch:
 def _seen(pipeline: Any, texts: list[Any], size: int, ask: Call) -> list[Batch]:
     """What goes into the entrance while a pipeline is asked."""
     own = (pipeline,) if isinstance(pipeline, nn.Module) else modules_behind(pipeline, ask)
-    found: list[Batch] = []
+    batches: list[Batch] = []
     depth = 0
 
     @contextmanager
@@ -161,7 +161,7 @@ def _seen(pipeline: Any, texts: list[Any], size: int, ask: Call) -> list[Batch]:
             yield
             return
         if depth == 0:
-            found.append(Batch(module, {key: value.detach().clone() for key, value in inputs.items()}))
+            batches.append(Batch(module, {key: value.detach().clone() for key, value in inputs.items()}))
         depth += 1
         try:
             yield
@@ -171,16 +171,16 @@ def _seen(pipeline: Any, texts: list[Any], size: int, ask: Call) -> list[Batch]:
     modules = list(dict.fromkeys(module for root in own for module in root.modules()))
     with kept_state(nn.ModuleList(own)), _watched(modules, noted), torch.no_grad():
         _asked(pipeline, texts, size, ask)
-    if not found:
+    if not batches:
         raise InputError(
             f"a {type(pipeline).__name__} in which no module is called with tensors", "a pipeline of PyTorch"
         )
-    if any(batch.module is not found[0].module for batch in found):
-        kinds = ", ".join(dict.fromkeys(type(batch.module).__name__ for batch in found))
+    if any(batch.module is not batches[0].module for batch in batches):
+        kinds = ", ".join(dict.fromkeys(type(batch.module).__name__ for batch in batches))
         raise InputError(
             f"a pipeline that calls several modules with tensors ({kinds})", "one that calls one"
         )
-    return found
+    return batches
 
 
 def _asked(pipeline: Any, texts: list[Any], size: int, ask: Call) -> None:
@@ -278,41 +278,45 @@ def _order(rows: Sequence[Hashable], texts: Sequence[Hashable]) -> list[int]:
     return [places[row].popleft() for row in rows]
 
 
-def _by_row(made: Any, order: Sequence[int], names: Sequence[str], *, alike: bool) -> Any:
+def _by_row(returned: Any, order: Sequence[int], names: Sequence[str], *, alike: bool) -> Any:
     """What a pipeline returned, in the order of the rows that went in, with a row for each wherever it can have one.
 
     Args:
-        made: what it returned.
+        returned: what the pipeline gave back.
         order: for each row, which of the texts it is.
         names: what results of each text are called that are no rows of one tensor.
         alike: whether it returns as much for one text as for another.
     """
-    if isinstance(made, (np.ndarray, Tensor)):
-        if made.ndim and len(made) == len(order) and list(order) != list(range(len(order))):
-            return made[list(order)]
-        return made
-    if not isinstance(made, (list, tuple)):
-        return made
-    if len(made) != len(order):
+    if isinstance(returned, (np.ndarray, Tensor)):
+        if returned.ndim and len(returned) == len(order) and list(order) != list(range(len(order))):
+            return returned[list(order)]
+        return returned
+    if not isinstance(returned, (list, tuple)):
+        return returned
+    if len(returned) != len(order):
         if len(order) != 1:
             raise InputError(
-                f"a pipeline that returns {len(made)} results for {len(order)} texts", "a result for each"
+                f"a pipeline that returns {len(returned)} results for {len(order)} texts", "a result for each"
             )
-        made = [made]  # of a list of one text several return what they have for it, and no list
-    items = [_alone(made[place]) for place in order]
+        returned = [returned]  # of a list of one text several return what they have for it, and no list
+    items = [_alone(returned[place]) for place in order]
     if any(tensors_in(item) for item in items):
         return {names[place]: item for place, item in zip(order, items, strict=True)}
     values = [results_of(_without_batch(item)) for item in items]
     shapes = [{name: (value.shape, value.dtype) for name, value in row.items()} for row in values]
-    if (alike or not any(map(_found, items))) and shapes[0] and all(row == shapes[0] for row in shapes):
+    if (
+        (alike or not any(map(_is_extraction, items)))
+        and shapes[0]
+        and all(row == shapes[0] for row in shapes)
+    ):
         return {name: np.stack([row[name].numpy() for row in values]) for name in shapes[0]}
-    found: dict[str, Any] = {}
+    by_name: dict[str, Any] = {}
     for row, (place, value) in enumerate(zip(order, values, strict=True)):
         for name, one in value.items():
             rows = np.zeros((len(order), *one.shape), one.numpy().dtype)
             rows[row] = one.numpy()
-            found[f"{names[place]}.{name}"] = rows
-    return found
+            by_name[f"{names[place]}.{name}"] = rows
+    return by_name
 
 
 def _form(made: Any) -> Any:
@@ -320,7 +324,7 @@ def _form(made: Any) -> Any:
     return {name: (value.shape, value.dtype) for name, value in results_of(made).items()}
 
 
-def _found(item: Any) -> bool:
+def _is_extraction(item: Any) -> bool:
     """Whether it is what was found in a text, of which another may have more: a call of one text can't tell by itself."""
     return isinstance(item, Mapping) or (
         isinstance(item, list) and bool(item) and isinstance(item[0], Mapping)

@@ -90,20 +90,20 @@ def pad_token_id(model: Any, tokenizer: Any) -> int:
     Raises:
         InputError: it has neither, or the model would take the token for a real one.
     """
-    found = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
-    if found is None:
+    token_id = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
+    if token_id is None:
         raise InputError(
             "a tokenizer that has neither a pad nor an eos token", "a pad token", "set tokenizer.pad_token"
         )
-    _check_known(model, int(found), "pad token id")
+    _check_known(model, int(token_id), "pad token id")
     counting = counting_padding_idx(innermost(model)[1])
-    if counting not in {None, found}:
+    if counting not in {None, token_id}:
         raise InputError(
-            f"pad token id {found}, for a model that counts positions from every token but {counting}",
+            f"pad token id {token_id}, for a model that counts positions from every token but {counting}",
             f"pad token id {counting}",
             "set tokenizer.pad_token",
         )
-    return int(found)
+    return int(token_id)
 
 
 @dataclass(frozen=True)
@@ -199,12 +199,12 @@ def alone_run(
 
 def _of_sample(sample: int, made: Padded) -> dict[str, Coordinates]:
     """The coordinates of the one sample that a call holds."""
-    found: dict[str, Coordinates] = {}
+    coordinates: dict[str, Coordinates] = {}
     for stream in ("input_ids", "decoder_input_ids"):
         if stream in made.inputs:
             columns = made.inputs[stream].shape[1]
-            found[stream] = Coordinates(torch.full((1, columns), sample), torch.arange(columns)[None])
-    return found
+            coordinates[stream] = Coordinates(torch.full((1, columns), sample), torch.arange(columns)[None])
+    return coordinates
 
 
 def together(
@@ -232,10 +232,10 @@ def _token_ids(tokenizer: Any, text: str, *, chat_template: bool) -> list[int]:
 
 def _check_known(model: Any, token_id: int, what: str) -> None:
     plain = innermost(model)[1]
-    known = getattr(embeddings_of(plain), "num_embeddings", None)
-    if known is not None and token_id >= known:
+    vocabulary = getattr(embeddings_of(plain), "num_embeddings", None)
+    if vocabulary is not None and token_id >= vocabulary:
         raise InputError(
-            f"{what} {token_id}, for a model with embeddings for {known} tokens",
+            f"{what} {token_id}, for a model with embeddings for {vocabulary} tokens",
             "the tokenizer that belongs to the model",
             "else model.resize_token_embeddings(len(tokenizer))",
         )

@@ -148,7 +148,7 @@ def _first(session: Session, one: TraceFolder, other: TraceFolder, told: Told) -
     difference = row.difference
     event = one.trace.events[difference.event_a]
     theirs = other.trace.events[difference.event_b]
-    found = Divergence(
+    divergence = Divergence(
         **_place(row.op), sample=_name(session, difference.sample), position=difference.position, token=None,
         index_a=(), index_b=(), value_a=None, value_b=None, ulps=None, max_abs=None, max_rel=None,
         differing=row.differing, compared=row.compared, call=event.call, dtype_a=event.dtype, dtype_b=theirs.dtype,
@@ -156,29 +156,29 @@ def _first(session: Session, one: TraceFolder, other: TraceFolder, told: Told) -
         note="its values were not recorded: coordinates are counted, not elements", **told.place_in_b(row),
     )  # fmt: skip
     hidden = unmatched_before(session, row)
-    found = replace(found, between=tuple(f"{run}: {op.place}" for run, op in hidden))
-    return _with_values(session, found, row, one, other)
+    divergence = replace(divergence, between=tuple(f"{run}: {op.place}" for run, op in hidden))
+    return _with_values(session, divergence, row, one, other)
 
 
 def _with_values(
-    session: Session, found: Divergence, row: Joined, one: TraceFolder, other: TraceFolder
+    session: Session, divergence: Divergence, row: Joined, one: TraceFolder, other: TraceFolder
 ) -> Divergence:
     difference = row.difference
     assert difference is not None
     mine, theirs = one.value(difference.event_a), other.value(difference.event_b)
     if mine is None or theirs is None:
-        return found
+        return divergence
     pairs = pair_elements(*mine, *theirs, session.shared)
     if not len(pairs):
-        return found
+        return divergence
     apart = gap(mine[0], theirs[0], pairs)
     if not apart.differing:
-        return found
+        return divergence
     at_a, at_b = pairs.at(apart.first)
     value_a, value_b = scalar(mine[0], at_a), scalar(theirs[0], at_b)
     numbers = isinstance(value_a, float) and isinstance(value_b, float)
     return replace(
-        found, index_a=index_of(at_a, tuple(mine[0].shape)), index_b=index_of(at_b, tuple(theirs[0].shape)),
+        divergence, index_a=index_of(at_a, tuple(mine[0].shape)), index_b=index_of(at_b, tuple(theirs[0].shape)),
         value_a=value_a, value_b=value_b, max_abs=apart.max_abs, max_rel=apart.max_rel, differing=apart.differing,
         compared=apart.compared, note="",
         ulps=ulps(value_a, value_b, mine[0].dtype, theirs[0].dtype) if numbers else None,
@@ -218,10 +218,10 @@ def _verdict(
     pieces: Regrouped,
 ) -> Verdict:
     checks = (_of_inputs(session), _of_weights(one, other, pieces))
-    evidence = tuple(found for found, _ in checks)
-    for found, mechanism in checks:
-        if found.outcome == "differs":
-            return Verdict(VerdictKind.INPUTS, mechanism, None, found.text, evidence, _ADVICE_INPUTS)
+    evidence = tuple(check for check, _ in checks)
+    for check, mechanism in checks:
+        if check.outcome == "differs":
+            return Verdict(VerdictKind.INPUTS, mechanism, None, check.text, evidence, _ADVICE_INPUTS)
     if any(g.gap.nan_in_one for g in compared.floating):
         text = "one run returns NaN where the other has numbers"
         return Verdict(VerdictKind.SEMANTIC, "nan", False, text, evidence)
@@ -343,25 +343,25 @@ def _of_inputs(session: Session) -> Check:
 
 
 def _not_compared(rows: Iterable[Joined], one: TraceFolder, other: TraceFolder) -> tuple[NotCompared, ...]:
-    found = [
+    values = [
         NotCompared(r.op.name, "" if r.op.is_boundary else r.op.site.short, r.reason, r.floating)
         for r in rows
         if (r.status == "not compared" or r.left_out) and r.reason
     ]
     left_out = {**other.left_out, **one.left_out}
-    return (*found, *(NotCompared(f"result {name}", "", reason, True) for name, reason in left_out.items()))
+    return (*values, *(NotCompared(f"result {name}", "", reason, True) for name, reason in left_out.items()))
 
 
 def _configuration(one: TraceFolder, other: TraceFolder) -> tuple[ArgumentComparison, ...]:
     """Entries in which the configurations, the versions and the settings differ."""
-    found: list[ArgumentComparison] = []
+    entries: list[ArgumentComparison] = []
     for name, of in (("", _configured), ("versions.", "versions"), ("settings.", "settings")):
         a, b = (of(r.manifest) if callable(of) else r.manifest[of] for r in (one, other))
         for key in dict.fromkeys([*a, *b]):
             if a.get(key) != b.get(key):
                 shown = (repr(m[key]) if key in m else "" for m in (a, b))
-                found.append(ArgumentComparison(f"{name}{key}", *shown))
-    return tuple(found)
+                entries.append(ArgumentComparison(f"{name}{key}", *shown))
+    return tuple(entries)
 
 
 def _configured(manifest: dict[str, Any]) -> dict[str, Any]:

@@ -36,7 +36,7 @@ def copied(folder: str, expected: str) -> tempfile.TemporaryDirectory[str]:
     """
     target = tempfile.TemporaryDirectory(prefix=_PREFIX)
     try:
-        system, path = _found(folder)
+        system, path = _located(folder)
         system.get(path.rstrip("/") + "/", target.name + "/", recursive=True)
     except Exception as error:
         target.cleanup()
@@ -60,12 +60,12 @@ def local(folder: str | Path) -> Generator[Path]:
         return
     address = str(folder)
     try:
-        system, path = _found(address)
-        taken = system.exists(path) and bool(system.ls(path))
+        system, path = _located(address)
+        occupied = system.exists(path) and bool(system.ls(path))
     except Exception as error:
         reraise_out_of_memory(error)
         raise InputError(f"{address}: {error}", "a place that fsspec can write to") from error
-    if taken:
+    if occupied:
         raise InputError(f"{address}, where there is something already", "a folder that is new or empty")
     written, process = Path(tempfile.mkdtemp(prefix=_PREFIX)), os.getpid()
     try:
@@ -77,7 +77,7 @@ def local(folder: str | Path) -> Generator[Path]:
             shutil.rmtree(written, ignore_errors=True)
 
 
-def _found(folder: str) -> tuple[Any, str]:
+def _located(folder: str) -> tuple[Any, str]:
     """The file system of an address, and the path in it."""
     import fsspec
 

@@ -25,19 +25,19 @@ def named(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> d
         bound = signature.bind(*args, **kwargs)
     except (TypeError, ValueError):
         return {**{str(i): value for i, value in enumerate(args)}, **kwargs}
-    found: dict[str, Any] = {}
+    inputs: dict[str, Any] = {}
     for name, value in bound.arguments.items():
         kind = signature.parameters[name].kind
         if kind is inspect.Parameter.VAR_POSITIONAL:
-            found.update({f"{name}[{i}]": item for i, item in enumerate(value)})
+            inputs.update({f"{name}[{i}]": item for i, item in enumerate(value)})
         elif kind is inspect.Parameter.VAR_KEYWORD:
-            found.update(value)
+            inputs.update(value)
         else:
-            found[name] = value
-    return found
+            inputs[name] = value
+    return inputs
 
 
-def kept(inputs: Mapping[str, Any]) -> dict[str, Tensor]:
+def copies_of(inputs: Mapping[str, Any]) -> dict[str, Tensor]:
     """Copies of the inputs that rows are paired by, before the model can write to them."""
     room, copies = KEPT_BYTES, dict[str, Tensor]()
     for name, value in inputs.items():

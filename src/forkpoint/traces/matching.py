@@ -82,8 +82,8 @@ def match(one: StoredTrace, other: StoredTrace, recorded: list[Op], shared: Shar
     matches.add(
         ((mine.by_key[key], number) for key, number in theirs.boundaries.items() if key in mine.by_key), PLACE
     )
-    taken = {*matches.pairs.values()}
-    left = [n for n in mine.all if n not in taken], [n for n in theirs.all if n not in matches.pairs]
+    matched_a = {*matches.pairs.values()}
+    left = [n for n in mine.all if n not in matched_a], [n for n in theirs.all if n not in matches.pairs]
     matches.add(_by_value(matches, mine, theirs, *left), VALUE)
     for number, op in enumerate(theirs.ops):
         first = theirs.by_key.get(op.key)
@@ -156,8 +156,8 @@ class _Module:
                 stretches.append((a0, a1, b0, b1))
         for a0, a1, b0, b1 in stretches:
             again = self._meet_again(a[a1:])
-            taken = {*matches.pairs.values()}
-            of_a = [n for n in a[a0:a1] if n not in taken]
+            matched_a = {*matches.pairs.values()}
+            of_a = [n for n in a[a0:a1] if n not in matched_a]
             of_b = [n for n in b[b0:b1] if n not in matches.pairs]
             self._stretch(of_a, of_b, again=again)
 
@@ -192,8 +192,8 @@ class _Module:
             FUNCTION,
         )
         for left_a, left_b in self._between(a, b):
-            found = _in_order(left_a, left_b, self.mine.function, self.theirs.function)
-            matches.add([p for p in found if not (again and matches.equal(*p) is False)], FUNCTION)
+            pairs = _in_order(left_a, left_b, self.mine.function, self.theirs.function)
+            matches.add([p for p in pairs if not (again and matches.equal(*p) is False)], FUNCTION)
         for left_a, left_b in self._between(a, b):
             matches.add(
                 [p for p in self._by_form(left_a, left_b) if self._may_stand(*p, again=again)], STRUCTURE
@@ -218,12 +218,12 @@ class _Module:
         form_a, form_b = self.matches.signatures_a.form, self.matches.signatures_b.form
         often = Counter(map(form_a, a)), Counter(map(form_b, b))
         usable = {form for form, n in often[0].items() if often[1][form] == n}
-        found: list[tuple[int, int]] = []
+        pairs: list[tuple[int, int]] = []
         for form in usable:
-            found += zip(
+            pairs += zip(
                 [n for n in a if form_a(n) == form], [n for n in b if form_b(n) == form], strict=True
             )
-        return found
+        return pairs
 
     def _may_stand(self, a: int, b: int, *, again: bool) -> bool:
         views = self.matches.signatures_a.is_view(a), self.matches.signatures_b.is_view(b)
@@ -258,18 +258,18 @@ def _by_value(
         for number in numbers:
             if of.is_telling(number):
                 groups.setdefault(of.of(number), ([], []))[side].append(number)
-    found: list[tuple[int, int]] = []
+    pairs: list[tuple[int, int]] = []
     for group_a, group_b in groups.values():
         same = _in_order(group_a, group_b, mine.function, theirs.function)
         used_a, used_b = {x for x, _ in same}, {y for _, y in same}
-        found += same
+        pairs += same
         for boundary in (False, True):
-            found += zip(
+            pairs += zip(
                 [n for n in group_a if n not in used_a and mine.ops[n].is_boundary is boundary],
                 [n for n in group_b if n not in used_b and theirs.ops[n].is_boundary is boundary],
                 strict=False,
             )
-    return found
+    return pairs
 
 
 def _rename(other: StoredTrace, matches: Matches, mine: _Ops, theirs: _Ops) -> None:
@@ -279,9 +279,13 @@ def _rename(other: StoredTrace, matches: Matches, mine: _Ops, theirs: _Ops) -> N
     def renamed(op: Op) -> Op:
         number = matches.pairs.get(numbers[id(op)])
         if number is not None:
-            known = mine.ops[number]
+            counterpart = mine.ops[number]
             return replace(
-                op, module=known.module, function=known.function, output=known.output, site=known.site
+                op,
+                module=counterpart.module,
+                function=counterpart.function,
+                output=counterpart.output,
+                site=counterpart.site,
             )
         return replace(op, site=_apart(op.site)) if op.key in mine.by_key else op
 

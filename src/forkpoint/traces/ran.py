@@ -15,7 +15,7 @@ from forkpoint.runs.modules import walk
 def models(roots: Sequence[nn.Module]) -> list[dict[str, Any]]:
     """Of each model its class, its configuration, and the path that its modules' paths begin with."""
     paths = [{id(module): path for path, module in walk(root)} for root in roots]
-    found: list[dict[str, Any]] = []
+    descriptions: list[dict[str, Any]] = []
     tops = 0
     for number, root in enumerate(roots):
         prefix = next((p[id(root)] for i, p in enumerate(paths) if i != number and id(root) in p), None)
@@ -25,7 +25,7 @@ def models(roots: Sequence[nn.Module]) -> list[dict[str, Any]]:
         parameter = next(root.parameters(), None)
         config = getattr(root, "config", None)
         plain = {} if config is None or not hasattr(config, "to_dict") else config.to_dict()
-        found.append(
+        descriptions.append(
             {
                 "class": type(root).__qualname__, "prefix": prefix,
                 "dtype": str(parameter.dtype).removeprefix("torch.") if parameter is not None else None,
@@ -34,7 +34,7 @@ def models(roots: Sequence[nn.Module]) -> list[dict[str, Any]]:
                 "configuration": {str(k): v if isinstance(v, (int, float, str, bool)) else repr(v) for k, v in plain.items()},
             }
         )  # fmt: skip
-    return found
+    return descriptions
 
 
 def settings() -> dict[str, Any]:

@@ -210,24 +210,24 @@ def _remarks(abouts: list[dict[str, Any]], manifest: dict[str, Any]) -> list[str
 
 def _manifest(path: Path) -> dict[str, Any]:
     try:
-        found = json.loads((path / MANIFEST).read_bytes())
+        manifest = json.loads((path / MANIFEST).read_bytes())
     except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"{path}, which has no {MANIFEST} that can be read", _EXPECTED) from error
-    if not isinstance(found, dict) or found.get("format") != FORMAT:
+    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
         raise InputError(f"{path}, which is no trace", _EXPECTED)
-    if found.get("version") != VERSION:
+    if manifest.get("version") != VERSION:
         raise InputError(
-            f"{path}, a trace of format version {found.get('version')!r}", f"version {VERSION}",
+            f"{path}, a trace of format version {manifest.get('version')!r}", f"version {VERSION}",
             "record it again with this forkpoint, or compare it with the one that wrote it",
         )  # fmt: skip
     for name, kind in _FIELDS.items():
-        if not isinstance(found.get(name), kind):
+        if not isinstance(manifest.get(name), kind):
             raise InputError(f"{path}: {MANIFEST} without {name}", _EXPECTED)
-    for model in found["models"]:
+    for model in manifest["models"]:
         sound = isinstance(model, dict) and isinstance(model.get("prefix"), str)
         if not sound or not isinstance(model.get("configuration"), dict):
             raise InputError(f"{path}: {MANIFEST} with a model that is none", _EXPECTED)
-    return found
+    return manifest
 
 
 _FIELDS: dict[str, type] = {
@@ -354,13 +354,13 @@ def _results(calls: list[Call], labels: Labels) -> tuple[Results, dict[str, str]
     results: Results = []
     left_out: dict[str, str] = {}
     for _, (tensors, about) in calls:
-        found: dict[str, tuple[Tensor, Label | None]] = {}
+        returned: dict[str, tuple[Tensor, Label | None]] = {}
         for name in about["results"]:
             value = tensors.get(f"result.{name}")
             if value is not None:
                 q, k = tensors.get(f"label.{name}.q"), tensors.get(f"label.{name}.k")
-                found[name] = value, _label_of(labels, q, k, value)
-        results.append(found)
+                returned[name] = value, _label_of(labels, q, k, value)
+        results.append(returned)
         left_out.update(about["left_out"])
     return results, left_out
 
@@ -380,7 +380,7 @@ def _label_of(labels: Labels, q: Tensor | None, k: Tensor | None, value: Tensor)
 
 def _weights(path: Path, manifest: dict[str, Any]) -> dict[str, WeightDigests]:
     """The weights of all models by name, each once."""
-    found: dict[str, WeightDigests] = {}
+    weights: dict[str, WeightDigests] = {}
     prefixes = [str(model["prefix"]) for model in manifest["models"]]
     for row in _table(path, "weights"):
         name = ".".join(part for part in (prefixes[row["root"]], row["name"]) if part)
@@ -388,10 +388,10 @@ def _weights(path: Path, manifest: dict[str, Any]) -> dict[str, WeightDigests]:
             None if row.get(key) is None else np.asarray(row[key], dtype=np.int64)
             for key in ("digests", "columns")
         )
-        found.setdefault(
+        weights.setdefault(
             name, WeightDigests(name, row["kind"], tuple(row["shape"]), row["dtype"], rows, columns)
         )
-    return found
+    return weights
 
 
 __all__ = ["RecordedRun", "TraceFolder", "WeightDigests", "read"]

@@ -30,7 +30,7 @@ from forkpoint.runs.layout import Coordinates, Layout
 from forkpoint.runs.returned import results_of
 from forkpoint.support.restoring import depth, my_turn
 from forkpoint.traces.elsewhere import local
-from forkpoint.traces.given import KEPT_BYTES, from_sample, goes_on, kept, named, shape_of
+from forkpoint.traces.given import KEPT_BYTES, copies_of, from_sample, goes_on, named, shape_of
 from forkpoint.traces.ran import gpu, models, settings
 from forkpoint.traces.writing import Rows, Writer, why_unsaved
 
@@ -194,7 +194,7 @@ class _Recording:
             root = self.root_of(module)
             group = self._group_of(module, inputs)
             index = group.add(inputs, entry)
-            copies = kept(inputs)
+            copies = copies_of(inputs)
         self.calls += 1
         try:
             with (
@@ -241,18 +241,18 @@ class _Recording:
         return group
 
     def _write_call(
-        self, group: _CallGroup, local: int, root: int, kept: dict[str, Tensor], results: dict[str, Tensor], failed: str = "",
+        self, group: _CallGroup, local: int, root: int, inputs: dict[str, Tensor], results: dict[str, Tensor], failed: str = "",
     ) -> None:  # fmt: skip
         """Write down what is known of a call.
 
         Args:
-            kept: what went in.
+            inputs: what went in.
             results: what it returned.
             failed: the error that it ended in, if it did.
         """
         labels = {name: group.recorder.label_of_result(value, local) for name, value in results.items()}
         numbers = self.writer.coordinates(group.recorder.table, group.base)  # labels may have made some
-        tensors: dict[str, Tensor] = {f"input.{name}": value for name, value in kept.items()}
+        tensors: dict[str, Tensor] = {f"input.{name}": value for name, value in inputs.items()}
         for stream, coordinates in group.layout.calls[local].items():
             ids = group.recorder.table.slots(local, stream)
             assert ids is not None
@@ -277,7 +277,7 @@ class _Recording:
                 if label.k is not None:
                     tensors[f"label.{name}.k"] = _as_tensor(numbers[label.k])
         about = {
-            "root": root, "inputs": {n: [str(v.dtype), list(v.shape)] for n, v in kept.items()},
+            "root": root, "inputs": {n: [str(v.dtype), list(v.shape)] for n, v in inputs.items()},
             "results": list(results), "left_out": left_out, "rows": self.writer.rows,
             "lengths": sorted(group.recorder.trace.lengths[local]), "failed": failed[:MOST_SAID],
             "opaque": group.observation.opaque, "uncompiled": group.observation.uncompiled,
@@ -389,12 +389,12 @@ class _Streaming(Recorder):
             flat: Any = None
             if index in opened:
                 treatment = opened[index]
-                found, flat = collect(treatment.cut, form.shape, [digests[slot + 1], digests[slot]])
+                of_cells, flat = collect(treatment.cut, form.shape, [digests[slot + 1], digests[slot]])
             elif index in computed:
                 treatment, tensors = computed[index]
-                found, flat = collect(treatment.cut, form.shape, [t.cpu().numpy() for t in tensors])
+                of_cells, flat = collect(treatment.cut, form.shape, [t.cpu().numpy() for t in tensors])
             else:
-                found = digests[slot] if slots else None
+                of_cells = digests[slot] if slots else None
             slot += slots
             number = ops.get(id(op))
             if number is None:
@@ -402,7 +402,7 @@ class _Streaming(Recorder):
             of = forms.get(id(form))
             if of is None:
                 of = forms[id(form)] = writer.form(form, numbers)
-            rows.add(number, base + call, of, back, skipped.pop(index, ""), found, flat)
+            rows.add(number, base + call, of, back, skipped.pop(index, ""), of_cells, flat)
         writer.rows_at_once(rows.batch())
         self.written = tape.begins = len(self.trace.rows)
 

@@ -38,25 +38,25 @@ def renamed(
     Returns:
         By the path that run A has, how it was found, for those that run B calls otherwise; and notes.
     """
-    found: dict[str, Renaming] = {}
+    renamings: dict[str, Renaming] = {}
     notes: list[str] = []
     if rename:
-        found |= _move(other, lambda path: _by_hand(path, rename), "user")
+        renamings |= _move(other, lambda path: _by_hand(path, rename), "user")
     paths = _by_weights(one, other)
     parts = _by_parts(one, other, paths)
     for how, of, said in (("weights", paths, "weights"), ("parts", parts, "parts")):
         if of:
             notes.append(f"modules matched by their {said}: {_listed(of)}")
-            found |= {mine: Renaming(theirs, how) for theirs, mine in of.items()}
+            renamings |= {mine: Renaming(theirs, how) for theirs, mine in of.items()}
     if paths or parts:
         both = {**paths, **parts}
         _move(other, lambda path: both.get(path, path), "")
-    return found, notes
+    return renamings, notes
 
 
-def _listed(found: Mapping[str, str]) -> str:
-    listed = ", ".join(f"{theirs} = {mine}" for theirs, mine in list(found.items())[:SHOWN])
-    return listed + (f", … (+{len(found) - SHOWN})" if len(found) > SHOWN else "")
+def _listed(renamings: Mapping[str, str]) -> str:
+    listed = ", ".join(f"{theirs} = {mine}" for theirs, mine in list(renamings.items())[:SHOWN])
+    return listed + (f", … (+{len(renamings) - SHOWN})" if len(renamings) > SHOWN else "")
 
 
 def _by_hand(path: str, rename: Mapping[str, str]) -> str:
@@ -140,23 +140,23 @@ def _is_matrix(weight: WeightDigests) -> bool:
 # ---------------------------------------------------------------------- modules by their parts
 
 
-def _by_parts(one: TraceFolder, other: TraceFolder, known: Mapping[str, str]) -> dict[str, str]:
+def _by_parts(one: TraceFolder, other: TraceFolder, by_weights: Mapping[str, str]) -> dict[str, str]:
     """Modules of run B that hold what one module of run A holds, and what else is held by such modules in both runs.
 
     Args:
-        known: modules that were found, by their paths in run B.
+        by_weights: modules that were matched by their weights, by their paths in run B.
     """
-    if not known:
+    if not by_weights:
         return {}
     mine, theirs = _paths(one), _paths(other)
     weights_a, weights_b = _weights(one, other), _weights(other, one)
-    to = {path: path for path in theirs if path in mine and path not in known} | dict(known)
+    to = {path: path for path in theirs if path in mine and path not in by_weights} | dict(by_weights)
     lacking = [path for path in theirs if path not in to]
     free = {path: None for path in mine if path not in {*to.values()}}
-    found: dict[str, str] = {}
+    matched: dict[str, str] = {}
 
     def settle(theirs_path: str, path: str) -> None:
-        found[theirs_path] = to[theirs_path] = path
+        matched[theirs_path] = to[theirs_path] = path
         free.pop(path)
 
     for path in sorted(lacking, key=_depth, reverse=True):
@@ -165,52 +165,52 @@ def _by_parts(one: TraceFolder, other: TraceFolder, known: Mapping[str, str]) ->
         if ranked and (len(ranked) == 1 or ranked[0][1] > ranked[1][1]):
             settle(path, ranked[0][0])
     for path in sorted(theirs, key=_depth):
-        if path not in found:
+        if path not in matched:
             continue
-        left_a = [child for child in _children(mine, found[path]) if child in free]
+        left_a = [child for child in _children(mine, matched[path]) if child in free]
         left_b = [child for child in _children(theirs, path) if child not in to]
         by_name = {_last(child): child for child in left_a}
         for child in [c for c in left_b if _last(c) in by_name]:
             settle(child, by_name[_last(child)])
         between = _between(
-            _children(mine, found[path]), {child: child for child in mine if child not in free}
+            _children(mine, matched[path]), {child: child for child in mine if child not in free}
         )
         for place, left_b in _between(_children(theirs, path), to).items():
             left_a = between.get(place, [])
             if [weights_a.get(a) for a in left_a] == [weights_b.get(b) for b in left_b]:
                 for a, b in zip(left_a, left_b, strict=True):
                     settle(b, a)
-    return found
+    return matched
 
 
-def _between(children: Iterable[str], known: Mapping[str, str]) -> dict[str, list[str]]:
+def _between(children: Iterable[str], matched: Mapping[str, str]) -> dict[str, list[str]]:
     """What is not known of a module's children, by the known one that runs before it.
 
     >>> _between(["a.up", "a.act", "a.down"], {"a.up": "b.up", "a.down": "b.down"})
     {'b.up': ['a.act']}
     """
-    found: dict[str, list[str]] = {}
+    unmatched: dict[str, list[str]] = {}
     before = ""
     for child in children:
-        if child in known:
-            before = known[child]
+        if child in matched:
+            before = matched[child]
         else:
-            found.setdefault(before, []).append(child)
-    return found
+            unmatched.setdefault(before, []).append(child)
+    return unmatched
 
 
 def _paths(recorded: TraceFolder) -> list[str]:
     """The modules that ran, and those around them, in the order in which they first did."""
     trace = recorded.trace
     numbers = sorted(range(len(trace.ops)), key=trace.first_of)
-    found: dict[str, None] = {}
+    paths: dict[str, None] = {}
     for number in numbers:
         path = trace.ops[number].module
-        found[path] = None
+        paths[path] = None
         while path:
             path = _parent(path)
-            found[path] = None
-    return [*found]
+            paths[path] = None
+    return [*paths]
 
 
 def _children(paths: Iterable[str], path: str) -> list[str]:

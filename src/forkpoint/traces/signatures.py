@@ -24,14 +24,14 @@ class Signatures:
 
     def __init__(self, trace: StoredTrace, numbers: Ints) -> None:
         self.trace, self.numbers = trace, numbers
-        self._known: dict[int, bytes | None] = {}
+        self._signatures: dict[int, bytes | None] = {}
         self._telling: dict[int, bool] = {}
 
     def of(self, op: int) -> bytes | None:
         """What stands for the values of an op; None where it made none, or none that could be read."""
-        if op not in self._known:
-            self._known[op] = self._work_out(op)
-        return self._known[op]
+        if op not in self._signatures:
+            self._signatures[op] = self._work_out(op)
+        return self._signatures[op]
 
     def is_telling(self, op: int) -> bool:
         """Whether its values are such that others hardly are the same by chance: not all alike, nor true and false."""
@@ -47,7 +47,7 @@ class Signatures:
         return self.trace.events[self.trace.first_of(op)].status in ("view", "alias")
 
     def _work_out(self, op: int) -> bytes | None:
-        found, distinct = hashlib.blake2b(digest_size=16), set[int]()
+        signature, distinct = hashlib.blake2b(digest_size=16), set[int]()
         for row in self.trace.rows_of(op)[:MOST_ROWS].tolist():
             event, held = self.trace.events[row], self.trace.held(row)
             if held.status != "digest" or held.digests is None or held.cells is None:
@@ -58,10 +58,10 @@ class Signatures:
             if not len(order):
                 return None
             digests = np.ascontiguousarray(held.digests[order])
-            found.update(f"{event.call} {event.dtype} {held.cells.open_sizes}".encode())
-            found.update(numbers[order].tobytes())
-            found.update(digests.tobytes())
+            signature.update(f"{event.call} {event.dtype} {held.cells.open_sizes}".encode())
+            signature.update(numbers[order].tobytes())
+            signature.update(digests.tobytes())
             if len(distinct) < 2 and event.dtype != "bool":
                 distinct.update(np.unique(digests)[:2].tolist())
         self._telling[op] = len(distinct) > 1
-        return found.digest()
+        return signature.digest()

@@ -62,15 +62,15 @@ def regrouped(one: TraceFolder, other: TraceFolder) -> Regrouped:
             ways = (
                 (weight.digests, rows, 2), (weight.columns, columns, 2), (weight.columns, rows, 1), (weight.digests, columns, 1),
             )  # fmt: skip
-            found = next(
-                (f for some, there, least in ways if (f := _found(weight, some, there, least))), None
+            located = next(
+                (f for some, there, least in ways if (f := _rows_elsewhere(weight, some, there, least))), None
             )
-            if found is None or name in names:
+            if located is None or name in names:
                 continue
-            parts[name] = tuple(dict.fromkeys(of for of, _ in found))
+            parts[name] = tuple(dict.fromkeys(of for of, _ in located))
             names |= {name, *parts[name]}
             bias, biases = _bias(name), [_bias(of) for of in parts[name]]
-            if _is_bias(whole.get(bias), pieces, found):
+            if _is_bias(whole.get(bias), pieces, located):
                 names |= {bias, *biases}
     return Regrouped(frozenset(names), parts, _transposed(one, other))
 
@@ -78,15 +78,15 @@ def regrouped(one: TraceFolder, other: TraceFolder) -> Regrouped:
 def _transposed(one: TraceFolder, other: TraceFolder) -> tuple[str, ...]:
     """Matrices that both runs have by one name, one of them transposed, unless both are multiplied by in the same way."""
     uses = [_products(recorded) for recorded in (one, other)]
-    found: list[str] = []
+    names: list[str] = []
     for name, weight in one.weights.items():
         there = other.weights.get(name)
         if there is None or weight.dtype != there.dtype or not is_transposed(weight, there):
             continue
         here, elsewhere = (use.get(name.rpartition(".")[0], frozenset[str]()) for use in uses)
         if not here or here != elsewhere:
-            found.append(name)
-    return tuple(found)
+            names.append(name)
+    return tuple(names)
 
 
 def is_transposed(one: WeightDigests, other: WeightDigests) -> bool:
@@ -98,11 +98,11 @@ def is_transposed(one: WeightDigests, other: WeightDigests) -> bool:
 
 def _products(recorded: TraceFolder) -> dict[str, frozenset[str]]:
     """By module, which of `PRODUCTS` it calls."""
-    found: dict[str, set[str]] = {}
+    by_module: dict[str, set[str]] = {}
     for op in recorded.trace.ops:
         if not op.is_boundary and op.function in PRODUCTS:
-            found.setdefault(op.module, set()).add(op.function)
-    return {module: frozenset(functions) for module, functions in found.items()}
+            by_module.setdefault(op.module, set()).add(op.function)
+    return {module: frozenset(functions) for module, functions in by_module.items()}
 
 
 Row = tuple[str, int]
@@ -111,31 +111,31 @@ Row = tuple[str, int]
 
 def _rows(weights: Mapping[str, WeightDigests], *, turned: bool) -> dict[int, Row | None]:
     """By its digest, where a row of a matrix is, or a column; None for one that is in several places."""
-    found: dict[int, Row | None] = {}
+    places: dict[int, Row | None] = {}
     for name, weight in weights.items():
         digests = weight.columns if turned else weight.digests
         if digests is not None and len(weight.shape) > 1:
             for row, digest in enumerate(digests.tolist()):
-                found[digest] = None if digest in found else (name, row)
-    return found
+                places[digest] = None if digest in places else (name, row)
+    return places
 
 
-def _found(
+def _rows_elsewhere(
     weight: WeightDigests, digests: np.ndarray | None, rows: Mapping[int, Row | None], least: int
 ) -> list[Row] | None:
     """Where each row of a matrix is in the other run, if it is made of at least so many matrices, and of all of their rows."""
     if digests is None or len(weight.shape) < 2:
         return None
-    found = [row for digest in digests.tolist() if (row := rows.get(digest)) is not None]
-    whole = len(found) == len(digests) == len({*found})
-    of = {name for name, _ in found}
+    located = [row for digest in digests.tolist() if (row := rows.get(digest)) is not None]
+    whole = len(located) == len(digests) == len({*located})
+    of = {name for name, _ in located}
     if (
         not whole
         or len(of) < least
-        or sum(row is not None and row[0] in of for row in rows.values()) != len(found)
+        or sum(row is not None and row[0] in of for row in rows.values()) != len(located)
     ):
         return None
-    return found
+    return located
 
 
 def _is_bias(bias: WeightDigests | None, pieces: Mapping[str, WeightDigests], rows: list[Row]) -> bool:

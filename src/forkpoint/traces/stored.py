@@ -236,13 +236,13 @@ class _Forms:
         return self.count
 
     def __getitem__(self, number: int) -> Form:
-        found = self.made.get(number)
-        if found is None:
+        form = self.made.get(number)
+        if form is None:
             assert self.table is not None
-            found = self.made[number] = _form(
+            form = self.made[number] = _form(
                 {n: self.table[n][number].as_py() for n in self.table.column_names}
             )
-        return found
+        return form
 
 
 def _form(row: dict[str, Any]) -> Form:
@@ -306,8 +306,8 @@ class _Rows:
             reasons = batch.column("reason")
             given = np.flatnonzero(compute.call_function("binary_length", [reasons]).to_numpy())
             self.skipped.update({done + i: reasons[i].as_py() for i in given.tolist()})
-            found = batch.column("digests")
-            lengths = _lengths(found)
+            digests = batch.column("digests")
+            lengths = _lengths(digests)
             there = lengths >= 0
             there[given] = False
             lengths = np.maximum(lengths, 0)
@@ -315,7 +315,7 @@ class _Rows:
                 raise ValueError("a row with more or fewer digests than its form has cells")
             start = np.cumsum(lengths) - lengths + values.count
             parts["start"].append(np.where(there, start, -1))
-            values.add(found.flatten().to_numpy())
+            values.add(digests.flatten().to_numpy())
             self._flat(batch.column("flat"), done, columns["form"], forms)
             for name, column in columns.items():
                 parts[name].append(column.astype(np.int32 if name != "back" else np.int64))
@@ -330,10 +330,10 @@ class _Rows:
         if column.null_count == len(column):
             return
         for i in np.flatnonzero(_lengths(column) >= 0).tolist():
-            found = column[i].values.to_numpy().copy()
-            if len(found) != forms.ids_length[form[i]]:
+            flat = column[i].values.to_numpy().copy()
+            if len(flat) != forms.ids_length[form[i]]:
                 raise ValueError("a row with more or fewer digests than its form has cells")
-            self.flats[done + i] = found
+            self.flats[done + i] = flat
 
     @staticmethod
     def _check(columns: dict[str, Ints], done: int, ops: int, forms: int) -> None:
@@ -379,9 +379,9 @@ class _Values:
 
 
 def _joined(parts: list[Any], dtype: Any) -> Any:
-    found = np.concatenate(parts) if parts else np.zeros(0, dtype=dtype)
+    joined = np.concatenate(parts) if parts else np.zeros(0, dtype=dtype)
     parts.clear()
-    return found
+    return joined
 
 
 __all__ = ["StoredTrace"]

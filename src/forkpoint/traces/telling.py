@@ -42,8 +42,8 @@ class Told:
         if joined.first_a is not None and joined.first_b is not None:
             return replace(row, **self.place_in_b(joined))
         if joined.first_b is not None:
-            found = self.matches.recorded[joined.first_b.op]
-            row = replace(row, op=found.name, module=found.module)
+            recorded = self.matches.recorded[joined.first_b.op]
+            row = replace(row, op=recorded.name, module=recorded.module)
         return replace(row, reason=row.reason or self._why_alone(joined))
 
     def place_in_b(self, joined: Joined) -> dict[str, Any]:
@@ -53,11 +53,11 @@ class Told:
         number = joined.first_b.op
         theirs, renaming = self.matches.recorded[number], self.modules.get(joined.op.module)
         how = self.matches.how.get(number, "")
-        found = {"matched": how, "module_matched": renaming.how if renaming is not None else ""}
+        how_matched = {"matched": how, "module_matched": renaming.how if renaming is not None else ""}
         if how == "place" and theirs.module == joined.op.module:
-            return found
+            return how_matched
         source, code = ("", "") if theirs.is_boundary else (theirs.site.short, theirs.site.code)
-        return {**found, "op_b": theirs.name, "source_b": source, "code_b": code}
+        return {**how_matched, "op_b": theirs.name, "source_b": source, "code_b": code}
 
     # ------------------------------------------------------------------ ops of one run alone
 
@@ -94,12 +94,12 @@ class Told:
 
 
 def _makers(signatures: Signatures, ops: list[Op]) -> dict[bytes, Op]:
-    found: dict[bytes, Op] = {}
+    makers: dict[bytes, Op] = {}
     if len(ops) > MOST_OPS:
-        return found
+        return makers
     for number in sorted(range(len(ops)), key=signatures.trace.first_of):
         if signatures.trace.first_of(number) < len(signatures.trace) and signatures.is_telling(number):
             made = signatures.of(number)
             assert made is not None
-            found.setdefault(made, ops[number])
-    return found
+            makers.setdefault(made, ops[number])
+    return makers

@@ -152,10 +152,10 @@ class Writer:
         Args:
             numbers: what `coordinates` gave for the table of its ids.
         """
-        known = self._seen.get(id(form))
-        if known is None:
-            known = self._seen[id(form)] = form, self._form(form, form.cells, numbers)
-        return known[1]
+        seen = self._seen.get(id(form))
+        if seen is None:
+            seen = self._seen[id(form)] = form, self._form(form, form.cells, numbers)
+        return seen[1]
 
     def _form(self, form: Form, cells: Cells, numbers: np.ndarray) -> int:
         row: dict[str, Any] = {
@@ -189,15 +189,15 @@ class Writer:
         named += [("buffer", *one) for one in model.named_buffers()]
         for kind, name, value in named:
             plain = value.detach()
-            found = columns = None
+            digests = columns = None
             if not (why_unreadable(plain) or plain.is_quantized or plain.layout != torch.strided):
                 rows = torch_impl.rows(plain[None] if plain.dim() == 0 else plain, (0,))
-                found = rows.cpu().numpy()
+                digests = rows.cpu().numpy()
                 if plain.dim() == 2 and kind == "parameter":
                     columns = torch_impl.rows(plain, (1,)).cpu().numpy()
             self._add(
                 "weights", root=root, name=name, kind=kind, shape=list(value.shape),
-                dtype=str(value.dtype).removeprefix("torch."), digests=found, columns=columns,
+                dtype=str(value.dtype).removeprefix("torch."), digests=digests, columns=columns,
             )  # fmt: skip
         self.flush()
 
@@ -309,7 +309,7 @@ _SAVED: set[torch.dtype] = set()
 
 def _apart(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     """Tensors on the host none of which shares its memory with another, as files of tensors want them."""
-    found: dict[str, Tensor] = {}
+    separate: dict[str, Tensor] = {}
     seen: set[int] = set()
     for name, value in tensors.items():
         plain = value.detach().cpu().contiguous()
@@ -317,5 +317,5 @@ def _apart(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         if storage.nbytes() != plain.nbytes or storage.data_ptr() in seen:
             plain = plain.clone()
         seen.add(plain.untyped_storage().data_ptr())
-        found[name] = plain
-    return found
+        separate[name] = plain
+    return separate
