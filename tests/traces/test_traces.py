@@ -14,7 +14,6 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from tests.architectures import ARCHITECTURES, prompt
@@ -23,7 +22,7 @@ from torch import nn
 
 import forkpoint as fp
 from forkpoint.match.passes import PassTable
-from forkpoint.traces import stored
+from forkpoint.traces import rows
 from forkpoint.traces.reading import read
 from forkpoint.traces.schema import TABLES
 from forkpoint.traces.stored import StoredTrace
@@ -432,9 +431,9 @@ def test_by_columns_ops_compare_as_they_do_one_by_one(
 def test_digests_in_a_file_are_those_in_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     kills.work(tmp_path)
     in_memory = kills.rows_of(read(tmp_path, "A"))
-    monkeypatch.setattr(stored, "IN_MEMORY", 1 << 10)
+    monkeypatch.setattr(rows, "IN_MEMORY", 1 << 10)
     recorded = read(tmp_path, "A")
-    assert isinstance(recorded.trace.values, np.memmap)
+    assert recorded.trace.values.in_file
     assert kills.rows_of(recorded) == in_memory
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable, Iterable, Sequence
 from functools import cached_property
 from typing import Any, overload
@@ -10,14 +9,14 @@ from typing import Any, overload
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
-from pyarrow import compute
 
 from forkpoint.capture.coordinates import CoordinateTable
 from forkpoint.capture.series import Ints, Series, spans
 from forkpoint.capture.trace import WHOLE, Cells, Event, Form, Op, Trace
+from forkpoint.traces.rows import Rows, lengths_of
 
-IN_MEMORY = 1 << 26
-"""Most bytes of digests that are held in memory; more of them are put one after the other in a temporary file."""
+TOGETHER = 512
+"""Batches of a table that are made one at once: a recording leaves one for each call, and each has a size of its own."""
 
 
 class StoredTrace(Trace):
@@ -39,10 +38,10 @@ class StoredTrace(Trace):
         super().__init__(table)
         self.completed = True
         self._ops = ops
-        self._forms = _Forms(list(forms), len(table.kinds))
-        columns = _Rows(rows, len(ops), self._forms)
+        self._forms = _Forms(forms, len(table.kinds))
+        self._rows = columns = Rows(rows, len(ops), self._forms)
         self.op, self.call, self.form = columns.op, columns.call, columns.form
-        self.back, self.start, self.values = columns.back, columns.start, columns.values
+        self.back, self.start, self.values = columns.back, columns.start, columns.digests
         self.flats, self.skipped = columns.flats, columns.skipped
         self._asked: tuple[int, Ints] = (-1, np.zeros(0, dtype=np.int64))
 
@@ -64,10 +63,7 @@ class StoredTrace(Trace):
     @cached_property
     def _by_op(self) -> tuple[Any, Any]:
         """The rows ordered by their ops, and where those of each op begin."""
-        order = np.argsort(self.op, kind="stable")
-        if len(order) < 1 << 31:
-            order = order.astype(np.int32)
-        return order, np.searchsorted(self.op[order], np.arange(len(self._ops) + 1))
+        return self._rows.by_op()
 
     def rows_of(self, op: int) -> Ints:
         """The rows of an op, ascending."""
@@ -182,9 +178,8 @@ _PAIR, _OPEN = 1, 2
 class _Forms:
     """How values lie that were digested, by number; columns of what is asked for every row."""
 
-    def __init__(self, batches: list[Any], items: int) -> None:
-        table = pa.Table.from_batches(batches) if batches else None
-        self.table = None if table is None else table.combine_chunks()
+    def __init__(self, batches: Iterable[Any], items: int) -> None:
+        self.table = _one_table(batches)
         self.made: dict[int, Form] = {}
         columns = {name: _column(self.table, name) for name in ("status", "dtype", "kind", "reason")}
         self.count = len(columns["status"])
@@ -245,6 +240,20 @@ class _Forms:
         return form
 
 
+def _one_table(batches: Iterable[Any]) -> Any:
+    """What many batches hold, as one table; None of no batches."""
+    tables: list[Any] = []
+    some: list[Any] = []
+    for batch in batches:
+        some.append(batch)
+        if len(some) == TOGETHER:
+            tables.append(pa.Table.from_batches(some).combine_chunks())
+            some.clear()
+    if some:
+        tables.append(pa.Table.from_batches(some).combine_chunks())
+    return pa.concat_tables(tables).combine_chunks() if tables else None
+
+
 def _form(row: dict[str, Any]) -> Form:
     ids = np.asarray(row["ids"], dtype=np.int32)
     keys = None if row["keys"] is None else np.asarray(row["keys"], dtype=np.int64).reshape(-1, 4)
@@ -269,119 +278,9 @@ def _lists(table: Any, name: str) -> tuple[Ints, Ints, Ints]:
     column = table[name].combine_chunks()
     if isinstance(column, pa.ChunkedArray):
         column = column.chunk(0)
-    lengths = np.maximum(_lengths(column), 0)
+    lengths = np.maximum(lengths_of(column), 0)
     entries = column.flatten().to_numpy().astype(np.int64)
     return entries, np.cumsum(lengths) - lengths, lengths
-
-
-def _lengths(column: Any) -> Ints:
-    """How long each list of a column is; -1 where there is none."""
-    lengths: Any = compute.call_function("list_value_length", [column])
-    return lengths.fill_null(-1).to_numpy().astype(np.int64)
-
-
-# ---------------------------------------------------------------------- rows
-
-
-class _Rows:
-    """The columns of all rows, from batches that are let go of one by one.
-
-    Attributes:
-        op, call, form: [rows].
-        back: [rows], how many rows back a value was before; 0 where it is a new one.
-        start: [rows], where the digests of a row begin in `values`; -1 where it has none.
-        flats: by row, for open cells, the digests with those dimensions taken in.
-        skipped: by row, why it was not digested after all.
-    """
-
-    def __init__(self, batches: Iterable[Any], ops: int, forms: _Forms) -> None:
-        parts: dict[str, list[Ints]] = {name: [] for name in ("op", "call", "form", "back", "start")}
-        self.flats: dict[int, Ints] = {}
-        self.skipped: dict[int, str] = {}
-        values = _Values()
-        done = 0
-        for batch in batches:
-            columns = {name: batch.column(name).to_numpy() for name in ("op", "call", "form", "back")}
-            self._check(columns, done, ops, len(forms))
-            reasons = batch.column("reason")
-            given = np.flatnonzero(compute.call_function("binary_length", [reasons]).to_numpy())
-            self.skipped.update({done + i: reasons[i].as_py() for i in given.tolist()})
-            digests = batch.column("digests")
-            lengths = _lengths(digests)
-            there = lengths >= 0
-            there[given] = False
-            lengths = np.maximum(lengths, 0)
-            if (lengths[there] != forms.slots[columns["form"][there]]).any():
-                raise ValueError("a row with more or fewer digests than its form has cells")
-            start = np.cumsum(lengths) - lengths + values.count
-            parts["start"].append(np.where(there, start, -1))
-            values.add(digests.flatten().to_numpy())
-            self._flat(batch.column("flat"), done, columns["form"], forms)
-            for name, column in columns.items():
-                parts[name].append(column.astype(np.int32 if name != "back" else np.int64))
-            done += batch.num_rows
-        self.op, self.call, self.form = (_joined(parts[n], np.int32) for n in ("op", "call", "form"))
-        self.back, self.start = _joined(parts["back"], np.int64), _joined(parts["start"], np.int64)
-        if len(self.op) < 1 << 31 and values.count < 1 << 31:
-            self.back, self.start = self.back.astype(np.int32), self.start.astype(np.int32)
-        self.values = values.whole()
-
-    def _flat(self, column: Any, done: int, form: Ints, forms: _Forms) -> None:
-        if column.null_count == len(column):
-            return
-        for i in np.flatnonzero(_lengths(column) >= 0).tolist():
-            flat = column[i].values.to_numpy().copy()
-            if len(flat) != forms.ids_length[form[i]]:
-                raise ValueError("a row with more or fewer digests than its form has cells")
-            self.flats[done + i] = flat
-
-    @staticmethod
-    def _check(columns: dict[str, Ints], done: int, ops: int, forms: int) -> None:
-        for name, most in (("op", ops), ("form", forms)):
-            if len(columns[name]) and not 0 <= columns[name].min() <= columns[name].max() < most:
-                raise IndexError(f"a row of an {name} that there is not")
-        if (columns["back"] < 0).any() or (
-            columns["back"] > np.arange(done, done + len(columns["op"]))
-        ).any():
-            raise ValueError("a row that is that of a row before all others")
-
-
-class _Values:
-    """Digests one after the other: in memory, or in a temporary file where they are many."""
-
-    def __init__(self) -> None:
-        self.parts: list[NDArray[np.int64]] = []
-        self.count = self.waiting = 0
-        self.file: Any = None
-
-    def add(self, values: NDArray[np.int64]) -> None:
-        self.parts.append(values if values.base is None else values.copy())
-        self.count += len(values)
-        self.waiting += values.nbytes
-        if self.waiting > IN_MEMORY:
-            self._put_away()
-
-    def _put_away(self) -> None:
-        if self.file is None:
-            self.file = tempfile.TemporaryFile(prefix="forkpoint-digests-")  # noqa: SIM115 - as long as the values
-        for part in self.parts:
-            self.file.write(part.tobytes())
-        self.parts.clear()
-        self.waiting = 0
-
-    def whole(self) -> NDArray[np.int64]:
-        if self.file is None:
-            return _joined(self.parts, np.int64)
-        self._put_away()
-        with self.file:  # what is mapped stays, also when it is closed
-            self.file.flush()
-            return np.memmap(self.file, dtype=np.int64, mode="r", shape=(self.count,))
-
-
-def _joined(parts: list[Any], dtype: Any) -> Any:
-    joined = np.concatenate(parts) if parts else np.zeros(0, dtype=dtype)
-    parts.clear()
-    return joined
 
 
 __all__ = ["StoredTrace"]
