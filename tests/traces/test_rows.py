@@ -1,4 +1,4 @@
-"""Rows as columns: what narrow numbers and runs in a file give is what is given one row after the other."""
+"""StoredRows as columns: what narrow numbers and runs in a file give is what is given one row after the other."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pyarrow as pa
 import pytest
 
 from forkpoint.traces import rows
-from forkpoint.traces.rows import Column, Rows
+from forkpoint.traces.rows import Column, StoredRows
 from forkpoint.traces.schema import INTS, TABLES
 
 SLOTS = np.array([0, 1, 2, 5])
@@ -46,7 +46,7 @@ def test_columns_hold_what_the_rows_hold(seed: int, in_memory: int, monkeypatch:
     monkeypatch.setattr(rows, "MAPPED", 1 << 17)
     monkeypatch.setattr(rows, "BLOCK", 16)
     made, plain = batches(seed)
-    columns = Rows(made, OPS, _Forms())
+    columns = StoredRows(made, OPS, _Forms())
     for name in ("op", "call", "form", "back"):
         assert getattr(columns, name).tolist() == [row[name] for row in plain], name
     for index, row in enumerate(plain):
@@ -96,7 +96,7 @@ def test_an_op_lies_together_in_the_file(monkeypatch: pytest.MonkeyPatch) -> Non
                 pa.array([""] * count), pa.ListArray.from_arrays(ends, pa.array(digests)), pa.nulls(count, INTS),
             ], schema=TABLES["rows"],
         ))  # fmt: skip
-    columns = Rows(made, OPS, _Forms())
+    columns = StoredRows(made, OPS, _Forms())
     order, starts = columns.by_op()
     places = columns.start[order[starts[3] : starts[4]]]
     assert int((np.diff(places) != 1).sum()) < 2 * runs

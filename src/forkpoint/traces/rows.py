@@ -40,7 +40,7 @@ class Sizes(Protocol):
     def __len__(self) -> int: ...
 
 
-class Rows:
+class StoredRows:
     """The columns of all rows, from batches that are let go of one by one.
 
     Args:
@@ -66,7 +66,7 @@ class Rows:
         self.flats: dict[int, Ints] = {}
         self.skipped: dict[int, str] = {}
         self.counts = np.zeros(ops, dtype=np.int64)
-        self.digests = Digests()
+        self.digests = FiledDigests()
         done = 0
         for batch in batches:
             numbers = {name: batch.column(name).to_numpy() for name in columns}
@@ -166,7 +166,7 @@ class Column:
         return np.concatenate(narrow)
 
 
-class Digests:
+class FiledDigests:
     """The digests of all rows: in memory, or in a temporary file where they are many.
 
     In the file they lie in runs: one after the other has the digests of some rows, ordered by their ops. Traces are compared
@@ -253,4 +253,4 @@ class Digests:
         return values
 
 
-__all__ = ["Column", "Digests", "Rows", "lengths_of"]
+__all__ = ["Column", "FiledDigests", "StoredRows", "lengths_of"]

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from forkpoint.capture.coordinates import CoordinateTable
 from forkpoint.capture.series import Ints, Series, spans
 from forkpoint.capture.trace import WHOLE, Cells, Event, Form, Op, Trace
-from forkpoint.traces.rows import Rows, lengths_of
+from forkpoint.traces.rows import StoredRows, lengths_of
 
 TOGETHER = 512
 """Batches of a table that are made one at once: a recording leaves one for each call, and each has a size of its own."""
@@ -39,7 +39,7 @@ class StoredTrace(Trace):
         self.completed = True
         self._ops = ops
         self._forms = _Forms(forms, len(table.kinds))
-        self._rows = columns = Rows(rows, len(ops), self._forms)
+        self._rows = columns = StoredRows(rows, len(ops), self._forms)
         self.op, self.call, self.form = columns.op, columns.call, columns.form
         self.back, self.start, self.values = columns.back, columns.start, columns.digests
         self.flats, self.skipped = columns.flats, columns.skipped
