@@ -21,34 +21,34 @@ if TYPE_CHECKING:
 WIDTH = 100
 
 
-def render(found: Answer, console: Console, *, lang: str = "en", details: bool = False) -> None:
+def render(answer: Answer, console: Console, *, lang: str = "en", details: bool = False) -> None:
     """Print the report of an answer.
 
     Args:
-        found: the answer; nothing else is read.
+        answer: nothing else is read.
         console: gives width, colours and encoding.
         lang: `en` or `zh`.
         details: the whole report, where its module has a longer one.
     """
-    module = _module(found)
-    made = module.document
+    module = _module(answer)
+    make = module.document
     if details:
-        made = getattr(module, "detailed", made)
-    show(made(found, Words(lang)), console)
+        make = getattr(module, "detailed", make)
+    show(make(answer, Words(lang)), console)
 
 
-def to_text(found: Answer, *, lang: str = "en", width: int | None = None) -> str:
+def to_text(answer: Answer, *, lang: str = "en", width: int | None = None) -> str:
     """The report as plain text, so many columns wide."""
-    module = _module(found)
-    return written(module.document(found, Words(lang)), width or getattr(module, "WIDTH", WIDTH))
+    module = _module(answer)
+    return written(module.document(answer, Words(lang)), width or getattr(module, "WIDTH", WIDTH))
 
 
-def to_html(found: Answer, *, lang: str = "en") -> str:
+def to_html(answer: Answer, *, lang: str = "en") -> str:
     """The report as a page."""
-    module, words = _module(found), Words(lang)
+    module, words = _module(answer), Words(lang)
     page = getattr(module, "page", None)
-    return page_of(module.document(found, words), words) if page is None else page(found, words)
+    return page_of(module.document(answer, words), words) if page is None else page(answer, words)
 
 
-def _module(found: Answer) -> Any:
-    return import_module(f"forkpoint.report.{found.report_module}")
+def _module(answer: Answer) -> Any:
+    return import_module(f"forkpoint.report.{answer.report_module}")

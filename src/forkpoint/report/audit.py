@@ -11,25 +11,25 @@ if TYPE_CHECKING:
     from forkpoint.report.words import Words
 
 
-def document(found: Audit, words: Words) -> Document:
+def document(audit: Audit, words: Words) -> Document:
     """Whether it holds, in the title; then what breaks it."""
-    said = [line(muted(words.many("audit.subject", found.tried, subject=found.subject)))]
-    if found.breaking:
-        said.append(line(words("audit.sizes", sizes=_ranges(found.breaking, words))))
-    if found.precision is not None:
-        said.append(_exactness(found.precision, words))
-    if found.unfinished:
-        said.append(line(muted(words("audit.unfinished", what=words.phrase(found.unfinished)))))
-    verdict = Section("verdict", line(_answer(found, words)), tuple(map(Paragraph, said)))
-    return Document((verdict, *(_break(one, words) for one in found.breaks)))
+    lines = [line(muted(words.many("audit.subject", audit.tried, subject=audit.subject)))]
+    if audit.breaking:
+        lines.append(line(words("audit.sizes", sizes=_ranges(audit.breaking, words))))
+    if audit.precision is not None:
+        lines.append(_exactness(audit.precision, words))
+    if audit.unfinished:
+        lines.append(line(muted(words("audit.unfinished", what=words.phrase(audit.unfinished)))))
+    verdict = Section("verdict", line(_answer(audit, words)), tuple(map(Paragraph, lines)))
+    return Document((verdict, *(_break(one, words) for one in audit.breaks)))
 
 
-def _answer(found: Audit, words: Words) -> Span:
-    if found.holds:
+def _answer(audit: Audit, words: Words) -> Span:
+    if audit.holds:
         answer, role = words("audit.holds"), Role.GOOD
-    elif found.breaks:
-        answer, role = words.many("audit.broken", len(found.breaks)), Role.BAD
-    elif not found.tried:
+    elif audit.breaks:
+        answer, role = words.many("audit.broken", len(audit.breaks)), Role.BAD
+    elif not audit.tried:
         answer, role = words("audit.nothing"), Role.CAUTION
     else:
         answer, role = words("audit.worse"), Role.BAD

@@ -41,27 +41,28 @@ def section(result: Result, words: Words, *, brief: bool = False) -> Section | N
     Args:
         brief: without evidence, counts and notes, and of two places only the one that is more than rounding.
     """
-    found = result.backward
-    if found is None:
+    backward = result.backward
+    if backward is None:
         return None
-    blocks: list[Block] = [Paragraph(_conclusion(found, words))]
+    blocks: list[Block] = [Paragraph(_conclusion(backward, words))]
     if not brief:
-        a, b = pair(found.loss_a, found.loss_b)
-        same = found.loss_a == found.loss_b
+        a, b = pair(backward.loss_a, backward.loss_b)
+        same = backward.loss_a == backward.loss_b
         blocks.append(
             Fact(
                 words("loss"),
                 (line(words("loss.same", loss=a) if same else f"A{NO_BREAK}{a}   B{NO_BREAK}{b}"),),
             )
         )
-    blocks += _places(found, result, words, brief=brief)
-    blocks.append(Fact(words("backward.parameters"), _parameters(found.parameters, words, brief=brief)))
+    blocks += _places(backward, result, words, brief=brief)
+    blocks.append(Fact(words("backward.parameters"), _parameters(backward.parameters, words, brief=brief)))
     if not brief:
-        blocks.append(Fact(words("backward.ops"), (line(_counts(found, words)),)))
+        blocks.append(Fact(words("backward.ops"), (line(_counts(backward, words)),)))
         blocks += [
-            Fact(words.name("probe", probe.name), (line(finding(probe, words)),)) for probe in found.evidence
+            Fact(words.name("probe", probe.name), (line(finding(probe, words)),))
+            for probe in backward.evidence
         ]
-        blocks += [Paragraph(line(muted(words.sentence(note)))) for note in found.notes]
+        blocks += [Paragraph(line(muted(words.sentence(note)))) for note in backward.notes]
     return Section("backward", line(words("backward")), tuple(blocks))
 
 
@@ -75,41 +76,41 @@ def beside(verdict: Section, result: Result, words: Words) -> Section:
         result: what `compare` returned.
         words: the language.
     """
-    found = result.backward
-    if found is None:
+    backward = result.backward
+    if backward is None:
         return verdict
     blocks = list(verdict.blocks)
-    settled = found.identical or found.rounding is True
+    settled = backward.identical or backward.rounding is True
     if not settled and result.verdict.kind in (VerdictKind.IDENTICAL, VerdictKind.ROUNDING):
         advice = words("advice")
         blocks = [block for block in blocks if not (isinstance(block, Fact) and block.label == advice)]
         blocks.append(Fact(advice, (line(words("advice.backward")),)))
     above = [block for block in blocks if isinstance(block, Paragraph)]
-    gradients = Fact(words("backward.label"), (_conclusion(found, words),))
+    gradients = Fact(words("backward.label"), (_conclusion(backward, words),))
     return replace(verdict, blocks=(*above, gradients, *blocks[len(above) :]))
 
 
-def _conclusion(found: Backward, words: Words) -> Line:
-    if found.identical:
+def _conclusion(backward: Backward, words: Words) -> Line:
+    if backward.identical:
         return line(Span(words("backward.identical"), Role.GOOD))
-    if not _compared(found):
+    if not _compared(backward):
         return line(Span(words("backward.nothing"), Role.CAUTION))
-    if found.rounding is not None:
-        if found.rounding:
+    if backward.rounding is not None:
+        if backward.rounding:
             return line(Span(words("backward.rounding"), Role.GOOD))
         return line(Span(words("backward.differs"), Role.BAD))
-    tried = any(probe.name == "precision" for probe in found.evidence)
+    tried = any(probe.name == "precision" for probe in backward.evidence)
     return line(Span(words("backward.unknown" if tried else "backward.untried"), Role.CAUTION))
 
 
-def _compared(found: Backward) -> bool:
-    return any(row.status in ("equal", "differs") for row in (*found.ops, *found.parameters))
+def _compared(backward: Backward) -> bool:
+    return any(row.status in ("equal", "differs") for row in (*backward.ops, *backward.parameters))
 
 
-def _places(found: Backward, result: Result, words: Words, *, brief: bool) -> list[Block]:
+def _places(backward: Backward, result: Result, words: Words, *, brief: bool) -> list[Block]:
     """Where gradients differ first, and where more than rounding begins."""
-    first, origin = found.first, found.origin
-    if found.identical or not _compared(found):
+    first, origin = backward.first, backward.origin
+    if backward.identical or not _compared(backward):
         return []
     if first is None and origin is None:
         return [Paragraph(line(words("backward.weights")), "→ ")]
@@ -118,7 +119,7 @@ def _places(found: Backward, result: Result, words: Words, *, brief: bool) -> li
     if first is not None and (same or origin is None or not brief):
         blocks += [
             Paragraph(line(words("backward.first"))),
-            *_place(first, result, words, brief=brief, alike=result.first is None and not found.notes),
+            *_place(first, result, words, brief=brief, alike=result.first is None and not backward.notes),
         ]
     if same and not brief:
         blocks.append(Paragraph(line(words("backward.same")), "→ "))
@@ -128,48 +129,48 @@ def _places(found: Backward, result: Result, words: Words, *, brief: bool) -> li
             Paragraph(line(words("backward.origin"))),
             *_place(origin, result, words, brief=brief, alike=alike),
         ]
-    elif found.rounding is False and origin is None:
+    elif backward.rounding is False and origin is None:
         blocks.append(Paragraph(line(words("backward.weights.origin")), "→ "))
     return blocks
 
 
-def _place(found: Divergence, result: Result, words: Words, *, brief: bool, alike: bool) -> list[Block]:
+def _place(gradient: Divergence, result: Result, words: Words, *, brief: bool, alike: bool) -> list[Block]:
     """One gradient that differs.
 
     Args:
         alike: whether what the forward pass made is equal in both runs, so that only the backward pass can be at fault.
     """
-    shown = divergence.place_and_values(found, result, words, brief=brief)
+    shown = divergence.place_and_values(gradient, result, words, brief=brief)
     blocks: list[Block] = [Fact(words("backward.op"), shown[0].body), *shown[1:]]
-    rows = [divergence.one_input(item, words) for item in found.inputs]
-    made = Grid(tuple(rows), flows=True) if rows else (line(muted(words("backward.made.none"))),)
-    blocks.append(Fact(words("backward.made"), made))
-    if found.note:
-        blocks.append(Paragraph(line(words.sentence(found.note)), "→ "))
-    elif found.inputs and not brief and {item.status for item in found.inputs} == {"equal"}:
-        key = "backward.made.equal" if len(found.inputs) == 1 else "backward.made.among"
+    rows = [divergence.one_input(item, words) for item in gradient.inputs]
+    inputs = Grid(tuple(rows), flows=True) if rows else (line(muted(words("backward.made.none"))),)
+    blocks.append(Fact(words("backward.made"), inputs))
+    if gradient.note:
+        blocks.append(Paragraph(line(words.sentence(gradient.note)), "→ "))
+    elif gradient.inputs and not brief and {item.status for item in gradient.inputs} == {"equal"}:
+        key = "backward.made.equal" if len(gradient.inputs) == 1 else "backward.made.among"
         key = key if alike else "backward.made.forward"
         blocks.append(Paragraph(line(words(key)), "→ "))
     return blocks
 
 
 def _parameters(
-    found: tuple[ParameterGradient, ...], words: Words, *, brief: bool
+    gradients: tuple[ParameterGradient, ...], words: Words, *, brief: bool
 ) -> tuple[Line, ...] | Grid:
     """How many gradients of parameters differ, and those that are farthest apart."""
-    compared = [one for one in found if one.status != "not compared"]
+    compared = [one for one in gradients if one.status != "not compared"]
     apart = [one for one in compared if one.status == "differs"]
     beyond = [one for one in apart if one.rounding is False]
-    said = (
+    summary = (
         words("backward.parameters.some", part=count(len(apart)), whole=count(len(compared)))
         if apart
         else words("backward.parameters.equal", n=count(len(compared)))
     )
-    parts = [said]
+    parts = [summary]
     if beyond:
         parts.append(words("backward.parameters.beyond", n=count(len(beyond))))
-    if len(found) > len(compared):
-        parts.append(words("backward.parameters.missing", n=count(len(found) - len(compared))))
+    if len(gradients) > len(compared):
+        parts.append(words("backward.parameters.missing", n=count(len(gradients) - len(compared))))
     head = line(words("comma").join(parts))
     if brief or not apart:
         return (head,)
@@ -191,8 +192,8 @@ def _parameter(one: ParameterGradient, words: Words) -> tuple[Line, ...]:
     return line(code(one.name)), line(relative), line(muted(cosine)), line(beyond)
 
 
-def _counts(found: Backward, words: Words) -> str:
-    numbers = Counter(row.status for row in found.ops)
+def _counts(backward: Backward, words: Words) -> str:
+    numbers = Counter(row.status for row in backward.ops)
     equal, differs = numbers["equal"], numbers["differs"]
-    rest = len(found.ops) - equal - differs
+    rest = len(backward.ops) - equal - differs
     return words("backward.ops.counts", equal=count(equal), differs=count(differs), missing=count(rest))

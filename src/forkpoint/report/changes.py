@@ -51,17 +51,17 @@ def _pair(row: OpRow) -> _Pair:
 
 def _rows(pair: _Pair, number: int, words: Words, *, differs: bool) -> list[tuple[Cell, ...]]:
     source_a, code_a, source_b, code_b, how = pair
-    found: list[tuple[Cell, ...]] = []
+    rows: list[tuple[Cell, ...]] = []
     for run, source, text in (("A", source_a, code_a), ("B", source_b, code_b)):
         if source:
-            found.append((line(strong(run)), line(muted(source)), line(code(code_line(text)))))
+            rows.append((line(strong(run)), line(muted(source)), line(code(code_line(text)))))
     if how.startswith("only in"):
-        said = words.name("status", how)
+        phrase = words.name("status", how)
     else:
-        said = words("matched.by", how=words.name("matched", how))
+        phrase = words("matched.by", how=words.name("matched", how))
     more = (words("changes.differ"),) if differs else ()
-    found.append((line(muted(words("comma").join((words.many("changes.ops", number), said, *more)))),))
-    return found
+    rows.append((line(muted(words("comma").join((words.many("changes.ops", number), phrase, *more)))),))
+    return rows
 
 
 def counterpart(row: OpRow | Divergence, words: Words) -> str:
@@ -76,16 +76,19 @@ def counterpart(row: OpRow | Divergence, words: Words) -> str:
 
 def found_by(row: OpRow | Divergence, words: Words) -> str:
     """How an op of run B was found, and its module where that has another path."""
-    found = [words.name("matched", row.matched)]
+    parts = [words.name("matched", row.matched)]
     if row.module_matched:
-        found.append(words("matched.module", how=words.name("module_matched", row.module_matched)))
-    return words("comma").join(found)
+        parts.append(words("matched.module", how=words.name("module_matched", row.module_matched)))
+    return words("comma").join(parts)
 
 
-def both_sources(found: Divergence) -> tuple[Line, ...]:
+def both_sources(divergence: Divergence) -> tuple[Line, ...]:
     """The op's place and line in each run, where they are not the same."""
     lines: list[Line] = []
-    for run, source, text in (("A", found.source, found.code), ("B", found.source_b, found.code_b)):
+    for run, source, text in (
+        ("A", divergence.source, divergence.code),
+        ("B", divergence.source_b, divergence.code_b),
+    ):
         lines.append(line(strong(run), " ", source or "?"))
         if text := code_line(text):
             lines.append(line(code(text)))

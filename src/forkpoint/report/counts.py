@@ -24,9 +24,9 @@ _STATUSES = ("equal", "differs", "view", "only in a", "only in b", "not compared
 def section(result: Result, words: Words) -> Section:
     """How many ops agree, differ, have no partner or could not be compared, and why."""
     numbers = Counter(row.status for row in result.ops)
-    known = [*_STATUSES, *sorted(set(numbers) - set(_STATUSES))]
+    statuses = [*_STATUSES, *sorted(set(numbers) - set(_STATUSES))]
     facts: list[Fact] = []
-    for status in known:
+    for status in statuses:
         if status == "view" and not numbers[status]:
             continue
         lines = (
@@ -81,16 +81,16 @@ def _missing(result: Result, words: Words) -> list[Line]:
 
 def integers(result: Result, words: Words) -> Section | None:
     """The first integer or bool value that differs."""
-    found = result.first_integer
-    if found is None:
+    first = result.first_integer
+    if first is None:
         return None
     facts = (
         Fact(
             words("op"),
-            (line(f"{module_name(found.module, words)}/{found.function}", *_returned(found, words)),),
+            (line(f"{module_name(first.module, words)}/{first.function}", *_returned(first, words)),),
         ),
-        Fact(words("source"), _source(found)),
-        Fact(words("differing"), (line(_coordinates(found, words)),)),
+        Fact(words("source"), _source(first)),
+        Fact(words("differing"), (line(_coordinates(first, words)),)),
         Paragraph(line(muted(words("integers.why")))),
     )
     return Section("integers", line(words("integers")), facts)

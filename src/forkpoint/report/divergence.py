@@ -58,16 +58,16 @@ FAR = 10
 def first(result: Result, words: Words) -> Section:
     """The first op whose floating-point values differ, or that there is none."""
     title = line(words("first"))
-    found = result.first
-    if found is None:
+    divergence = result.first
+    if divergence is None:
         return Section("first", title, _none(result, words, "first.none.but"))
-    blocks = _blocks(found, result, words)
-    conclusion = _conclusion(found)
+    blocks = _blocks(divergence, result, words)
+    conclusion = _conclusion(divergence)
     if conclusion:
         blocks.append(Paragraph(line(words(conclusion)), "→ "))
     if result.identical:
         blocks.append(Paragraph(line(words("first.harmless")), "→ "))
-    if result.origin is not None and same_place(found, result.origin):
+    if result.origin is not None and same_place(divergence, result.origin):
         blocks.append(Paragraph(line(words("origin.same")), "→ "))
         blocks += _origins(result, words)
     return Section("first", title, tuple(blocks))
@@ -85,39 +85,41 @@ def _none(result: Result, words: Words, but: str) -> tuple[Paragraph, ...]:
 
 def brief(result: Result, words: Words) -> Section:
     """The origin if there is one, or else the first divergence: op, line of source, place and values, each in a line."""
-    found = result.origin or result.first
-    if found is None:
+    divergence = result.origin or result.first
+    if divergence is None:
         return Section("first", line(words("first")), _none(result, words, "first.none.but.brief"))
-    at = (found.source + words("comma"),) if found.source not in UNKNOWN else ()
+    at = (divergence.source + words("comma"),) if divergence.source not in UNKNOWN else ()
     facts = [
-        Fact(words("op"), _op(found, words)),
-        Fact(words("where"), (line(*at, *_where(found, result, words)),)),
+        Fact(words("op"), _op(divergence, words)),
+        Fact(words("where"), (line(*at, *_where(divergence, result, words)),)),
     ]
-    if found.source_b:
-        facts.append(Fact(words("source"), changes.both_sources(found)))
-    elif text := code_line(found.code):
+    if divergence.source_b:
+        facts.append(Fact(words("source"), changes.both_sources(divergence)))
+    elif text := code_line(divergence.code):
         facts.append(Fact(words("source"), (line(code(text)),)))
-    counted = _is_counted(found)
-    facts.append(_counted(found, words) if counted else Fact(words("values"), (_both(found, words),)))
-    title = words("first" if found is not result.origin else "origin")
+    counted = _is_counted(divergence)
+    facts.append(
+        _counted(divergence, words) if counted else Fact(words("values"), (_both(divergence, words),))
+    )
+    title = words("first" if divergence is not result.origin else "origin")
     return Section("first", line(title), tuple(facts))
 
 
-def _both(found: Divergence, words: Words) -> Line:
+def _both(divergence: Divergence, words: Words) -> Line:
     """Both values in one line, and how far they are apart."""
-    alone = _is_alone(found)
-    pairs = (("A", found.index_a, found.value_a), ("B", found.index_b, found.value_b))
-    said = "   ".join(f"{run}{NO_BREAK}{exact(value)}" for run, index, value in pairs if index or not alone)
-    return line(said) if alone else line(said, muted(words("aside", text=_apart(found, words))))
+    alone = _is_alone(divergence)
+    pairs = (("A", divergence.index_a, divergence.value_a), ("B", divergence.index_b, divergence.value_b))
+    text = "   ".join(f"{run}{NO_BREAK}{exact(value)}" for run, index, value in pairs if index or not alone)
+    return line(text) if alone else line(text, muted(words("aside", text=_apart(divergence, words))))
 
 
 def origin(result: Result, words: Words) -> Section | None:
     """Where something other than rounding enters, if that is known and is another place."""
-    found = result.origin
-    if found is None or (result.first is not None and same_place(found, result.first)):
+    divergence = result.origin
+    if divergence is None or (result.first is not None and same_place(divergence, result.first)):
         return None
     return Section(
-        "origin", line(words("origin")), (*_blocks(found, result, words), *_origins(result, words))
+        "origin", line(words("origin")), (*_blocks(divergence, result, words), *_origins(result, words))
     )
 
 
@@ -125,7 +127,7 @@ def sources(result: Result, words: Words) -> Section | None:
     """Every op that parts ways on equal inputs, if that was asked for and there is one."""
     if not result.sources:
         return None
-    rows = tuple(_one_source(found, words) for found in result.sources[:SOURCES_SHOWN])
+    rows = tuple(_one_source(divergence, words) for divergence in result.sources[:SOURCES_SHOWN])
     blocks: list[Grid | Paragraph] = [Grid(rows, flows=True)]
     if len(result.sources) > SOURCES_SHOWN:
         more = words.many("origins.more", len(result.sources) - SOURCES_SHOWN)
@@ -133,12 +135,12 @@ def sources(result: Result, words: Words) -> Section | None:
     return Section("sources", line(words.many("sources", len(result.sources))), tuple(blocks))
 
 
-def _one_source(found: Divergence, words: Words) -> tuple[Line, ...]:
-    module = module_name(found.module, words)
-    name = module if found.function is None else f"{module}/{found.function}"
-    error = "" if found.error is None else words("sources.error", n=short(found.error))
-    gap = "" if found.max_abs is None else short(found.max_abs)
-    return line(name), line(muted(found.source)), line(error), line(gap)
+def _one_source(divergence: Divergence, words: Words) -> tuple[Line, ...]:
+    module = module_name(divergence.module, words)
+    name = module if divergence.function is None else f"{module}/{divergence.function}"
+    error = "" if divergence.error is None else words("sources.error", n=short(divergence.error))
+    gap = "" if divergence.max_abs is None else short(divergence.max_abs)
+    return line(name), line(muted(divergence.source)), line(error), line(gap)
 
 
 def _origins(result: Result, words: Words) -> list[Fact | Paragraph]:
@@ -151,22 +153,22 @@ def _origins(result: Result, words: Words) -> list[Fact | Paragraph]:
     blocks: list[Fact | Paragraph] = []
     if alike > 1:
         blocks.append(Paragraph(line(words.many("origins.layers", alike)), "→ "))
-    shown = [_one_origin(found, words) for found in origins[:MODULES_SHOWN]]
+    shown = [_one_origin(divergence, words) for divergence in origins[:MODULES_SHOWN]]
     if len(origins) > MODULES_SHOWN:
         more = words.many("origins.more", len(origins) - MODULES_SHOWN)
         shown.append((line(muted(more)), line(), line()))
     return [*blocks, Fact(words("origins"), Grid(tuple(shown), flows=True))]
 
 
-def _one_origin(found: Divergence, words: Words) -> tuple[Line, ...]:
-    module = module_name(found.module, words)
-    name = module if found.function is None else f"{module}/{found.function}"
+def _one_origin(divergence: Divergence, words: Words) -> tuple[Line, ...]:
+    module = module_name(divergence.module, words)
+    name = module if divergence.function is None else f"{module}/{divergence.function}"
     closes = ""
-    if found.closes is not None:
-        some = found.closes >= NOTICED
-        share = f"{100 * found.closes:.3g}\u00a0%"
+    if divergence.closes is not None:
+        some = divergence.closes >= NOTICED
+        share = f"{100 * divergence.closes:.3g}\u00a0%"
         closes = words("origins.closes", share=share) if some else words("origins.together")
-    return line(name), line(muted(found.source)), line(closes)
+    return line(name), line(muted(divergence.source)), line(closes)
 
 
 def same_place(a: Divergence, b: Divergence) -> bool:
@@ -174,156 +176,168 @@ def same_place(a: Divergence, b: Divergence) -> bool:
     return (a.op, a.source, a.call, a.sample, a.position) == (b.op, b.source, b.call, b.sample, b.position)
 
 
-def place_and_values(found: Divergence, result: Result, words: Words, *, brief: bool = False) -> list[Fact]:
+def place_and_values(
+    divergence: Divergence, result: Result, words: Words, *, brief: bool = False
+) -> list[Fact]:
     """An op with its place, its two values and how far they are apart: what is said of any divergence.
 
     Args:
         brief: both values in one line, and no more than the first.
     """
-    op, source = Fact(words("op"), _op(found, words)), _source(found, words)
-    place = Fact(words("where"), (_where(found, result, words),))
+    op, source = Fact(words("op"), _op(divergence, words)), _source(divergence, words)
+    place = Fact(words("where"), (_where(divergence, result, words),))
     if brief:
-        return [op, *source, place, Fact(words("values"), (_both(found, words),))]
+        return [op, *source, place, Fact(words("values"), (_both(divergence, words),))]
     blocks = [op, *source]
-    if found.variable:
-        blocks.append(Fact(words("variable"), (line(code(found.variable)),)))
+    if divergence.variable:
+        blocks.append(Fact(words("variable"), (line(code(divergence.variable)),)))
     blocks += [
         place,
-        Fact(words("values"), _values(found, alone=_is_alone(found))),
-        Fact(words("apart"), (_distance(found, words),)),
-        Fact(words("differing"), (_differing(found, words),)),
+        Fact(words("values"), _values(divergence, alone=_is_alone(divergence))),
+        Fact(words("apart"), (_distance(divergence, words),)),
+        Fact(words("differing"), (_differing(divergence, words),)),
     ]
     return blocks
 
 
-def _blocks(found: Divergence, result: Result, words: Words) -> list[Fact | Paragraph]:
+def _blocks(divergence: Divergence, result: Result, words: Words) -> list[Fact | Paragraph]:
     blocks: list[Fact | Paragraph] = [
-        Fact(words("op"), _op(found, words)),
-        *_source(found, words),
+        Fact(words("op"), _op(divergence, words)),
+        *_source(divergence, words),
     ]
-    if found.source_b:
-        blocks.append(Fact(words("matched"), (line(changes.found_by(found, words)),)))
-    if found.variable:
-        blocks.append(Fact(words("variable"), (line(code(found.variable)),)))
-    blocks.append(Fact(words("where"), (_where(found, result, words),)))
-    if _is_counted(found):
-        blocks.append(_counted(found, words))
+    if divergence.source_b:
+        blocks.append(Fact(words("matched"), (line(changes.found_by(divergence, words)),)))
+    if divergence.variable:
+        blocks.append(Fact(words("variable"), (line(code(divergence.variable)),)))
+    blocks.append(Fact(words("where"), (_where(divergence, result, words),)))
+    if _is_counted(divergence):
+        blocks.append(_counted(divergence, words))
     else:
-        blocks.append(Fact(words("values"), _values(found, alone=_is_alone(found))))
-    if not _is_alone(found) and not _is_counted(found):
-        blocks.append(Fact(words("apart"), (_distance(found, words),)))
-        blocks.append(Fact(words("differing"), (_differing(found, words),)))
-    if found.largest is not None and _far_beyond(found.largest, found):
-        most = found.largest
+        blocks.append(Fact(words("values"), _values(divergence, alone=_is_alone(divergence))))
+    if not _is_alone(divergence) and not _is_counted(divergence):
+        blocks.append(Fact(words("apart"), (_distance(divergence, words),)))
+        blocks.append(Fact(words("differing"), (_differing(divergence, words),)))
+    if divergence.largest is not None and _far_beyond(divergence.largest, divergence):
+        most = divergence.largest
         blocks.append(Fact(words("largest"), (line(where(most.sample, most.position, most.token, words)),)))
         blocks.append(Fact(words("largest.values"), _values(most)))
-    if (found.inputs or not found.between) and not _is_counted(found):
-        blocks.append(Fact(words("inputs"), _inputs(found.inputs, words)))
-    if found.arguments:
-        blocks.append(Fact(words("arguments"), _arguments(found, words)))
-    if found.between:
-        blocks.append(Fact(words("between"), _between(found.between, words)))
-    if found.note:
-        blocks.append(Paragraph(line(words.sentence(found.note))))
+    if (divergence.inputs or not divergence.between) and not _is_counted(divergence):
+        blocks.append(Fact(words("inputs"), _inputs(divergence.inputs, words)))
+    if divergence.arguments:
+        blocks.append(Fact(words("arguments"), _arguments(divergence, words)))
+    if divergence.between:
+        blocks.append(Fact(words("between"), _between(divergence.between, words)))
+    if divergence.note:
+        blocks.append(Paragraph(line(words.sentence(divergence.note))))
     return blocks
 
 
-def _op(found: Divergence, words: Words) -> tuple[Line, ...]:
-    module = strong(module_name(found.module, words))
-    if found.function is None:
-        return (line(module),) if found.between else (line(module), line(muted(words("op.hidden"))))
-    here = line(module, "/", strong(found.function))
-    other = found.op_b not in ("", found.op)
-    return (here, line("B ", found.op_b)) if other else (here,)
+def _op(divergence: Divergence, words: Words) -> tuple[Line, ...]:
+    module = strong(module_name(divergence.module, words))
+    if divergence.function is None:
+        return (line(module),) if divergence.between else (line(module), line(muted(words("op.hidden"))))
+    here = line(module, "/", strong(divergence.function))
+    other = divergence.op_b not in ("", divergence.op)
+    return (here, line("B ", divergence.op_b)) if other else (here,)
 
 
-def _source(found: Divergence, words: Words) -> list[Fact]:
+def _source(divergence: Divergence, words: Words) -> list[Fact]:
     """The file and line with their text; nothing where they are not known, as of a module of a recorded run."""
-    if found.source_b:
-        return [Fact(words("source"), changes.both_sources(found))]
-    lines = [line(found.source)] if found.source not in UNKNOWN else []
-    text = code_line(found.code)
+    if divergence.source_b:
+        return [Fact(words("source"), changes.both_sources(divergence))]
+    lines = [line(divergence.source)] if divergence.source not in UNKNOWN else []
+    text = code_line(divergence.code)
     if text:
         lines.append(line(code(text)))
     return [Fact(words("source"), tuple(lines))] if lines else []
 
 
-def _where(found: Divergence, result: Result, words: Words) -> Line:
-    parts = [where(found.sample, found.position, found.token, words)]
-    if _is_alone(found):
-        parts = [words("where.alone", run="A" if found.index_a else "B")]
+def _where(divergence: Divergence, result: Result, words: Words) -> Line:
+    parts = [where(divergence.sample, divergence.position, divergence.token, words)]
+    if _is_alone(divergence):
+        parts = [words("where.alone", run="A" if divergence.index_a else "B")]
     if len(result.a.calls) > 1 or len(result.b.calls) > 1:
-        parts.append(words("where.call", call=found.call))
+        parts.append(words("where.call", call=divergence.call))
     return line(words("comma").join(parts))
 
 
-def _is_alone(found: Divergence) -> bool:
+def _is_alone(divergence: Divergence) -> bool:
     """Whether one run alone has what is shown."""
-    return not found.compared and bool(found.index_a or found.index_b)
+    return not divergence.compared and bool(divergence.index_a or divergence.index_b)
 
 
-def _is_counted(found: Divergence) -> bool:
+def _is_counted(divergence: Divergence) -> bool:
     """Whether no value is known, only at how many coordinates they differ: of recorded traces."""
-    return not (found.index_a or found.index_b or found.inputs) and found.value_a is found.value_b is None
+    return (
+        not (divergence.index_a or divergence.index_b or divergence.inputs)
+        and divergence.value_a is divergence.value_b is None
+    )
 
 
-def _counted(found: Divergence, words: Words) -> Fact:
-    some = words("integers.coordinates", part=count(found.differing), whole=count(found.compared))
+def _counted(divergence: Divergence, words: Words) -> Fact:
+    some = words("integers.coordinates", part=count(divergence.differing), whole=count(divergence.compared))
     return Fact(words("differing"), (line(some),))
 
 
 def _far_beyond(most: Element, first: Divergence) -> bool:
     """Whether the first element that differs says little of how far apart the values are."""
     gaps: list[float] = []
-    for found in (most, first):
-        a, b = found.value_a, found.value_b
+    for element in (most, first):
+        a, b = element.value_a, element.value_b
         if a is None or b is None:
             return False
         gaps.append(abs(b - a))
     return all(map(math.isfinite, gaps)) and gaps[0] >= FAR * gaps[1]
 
 
-def _values(found: Divergence | Element, *, alone: bool = False) -> Grid:
+def _values(element: Divergence | Element, *, alone: bool = False) -> Grid:
     """Both values, one above the other; the digits that differ stand out. Where one run alone has one, that one."""
-    texts = exact(found.value_a), exact(found.value_b)
+    texts = exact(element.value_a), exact(element.value_b)
     shared = common_prefix(*texts)
     rows = tuple(
         (line(run), line(muted(shape(index))), line(text[:shared], strong(text[shared:])))
-        for run, index, text in zip("AB", (found.index_a, found.index_b), texts, strict=True)
+        for run, index, text in zip("AB", (element.index_a, element.index_b), texts, strict=True)
         if index or not alone
     )
     return Grid(rows)
 
 
-def _distance(found: Divergence, words: Words) -> Line:
-    return line(_apart(found, words))
+def _distance(divergence: Divergence, words: Words) -> Line:
+    return line(_apart(divergence, words))
 
 
-def _apart(found: Divergence, words: Words) -> str:
+def _apart(divergence: Divergence, words: Words) -> str:
     parts: list[str] = []
-    a, b = found.value_a, found.value_b
+    a, b = divergence.value_a, divergence.value_b
     if a is not None and b is not None:
         apart = abs(b - a)
         parts.append(size(apart) if math.isfinite(apart) else words("apart.nonfinite"))
-    if found.ulps is not None and found.ulps < FEW:
-        dtype = narrower(found.dtype_a or "", found.dtype_b or "")
+    if divergence.ulps is not None and divergence.ulps < FEW:
+        dtype = narrower(divergence.dtype_a or "", divergence.dtype_b or "")
         key = "values.ulps" if dtype else "values.ulps.plain"
-        parts.append(words(key, n=ulps(found.ulps), dtype=dtype))
+        parts.append(words(key, n=ulps(divergence.ulps), dtype=dtype))
     return words("comma").join(parts) or "?"
 
 
-def _differing(found: Divergence, words: Words) -> Line:
-    part, whole = count(found.differing), count(found.compared)
+def _differing(divergence: Divergence, words: Words) -> Line:
+    part, whole = count(divergence.differing), count(divergence.compared)
     parts = [
-        words("differing.elements", part=part, whole=whole, share=share(found.differing, found.compared))
+        words(
+            "differing.elements",
+            part=part,
+            whole=whole,
+            share=share(divergence.differing, divergence.compared),
+        )
     ]
-    nowhere = found.compared and max(found.nonfinite_a, found.nonfinite_b) == found.compared
-    if found.max_abs is not None and not nowhere:
-        parts.append(words("differing.largest", gap=size(found.max_abs)))
-    if found.max_rel is not None and not nowhere:
-        parts.append(words("differing.relative", gap=short(found.max_rel)))
-    if found.nonfinite_a or found.nonfinite_b:
-        numbers = {"a": count(found.nonfinite_a), "b": count(found.nonfinite_b)}
+    nowhere = (
+        divergence.compared and max(divergence.nonfinite_a, divergence.nonfinite_b) == divergence.compared
+    )
+    if divergence.max_abs is not None and not nowhere:
+        parts.append(words("differing.largest", gap=size(divergence.max_abs)))
+    if divergence.max_rel is not None and not nowhere:
+        parts.append(words("differing.relative", gap=short(divergence.max_rel)))
+    if divergence.nonfinite_a or divergence.nonfinite_b:
+        numbers = {"a": count(divergence.nonfinite_a), "b": count(divergence.nonfinite_b)}
         parts.append(words("differing.nonfinite", **numbers))
     return line(words("comma").join(parts))
 
@@ -352,12 +366,12 @@ def one_input(item: InputComparison, words: Words) -> tuple[Line, ...]:
     return line(code(item.name)), line(marked(item.status, words)), line(*spaced[:-1])
 
 
-def _arguments(found: Divergence, words: Words) -> Grid:
+def _arguments(divergence: Divergence, words: Words) -> Grid:
     """What the op is called with besides tensors, where that differs."""
     rows = [
         (line(code(item.name)), line("A ", strong(item.value_a or words("arguments.default"))),
          line("B ", strong(item.value_b or words("arguments.default"))))
-        for item in found.arguments
+        for item in divergence.arguments
     ]  # fmt: skip
     return Grid(tuple(rows), flows=True)
 
@@ -367,21 +381,21 @@ def _kind(item: InputComparison) -> str:
     return f"{shapes(item.shape_a, item.shape_b)} {either(item.dtype_a, item.dtype_b)}".strip()
 
 
-def _conclusion(found: Divergence) -> str | None:
+def _conclusion(divergence: Divergence) -> str | None:
     """What the inputs of the first divergent op say of it: the key of a phrase."""
-    if _is_alone(found):
+    if _is_alone(divergence):
         return None  # nothing that both runs have differs there
-    if found.between:
-        return None if found.note else "between.why"
-    statuses = {item.status for item in found.inputs}
-    if not statuses or found.function is None:
+    if divergence.between:
+        return None if divergence.note else "between.why"
+    statuses = {item.status for item in divergence.inputs}
+    if not statuses or divergence.function is None:
         return None
     if "differs" in statuses:
-        cause = _cause([item for item in found.inputs if item.status == "differs"])
-        return None if found.note and cause == "inputs.differ" else cause  # the note says more
+        cause = _cause([item for item in divergence.inputs if item.status == "differs"])
+        return None if divergence.note and cause == "inputs.differ" else cause  # the note says more
     if "not compared" in statuses:
         return "inputs.unknown"
-    if found.arguments and statuses == {"equal"}:
+    if divergence.arguments and statuses == {"equal"}:
         return "inputs.scalars"
     return "inputs.equal" if statuses == {"equal"} else "inputs.arguments"
 
@@ -403,9 +417,9 @@ def _between(names: tuple[str, ...], words: Words) -> tuple[Line, ...]:
     """The ops by module, each function once with its number; of which run they are, where that is known."""
     modules: dict[tuple[str, str], Counter[str]] = {}
     for name in names:
-        run, known, place = name.partition(": ")
-        module, _, function = (place if known else name).rpartition("/")
-        modules.setdefault((run if known else "", module), Counter())[function] += 1
+        run, colon, place = name.partition(": ")
+        module, _, function = (place if colon else name).rpartition("/")
+        modules.setdefault((run if colon else "", module), Counter())[function] += 1
     lines = [
         line(
             muted(_side(run, words) + module_name(module, words) + words("colon")),

@@ -40,46 +40,52 @@ _ROLES = {
 }
 
 
-def page(found: EngineComparison, words: Words) -> str:
+def page(comparison: EngineComparison, words: Words) -> str:
     """With every op."""
-    about = identity.asked(found.call, "", "", 0, words)
-    return page_of(Document((about, *detailed(found, words).sections)), words)
+    about = identity.asked(comparison.call, "", "", 0, words)
+    return page_of(Document((about, *detailed(comparison, words).sections)), words)
 
 
-def detailed(found: EngineComparison, words: Words) -> Document:
+def detailed(comparison: EngineComparison, words: Words) -> Document:
     """The same as `document` with every op, not those alone that are farthest from float64."""
-    return document(found, words, details=True)
+    return document(comparison, words, details=True)
 
 
-def document(found: EngineComparison, words: Words, *, details: bool = False) -> Document:
+def document(comparison: EngineComparison, words: Words, *, details: bool = False) -> Document:
     """The verdict, whether both were asked the same, the first op, the cost, the ops."""
-    sections = [_verdict(found, words), _question(found, words)]
-    sections += [section for section in (_first(found, words), _cost(found, words)) if section is not None]
-    if found.ops:
-        sections.append(_table(found, words, details=details))
-    if found.listed:
-        sections.append(_listed(found, words, details=details))
-    if found.notes:
-        notes = tuple(Paragraph(line(words.sentence(note))) for note in found.notes)
+    sections = [_verdict(comparison, words), _question(comparison, words)]
+    sections += [
+        section for section in (_first(comparison, words), _cost(comparison, words)) if section is not None
+    ]
+    if comparison.ops:
+        sections.append(_table(comparison, words, details=details))
+    if comparison.listed:
+        sections.append(_listed(comparison, words, details=details))
+    if comparison.notes:
+        notes = tuple(Paragraph(line(words.sentence(note))) for note in comparison.notes)
         sections.append(Section("notes", line(words("notes")), notes))
     return Document(tuple(sections))
 
 
-def _verdict(found: EngineComparison, words: Words) -> Section:
-    title = words(f"kind.{found.verdict.value}")
-    if found.mechanism is not None:
-        title += f" ({words.name('mechanism', found.mechanism)})"
-    named = words("engines.pair", engine=f"{found.engine} {found.version}".strip(), reference=found.reference)
-    blocks: list[Block] = [Paragraph(line(muted(named))), Paragraph(line(words.sentence(found.summary)))]
-    if found.switch:
-        blocks.append(Fact(words("engines.switch"), (line(words.phrase(found.switch)),)))
-    return Section("verdict", line(Span("● " + title, KIND_ROLES[found.verdict])), tuple(blocks))
+def _verdict(comparison: EngineComparison, words: Words) -> Section:
+    title = words(f"kind.{comparison.verdict.value}")
+    if comparison.mechanism is not None:
+        title += f" ({words.name('mechanism', comparison.mechanism)})"
+    named = words(
+        "engines.pair",
+        engine=f"{comparison.engine} {comparison.version}".strip(),
+        reference=comparison.reference,
+    )
+    blocks: list[Block] = [Paragraph(line(muted(named))), Paragraph(line(words.sentence(comparison.summary)))]
+    if comparison.switch:
+        blocks.append(Fact(words("engines.switch"), (line(words.phrase(comparison.switch)),)))
+    return Section("verdict", line(Span("● " + title, KIND_ROLES[comparison.verdict])), tuple(blocks))
 
 
-def _question(found: EngineComparison, words: Words) -> Section:
+def _question(comparison: EngineComparison, words: Words) -> Section:
     facts = [
         Fact(words(f"check.{check.name}"), (_outcome(check.outcome, words.sentence(check.text)),))
-        for check in found.question
+        for check in comparison.question
     ]
     return Section("question", line(words("engines.question")), tuple(facts))
 
@@ -89,8 +95,8 @@ def _outcome(outcome: str, text: str) -> Line:
     return line(Span(text, role))
 
 
-def _first(found: EngineComparison, words: Words) -> Section | None:
-    first = found.first
+def _first(comparison: EngineComparison, words: Words) -> Section | None:
+    first = comparison.first
     if first is None:
         return None
     assert first.error is not None and first.reference_error is not None and first.times is not None
@@ -113,9 +119,9 @@ def _where(row: EngineOp, words: Words) -> str:
     )  # fmt: skip
 
 
-def _cost(found: EngineComparison, words: Words) -> Section | None:
+def _cost(comparison: EngineComparison, words: Words) -> Section | None:
     facts: list[Block] = []
-    cost = found.cost
+    cost = comparison.cost
     if cost is not None:
         gaps = words("screening.gaps", mean=short(cost.mean_abs), most=short(cost.max_abs))
         facts += [
@@ -130,14 +136,14 @@ def _cost(found: EngineComparison, words: Words) -> Section | None:
                 (line(words("engines.flips.of", n=count(cost.top1_flips), m=count(cost.tokens))),),
             ),
         ]
-    if found.reported is not None:
-        said = f"{words(f'screening.{found.reported.cause}')}: {words.sentence(found.reported.summary)}"
-        facts.append(Fact(words("engines.reported"), (line(said),)))
+    if comparison.reported is not None:
+        text = f"{words(f'screening.{comparison.reported.cause}')}: {words.sentence(comparison.reported.summary)}"
+        facts.append(Fact(words("engines.reported"), (line(text),)))
     return Section("cost", line(words("screening.cost")), tuple(facts)) if facts else None
 
 
-def _table(found: EngineComparison, words: Words, *, details: bool) -> Section:
-    rows = list(found.ops)
+def _table(comparison: EngineComparison, words: Words, *, details: bool) -> Section:
+    rows = list(comparison.ops)
     numbers = Counter(row.status for row in rows)
     summed = ", ".join(f"{count(n)} {words(f'held.{status}')}" for status, n in numbers.items())
     blocks: list[Block] = [Paragraph(line(summed))]
@@ -164,14 +170,14 @@ def _figure(value: float | None) -> str:
     return "" if value is None else short(value)
 
 
-def _listed(found: EngineComparison, words: Words, *, details: bool) -> Section:
-    numbers = Counter(one.status for one in found.listed)
+def _listed(comparison: EngineComparison, words: Words, *, details: bool) -> Section:
+    numbers = Counter(one.status for one in comparison.listed)
     summed = words(
-        "engines.listed.count", n=count(len(found.listed)), compared=count(numbers["compared"]), within=count(numbers["within"]),
+        "engines.listed.count", n=count(len(comparison.listed)), compared=count(numbers["compared"]), within=count(numbers["within"]),
         listed=count(numbers["listed"]),
     )  # fmt: skip
     blocks: list[Block] = [Paragraph(line(summed))]
-    wanted = [one for one in found.listed if details or one.status == "listed"]
+    wanted = [one for one in comparison.listed if details or one.status == "listed"]
     for one in wanted:
         why = words.phrase(one.reason) if one.reason else ""
         part = f"→ {one.part_of}" if one.part_of else ""

@@ -55,16 +55,16 @@ def sentence(factors: Factors, lang: str = "en") -> str:
 
 
 def _most(factors: Factors, words: Words) -> str:
-    base, found = factors.rows[0], factors.matters
-    if found is None:
+    base, row = factors.rows[0], factors.matters
+    if row is None:
         return words("factors.nothing")
-    setting = words.name("setting", found.setting)
-    if inf in (base.gap, found.gap):
-        key = "factors.infinite" if found.gap == inf else "factors.finite"
+    setting = words.name("setting", row.setting)
+    if inf in (base.gap, row.gap):
+        key = "factors.infinite" if row.gap == inf else "factors.finite"
         return words(key, setting=setting)
-    assert base.gap is not None and found.gap is not None
-    key = "factors.rises" if found.gap > base.gap else "factors.falls"
-    return words(key, setting=setting, a=short(base.gap), b=short(found.gap))
+    assert base.gap is not None and row.gap is not None
+    key = "factors.rises" if row.gap > base.gap else "factors.falls"
+    return words(key, setting=setting, a=short(base.gap), b=short(row.gap))
 
 
 def document(factors: Factors, words: Words) -> Document:

@@ -20,42 +20,55 @@ SHOWN = 400
 """Characters of a generated text that are shown."""
 
 
-def page(found: Generation, words: Words) -> str:
+def page(generation: Generation, words: Words) -> str:
     """Both texts and the first token that differs, and then the page of the comparison."""
-    about, ways, token, *_ = document(found, words).sections
-    if found.result is None:
-        said = words("generation.page", a=found.name_a, b=found.name_b)
-        return plain_page(said, about, [token, ways], words)
-    return page_of_result(replace(found.result, call=found.call), lang=words.lang, above=(token, ways))
+    about, ways, token, *_ = document(generation, words).sections
+    if generation.result is None:
+        title = words("generation.page", a=generation.name_a, b=generation.name_b)
+        return plain_page(title, about, [token, ways], words)
+    return page_of_result(
+        replace(generation.result, call=generation.call), lang=words.lang, above=(token, ways)
+    )
 
 
-def document(found: Generation, words: Words) -> Document:
+def document(generation: Generation, words: Words) -> Document:
     """What both ways made, the first token that differs, and the comparison up to there."""
     ways = tuple(
         Fact(words(f"run.{run}"), (line(words.phrase(name)), line(muted(_shown(text)))))
-        for run, name, text in (("a", found.name_a, found.text_a), ("b", found.name_b, found.text_b))
+        for run, name, text in (
+            ("a", generation.name_a, generation.text_a),
+            ("b", generation.name_b, generation.text_b),
+        )
     )
     model, prompt = (
-        ("", "") if found.result is not None else (found.model, found.text)
+        ("", "") if generation.result is not None else (generation.model, generation.text)
     )  # its header says both
     sections = [
-        identity.asked(found.call, model, prompt, found.prompt, words),
+        identity.asked(generation.call, model, prompt, generation.prompt, words),
         Section("ways", line(words("generation.ways")), ways),
     ]
-    if found.first is None:
-        shorter = min(len(found.tokens_a), len(found.tokens_b))
-        said = words.many("generation.same", shorter)
-        sections.append(Section("token", (), (Paragraph(line(strong(words.sentence(said)))),)))
+    if generation.first is None:
+        shorter = min(len(generation.tokens_a), len(generation.tokens_b))
+        phrase = words.many("generation.same", shorter)
+        sections.append(Section("token", (), (Paragraph(line(strong(words.sentence(phrase)))),)))
         return Document(tuple(sections))
-    title = line(words("generation.first", number=found.first + 1))
+    title = line(words("generation.first", number=generation.first + 1))
     blocks = (
-        Fact("A", (line(_candidate("A", found.candidate_a, found.margin_a, found.exact_a, words)),)),
-        Fact("B", (line(_candidate("B", found.candidate_b, found.margin_b, found.exact_b, words)),)),
-        Fact(words("label"), (line(strong(words(f"label.{found.label or 'none'}"))),)),
+        Fact(
+            "A",
+            (line(_candidate("A", generation.candidate_a, generation.margin_a, generation.exact_a, words)),),
+        ),
+        Fact(
+            "B",
+            (line(_candidate("B", generation.candidate_b, generation.margin_b, generation.exact_b, words)),),
+        ),
+        Fact(words("label"), (line(strong(words(f"label.{generation.label or 'none'}"))),)),
     )
     sections.append(Section("token", title, blocks))
     compared = (
-        () if found.result is None else of_result(replace(found.result, call=""), lang=words.lang).sections
+        ()
+        if generation.result is None
+        else of_result(replace(generation.result, call=""), lang=words.lang).sections
     )
     return Document((*sections, *compared))
 

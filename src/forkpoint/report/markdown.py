@@ -103,12 +103,12 @@ def _fact(fact: Fact) -> str:
 def _table(grid: Grid) -> str:
     """A table; bars are left out, and what spans all columns stands in the first."""
     width = max(map(len, (*grid.rows, grid.head)), default=0)
-    kept = [column for column in range(width) if not any(_is_bar(row, column) for row in grid.rows)]
+    columns = [column for column in range(width) if not any(_is_bar(row, column) for row in grid.rows)]
 
     def row(cells: tuple[Cell, ...]) -> str:
-        return "| " + " | ".join(_cell(cells[n]) if n < len(cells) else "" for n in kept) + " |"
+        return "| " + " | ".join(_cell(cells[n]) if n < len(cells) else "" for n in columns) + " |"
 
-    ruler = "| " + " | ".join("--:" if column in grid.right else "---" for column in kept) + " |"
+    ruler = "| " + " | ".join("--:" if column in grid.right else "---" for column in columns) + " |"
     return "\n".join([row(grid.head), ruler, *map(row, grid.rows)])
 
 
@@ -128,15 +128,15 @@ def _span(span: Span) -> str:
     text = span.text.strip()
     if not text:
         return " " if span.text else ""
-    before, after = (" " if found else "" for found in (span.text[0].isspace(), span.text[-1].isspace()))
+    before, after = (" " if space else "" for space in (span.text[0].isspace(), span.text[-1].isspace()))
     match span.role:
         case Role.CODE:
-            said = _code(text)
+            markup = _code(text)
         case Role.STRONG | Role.CAUTION | Role.BAD:
-            said = f"**{_text(text)}**"
+            markup = f"**{_text(text)}**"
         case _:
-            said = _text(text)
-    return before + said + after
+            markup = _text(text)
+    return before + markup + after
 
 
 def _text(text: str) -> str:
@@ -147,7 +147,7 @@ def _text(text: str) -> str:
     """
     shown = printable(text).replace(NO_BREAK, " ").replace("&", "&amp;")
     shown = _SPECIAL.sub(r"\\\g<0>", shown)
-    return re.sub("[<>@#]|://", lambda found: _ENTITIES[found[0]], shown)
+    return re.sub("[<>@#]|://", lambda match: _ENTITIES[match[0]], shown)
 
 
 def _code(text: str) -> str:

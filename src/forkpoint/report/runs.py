@@ -119,15 +119,15 @@ def _span(series: list[Shape | None]) -> str:
 
 def replaced(result: Result, words: Words) -> Section | None:
     """Modules of another class than the source names, grouped by class and place."""
-    found = result.replaced_modules
-    if not found:
+    modules = result.replaced_modules
+    if not modules:
         return None
-    classes = Counter((module.actual, module.expected) for module in found)
+    classes = Counter((module.actual, module.expected) for module in modules)
     blocks: list[Fact | Paragraph] = []
     for (actual, expected), number in classes.most_common():
         text = words("replaced.for", actual=actual, expected=expected)
         blocks.append(Paragraph(line(strong(f"{count(number)} × "), text)))
-        inside = [module for module in found if (module.actual, module.expected) == (actual, expected)]
+        inside = [module for module in modules if (module.actual, module.expected) == (actual, expected)]
         places = _places(inside)
         blocks += [Paragraph(line(muted(place)), "  ") for place in places[:PLACES_SHOWN]]
         if len(places) > PLACES_SHOWN:

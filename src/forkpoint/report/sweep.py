@@ -42,65 +42,65 @@ WIDTH = 130
 _RIGHT = ("gap", "flips", "seconds")
 
 
-def page(found: Sweep, words: Words) -> str:
+def page(sweep: Sweep, words: Words) -> str:
     """What came of the questions first."""
-    about, *rest = document(found, words).sections
-    role = {0: Role.GOOD, 1: Role.BAD}.get(found.status, Role.CAUTION)
-    answer = Section("verdict", line(Span("● " + _counted(found, words), role)), ())
+    about, *rest = document(sweep, words).sections
+    role = {0: Role.GOOD, 1: Role.BAD}.get(sweep.status, Role.CAUTION)
+    answer = Section("verdict", line(Span("● " + _counted(sweep, words), role)), ())
     facts = tuple(fact for fact in about.blocks if fact is not about.blocks[-2])
     return page_of(Document((replace(about, blocks=facts), answer, *rest)), words)
 
 
-def document(found: Sweep, words: Words) -> Document:
+def document(sweep: Sweep, words: Words) -> Document:
     """The table, where to look, and what has no answer."""
     rows = (
-        sorted(found.rows, key=_badness, reverse=True)[:MOST] if len(found.rows) > MOST else list(found.rows)
+        sorted(sweep.rows, key=_badness, reverse=True)[:MOST] if len(sweep.rows) > MOST else list(sweep.rows)
     )
-    varied = _varied(found.rows)
-    sections = [_header(found, words), _table(rows, varied, len(found.rows), words)]
-    failing = [row for row in found.rows if _role(row) is Role.BAD and (row.origin or row.first)]
+    varied = _varied(sweep.rows)
+    sections = [_header(sweep, words), _table(rows, varied, len(sweep.rows), words)]
+    failing = [row for row in sweep.rows if _role(row) is Role.BAD and (row.origin or row.first)]
     if failing:
-        said = tuple(
+        paragraphs = tuple(
             Paragraph(line(_label(row, varied, words), words("colon"), code(row.origin or row.first or ""),
-                           muted(words("aside", text=f"{found.folder}/results/{row.cell}.json"))))
+                           muted(words("aside", text=f"{sweep.folder}/results/{row.cell}.json"))))
             for row in failing[:PLACES]
         )  # fmt: skip
         more = words.many("sweep.more", len(failing) - PLACES)
         rest = (Paragraph(line(muted(more))),) if len(failing) > PLACES else ()
-        sections.append(Section("places", line(words("sweep.places")), said + rest))
+        sections.append(Section("places", line(words("sweep.places")), paragraphs + rest))
     by_reason: dict[str, list[SweepRow]] = {}
-    for row in found.rows:
+    for row in sweep.rows:
         if row.reason:
             by_reason.setdefault(row.reason, []).append(row)
     if by_reason:
-        said = tuple(
+        paragraphs = tuple(
             Paragraph(line(_labels(alike, varied, words), words("colon"), muted(words.told(reason))))
             for reason, alike in by_reason.items()
         )
-        sections.append(Section("refused", line(words("sweep.unanswered")), said))
+        sections.append(Section("refused", line(words("sweep.unanswered")), paragraphs))
     return Document(tuple(sections))
 
 
-def _header(found: Sweep, words: Words) -> Section:
-    facts = [Fact(words("identity.call"), (line(code(found.call)),))] if found.call else []
-    facts.append(Fact(words("sweep.questions"), (line(_counted(found, words)),)))
-    facts.append(Fact(words("sweep.folder"), (line(code(found.folder)),)))
+def _header(sweep: Sweep, words: Words) -> Section:
+    facts = [Fact(words("identity.call"), (line(code(sweep.call)),))] if sweep.call else []
+    facts.append(Fact(words("sweep.questions"), (line(_counted(sweep, words)),)))
+    facts.append(Fact(words("sweep.folder"), (line(code(sweep.folder)),)))
     return Section("header", (), tuple(facts))
 
 
-def _counted(found: Sweep, words: Words) -> str:
+def _counted(sweep: Sweep, words: Words) -> str:
     """How many questions there are, and what came of the answers."""
-    counts = found.counts()
-    said = [
+    counts = sweep.counts()
+    parts = [
         f"{words(f'verdict.{kind.value}')} {count(counts[kind.value])}"
         for kind in VerdictKind
         if counts[kind.value]
     ]
     for key, refused in (("sweep.same", False), ("sweep.none", True)):
-        number = sum(row.verdict is None and bool(row.reason) is refused for row in found.rows)
-        said += [f"{words(key)} {count(number)}"] if number else []
-    whole = words.many("sweep.count", found.cells) + words("colon") + words("comma").join(said)
-    return whole + (words("aside", text=words("sweep.kept", n=count(found.kept))) if found.kept else "")
+        number = sum(row.verdict is None and bool(row.reason) is refused for row in sweep.rows)
+        parts += [f"{words(key)} {count(number)}"] if number else []
+    whole = words.many("sweep.count", sweep.cells) + words("colon") + words("comma").join(parts)
+    return whole + (words("aside", text=words("sweep.kept", n=count(sweep.kept))) if sweep.kept else "")
 
 
 def _table(rows: list[SweepRow], varied: set[str], whole: int, words: Words) -> Section:

@@ -16,11 +16,11 @@ if TYPE_CHECKING:
 
 def section(result: Result, words: Words) -> Section | None:
     """For each run the first op that makes NaN or infinity; None where neither run has one to tell of."""
-    found = ("run.a", result.first_nonfinite_a), ("run.b", result.first_nonfinite_b)
+    by_run = ("run.a", result.first_nonfinite_a), ("run.b", result.first_nonfinite_b)
     blocks: list[Fact | Paragraph] = []
-    for run, made in found:
-        if made is not None:
-            blocks.append(Fact(words(run), _lines(made, words)))
+    for run, op in by_run:
+        if op is not None:
+            blocks.append(Fact(words(run), _lines(op, words)))
     return Section("unfinite", line(words("unfinite")), tuple(blocks)) if blocks else None
 
 

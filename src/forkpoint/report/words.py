@@ -83,10 +83,10 @@ class Words:
         if self.lang == "en":
             return part
         for pattern, translation in _errors():
-            found = pattern.fullmatch(part)
-            if found:
+            match = pattern.fullmatch(part)
+            if match:
                 return translation.format(
-                    **{name: self.error(value) or value for name, value in found.groupdict().items()}
+                    **{name: self.error(value) or value for name, value in match.groupdict().items()}
                 )
         return None if _TOLD.search(part) else part
 
@@ -138,9 +138,9 @@ _TOLD = re.compile(r"^(?!pip |mkdir |-)(?=.*[a-z]{2,} [a-z]{2,})", re.DOTALL)
 
 def _translated(text: str) -> str | None:
     for pattern, translation in _sentences():
-        found = pattern.fullmatch(text)
-        if found:
-            values = {name: _translated(value) or value for name, value in found.groupdict().items()}
+        match = pattern.fullmatch(text)
+        if match:
+            values = {name: _translated(value) or value for name, value in match.groupdict().items()}
             if not any(map(_PROSE.search, values.values())):
                 return translation.format(**values)
     return None

@@ -73,15 +73,15 @@ def map_height(result: Result) -> int:
 
 def mark(result: Result) -> tuple[int, Coordinate] | None:
     """Row of the map, and token, of the first divergence; None where it lies in no layer or in none of its tokens."""
-    found = result.first
-    if found is None:
+    first = result.first
+    if first is None:
         return None
     inside = [
         (len(layer.module), number)
         for number, layer in enumerate(result.drift)
-        if layer.module and f"{found.module}.".startswith(f"{layer.module}.")
+        if layer.module and f"{first.module}.".startswith(f"{layer.module}.")
     ]
-    place = (found.sample, found.position)
+    place = (first.sample, first.position)
     return (max(inside)[1], place) if inside and place in _places(result) else None
 
 
@@ -167,8 +167,8 @@ def _texts(result: Result) -> dict[Coordinate, str | None]:
     texts: dict[Coordinate, str | None] = {
         (sample, at): text for row in result.a.rows for sample, at, text in row.columns if at is not None
     }
-    found = result.first
-    return texts if found is None else {(found.sample, found.position): found.token, **texts}
+    first = result.first
+    return texts if first is None else {(first.sample, first.position): first.token, **texts}
 
 
 def _named(group: list[Coordinate], texts: dict[Coordinate, str | None], result: Result, words: Words) -> str:
@@ -195,14 +195,14 @@ def _ops(result: Result, words: Words) -> dict[str, Any]:
     texts: dict[str, int] = {}
     chosen = chosen_ops(result)
     rows = [_op(number, result.ops[number], texts, words) for number in chosen]
-    kept = Counter(result.ops[number].status for number in chosen)
+    counts = Counter(result.ops[number].status for number in chosen)
     first = first_op(result)
     return {
         "rows": rows,
         "texts": list(texts),
         "first": None if first is None or first not in chosen else chosen.index(first),
-        "counts": list(kept.items()),
-        "roles": {status: marked(status, words).role.value for status in kept},
+        "counts": list(counts.items()),
+        "roles": {status: marked(status, words).role.value for status in counts},
     }
 
 
@@ -216,15 +216,15 @@ def chosen_ops(result: Result) -> list[int]:
 
 def first_op(result: Result) -> int | None:
     """Number of the op that is the first divergence."""
-    found = result.first
-    if found is None:
+    first = result.first
+    if first is None:
         return None
-    alike = (n for n, row in enumerate(result.ops) if (row.op, row.source) == (found.op, found.source))
+    alike = (n for n, row in enumerate(result.ops) if (row.op, row.source) == (first.op, first.source))
     return min(alike, key=lambda number: (result.ops[number].status != "differs", number), default=None)
 
 
 def _op(number: int, row: OpRow, texts: dict[str, int], words: Words) -> tuple[int, ...]:
-    def known(text: str) -> int:
+    def index(text: str) -> int:
         return texts.setdefault(_text(text), len(texts))
 
     function, variable = row.function + (f"[{row.output}]" if row.output else ""), row.variable or ""
@@ -232,17 +232,17 @@ def _op(number: int, row: OpRow, texts: dict[str, int], words: Words) -> tuple[i
         function, _, variable = function.partition(":")
     return (
         number,
-        known(row.module),
-        known(function),
-        known(variable),
-        known(row.source),
-        known(row.code),
-        known(shapes(row.shape_a, row.shape_b)),
-        known(either(row.dtype_a, row.dtype_b)),
-        known(row.status),
+        index(row.module),
+        index(function),
+        index(variable),
+        index(row.source),
+        index(row.code),
+        index(shapes(row.shape_a, row.shape_b)),
+        index(either(row.dtype_a, row.dtype_b)),
+        index(row.status),
         row.compared,
         row.differing,
-        known(words.phrase(row.reason) if row.reason else counterpart(row, words)),
+        index(words.phrase(row.reason) if row.reason else counterpart(row, words)),
         row.passes,
     )
 

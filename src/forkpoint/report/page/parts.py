@@ -49,7 +49,7 @@ _WORST = ("differs", "only in a", "only in b", "not compared", "equal", "view")
 def sections(result: Result, words: Words, *, interactive: bool) -> list[Section]:
     """All sections in the order of the page; the runs' names stand in its head."""
     report = document(replace(result, versions={}), lang=words.lang)
-    known = {section.key: section for section in report.sections}
+    by_key = {section.key: section for section in report.sections}
     own = [
         drift.section(result, words, most=max(1, len(result.drift))),
         _context(result, words),
@@ -60,8 +60,8 @@ def sections(result: Result, words: Words, *, interactive: bool) -> list[Section
         reproduce(result, words),
         *((_map(result, words), _ops(result, words)) if interactive else ()),
     ]
-    known |= {section.key: section for section in own if section is not None}
-    return [known[key] for key in ORDER if key in known]
+    by_key |= {section.key: section for section in own if section is not None}
+    return [by_key[key] for key in ORDER if key in by_key]
 
 
 def _map(result: Result, words: Words) -> Section | None:
@@ -91,14 +91,14 @@ def _ops(result: Result, words: Words) -> Section:
 
 def _context(result: Result, words: Words) -> Section | None:
     """The lines of source around the divergence whose values were seen, and how these compared."""
-    found = result.origin or result.first
-    file, number = _place(found.source) if found is not None else ("", None)
-    if found is None or number is None:
+    divergence = result.origin or result.first
+    file, number = _place(divergence.source) if divergence is not None else ("", None)
+    if divergence is None or number is None:
         return None
     lines: dict[int, OpRow] = {}
     for row in result.ops:
         other, at = _place(row.source)
-        if row.module == found.module and other == file and at is not None and abs(at - number) <= NEAR:
+        if row.module == divergence.module and other == file and at is not None and abs(at - number) <= NEAR:
             held = lines.get(at)
             if held is None or _rank(row) < _rank(held):
                 lines[at] = row
@@ -182,8 +182,8 @@ def _configuration(result: Result, words: Words) -> Section | None:
 
 def _missing(result: Result, words: Words) -> Section | None:
     """Every value that could not be compared, with the reason."""
-    found = sorted(result.not_compared, key=lambda value: not value.floating)
-    if not found:
+    missing = sorted(result.not_compared, key=lambda value: not value.floating)
+    if not missing:
         return None
     rows = tuple(
         (
@@ -191,10 +191,10 @@ def _missing(result: Result, words: Words) -> Section | None:
             line(muted(value.source)),
             line(words.phrase(value.reason) or words("counts.unexplained")),
         )
-        for value in found[:MISSING_SHOWN]
+        for value in missing[:MISSING_SHOWN]
     )
-    title = line(words("page.missing"), muted(f"  {count(len(found))}"))
-    rest = len(found) - MISSING_SHOWN
+    title = line(words("page.missing"), muted(f"  {count(len(missing))}"))
+    rest = len(missing) - MISSING_SHOWN
     more = (Paragraph(line(muted(words("flips.more", n=count(rest))))),) if rest > 0 else ()
     return Section("missing", title, (Grid(rows), *more))
 
