@@ -55,7 +55,7 @@ def compare_cell(shell: Any, line: str, cell: str) -> Result:
     exec(compile(above, "<cell>", "exec"), shell.user_ns)  # noqa: S102 the user's own cell
     import forkpoint as fp
 
-    a, b = (_run(*_taken(call, shell.user_ns), one_line(ast.unparse(call), _NAME)) for call in calls)
+    a, b = (_run(*_call_parts(call, shell.user_ns), one_line(ast.unparse(call), _NAME)) for call in calls)
     with _bar(shell) as progress:
         result = fp.compare(a, b, probes=probes, progress=progress)
     if name is not None:
@@ -80,7 +80,7 @@ def _parted(source: str) -> tuple[ast.Module, list[ast.Call]]:
     return ast.Module(tree.body[:-2], []), calls
 
 
-def _taken(call: ast.Call, names: Mapping[str, Any]) -> tuple[Any, tuple[Any, ...], dict[str, Any]]:
+def _call_parts(call: ast.Call, names: Mapping[str, Any]) -> tuple[Any, tuple[Any, ...], dict[str, Any]]:
     """What a call calls and with what, without calling it."""
     held = ast.Call(ast.Name("__taken__", ast.Load()), [call.func, *call.args], call.keywords)
     code = compile(ast.fix_missing_locations(ast.Expression(held)), "<cell>", "eval")

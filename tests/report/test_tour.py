@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from forkpoint.cli import main
-from forkpoint.cli.loading import KEPT
+from forkpoint.cli.loading import CACHE
 
 TOUR = (Path(__file__).parents[2] / "docs" / "tour.md").read_text(encoding="utf-8")
 STEPS = [
@@ -76,7 +76,7 @@ def test_the_commands_of_the_tour_print_what_it_shows(
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("COLUMNS", "80")
     monkeypatch.setenv("LC_ALL", "C.UTF-8")
-    kept = KEPT.set({})  # a model is loaded once
+    cache_token = CACHE.set({})  # a model is loaded once
     try:
         for commands, shown in STEPS:
             said = labels("".join(printed(command, capsys) for command in commands))
@@ -84,4 +84,4 @@ def test_the_commands_of_the_tour_print_what_it_shows(
             missing = [label for label in labels(shown) if label not in rest]  # in this order
             assert missing == [], (commands, said)
     finally:
-        KEPT.reset(kept)
+        CACHE.reset(cache_token)

@@ -201,8 +201,8 @@ class Asking:
         """
         import forkpoint as fp
 
-        found: list[tuple[str, Result]] = []
-        told = cache(say)
+        results: list[tuple[str, Result]] = []
+        say_once = cache(say)
         with watching() as progress, ExitStack() as stack:
 
             def again(name: str) -> Any:
@@ -218,11 +218,11 @@ class Asking:
                 given = {**self.shared, "progress": progress}
                 asked = Asked(
                     self.model, self.loaded.model, self.loaded.tokenizer, text, others, given, cache(again),
-                    told,
+                    say_once,
                 )  # fmt: skip
-                found.append((text, self.ask(fp, asked)))
-                let_go(found)
-        return found
+                results.append((text, self.ask(fp, asked)))
+                let_go(results)
+        return results
 
 
 def _saved(result: "Result", folder: Any) -> tuple[str, ...]:

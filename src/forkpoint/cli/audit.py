@@ -50,5 +50,5 @@ def audit(
     import forkpoint as fp
 
     with fp.invariant(loaded.model) if invariant else nullcontext():
-        found = fp.audit(loaded.model, longest=longest, seconds=seconds)
-    answered(found, json=json, html=html, lang=lang)
+        answer = fp.audit(loaded.model, longest=longest, seconds=seconds)
+    answered(answer, json=json, html=html, lang=lang)

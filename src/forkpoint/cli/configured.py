@@ -35,7 +35,7 @@ def configure(context: typer.Context, file: str | None) -> None:
     if file is None:
         return
     named = {key_of(one): one for one in context.command.params if key_of(one) not in ("config", "help")}
-    found: dict[str, Any] = {}
+    defaults: dict[str, Any] = {}
     for key, value in read_toml(Path(file), f"--config {file}").items():
         parameter = named.get(key.replace("_", "-"))
         if parameter is not None and key_of(parameter) == TYPED:
@@ -46,8 +46,8 @@ def configure(context: typer.Context, file: str | None) -> None:
         if parameter is None:
             others = sorted({*named} - {TYPED})
             raise InputError(f"--config {file} with the key {key!r}", "one of " + ", ".join(others))
-        found[parameter.name] = value_of(value, parameter, f"--config {file} with {key} = {value!r}")
-    context.default_map = {**(context.default_map or {}), **found}
+        defaults[parameter.name] = value_of(value, parameter, f"--config {file} with {key} = {value!r}")
+    context.default_map = {**(context.default_map or {}), **defaults}
 
 
 def key_of(parameter: Any) -> str:

@@ -83,7 +83,7 @@ def embed(
         )  # fmt: skip
     finish(
         [(f"{len(given)} texts", result)], notes=tuple(loaded.notes), details=details, ops=ops, op=op, json=json, html=html, quiet=quiet, lang=lang,
-        probes=not no_probes, save=lambda found: scene.save(found, scene_folder),
+        probes=not no_probes, save=lambda answer: scene.save(answer, scene_folder),
     )  # fmt: skip
 
 

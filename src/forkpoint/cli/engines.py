@@ -94,8 +94,8 @@ def engines(
     arguments = parse_arguments(engine_arg or ())
     texts = options.read_prompts(prompt, prompts) if prompt or prompts or against == "vllm" else []
     renamed = [text.partition("=") for text in rename or ()]
-    for theirs, found, _ in renamed:
-        if not found:
+    for theirs, equals, _ in renamed:
+        if not equals:
             raise InputError(f"--rename {theirs}", "THEIRS=OURS")
     check_writable(json, html)
     if keep is not None and keep.exists() and any(keep.iterdir()):
@@ -118,32 +118,38 @@ def engines(
             progress.begin("loading vLLM and recording it")
             where = _on_disk(model, loaded, work, revision)
             folder = keep or work / "recorded"
-            told = {"dtype": str(loaded.model.dtype).removeprefix("torch."), **where, **arguments}
+            settings = {"dtype": str(loaded.model.dtype).removeprefix("torch."), **where, **arguments}
             if trust_remote_code:
-                told["trust_remote_code"] = True
+                settings["trust_remote_code"] = True
             run_vllm(
-                engine, told.pop("model"), ids, folder, max_tokens=new_tokens, sampling=sampling, engine=told
+                engine,
+                settings.pop("model"),
+                ids,
+                folder,
+                max_tokens=new_tokens,
+                sampling=sampling,
+                engine=settings,
             )
         import forkpoint as fp
 
-        found = fp.compare_engine(
+        comparison = fp.compare_engine(
             loaded.model, folder, prompts=ids or None, rename={theirs: ours for theirs, _, ours in renamed}, progress=progress
         )  # fmt: skip
-    found = replace(found, call=command_line(TYPED.get()))
-    answered(found, json=json, html=html, quiet=quiet, lang=lang, details=details)
+    comparison = replace(comparison, call=command_line(TYPED.get()))
+    answered(comparison, json=json, html=html, quiet=quiet, lang=lang, details=details)
 
 
 def _token_ids(loaded: Any, texts: list[str], *, chat_template: bool) -> list[list[int]]:
-    found: list[list[int]] = []
+    rows: list[list[int]] = []
     for text in texts:
         if chat_template:
-            given = loaded.tokenizer.apply_chat_template(
+            encoded = loaded.tokenizer.apply_chat_template(
                 [{"role": "user", "content": text}], add_generation_prompt=True
             )
-            found.append(list(given["input_ids"] if hasattr(given, "keys") else given))
+            rows.append(list(encoded["input_ids"] if hasattr(encoded, "keys") else encoded))
         else:
-            found.append(list(loaded.tokenizer(text)["input_ids"]))
-    return found
+            rows.append(list(loaded.tokenizer(text)["input_ids"]))
+    return rows
 
 
 def _on_disk(name: str, loaded: Any, work: Path, revision: str | None) -> dict[str, Any]:

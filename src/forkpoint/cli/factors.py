@@ -67,7 +67,7 @@ def factors(
     import forkpoint as fp
 
     with watching() as progress:
-        found = fp.factors(
+        answer = fp.factors(
             loaded.model, loaded.tokenizer, texts, pad_to, side,
             unquantized=lambda: load(model, **loading).model if load_in_8bit else None,
             only=None if only is None else [name.strip() for name in only.split(",")],
@@ -75,5 +75,5 @@ def factors(
             progress=progress,
         )  # fmt: skip
     typed = command_line(TYPED.get())
-    found = replace(found, notes=(*loaded.notes, *found.notes), call=typed or found.call)
-    answered(found, json=json, html=html, quiet=quiet, lang=lang)
+    answer = replace(answer, notes=(*loaded.notes, *answer.notes), call=typed or answer.call)
+    answered(answer, json=json, html=html, quiet=quiet, lang=lang)

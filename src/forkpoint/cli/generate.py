@@ -89,13 +89,13 @@ def generate(
     guessing = None if assistant is None else load(assistant, **{**loading, "revision": None}).model
     within = fp.invariant(loaded.model) if invariant else nullcontext()
     with watching() as progress, within:
-        found = fp.generate(
+        answer = fp.generate(
             loaded.model, loaded.tokenizer, texts[0], against, max_new_tokens=new_tokens, size=size, assistant=guessing,
             chat_template=chat_template, probes=not no_probes, max_memory=limit, progress=progress,
         )  # fmt: skip
-    found = replace(found, call=command_line(TYPED.get()) or found.call)
-    if found.result is not None:
+    answer = replace(answer, call=command_line(TYPED.get()) or answer.call)
+    if answer.result is not None:
         own = (INVARIANT_NOTE,) if invariant else ()
-        notes = (*loaded.notes, *own, *found.result.notes)
-        found = replace(found, result=replace(found.result, notes=notes))
-    answered(found, json=json, html=html, quiet=quiet, lang=lang)
+        notes = (*loaded.notes, *own, *answer.result.notes)
+        answer = replace(answer, result=replace(answer.result, notes=notes))
+    answered(answer, json=json, html=html, quiet=quiet, lang=lang)

@@ -39,10 +39,10 @@ def asked_for(arguments: Sequence[str], environment: Mapping[str, str]) -> Lang:
     >>> asked_for(["padding", "demo"], {"LANG": "zh_CN.UTF-8"})
     'zh'
     """
-    said = [two for one, two in pairwise(arguments) if one == "--lang"]
-    said += [one.partition("=")[2] for one in arguments if one.startswith("--lang=")]
-    known: list[Lang] = [one for one in said if one in ("en", "zh")]
-    return known[-1] if known else of_locale(environment)
+    values = [two for one, two in pairwise(arguments) if one == "--lang"]
+    values += [one.partition("=")[2] for one in arguments if one.startswith("--lang=")]
+    languages: list[Lang] = [one for one in values if one in ("en", "zh")]
+    return languages[-1] if languages else of_locale(environment)
 
 
 def words() -> Words:
@@ -67,9 +67,9 @@ def _stage(text: str) -> str:
 
 def worded(error: ForkpointError) -> str:
     """An error in the language of the command; in English if the catalogue lacks a part of it."""
-    known = words()
-    said = None if known.lang == "en" else known.joined(error.given, error.expected, error.hint)
-    return str(error) if said is None else said
+    phrases = words()
+    text = None if phrases.lang == "en" else phrases.joined(error.given, error.expected, error.hint)
+    return str(error) if text is None else text
 
 
 @contextmanager

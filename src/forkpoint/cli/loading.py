@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from forkpoint.models.loading import LoadedModel
 
 
-KEPT: ContextVar[dict[Any, LoadedModel] | None] = ContextVar("KEPT", default=None)
+CACHE: ContextVar[dict[Any, LoadedModel] | None] = ContextVar("CACHE", default=None)
 """Where the model that was loaded last is kept, in a process that asks several questions; None elsewhere."""
 
 
@@ -24,11 +24,11 @@ def load(name: str, **options: Any) -> LoadedModel:
 
     Its notes say once what bitsandbytes would log on every call of every layer.
     """
-    kept, asked = KEPT.get(), (name, tuple(sorted(options.items())))
-    if kept is not None and asked in kept:
-        return kept[asked]
-    if kept is not None:
-        kept.clear()  # before the next one is there: a machine may have room for one alone
+    cache, key = CACHE.get(), (name, tuple(sorted(options.items())))
+    if cache is not None and key in cache:
+        return cache[key]
+    if cache is not None:
+        cache.clear()  # before the next one is there: a machine may have room for one alone
         gc.collect()
     with status("starting"):
         import forkpoint as fp
@@ -36,8 +36,8 @@ def load(name: str, **options: Any) -> LoadedModel:
         load = fp.load
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     loaded = load(name, **options)
-    if kept is not None:
-        kept[asked] = loaded
+    if cache is not None:
+        cache[key] = loaded
     return loaded
 
 

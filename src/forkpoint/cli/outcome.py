@@ -91,7 +91,7 @@ def console(*, quiet: bool = False, json: Path | None = None) -> Console:
 
 
 def answered(
-    found: Answer,
+    answer: Answer,
     *,
     json: Path | None = None,
     html: Path | None = None,
@@ -102,7 +102,7 @@ def answered(
     """Print the report of what is more than a comparison, write the files, and exit.
 
     Args:
-        found: the answer.
+        answer: what is shown and written.
         json, html: the files to write.
         quiet: print no report.
         lang: `en` or `zh`.
@@ -110,9 +110,9 @@ def answered(
     """
     from forkpoint.report.answers import render
 
-    render(found, console(quiet=quiet, json=json), lang=lang, details=details)
-    write_all((json, found.to_json), (html, lambda path: found.to_html(path, lang=lang)))
-    raise typer.Exit(found.status)
+    render(answer, console(quiet=quiet, json=json), lang=lang, details=details)
+    write_all((json, answer.to_json), (html, lambda path: answer.to_html(path, lang=lang)))
+    raise typer.Exit(answer.status)
 
 
 def write_all(*files: tuple[Path | None, Callable[[Path], None]]) -> None:
@@ -207,11 +207,11 @@ def show(
     render(answers[index][1], shown, details=details, lang=lang)
 
 
-def show_fixed(found: Fixed, *, details: bool, lang: str) -> NoReturn:
+def show_fixed(fixed: Fixed, *, details: bool, lang: str) -> NoReturn:
     """Print both reports of `forkpoint fix`, and exit: 0 only where the second is identical."""
-    for answers in found:
+    for answers in fixed:
         show(answers, details=details, lang=lang)
-    raise typer.Exit(worst_if_not_identical(found.invariant))
+    raise typer.Exit(worst_if_not_identical(fixed.invariant))
 
 
 def worst_if_not_identical(answers: Sequence[tuple[str, Result]]) -> int:

@@ -104,12 +104,12 @@ def _inside(line: str) -> str:
     arguments = line.removeprefix("called with other arguments: ")
     if arguments == line:
         return say(line)
-    known, told = words(), re.compile(r"(\S+) (.*) in A, (.*) in B")
+    phrase, pattern = words(), re.compile(r"(\S+) (.*) in A, (.*) in B")
     parts = [
-        one and known("replay.argument", name=one[1], a=say(one[2]), b=say(one[3]))
-        for one in map(told.fullmatch, arguments.split("; "))
+        one and phrase("replay.argument", name=one[1], a=say(one[2]), b=say(one[3]))
+        for one in map(pattern.fullmatch, arguments.split("; "))
     ]
-    return known("replay.arguments", what=known("semicolon").join(map(str, parts))) if all(parts) else line
+    return phrase("replay.arguments", what=phrase("semicolon").join(map(str, parts))) if all(parts) else line
 
 
 def _text(line: str, style: str = "") -> Text:
@@ -132,54 +132,54 @@ def table(replays: Sequence[Replay]) -> RenderableType:
 
     from forkpoint.scene.format.kernels import short_name
 
-    found = Table(box=box.SIMPLE, show_edge=False, pad_edge=False)
-    found.add_column("")
+    grid = Table(box=box.SIMPLE, show_edge=False, pad_edge=False)
+    grid.add_column("")
     for one in replays:
         head = _lines(one.device, one.machine.text, f"torch {one.machine.libraries['torch']}")
-        found.add_column(head, overflow="fold")
+        grid.add_column(head, overflow="fold")
 
     def row(label: str, show: Callable[[Replay], Text]) -> None:
-        found.add_row(_text(label), *(show(one) for one in replays))
+        grid.add_row(_text(label), *(show(one) for one in replays))
 
-    known = words()
+    phrase = words()
     for kind in ("weights", "inputs"):
         for index, check in enumerate(getattr(replays[0], kind)):
-            label = known(f"replay.{kind}", name=check.name)
+            label = phrase(f"replay.{kind}", name=check.name)
             row(label, lambda one, kind=kind, index=index: _check(getattr(one, kind)[index]))
-    row(known("replay.output", run="A"), lambda one: _check(one.recorded_a, expected=one.recorded_here))
-    row(known("replay.output", run="B"), lambda one: _check(one.recorded_b, expected=one.recorded_here))
-    row(known("replay.outputs"), lambda one: _check(one.outputs, neutral=True))
-    row(known("replay.first"), _first)
+    row(phrase("replay.output", run="A"), lambda one: _check(one.recorded_a, expected=one.recorded_here))
+    row(phrase("replay.output", run="B"), lambda one: _check(one.recorded_b, expected=one.recorded_here))
+    row(phrase("replay.outputs"), lambda one: _check(one.outputs, neutral=True))
+    row(phrase("replay.first"), _first)
     for index, (atol, _) in enumerate(replays[0].allclose):
         row(
-            known("replay.allclose", atol=f"{atol:.0e}"),
-            lambda one, index=index: _text(known("replay.yes" if one.allclose[index][1] else "replay.no")),
+            phrase("replay.allclose", atol=f"{atol:.0e}"),
+            lambda one, index=index: _text(phrase("replay.yes" if one.allclose[index][1] else "replay.no")),
         )
-    row(known("replay.exact", run="A"), lambda one: _exactness(one.exact_a))
-    row(known("replay.exact", run="B"), lambda one: _exactness(one.exact_b))
+    row(phrase("replay.exact", run="A"), lambda one: _exactness(one.exact_a))
+    row(phrase("replay.exact", run="B"), lambda one: _exactness(one.exact_b))
     for run, of in (("A", attrgetter("kernels_a")), ("B", attrgetter("kernels_b"))):
         row(
-            known("replay.kernels", run=run),
+            phrase("replay.kernels", run=run),
             lambda one, of=of: _lines(
                 *(map(short_name, of(one).names) if of(one).names else [say(of(one).reason)])
             ),
         )
-    return found
+    return grid
 
 
 def _check(check: ReplayCheck, *, expected: bool = True, neutral: bool = False) -> Text:
     """How a comparison came out; in red only where it should have come out otherwise."""
-    known = words()
+    phrase = words()
     if check.equal is None:
-        return _text(say(check.reason) or known("replay.unknown"), "dim")
+        return _text(say(check.reason) or phrase("replay.unknown"), "dim")
     if check.equal:
-        return _text(known("replay.yes"), "" if neutral else "green")
-    text = known("replay.no")
+        return _text(phrase("replay.yes"), "" if neutral else "green")
+    text = phrase("replay.no")
     if check.reason:
-        text = known("replay.because", reason=say(check.reason))
+        text = phrase("replay.because", reason=say(check.reason))
     elif check.compared:
         numbers = {"n": f"{check.differing:,}", "whole": f"{check.compared:,}", "gap": f"{check.max_abs:.3g}"}
-        text = known("replay.differ", **numbers)
+        text = phrase("replay.differ", **numbers)
     return _text(text, "red" if expected and not neutral else "")
 
 
@@ -192,32 +192,32 @@ def _first(one: Replay) -> Text:
     return _lines(*values, *apart)
 
 
-def _exactness(found: Exactness) -> Text:
-    if found.median is None or found.largest is None:
-        return _text(say(found.reason))
-    numbers = {"median": f"{found.median:.3g}", "largest": f"{found.largest:.3g}"}
-    if found.first is None:
+def _exactness(exactness: Exactness) -> Text:
+    if exactness.median is None or exactness.largest is None:
+        return _text(say(exactness.reason))
+    numbers = {"median": f"{exactness.median:.3g}", "largest": f"{exactness.largest:.3g}"}
+    if exactness.first is None:
         return _text(words()("replay.spread", **numbers))
-    return _text(words()("replay.there", first=f"{found.first:.3g}", **numbers))
+    return _text(words()("replay.there", first=f"{exactness.first:.3g}", **numbers))
 
 
 def _outcome(scene: Scene, replays: Sequence[Replay]) -> str:
-    home, known = scene.machine.device, words()
+    home, phrase = scene.machine.device, words()
     if any(one.reproduces for one in replays):
-        return known("replay.reproduces", device=home)
+        return phrase("replay.reproduces", device=home)
     here = [one for one in replays if one.recorded_here]
     if not here:
-        return known("replay.elsewhere", device=home)
+        return phrase("replay.elsewhere", device=home)
     outputs = ("A", here[0].recorded_a), ("B", here[0].recorded_b)
     wrong = [name for name, check in outputs if not check.equal]
-    runs = known("replay.and", a="A", b="B") if len(wrong) > 1 else wrong[0]
+    runs = phrase("replay.and", a="A", b="B") if len(wrong) > 1 else wrong[0]
     changed = [
-        known("replay.changed", what=what, then=then, now=now)
+        phrase("replay.changed", what=what, then=then, now=now)
         for what, then, now in (
             ("torch", scene.machine.libraries.get("torch", "?"), here[0].machine.libraries["torch"]),
-            (known("replay.device"), scene.machine.text, here[0].machine.text),
+            (phrase("replay.device"), scene.machine.text, here[0].machine.text),
         )
         if then != now
     ]
-    why = known("aside", text=known("semicolon").join(changed)) if changed else ""
-    return known("replay.differs", device=home, runs=runs, why=why)
+    why = phrase("aside", text=phrase("semicolon").join(changed)) if changed else ""
+    return phrase("replay.differs", device=home, runs=runs, why=why)

@@ -68,35 +68,35 @@ def report(
     with status("reading"):
         from forkpoint.cli.reading import read
 
-        found = read(file)
+        answer = read(file)
     asked = {"--table": table, "--model-explorer": model_explorer, "--issue": issue, "--markdown": markdown}
     wanted = next((option for option, given in asked.items() if given), "")
-    if wanted and not isinstance(found, Result):
+    if wanted and not isinstance(answer, Result):
         raise InputError(f"{wanted} of {file}", "the result of one comparison")
-    if isinstance(found, Fixed):
+    if isinstance(answer, Fixed):
         if html is not None:
             raise InputError(f"--html of {file}", "the result of one comparison")
-        show_fixed(found, details=details, lang=lang)
-    if isinstance(found, list):
-        show_answers(found, details=details, ops=ops, op=op, html=html, lang=lang)
-    if not isinstance(found, Result):
-        answered(found, html=html, lang=lang, details=details)
+        show_fixed(answer, details=details, lang=lang)
+    if isinstance(answer, list):
+        show_answers(answer, details=details, ops=ops, op=op, html=html, lang=lang)
+    if not isinstance(answer, Result):
+        answered(answer, html=html, lang=lang, details=details)
     if issue or markdown:
         from forkpoint.report.markdown import to_issue, to_markdown
 
-        text = to_issue(found, lang=lang, private=private) if issue else to_markdown(found, lang=lang)
+        text = to_issue(answer, lang=lang, private=private) if issue else to_markdown(answer, lang=lang)
         typer.echo(text, nl=False)
     else:
         from rich.console import Console
 
         from forkpoint.report.terminal import render
 
-        render(found, Console(), details=details, ops=ops or op is not None, matching=op, lang=lang)
+        render(answer, Console(), details=details, ops=ops or op is not None, matching=op, lang=lang)
     from forkpoint.report.export import write_model_explorer, write_table
 
     write_all(
-        (html, lambda path: found.to_html(path, lang=lang)),
-        (table, lambda path: write_table(found, path)),
-        (model_explorer, lambda path: write_model_explorer(found, path)),
+        (html, lambda path: answer.to_html(path, lang=lang)),
+        (table, lambda path: write_table(answer, path)),
+        (model_explorer, lambda path: write_model_explorer(answer, path)),
     )
-    raise typer.Exit(EXIT_STATUS[found.verdict.kind] if found.verdict.probed else 0)
+    raise typer.Exit(EXIT_STATUS[answer.verdict.kind] if answer.verdict.probed else 0)

@@ -23,10 +23,10 @@ def command_line(arguments: Sequence[str]) -> str:
     >>> command_line([])
     ''
     """
-    return shlex.join(["forkpoint", *_kept(arguments)]) if arguments else ""
+    return shlex.join(["forkpoint", *_relevant(arguments)]) if arguments else ""
 
 
-def _kept(arguments: Sequence[str]) -> Iterator[str]:
+def _relevant(arguments: Sequence[str]) -> Iterator[str]:
     rest = iter(arguments)
     for argument in rest:
         name, given, _ = argument.partition("=")

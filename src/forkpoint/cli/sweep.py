@@ -67,9 +67,9 @@ def sweep(
     if out is None and not file.suffix:
         raise InputError(f"{file} without a suffix", "--out DIR")
     with watching() as progress:
-        found = asked(
+        answer = asked(
             file, out or file.with_suffix(""), workers=workers, timeout=timeout, ray=ray,
             trust_remote_code=trust_remote_code, progress=progress,
         )  # fmt: skip
-    found = replace(found, call=command_line(TYPED.get()))
-    answered(found, json=json, html=html, quiet=quiet, lang=lang)
+    answer = replace(answer, call=command_line(TYPED.get()))
+    answered(answer, json=json, html=html, quiet=quiet, lang=lang)

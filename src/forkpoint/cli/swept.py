@@ -36,7 +36,7 @@ from forkpoint.cli.embed import embed
 from forkpoint.cli.engines import engines
 from forkpoint.cli.factors import factors
 from forkpoint.cli.generate import generate
-from forkpoint.cli.loading import KEPT
+from forkpoint.cli.loading import CACHE
 from forkpoint.cli.questions import COMMANDS
 from forkpoint.cli.spoken import TYPED
 from forkpoint.errors import ForkpointError, InputError
@@ -75,8 +75,8 @@ def _commands() -> dict[str, Any]:
 
 def _options(question: str) -> dict[str, Any]:
     """The options and arguments of a question, by their names in the file."""
-    found = {key_of(one): one for one in _commands()[question].params}
-    return {key: one for key, one in found.items() if key not in _NOT_HERE}
+    parameters = {key_of(one): one for one in _commands()[question].params}
+    return {key: one for key, one in parameters.items() if key not in _NOT_HERE}
 
 
 # --- what is asked -------------------------------------------------------------------------------------------
@@ -108,15 +108,15 @@ def cells_of(data: Mapping[str, Any], file: str) -> list[Cell]:
         raise InputError(f"{file} with question = {tables!r}", "tables, each with [[question]] above it")
     if not tables:
         raise InputError(f"{file} without a question", "one at least")
-    found: dict[str, Cell] = {}
+    cells: dict[str, Cell] = {}
     versions = installed()
     for table in tables:
         given = above | _named(table, file)
         for question in _asked(given.pop("ask", None), file):
             for one in _combined(question, given, file):
                 cell = described(question, one, versions)
-                found.setdefault(cell.key, cell)
-    return list(found.values())
+                cells.setdefault(cell.key, cell)
+    return list(cells.values())
 
 
 def installed() -> dict[str, str]:
@@ -126,11 +126,11 @@ def installed() -> dict[str, str]:
 
 def _named(table: Mapping[str, Any], file: str) -> dict[str, Any]:
     """A table with its keys written in one way: `pad_to` is `pad-to`."""
-    found = {key.replace("_", "-"): value for key, value in table.items()}
-    if len(found) < len(table):
+    entries = {key.replace("_", "-"): value for key, value in table.items()}
+    if len(entries) < len(table):
         key = next(key for key in table if key.replace("_", "-") != key and key.replace("_", "-") in table)
         raise InputError(f"{file} with both {key} and {key.replace('_', '-')}", "one of the two")
-    return found
+    return entries
 
 
 def _asked(given: Any, file: str) -> list[str]:
@@ -147,20 +147,22 @@ def _asked(given: Any, file: str) -> list[str]:
 
 def _combined(question: str, given: Mapping[str, Any], file: str) -> Iterator[dict[str, Any]]:
     """Each combination of the entries of what is given."""
-    known = _options(question)
+    parameters = _options(question)
     for key in given:
-        if key not in known:
+        if key not in parameters:
             raise InputError(
-                f"{file} with the key {key!r} for {question}", "one of " + ", ".join(sorted(known))
+                f"{file} with the key {key!r} for {question}", "one of " + ", ".join(sorted(parameters))
             )
     entries: dict[str, list[Any]] = {}
     for key, value in given.items():
         if key != "prompts":
-            entries[key] = _entries(value, known[key], f"{file} with {key} = {value!r} for {question}")
+            entries[key] = _entries(value, parameters[key], f"{file} with {key} = {value!r} for {question}")
     if "prompts" in given:
         entries["prompt"] = [*entries.get("prompt", []), *_lines(given["prompts"], file)]
-    missing = [key for key, one in known.items() if getattr(one, "required", False) and key not in entries]
-    missing += ["prompt"] if "prompt" in known and "prompt" not in entries else []
+    missing = [
+        key for key, one in parameters.items() if getattr(one, "required", False) and key not in entries
+    ]
+    missing += ["prompt"] if "prompt" in parameters and "prompt" not in entries else []
     if missing:
         raise InputError(f"{file} without {missing[0]} for {question}", f"{missing[0]} = …")
     for values in itertools.product(*entries.values()):
@@ -205,9 +207,9 @@ def _check(question: str, given: dict[str, Any], file: str) -> None:
 
 def _context(question: str, given: Mapping[str, Any]) -> Any:
     """The command with its options, checked and ready to be invoked."""
-    known = _options(question)
+    parameters = _options(question)
     # Not as words of a command line: a value of the file is never read as an option.
-    values = {known[key].name: value_of(value, known[key], key) for key, value in given.items()}
+    values = {parameters[key].name: value_of(value, parameters[key], key) for key, value in given.items()}
     return _commands()[question].make_context(question, [], default_map=values)
 
 
@@ -222,7 +224,7 @@ def answer(cell: Cell, *, trusted: bool = False) -> CellOutcome:
     began = perf_counter()
     with tempfile.TemporaryDirectory(prefix="forkpoint-cell-") as folder:
         file = Path(folder) / "result.json"
-        kept, typed = KEPT.set(_LAST), TYPED.set(_typed(cell))
+        cache_token, typed_token = CACHE.set(_LAST), TYPED.set(_typed(cell))
         try:
             context = _context(cell.question, cell.given)
             context.params |= {"json": file, "quiet": True, "lang": "en"}
@@ -234,8 +236,8 @@ def answer(cell: Cell, *, trusted: bool = False) -> CellOutcome:
             traceback.print_exc()
             status, reason = None, _reason(error)
         finally:
-            TYPED.reset(typed)
-            KEPT.reset(kept)
+            TYPED.reset(typed_token)
+            CACHE.reset(cache_token)
         document = json.loads(file.read_bytes()) if status is not None else None
     return CellOutcome(status, document, perf_counter() - began, reason)
 
@@ -263,11 +265,13 @@ def _reason(error: Exception) -> str:
 
 def _typed(cell: Cell) -> tuple[str, ...]:
     """The command as somebody would type it, for what its report says of it."""
-    known = _options(cell.question)
+    parameters = _options(cell.question)
     words: Sequence[str] = [cell.question]
-    arguments = [str(cell.given[key]) for key, one in known.items() if not _dashed(one) and key in cell.given]
+    arguments = [
+        str(cell.given[key]) for key, one in parameters.items() if not _dashed(one) and key in cell.given
+    ]
     for key, value in cell.given.items():
-        if _dashed(known[key]) and value is not False:
+        if _dashed(parameters[key]) and value is not False:
             for one in value if isinstance(value, list) else [value]:
                 words += [f"--{key}"] if one is True else [f"--{key}", str(one)]
     return (words[0], *arguments, *words[1:])

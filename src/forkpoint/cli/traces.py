@@ -80,8 +80,8 @@ def compare(
     running them again can tell why.
     """
     pairs = [text.partition("=") for text in rename or ()]
-    for theirs, found, _ in pairs:
-        if not found:
+    for theirs, equals, _ in pairs:
+        if not equals:
             raise InputError(f"--rename {theirs}", "THEIRS=OURS")
     check_writable(json, html)
     from forkpoint.traces import compare_traces

@@ -107,21 +107,21 @@ class _Comparison:
         first = next((row for row in rows if row.status == "differs"), None)
         screening, check = reported(self.recording, point, free, table.dtype)
         checks = (*self.checks, *((check,) if check else ()))
-        said = self._said(table, first, screening, checks, point is not None)
+        conclusion = self._said(table, first, screening, checks, point is not None)
         missed = tuple(
             EngineOp(
                 p.boundary.name,
                 "",
                 p.name,
                 "",
-                p.found,
+                p.how,
                 "not compared",
                 reason="the reference has no such value here",
             )
             for p in table.missed
         )
         return replace(
-            base, verdict=said.kind, mechanism=said.mechanism, summary=said.summary, switch=said.switch, question=checks,
+            base, verdict=conclusion.kind, mechanism=conclusion.mechanism, summary=conclusion.summary, switch=conclusion.switch, question=checks,
             ops=(*rows, *missed), first=first, cost=cost(point, free, self.whole), reported=screening,
             listed=listed(self.recording, table), notes=tuple(self.notes),
         )  # fmt: skip

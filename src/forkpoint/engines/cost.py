@@ -27,13 +27,13 @@ def logits_point(plan: Plan, model: nn.Module) -> Point | None:
 
 def free_logits(model: nn.Module, ids: Mapping[int, list[int]]) -> dict[int, Tensor]:
     """The reference's logits in its own dtype, [tokens, vocabulary], by sample."""
-    found: dict[int, Tensor] = {}
+    logits: dict[int, Tensor] = {}
     device = next(model.parameters()).device
     with torch.no_grad():
         for sample, whole in ids.items():
             output: Any = model(input_ids=torch.tensor([whole], device=device), use_cache=False)
-            found[sample] = output.logits[0].cpu()
-    return found
+            logits[sample] = output.logits[0].cpu()
+    return logits
 
 
 def cost(point: Point | None, free: Mapping[int, Tensor], ids: Mapping[int, list[int]]) -> Cost | None:
@@ -108,20 +108,20 @@ def reported(
             apart += abs(truth - value) > CLOSE
     if not mine:
         return None, None
-    found = logprobs(mine, theirs, dtype=dtype if dtype in EPSILON else "float32")
+    screening = logprobs(mine, theirs, dtype=dtype if dtype in EPSILON else "float32")
     if uncomputed:
         text = f"{uncomputed} log-probabilities were returned of tokens whose logits were not computed in this run"
-        if not found.agrees:
-            return found, Check("reported_elsewhere", "differs", text)
+        if not screening.agrees:
+            return screening, Check("reported_elsewhere", "differs", text)
         if not apart:
-            return found, Check(
+            return screening, Check(
                 "reported_elsewhere", "unknown", f"{text}; they are the reference's but for rounding"
             )
     if apart:
         text = f"{apart} of {compared} log-probabilities that the engine returned are not those of its own logits"
-        return found, Check("reported", "differs", text)
+        return screening, Check("reported", "differs", text)
     if not compared:
-        return found, None
+        return screening, None
     text = f"{compared} log-probabilities that the engine returned are those of its own logits"
     return None, Check("reported", "same", text)
 
@@ -129,7 +129,7 @@ def reported(
 def _next(logits: Tensor, ids: list[int]) -> list[float | None]:
     """Log p of each token given those before; None for the first, and beyond the logits."""
     table = torch.log_softmax(logits.double(), -1)
-    found: list[float | None] = [None]
+    values: list[float | None] = [None]
     for place in range(1, len(ids)):
-        found.append(float(table[place - 1, ids[place]]) if place - 1 < len(table) else None)
-    return found
+        values.append(float(table[place - 1, ids[place]]) if place - 1 < len(table) else None)
+    return values

@@ -108,8 +108,8 @@ def read_facts(folder: Path) -> tuple[EngineFacts, dict[str, Tensor]]:
         ):
             raise InputError(f"{folder / FACTS}, which is not of format version {VERSION}", expected)
         settings = data.pop("settings", {})
-        found = from_plain(EngineFacts, {**data, "settings": {}})
-        object.__setattr__(found, "settings", dict(settings))
+        facts = from_plain(EngineFacts, {**data, "settings": {}})
+        object.__setattr__(facts, "settings", dict(settings))
     except (OSError, ValueError, SafetensorError, RecursionError) as error:
         raise InputError(f"{folder / FACTS}, which can't be read: {reason(error)}", expected) from error
-    return found, tensors
+    return facts, tensors

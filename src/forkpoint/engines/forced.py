@@ -186,7 +186,7 @@ def _size_of_attention(
     """
     with torch._C.DisableTorchFunction():
         tokens, keys = query.shape[2], key.shape[2]
-        found = torch.zeros(tokens, dtype=torch.float64)
+        largest = torch.zeros(tokens, dtype=torch.float64)
         factor = query.shape[3] ** -0.5 if scale is None else scale
         causal = torch.ones(tokens, keys, dtype=torch.bool).tril()
         for head in range(query.shape[1]):
@@ -208,8 +208,8 @@ def _size_of_attention(
                 + off.sum(-1, keepdim=True) * (shares @ v).abs()
                 + keys**0.5 * (shares @ v.abs())
             )
-            found = torch.maximum(found, sizes.amax(-1))
-        return found
+            largest = torch.maximum(largest, sizes.amax(-1))
+        return largest
 
 
 def _put(flat: Tensor, rows: TokenRows, repeats: int) -> None:

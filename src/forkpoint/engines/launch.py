@@ -91,10 +91,10 @@ def run_vllm(
             )
 
 
-def _last(said: Path) -> str:
+def _last(log: Path) -> str:
     """The line of an error, of all that was said."""
-    lines = said.read_text(encoding="utf-8", errors="replace").splitlines()[-_LINES:]
-    errors = [found for line in lines if (found := _ERROR.search(line))]
+    lines = log.read_text(encoding="utf-8", errors="replace").splitlines()[-_LINES:]
+    errors = [error for line in lines if (error := _ERROR.search(line))]
     return (
         errors[-1][0].strip()
         if errors
@@ -108,16 +108,16 @@ def parse_arguments(given: Sequence[str]) -> dict[str, Any]:
     >>> parse_arguments(["max_num_batched_tokens=16", "quantization=fp8", "enforce_eager=true"])
     {'max_num_batched_tokens': 16, 'quantization': 'fp8', 'enforce_eager': True}
     """
-    found: dict[str, Any] = {}
+    arguments: dict[str, Any] = {}
     for text in given:
         name, equals, value = text.partition("=")
         if not equals or not name.isidentifier():
             raise InputError(f"--engine-arg {text}", "NAME=VALUE, an argument of vllm.LLM")
         try:
-            found[name] = json.loads(value)
+            arguments[name] = json.loads(value)
         except ValueError:
-            found[name] = value
-    return found
+            arguments[name] = value
+    return arguments
 
 
 __all__ = ["interpreter", "parse_arguments", "run_vllm"]

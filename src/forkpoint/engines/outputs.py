@@ -50,7 +50,7 @@ def record_outputs(folder: str | Path, answers: Sequence[tuple[Sequence[int], Ma
 
 
 def _tensors(ids: Sequence[int], outputs: Mapping[str, Any]) -> dict[str, Tensor]:
-    found: dict[str, Tensor] = {}
+    tensors: dict[str, Tensor] = {}
     for path, value in outputs.items():
         tensor = torch.as_tensor(value)
         if tensor.dim() > 2 and tensor.shape[0] == 1 and tensor.shape[1] == len(ids):
@@ -60,8 +60,8 @@ def _tensors(ids: Sequence[int], outputs: Mapping[str, Any]) -> dict[str, Tensor
             raise InputError(
                 f"{path} of shape {shape} for {len(ids)} tokens", f"[{len(ids)}, …] or [1, {len(ids)}, …]"
             )
-        found[path] = tensor
-    return found
+        tensors[path] = tensor
+    return tensors
 
 
 class _Given(nn.Module):

@@ -33,7 +33,7 @@ class Point:
         role: `output`, `input`, or for what its attention function is given `query`, `key`, `value`.
         boundary: of the engine.
         rows: the engine's values, by sample.
-        found: how the two were brought together: `path`, `renamed`, `fused`, `residual`, `sum`, `attention`.
+        how: how the two were brought together: `path`, `renamed`, `fused`, `residual`, `sum`, `attention`.
         cached: by sample, how many of its first rows were read from a cache that was filled before.
     """
 
@@ -41,7 +41,7 @@ class Point:
     role: str
     boundary: Boundary
     rows: dict[int, TokenRows]
-    found: str
+    how: str
     cached: Mapping[int, int]
 
     @property
@@ -73,7 +73,7 @@ class _Planner:
         self.rename = {**self.tables.renamed, **rename}
         self.modules = dict(model.named_modules())
         self.used: set[int] = set()
-        self.taken: set[tuple[str, str]] = set()
+        self.reference_points: set[tuple[str, str]] = set()
         self.plan = Plan([], dict(recording.unread))
         self.per_module: dict[str, list[Boundary]] = {}
         for boundary in recording.boundaries:
@@ -186,16 +186,16 @@ class _Planner:
         role: str,
         boundary: Boundary,
         rows: dict[int, TokenRows],
-        found: str,
+        how: str,
         *,
         cached: Mapping[int, int] | None = None,
         again: bool = False,
     ) -> None:
-        if (path, role) in self.taken or (boundary.origin in self.used and not again):
+        if (path, role) in self.reference_points or (boundary.origin in self.used and not again):
             return
         self.used.add(boundary.origin)
-        self.taken.add((path, role))
-        self.plan.points.append(Point(path, role, boundary, rows, found, cached or {}))
+        self.reference_points.add((path, role))
+        self.plan.points.append(Point(path, role, boundary, rows, how, cached or {}))
 
     def _none(self, path: str, boundaries: list[Boundary], reason: str) -> None:
         for boundary in boundaries:
@@ -206,9 +206,9 @@ def _with_cached(before: object, rows: TokenRows) -> TokenRows:
     import torch
 
     assert isinstance(before, torch.Tensor)
-    kept = rows.position >= len(before)
-    position = torch.cat([torch.arange(len(before)), rows.position[kept]])
-    return TokenRows(position, torch.cat([before.to(rows.value.dtype), rows.value[kept]]))
+    beyond = rows.position >= len(before)
+    position = torch.cat([torch.arange(len(before)), rows.position[beyond]])
+    return TokenRows(position, torch.cat([before.to(rows.value.dtype), rows.value[beyond]]))
 
 
 def plan(recording: Recording, model: nn.Module, rename: Mapping[str, str]) -> Plan:

@@ -25,20 +25,20 @@ def token_ids(recording: Recording, prompts: Sequence[Sequence[int]] | None) -> 
     Raises:
         InputError: the recording holds no token.
     """
-    found: dict[int, list[int]] = {}
-    known = {one.sample: one for one in recording.facts.samples}
+    ids: dict[int, list[int]] = {}
+    samples = {one.sample: one for one in recording.facts.samples}
     for sample in recording.samples:
-        one = known.get(sample)
+        one = samples.get(sample)
         index = one.prompt if one is not None else sample
-        given = recording.ids_of(sample)
-        whole = list(one.token_ids) if one is not None else [given[p] for p in sorted(given)]
+        by_position = recording.ids_of(sample)
+        whole = list(one.token_ids) if one is not None else [by_position[p] for p in sorted(by_position)]
         if prompts is not None and index is not None and index < len(prompts):
-            asked = list(map(int, prompts[index]))
-            whole = [*asked, *whole[len(asked) :]]
-        found[sample] = whole
-    if not found:
+            prompt = list(map(int, prompts[index]))
+            whole = [*prompt, *whole[len(prompt) :]]
+        ids[sample] = whole
+    if not ids:
         raise InputError(f"{recording.folder}, a recording without tokens", "at least one sequence of tokens")
-    return found
+    return ids
 
 
 def asked(
@@ -171,8 +171,8 @@ def _theirs(
             if other is None:
                 return None
             start += other.shape[0]
-        found = whole.digests[start : start + rows]
-        return found if len(found) == rows else None
+        digests = whole.digests[start : start + rows]
+        return digests if len(digests) == rows else None
     return None
 
 

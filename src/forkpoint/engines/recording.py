@@ -126,15 +126,15 @@ class Recording:
         return self._given(sample, ("positions", "position_ids"))
 
     def _given(self, sample: int, names: tuple[str, ...]) -> dict[int, int]:
-        found: dict[int, int] = {}
+        ids: dict[int, int] = {}
         for inputs, entry in zip(self.recorded.run.calls, self.recorded.run.layout.calls, strict=False):
             value = next((inputs[name] for name in names if name in inputs), None)
             where = entry.get(MAIN)
             if value is None or where is None or value.shape != where.sample.shape:
                 continue
             here = where.valid & (where.sample == sample)
-            found.update(zip(where.position[here].tolist(), value[here].tolist(), strict=True))
-        return found
+            ids.update(zip(where.position[here].tolist(), value[here].tolist(), strict=True))
+        return ids
 
     def reported_of(self, prompt: int | None) -> Reported | None:
         """What the engine said of the tokens of a prompt."""
@@ -170,12 +170,12 @@ def read_recording(folder: str | Path) -> Recording:
 
 
 def _events(recorded: TraceFolder) -> list[TraceRow]:
-    trace, found = recorded.trace, list[TraceRow]()
+    trace, rows = recorded.trace, list[TraceRow]()
     for index in range(len(trace)):
         one = trace.event(index)
         op, back = trace.ops[one.op], int(trace.back[index])
-        found.append(TraceRow(op, one.call, one.status, one.shape, one.floating, back))
-    return found
+        rows.append(TraceRow(op, one.call, one.status, one.shape, one.floating, back))
+    return rows
 
 
 def _boundaries(recorded: TraceFolder, events: list[TraceRow], unread: dict[str, str]) -> list[Boundary]:
@@ -193,17 +193,17 @@ def _boundaries(recorded: TraceFolder, events: list[TraceRow], unread: dict[str,
         if last.get(key) == call:
             repeated.add(key)  # one module, called for several layers: which is meant is not known
         last[key] = call
-        kept = recorded.value(index)
+        value = recorded.value(index)
         grid = next(iter(recorded.run.layout.calls[call].values()), None)
-        if kept is None or grid is None:
+        if value is None or grid is None:
             continue
-        found = _by_sample(kept[0], grid)
-        if found is None:
-            unread[op.name] = f"its shape {list(kept[0].shape)} does not begin with the tokens of the call"
+        by_sample = _by_sample(value[0], grid)
+        if by_sample is None:
+            unread[op.name] = f"its shape {list(value[0].shape)} does not begin with the tokens of the call"
             continue
-        for sample, pair in found.items():
+        for sample, pair in by_sample.items():
             parts.setdefault(key, {}).setdefault(sample, []).append(pair)
-    made: list[Boundary] = []
+    boundaries: list[Boundary] = []
     for key, samples in parts.items():
         if key in repeated:
             unread[f"{key[0]}/{key[1]}"] = "its module runs more than once in a call"
@@ -211,8 +211,8 @@ def _boundaries(recorded: TraceFolder, events: list[TraceRow], unread: dict[str,
         origin = origin_of(events, first[key])
         rows = {sample: _joined(pairs) for sample, pairs in samples.items()}
         if len({r.value.shape[1] for r in rows.values()}) == 1:
-            made.append(Boundary(*key, first[key], origin, _producer(recorded, events, origin), rows))
-    return sorted(made, key=lambda b: b.order)
+            boundaries.append(Boundary(*key, first[key], origin, _producer(recorded, events, origin), rows))
+    return sorted(boundaries, key=lambda b: b.order)
 
 
 def origin_of(events: list[TraceRow], row: int) -> int:

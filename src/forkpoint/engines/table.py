@@ -125,22 +125,22 @@ class Table:
         self.missed = [
             p
             for p in plan.points
-            if p.key not in self.measured and (p.found == "sum" or p.boundary.origin not in seen)
+            if p.key not in self.measured and (p.how == "sum" or p.boundary.origin not in seen)
         ]
 
     def _sample(self, sample: int, free: Collection[Key]) -> dict[Key, Measured]:
         """Measure all points on one sample."""
         three, order = self._three(sample, free)
-        found: dict[Key, Measured] = {}
+        measured: dict[Key, Measured] = {}
         for key in order:
             rows = self.plan.by_key[key].rows[sample]
             if key in three:
-                found[key] = measure(rows, three[key], self._narrowest(rows.value.dtype))
+                measured[key] = measure(rows, three[key], self._narrowest(rows.value.dtype))
         if not free:
             self.order += [key for key in order if key not in self.order]
-            for key, one in found.items():
+            for key, one in measured.items():
                 self.measured.setdefault(key, {})[sample] = one
-        return found
+        return measured
 
     def _three(self, sample: int, free: Collection[Key]) -> tuple[dict[Key, Three], list[Key]]:
         """All points as the reference computes them, and their order."""
@@ -174,7 +174,7 @@ class Table:
         )
         return EngineOp(
             op=op_name(point, self.recording.facts.unseen), source=source_of(point), reference=point.name,
-            reference_source=self.forward_of(point.path), found=point.found, status=status,
+            reference_source=self.forward_of(point.path), found=point.how, status=status,
             error=max(float(m.error.max()) for m in parts.values()),
             reference_error=max(float(m.own.max()) for m in parts.values()),
             times=max(float(m.times.max()) for m in parts.values()),
@@ -226,7 +226,7 @@ class Table:
 def op_name(point: Point, unseen: Mapping[str, int]) -> str:
     """The engine's op whose result a point is: a kernel that returns nothing where its module called one alone."""
     boundary, producer = point.boundary, point.boundary.producer
-    if point.found == "sum" or producer.is_input:
+    if point.how == "sum" or producer.is_input:
         return boundary.name
     module = producer.module
     if not producer.is_boundary:
@@ -242,7 +242,7 @@ def op_name(point: Point, unseen: Mapping[str, int]) -> str:
 
 def source_of(point: Point) -> str:
     producer = point.boundary.producer
-    return "" if producer.is_boundary or point.found == "sum" else producer.site.short
+    return "" if producer.is_boundary or point.how == "sum" else producer.site.short
 
 
 def block_of(path: str) -> str:
@@ -257,7 +257,7 @@ def block_of(path: str) -> str:
 
 def listed(recording: Recording, table: Table) -> tuple[Listed, ...]:
     """Each op of the engine once: compared, within what goes into a value that is compared, or listed with a reason."""
-    found: dict[str, Listed] = {}
+    by_place: dict[str, Listed] = {}
     points = {p.boundary.origin: p for p in table.plan.points if p.key in table.measured}
     points |= {p.boundary.order: p for p in table.plan.points if p.key in table.measured}
     rows = recording.events
@@ -269,7 +269,7 @@ def listed(recording: Recording, table: Table) -> tuple[Listed, ...]:
         upcoming = nexts[index] = points.get(index, upcoming)
     for index, event in enumerate(rows):
         op = event.op
-        if op.place in found:
+        if op.place in by_place:
             continue
         source = "" if op.is_boundary else op.site.short
         reason = table.plan.unmatched.get(op.name, "")
@@ -284,12 +284,12 @@ def listed(recording: Recording, table: Table) -> tuple[Listed, ...]:
             one = Listed(
                 op.name, source, "listed", reason=reason or "nothing that is compared follows from it"
             )
-        found[op.place] = one
+        by_place[op.place] = one
     by_module = _by_module(table)
     for place in recording.facts.unseen:
         inner = by_module.get(place.rpartition("/")[0], "")
-        found[place] = Listed(place, "", "within" if inner else "listed", inner, _RETURNS_NOTHING)
-    return tuple(found.values())
+        by_place[place] = Listed(place, "", "within" if inner else "listed", inner, _RETURNS_NOTHING)
+    return tuple(by_place.values())
 
 
 _RETURNS_NOTHING = "returns nothing: its result is compared where the module returns it"
@@ -297,9 +297,9 @@ _RETURNS_NOTHING = "returns nothing: its result is compared where the module ret
 
 def _by_module(table: Table) -> dict[str, str]:
     """The point at which what a module of the engine returns is compared."""
-    found: dict[str, str] = {}
+    names: dict[str, str] = {}
     for point in table.plan.points:
         if point.key in table.measured:
-            found.setdefault(point.boundary.module, point.name)
-            found.setdefault(point.boundary.producer.module, point.name)
-    return found
+            names.setdefault(point.boundary.module, point.name)
+            names.setdefault(point.boundary.producer.module, point.name)
+    return names

@@ -35,7 +35,7 @@ TABLES = Tables(
 )
 """What vLLM's names stand for. Of a fused module each pair is proved by the weights before it is used."""
 
-KEPT = ("*/input:*", "*/output")
+VALUES = ("*/input:*", "*/output")
 """What goes into modules and comes out of them; the values of the ops inside would be ten times as many."""
 
 
@@ -68,14 +68,14 @@ def record_engine(
     from vllm import SamplingParams  # pyright: ignore[reportMissingImports]
 
     runner = _runner(llm)
-    asked = {"temperature": 0.0, "logprobs": 0, "prompt_logprobs": 0, **sampling}
-    given = [{"prompt_token_ids": list(map(int, ids))} for ids in prompts]
+    params = {"temperature": 0.0, "logprobs": 0, "prompt_logprobs": 0, **sampling}
+    requests = [{"prompt_token_ids": list(map(int, ids))} for ids in prompts]
     tap = _Tap(runner)
-    with tap, record(folder, layout=tap.where, model=runner.model, values=KEPT):
-        outputs = llm.generate(given, SamplingParams(max_tokens=max_tokens, **asked), use_tqdm=False)
+    with tap, record(folder, layout=tap.where, model=runner.model, values=VALUES):
+        outputs = llm.generate(requests, SamplingParams(max_tokens=max_tokens, **params), use_tqdm=False)
     facts = EngineFacts(
         engine="vllm", version=_version(), tables=TABLES, dropped=tap.dropped,
-        settings=_settings(runner, asked), unseen=dict(tap.unseen),
+        settings=_settings(runner, params), unseen=dict(tap.unseen),
         samples=tap.samples_of(outputs), reported=_reported(outputs),
     )  # fmt: skip
     facts.save(Path(folder), {**_weights(runner.model), **tap.cached})
@@ -192,8 +192,8 @@ class _Tap(TorchFunctionMode):
             sample[start:end] = number
             # counted, and not read from `positions`, which go into the model and may be wrong
             position[start:end] = torch.arange(length - (end - start), length)
-            known = self.runner.requests[request]
-            self.ids[number] = [*(known.prompt_token_ids or ()), *known.output_token_ids]
+            state = self.runner.requests[request]
+            self.ids[number] = [*(state.prompt_token_ids or ()), *state.output_token_ids]
             self._keep_cached(number, length - (end - start), request, metadata)
         self._latest = Coordinates(sample, position)
         return {"input_ids": self._latest}
@@ -206,13 +206,13 @@ class _Tap(TorchFunctionMode):
         at: dict[bytes, list[int]] = {}
         for index, row in enumerate(_bytes(self._hidden)):
             at.setdefault(row, []).append(index)
-        taken: Counter[bytes] = Counter()
-        found: list[int] = []
+        uses: Counter[bytes] = Counter()
+        indices: list[int] = []
         for row in _bytes(rows):
             places = at.get(row, [])
-            found.append(places[min(taken[row], len(places) - 1)] if places else -1)
-            taken[row] += 1
-        index = torch.tensor(found)
+            indices.append(places[min(uses[row], len(places) - 1)] if places else -1)
+            uses[row] += 1
+        index = torch.tensor(indices)
         none = index < 0
         sample, position = self._latest.sample[index], self._latest.position[index]
         return {"input_ids": Coordinates(sample.masked_fill(none, -1), position.masked_fill(none, -1))}
@@ -232,10 +232,10 @@ class _Tap(TorchFunctionMode):
             cache, block_table = context[layer].kv_cache, one.block_table[row]
             size = len(places["key"])
             for name, place in places.items():
-                found = [
+                values = [
                     cache[int(block_table[p // size])].reshape(-1)[place[p % size]] for p in range(position)
                 ]
-                self.cached[f"cache.{sample}.{layer}.{name}"] = torch.stack(found)
+                self.cached[f"cache.{sample}.{layer}.{name}"] = torch.stack(values)
 
     def _places_in(self, layer: Any) -> dict[str, Tensor] | None:
         """Where in a block the kernel of a layer puts keys and values: `key` and `value`, [tokens of a block, size].
@@ -263,27 +263,27 @@ class _Tap(TorchFunctionMode):
             seen = block.reshape(-1).cpu().long()
             is_key = seen <= 128
             number += torch.where(is_key, seen - 1, seen - 129) * 128**digit
-        found: dict[str, Tensor] = {}
+        places: dict[str, Tensor] = {}
         for name, mine in (("key", is_key), ("value", ~is_key)):
             at = mine.nonzero().flatten()
             if len(at) != elements or not torch.equal(number[at].sort().values, torch.arange(elements)):
                 return None
-            found[name] = at[number[at].argsort()].reshape(size, heads * width).to(cache.device)
-        return found
+            places[name] = at[number[at].argsort()].reshape(size, heads * width).to(cache.device)
+        return places
 
     # ------------------------------------------------------------------ afterwards
 
     def samples_of(self, outputs: Sequence[Any]) -> tuple[Sample, ...]:
         """Of each sample of the recording which prompt it is, and its token ids as the engine has them."""
         prompts = {str(output.request_id): index for index, output in enumerate(outputs)}
-        found: list[Sample] = []
+        samples: list[Sample] = []
         for request, number in self.requests.items():
             index = prompts.get(request, prompts.get(request.rpartition("-")[0]))
             if index is not None:
                 output = outputs[index]
                 self.ids[number] = [*output.prompt_token_ids, *output.outputs[0].token_ids]
-            found.append(Sample(number, index, tuple(self.ids[number])))
-        return tuple(found)
+            samples.append(Sample(number, index, tuple(self.ids[number])))
+        return tuple(samples)
 
 
 def _bytes(rows: Tensor) -> list[bytes]:
@@ -291,11 +291,11 @@ def _bytes(rows: Tensor) -> list[bytes]:
     return [row.tobytes() for row in plain.view(torch.uint8).reshape(len(plain), -1).numpy()]
 
 
-def _settings(runner: Any, asked: Mapping[str, Any]) -> dict[str, Any]:
+def _settings(runner: Any, params: Mapping[str, Any]) -> dict[str, Any]:
     """What the engine was told, of which its answers depend."""
     config = runner.vllm_config
     cache, scheduler = config.cache_config, config.scheduler_config
-    found: dict[str, Any] = {
+    settings: dict[str, Any] = {
         "dtype": str(config.model_config.dtype).removeprefix("torch."),
         "quantization": config.model_config.quantization,
         "logprobs_mode": str(config.model_config.logprobs_mode),
@@ -313,13 +313,13 @@ def _settings(runner: Any, asked: Mapping[str, Any]) -> dict[str, Any]:
         "presence_penalty",
         "frequency_penalty",
     ):
-        found[name] = asked.get(name)
-    return found
+        settings[name] = params.get(name)
+    return settings
 
 
 def _reported(outputs: Sequence[Any]) -> tuple[Reported, ...]:
     """The log-probabilities that the engine returned, as `fp.logprobs` takes them; the index of the prompt is the id."""
-    found: list[Reported] = []
+    reported: list[Reported] = []
     for index, output in enumerate(outputs):
         ids = [*output.prompt_token_ids, *output.outputs[0].token_ids]
         entries = [
@@ -331,8 +331,8 @@ def _reported(outputs: Sequence[Any]) -> tuple[Reported, ...]:
             None if e is None or i not in e else float(e[i].logprob)
             for i, e in zip(ids, entries, strict=True)
         ]
-        found.append(Reported(tuple(ids), tuple(values), index))
-    return tuple(found)
+        reported.append(Reported(tuple(ids), tuple(values), index))
+    return tuple(reported)
 
 
 # ---------------------------------------------------------------------- weights
@@ -346,7 +346,7 @@ def _weights(model: nn.Module) -> dict[str, Tensor]:
     What such a layer multiplies by is asked of the layer itself: the product with the identity matrix is the weight, bit for
     bit, since all that is added to a weight is zeros.
     """
-    found: dict[str, Tensor] = {}
+    digests: dict[str, Tensor] = {}
     for path, module in model.named_modules():
         weight, method = getattr(module, "weight", None), getattr(module, "quant_method", None)
         width = getattr(module, "input_size_per_partition", None)
@@ -364,7 +364,7 @@ def _weights(model: nn.Module) -> dict[str, Tensor]:
         except (RuntimeError, TypeError, AttributeError):
             continue  # of weights that are not known it is said so
         whole = torch.cat(columns).T.contiguous()
-        found[f"weight.{path}.weight"] = torch.from_numpy(
+        digests[f"weight.{path}.weight"] = torch.from_numpy(
             np.asarray(torch_impl.rows(whole, (0,)).cpu().numpy())
         )
-    return found
+    return digests

@@ -73,8 +73,8 @@ def load_embedding(
     loaded: LoadedModel = load(
         name, dtype=dtype, device=device, attn=attn, revision=revision, trust_remote_code=trust_remote_code
     )
-    found = None if written is None else _pooling_of(name, written)
-    chosen = pooling or found or "mean"
+    own_pooling = None if written is None else _pooling_of(name, written)
+    chosen = pooling or own_pooling or "mean"
     notes = list(loaded.notes)
     if written is not None and pooling is None:
         notes.append(
@@ -102,10 +102,10 @@ def _modules_of(name: str, revision: str | None) -> list[dict[str, Any]] | None:
     """
     path = Path(name) / _MODULES
     if not Path(name).is_dir():
-        found = _from_hub(name, revision)
-        if found is None:
+        file = _from_hub(name, revision)
+        if file is None:
             return None
-        path = found
+        path = file
     elif not path.is_file():
         return None
     try:

@@ -62,8 +62,8 @@ class _Source:
     """Whether Python code that comes with the model may be run."""
 
     def arguments(self) -> dict[str, Any]:
-        found = {"revision": self.revision, "gguf_file": self.gguf, "trust_remote_code": self.trusted}
-        return {name: value for name, value in found.items() if value is not None}
+        options = {"revision": self.revision, "gguf_file": self.gguf, "trust_remote_code": self.trusted}
+        return {name: value for name, value in options.items() if value is not None}
 
 
 def load(
@@ -121,11 +121,11 @@ def load(
 def _parse_dtype(dtype: str | torch.dtype | None) -> torch.dtype | None:
     if dtype is None or (isinstance(dtype, torch.dtype) and dtype in DTYPES.values()):
         return dtype
-    found = DTYPES.get(str(dtype).removeprefix("torch."))
-    if found is None:
+    torch_dtype = DTYPES.get(str(dtype).removeprefix("torch."))
+    if torch_dtype is None:
         hint = "--load-in-8bit" if str(dtype) in {"int8", "torch.int8", "8bit"} else ""
         raise ModelError(f"unknown dtype {dtype}", "one of " + ", ".join(DTYPES), hint)
-    return found
+    return torch_dtype
 
 
 def parse_device(device: str | torch.device | None) -> torch.device:
@@ -185,9 +185,9 @@ def _find(name: str, revision: str | None, trusted: bool) -> _Source:
         adapter = (path / "adapter_config.json").is_file()
         hint = f"pass the file: {ggufs[0]}" if ggufs else "merge the adapter first" if adapter else ""
         raise ModelError(f"folder {name} has no config.json", "a model saved by transformers", hint)
-    if not any(found for pattern in ("*.safetensors", "*.bin") for found in path.glob(pattern)):
+    if not any(file for pattern in ("*.safetensors", "*.bin") for file in path.glob(pattern)):
         raise ModelError(f"folder {name} has no weights", "*.safetensors or pytorch_model.bin in it")
-    if not any(found for pattern in _TOKENIZER_FILES for found in path.glob(pattern)):
+    if not any(file for pattern in _TOKENIZER_FILES for file in path.glob(pattern)):
         _check_reads(name)
         raise ModelError(f"folder {name} has no tokenizer", "tokenizer.json or the files of a slow tokenizer")
     _check_index(path)
@@ -361,8 +361,8 @@ def _one_line(name: str | os.PathLike[str]) -> Generator[None, None, None]:
                 f"{name} brings code of its own, which is not run", "a model of an architecture that transformers has",
                 "--trust-remote-code, in Python trust_remote_code=True, runs it: only if you trust whoever wrote it",
             ) from error  # fmt: skip
-        known = os.fspath(name) == "demo" or Path(name).exists()
-        what = f"can't load {name}" if known else f"no folder or file {name}, and the hub doesn't give it"
+        local = os.fspath(name) == "demo" or Path(name).exists()
+        what = f"can't load {name}" if local else f"no folder or file {name}, and the hub doesn't give it"
         raise ModelError(f"{what}: {_first_sentence(error)}") from error
 
 

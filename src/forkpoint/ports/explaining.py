@@ -38,16 +38,15 @@ def is_port(session: Session) -> bool:
     return bool(mine) and len(mine) - alone < FEW * len(mine)
 
 
-def explain_port(session: Session, known: Mapping | None = None, *, parts: bool = True) -> Port:
+def explain_port(session: Session, modules: Mapping | None = None, *, parts: bool = True) -> Port:
     """Make both runs in float64 and find where the values of run A part from those of run B.
 
     Args:
         session: the runs.
-        known: which module is which, if that was looked for already.
+        modules: which module is which, if that was looked for already.
         parts: whether they may part; False for runs that are known to agree, of which only the names are told apart.
     """
     session.progress.begin("comparing the values of a port")
-    modules = known
     if modules is None and session.a.run.modules is not None and session.b.run.modules is not None:
         modules = mapping(session.a.run.modules, session.b.run.modules)
     notes: list[str] = []

@@ -69,7 +69,7 @@ class Feeding:
         """What the reference gives to the same weights; nothing if that is the same value, or cannot be told."""
         partners = self._partners.get(self._mine.ops[event][0].module, set())
         one = self._mine.prints[given]
-        found: list[int] = []
+        candidates: list[int] = []
         for other, (theirs, _) in self._reference.ops.items():
             if theirs.module not in partners or theirs.is_boundary or other not in self._reference.prints:
                 continue
@@ -79,8 +79,8 @@ class Feeding:
             its = self._reference.prints[there]
             if one.key != its.key or one.apart(its) <= self._tolerance:
                 return
-            found.append(there)
-        yield from found
+            candidates.append(there)
+        yield from candidates
 
     def _made_alike(self, event: int, other: int) -> bool:
         """Whether both are made of the same values by the same function."""

@@ -9,7 +9,7 @@ from typing import Any
 from torch import nn
 
 from forkpoint.errors import InputError
-from forkpoint.ports.weights import Found, Ints, Slices, meet, slices_of
+from forkpoint.ports.weights import Ints, SharedRows, Slices, meet, slices_of
 from forkpoint.runs.run import Run
 
 HOW = {
@@ -75,11 +75,11 @@ class Mapping:
         Raises:
             InputError: one of them is not there.
         """
-        for name, known, whose in (
+        for name, names, whose in (
             (mine, self._mine.keys() | self._paths.keys(), "port"),
             (reference, self._reference.keys() | self._others.keys(), "reference"),
         ):
-            if name not in known:
+            if name not in names:
                 raise InputError(f"{name}, which the {whose} has not", "a parameter or a module, by its path")
         if (mine in self._mine) != (reference in self._reference):
             raise InputError(f"{mine} and {reference}", "two parameters, or two modules")
@@ -100,7 +100,7 @@ class Mapping:
         free_a = [s for s in self._mine.values() if s.name not in given and not self._is_dropped(s.name)]
         free_b = [s for s in self._reference.values() if s.name not in given.values()]
         matches = [Match(m, r, "user") for m, r in given.items()]
-        matches += [_match(found) for found in meet(free_a, free_b)]
+        matches += [_match(shared) for shared in meet(free_a, free_b)]
         matches += self._of_modules(matches, free_a, free_b)
         self.modules = self._modules(matches)
         while more := self._in_order(matches, free_a, free_b):
@@ -122,7 +122,7 @@ class Mapping:
         partners: dict[str, set[str]] = {}
         for m in matches:
             partners.setdefault(_module(m.mine), set()).add(_module(m.reference))
-        found: list[Match] = []
+        pairs: list[Match] = []
         rest = {(s.module, s.own_name): s for s in b if s.name not in done[1]}
         for s in a:
             theirs = partners.get(s.module, set())
@@ -139,8 +139,8 @@ class Mapping:
                         if s.is_vector and like.how == "rows"
                         else (None, None)
                     )
-                    found.append(Match(s.name, other.name, "module", *rows))
-        return found
+                    pairs.append(Match(s.name, other.name, "module", *rows))
+        return pairs
 
     def _in_order(self, matches: list[Match], a: list[Slices], b: list[Slices]) -> list[Match]:
         """Within modules that belong together, parameters of one shape of which both have as many, in their order.
@@ -154,18 +154,18 @@ class Mapping:
             other = held[path]
             mine = [s for s in rest_a if _inside(s.name, path)]
             theirs = [s for s in rest_b if _inside(s.name, other)]
-            found: list[Match] = []
+            pairs: list[Match] = []
             for kind in dict.fromkeys(_kind(s) for s in mine):
                 left, right = [s for s in mine if _kind(s) == kind], [s for s in theirs if _kind(s) == kind]
                 if len(left) == len(right) and (len(left) == 1 or (path and other)):
-                    found += [Match(x.name, y.name, "order") for x, y in zip(left, right, strict=True)]
-            if found:
-                return found
+                    pairs += [Match(x.name, y.name, "order") for x, y in zip(left, right, strict=True)]
+            if pairs:
+                return pairs
         return []
 
     def _modules(self, matches: list[Match]) -> dict[str, str]:
         """Modules that hold the same parameters, the innermost ones of each such set."""
-        found = {"": ""}
+        partners = {"": ""}
         there: dict[str, set[str]] = {}
         back: dict[str, set[str]] = {}
         for m in matches:
@@ -176,9 +176,9 @@ class Mapping:
         for path, names in there.items():
             other = _common(names)
             if path and other and _common(back[other]) == path:
-                found[path] = other
-        found |= {m: r for m, r in self._given.items() if m in self._paths}
-        return {path: other for path, other in found.items() if not (path and self._is_dropped(path))}
+                partners[path] = other
+        partners |= {m: r for m, r in self._given.items() if m in self._paths}
+        return {path: other for path, other in partners.items() if not (path and self._is_dropped(path))}
 
     def counterpart(self, module: str) -> str | None:
         """The reference's path of a module of the port, if it is known: of a part of a fused one, of what it is in."""
@@ -229,9 +229,9 @@ def _model_of(given: Any) -> nn.Module:
     return model
 
 
-def _match(found: Found) -> Match:
-    how = "weights" if found.rows_mine is None else "transposed" if found.transposed else "rows"
-    return Match(found.mine, found.reference, how, found.rows_mine, found.rows_reference)
+def _match(shared: SharedRows) -> Match:
+    how = "weights" if shared.rows_mine is None else "transposed" if shared.transposed else "rows"
+    return Match(shared.mine, shared.reference, how, shared.rows_mine, shared.rows_reference)
 
 
 def _module(name: str) -> str:

@@ -50,10 +50,10 @@ class Parting:
 
 def prints_of(session: Session) -> tuple[Prints, Prints]:
     """The prints of both runs, in float64."""
-    found = Prints(session.shared.a), Prints(session.shared.b)
-    for traced, prints in zip((session.a, session.b), found, strict=True):
+    both = Prints(session.shared.a), Prints(session.shared.b)
+    for traced, prints in zip((session.a, session.b), both, strict=True):
         traced.again(watcher=prints, promotion=Promotion())
-    return found
+    return both
 
 
 def part(
@@ -79,14 +79,14 @@ def part(
     return _parting(mine, reference, root, rounded=False)
 
 
-def _parting(mine: Prints, reference: Prints, found: Root, *, rounded: bool) -> Parting:
-    root = found.event
+def _parting(mine: Prints, reference: Prints, fault: Root, *, rounded: bool) -> Parting:
+    root = fault.event
     one = mine.prints[root]
     tolerance = NOISE if rounded else TABLES
-    known, theirs = met(mine, reference, tolerance), met(reference, mine, tolerance)
+    shared, theirs = met(mine, reference, tolerance), met(reference, mine, tolerance)
     alike = [e for e, p in reference.prints.items() if p.key == one.key and e not in theirs]
     same = mine.ops[root][0].function
-    lacking = root in known and not rounded and found.instead is None
+    lacking = root in shared and not rounded and fault.instead is None
     if lacking:  # what the reference makes of it is what the port has not
         alike = [
             e
@@ -95,12 +95,12 @@ def _parting(mine: Prints, reference: Prints, found: Root, *, rounded: bool) -> 
             and any(x.key == one.key and x.apart(one) <= tolerance for x in reference.made_of(e))
         ][:1]  # fmt: skip
 
-    given = mine.made_of(root)
+    operands = mine.made_of(root)
 
     def of_the_same(event: int) -> bool:
         others = reference.made_of(event)
-        return bool(given) and all(
-            any(x.key == y.key and x.apart(y) <= tolerance for y in others) for x in given
+        return bool(operands) and all(
+            any(x.key == y.key and x.apart(y) <= tolerance for y in others) for x in operands
         )
 
     def likely(event: int) -> tuple[bool, bool, bool, float]:
@@ -108,14 +108,14 @@ def _parting(mine: Prints, reference: Prints, found: Root, *, rounded: bool) -> 
         moves = op.is_boundary or op.function in MOVES
         return moves, not of_the_same(event), op.function != same, one.apart(reference.prints[event])
 
-    partner = found.instead if found.instead is not None else min(alike, key=likely, default=None)
+    partner = fault.instead if fault.instead is not None else min(alike, key=likely, default=None)
     there = None if partner is None else reference.prints[partner]
     away = np.full(len(one.tokens), np.inf) if there is None or there.key != one.key else one.apart_at(there)
     where = np.flatnonzero(away > NOISE)
     op, event = mine.ops[root]
     return Parting(
         op, event, len(where), len(one.tokens), int(one.tokens[where[0]]) if one.of_tokens and len(where) else None,
-        float(away.max(initial=0.0)), rounded, len(known), len(mine.prints),
-        None if partner is None else reference.ops[partner][0], lacking, found.instead is not None,
+        float(away.max(initial=0.0)), rounded, len(shared), len(mine.prints),
+        None if partner is None else reference.ops[partner][0], lacking, fault.instead is not None,
         partner is not None and of_the_same(partner),
     )  # fmt: skip

@@ -64,9 +64,9 @@ def find_root(
     result = result_of(mine)
     if mine.prints[result].apart(reference.prints[result_of(reference)]) <= tolerance:
         return None
-    known = met(mine, reference, tolerance)
-    root = _RootSearch(mine, reference, known, tolerance, trials).first(result)
-    if modules is not None and root not in known:
+    shared = met(mine, reference, tolerance)
+    root = _RootSearch(mine, reference, shared, tolerance, trials).first(result)
+    if modules is not None and root not in shared:
         wrong = Feeding(mine, reference, modules, tolerance).maker(root)
         if wrong is not None:
             return Root(wrong.event, wrong.instead)
@@ -77,23 +77,23 @@ class _RootSearch:
     """Looks at the blind values in their order.
 
     Args:
-        known: the port's values that are met.
+        shared: the port's values that are met.
     """
 
     def __init__(
-        self, mine: Prints, reference: Prints, known: set[int], tolerance: float, trials: PortTrials | None
+        self, mine: Prints, reference: Prints, shared: set[int], tolerance: float, trials: PortTrials | None
     ) -> None:
-        self._mine, self._reference, self._known, self._tolerance = mine, reference, known, tolerance
+        self._mine, self._reference, self._shared, self._tolerance = mine, reference, shared, tolerance
         self._theirs = met(reference, mine, tolerance)
         self._trials = trials
 
     def first(self, result: int) -> int:
         """The first value at fault on the way to the result."""
         mine = self._mine
-        leads = self._known | self._leading()
+        leads = self._shared | self._leading()
         to_result = self._on_the_way(result)
         blind = {event for event in mine.prints if event not in leads and event in to_result}
-        otherwise = self._otherwise(self._known, to_result)
+        otherwise = self._otherwise(self._shared, to_result)
         passed: list[int] = []
         for event in sorted(blind):
             if otherwise is not None and otherwise <= event:
@@ -103,9 +103,9 @@ class _RootSearch:
             if self._put_together(event) or self._moves_only(event) or self._moves_a_constant(event):
                 blind.discard(event)  # those that were made of it are asked next
                 continue
-            found = self._tried(event)
-            if found is not None:
-                return found
+            fault = self._tried(event)
+            if fault is not None:
+                return fault
             made_of_none = not mine.made_of(event) or mine.ops[event][0].function in FILLS
             if made_of_none and not mine.prints[event].of_tokens:
                 blind.discard(event)
@@ -123,30 +123,30 @@ class _RootSearch:
         for event, one in mine.prints.items():
             groups.setdefault(one.key, []).append(event)
         ways: dict[frozenset[int], set[int]] = {}
-        found: set[int] = set()
+        on_way: set[int] = set()
         for events in groups.values():
             one = mine.prints[events[0]]
-            past = frozenset(e for e in self._known if not _of_others(one, mine.prints[e]))
+            past = frozenset(e for e in self._shared if not _of_others(one, mine.prints[e]))
             if past not in ways:
                 ways[past] = behind(mine, [result], past)
-            found.update(ways[past].intersection(events))
-        return found
+            on_way.update(ways[past].intersection(events))
+        return on_way
 
     def _leading(self) -> set[int]:
         """Values that met ones were made from. One of other tokens alone says nothing of them: experts have some each."""
         mine = self._mine
         groups: dict[Hashable, list[int]] = {}
-        for event in self._known:
+        for event in self._shared:
             if mine.prints[event].tells:
                 groups.setdefault(mine.prints[event].key, []).append(event)
-        found: set[int] = set()
+        leads: set[int] = set()
         for events in groups.values():
             met_one = mine.prints[events[0]]
             for event in behind(mine, events):
                 one = mine.prints.get(event)
                 if one is None or not _of_others(one, met_one):
-                    found.add(event)
-        return found
+                    leads.add(event)
+        return leads
 
     def _put_together(self, event: int) -> bool:
         """Whether it is part of a sum, or a product, that the reference makes of the same values in another order."""
@@ -155,7 +155,7 @@ class _RootSearch:
         if (
             kind is None
             or len(parts) < 2
-            or any(s not in self._known for s in self._mine.sources[event] if s in self._mine.prints)
+            or any(s not in self._shared for s in self._mine.sources[event] if s in self._mine.prints)
         ):
             return False
         key = self._mine.prints[event].key
@@ -194,7 +194,7 @@ class _RootSearch:
         """Whether it only moves what a blind value that was passed already holds."""
         op = self._mine.ops[event][0]
         sources = [s for s in self._mine.sources[event] if s in self._mine.prints]
-        if not (op.is_boundary or op.function in MOVES) or len(sources) != 1 or sources[0] in self._known:
+        if not (op.is_boundary or op.function in MOVES) or len(sources) != 1 or sources[0] in self._shared:
             return False
         one, other = self._mine.prints[event], self._mine.prints[sources[0]]
         return one.key == other.key and one.apart(other) <= self._tolerance
@@ -215,20 +215,20 @@ class _RootSearch:
         alone = [e for e in self._reference.prints if e not in self._theirs]
         suspects: list[int] = []
         for after in self._trials.of(event, alone, self._mine, self._reference, self._tolerance):
-            known = met(after, self._reference, self._tolerance)
+            shared = met(after, self._reference, self._tolerance)
             made_from = _reached(after, event)
-            new = {e for e in made_from & known - self._known if e != event and after.prints[e].tells}
+            new = {e for e in made_from & shared - self._shared if e != event and after.prints[e].tells}
             computed = (after.ops[e][0] for e in new)
-            if result_of(after) in known or any(
+            if result_of(after) in shared or any(
                 not (op.is_boundary or op.function in MOVES) for op in computed
             ):
                 return self._maker(event)
-            search = _RootSearch(after, self._reference, known, self._tolerance, None)
-            behind_it = search._otherwise(known, made_from - {event}, WEIGHTED)
+            search = _RootSearch(after, self._reference, shared, self._tolerance, None)
+            behind_it = search._otherwise(shared, made_from - {event}, WEIGHTED)
             suspects += [] if behind_it is None else [behind_it]
         return suspects[0] if suspects else None
 
-    def _otherwise(self, known: set[int], among: set[int], but: frozenset[str] = frozenset()) -> int | None:
+    def _otherwise(self, shared: set[int], among: set[int], but: frozenset[str] = frozenset()) -> int | None:
         """The first value that neither run has of the other, and that both make of the same values by the same function."""
         mine, reference = self._mine, self._reference
         there: dict[str, list[int]] = {}
@@ -236,27 +236,27 @@ class _RootSearch:
             if event not in self._theirs and reference.made_of(event):
                 there.setdefault(reference.ops[event][0].function, []).append(event)
         for event in sorted(among & mine.prints.keys()):
-            given = mine.made_of(event)
+            operands = mine.made_of(event)
             op = mine.ops[event][0]
-            if event in known or not given or op.function in MOVES | but or op.is_boundary:
+            if event in shared or not operands or op.function in MOVES | but or op.is_boundary:
                 continue
             for other in there.get(op.function, ()):
                 others = reference.made_of(other)
-                alike = len(given) == len(others) and reference.prints[other].key == mine.prints[event].key
+                alike = len(operands) == len(others) and reference.prints[other].key == mine.prints[event].key
                 if alike and all(
                     x.key == y.key and x.apart(y) <= self._tolerance
-                    for x, y in zip(given, others, strict=True)
+                    for x, y in zip(operands, others, strict=True)
                 ):
                     return event
         return None
 
     def _maker(self, event: int, *, everything: bool = False) -> int:
         """What computed the elements that an op only moves: parts of it are met, and this part is not."""
-        known = set[int]() if everything else self._known
+        shared = set[int]() if everything else self._shared
         while True:
             op = self._mine.ops[event][0]
             before = [
-                s for s in self._mine.sources.get(event, ()) if s in self._mine.prints and s not in known
+                s for s in self._mine.sources.get(event, ()) if s in self._mine.prints and s not in shared
             ]
             if not (op.function in MOVES or op.is_boundary) or len(before) != 1:
                 return event
@@ -275,8 +275,8 @@ def _of_others(one: Print, other: Print) -> bool:
 
 def _reached(prints: Prints, start: int) -> set[int]:
     """A value, and all that were made from it."""
-    found = {start}
+    reached = {start}
     for event in sorted(prints.ops):
-        if any(s in found for s in prints.sources.get(event, ())):
-            found.add(event)
-    return found
+        if any(s in reached for s in prints.sources.get(event, ())):
+            reached.add(event)
+    return reached

@@ -21,7 +21,7 @@ MOST = 12
 """Experiments that are made for one comparison."""
 EACH = 3
 """Values of the reference that are tried at one place."""
-KEPT = 1 << 30
+MOST_BYTES = 1 << 30
 """Bytes of the values of each run that are kept for experiments."""
 
 
@@ -53,7 +53,7 @@ class PortTrials:
             if pairs is None:
                 continue
             self.left -= 1
-            one, theirs = (store.kept[e] for store, e in zip(self._kept, (event, other), strict=True))
+            one, theirs = (store.kept[e] for store, e in zip(self._both, (event, other), strict=True))
             patch = Patch({one.place: [(theirs.value, pairs)]})
             prints = Prints(self._session.shared.a)
             self._session.a.again(watcher=Patched(patch, prints), promotion=Promotion())
@@ -71,7 +71,7 @@ class PortTrials:
             print_ = reference.prints[other]
             return there != function, there in MOVES, one.apart(print_) if print_.key == one.key else np.inf
 
-        found: list[int] = []
+        likely: list[int] = []
         for other in sorted(alone, key=order):
             print_ = reference.prints[other]
             size = print_.count * len(print_.tokens)
@@ -87,15 +87,15 @@ class PortTrials:
                 or not size
             ):
                 continue
-            known = (reference.prints[f] for f in found)
-            if not any(f.key == print_.key and f.apart(print_) <= tolerance for f in known):
-                found.append(other)
-        return found[:EACH]
+            prints = (reference.prints[f] for f in likely)
+            if not any(f.key == print_.key and f.apart(print_) <= tolerance for f in prints):
+                likely.append(other)
+        return likely[:EACH]
 
     @property
-    def _kept(self) -> tuple[Store, Store]:
+    def _both(self) -> tuple[Store, Store]:
         if self._stores is None:
-            self._stores = Store(KEPT), Store(KEPT)
+            self._stores = Store(MOST_BYTES), Store(MOST_BYTES)
             for traced, store in zip((self._session.a, self._session.b), self._stores, strict=True):
                 traced.again(watcher=store, promotion=Promotion())
         return self._stores
@@ -104,19 +104,19 @@ class PortTrials:
         self, event: int, other: int, mine: Prints, reference: Prints, tolerance: float
     ) -> Pairs | None:
         """Which element of the reference's value goes where; None where that can't be told."""
-        stores = self._kept
+        stores = self._both
         one, theirs = stores[0].kept.get(event), stores[1].kept.get(other)
         if one is None or theirs is None:
             return None
-        at, taken = _by_token(one, mine), _by_token(theirs, reference)
-        if at is None or taken is None or len(at) != len(taken):
+        at, there = _by_token(one, mine), _by_token(theirs, reference)
+        if at is None or there is None or len(at) != len(there):
             return None
         count = mine.prints[event].count
         if count > 1 and mine.prints[event].key == reference.prints[other].key:
             order = self._order(event, other, mine, reference, tolerance, count)
             if order is not None:
-                taken = taken.reshape(-1, count)[:, order].reshape(-1)
-        return Pairs(taken, at, np.zeros(len(at), dtype=np.int64))
+                there = there.reshape(-1, count)[:, order].reshape(-1)
+        return Pairs(there, at, np.zeros(len(at), dtype=np.int64))
 
     def _order(
         self, event: int, other: int, mine: Prints, reference: Prints, tolerance: float, count: int
@@ -129,13 +129,13 @@ class PortTrials:
                     continue
                 if (
                     x.apart(y) > tolerance
-                    or source not in self._kept[0].kept
-                    or theirs not in self._kept[1].kept
+                    or source not in self._both[0].kept
+                    or theirs not in self._both[1].kept
                 ):
                     continue
                 a, b = (
                     _elements(store.kept[e], prints).reshape(-1, count)
-                    for store, e, prints in zip(self._kept, (source, theirs), (mine, reference), strict=True)
+                    for store, e, prints in zip(self._both, (source, theirs), (mine, reference), strict=True)
                 )
                 order = np.empty(count, dtype=np.int64)
                 order[np.argsort(a[-1], kind="stable")] = np.argsort(b[-1], kind="stable")
@@ -146,17 +146,17 @@ class PortTrials:
         return None
 
 
-def _by_token(kept: Kept, prints: Prints) -> Ints | None:
+def _by_token(saved: Kept, prints: Prints) -> Ints | None:
     """Flat indices of a value's elements, token by token; None where some of them are of no token."""
-    size = kept.held.numel() if isinstance(kept.held, Tensor) else int(np.prod(kept.event.shape))
-    if kept.label is None:
+    size = saved.held.numel() if isinstance(saved.held, Tensor) else int(np.prod(saved.event.shape))
+    if saved.label is None:
         return np.arange(size)
-    ids = spread(prints.numbers[kept.label.q], kept.value.shape).reshape(-1)
+    ids = spread(prints.numbers[saved.label.q], saved.value.shape).reshape(-1)
     return np.argsort(ids, kind="stable") if (ids >= 0).all() else None
 
 
-def _elements(kept: Kept, prints: Prints) -> NDArray[np.float64]:
+def _elements(saved: Kept, prints: Prints) -> NDArray[np.float64]:
     """A value's elements, token by token."""
-    at = _by_token(kept, prints)
-    flat = kept.value.detach().double().cpu().reshape(-1).numpy()
+    at = _by_token(saved, prints)
+    flat = saved.value.detach().double().cpu().reshape(-1).numpy()
     return flat if at is None else flat[at]

@@ -123,8 +123,8 @@ class Prints:
 
     def made_of(self, event: int) -> list[Print]:
         """The prints of the values of tokens that a value was made from."""
-        found = [self.prints[s] for s in self.sources.get(event, ()) if s in self.prints]
-        return [one for one in found if one.of_tokens]
+        prints = [self.prints[s] for s in self.sources.get(event, ()) if s in self.prints]
+        return [one for one in prints if one.of_tokens]
 
     def edits(self, key: tuple[str, str, str]) -> bool:
         return False
@@ -181,14 +181,14 @@ def met(mine: Prints, reference: Prints, tolerance: float) -> set[int]:
 
 def _nearest(mine: Prints, reference: Prints) -> dict[int, float]:
     """How far each value of one run is from the nearest of the other; worked out once."""
-    known = next((known for other, known in mine.nearest if other is reference), None)
-    if known is None:
+    nearest = next((nearest for other, nearest in mine.nearest if other is reference), None)
+    if nearest is None:
         there = _by_tokens(reference)
-        known = {event: _least(one, there) for event, one in mine.prints.items()}
-        for event, apart in _joined(mine, reference, known):
-            known[event] = min(known[event], apart)
-        mine.nearest.append((reference, known))
-    return known
+        nearest = {event: _least(one, there) for event, one in mine.prints.items()}
+        for event, apart in _joined(mine, reference, nearest):
+            nearest[event] = min(nearest[event], apart)
+        mine.nearest.append((reference, nearest))
+    return nearest
 
 
 def _by_tokens(reference: Prints) -> dict[Hashable, Print]:
@@ -224,7 +224,7 @@ def _least(one: Print, there: dict[Hashable, Print]) -> float:
     return least
 
 
-def _joined(mine: Prints, reference: Prints, known: dict[int, float]) -> Iterable[tuple[int, float]]:
+def _joined(mine: Prints, reference: Prints, nearest: dict[int, float]) -> Iterable[tuple[int, float]]:
     """Values of one run that hold what the other makes of the same value in two or three calls, and how far they are apart."""
     families: dict[tuple[str, int], list[int]] = {}
     for event in reference.prints:
@@ -232,7 +232,7 @@ def _joined(mine: Prints, reference: Prints, known: dict[int, float]) -> Iterabl
         sources = [s for s in reference.sources.get(event, ()) if s in reference.prints]
         if len(sources) == 1 and not op.is_boundary and op.function not in MOVES:
             families.setdefault((op.function, sources[0]), []).append(event)
-    far = [event for event, apart in known.items() if apart > ROUNDED]
+    far = [event for event, apart in nearest.items() if apart > ROUNDED]
     for (_, source), members in families.items():
         if not 1 < len(members) <= MOST_PARTS:
             continue
@@ -263,10 +263,10 @@ def _together(parts: Sequence[Print]) -> Print:
 
 def behind(prints: Prints, start: Iterable[int], but: AbstractSet[int] = frozenset()) -> set[int]:
     """Values that some were made from, and those themselves; not through some of them."""
-    found, queue = set(start), list(start)
+    reached, queue = set(start), list(start)
     while queue:
         for source in prints.sources.get(queue.pop(), ()):
-            if source not in found and source not in but:
-                found.add(source)
+            if source not in reached and source not in but:
+                reached.add(source)
                 queue.append(source)
-    return found
+    return reached

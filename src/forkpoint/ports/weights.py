@@ -66,7 +66,7 @@ class Slices:
 
 
 @dataclass(frozen=True)
-class Found:
+class SharedRows:
     """Rows of a parameter that are those of another one.
 
     Attributes:
@@ -111,38 +111,40 @@ def _slices(name: str, value: Tensor, looked_up: bool) -> Slices:
     return Slices(name, tuple(value.shape), whole, rows, columns, blocks, plain, value.data_ptr(), looked_up)
 
 
-def meet(mine: list[Slices], reference: list[Slices]) -> list[Found]:
+def meet(mine: list[Slices], reference: list[Slices]) -> list[SharedRows]:
     """Parameters that are the same, and rows of one that are rows or columns of another."""
-    found = _whole(mine, reference)
-    done_a, done_b = {f.mine for f in found}, {f.reference for f in found}
+    shared = _whole(mine, reference)
+    done_a, done_b = {f.mine for f in shared}, {f.reference for f in shared}
     rest_a = [s for s in mine if s.name not in done_a]
     rest_b = [s for s in reference if s.name not in done_b]
     for vectors in (False, True):
         some_a = [s for s in rest_a if s.is_vector is vectors]
         some_b = [s for s in rest_b if s.is_vector is vectors]
-        found += _by_rows(some_a, some_b, "rows", "rows")
+        shared += _by_rows(some_a, some_b, "rows", "rows")
         if not vectors:
-            found += _otherwise_laid(some_a, some_b, found)
-    return found + _in_stacks(rest_a, rest_b, found)
+            shared += _otherwise_laid(some_a, some_b, shared)
+    return shared + _in_stacks(rest_a, rest_b, shared)
 
 
-def _otherwise_laid(mine: list[Slices], reference: list[Slices], known: list[Found]) -> list[Found]:
+def _otherwise_laid(
+    mine: list[Slices], reference: list[Slices], earlier: list[SharedRows]
+) -> list[SharedRows]:
     """Matrices of which one has rows where the other has columns, or heads and their elements in two dimensions."""
-    found: list[Found] = []
+    new: list[SharedRows] = []
     for of_mine, of_theirs in (
         ("columns", "rows"), ("rows", "columns"), ("blocks", "rows"), ("rows", "blocks"), ("blocks", "columns"),
         ("columns", "blocks"),
     ):  # fmt: skip
-        done = {(f.mine, f.reference) for f in (*known, *found)}
+        done = {(f.mine, f.reference) for f in (*earlier, *new)}
         pairs = _by_rows(mine, reference, of_mine, of_theirs)
-        found += [f for f in pairs if (f.mine, f.reference) not in done]
-    return found
+        new += [f for f in pairs if (f.mine, f.reference) not in done]
+    return new
 
 
-def _in_stacks(mine: list[Slices], reference: list[Slices], known: list[Found]) -> list[Found]:
+def _in_stacks(mine: list[Slices], reference: list[Slices], earlier: list[SharedRows]) -> list[SharedRows]:
     """Vectors of one model that are rows of a matrix of the other: the norms of all layers in one."""
-    done = {f.mine for f in known}, {f.reference for f in known}
-    found: list[Found] = []
+    done = {f.mine for f in earlier}, {f.reference for f in earlier}
+    shared: list[SharedRows] = []
     for turned in (False, True):
         stacks, vectors = (reference, mine) if turned else (mine, reference)
         stacks = [s for s in stacks if not s.is_vector and s.name not in done[turned]]
@@ -157,36 +159,36 @@ def _in_stacks(mine: list[Slices], reference: list[Slices], known: list[Found]) 
                 rows = np.array([row]), np.zeros(1, dtype=np.int64)
                 here, there = (rows[1], rows[0]) if turned else rows
                 names = (one.name, s.name) if turned else (s.name, one.name)
-                found.append(Found(*names, here, there))
-    return found
+                shared.append(SharedRows(*names, here, there))
+    return shared
 
 
-def _whole(mine: list[Slices], reference: list[Slices]) -> list[Found]:
+def _whole(mine: list[Slices], reference: list[Slices]) -> list[SharedRows]:
     """Those that are the same in shape and content as one of the other model alone.
 
     Of an embedding and a head with the same values each meets its like.
     """
-    found: list[Found] = []
+    shared: list[SharedRows] = []
     for key in (lambda s: (s.shape, s.whole, s.looked_up), lambda s: (s.shape, s.whole)):
-        done_a, done_b = {f.mine for f in found}, {f.reference for f in found}
+        done_a, done_b = {f.mine for f in shared}, {f.reference for f in shared}
         here = _unique((key(s), s) for s in mine if s.name not in done_a)
         there = _unique((key(s), s) for s in reference if s.name not in done_b)
-        found += [Found(s.name, there[k].name) for k, s in here.items() if k in there]
-    return found
+        shared += [SharedRows(s.name, there[k].name) for k, s in here.items() if k in there]
+    return shared
 
 
 def _unique(items: Iterable[tuple[object, Slices]]) -> dict[object, Slices]:
     """Those with a key of their own; of two names of one tensor the first."""
-    found: dict[object, Slices] = {}
+    by_key: dict[object, Slices] = {}
     often: set[object] = set()
     for key, one in items:
-        if key in found and found[key].tensor != one.tensor:
+        if key in by_key and by_key[key].tensor != one.tensor:
             often.add(key)
-        found.setdefault(key, one)
-    return {key: one for key, one in found.items() if key not in often}
+        by_key.setdefault(key, one)
+    return {key: one for key, one in by_key.items() if key not in often}
 
 
-def _by_rows(mine: list[Slices], reference: list[Slices], of_mine: str, of_theirs: str) -> list[Found]:
+def _by_rows(mine: list[Slices], reference: list[Slices], of_mine: str, of_theirs: str) -> list[SharedRows]:
     """Pairs of parameters of which one has nearly all its slices in the other.
 
     Args:
@@ -203,14 +205,14 @@ def _by_rows(mine: list[Slices], reference: list[Slices], of_mine: str, of_their
     owner_a, row_a = _owners(a)
     owner_b, row_b = _owners(b)
     pair = owner_a[at_a] * len(b) + owner_b[at_b]
-    found: list[Found] = []
+    shared: list[SharedRows] = []
     for number in np.unique(pair).tolist():
         here = np.flatnonzero(pair == number)
         one, other = divmod(number, len(b))
         if len(here) >= max(1, MOST_OF_THEM * min(len(a[one]), len(b[other]))):
             order = here[np.argsort(row_b[at_b[here]])]
-            found.append(
-                Found(
+            shared.append(
+                SharedRows(
                     mine[one].name,
                     reference[other].name,
                     row_a[at_a[order]],
@@ -218,7 +220,7 @@ def _by_rows(mine: list[Slices], reference: list[Slices], of_mine: str, of_their
                     transposed="columns" in (of_mine, of_theirs),
                 )
             )
-    return found
+    return shared
 
 
 def _once(digests: Ints) -> Ints:

@@ -72,15 +72,15 @@ class Reporter:
         report = yield
         expectation = item.stash.get(self._key, None)
         if call.when == "call" and expectation is not None and expectation.kinds:
-            said = ", ".join(f"{number} {kind}" for kind, number in Counter(expectation.kinds).items())
-            self._note(item, report, "forkpoint_comparisons", said)
+            text = ", ".join(f"{number} {kind}" for kind, number in Counter(expectation.kinds).items())
+            self._note(item, report, "forkpoint_comparisons", text)
         error = difference(call.excinfo.value) if call.excinfo is not None else None
         if report.failed and error is not None:
-            found = finding(item, call, error, self._settings.report, self._settings.lang)
-            setattr(report, _ATTRIBUTE, found.to_plain())
+            failure = finding(item, call, error, self._settings.report, self._settings.lang)
+            setattr(report, _ATTRIBUTE, failure.to_plain())
             for name in ("cause", "op", "source", "page"):
-                if getattr(found, name):
-                    self._note(item, report, f"forkpoint_{name}", getattr(found, name))
+                if getattr(failure, name):
+                    self._note(item, report, f"forkpoint_{name}", getattr(failure, name))
         return report
 
     @staticmethod

@@ -61,7 +61,7 @@ class Settings:
         relayed: dict[str, str | None] = getattr(config, "workerinput", {}).get(_RELAYED, {})
         paths = {name: _path(config, name, relayed) for name in _FILES}
         try:
-            allow = known(names(config.getini("forkpoint_allow"))) or USUAL
+            allow = valid(names(config.getini("forkpoint_allow"))) or USUAL
         except ValueError as error:
             raise pytest.UsageError(f"forkpoint_allow: {error}") from None
         return cls(
@@ -132,10 +132,10 @@ def allowed_by(mark: pytest.Mark) -> frozenset[str]:
         raise ValueError(
             "the mark forkpoint takes allow='…' alone, a kind of verdict or a mechanism, or several"
         )
-    return known(names(mark.kwargs["allow"]))
+    return valid(names(mark.kwargs["allow"]))
 
 
-def known(allow: frozenset[str]) -> frozenset[str]:
+def valid(allow: frozenset[str]) -> frozenset[str]:
     """The same, if there are such kinds of verdicts and mechanisms.
 
     Raises:

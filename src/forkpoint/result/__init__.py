@@ -233,8 +233,8 @@ class Result(JsonRecord):
 
     def allowed(self, allow: Collection[str]) -> bool:
         """Whether the verdict is `identical`, or its kind or mechanism is among some."""
-        found = self.verdict
-        return self.identical or found.kind.value in allow or found.mechanism in set(allow)
+        verdict = self.verdict
+        return self.identical or verdict.kind.value in allow or verdict.mechanism in set(allow)
 
     def __bool__(self) -> bool:
         raise TypeError(
@@ -243,12 +243,12 @@ class Result(JsonRecord):
         )
 
     def __repr__(self) -> str:
-        found = self.verdict
-        cause = f" ({found.mechanism})" if found.mechanism else ""
+        verdict = self.verdict
+        cause = f" ({verdict.mechanism})" if verdict.mechanism else ""
         place = ""
         if self.origin is not None:
             place = f" at {self.origin.op}"
-        elif self.first is not None and found.kind is VerdictKind.SEMANTIC:
+        elif self.first is not None and verdict.kind is VerdictKind.SEMANTIC:
             place = f", origin not found, first difference at {self.first.op} (maybe rounding)"
         elif self.first is not None and not self.identical:
             place = f" at {self.first.op}"
@@ -257,7 +257,7 @@ class Result(JsonRecord):
             if self.impact is not None and not self.identical
             else ""
         )
-        return f"<Result: {found.kind.value}{cause}{place}{gap}>"
+        return f"<Result: {verdict.kind.value}{cause}{place}{gap}>"
 
     def without_runs(self) -> Result:
         """The same without what asks the models again, which keeps them and their traces alive."""

@@ -420,5 +420,5 @@ class Backward:
     @property
     def identical(self) -> bool:
         """Whether gradients were compared, and none of them differs."""
-        found = {row.status for row in (*self.ops, *self.parameters)}
-        return self.first is None and "equal" in found and "differs" not in found
+        statuses = {row.status for row in (*self.ops, *self.parameters)}
+        return self.first is None and "equal" in statuses and "differs" not in statuses

@@ -37,10 +37,10 @@ def read(source: Source, name: str) -> list[Sequence_]:
     """
     where = str(source) if isinstance(source, (str, Path)) else name
     rows: Iterable[Any] = _lines(Path(source), where) if isinstance(source, (str, Path)) else source
-    found = [_sequence(row, f"{where}, sequence {index}") for index, row in enumerate(rows)]
-    if not found:
+    sequences = [_sequence(row, f"{where}, sequence {index}") for index, row in enumerate(rows)]
+    if not sequences:
         raise InputError(f"{where}, which holds no sequence", _EXPECTED)
-    return found
+    return sequences
 
 
 def _lines(path: Path, where: str) -> Iterable[Any]:
@@ -113,10 +113,10 @@ def paired(a: list[Sequence_], b: list[Sequence_]) -> list[tuple[Sequence_, Sequ
 
 
 def _by_id(sequences: list[Sequence_], name: str) -> dict[str, Sequence_]:
-    found: dict[str, Sequence_] = {}
+    by_id: dict[str, Sequence_] = {}
     for one in sequences:
         key = json.dumps(one.key, sort_keys=True, default=str)
-        if key in found:
+        if key in by_id:
             raise InputError(f"two sequences of {name} with the id {key}", "an id for each")
-        found[key] = one
-    return found
+        by_id[key] = one
+    return by_id

@@ -81,10 +81,10 @@ def logprobs(a: Source, b: Source, *, dtype: str = "bfloat16") -> Screening:
         raise InputError(f"dtype {dtype!r}", f"one of {', '.join(EPSILON)}")
     sequences = read(a, "A"), read(b, "B")
     pairs = paired(*sequences)
-    found = _cause(pairs, dtype)
+    screening = _cause(pairs, dtype)
     alone = sum(map(len, sequences)) - 2 * len(pairs)
     note = (f"{alone} sequences that only one of both has were not compared",) if alone else ()
-    return replace(found, evidence=(*found.evidence, *note))
+    return replace(screening, evidence=(*screening.evidence, *note))
 
 
 def _cause(pairs: list[tuple[Sequence_, Sequence_]], dtype: str) -> Screening:
@@ -99,12 +99,12 @@ def _cause(pairs: list[tuple[Sequence_, Sequence_]], dtype: str) -> Screening:
     if not (tokens.only_a or tokens.only_b or bool(tokens.gap.any())):
         return replace(plain, cause="identical", summary="the log-probabilities are the same, bit for bit")
     tried: list[str] = []
-    found = _shifted(plain, tokens, pairs, tried)
-    if found is None:
-        found = _cut(plain, tokens, tried)
-    if found is None:
-        found = _temperature(plain, tokens, tried)
-    return _rest(plain, tokens, pairs, dtype, tuple(tried)) if found is None else found
+    screening = _shifted(plain, tokens, pairs, tried)
+    if screening is None:
+        screening = _cut(plain, tokens, tried)
+    if screening is None:
+        screening = _temperature(plain, tokens, tried)
+    return _rest(plain, tokens, pairs, dtype, tuple(tried)) if screening is None else screening
 
 
 # ---------------------------------------------------------------------- the same question?
@@ -138,11 +138,11 @@ def _of_other_tokens(pairs: list[tuple[Sequence_, Sequence_]], sequence: int, to
 def _gather(pairs: list[tuple[Sequence_, Sequence_]], dtype: str) -> _Tokens:
     p = np.concatenate([one.logprobs for one, _ in pairs])
     q = np.concatenate([other.logprobs for _, other in pairs])
-    known = ~(np.isnan(p) | np.isnan(q))
+    both = ~(np.isnan(p) | np.isnan(q))
     finite = np.isfinite(p) & np.isfinite(q)
     noise = max(NOISE * EPSILON[dtype], LEAST_NOISE)
-    only_a = int((known & np.isfinite(p) & ~np.isfinite(q)).sum())
-    only_b = int((known & np.isfinite(q) & ~np.isfinite(p)).sum())
+    only_a = int((both & np.isfinite(p) & ~np.isfinite(q)).sum())
+    only_b = int((both & np.isfinite(q) & ~np.isfinite(p)).sum())
     return _Tokens(p[finite], q[finite], only_a, only_b, noise)
 
 
@@ -169,13 +169,13 @@ def _logit_noise(tokens: _Tokens) -> float | None:
 
 def _far(pairs: list[tuple[Sequence_, Sequence_]], limit: float) -> list[tuple[int, int]]:
     """(sequence, token) of each token whose gap is larger than a logit that moves by `limit` makes it."""
-    found: list[tuple[int, int]] = []
+    places: list[tuple[int, int]] = []
     for number, (one, other) in enumerate(pairs):
         p, q = one.logprobs, other.logprobs
         at = np.flatnonzero(np.isfinite(p) & np.isfinite(q))
         doubt = np.maximum(-np.expm1(np.maximum(p[at], q[at])), LEAST_DOUBT)
-        found += [(number, int(token)) for token in at[np.abs(q[at] - p[at]) / doubt > limit]]
-    return found
+        places += [(number, int(token)) for token in at[np.abs(q[at] - p[at]) / doubt > limit]]
+    return places
 
 
 # ---------------------------------------------------------------------- causes
@@ -193,16 +193,16 @@ def _shifted(
     if here is None or here <= tokens.noise:
         return None
     moved = {shift: _distance(pairs, shift) for shift in range(-MAX_SHIFT, MAX_SHIFT + 1) if shift}
-    known = {shift: distance for shift, distance in moved.items() if distance is not None}
-    if not known:
+    distances = {shift: distance for shift, distance in moved.items() if distance is not None}
+    if not distances:
         return None
-    shift = min(known, key=lambda s: (known[s], abs(s)))
-    if known[shift] > min(tokens.noise, here / 10):
+    shift = min(distances, key=lambda s: (distances[s], abs(s)))
+    if distances[shift] > min(tokens.noise, here / 10):
         tried.append(f"no shift by up to {MAX_SHIFT} positions brings the lists together")
         return None
     where = "later" if shift > 0 else "earlier"
     text = f"the log-probabilities of B are those of A, {abs(shift)} positions {where}"
-    shown = f"the median gap is {here:.3g} nats as they are, {known[shift]:.3g} when moved"
+    shown = f"the median gap is {here:.3g} nats as they are, {distances[shift]:.3g} when moved"
     return replace(plain, cause="shifted", summary=text, shift=shift, evidence=(shown,))
 
 
@@ -215,8 +215,8 @@ def _distance(pairs: list[tuple[Sequence_, Sequence_]], shift: int) -> float | N
         with np.errstate(invalid="ignore"):
             gap = np.abs(p - q)
         parts.append(gap[np.isfinite(gap) & (np.minimum(p, q) < -0.1)])
-    found = np.concatenate(parts)
-    return float(np.median(found)) if len(found) >= FEW else None
+    gaps = np.concatenate(parts)
+    return float(np.median(gaps)) if len(gaps) >= FEW else None
 
 
 def _cut(plain: Screening, tokens: _Tokens, tried: list[str]) -> Screening | None:
@@ -238,9 +238,9 @@ def _cut(plain: Screening, tokens: _Tokens, tried: list[str]) -> Screening | Non
             continue
         if _mean(gain[gains]) < 6 * room and not lost:
             continue
-        kept = np.exp(-np.maximum(gain, 0.0))
+        shares = np.exp(-np.maximum(gain, 0.0))
         mass = float(np.exp(-gain).mean())
-        top_p = _fitting_top_p(kept, np.exp(p), max(room, tokens.noise / 6))
+        top_p = _fitting_top_p(shares, np.exp(p), max(room, tokens.noise / 6))
         run, share = side.upper(), f"{100 * mass:.3g}"
         shown = (
             f"{int(gains.sum())} of {len(p)} tokens gain, {int((gain < -4 * room).sum())} lose beyond {4 * room:.2g} nats",
@@ -267,26 +267,26 @@ def _spread(gain: Floats) -> float:
     return float(np.sqrt((losing**2).mean())) if len(losing) >= 3 else 0.0
 
 
-def _fitting_top_p(kept: Floats, p: Floats, room: float) -> float | None:
+def _fitting_top_p(shares: Floats, p: Floats, room: float) -> float | None:
     """The p_top for which m - p < p_top <= m holds for all tokens, but for one in a hundred; None if there is none."""
     slack = 4 * room + 1e-6
-    least = float(np.quantile(kept - p, 0.99)) - slack
-    most = float(np.quantile(kept, 0.01)) + slack
+    least = float(np.quantile(shares - p, 0.99)) - slack
+    most = float(np.quantile(shares, 0.01)) + slack
     if least > most or most > 1 - 1e-4:
         return None
-    return float(np.clip(np.quantile(kept, 0.01), 0.0, 1.0))
+    return float(np.clip(np.quantile(shares, 0.01), 0.0, 1.0))
 
 
 def _temperature(plain: Screening, tokens: _Tokens, tried: list[str]) -> Screening | None:
     """Whether one s = 1/T other than 1 fits the odds of all tokens."""
     if tokens.only_a or tokens.only_b:
         return None
-    found = _power_of_all(tokens) or _power_by_trend(tokens)
-    if found is None:
+    fit = _power_of_all(tokens) or _power_by_trend(tokens)
+    if fit is None:
         if len(tokens.p) >= ENOUGH:
             tried.append("no temperature fits the odds of all tokens")
         return None
-    power, shown = found
+    power, shown = fit
     text = (
         f"B's log-probabilities lie as those of A do at a temperature of about {1 / power:.2g} in place of 1 (or A's those of B at "
         f"{power:.2g})"

@@ -80,8 +80,8 @@ class Sweep(Answer):
     @property
     def status(self) -> int:
         """The worst exit status: 1 before 3 before 0; a question without an answer counts as 3."""
-        found = {3 if row.status is None else row.status for row in self.rows}
-        return 1 if 1 in found else 3 if 3 in found else 0
+        statuses = {3 if row.status is None else row.status for row in self.rows}
+        return 1 if 1 in statuses else 3 if 3 in statuses else 0
 
     @property
     def unanswered(self) -> tuple[SweepRow, ...]:

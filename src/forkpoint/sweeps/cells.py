@@ -68,7 +68,7 @@ class CellOutcome:
 def described(question: str, given: dict[str, Any], versions: dict[str, str]) -> Cell:
     """The cell of a question, with the files as they are."""
     named = {key: value for key, value in given.items() if key != "prompt" and isinstance(value, str)}
-    files = {key: found for key, value in named.items() if (found := _stamp(value))}
+    files = {key: stamp for key, value in named.items() if (stamp := _stamp(value))}
     return Cell(question, given, versions, files)
 
 
@@ -76,10 +76,10 @@ def _stamp(path: str) -> list[list[Any]]:
     """Name, size and time of change of a file, or of each file in a folder; nothing where there is none."""
     try:
         if os.path.isfile(path):
-            found = os.stat(path)
-            return [["", found.st_size, found.st_mtime_ns]]
+            stat = os.stat(path)
+            return [["", stat.st_size, stat.st_mtime_ns]]
         with os.scandir(path) as entries:
             files = [(entry.name, entry.stat()) for entry in entries if entry.is_file()]
     except (OSError, ValueError):  # ValueError: a name that no file can have
         return []
-    return [[name, found.st_size, found.st_mtime_ns] for name, found in sorted(files, key=lambda one: one[0])]
+    return [[name, stat.st_size, stat.st_mtime_ns] for name, stat in sorted(files, key=lambda one: one[0])]

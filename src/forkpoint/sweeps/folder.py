@@ -34,9 +34,9 @@ class Folder:
     def rows(self, cell: Cell) -> tuple[SweepRow, ...] | None:
         """The rows of a question that was answered before; None where it was not, or has a reason instead."""
         try:
-            kept = json.loads(self._cell(cell).read_bytes())
-            same = kept["description"] == json.loads(json.dumps(cell.description))
-            rows: tuple[SweepRow, ...] = from_plain(tuple[SweepRow, ...], kept["rows"])
+            record = json.loads(self._cell(cell).read_bytes())
+            same = record["description"] == json.loads(json.dumps(cell.description))
+            rows: tuple[SweepRow, ...] = from_plain(tuple[SweepRow, ...], record["rows"])
         except (OSError, ValueError, KeyError, TypeError):
             return None
         return rows if same and all(row.status is not None for row in rows) else None

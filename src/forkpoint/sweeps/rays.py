@@ -43,8 +43,8 @@ class Actors:
 
     def wait(self, workers: Sequence[Actor], seconds: float | None) -> Iterable[Actor]:
         by_answer = {worker.asked: worker for worker in workers}
-        found, _ = self._ray.wait(list(by_answer), num_returns=1, timeout=seconds)
-        return [by_answer[one] for one in found]
+        ready, _ = self._ray.wait(list(by_answer), num_returns=1, timeout=seconds)
+        return [by_answer[one] for one in ready]
 
 
 class Actor:

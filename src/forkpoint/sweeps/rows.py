@@ -25,11 +25,11 @@ def rows_of(cell: Cell, answer: CellOutcome) -> tuple[SweepRow, ...]:
         "prompt": prompts[0] if len(prompts) == 1 else json.dumps(prompts, ensure_ascii=False) if prompts else "",
         "seconds": answer.seconds, "status": answer.status, "reason": answer.reason, **cell.versions,
     }  # fmt: skip
-    found = [{}] if answer.document is None else _found(answer.document)
-    return tuple(from_plain(SweepRow, {**whole, **one}) for one in found)
+    columns = [{}] if answer.document is None else _columns(answer.document)
+    return tuple(from_plain(SweepRow, {**whole, **one}) for one in columns)
 
 
-def _found(data: dict[str, Any]) -> list[dict[str, Any]]:
+def _columns(data: dict[str, Any]) -> list[dict[str, Any]]:
     """What each answer says, told by its keys as `forkpoint report` tells them."""
     if "matters" in data:
         return [_factor(row) for row in data["rows"]]

@@ -43,22 +43,22 @@ def asked(
         raise InputError(f"{workers} workers", "1 or more")
     if timeout is not None and not timeout > 0:
         raise InputError(f"a timeout of {timeout:g} s", "more than 0")
-    with opened(folder) as kept:
-        found = {cell.key: rows for cell in cells if (rows := kept.rows(cell)) is not None}
-        before = len(found)
-        left = [cell for cell in cells if cell.key not in found]
+    with opened(folder) as store:
+        by_cell = {cell.key: rows for cell in cells if (rows := store.rows(cell)) is not None}
+        before = len(by_cell)
+        left = [cell for cell in cells if cell.key not in by_cell]
         if left:
             gpus = any(str(cell.given.get("device", "")).startswith("cuda") for cell in left)
             progress.begin(f"asking {len(left)} questions")
-            progress.count(lambda: len(found) - before, len(left))
+            progress.count(lambda: len(by_cell) - before, len(left))
             if ray:
                 actors = Actors(run, int(gpus))
                 coming = answers(left, actors, min(workers, actors.most), timeout)
             else:
-                coming = answers(left, Processes(run, workers, kept.path / LOG), workers, timeout)
+                coming = answers(left, Processes(run, workers, store.path / LOG), workers, timeout)
             with closing(coming):
                 for cell, answer in coming:
-                    found[cell.key] = kept.keep(cell, answer)
-        rows = tuple(row for cell in cells for row in found[cell.key])
-        kept.write_table(rows)
+                    by_cell[cell.key] = store.keep(cell, answer)
+        rows = tuple(row for cell in cells for row in by_cell[cell.key])
+        store.write_table(rows)
     return Sweep(str(folder), rows, len(cells), before, cells[0].versions)

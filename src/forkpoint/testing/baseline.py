@@ -96,9 +96,9 @@ class Baseline:
             raise ValueError(f"it does not begin as a baseline of version {VERSION}")
         module, values = "", list[Value]()
         for line in filter(None, lines):
-            found = _LINE.fullmatch(line)
-            if found is not None:
-                name, dtype, shape, passes, digest = found.groups()
+            match = _LINE.fullmatch(line)
+            if match is not None:
+                name, dtype, shape, passes, digest = match.groups()
                 sizes = tuple(map(int, re.findall(r"\d+", shape)))
                 values.append(Value(module, name, dtype, sizes, int(passes or 1), digest))
             elif not line[0].isspace():
@@ -159,10 +159,13 @@ def _values(trace: Trace) -> Iterable[Value]:
 def _here(run: Run) -> str:
     devices = sorted(run.devices, key=str) or [torch.device("cpu")]
     places = [machine(device) for device in devices]
-    known = ", ".join(f"{name} {number}" for name, number in places[0].libraries.items() if name != "python")
+    libraries = ", ".join(
+        f"{name} {number}" for name, number in places[0].libraries.items() if name != "python"
+    )
     threads = torch.get_num_threads()
-    return f"{known}; {places[0].system}; {', '.join(place.text for place in places)}; {threads} thread" + (
-        "s" if threads > 1 else ""
+    return (
+        f"{libraries}; {places[0].system}; {', '.join(place.text for place in places)}; {threads} thread"
+        + ("s" if threads > 1 else "")
     )
 
 
@@ -191,20 +194,20 @@ def difference(then: Baseline, now: Baseline) -> Change | None:
         now: today's run.
     """
     pairs = itertools.zip_longest(then.values, now.values)
-    found = next(((old, new) for old, new in pairs if old != new), None)
-    if found is None:
+    pair = next(((old, new) for old, new in pairs if old != new), None)
+    if pair is None:
         return None
-    old, new = found
+    old, new = pair
     same = (Counter(then.values) & Counter(now.values)).total()
-    said = [
+    lines = [
         _first(old, new),
         f"{same} of {len(then.values)} values are as they were; there are {len(now.values)} now",
     ]
     if then.made != now.made:
-        said.append(
+        lines.append(
             f"it was made elsewhere, where the same may have other bits: {then.made}; here: {now.made}"
         )
-    return Change("" if new is None else new.op, "" if new is None else new.source, "\n".join(said))
+    return Change("" if new is None else new.op, "" if new is None else new.source, "\n".join(lines))
 
 
 def _first(old: Value | None, new: Value | None) -> str:

@@ -176,7 +176,7 @@ def _filling(data: Tensor) -> Filling:
     values = data.double()
     unique = torch.unique(values)
     if dtype == torch.bool or len(unique) <= FEW_VALUES:
-        return _kept(data)
+        return _verbatim(data)
     if not dtype.is_floating_point:
         low, high = int(data.min()), int(data.max())
         if count > 1 and bool((data[1:].long() - data[:-1].long() == 1).all()):
@@ -184,12 +184,12 @@ def _filling(data: Tensor) -> Filling:
         return Filling("integers", dtype, count, low=low, high=high + 1)
     finite = values[torch.isfinite(values)]
     if not len(finite):
-        return _kept(data)
+        return _verbatim(data)
     mean, spread = float(finite.mean()), float(finite.std(correction=0))
     return Filling("normal", dtype, count, mean=float(f"{mean:.4g}"), spread=float(f"{spread:.4g}"))
 
 
-def _kept(data: Tensor) -> Filling:
+def _verbatim(data: Tensor) -> Filling:
     values = data.double().numpy()
     steps = np.flatnonzero(np.r_[True, values[1:] != values[:-1]])
     lengths = np.diff(np.r_[steps, len(data)])
