@@ -38,6 +38,7 @@ from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
 import forkpoint as fp
 from forkpoint.capture.shortcuts import targets
 from forkpoint.support import restoring
+from forkpoint.support.restoring import FROZEN_AT_START
 
 Position = tuple[CodeType, int]
 
@@ -114,7 +115,7 @@ def state(model: nn.Module) -> dict[str, Any]:
         "dispatch modes": list(map(id, _get_current_dispatch_mode_stack())),
         "module call": (id(nn.Module.__call__), id(nn.Module.__call__.__code__)),
         "swaps": id(torch.utils.swap_tensors.__code__),
-        "collection": (gc.isenabled(), gc.get_freeze_count()),
+        "collection": (gc.isenabled(), gc.get_freeze_count() >= FROZEN_AT_START),
         "gradients": (torch.is_grad_enabled(), torch.is_inference_mode_enabled(), torch.get_default_dtype()),
         "classes": [
             id(nn.TransformerEncoder.forward), id(torch._C.ScriptFunction.__call__), id(torch._C.ScriptMethod.__call__),

@@ -29,7 +29,7 @@ from torch.utils._python_dispatch import _pop_mode as _pop_dispatch
 from torch.utils._python_dispatch import _push_mode as _push_dispatch
 
 FROZEN_AT_START = 1 << 10
-"""Fewer objects than that are frozen by nobody but the interpreter itself: Python 3.12 freezes 375 of its own as it starts."""
+"""Fewer frozen objects than that are the interpreter's own: whenever Python 3.12 looks for garbage, it freezes its 375 immortal ones."""
 
 Undo = Callable[[], object]
 """Undoes something. It may be called again, and before anything was done."""
