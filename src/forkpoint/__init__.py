@@ -206,7 +206,7 @@ def sweep(
     Raises:
         InputError: a key or a value that can't be used, or a folder to which another sweep writes; nothing was asked.
     """
-    given: dict[str, Any] = {} if progress is None else {"progress": progress}
+    options: dict[str, Any] = {} if progress is None else {"progress": progress}
     return importlib.import_module("forkpoint.cli.swept").sweep(
         questions,
         out,
@@ -214,7 +214,7 @@ def sweep(
         timeout=timeout,
         ray=ray,
         trust_remote_code=trust_remote_code,
-        **given,
+        **options,
     )
 
 

@@ -91,21 +91,21 @@ def compare(
                 for run, name, listening in ((a, "A", heard[0]), (b, "B", heard[1]))
             ]
             if any(listening.outermost for listening in heard):
-                a, b, told = unrolled((a, b), heard)
+                a, b, unrolling = unrolled((a, b), heard)
                 a, b, pairing, remarks = paired(a, b)
-                remarks = (*told, *remarks)
+                remarks = (*unrolling, *remarks)
                 untraced = [
                     run_untraced(run, progress=progress, name=name) for run, name in ((a, "A"), (b, "B"))
                 ]
         a, b, named = named_alike(a, b, untraced)
         from forkpoint.investigation import investigate
 
-        made = None
+        gradients = None
         if backward:
             from forkpoint.backward.comparing import go_back
 
             shelf = memory.shelf()
-            made = go_back(a, untraced[0], shelf, "A"), go_back(b, untraced[1], shelf, "B")
+            gradients = go_back(a, untraced[0], shelf, "A"), go_back(b, untraced[1], shelf, "B")
         return investigate(
             a,
             b,
@@ -118,5 +118,5 @@ def compare(
             notes=(*remarks, *named, *notes),
             progress=progress,
             mapping=mapping,
-            backward=made,
+            backward=gradients,
         )

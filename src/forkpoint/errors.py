@@ -84,8 +84,8 @@ def is_out_of_memory(error: BaseException) -> bool:
     >>> is_out_of_memory(MemoryError()), is_out_of_memory(RuntimeError("DefaultCPUAllocator: can't allocate memory"))
     (True, True)
     """
-    told = isinstance(error, RuntimeError) and any(words in str(error) for words in _SHORT)
-    return told or isinstance(error, (MemoryError, ShelfError))
+    says_so = isinstance(error, RuntimeError) and any(words in str(error) for words in _SHORT)
+    return says_so or isinstance(error, (MemoryError, ShelfError))
 
 
 def reraise_out_of_memory(error: BaseException) -> None:

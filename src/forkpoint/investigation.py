@@ -92,8 +92,8 @@ def investigate(
         else Judgement(replace(without_probes(compared), probed=False))
     )
     if probes and is_port(session):  # two implementations, few of whose ops have the same names
-        judged, said = _of_a_port(session, judged, mapping)
-        notes = (*notes, *said)
+        judged, port_notes = _of_a_port(session, judged, mapping)
+        notes = (*notes, *port_notes)
     # All of that as one record, which can also make either run again: for a scene, a script, a single value.
     texts = tokens, _token_texts(b, tokenizer)
     result = _assemble(session, located, compared, layers, judged, notes, texts)
@@ -342,5 +342,5 @@ def versions() -> dict[str, str]:
 def _version(package: str) -> str:
     """The version of an installed package; the first line that says it is read, not all that the package says of itself."""
     installed = Distribution.from_name(package)
-    told = re.search(r"^Version: *(\S+)", installed.read_text("METADATA") or "", re.MULTILINE)
-    return told[1] if told is not None else installed.version
+    match = re.search(r"^Version: *(\S+)", installed.read_text("METADATA") or "", re.MULTILINE)
+    return match[1] if match is not None else installed.version

@@ -220,9 +220,11 @@ def test_a_translated_error_keeps_what_was_given(source: str, translation: str) 
 def test_an_error_in_a_report_is_in_its_language() -> None:
     """A row of `factors` has the text of an error."""
     error = InputError("dtype bfloat16 for a model in bfloat16", "another one", "--device cpu")
-    assert ZH.told(str(error)) == "模型为 bfloat16，而选择的数据类型是 bfloat16；应为 另一种（--device cpu）"
-    assert Words("en").told(str(error)) == str(error)
-    assert ZH.told("nobody knows this; expected another one") == "nobody knows this; expected another one"
+    assert (
+        ZH.message(str(error)) == "模型为 bfloat16，而选择的数据类型是 bfloat16；应为 另一种（--device cpu）"
+    )
+    assert Words("en").message(str(error)) == str(error)
+    assert ZH.message("nobody knows this; expected another one") == "nobody knows this; expected another one"
 
 
 # ---------------------------------------------------------------------- all that is said

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from forkpoint.capture.hooks import CopiedCall, Fetch, Given, clone
+from forkpoint.capture.hooks import CopiedArguments, CopiedCall, Fetch, clone
 from forkpoint.capture.labels import Label
 from forkpoint.capture.marks import TensorRecord
 from forkpoint.capture.trace import Op
@@ -53,7 +53,7 @@ class Fetching:
         self,
         func: Any,
         call: int,
-        given: Given,
+        given: CopiedArguments,
         recorded: tuple[Op, int, tuple[Tensor, ...], list[Label | None]],
         fetches: Iterable[tuple[Fetch, Any]],
     ) -> None:

@@ -61,7 +61,7 @@ class CopiedCall:
     """What `Fetch.look` saw."""
 
 
-class Given(NamedTuple):
+class CopiedArguments(NamedTuple):
     """Copies of what goes into a call.
 
     Attributes:
@@ -84,7 +84,7 @@ def copied(
     kwargs: dict[str, Any],
     names: Mapping[int, str],
     label_of: Callable[[Tensor], Label | None],
-) -> Given:
+) -> CopiedArguments:
     """Copy what goes into a call, before the call can change it.
 
     Weights above 64 MiB (`MOST_COPIED`), and those of tensor subclasses, are not copied: the model's own tensors are given.
@@ -116,7 +116,7 @@ def copied(
             return {key: copy(item) for key, item in value.items()}
         return value
 
-    return Given(copy(args), copy(kwargs), labels, owned)
+    return CopiedArguments(copy(args), copy(kwargs), labels, owned)
 
 
 def clone(value: Tensor) -> Tensor:

@@ -53,14 +53,14 @@ def _fail(message: str) -> NoReturn:
 
 def _other(error: Exception) -> str:
     if hasattr(error, "format_message"):  # a usage error; typer and click have classes of their own for it
-        said: str = error.format_message()  # pyright: ignore[reportAttributeAccessIssue]
+        text: str = error.format_message()  # pyright: ignore[reportAttributeAccessIssue]
         # what was left out is said by its name, which `--help` alone would explain
         what = getattr(getattr(error, "param", None), "help", None) if hasattr(error, "param_type") else None
-        return " ".join([words().error(said) or said, *([what] if what else []), "(forkpoint --help)"])
+        return " ".join([words().error(text) or text, *([what] if what else []), "(forkpoint --help)"])
     if is_out_of_memory(error):
-        said = str(error) or type(error).__name__
-        return words()("error.memory", said=said)
+        text = str(error) or type(error).__name__
+        return words()("error.memory", said=text)
     if isinstance(error, OSError) and error.errno == errno.ENOSPC and error.filename is None:
-        said = error.strerror or type(error).__name__
-        return words()("error.output", said=words().error(said) or said)
+        text = error.strerror or type(error).__name__
+        return words()("error.output", said=words().error(text) or text)
     return words()("error.other", said=f"{type(error).__name__}: {error}")

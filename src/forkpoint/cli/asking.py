@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Asked:
+class Request:
     """A question about one prompt.
 
     Attributes:
@@ -52,7 +52,7 @@ class Asked:
     say: Callable[[str], None] = lambda _: None
 
 
-Ask = Callable[[Any, Asked], "Result"]
+Ask = Callable[[Any, Request], "Result"]
 """Puts the question to the library, which is its first argument."""
 
 
@@ -107,10 +107,10 @@ def _command(
     every = [first[0], *arguments, *first[1:], *choices, *rest]
 
     @wraps(own)
-    def command(**given: Any) -> None:
-        given.pop("config", None)  # its callback has read it
-        ask = own(**{name: given.pop(name) for name in mine})
-        answer(ask, **given)
+    def command(**chosen: Any) -> None:
+        chosen.pop("config", None)  # its callback has read it
+        ask = own(**{name: chosen.pop(name) for name in mine})
+        answer(ask, **chosen)
 
     named = inspect.Parameter.POSITIONAL_OR_KEYWORD
     signature = inspect.Signature([one.replace(kind=named) for one in every], return_annotation=None)
@@ -215,12 +215,12 @@ class Asking:
                 stack.enter_context(fp.invariant(self.loaded.model))
             for index, text in enumerate(self.texts):
                 others = tuple(self.texts[index + 1 :] + self.texts[:index])
-                given = {**self.shared, "progress": progress}
-                asked = Asked(
-                    self.model, self.loaded.model, self.loaded.tokenizer, text, others, given, cache(again),
+                settings = {**self.shared, "progress": progress}
+                request = Request(
+                    self.model, self.loaded.model, self.loaded.tokenizer, text, others, settings, cache(again),
                     say_once,
                 )  # fmt: skip
-                results.append((text, self.ask(fp, asked)))
+                results.append((text, self.ask(fp, request)))
                 let_go(results)
         return results
 

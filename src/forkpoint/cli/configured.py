@@ -71,21 +71,21 @@ def read_toml(file: Path, named: str) -> dict[str, Any]:
         raise InputError(f"{named} can't be read: {reason(error)}", "a TOML file") from None
 
 
-def value_of(value: Any, parameter: Any, given: str) -> Any:
+def value_of(value: Any, parameter: Any, description: str) -> Any:
     """A value as the command line would give it, so that it is checked in the same way."""
     if getattr(parameter, "is_flag", False):
         if not isinstance(value, bool):
-            raise InputError(given, "true or false")
+            raise InputError(description, "true or false")
         return value
     if getattr(parameter, "multiple", False):
         values = value if isinstance(value, list) else [value]
         if not all(isinstance(one, str) for one in values):
-            raise InputError(given, "a text, or a list of texts")
+            raise InputError(description, "a text, or a list of texts")
         return values
     if isinstance(value, bool) or not isinstance(value, (str, int, float)):
-        raise InputError(given, "a text or a number")
+        raise InputError(description, "a text or a number")
     if "\0" in str(value):  # which no argument can hold, and no path
-        raise InputError(given, "a text without NUL characters")
+        raise InputError(description, "a text without NUL characters")
     return str(value)
 
 

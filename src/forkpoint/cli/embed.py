@@ -63,7 +63,7 @@ def embed(
     config: Config = None,  # noqa: ARG001 - its callback has read it
 ) -> None:
     """Compare the vectors of texts in batches of one size and of another."""
-    given = [_pair(line) for line in options.read_prompts(None, texts, "--texts")]
+    entries = [_pair(line) for line in options.read_prompts(None, texts, "--texts")]
     sizes = _sizes(batch_size)
     limit = options.read_size(max_memory)
     check_writable(json, html)
@@ -78,11 +78,11 @@ def embed(
     how: dict[str, Any] = {} if loaded.tokenizer is None else {"pooling": loaded.pooling}
     with watching() as progress:
         result = fp.embed(
-            loaded.model, given, sizes, tokenizer=loaded.tokenizer, probes=not no_probes, sources=all_sources,
+            loaded.model, entries, sizes, tokenizer=loaded.tokenizer, probes=not no_probes, sources=all_sources,
             max_memory=limit, progress=progress, **how,
         )  # fmt: skip
     finish(
-        [(f"{len(given)} texts", result)], notes=tuple(loaded.notes), details=details, ops=ops, op=op, json=json, html=html, quiet=quiet, lang=lang,
+        [(f"{len(entries)} texts", result)], notes=tuple(loaded.notes), details=details, ops=ops, op=op, json=json, html=html, quiet=quiet, lang=lang,
         probes=not no_probes, save=lambda answer: scene.save(answer, scene_folder),
     )  # fmt: skip
 
@@ -92,8 +92,8 @@ def _pair(line: str) -> str | tuple[str, str]:
     return (first, second) if tab else line
 
 
-def _sizes(given: str) -> tuple[int, int]:
-    parts = given.split(",")
+def _sizes(text: str) -> tuple[int, int]:
+    parts = text.split(",")
     if len(parts) != 2 or not all(part.strip().isdecimal() and int(part) > 0 for part in parts):
-        raise InputError(f"--batch-size {given}", "two batch sizes, as 1,32")
+        raise InputError(f"--batch-size {text}", "two batch sizes, as 1,32")
     return int(parts[0]), int(parts[1])

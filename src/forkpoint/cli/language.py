@@ -75,13 +75,13 @@ def worded(error: ForkpointError) -> str:
 @contextmanager
 def speaking(lang: Lang) -> Generator[None]:
     """What runs within is a command that speaks a language, and so does typer."""
-    spoken, said = SPOKEN.set(lang), SAID.set(_stage)
+    language_token, stage_token = SPOKEN.set(lang), SAID.set(_stage)
     try:
         with nullcontext() if lang == "en" else _typer_speaks():
             yield
     finally:
-        SAID.reset(said)
-        SPOKEN.reset(spoken)
+        SAID.reset(stage_token)
+        SPOKEN.reset(language_token)
 
 
 @contextmanager
@@ -107,9 +107,9 @@ def _of_typer(rich_utils: Any) -> Iterator[tuple[str, Any]]:
     if make is not None:  # its tables break lines at spaces alone, and cut off what is longer than a column
 
         def folded(**how: Any) -> Any:
-            made = make(**how)
-            made.overflow = "fold"
-            return made
+            text = make(**how)
+            text.overflow = "fold"
+            return text
 
         yield "_make_rich_text", folded
 

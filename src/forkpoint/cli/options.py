@@ -209,22 +209,22 @@ NoProbes = Annotated[
 ]
 
 
-def read_size(given: str | None) -> int | None:
+def read_size(text: str | None) -> int | None:
     """`--max-memory` in bytes; None where it was not given.
 
     Raises:
         InputError: it is no size.
     """
-    return None if given is None else parse_size(given, "--max-memory")
+    return None if text is None else parse_size(text, "--max-memory")
 
 
-def read_prompts(given: list[str] | None, file: Path | None, option: str = "--prompts") -> list[str]:
+def read_prompts(texts: list[str] | None, file: Path | None, option: str = "--prompts") -> list[str]:
     """The prompts given one by one, then those of the file that an option names, one a line without blank lines.
 
     Raises:
         InputError: there is no prompt, or the file can't be read.
     """
-    prompts = list(given or ())
+    prompts = list(texts or ())
     if file is not None:
         try:
             with file.open("rb") as opened:

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 import typer
 
 from forkpoint.cli import options
-from forkpoint.cli.asking import Ask, Asked, fixing, question
+from forkpoint.cli.asking import Ask, Request, fixing, question
 from forkpoint.questions.choices import Backend, CacheKind, Quantization
 
 _PROMPT, _RUN = "Prompt", "Run"
@@ -22,8 +22,8 @@ def padding(
     side: options.PaddingSide = "right",
 ) -> Ask:
     """Compare a prompt as it is with the same prompt padded."""
-    return lambda fp, asked: fp.padding(
-        asked.model, asked.tokenizer, [asked.text], pad_to, side, **asked.options
+    return lambda fp, request: fp.padding(
+        request.model, request.tokenizer, [request.text], pad_to, side, **request.options
     )
 
 
@@ -39,9 +39,9 @@ def batch(
     side: options.PaddingSide = "right",
 ) -> Ask:
     """Compare a prompt by itself with the same prompt in a batch with others."""
-    return lambda fp, asked: fp.batch(
-        asked.model, asked.tokenizer, asked.text, size, others=asked.others, same_length=same_length, side=side,
-        **asked.options,
+    return lambda fp, request: fp.batch(
+        request.model, request.tokenizer, request.text, size, others=request.others, same_length=same_length, side=side,
+        **request.options,
     )  # fmt: skip
 
 
@@ -65,8 +65,8 @@ def cache(
     ] = "dynamic",
 ) -> Ask:
     """Compare one forward pass with the same tokens step by step, from a cache."""
-    return lambda fp, asked: fp.cache(
-        asked.model, asked.tokenizer, asked.text, split, chunk=chunk, kind=kind, **asked.options
+    return lambda fp, request: fp.cache(
+        request.model, request.tokenizer, request.text, split, chunk=chunk, kind=kind, **request.options
     )
 
 
@@ -81,7 +81,9 @@ def attention(
     ] = None,
 ) -> Ask:
     """Compare the model's attention implementation with another one."""
-    return lambda fp, asked: fp.attention(asked.model, asked.tokenizer, asked.text, against, **asked.options)
+    return lambda fp, request: fp.attention(
+        request.model, request.tokenizer, request.text, against, **request.options
+    )
 
 
 @question
@@ -95,7 +97,9 @@ def dtype(
     ] = None,
 ) -> Ask:
     """Compare a model with itself in another dtype."""
-    return lambda fp, asked: fp.dtype(asked.model, asked.tokenizer, asked.text, against, **asked.options)
+    return lambda fp, request: fp.dtype(
+        request.model, request.tokenizer, request.text, against, **request.options
+    )
 
 
 @question
@@ -105,7 +109,9 @@ def autocast(
     ] = "bfloat16",
 ) -> Ask:
     """Compare a model with itself under torch.autocast."""
-    return lambda fp, asked: fp.autocast(asked.model, asked.tokenizer, asked.text, against, **asked.options)
+    return lambda fp, request: fp.autocast(
+        request.model, request.tokenizer, request.text, against, **request.options
+    )
 
 
 @question
@@ -118,7 +124,9 @@ def device(
     ] = None,
 ) -> Ask:
     """Compare a model on one device with itself on another."""
-    return lambda fp, asked: fp.device(asked.model, asked.tokenizer, asked.text, against, **asked.options)
+    return lambda fp, request: fp.device(
+        request.model, request.tokenizer, request.text, against, **request.options
+    )
 
 
 @question
@@ -133,7 +141,9 @@ def quantize(
     ] = "int8",
 ) -> Ask:
     """Compare a model with itself, its linear layers quantised."""
-    return lambda fp, asked: fp.quantize(asked.model, asked.tokenizer, asked.text, against, **asked.options)
+    return lambda fp, request: fp.quantize(
+        request.model, request.tokenizer, request.text, against, **request.options
+    )
 
 
 @question
@@ -143,21 +153,23 @@ def compiled(
     ] = "inductor",
 ) -> Ask:
     """Compare a model with itself, its layers compiled."""
-    return lambda fp, asked: fp.compiled(asked.model, asked.tokenizer, asked.text, backend, **asked.options)
+    return lambda fp, request: fp.compiled(
+        request.model, request.tokenizer, request.text, backend, **request.options
+    )
 
 
 @question
 def packed() -> Ask:
     """Compare a prompt by itself with the same prompt packed into one row with others."""
-    return lambda fp, asked: fp.packed(
-        asked.model, asked.tokenizer, [asked.text, *asked.others], **asked.options
+    return lambda fp, request: fp.packed(
+        request.model, request.tokenizer, [request.text, *request.others], **request.options
     )
 
 
 @question
 def repeat() -> Ask:
     """Compare a run with itself, made again."""
-    return lambda fp, asked: fp.repeat(asked.model, asked.tokenizer, asked.text, **asked.options)
+    return lambda fp, request: fp.repeat(request.model, request.tokenizer, request.text, **request.options)
 
 
 @question
@@ -168,18 +180,18 @@ def models(
 ) -> Ask:
     """Compare two checkpoints: another revision, a fine-tuned child, a merge."""
 
-    def ask(fp: Any, asked: Asked) -> Any:
+    def ask(fp: Any, request: Request) -> Any:
         from forkpoint.questions.checkpoints import unlike
 
-        second = asked.load(other)
+        second = request.load(other)
         for note in unlike(
-            asked.model, asked.tokenizer, second.model, second.tokenizer, asked.text,
-            {"chat_template": asked.options["chat_template"]},
+            request.model, request.tokenizer, second.model, second.tokenizer, request.text,
+            {"chat_template": request.options["chat_template"]},
         ):  # fmt: skip
-            asked.say(note)
+            request.say(note)
         return fp.checkpoints(
-            asked.model, asked.tokenizer, second.model, second.tokenizer, asked.text, names=(asked.name, other),
-            **asked.options,
+            request.model, request.tokenizer, second.model, second.tokenizer, request.text, names=(request.name, other),
+            **request.options,
         )  # fmt: skip
 
     return ask

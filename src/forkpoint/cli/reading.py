@@ -62,9 +62,9 @@ def _answers(data: Any) -> Answers:
     return answers
 
 
-def _items(given: Any) -> list[dict[str, Any]]:
-    if not isinstance(given, list) or not all(
-        isinstance(i, dict) and {"prompt", "result"} <= set(i) for i in given
+def _items(items: Any) -> list[dict[str, Any]]:
+    if not isinstance(items, list) or not all(
+        isinstance(i, dict) and {"prompt", "result"} <= set(i) for i in items
     ):
         raise ValueError("prompts is no list of prompts with their results")
-    return given
+    return items

@@ -69,8 +69,8 @@ def report(
         from forkpoint.cli.reading import read
 
         answer = read(file)
-    asked = {"--table": table, "--model-explorer": model_explorer, "--issue": issue, "--markdown": markdown}
-    wanted = next((option for option, given in asked.items() if given), "")
+    outputs = {"--table": table, "--model-explorer": model_explorer, "--issue": issue, "--markdown": markdown}
+    wanted = next((option for option, value in outputs.items() if value), "")
     if wanted and not isinstance(answer, Result):
         raise InputError(f"{wanted} of {file}", "the result of one comparison")
     if isinstance(answer, Fixed):

@@ -47,8 +47,8 @@ def script(
     console = error_console()
     how = "python script.py" if synthetic else f"python script.py {scene}"
     if done.reproduced:
-        said = words()("script.random" if synthetic else "script.reproduced", how=how)
+        text = words()("script.random" if synthetic else "script.reproduced", how=how)
     else:
-        said = words()("script.not", note=say(done.note)).rstrip()
-    console.print(printable(said), highlight=False, markup=False)
+        text = words()("script.not", note=say(done.note)).rstrip()
+    console.print(printable(text), highlight=False, markup=False)
     raise typer.Exit(0 if done.reproduced else 1)

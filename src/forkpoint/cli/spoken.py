@@ -29,9 +29,9 @@ def command_line(arguments: Sequence[str]) -> str:
 def _relevant(arguments: Sequence[str]) -> Iterator[str]:
     rest = iter(arguments)
     for argument in rest:
-        name, given, _ = argument.partition("=")
+        name, equals, _ = argument.partition("=")
         if name in _WITH_VALUE:
-            if not given:
+            if not equals:
                 next(rest, None)
         elif argument not in _FLAGS and not (argument.startswith("-p") and not argument.startswith("--")):
             yield argument

@@ -61,13 +61,13 @@ def sweep(
 
     Exit status: that of the worst answer; a question without an answer counts as 3.
     """
-    from forkpoint.cli.swept import sweep as asked
+    from forkpoint.cli.swept import sweep as ask_all
 
     check_writable(json, html)
     if out is None and not file.suffix:
         raise InputError(f"{file} without a suffix", "--out DIR")
     with watching() as progress:
-        answer = asked(
+        answer = ask_all(
             file, out or file.with_suffix(""), workers=workers, timeout=timeout, ray=ray,
             trust_remote_code=trust_remote_code, progress=progress,
         )  # fmt: skip

@@ -111,9 +111,9 @@ def cells_of(data: Mapping[str, Any], file: str) -> list[Cell]:
     cells: dict[str, Cell] = {}
     versions = installed()
     for table in tables:
-        given = above | _named(table, file)
-        for question in _asked(given.pop("ask", None), file):
-            for one in _combined(question, given, file):
+        settings = above | _named(table, file)
+        for question in _questions(settings.pop("ask", None), file):
+            for one in _combined(question, settings, file):
                 cell = described(question, one, versions)
                 cells.setdefault(cell.key, cell)
     return list(cells.values())
@@ -133,10 +133,10 @@ def _named(table: Mapping[str, Any], file: str) -> dict[str, Any]:
     return entries
 
 
-def _asked(given: Any, file: str) -> list[str]:
-    if given is None:
+def _questions(value: Any, file: str) -> list[str]:
+    if value is None:
         raise InputError(f"{file} with a question without ask", "ask = " + json.dumps(next(iter(QUESTIONS))))
-    names = given if isinstance(given, list) else [given]
+    names = value if isinstance(value, list) else [value]
     for name in names:
         if not isinstance(name, str) or name not in QUESTIONS:
             raise InputError(f"{file} with ask = {name!r}", "one of " + ", ".join(QUESTIONS))
@@ -145,20 +145,20 @@ def _asked(given: Any, file: str) -> list[str]:
     return names
 
 
-def _combined(question: str, given: Mapping[str, Any], file: str) -> Iterator[dict[str, Any]]:
+def _combined(question: str, settings: Mapping[str, Any], file: str) -> Iterator[dict[str, Any]]:
     """Each combination of the entries of what is given."""
     parameters = _options(question)
-    for key in given:
+    for key in settings:
         if key not in parameters:
             raise InputError(
                 f"{file} with the key {key!r} for {question}", "one of " + ", ".join(sorted(parameters))
             )
     entries: dict[str, list[Any]] = {}
-    for key, value in given.items():
+    for key, value in settings.items():
         if key != "prompts":
             entries[key] = _entries(value, parameters[key], f"{file} with {key} = {value!r} for {question}")
-    if "prompts" in given:
-        entries["prompt"] = [*entries.get("prompt", []), *_lines(given["prompts"], file)]
+    if "prompts" in settings:
+        entries["prompt"] = [*entries.get("prompt", []), *_lines(settings["prompts"], file)]
     missing = [
         key for key, one in parameters.items() if getattr(one, "required", False) and key not in entries
     ]
@@ -171,45 +171,45 @@ def _combined(question: str, given: Mapping[str, Any], file: str) -> Iterator[di
         yield one
 
 
-def _entries(value: Any, parameter: Any, said: str) -> list[Any]:
+def _entries(value: Any, parameter: Any, description: str) -> list[Any]:
     """What is tried in turn: each entry of a list, or one value; of an option that may be given again, a list of texts."""
     entries = cast("list[Any]", value) if isinstance(value, list) else [value]
     if not entries or [] in entries:
-        raise InputError(said, "an entry at least")
-    checked = [value_of(entry, parameter, said) for entry in entries]
+        raise InputError(description, "an entry at least")
+    checked = [value_of(entry, parameter, description) for entry in entries]
     named = key_of(parameter) in _TEXTS
     return [
         one if named or isinstance(one, list) else entry for one, entry in zip(checked, entries, strict=True)
     ]
 
 
-def _lines(given: Any, file: str) -> list[list[str]]:
+def _lines(name: Any, file: str) -> list[list[str]]:
     """The prompts of a file, each a question of its own."""
-    if not isinstance(given, str):
-        raise InputError(f"{file} with prompts = {given!r}", "a file with one prompt a line")
-    return [[line] for line in options.read_prompts(None, Path(given))]
+    if not isinstance(name, str):
+        raise InputError(f"{file} with prompts = {name!r}", "a file with one prompt a line")
+    return [[line] for line in options.read_prompts(None, Path(name))]
 
 
-def _check(question: str, given: dict[str, Any], file: str) -> None:
+def _check(question: str, settings: dict[str, Any], file: str) -> None:
     """What the command itself would say of these options before it does anything."""
     for key in _MODELS:
-        if is_path(given.get(key, "")) and not os.path.exists(given[key]):
-            raise InputError(f"{file} with {key} = {given[key]!r}", "a folder or file that is there")
+        if is_path(settings.get(key, "")) and not os.path.exists(settings[key]):
+            raise InputError(f"{file} with {key} = {settings[key]!r}", "a folder or file that is there")
     try:
-        _context(question, given)
+        _context(question, settings)
     except Exception as error:  # a usage error; typer and click have classes of their own for it
-        parameter, said = getattr(error, "param", None), getattr(error, "message", "")
-        if parameter is None or not said:
+        parameter, message = getattr(error, "param", None), getattr(error, "message", "")
+        if parameter is None or not message:
             raise
         key = key_of(parameter)
-        raise InputError(f"{file} with {key} = {given.get(key)!r} for {question}: {said}") from None
+        raise InputError(f"{file} with {key} = {settings.get(key)!r} for {question}: {message}") from None
 
 
-def _context(question: str, given: Mapping[str, Any]) -> Any:
+def _context(question: str, settings: Mapping[str, Any]) -> Any:
     """The command with its options, checked and ready to be invoked."""
     parameters = _options(question)
     # Not as words of a command line: a value of the file is never read as an option.
-    values = {parameters[key].name: value_of(value, parameters[key], key) for key, value in given.items()}
+    values = {parameters[key].name: value_of(value, parameters[key], key) for key, value in settings.items()}
     return _commands()[question].make_context(question, [], default_map=values)
 
 

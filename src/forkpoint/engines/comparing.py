@@ -13,7 +13,7 @@ from torch import nn
 from forkpoint.engines.answer import Check, EngineComparison, EngineOp
 from forkpoint.engines.cost import cost, free_logits, logits_point, reported
 from forkpoint.engines.plan import Plan, plan
-from forkpoint.engines.question import asked, token_ids
+from forkpoint.engines.question import question_checks, token_ids
 from forkpoint.engines.recording import Recording, read_recording
 from forkpoint.engines.table import TIMES, Table, block_of, listed
 from forkpoint.result import VerdictKind
@@ -60,7 +60,7 @@ def compare_engine(
 
 
 @dataclass
-class _Said:
+class _Conclusion:
     """A verdict in the making."""
 
     kind: VerdictKind
@@ -82,7 +82,7 @@ class _Comparison:
         self.plan: Plan = plan(recording, model, rename)
         self.whole = token_ids(recording, prompts)
         progress.begin("asking whether both were asked the same")
-        self.checks, self.mechanism = asked(recording, model, self.whole)
+        self.checks, self.mechanism = question_checks(recording, model, self.whole)
         self.notes: list[str] = []
 
     def answer(self) -> EngineComparison:
@@ -107,7 +107,7 @@ class _Comparison:
         first = next((row for row in rows if row.status == "differs"), None)
         screening, check = reported(self.recording, point, free, table.dtype)
         checks = (*self.checks, *((check,) if check else ()))
-        conclusion = self._said(table, first, screening, checks, point is not None)
+        conclusion = self._conclude(table, first, screening, checks, point is not None)
         missed = tuple(
             EngineOp(
                 p.boundary.name,
@@ -158,22 +158,22 @@ class _Comparison:
             table = without
         return table, [*table.rows, *aside.values()]
 
-    def _said(
+    def _conclude(
         self,
         table: Table,
         first: EngineOp | None,
         screening: Screening | None,
         checks: tuple[Check, ...],
         logits: bool,
-    ) -> _Said:
+    ) -> _Conclusion:
         texts = {check.name: check for check in checks}
         if self.mechanism == "parameters":
             switch = (
                 "Load or sync the weights again on both sides, and clear the engine's prefix cache after it."
             )
-            return _Said(VerdictKind.INPUTS, "parameters", texts["weights"].text, switch)
+            return _Conclusion(VerdictKind.INPUTS, "parameters", texts["weights"].text, switch)
         if self.mechanism == "position_ids":
-            return _Said(
+            return _Conclusion(
                 VerdictKind.SEMANTIC,
                 "position_ids",
                 texts["positions"].text,
@@ -184,43 +184,47 @@ class _Comparison:
                 f"the prefix cache is stale: of the tokens that were found in it, {first.differing} have other values at "
                 f"{first.op} than the weights of now give"
             )
-            return _Said(VerdictKind.SEMANTIC, "cache_state", text, _SWITCH_PREFIX)
+            return _Conclusion(VerdictKind.SEMANTIC, "cache_state", text, _SWITCH_PREFIX)
         if first is not None:
-            return _Said(VerdictKind.SEMANTIC, None, _blamed(first))
+            return _Conclusion(VerdictKind.SEMANTIC, None, _blamed(first))
         if texts["sampling"].outcome == "differs" or _says_sampling(screening):
             return self._sampling(texts["sampling"], screening)
         elsewhere = texts.get("reported_elsewhere")
         if elsewhere is not None and elsewhere.outcome == "differs":
-            return _Said(VerdictKind.SEMANTIC, "cache_state", elsewhere.text, _SWITCH_PREFIX)
-        told = texts.get("reported")
-        if told is not None and told.outcome == "differs":
-            return _Said(VerdictKind.SEMANTIC, None, told.text)
+            return _Conclusion(VerdictKind.SEMANTIC, "cache_state", elsewhere.text, _SWITCH_PREFIX)
+        returned = texts.get("reported")
+        if returned is not None and returned.outcome == "differs":
+            return _Conclusion(VerdictKind.SEMANTIC, None, returned.text)
         if not (logits and table.rows):
             text = "the engine's logits were not recorded: what lies between the last op that was compared and them is unknown"
-            return _Said(VerdictKind.UNDETERMINED, None, text)
+            return _Conclusion(VerdictKind.UNDETERMINED, None, text)
         if table.missed:
             self.notes.append(
                 f"{len(table.missed)} values of the engine have no counterpart that the reference computes"
             )
         worst = max(table.rows, key=lambda row: row.times or 0.0)
         if all(row.status == "identical" for row in table.rows):
-            return _Said(VerdictKind.IDENTICAL, None, "every op gives the same bits, given the same inputs")
+            return _Conclusion(
+                VerdictKind.IDENTICAL, None, "every op gives the same bits, given the same inputs"
+            )
         text = (
             f"every op is as near to float64 as rounding takes it, given the same inputs: {worst.op} is farthest, "
             f"{worst.times:.3g} times"
         )
-        return _Said(VerdictKind.ROUNDING, None, text, _SWITCH_ROUNDING if table.dtype != "float32" else "")
+        return _Conclusion(
+            VerdictKind.ROUNDING, None, text, _SWITCH_ROUNDING if table.dtype != "float32" else ""
+        )
 
-    def _sampling(self, check: Check, screening: Screening | None) -> _Said:
+    def _sampling(self, check: Check, screening: Screening | None) -> _Conclusion:
         # what the engine was told comes before what its numbers look like
-        told = next((name for name in ("temperature", "top_p", "top_k") if f"{name}=" in check.text), None)
-        cause = told if check.outcome == "differs" else None
+        setting = next((name for name in ("temperature", "top_p", "top_k") if f"{name}=" in check.text), None)
+        cause = setting if check.outcome == "differs" else None
         if cause is None and screening is not None and _says_sampling(screening):
             cause = screening.cause
         text = check.text if check.outcome == "differs" else ""
         text = text or (screening.summary if screening is not None else "")
         switch = "Report log-probabilities of the plain distribution (logprobs_mode='raw_logprobs'), or apply the same on both sides."
-        return _Said(VerdictKind.INPUTS, cause, text, switch)
+        return _Conclusion(VerdictKind.INPUTS, cause, text, switch)
 
     def _is_stale(self, table: Table, first: EngineOp) -> bool:
         """Whether all that differs at the first op are keys or values that were in the cache before."""

@@ -86,18 +86,18 @@ def reported(
     theirs: list[dict[str, Any]] = []
     apart = uncomputed = compared = 0
     for sample, logits in free.items():
-        said = recording.reported_of(prompts.get(sample))
-        if said is None:
+        returned = recording.reported_of(prompts.get(sample))
+        if returned is None:
             continue
-        ids = list(said.token_ids)
+        ids = list(returned.token_ids)
         own = _next(logits, ids)
         mine.append({"id": sample, "token_ids": ids, "logprobs": own})
-        theirs.append({"id": sample, "token_ids": ids, "logprobs": list(said.logprobs)})
+        theirs.append({"id": sample, "token_ids": ids, "logprobs": list(returned.logprobs)})
         rows = None if point is None else point.rows.get(sample)
         if rows is None:
             continue
         computed = dict(zip((rows.position + 1).tolist(), rows.value, strict=True))
-        for place, value in enumerate(said.logprobs):
+        for place, value in enumerate(returned.logprobs):
             if value is None:
                 continue
             if place not in computed:

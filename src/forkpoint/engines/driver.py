@@ -28,20 +28,20 @@ def main(job: Path) -> None:
     """Do a job: a JSON object with `model`, `prompts`, `folder`, `max_tokens`, `sampling` and `engine`, arguments of `vllm.LLM`."""
     for name, value in USUAL.items():
         os.environ.setdefault(name, value)
-    asked: dict[str, Any] = json.loads(job.read_text(encoding="utf-8"))
+    task: dict[str, Any] = json.loads(job.read_text(encoding="utf-8"))
     import vllm  # pyright: ignore[reportMissingImports]
     from vllm.platforms import current_platform  # pyright: ignore[reportMissingImports]
 
     from forkpoint.engines.vllm_adapter import record_engine
 
-    longest = max(map(len, asked["prompts"])) + asked["max_tokens"]
+    longest = max(map(len, task["prompts"])) + task["max_tokens"]
     options: dict[str, Any] = {
-        "enforce_eager": True, "skip_tokenizer_init": True, "seed": 0, "max_model_len": longest + 1, **asked["engine"],
+        "enforce_eager": True, "skip_tokenizer_init": True, "seed": 0, "max_model_len": longest + 1, **task["engine"],
     }  # fmt: skip
     if current_platform.is_cpu():
         options.setdefault("kv_cache_memory_bytes", CACHE_BYTES)
-    llm = vllm.LLM(asked["model"], **options)
-    record_engine(llm, asked["prompts"], asked["folder"], max_tokens=asked["max_tokens"], **asked["sampling"])
+    llm = vllm.LLM(task["model"], **options)
+    record_engine(llm, task["prompts"], task["folder"], max_tokens=task["max_tokens"], **task["sampling"])
 
 
 if __name__ == "__main__":

@@ -62,13 +62,13 @@ def forced(
         shaken: by up to this share each element of the engine's values is changed at random before it is put in place.
     """
     run = _Run(plan, sample, frozenset(free), shaken)
-    given = torch.tensor([list(ids)], device=next(model.parameters()).device)
+    input_ids = torch.tensor([list(ids)], device=next(model.parameters()).device)
     with ExitStack() as stack:
         stack.enter_context(torch.no_grad())
         if exact:
             stack.enter_context(Promotion())
         stack.enter_context(run.watching(model))
-        model(input_ids=given, use_cache=False)
+        model(input_ids=input_ids, use_cache=False)
     return Ran(run.values, run.order, run.sizes)
 
 

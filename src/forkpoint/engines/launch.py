@@ -22,29 +22,29 @@ _LINES = 400
 """Lines of what the engine said that an error may come from."""
 
 
-def interpreter(given: str | None) -> str:
+def interpreter(python: str | None) -> str:
     """The Python of an environment that has vLLM: the one that was given, or this one.
 
     Raises:
         InputError: it has none.
     """
-    if given is None and importlib.util.find_spec("vllm") is not None:
+    if python is None and importlib.util.find_spec("vllm") is not None:
         return sys.executable
-    if given is None:
+    if python is None:
         raise InputError(
             "vLLM, which is not installed in this environment", "the Python of an environment that has it",
             "--python PATH; docs/engines.md says how to make one",
         )  # fmt: skip
-    asked = [given, "-c", "import importlib.util as u; raise SystemExit(u.find_spec('vllm') is None)"]
+    command = [python, "-c", "import importlib.util as u; raise SystemExit(u.find_spec('vllm') is None)"]
     try:
-        missing = subprocess.run(asked, capture_output=True, check=False).returncode
+        missing = subprocess.run(command, capture_output=True, check=False).returncode
     except OSError as error:
         raise InputError(
-            f"--python {given}: {error.strerror or error}", "the Python of an environment with vLLM"
+            f"--python {python}: {error.strerror or error}", "the Python of an environment with vLLM"
         ) from error
     if missing:
-        raise InputError(f"--python {given}, which has no vLLM", "the Python of an environment that has it")
-    return given
+        raise InputError(f"--python {python}, which has no vLLM", "the Python of an environment that has it")
+    return python
 
 
 def run_vllm(
@@ -75,20 +75,18 @@ def run_vllm(
     paths = [root, *filter(None, [os.environ.get("PYTHONPATH")])]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
     with tempfile.TemporaryDirectory(prefix="forkpoint-engine-") as work:
-        job, said = Path(work) / "job.json", Path(work) / "said.txt"
+        job, log = Path(work) / "job.json", Path(work) / "said.txt"
         write_json(job, {
             "model": model, "prompts": [list(map(int, p)) for p in prompts], "folder": str(folder.resolve()),
             "max_tokens": max_tokens, "sampling": dict(sampling or {}), "engine": dict(engine or {}),
         })  # fmt: skip
-        with said.open("wb") as output:
+        with log.open("wb") as output:
             ended = subprocess.run(
                 [python, "-m", "forkpoint.engines.driver", str(job)], stdout=output, stderr=subprocess.STDOUT,
                 env=environment, check=False,
             )  # fmt: skip
         if ended.returncode:
-            raise ModelError(
-                f"vLLM ended with an error: {_last(said)}", "a model and options that vLLM takes"
-            )
+            raise ModelError(f"vLLM ended with an error: {_last(log)}", "a model and options that vLLM takes")
 
 
 def _last(log: Path) -> str:
@@ -102,14 +100,14 @@ def _last(log: Path) -> str:
     )
 
 
-def parse_arguments(given: Sequence[str]) -> dict[str, Any]:
+def parse_arguments(texts: Sequence[str]) -> dict[str, Any]:
     """`NAME=VALUE` arguments, values as JSON where they are.
 
     >>> parse_arguments(["max_num_batched_tokens=16", "quantization=fp8", "enforce_eager=true"])
     {'max_num_batched_tokens': 16, 'quantization': 'fp8', 'enforce_eager': True}
     """
     arguments: dict[str, Any] = {}
-    for text in given:
+    for text in texts:
         name, equals, value = text.partition("=")
         if not equals or not name.isidentifier():
             raise InputError(f"--engine-arg {text}", "NAME=VALUE, an argument of vllm.LLM")

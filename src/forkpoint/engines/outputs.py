@@ -33,18 +33,18 @@ def record_outputs(folder: str | Path, answers: Sequence[tuple[Sequence[int], Ma
     >>> with tempfile.TemporaryDirectory() as parent:
     ...     record_outputs(f"{parent}/recorded", [([5, 6], {"lm_head": torch.zeros(2, 8)})])
     """
-    given = [(list(map(int, ids)), _tensors(ids, outputs)) for ids, outputs in answers]
-    if not given:
+    samples = [(list(map(int, ids)), _tensors(ids, outputs)) for ids, outputs in answers]
+    if not samples:
         raise InputError("no answers", "at least one prompt with what was computed of it")
-    replay = _Replay({path for _, outputs in given for path in outputs})
-    number = iter(range(len(given)))
+    replay = _Replay({path for _, outputs in samples for path in outputs})
+    number = iter(range(len(samples)))
 
     def where(module: nn.Module, inputs: Mapping[str, Any]) -> Mapping[str, Coordinates]:  # noqa: ARG001
         tokens = len(inputs["input_ids"])
         return {"input_ids": Coordinates(torch.full((tokens,), next(number)), torch.arange(tokens))}
 
     with record(folder, layout=where, model=replay, values=["*/output"]), torch.no_grad():
-        for ids, outputs in given:
+        for ids, outputs in samples:
             replay.outputs = outputs
             replay(torch.tensor(ids))
 
@@ -64,7 +64,7 @@ def _tensors(ids: Sequence[int], outputs: Mapping[str, Any]) -> dict[str, Tensor
     return tensors
 
 
-class _Given(nn.Module):
+class _Named(nn.Module):
     """A module that returns what it is given: it has the name that the value was recorded under."""
 
     def forward(self, value: Tensor) -> Tensor:
@@ -83,7 +83,7 @@ class _Replay(nn.Module):
                 if not name or (hasattr(holder, name) and name not in holder._modules):
                     raise InputError(f"an output named {path!r}", "the path of a module of the reference")
                 if name not in holder._modules:
-                    holder.add_module(name, _Given())
+                    holder.add_module(name, _Named())
                 holder = holder.get_submodule(name)
 
     def forward(self, input_ids: Tensor) -> Tensor:

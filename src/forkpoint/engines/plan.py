@@ -79,7 +79,7 @@ class _Planner:
         for boundary in recording.boundaries:
             self.per_module.setdefault(boundary.module, []).append(boundary)
 
-    def made(self) -> Plan:
+    def build(self) -> Plan:
         # what holds others comes last: what it gives is mostly what the last of them gave
         for path in sorted(self.per_module, key=self._holds_others):
             boundaries = self.per_module[path]
@@ -218,4 +218,4 @@ def plan(recording: Recording, model: nn.Module, rename: Mapping[str, str]) -> P
         model: the reference, of transformers.
         rename: paths of the engine's modules, or their ends or beginnings, each with the reference's in its place.
     """
-    return _Planner(recording, model, rename).made()
+    return _Planner(recording, model, rename).build()

@@ -41,7 +41,7 @@ def token_ids(recording: Recording, prompts: Sequence[Sequence[int]] | None) -> 
     return ids
 
 
-def asked(
+def question_checks(
     recording: Recording, model: nn.Module, ids: Mapping[int, list[int]]
 ) -> tuple[tuple[Check, ...], str | None]:
     """Each part of the question; and the mechanism of the first that differs and makes the runs incomparable or unequal.
@@ -69,16 +69,16 @@ def asked(
 def _ids(recording: Recording, ids: Mapping[int, list[int]]) -> Check:
     compared = 0
     for sample, wanted in ids.items():
-        given = recording.ids_of(sample)
-        wrong = [p for p, i in sorted(given.items()) if p >= len(wanted) or wanted[p] != i]
-        if wrong and len(set(given.values())) == 1 and len(given) > 1 and len(set(wanted)) > 1:
-            only = next(iter(given.values()))
-            text = f"sample {sample} was given {len(given)} times the token {only}: a warm-up was recorded in place of the prompt"
+        by_position = recording.ids_of(sample)
+        wrong = [p for p, i in sorted(by_position.items()) if p >= len(wanted) or wanted[p] != i]
+        if wrong and len(set(by_position.values())) == 1 and len(by_position) > 1 and len(set(wanted)) > 1:
+            only = next(iter(by_position.values()))
+            text = f"sample {sample} was given {len(by_position)} times the token {only}: a warm-up was recorded in place of the prompt"
             return Check("token_ids", "differs", text)
         if wrong:
-            text = f"sample {sample} was given other token ids at {len(wrong)} of {len(given)} positions, first at {wrong[0]}"
+            text = f"sample {sample} was given other token ids at {len(wrong)} of {len(by_position)} positions, first at {wrong[0]}"
             return Check("token_ids", "differs", text)
-        compared += len(given)
+        compared += len(by_position)
     if not compared:
         return Check("token_ids", "unknown", "the token ids that the engine was given were not recorded")
     return Check("token_ids", "same", f"the token ids are the same at {compared} positions")
@@ -87,13 +87,13 @@ def _ids(recording: Recording, ids: Mapping[int, list[int]]) -> Check:
 def _positions(recording: Recording) -> Check:
     compared = 0
     for sample in recording.samples:
-        given = recording.positions_of(sample)
-        wrong = [(p, i) for p, i in sorted(given.items()) if p != i]
+        positions = recording.positions_of(sample)
+        wrong = [(p, i) for p, i in sorted(positions.items()) if p != i]
         if wrong:
             place, value = wrong[0]
-            text = f"sample {sample} was given position {value} for its token {place}, and others at {len(wrong)} of {len(given)} tokens"
+            text = f"sample {sample} was given position {value} for its token {place}, and others at {len(wrong)} of {len(positions)} tokens"
             return Check("positions", "differs", text)
-        compared += len(given)
+        compared += len(positions)
     if not compared:
         return Check("positions", "unknown", "the positions that the engine was given were not recorded")
     return Check("positions", "same", f"each of {compared} tokens was given its own position")
@@ -104,12 +104,14 @@ def _sampling(recording: Recording) -> Check:
     settings = recording.facts.settings
     if not settings:
         return Check("sampling", "unknown", "what the engine did to the distribution was not recorded")
-    told = [f"{name}={settings[name]}" for name, usual in NEUTRAL.items() if settings.get(name) not in usual]
+    changes = [
+        f"{name}={settings[name]}" for name, usual in NEUTRAL.items() if settings.get(name) not in usual
+    ]
     if settings.get("temperature") not in (None, 0, 1):
-        told.insert(0, f"temperature={settings['temperature']}")
-    if not told:
+        changes.insert(0, f"temperature={settings['temperature']}")
+    if not changes:
         return Check("sampling", "same", "neither a temperature nor a cut of the vocabulary was asked for")
-    listed = ", ".join(told)
+    listed = ", ".join(changes)
     if str(settings.get("logprobs_mode", "")).startswith("processed"):
         text = f"the engine applies {listed} before it reports log-probabilities ({settings['logprobs_mode']}); the reference does not"
         return Check("sampling", "differs", text)

@@ -119,13 +119,13 @@ class Recording:
 
     def ids_of(self, sample: int) -> dict[int, int]:
         """The token id that the model was given at each position."""
-        return self._given(sample, ("input_ids", "ids", "tokens"))
+        return self._by_position(sample, ("input_ids", "ids", "tokens"))
 
     def positions_of(self, sample: int) -> dict[int, int]:
         """The position that the model was given at each position."""
-        return self._given(sample, ("positions", "position_ids"))
+        return self._by_position(sample, ("positions", "position_ids"))
 
-    def _given(self, sample: int, names: tuple[str, ...]) -> dict[int, int]:
+    def _by_position(self, sample: int, names: tuple[str, ...]) -> dict[int, int]:
         ids: dict[int, int] = {}
         for inputs, entry in zip(self.recorded.run.calls, self.recorded.run.layout.calls, strict=False):
             value = next((inputs[name] for name in names if name in inputs), None)

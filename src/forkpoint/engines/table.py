@@ -144,12 +144,12 @@ class Table:
 
     def _three(self, sample: int, free: Collection[Key]) -> tuple[dict[Key, Three], list[Key]]:
         """All points as the reference computes them, and their order."""
-        given = self.model, self.ids[sample], self.plan, sample
+        arguments = self.model, self.ids[sample], self.plan, sample
         types = {point.rows[sample].value.dtype for point in self.plan.points if sample in point.rows}
         ulp = max((_epsilon(self._narrowest(dtype)) for dtype in types), default=0.0)
-        native = forced(*given, exact=False, free=free)
-        exact = forced(*given, exact=True, free=free).values
-        shaken = forced(*given, exact=True, free=free, shaken=ulp / 2).values
+        native = forced(*arguments, exact=False, free=free)
+        exact = forced(*arguments, exact=True, free=free).values
+        shaken = forced(*arguments, exact=True, free=free, shaken=ulp / 2).values
         three = {
             key: Three(value, exact[key], shaken[key], native.sizes.get(key))
             for key, value in native.values.items()

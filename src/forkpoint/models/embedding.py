@@ -83,12 +83,12 @@ def load_embedding(
     return Embedding(loaded.model, loaded.tokenizer, chosen, notes)
 
 
-def _by_sentence_transformers(name: str, options: dict[str, Any], **given: Any) -> Any:
+def _by_sentence_transformers(name: str, options: dict[str, Any], **arguments: Any) -> Any:
     from sentence_transformers import SentenceTransformer  # pyright: ignore[reportMissingImports]
 
     try:
         with quiet(), status(f"loading {name}"):
-            return SentenceTransformer(name, model_kwargs=options, **given).eval()
+            return SentenceTransformer(name, model_kwargs=options, **arguments).eval()
     except Exception as error:
         reason = str(error).strip().split("\n")[0] or type(error).__name__
         raise ModelError(f"{name} can't be loaded by sentence-transformers: {reason}") from error
@@ -150,8 +150,8 @@ def _pooling_of(name: str, modules: list[dict[str, Any]]) -> str | None:
                 config = json.loads(file.read_text(encoding="utf-8"))
             except (OSError, ValueError, RecursionError):
                 return None
-            asked = [
+            modes = [
                 key for key, value in config.items() if key.startswith("pooling_mode_") and value is True
             ]
-            return _MEANS.get(asked[0]) if len(asked) == 1 else None
+            return _MEANS.get(modes[0]) if len(modes) == 1 else None
     return None

@@ -48,32 +48,32 @@ class Feeding:
         That is one which the reference makes of the same values by the same function, with other weights. If some are
         rightly given what it makes, or nothing tells, there is none.
         """
-        given = _given(self._mine, event)
-        if given is None or self._mine.ops[given][0].module not in self._partners:
+        source = _source_of(self._mine, event)
+        if source is None or self._mine.ops[source][0].module not in self._partners:
             return None
-        instead = next((e for e in self._instead(event, given) if self._made_alike(given, e)), None)
+        instead = next((e for e in self._instead(event, source) if self._made_alike(source, e)), None)
         if instead is None:
             return None
-        op = self._mine.ops[given][0]
+        op = self._mine.ops[source][0]
         for other in self._mine.prints:
-            taker, maker = self._mine.ops[other][0], _given(self._mine, other)
+            taker, maker = self._mine.ops[other][0], _source_of(self._mine, other)
             if other == event or taker.is_boundary or taker.module not in self._partners:
                 continue
             if maker is None or self._mine.ops[maker][0] != op or taker.module == op.module:
                 continue
             if not any(True for _ in self._instead(other, maker)):
                 return None
-        return Wrong(given, instead)
+        return Wrong(source, instead)
 
-    def _instead(self, event: int, given: int) -> Iterator[int]:
+    def _instead(self, event: int, source: int) -> Iterator[int]:
         """What the reference gives to the same weights; nothing if that is the same value, or cannot be told."""
         partners = self._partners.get(self._mine.ops[event][0].module, set())
-        one = self._mine.prints[given]
+        one = self._mine.prints[source]
         candidates: list[int] = []
         for other, (theirs, _) in self._reference.ops.items():
             if theirs.module not in partners or theirs.is_boundary or other not in self._reference.prints:
                 continue
-            there = _given(self._reference, other)
+            there = _source_of(self._reference, other)
             if there is None or self._reference.ops[there][0].module == theirs.module:
                 continue
             its = self._reference.prints[there]
@@ -84,17 +84,18 @@ class Feeding:
 
     def _made_alike(self, event: int, other: int) -> bool:
         """Whether both are made of the same values by the same function."""
-        given, others = self._mine.made_of(event), self._reference.made_of(other)
+        operands, others = self._mine.made_of(event), self._reference.made_of(other)
         return (
             self._mine.ops[event][0].function == self._reference.ops[other][0].function
-            and len(given) == len(others) > 0
+            and len(operands) == len(others) > 0
             and all(
-                x.key == y.key and x.apart(y) <= self._tolerance for x, y in zip(given, others, strict=True)
+                x.key == y.key and x.apart(y) <= self._tolerance
+                for x, y in zip(operands, others, strict=True)
             )
         )
 
 
-def _given(prints: Prints, event: int) -> int | None:
+def _source_of(prints: Prints, event: int) -> int | None:
     """What computed the one value of tokens that an op takes."""
     while True:
         before = [

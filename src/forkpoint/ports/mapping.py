@@ -65,7 +65,7 @@ class Mapping:
     def __init__(self, mine: list[Slices], reference: list[Slices], modules: _Paths, others: _Paths) -> None:
         self._mine, self._reference = {s.name: s for s in mine}, {s.name: s for s in reference}
         self._paths, self._others = modules, others
-        self._given: dict[str, str] = {}
+        self._by_user: dict[str, str] = {}
         self._dropped: set[str] = set()
         self._work_out()
 
@@ -83,7 +83,7 @@ class Mapping:
                 raise InputError(f"{name}, which the {whose} has not", "a parameter or a module, by its path")
         if (mine in self._mine) != (reference in self._reference):
             raise InputError(f"{mine} and {reference}", "two parameters, or two modules")
-        self._given[mine] = reference
+        self._by_user[mine] = reference
         self._dropped.discard(mine)
         self._work_out()
 
@@ -91,15 +91,15 @@ class Mapping:
         """Say that a parameter or a module of the port has no counterpart."""
         if mine not in self._mine and mine not in self._paths:
             raise InputError(f"{mine}, which the port has not", "a parameter or a module, by its path")
-        self._given.pop(mine, None)
+        self._by_user.pop(mine, None)
         self._dropped.add(mine)
         self._work_out()
 
     def _work_out(self) -> None:
-        given = {m: r for m, r in self._given.items() if m in self._mine}
-        free_a = [s for s in self._mine.values() if s.name not in given and not self._is_dropped(s.name)]
-        free_b = [s for s in self._reference.values() if s.name not in given.values()]
-        matches = [Match(m, r, "user") for m, r in given.items()]
+        by_user = {m: r for m, r in self._by_user.items() if m in self._mine}
+        free_a = [s for s in self._mine.values() if s.name not in by_user and not self._is_dropped(s.name)]
+        free_b = [s for s in self._reference.values() if s.name not in by_user.values()]
+        matches = [Match(m, r, "user") for m, r in by_user.items()]
         matches += [_match(shared) for shared in meet(free_a, free_b)]
         matches += self._of_modules(matches, free_a, free_b)
         self.modules = self._modules(matches)
@@ -177,7 +177,7 @@ class Mapping:
             other = _common(names)
             if path and other and _common(back[other]) == path:
                 partners[path] = other
-        partners |= {m: r for m, r in self._given.items() if m in self._paths}
+        partners |= {m: r for m, r in self._by_user.items() if m in self._paths}
         return {path: other for path, other in partners.items() if not (path and self._is_dropped(path))}
 
     def counterpart(self, module: str) -> str | None:
@@ -222,10 +222,10 @@ def mapping(mine: Run | nn.Module, reference: Run | nn.Module) -> Mapping:
     return Mapping(slices_of(models[0]), slices_of(models[1]), paths[0], paths[1])
 
 
-def _model_of(given: Any) -> nn.Module:
-    model = given.modules if isinstance(given, Run) else given
+def _model_of(source: Any) -> nn.Module:
+    model = source.modules if isinstance(source, Run) else source
     if not isinstance(model, nn.Module):
-        raise InputError(f"a {type(given).__name__} without modules", "a model, or an fp.Run of one")
+        raise InputError(f"a {type(source).__name__} without modules", "a model, or an fp.Run of one")
     return model
 
 

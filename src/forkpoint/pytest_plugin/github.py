@@ -22,8 +22,8 @@ MOST_BYTES = 900_000
 
 def summary_file() -> Path | None:
     """Where the summary of the step goes, in GitHub Actions."""
-    given = os.environ.get("GITHUB_STEP_SUMMARY")
-    return Path(given) if given else None
+    path = os.environ.get("GITHUB_STEP_SUMMARY")
+    return Path(path) if path else None
 
 
 def summary(findings: Sequence[Finding], tests: int, lang: str = "en") -> str:
@@ -65,9 +65,9 @@ def annotation(one: Finding, root: Path) -> str:
     inside = workspace is not None and file.is_relative_to(workspace)
     file = file.relative_to(workspace) if workspace is not None and inside else Path(one.file)
     properties = {"file": file.as_posix(), "line": str(one.line), "title": f"forkpoint: {one.cause}"}
-    said = ",".join(f"{key}={_property(value)}" for key, value in properties.items())
+    text = ",".join(f"{key}={_property(value)}" for key, value in properties.items())
     where = f" ({one.source})" if one.source else ""
-    return f"::error {said}::{_data(one.message + where)}"
+    return f"::error {text}::{_data(one.message + where)}"
 
 
 def _data(text: str) -> str:

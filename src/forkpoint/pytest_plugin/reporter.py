@@ -132,8 +132,8 @@ class Reporter:
         if folder is not None:
             terminalreporter.section("forkpoint")
             pages = sum(bool(one.page) for one in self._findings)
-            said = Words(self._settings.lang).many("tests.reports", pages, path=folder / INDEX)
-            terminalreporter.write_line(said)
+            text = Words(self._settings.lang).many("tests.reports", pages, path=folder / INDEX)
+            terminalreporter.write_line(text)
         for trouble in self._troubles:
             terminalreporter.write_line(f"forkpoint: {trouble}", red=True)
         if self._settings.github:

@@ -87,17 +87,17 @@ class Settings:
 def _path(config: pytest.Config, name: str, relayed: dict[str, str | None]) -> Path | None:
     if name in relayed:
         return None if relayed[name] is None else Path(str(relayed[name]))
-    if given := config.getoption(f"forkpoint_{name}"):
-        return config.invocation_params.dir / str(given)
+    if option := config.getoption(f"forkpoint_{name}"):
+        return config.invocation_params.dir / str(option)
     written = config.getini(f"forkpoint_{name}")
     return config.rootpath / str(written) if written else None
 
 
 def _lang(config: pytest.Config) -> Lang:
-    given = config.getoption("forkpoint_lang") or config.getini("forkpoint_lang") or of_locale(os.environ)
-    if given not in ("en", "zh"):
-        raise pytest.UsageError(f"forkpoint_lang: language {given!r}; expected one of en, zh")
-    return given
+    lang = config.getoption("forkpoint_lang") or config.getini("forkpoint_lang") or of_locale(os.environ)
+    if lang not in ("en", "zh"):
+        raise pytest.UsageError(f"forkpoint_lang: language {lang!r}; expected one of en, zh")
+    return lang
 
 
 def add_options(parser: pytest.Parser) -> None:

@@ -39,13 +39,13 @@ def _answer(audit: Audit, words: Words) -> Span:
 def _break(one: Break, words: Words) -> Section:
     """One layout that breaks it."""
     figures = {"differing": one.differing, "compared": one.compared, "gap": f"{one.gap:.3g}"}
-    said = [line(words("audit.figures", **figures))]
+    lines = [line(words("audit.figures", **figures))]
     if one.op is not None:
-        said.append(line(words("audit.first", op=words.phrase(one.op))))
+        lines.append(line(words("audit.first", op=words.phrase(one.op))))
     for size, names in zip((one.size, one.other), one.kernels or (), strict=False):
-        said.append(line(words("audit.kernels", size=size, names=", ".join(names) or words("audit.unseen"))))
+        lines.append(line(words("audit.kernels", size=size, names=", ".join(names) or words("audit.unseen"))))
     return Section(
-        "break", line(words("audit.breaks", words=words.phrase(one.words))), tuple(map(Paragraph, said))
+        "break", line(words("audit.breaks", words=words.phrase(one.words))), tuple(map(Paragraph, lines))
     )
 
 
@@ -54,8 +54,8 @@ def _exactness(precision: Accuracy, words: Words) -> Line:
     if precision.reference_mean is None:
         return line(words("audit.exact", **own))
     others = {"other_mean": f"{precision.reference_mean:.3g}", "other": f"{precision.reference_largest:.3g}"}
-    said = words("audit.reference", **own, **others)
-    return line(said, *([" ", Span(words("audit.worse"), Role.BAD)] if precision.worse else []))
+    text = words("audit.reference", **own, **others)
+    return line(text, *([" ", Span(words("audit.worse"), Role.BAD)] if precision.worse else []))
 
 
 def _ranges(sizes: tuple[int, ...], words: Words) -> str:
@@ -71,5 +71,5 @@ def _ranges(sizes: tuple[int, ...], words: Words) -> str:
             runs[-1].append(size)
         else:
             runs.append([size])
-    said = (str(run[0]) if len(run) == 1 else words("audit.range", a=run[0], b=run[-1]) for run in runs)
-    return words("comma").join(said)
+    texts = (str(run[0]) if len(run) == 1 else words("audit.range", a=run[0], b=run[-1]) for run in runs)
+    return words("comma").join(texts)

@@ -79,8 +79,8 @@ def _none(result: Result, words: Words, but: str) -> tuple[Paragraph, ...]:
     if missing and not any(op.floating and op.status in ("equal", "differs", "view") for op in result.ops):
         return (Paragraph(line(words("first.nothing"))),)
     key = "first.none" if result.first_integer is None else "first.none.floating"
-    said = Paragraph(line(Span(words(key), Role.GOOD)))
-    return (said, Paragraph(line(words.many(but, missing)))) if missing else (said,)
+    paragraph = Paragraph(line(Span(words(key), Role.GOOD)))
+    return (paragraph, Paragraph(line(words.many(but, missing)))) if missing else (paragraph,)
 
 
 def brief(result: Result, words: Words) -> Section:

@@ -42,7 +42,7 @@ _ROLES = {
 
 def page(comparison: EngineComparison, words: Words) -> str:
     """With every op."""
-    about = identity.asked(comparison.call, "", "", 0, words)
+    about = identity.question(comparison.call, "", "", 0, words)
     return page_of(Document((about, *detailed(comparison, words).sections)), words)
 
 

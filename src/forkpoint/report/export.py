@@ -105,7 +105,7 @@ def node_data_beside(path: Path) -> Path:
 
 
 def _node(index: int, row: OpRow) -> dict[str, Any]:
-    said = {
+    facts = {
         "op": row.op, "compares": row.status, "variable": row.variable, "source": row.source, "code": row.code,
         "shape A": row.shape_a, "shape B": row.shape_b, "dtype A": row.dtype_a, "dtype B": row.dtype_b,
         "coordinates that differ": f"{row.differing} of {row.compared}" if row.compared else None, "why": row.reason,
@@ -114,6 +114,6 @@ def _node(index: int, row: OpRow) -> dict[str, Any]:
         "id": str(index),
         "label": row.function,
         "namespace": row.module.replace(".", "/"),
-        "attrs": [{"key": key, "value": str(_plain(value))} for key, value in said.items() if value],
+        "attrs": [{"key": key, "value": str(_plain(value))} for key, value in facts.items() if value],
         "incomingEdges": [{"sourceNodeId": str(index - 1)}] if index else [],
     }

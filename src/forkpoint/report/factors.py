@@ -34,10 +34,10 @@ COLUMNS = ("setting", "verdict", "cause", "gap", "loss", "kl", "flips", "seconds
 def page(factors: Factors, words: Words) -> str:
     """What matters most first."""
     _, table, matters, *rest = document(factors, words).sections
-    said = sentence(factors, words.lang)
-    title = line(Span("● " + said, Role.CAUTION if factors.matters else Role.GOOD))
+    text = sentence(factors, words.lang)
+    title = line(Span("● " + text, Role.CAUTION if factors.matters else Role.GOOD))
     answer = replace(matters, key="verdict", title=title, blocks=())
-    return plain_page(said, _header(factors, words), [answer, table, *rest], words)
+    return plain_page(text, _header(factors, words), [answer, table, *rest], words)
 
 
 def _header(factors: Factors, words: Words) -> Section:
@@ -47,11 +47,11 @@ def _header(factors: Factors, words: Words) -> Section:
 def sentence(factors: Factors, lang: str = "en") -> str:
     """What matters most, in one sentence; in another what matters as much."""
     words = Words(lang)
-    said = _most(factors, words)
+    text = _most(factors, words)
     if not factors.as_much:
-        return said
+        return text
     others = words("comma").join(words.name("setting", row.setting) for row in factors.as_much)
-    return words("factors.alike", said=said, settings=others)
+    return words("factors.alike", said=text, settings=others)
 
 
 def _most(factors: Factors, words: Words) -> str:
@@ -69,11 +69,11 @@ def _most(factors: Factors, words: Words) -> str:
 
 def document(factors: Factors, words: Words) -> Document:
     """The table, what could not be made, and what matters most."""
-    made = [row for row in factors.rows if not row.reason]
+    rows = [row for row in factors.rows if not row.reason]
     refused = [row for row in factors.rows if row.reason]
     runs = words("factors.runs", a=_run(factors.a, words), b=_run(factors.b, words))
     head = tuple(line(words(f"factors.{key}")) for key in COLUMNS)
-    grid = Grid(tuple(_row(row, words) for row in made), head, frozenset({3, 4, 5, 6, 7}), flows=True)
+    grid = Grid(tuple(_row(row, words) for row in rows), head, frozenset({3, 4, 5, 6, 7}), flows=True)
     where = ", ".join(part for part in (factors.a.dtype, factors.a.attention, factors.a.device) if part)
     about = _header(factors, words)
     sections = [
@@ -82,23 +82,23 @@ def document(factors: Factors, words: Words) -> Document:
         Section("matters", (), (Paragraph(line(strong(sentence(factors, words.lang)))),)),
     ]
     places: dict[str, list[str]] = {}
-    for row in made:
+    for row in rows:
         if (op := row.origin or row.first) is not None:
             places.setdefault(op, []).append(words.name("setting", row.setting))
     if places:
-        said = tuple(
+        paragraphs = tuple(
             Paragraph(line(code(op), words("colon"), words("comma").join(settings)))
             for op, settings in places.items()
         )
-        sections.append(Section("places", line(words("factors.first")), said))
+        sections.append(Section("places", line(words("factors.first")), paragraphs))
     if refused:
-        said = tuple(
+        paragraphs = tuple(
             Paragraph(
-                line(words.name("setting", row.setting) + words("colon"), muted(words.told(row.reason)))
+                line(words.name("setting", row.setting) + words("colon"), muted(words.message(row.reason)))
             )
             for row in refused
         )
-        sections.append(Section("refused", line(words("factors.refused")), said))
+        sections.append(Section("refused", line(words("factors.refused")), paragraphs))
     if (notes := counts.notes(factors, words)) is not None:
         sections.append(notes)
     return Document(tuple(sections))

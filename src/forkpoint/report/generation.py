@@ -44,7 +44,7 @@ def document(generation: Generation, words: Words) -> Document:
         ("", "") if generation.result is not None else (generation.model, generation.text)
     )  # its header says both
     sections = [
-        identity.asked(generation.call, model, prompt, generation.prompt, words),
+        identity.question(generation.call, model, prompt, generation.prompt, words),
         Section("ways", line(words("generation.ways")), ways),
     ]
     if generation.first is None:
@@ -79,5 +79,5 @@ def _shown(text: str) -> str:
 
 def _candidate(run: str, token: str | None, margin: float | None, exact: float | None, words: Words) -> str:
     shown = "?" if margin is None else short(margin)
-    said = words("generation.candidate", run=run, token=repr(token), margin=shown)
-    return said if exact is None else said + words("generation.exact", exact=short(exact))
+    text = words("generation.candidate", run=run, token=repr(token), margin=shown)
+    return text if exact is None else text + words("generation.exact", exact=short(exact))

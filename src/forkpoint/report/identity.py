@@ -41,7 +41,7 @@ def named(call: str, a: RunSummary, b: RunSummary, words: Words) -> Section:
     return Section("header", (), tuple(facts))
 
 
-def asked(call: str, model: str, prompt: str, tokens: int, words: Words) -> Section:
+def question(call: str, model: str, prompt: str, tokens: int, words: Words) -> Section:
     """The same where nothing was compared: the call, the model and the prompt."""
     facts: list[Fact] = []
     if call:
@@ -84,8 +84,8 @@ def _prompt(run: RunSummary, words: Words) -> tuple[str, tuple[Line, ...]] | Non
         return (words("identity.inputs"), (line(muted(f"sha256 {run.digest}…")),)) if run.digest else None
     samples = f"{words('comma')}{words.many('identity.more', run.samples - 1)}" if run.samples > 1 else ""
     tokens = words("aside", text=words.many("tokens", run.tokens))
-    said: list[str | Span] = [quoted(_text(first), PROMPT_SHOWN), samples, muted(tokens)]
-    return words("identity.prompt"), (line(*said),)
+    spans: list[str | Span] = [quoted(_text(first), PROMPT_SHOWN), samples, muted(tokens)]
+    return words("identity.prompt"), (line(*spans),)
 
 
 def _text(row: InputRow) -> str:

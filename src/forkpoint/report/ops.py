@@ -43,9 +43,9 @@ def section(result: Result, words: Words, matching: str | None = None) -> Sectio
         rows.append((line(strong(module_name(module, words))),))
         for row in group:
             rows.append(_row(row, words))
-            for said in (words.phrase(row.reason) if row.reason else "", counterpart(row, words)):
-                if said:
-                    rows.append((line(muted(f"    {said}")),))
+            for text in (words.phrase(row.reason) if row.reason else "", counterpart(row, words)):
+                if text:
+                    rows.append((line(muted(f"    {text}")),))
     return Section("ops", title, (Grid(tuple(rows), heads, flows=True),))
 
 

@@ -74,7 +74,7 @@ def document(sweep: Sweep, words: Words) -> Document:
             by_reason.setdefault(row.reason, []).append(row)
     if by_reason:
         paragraphs = tuple(
-            Paragraph(line(_labels(alike, varied, words), words("colon"), muted(words.told(reason))))
+            Paragraph(line(_labels(alike, varied, words), words("colon"), muted(words.message(reason))))
             for reason, alike in by_reason.items()
         )
         sections.append(Section("refused", line(words("sweep.unanswered")), paragraphs))
@@ -117,10 +117,10 @@ def _table(rows: list[SweepRow], varied: set[str], whole: int, words: Words) -> 
         lines += [tuple(_cells(row, varied, words)[name] for name in shown) for row in alike]
     head = tuple(line(words(f"sweep.{name}")) for name in shown)
     grid = Grid(tuple(lines), head, frozenset(shown.index(name) for name in _RIGHT))
-    said = [words("sweep.engines")] if any(row.question == "engines" for row in rows) else []
+    notes = [words("sweep.engines")] if any(row.question == "engines" for row in rows) else []
     if whole > len(rows):
-        said.append(words("sweep.worst", n=count(len(rows)), whole=count(whole)))
-    return Section("sweep", (), (grid, *(Paragraph(line(muted(text))) for text in said)))
+        notes.append(words("sweep.worst", n=count(len(rows)), whole=count(whole)))
+    return Section("sweep", (), (grid, *(Paragraph(line(muted(text))) for text in notes)))
 
 
 def _cells(row: SweepRow, varied: set[str], words: Words) -> dict[str, Cell]:
@@ -163,9 +163,9 @@ def _model(row: SweepRow) -> str:
 def _question(row: SweepRow, varied: set[str]) -> str:
     """The question with those of its options that are not the same in all rows that have them."""
     options = json.loads(row.options)
-    given = {key: value for key, value in options.items() if key in varied and value is not False}
+    varying = {key: value for key, value in options.items() if key in varied and value is not False}
     return " ".join(
-        [row.question, *(key if value is True else f"{key}={value}" for key, value in given.items())]
+        [row.question, *(key if value is True else f"{key}={value}" for key, value in varying.items())]
     )
 
 
@@ -187,8 +187,8 @@ def _varied(rows: tuple[SweepRow, ...]) -> set[str]:
     """Names of what is not the same in all rows: `model`, `prompt`, `setting`, and options."""
     seen: dict[str, set[str]] = {}
     for row in rows:
-        given: dict[str, Any] = json.loads(row.options)
-        for name, value in {**given, **_columns(row)}.items():
+        options: dict[str, Any] = json.loads(row.options)
+        for name, value in {**options, **_columns(row)}.items():
             seen.setdefault(name, set()).add(json.dumps(value))
     return {name for name, values in seen.items() if len(values) > 1}
 

@@ -24,30 +24,30 @@ def section(result: Result, words: Words) -> Section | None:
     return Section("unfinite", line(words("unfinite")), tuple(blocks)) if blocks else None
 
 
-def _lines(made: NonFinite, words: Words) -> tuple[Line, ...]:
-    lines = [line(module_name(made.module, words), "/", strong(made.function))] if made.function else []
-    if not made.function and made.cause != "input":
-        lines.append(line(strong(module_name(made.module, words))))
-    if made.source:
-        lines.append(line(made.source))
-    text = code_line(made.code)
+def _lines(op: NonFinite, words: Words) -> tuple[Line, ...]:
+    lines = [line(module_name(op.module, words), "/", strong(op.function))] if op.function else []
+    if not op.function and op.cause != "input":
+        lines.append(line(strong(module_name(op.module, words))))
+    if op.source:
+        lines.append(line(op.source))
+    text = code_line(op.code)
     if text:
         lines.append(line(code(text)))
-    parts = [words("unfinite.kind"), " ", strong({"nan": "NaN"}.get(made.kind, made.kind))]
-    if made.made_of:
-        parts.append(" " + words("unfinite.of", values=", ".join(map(short, made.made_of))))
-    if made.index:
-        parts.append(muted("  " + words("unfinite.at", index=shape(made.index))))
-    if made.cause != "input":
+    parts = [words("unfinite.kind"), " ", strong({"nan": "NaN"}.get(op.kind, op.kind))]
+    if op.made_of:
+        parts.append(" " + words("unfinite.of", values=", ".join(map(short, op.made_of))))
+    if op.index:
+        parts.append(muted("  " + words("unfinite.at", index=shape(op.index))))
+    if op.cause != "input":
         lines.append(line(*parts))
-    why = words(f"unfinite.{made.cause}", **_values(made))
+    why = words(f"unfinite.{op.cause}", **_values(op))
     lines.append(line("→ ", why))
-    if made.leads_to:
+    if op.leads_to:
         lines.append(
-            line(words("unfinite.leads"), words("colon"), words("unfinite.leads.nan", op=made.leads_to))
+            line(words("unfinite.leads"), words("colon"), words("unfinite.leads.nan", op=op.leads_to))
         )
     return tuple(lines)
 
 
-def _values(made: NonFinite) -> dict[str, str]:
-    return {"dtype": made.dtype or ""} if made.cause == "overflow" else {"name": made.name}
+def _values(op: NonFinite) -> dict[str, str]:
+    return {"dtype": op.dtype or ""} if op.cause == "overflow" else {"name": op.name}

@@ -88,12 +88,12 @@ class Words:
                 return translation.format(
                     **{name: self.error(value) or value for name, value in match.groupdict().items()}
                 )
-        return None if _TOLD.search(part) else part
+        return None if _ENGLISH.search(part) else part
 
-    def told(self, error: str) -> str:
+    def message(self, error: str) -> str:
         """What the text of an error says; as it stands where a part of it is not known.
 
-        >>> Words("zh").told("a prompt of 1 token; expected 2 or more, to be given in steps")
+        >>> Words("zh").message("a prompt of 1 token; expected 2 or more, to be given in steps")
         '只有 1 个词元的提示词；应为 2 个或更多，以便逐步给出'
         """
         parts = _PARTS.fullmatch(error)
@@ -101,11 +101,11 @@ class Words:
 
     def joined(self, given: str, expected: str, hint: str) -> str | None:
         """The parts of an error in one line; None where one of them is not known."""
-        said, wanted, advice = map(self.error, (given, expected, hint))
-        if said is None or wanted is None or advice is None:
+        text, wanted, advice = map(self.error, (given, expected, hint))
+        if text is None or wanted is None or advice is None:
             return None
-        said = self("error.expected", given=said, expected=wanted) if wanted else said
-        return said + self("aside", text=advice) if advice else said
+        text = self("error.expected", given=text, expected=wanted) if wanted else text
+        return text + self("aside", text=advice) if advice else text
 
     def can_say(self, text: str) -> bool:
         """Whether `phrase` would leave nothing of the text in another language; an empty text says nothing."""
@@ -119,20 +119,20 @@ class Words:
         >>> Words("en").sentence("the results differ"), Words("en").sentence("lm_head differs")
         ('The results differ.', 'lm_head differs.')
         """
-        said = self.phrase(text)
-        word = said.split(" ")[0]
+        sentence = self.phrase(text)
+        word = sentence.split(" ")[0]
         if word.isascii() and word.rstrip(",;:").isalpha():
-            said = said[0].upper() + said[1:]
-        if said and (said[-1].isalnum() or said[-1] in ")）%"):
-            said += self("stop")
-        return said
+            sentence = sentence[0].upper() + sentence[1:]
+        if sentence and (sentence[-1].isalnum() or sentence[-1] in ")）%"):
+            sentence += self("stop")
+        return sentence
 
 
 _PROSE = re.compile(r"\b[a-z]+ [a-z]+ [a-z]+\b|, its own place|, where ")
 """English in what was put into a sentence: half of one language and half of another is none."""
 _PARTS = re.compile(r"(.+?)(?:; expected (.+?))?(?: \(([^()]*)\))?", re.DOTALL)
 """What was given, what was expected, what to do."""
-_TOLD = re.compile(r"^(?!pip |mkdir |-)(?=.*[a-z]{2,} [a-z]{2,})", re.DOTALL)
+_ENGLISH = re.compile(r"^(?!pip |mkdir |-)(?=.*[a-z]{2,} [a-z]{2,})", re.DOTALL)
 """Words in a row that are neither a command nor an option."""
 
 

@@ -227,9 +227,9 @@ class Result(JsonRecord):
         if not self.allowed(allowed):
             from forkpoint.report.terminal import to_text
 
-            said = to_text(self, details=False, width=80)
+            report = to_text(self, details=False, width=80)
             permitted = ", ".join(sorted(allowed | {"identical"}))
-            raise DifferenceError(f"{self!r}, where {permitted} is allowed\n\n{said}", self)
+            raise DifferenceError(f"{self!r}, where {permitted} is allowed\n\n{report}", self)
 
     def allowed(self, allow: Collection[str]) -> bool:
         """Whether the verdict is `identical`, or its kind or mechanism is among some."""
@@ -311,14 +311,14 @@ def allowance(allow: str | Collection[str] | None) -> frozenset[str] | None:
     """
     if allow is None:
         return None
-    given: Collection[object] = (
+    names: Collection[object] = (
         (allow,) if isinstance(allow, str) or not hasattr(allow, "__iter__") else allow
     )
-    for one in given:
+    for one in names:
         if not isinstance(one, str) or one not in (*VerdictKind, *MECHANISMS):
             raise InputError(
                 f"allow={one!r}",
                 "a kind of verdict: " + ", ".join(VerdictKind),
                 "or a mechanism: " + ", ".join(MECHANISMS),
             )
-    return frozenset(map(str, given))
+    return frozenset(map(str, names))

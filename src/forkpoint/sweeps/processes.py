@@ -33,10 +33,10 @@ class Processes:
     """
 
     def __init__(self, run: Callable[[Cell], CellOutcome], workers: int, log: Path) -> None:
-        self._given = run, str(max(1, (os.cpu_count() or 1) // workers)), str(log)
+        self._arguments = run, str(max(1, (os.cpu_count() or 1) // workers)), str(log)
 
     def start(self) -> Process:
-        return Process(*self._given)
+        return Process(*self._arguments)
 
     def wait(self, workers: Sequence[Process], seconds: float | None) -> Iterable[Process]:
         ready = connection.wait([worker.connection for worker in workers], seconds)
@@ -46,10 +46,10 @@ class Processes:
 class Process:
     """One process and the pipe to it."""
 
-    def __init__(self, *given: Any) -> None:
+    def __init__(self, *arguments: Any) -> None:
         context = get_context("spawn")
         self.connection, theirs = context.Pipe()
-        self._process = context.Process(target=_serve, args=(theirs, *given), daemon=False)
+        self._process = context.Process(target=_serve, args=(theirs, *arguments), daemon=False)
         try:
             self._process.start()
             theirs.close()
@@ -72,7 +72,7 @@ class Process:
 
     def death(self) -> str:
         self._process.join(10)
-        return _said(self._process.exitcode)
+        return _cause_of(self._process.exitcode)
 
     def end(self) -> None:
         self.connection.close()  # which ends it where it waits
@@ -91,7 +91,7 @@ def _kill(group: int | None) -> None:
             os.killpg(group, signal.SIGKILL)
 
 
-def _said(code: int | None) -> str:
+def _cause_of(code: int | None) -> str:
     """What a process died of, by its exit code as multiprocessing gives it."""
     if code is None or code >= 0:
         return f"exit status {code}"

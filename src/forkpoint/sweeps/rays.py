@@ -38,11 +38,11 @@ class Actors:
             raise InputError(f"Ray without a {'GPU' if gpus else 'processor'}", "a cluster that has one")
 
     def start(self) -> Actor:
-        made = self._ray.remote(num_cpus=1, num_gpus=self._gpus)(_Asking).remote(self._run)
-        return Actor(self._ray, made)
+        actor = self._ray.remote(num_cpus=1, num_gpus=self._gpus)(_Asking).remote(self._run)
+        return Actor(self._ray, actor)
 
     def wait(self, workers: Sequence[Actor], seconds: float | None) -> Iterable[Actor]:
-        by_answer = {worker.asked: worker for worker in workers}
+        by_answer = {worker.pending: worker for worker in workers}
         ready, _ = self._ray.wait(list(by_answer), num_returns=1, timeout=seconds)
         return [by_answer[one] for one in ready]
 
@@ -52,15 +52,15 @@ class Actor:
 
     def __init__(self, ray: Any, actor: Any) -> None:
         self._ray, self._actor = ray, actor
-        self.asked: Any = None
+        self.pending: Any = None
         self._death = ""
 
     def ask(self, cell: Cell) -> None:
-        self.asked = self._actor.ask.remote(cell)
+        self.pending = self._actor.ask.remote(cell)
 
     def answer(self) -> CellOutcome | None:
         try:
-            return self._ray.get(self.asked)
+            return self._ray.get(self.pending)
         except self._ray.exceptions.RayError as error:
             self._death = type(error).__name__
             return None

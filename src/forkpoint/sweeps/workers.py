@@ -112,6 +112,6 @@ def answers(
             worker.end()
 
 
-def _next(waiting: dict[str, deque[Cell]], asked: list[str]) -> str:
+def _next(waiting: dict[str, deque[Cell]], busy: list[str]) -> str:
     """The model with the most cells for each worker that would then be at it."""
-    return max(waiting, key=lambda model: len(waiting[model]) / (1 + asked.count(model)))
+    return max(waiting, key=lambda model: len(waiting[model]) / (1 + busy.count(model)))

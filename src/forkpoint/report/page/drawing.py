@@ -46,14 +46,14 @@ _HEADS = ("function", "variable", "source", "shape", "dtype", "status")
 
 def data(result: Result, words: Words) -> dict[str, Any]:
     """All that the scripts need."""
-    said = {name: words.find(key) for name, key in _WORDS.items()}
+    texts = {name: words.find(key) for name, key in _WORDS.items()}
     heads = {key: words(f"ops.{key}") for key in _HEADS}
     heads |= {"order": words("page.order"), "module": words("page.module")}
     statuses = {row.status: words.name("status", row.status) for row in result.ops}
     return {
         "map": _map(result, words),
         "ops": _ops(result, words),
-        "words": {**said, "heads": heads, "statuses": statuses},
+        "words": {**texts, "heads": heads, "statuses": statuses},
     }
 
 

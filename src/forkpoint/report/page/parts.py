@@ -67,26 +67,26 @@ def sections(result: Result, words: Words, *, interactive: bool) -> list[Section
 def _map(result: Result, words: Words) -> Section | None:
     if not result.drift:
         return None
-    said = [words("page.map.how")]
+    sentences = [words("page.map.how")]
     marked = mark(result)
     if marked is not None:
-        said.append(words("page.map.mark"))
+        sentences.append(words("page.map.mark"))
         row, place = marked
         if any(gap == 0 for *at, gap in result.drift[row].per_token if tuple(at) == place):
-            said.append(words("page.map.within"))
+            sentences.append(words("page.map.within"))
     together = columns_together(result)
     if together > 1:
-        said.append(words("page.map.together", n=count(together)))
-    return Section("map", line(words("page.map")), (Paragraph(line(muted(" ".join(said)))),))
+        sentences.append(words("page.map.together", n=count(together)))
+    return Section("map", line(words("page.map")), (Paragraph(line(muted(" ".join(sentences)))),))
 
 
 def _ops(result: Result, words: Words) -> Section:
     title = line(words("ops"), muted(f"  {count(len(result.ops))}"))
-    said = ()
+    blocks = ()
     if len(result.ops) > MAX_OPS:
         numbers = {"n": count(MAX_OPS), "whole": count(len(result.ops))}
-        said = (Paragraph(line(muted(words("page.ops.some", **numbers)))),)
-    return Section("ops", title, said)
+        blocks = (Paragraph(line(muted(words("page.ops.some", **numbers)))),)
+    return Section("ops", title, blocks)
 
 
 def _context(result: Result, words: Words) -> Section | None:
@@ -161,8 +161,8 @@ def _row_line(row: InputRow, result: Result, words: Words) -> Line:
             spans += [muted(words.many("page.padding", len(list(group)))), " "]
             continue
         for sample, position, text in group:
-            said = quoted(text) if text is not None else str(position)
-            spans += [Span(said, Role.BAD if (sample, position) == place else Role.CODE), " "]
+            token = quoted(text) if text is not None else str(position)
+            spans += [Span(token, Role.BAD if (sample, position) == place else Role.CODE), " "]
     if row.width > len(shown):
         spans.append(muted(words("flips.more", n=count(row.width - len(shown)))))
     return line(*spans)

@@ -61,7 +61,7 @@ ERRORS: dict[str, str] = {
     "Invalid value for {name}: {value} is not in the range {range}.": "{name} 的值无效：{value} 不在范围 {range} 之内。",
     # sweep
     "{file} with the key {key} for {question}": "{file} 中 {question} 有键 {key}",
-    "{file} with {key} = {value} for {question}: {said}": "{file} 中 {question} 有 {key} = {value}：{said}",
+    "{file} with {key} = {value} for {question}: {message}": "{file} 中 {question} 有 {key} = {value}：{message}",
     "{file} with {key} = {value} for {question}": "{file} 中 {question} 有 {key} = {value}",
     "{file} without {key} for {question}": "{file} 中 {question} 缺少 {key}",
     "{file} with both {key} and {other}": "{file} 中 {key} 和 {other} 都有",
