@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from tests.architectures import ARCHITECTURES, prompt
-from torch import nn
+from tests.backends import Mistake
+from tests.gpu_atomics import ATOMIC, EITHER, FIXED, Calls, given, varies
+from tests.test_miscompiled import compared, on
+from torch import Tensor
 
 import forkpoint as fp
 
@@ -15,19 +20,55 @@ pytestmark = [
 ]
 
 
-class ScatterMean(nn.Module):
-    """Sums many values into few places, in whatever order the threads come by."""
+def repeated(function: Callable[..., Tensor]) -> fp.Verdict:
+    """The verdict on two runs of a model that calls a function, on the same inputs."""
+    inputs = given("cuda")
+    model = Calls(function)
+    return fp.compare(fp.Run(model, inputs), fp.Run(model, inputs)).verdict
 
-    def forward(self, x: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
-        return torch.zeros(8, device=x.device).index_add(0, index, x)
 
-
-def test_a_scatter_add_with_atomics_is_nondeterminism() -> None:
-    x = torch.randn(1 << 20, device="cuda") * 1e3
-    index = torch.randint(0, 8, (1 << 20,), device="cuda")
-    run = fp.Run(ScatterMean(), {"x": x, "index": index})
-    verdict = fp.compare(run, fp.Run(ScatterMean(), {"x": x, "index": index})).verdict
+@pytest.mark.parametrize("name", ATOMIC)
+def test_sums_by_atomics_are_nondeterminism(name: str) -> None:
+    assert varies(ATOMIC[name], given("cuda"))
+    verdict = repeated(ATOMIC[name])
     assert (verdict.kind, verdict.mechanism) == (fp.VerdictKind.NONDETERMINISM, "atomics")
+
+
+@pytest.mark.parametrize("name", FIXED)
+def test_sums_in_a_fixed_order_are_identical(name: str) -> None:
+    assert not varies(FIXED[name], given("cuda"))
+    assert repeated(FIXED[name]).kind is fp.VerdictKind.IDENTICAL
+
+
+@pytest.mark.parametrize("name", EITHER)
+def test_what_varies_is_nondeterminism_and_nothing_else(name: str) -> None:
+    expected = (
+        fp.VerdictKind.NONDETERMINISM if varies(EITHER[name], given("cuda")) else fp.VerdictKind.IDENTICAL
+    )
+    assert repeated(EITHER[name]).kind is expected
+
+
+def test_a_deterministic_algorithm_takes_the_place_of_atomics() -> None:
+    torch.use_deterministic_algorithms(True)
+    try:
+        assert repeated(ATOMIC["index_add"]).kind is fp.VerdictKind.IDENTICAL
+    finally:
+        torch.use_deterministic_algorithms(False)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("name", ["plain", "llama"])
+def test_what_inductor_compiles_is_sound_and_a_mistake_is_found(name: str) -> None:
+    assert compared(*on("cuda", name), None, "inductor").verdict.kind in (
+        fp.VerdictKind.IDENTICAL,
+        fp.VerdictKind.ROUNDING,
+    )
+    mistake = Mistake("eps", "norm" if name == "plain" else "input_layernorm")
+    result = compared(*on("cuda", name), mistake, "inductor")
+    assert mistake.made
+    assert result.verdict.kind is fp.VerdictKind.SEMANTIC
+    assert result.origin is not None
+    assert result.origin.module.endswith("layers.1")
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])

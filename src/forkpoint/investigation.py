@@ -109,7 +109,7 @@ def _of_a_port(
     """A judgement of runs whose ops do not meet by name: the origin is where their values part."""
     agree = judged.verdict.kind in (VerdictKind.IDENTICAL, VerdictKind.ROUNDING)
     port = explain_port(session, mapping, parts=not agree)
-    if judged.verdict.kind is not VerdictKind.SEMANTIC:
+    if judged.verdict.kind is not VerdictKind.SEMANTIC or judged.by_module:
         return judged, port.notes
     origins = () if port.origin is None else (port.origin,)
     return replace(judged, origins=origins, found=None), port.notes

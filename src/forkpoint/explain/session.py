@@ -98,6 +98,11 @@ class Traced:
         with self._random_as_before():
             self.run.execute(backward=backward)
 
+    def unobserved(self, around: Callable[[], AbstractContextManager[Any]]) -> None:
+        """Run it once more, from the same random state, with nobody watching but what is entered around each call."""
+        with self._random_as_before():
+            self.run.execute(around=around)
+
     def instead(
         self, run: Run, *, watcher: Watcher, promotion: Promotion, enough: Callable[[], bool] | None = None
     ) -> Results:

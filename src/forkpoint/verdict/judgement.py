@@ -15,6 +15,7 @@ class Judgement:
     """A verdict, and the origins if the runs differ in exact arithmetic and they could be located.
 
     Attributes:
+        by_module: whether the origin is a compiled module, which is known by its path whatever its ops are called.
         located: the first origin as it ran in both runs, where that is known without another pass.
     """
 
@@ -23,3 +24,4 @@ class Judgement:
     found: Origin | None = None
     unfinite: Unfinite | None = None
     located: Located | None = None
+    by_module: bool = False

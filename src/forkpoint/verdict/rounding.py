@@ -8,6 +8,7 @@ from forkpoint.explain.locate import Located, unmatched_before
 from forkpoint.explain.results import ResultComparison
 from forkpoint.explain.session import Session
 from forkpoint.mechanisms import ROUNDING_ADVICE
+from forkpoint.probes.compiled_modules import Miscompiled
 from forkpoint.probes.held import HeldRuns
 from forkpoint.probes.inputs import Inputs
 from forkpoint.probes.native import Native, native
@@ -19,6 +20,8 @@ from forkpoint.result import ProbeResult, Verdict, VerdictKind
 
 ULPS_OF_ROUNDING = 64.0
 """Error of one op, in ULP of its largest value, up to which it is its own rounding: long sums in low precision."""
+
+_UNCOMPILED_ADVICE = "Run that run without its compiler, or with another kernel, and compare again."
 
 
 def rounding(
@@ -118,13 +121,16 @@ def not_as_it_ran(
     return None
 
 
+def otherwise_compiled(found: Miscompiled, evidence: list[ProbeResult]) -> Verdict:
+    """A compiled module computes something else than the Python that it was made from."""
+    result = found.result
+    return Verdict(VerdictKind.SEMANTIC, None, None, result.text, (*evidence, result), _UNCOMPILED_ADVICE)
+
+
 def _other_than_float64(found: Native, evidence: list[ProbeResult]) -> Verdict:
     """The gap falls in float64, but what ran natively is more than rounding away from that."""
     if len(found.runs) == 1:
-        kind, advice = (
-            VerdictKind.SEMANTIC,
-            "Run that run without its compiler, or with another kernel, and compare again.",
-        )
+        kind, advice = VerdictKind.SEMANTIC, _UNCOMPILED_ADVICE
     else:
         kind = VerdictKind.UNDETERMINED
         advice = "Put plain torch functions in the place of custom operations, and compare again."

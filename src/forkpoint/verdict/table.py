@@ -28,10 +28,12 @@ from forkpoint.explain.locate import Located, Tokens
 from forkpoint.explain.results import ResultComparison
 from forkpoint.explain.session import Session
 from forkpoint.printable import one_line
+from forkpoint.probes.compiled_modules import miscompiled, module_divergence
 from forkpoint.probes.computed import computed
 from forkpoint.probes.content import ContentProbe, content
 from forkpoint.probes.deciding import decided_apart
 from forkpoint.probes.decisions import decisions
+from forkpoint.probes.held import HeldRuns
 from forkpoint.probes.inputs import Inputs, inputs
 from forkpoint.probes.masks import missing_masks
 from forkpoint.probes.nonfinite import Unfinite, advice, unfinite
@@ -43,7 +45,13 @@ from forkpoint.probes.tables import rounded_tables
 from forkpoint.probes.whole import whole_numbers
 from forkpoint.result import Divergence, ProbeResult, Verdict, VerdictKind
 from forkpoint.verdict.judgement import Judgement
-from forkpoint.verdict.rounding import ULPS_OF_ROUNDING, model_dtypes, not_as_it_ran, rounding
+from forkpoint.verdict.rounding import (
+    ULPS_OF_ROUNDING,
+    model_dtypes,
+    not_as_it_ran,
+    otherwise_compiled,
+    rounding,
+)
 from forkpoint.verdict.semantic import (
     collapsed,
     displaced,
@@ -144,6 +152,11 @@ def _decided(
     if compared.missing:
         return Judgement(not_all_compared(compared, evidence))
     if exact.vanishes and exact.falls_from(compared):
+        wrong = miscompiled(session, flips=isinstance(exact.runs, HeldRuns))
+        if wrong is not None:
+            place = module_divergence(session, wrong.path, located, tokens)
+            origins = () if place is None else (place,)
+            return Judgement(otherwise_compiled(wrong, evidence), origins, by_module=True)
         return Judgement(
             not_as_it_ran(session, exact, compared, given, evidence)
             or rounding(session, exact, alone, given, located, evidence)

@@ -285,6 +285,9 @@ SENTENCES: dict[str, str] = {
     "else": "运行 {run} 与它自己的 float64 运算之差是舍入所能造成的 {times} 倍：实际运行的代码算的是别的东西",
     "the gap is {times} times what rounding makes, and both runs are as far from their own operations in float64: what ran "
     "is not what was done in float64": "差距是舍入所能造成的 {times} 倍，两次运行与各自的 float64 运算也相差这么多：实际运行的不是 float64 中所做的",
+    "in run {run} {module}, as it was compiled, is {times} times as far from float64 as the Python that it was made from, on "
+    "the same inputs: what was compiled computes something else": "在运行 {run} 中，编译后的 {module} 在相同输入上与 float64 之差是它所"
+    "依据的 Python 代码的 {times} 倍：编译得到的代码算的是别的东西",
     "Run that run without its compiler, or with another kernel, and compare again.": "请让那次运行不经编译器，或换一个核函数，再作比较。",
     "Put plain torch functions in the place of custom operations, and compare again.": "请用普通的 torch 函数代替自定义算子，再作比较。",
     "token ids, labels, parameters and buffers are the same in both runs": "两次运行的词元编号、标签、参数和缓冲区都相同",

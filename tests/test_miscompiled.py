@@ -1,0 +1,209 @@
+"""A mistake that a backend of torch.compile makes in one module is found at the compiled module that has it.
+
+Each layer of a model is compiled by `aot_eager`, one of them by a backend that makes a `Mistake` in it. Sound twins are
+compiled by `aot_eager` and by inductor. How many of all mistakes are found says
+
+    python -m tests.test_miscompiled
+"""
+
+from __future__ import annotations
+
+import copy
+import shutil
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from tests.architectures import ARCHITECTURES, prompt
+from tests.backends import KINDS, Mistake, places
+from torch import Tensor, nn
+
+import forkpoint as fp
+from forkpoint.explain.drift import layer_paths
+
+MODELS = ("llama", "bert", "gpt2", "vit", "plain")
+QUICK = (
+    ("plain", "small eps", "norm"), ("plain", "bias", "gate"), ("plain", "dtype", "up"), ("llama", "eps", "input_layernorm"),
+)  # fmt: skip
+NOTHING = (("bert", "bias", "attention.self.key"), ("vit", "bias", "attention.k_proj"))
+"""Mistakes that change nothing but rounding: softmax does not see what is added to all keys."""
+BELOW_ROUNDING = "small eps"
+"""Found where it makes more than four times what rounding makes in its layer, as in a norm of small values."""
+
+pytestmark = pytest.mark.filterwarnings("ignore")
+compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="inductor needs a C++ compiler")
+
+
+class Block(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(16)
+        self.up, self.gate, self.down = (nn.Linear(16, 16) for _ in range(3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.norm(x)
+        return x + self.down(torch.tanh(self.up(y)) * self.gate(y) - 0.3 * y)
+
+
+class Plain(nn.Module):
+    """A model of nobody's: two blocks between two layers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            self.embed, self.head = nn.Linear(6, 16), nn.Linear(16, 5)
+            self.layers = nn.ModuleList([Block() for _ in range(2)])
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.embed(x)
+        for layer in self.layers:
+            x = layer(x)
+        return self.head(x)
+
+
+def made(name: str, dtype: torch.dtype = torch.float32) -> tuple[nn.Module, dict[str, Tensor]]:
+    """A model and what it is given."""
+    if name == "plain":
+        model, inputs = (
+            Plain().eval().to(dtype),
+            {"x": torch.randn(2, 7, 6, generator=torch.Generator().manual_seed(1))},
+        )
+    else:
+        architecture = ARCHITECTURES[name]
+        model, inputs = architecture.build(attention="sdpa", dtype=dtype), architecture.inputs([prompt(9)])
+    return model, {
+        key: value.to(dtype) if value.is_floating_point() else value for key, value in inputs.items()
+    }
+
+
+def on(device: str, name: str, dtype: torch.dtype = torch.float32) -> tuple[nn.Module, dict[str, Tensor]]:
+    """The same on a device."""
+    model, inputs = made(name, dtype)
+    return model.to(device), {key: value.to(device) for key, value in inputs.items()}
+
+
+def compared(
+    model: nn.Module, inputs: dict[str, Tensor], mistake: Mistake | None, backend: str = "aot_eager"
+) -> fp.Result:
+    """The model, and a copy whose layers are compiled, the last of them with the mistake."""
+    torch.compiler.reset()
+    other = copy.deepcopy(model)
+    *sound, last = layers_of(model)
+    for path in sound:
+        other.get_submodule(path).compile(backend=backend)
+    other.get_submodule(last).compile(backend=backend if mistake is None else mistake.backend(backend))
+    return fp.compare(fp.Run(model, inputs), fp.Run(other, inputs))
+
+
+def layers_of(model: nn.Module) -> list[str]:
+    return layer_paths(model) or ["layers.0", "layers.1"]
+
+
+def mistakes(name: str, kinds: Any = tuple(KINDS)) -> Iterator[tuple[str, str]]:
+    """Every kind of mistake with every module of the last layer in which it can be made."""
+    model, inputs = made(name)
+    torch.compiler.reset()
+    layer = model.get_submodule(layers_of(model)[-1])
+    yield from places(layer, lambda: model(**inputs), kinds)
+
+
+def is_found(name: str, kind: str, module: str) -> str:
+    """Empty where the layer with the mistake is what forkpoint names; else what it says."""
+    model, inputs = made(name)
+    mistake = Mistake(kind, module)
+    result = compared(model, inputs, mistake)
+    assert mistake.made, f"{name}: no {kind} in {module}"
+    layer = layers_of(model)[-1]
+    named = (
+        result.origin.module
+        if result.origin is not None
+        else result.first.module
+        if result.first is not None
+        else ""
+    )
+    if result.verdict.kind == "semantic" and named == layer and layer in result.verdict.summary:
+        return ""
+    return f"{name}, {kind} in {module or '(layer)'}: {result.verdict.kind.value} at {named}: {result.verdict.summary}"
+
+
+@pytest.mark.parametrize(("name", "kind", "module"), QUICK)
+def test_a_mistake_is_found_at_its_layer(name: str, kind: str, module: str) -> None:
+    assert is_found(name, kind, module) == ""
+
+
+SOUND = [pytest.param(name, marks=[] if name in ("plain", "bert") else pytest.mark.slow) for name in MODELS]
+
+
+@pytest.mark.parametrize("name", SOUND)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_a_sound_backend_makes_no_mistake(name: str, dtype: torch.dtype) -> None:
+    model, inputs = made(name, dtype)
+    assert compared(model, inputs, None).verdict.kind in ("identical", "rounding")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "kind", "module"), NOTHING)
+def test_a_mistake_that_changes_nothing_is_rounding(name: str, kind: str, module: str) -> None:
+    model, inputs = made(name)
+    mistake = Mistake(kind, module)
+    assert compared(model, inputs, mistake).verdict.kind == "rounding"
+    assert mistake.made
+
+
+@pytest.mark.slow
+@compiler
+def test_the_layer_is_named_although_another_rounds_before_it() -> None:
+    model, inputs = made("bert")
+    torch.compiler.reset()
+    other = copy.deepcopy(model)
+    other.encoder.layer[0].compile(backend="inductor")
+    other.encoder.layer[1].compile(backend=Mistake("bias", "output.dense").backend())
+    result = fp.compare(fp.Run(model, inputs), fp.Run(other, inputs))
+    assert result.origin is not None
+    assert (result.verdict.kind, result.origin.module) == ("semantic", "encoder.layer.1")
+    assert "encoder.layer.1, as it was compiled, is" in result.verdict.summary
+
+
+def test_a_model_that_is_compiled_as_a_whole() -> None:
+    model, inputs = made("plain")
+    torch.compiler.reset()
+    mistake = Mistake("eps", "layers.0.norm")
+    result = fp.compare(
+        fp.Run(model, inputs), fp.Run(torch.compile(copy.deepcopy(model), backend=mistake.backend()), inputs)
+    )
+    assert mistake.made == 1
+    assert result.verdict.kind == "semantic"
+    assert "(model), as it was compiled, is" in result.verdict.summary
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", MODELS)
+def test_every_mistake_is_found(name: str) -> None:
+    found = [
+        is_found(name, *plant)
+        for plant in mistakes(name)
+        if plant[0] != BELOW_ROUNDING and (name, *plant) not in NOTHING
+    ]
+    assert [miss for miss in found if miss] == []
+
+
+@pytest.mark.slow
+@compiler
+@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_inductor_makes_no_mistake(name: str, dtype: torch.dtype) -> None:
+    model, inputs = made(name, dtype)
+    assert compared(model, inputs, None, "inductor").verdict.kind in ("identical", "rounding")
+
+
+def main() -> None:
+    for name in MODELS:
+        plants = [plant for plant in mistakes(name) if (name, *plant) not in NOTHING]
+        misses = [miss for plant in plants if (miss := is_found(name, *plant))]
+        print(f"{name}: {len(plants) - len(misses)} of {len(plants)}", *misses, sep="\n  ", flush=True)
+
+
+if __name__ == "__main__":
+    main()
