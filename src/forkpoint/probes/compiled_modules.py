@@ -35,7 +35,7 @@ MOVES = 3
 
 
 @dataclass(frozen=True)
-class Call:
+class CompiledCall:
     """One call of a compiled module in a run.
 
     Attributes:
@@ -107,7 +107,7 @@ def module_divergence(
     return None if a is None or b is None else describe(session, row, a, b, tokens)
 
 
-def _calls(traced: Traced) -> list[Call]:
+def _calls(traced: Traced) -> list[CompiledCall]:
     """The calls of compiled modules that a run makes, as they are made natively."""
     model = traced.run.modules
     paths = set(traced.trace.opaque)
@@ -120,7 +120,7 @@ def _calls(traced: Traced) -> list[Call]:
     }
     if not modules:
         return []
-    calls: list[Call] = []
+    calls: list[CompiledCall] = []
 
     @contextmanager
     def noted() -> Generator[None]:
@@ -132,7 +132,7 @@ def _calls(traced: Traced) -> list[Call]:
             inputs = copy_inputs({**{str(place): value for place, value in enumerate(args)}, **kwargs})
             with caller.as_before():  # else Dynamo, which compiles what it meets, would meet this
                 output = caller.original(module, *args, **kwargs)
-            calls.append(Call(*modules[id(module)], inputs, _floating(output)))
+            calls.append(CompiledCall(*modules[id(module)], inputs, _floating(output)))
             return output
 
         with caller.replaced(makes):
@@ -146,7 +146,7 @@ def _is_compiled(module: nn.Module) -> bool:
     return getattr(module, "_compiled_call_impl", None) is not None or hasattr(module, "_orig_mod")
 
 
-def _times(call: Call, *, flips: bool = False) -> float:
+def _times(call: CompiledCall, *, flips: bool = False) -> float:
     """How much farther a compiled module is from float64 than its Python, in the worst of its results.
 
     It is told by the mean square of all elements, or of a typical token where some flip.
