@@ -16,7 +16,7 @@ from forkpoint import Run
 from forkpoint.capture.functions import UNWRITTEN
 from forkpoint.capture.recorder import CopiedCall, Fetch
 from forkpoint.capture.sites import NOWHERE
-from forkpoint.capture.wanted import Wanted
+from forkpoint.capture.wanted import FetchTargets
 from forkpoint.explain.session import Traced, trace_run
 from forkpoint.probes.watchers import Store
 from forkpoint.support.equality import same_bits
@@ -49,8 +49,8 @@ def fetched(traced: Traced, wants: Wants, *, some: bool) -> list[CopiedCall]:
     """What is handed over, looking into some modules or into all."""
     found: list[CopiedCall] = []
     fetches = wants(found.append)
-    assert Wanted.of(fetches, traced.recorder.tape.frames) is not None
-    with mock.patch.object(Wanted, "of", Wanted.of if some else lambda *_: None):
+    assert FetchTargets.of(fetches, traced.recorder.tape.frames) is not None
+    with mock.patch.object(FetchTargets, "of", FetchTargets.of if some else lambda *_: None):
         traced.again(fetches)
     return found
 
@@ -264,11 +264,11 @@ def test_a_module_made_in_a_forward_may_go_by_the_path_of_another():
 )
 def test_what_is_not_in_a_module_of_the_model_is_looked_for_everywhere(key: tuple[str, str, str]):
     traced = trace_run(Run(nn.Sequential(nn.Linear(8, 8)), {"input": X}))
-    assert Wanted.of([Fetch(key, None, None, lambda _: None)], traced.recorder.tape.frames) is None
+    assert FetchTargets.of([Fetch(key, None, None, lambda _: None)], traced.recorder.tape.frames) is None
 
 
 def test_one_of_several_passes_of_an_output_is_looked_for_everywhere():
     traced = trace_run(Run(nn.Sequential(nn.Linear(8, 8)), {"input": X}))
     frames = traced.recorder.tape.frames
-    assert Wanted.of([Fetch(("0", "output", NO_PLACE), None, 0, lambda _: None)], frames) is None
-    assert Wanted.of([Fetch(("0", "output", NO_PLACE), 0, None, lambda _: None)], frames) is not None
+    assert FetchTargets.of([Fetch(("0", "output", NO_PLACE), None, 0, lambda _: None)], frames) is None
+    assert FetchTargets.of([Fetch(("0", "output", NO_PLACE), 0, None, lambda _: None)], frames) is not None

@@ -136,7 +136,7 @@ def test_other_weights_other_inputs_and_other_ops_are_told_apart():
 def test_nothing_more_and_nothing_less():
     then = record(run(Model()))
     count = len(then.values)
-    shorter, elsewhere = Baseline(then.values[:-1], then.made), Baseline(then.values[:-1], "another machine")
+    shorter, elsewhere = Baseline(then.values[:-1], then.setup), Baseline(then.values[:-1], "another machine")
     gone, more, moved = (difference(*pair) for pair in ((then, shorter), (shorter, then), (elsewhere, then)))
     assert gone is not None and more is not None and moved is not None
     assert gone.text == (

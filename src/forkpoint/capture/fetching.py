@@ -12,7 +12,7 @@ from forkpoint.capture.hooks import CopiedArguments, CopiedCall, Fetch, clone
 from forkpoint.capture.labels import Label
 from forkpoint.capture.marks import TensorRecord
 from forkpoint.capture.trace import Op
-from forkpoint.capture.wanted import Wanted
+from forkpoint.capture.wanted import FetchTargets
 
 Key = tuple[str, str, str]
 """What names an op in every run: module, function, chain."""
@@ -28,7 +28,7 @@ class Fetching:
     """
 
     def __init__(
-        self, fetches: Sequence[Fetch], wanted: Wanted | None, read: Callable[[Tensor], Tensor] | None
+        self, fetches: Sequence[Fetch], wanted: FetchTargets | None, read: Callable[[Tensor], Tensor] | None
     ) -> None:
         self.wanted = wanted
         self._read = read
@@ -53,7 +53,7 @@ class Fetching:
         self,
         func: Any,
         call: int,
-        given: CopiedArguments,
+        arguments: CopiedArguments,
         recorded: tuple[Op, int, tuple[Tensor, ...], list[Label | None]],
         fetches: Iterable[tuple[Fetch, Any]],
     ) -> None:
@@ -62,14 +62,23 @@ class Fetching:
         Args:
             func: the torch function.
             call: index of the forward call.
-            given: copies of the arguments.
+            arguments: copies of the arguments.
             recorded: what `Reader.record` returned for the call.
             fetches: each with what its `look` returned.
         """
         op, nth, outputs, labels = recorded
         copies = tuple(clone(output if self._read is None else self._read(output)) for output in outputs)
         finished = CopiedCall(
-            op, call, nth, func, given.args, given.kwargs, copies, given.labels, tuple(labels), given.owned
+            op,
+            call,
+            nth,
+            func,
+            arguments.args,
+            arguments.kwargs,
+            copies,
+            arguments.labels,
+            tuple(labels),
+            arguments.owned,
         )
         for fetch, seen in fetches:
             fetch.take(replace(finished, seen=seen))

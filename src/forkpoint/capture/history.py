@@ -21,7 +21,16 @@ from forkpoint.capture.mode import Entry, outputs_in
 from forkpoint.capture.passages import Passage
 from forkpoint.capture.pattern import TapeColumns, is_odd
 from forkpoint.capture.sites import NOWHERE, CallStack
-from forkpoint.capture.steps import Constant, Group, HistoryStep, Leaf, Sketch, StepRow, Used, state_of
+from forkpoint.capture.steps import (
+    Constant,
+    Group,
+    HistoryStep,
+    Leaf,
+    Sketch,
+    StepRow,
+    TensorArgument,
+    state_of,
+)
 
 if TYPE_CHECKING:
     from forkpoint.capture.ledger import Ledger
@@ -120,7 +129,7 @@ class History:
             if record is None or record[0]() is not value or is_odd(value):
                 return None
             form = None if record[2] < 0 else tape.rows[record[2]][2]
-            return Used(record[1], value.stride(), record[3], state_of(tape, record), form)
+            return TensorArgument(record[1], value.stride(), record[3], state_of(tape, record), form)
         kind = type(value)
         if not counts:
             return Constant(kind, None, False)
@@ -182,7 +191,7 @@ class History:
         outputs: tuple[Tensor, ...] = outputs_in(made) if isinstance(what, Function) else ()
         if any(map(is_odd, outputs)) or (isinstance(what, Function) and what.may_or_may_not_view):
             return None
-        tensors = [i for i, leaf in enumerate(sketch.leaves) if isinstance(leaf, Used)]
+        tensors = [i for i, leaf in enumerate(sketch.leaves) if isinstance(leaf, TensorArgument)]
         queued = {row: (treatment, plan, grid) for row, treatment, plan, grid in tape.queued}
         rows: list[StepRow] = []
         for number, (op, _, form, back, slots) in enumerate(tape.rows[first:]):

@@ -20,7 +20,7 @@ from forkpoint.capture.marks import Entering, Frame, Leaving, Mark, Treatment, v
 from forkpoint.capture.mode import outputs_in
 from forkpoint.capture.pattern import Guards, Pattern, TapeColumns, getter
 from forkpoint.capture.sites import CallStack
-from forkpoint.capture.steps import Constant, Group, HistoryStep, StepRow, Used
+from forkpoint.capture.steps import Constant, Group, HistoryStep, StepRow, TensorArgument
 from forkpoint.capture.trace import Op, Row
 
 if TYPE_CHECKING:
@@ -84,7 +84,7 @@ class Passage:
         row_at: list[int] = []
         """For each row, where its value is in the pool."""
         for step, at, output in zip(steps, leaves, outputs, strict=False):
-            tensors = [at[i] for i, leaf in enumerate(step.leaves) if isinstance(leaf, Used)]
+            tensors = [at[i] for i, leaf in enumerate(step.leaves) if isinstance(leaf, TensorArgument)]
             row_at += range(output, output + len(step.sizes)) if step.sizes else tensors
         self._arguments(steps, leaves, row_at, outputs[-1])
         self._rows_of(steps, leaves, outputs)
@@ -155,7 +155,7 @@ class Passage:
                     guards.group_sizes.append(leaf.size)
                     items = step.leaves[grouped : grouped + leaf.size]
                     grouped += leaf.size
-                    if any(isinstance(item, Used) for item in items):
+                    if any(isinstance(item, TensorArgument) for item in items):
                         guards.tensor_groups.append(at)
                 elif self.first_home <= leaf.home < step.first_row:
                     self.source[at] = row_at[leaf.home - self.first_home]
@@ -189,7 +189,7 @@ class Passage:
                     self.far.append((len(self.rows), self.external[at[row.alias]]))
                 elif row.alias >= 0:
                     leaf = step.leaves[row.alias]
-                    assert isinstance(leaf, Used)
+                    assert isinstance(leaf, TensorArgument)
                     back = len(self.rows) - (leaf.home - self.first_home)
                 self.backs.append(back)
                 self.rows.append((frame, function, place, row))

@@ -90,7 +90,7 @@ class Guards:
         shapes, strides, devices: of those outputs.
         externals: tensors from before the stretch.
         external_marks, external_strides: their marks and strides.
-        external_states: their `Used.state`; None where nothing depends on it.
+        external_states: their `TensorArgument.state`; None where nothing depends on it.
         external_forms: the forms that had these states; None for what has no row.
         updated: tensors that have a new record after the stretch.
         updated_marks, updated_rows, updated_homes: for these records the mark, the row (counted from the stretch's first) and
@@ -176,24 +176,24 @@ class PythonPattern:
         args, kwargs = args[position:end], kwargs[position:end]
         if list(map(len, args)) != guards.sizes or kwargs.count(None) != len(kwargs) - len(self.keyworded):
             return None
-        given = list(chain.from_iterable(args))
+        arguments = list(chain.from_iterable(args))
         for index, names in self.keyworded:
             keywords = kwargs[index]
             if keywords is None or tuple(keywords) != names:
                 return None
-            given += keywords.values()
+            arguments += keywords.values()
         for index, kind, size in zip(guards.groups, guards.group_kinds, guards.group_sizes, strict=True):
-            group = given[index]
+            group = arguments[index]
             if type(group) is not kind or len(group) != size:
                 return None
-            given += group
+            arguments += group
         outputs = list(self.pick_functions(made[position:end]))
         if self.many or tuple in set(map(type, outputs)):
             results = list(map(outputs_in, outputs))
             if list(map(len, results)) != guards.n_outputs:
                 return None
             outputs = list(chain.from_iterable(results))
-        pool = outputs + given
+        pool = outputs + arguments
         same = (
             len(outputs) == len(guards.dtypes)
             and list(map(type, self.pick_constants(pool))) == guards.kinds

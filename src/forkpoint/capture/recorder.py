@@ -32,8 +32,8 @@ from forkpoint.capture.rules import Call, tensors_in
 from forkpoint.capture.sites import CallStack
 from forkpoint.capture.tape import Tape
 from forkpoint.capture.trace import Event, Op, Row, Trace
-from forkpoint.capture.wanted import Wanted
-from forkpoint.capture.writes import INDEXED_WRITES, Written, written_by
+from forkpoint.capture.wanted import FetchTargets
+from forkpoint.capture.writes import INDEXED_WRITES, PartialWrite, written_by
 from forkpoint.runs.layout import Layout
 from forkpoint.runs.modules import Survey, survey
 from forkpoint.support.memory import Shelf
@@ -213,13 +213,13 @@ class Recorder:
         self._read = read
         parts = survey(model) if parts is None and model is not None else parts
         inventory = None if model is None else inventory_of(model, parts)
-        self.wanted: Wanted | None = None
+        self.wanted: FetchTargets | None = None
         """The modules that the fetches want, if all others can be recorded in passing; else None."""
         entrances = watcher is not None and watcher.entrances_only and read is None
         passive = watcher is None or entrances
         if passive and fetches:
             if inventory is not None and read is None:
-                self.wanted = Wanted.of(fetches, inventory.frames, unregistered)
+                self.wanted = FetchTargets.of(fetches, inventory.frames, unregistered)
             passive = self.wanted is not None
         self.fetching = Fetching(fetches, self.wanted, read)
         eager = LOOKS_UP if entrances else 0
@@ -303,7 +303,7 @@ class Recorder:
             # what it overwrites must be digested first
             if tape.pending and (writes(function, kwargs) or function.name in BORROWING):
                 tape.flush()
-            given = copied(args, kwargs, self.owned, self.label_of) if fetches else None
+            arguments = copied(args, kwargs, self.owned, self.label_of) if fetches else None
             after = [None if fetch.look is None else fetch.look(args, kwargs) for fetch in fetches]
         watching = self.watching
         if watching is None or watching.maker is None:
@@ -317,9 +317,9 @@ class Recorder:
             outputs = (args[0],) if function.name == "setitem" else tape.outputs_of(result)
             if outputs and transforms() is None:  # inside vmap or grad they are not the model's own
                 recorded = tape.record(function, place, args, kwargs, outputs)
-                if given is not None:
+                if arguments is not None:
                     self.fetching.hand_over(
-                        function.func, self.call, given, recorded, zip(fetches, seen, strict=True)
+                        function.func, self.call, arguments, recorded, zip(fetches, seen, strict=True)
                     )
                     self.tape.ask()
         return result
@@ -343,7 +343,7 @@ class Recorder:
         """See `Listener.wrote`."""
         call = Call(function.rule, function.func, args, kwargs, outputs, self.label_of, self.labels)
         labels = answer.labels
-        written: Written | None = None
+        written: PartialWrite | None = None
         if function.rule in INDEXED_WRITES and labels[0] is not None:
             written = written_by(call, self.true_value(outputs[0]), labels[0])
         for index, (output, label) in enumerate(zip(outputs, labels, strict=True)):

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(slots=True, eq=False)
-class Used:
+class TensorArgument:
     """A tensor among the arguments of an entry.
 
     Attributes:
@@ -55,7 +55,7 @@ class Group:
     size: int
 
 
-Leaf = Used | Constant | Group
+Leaf = TensorArgument | Constant | Group
 
 
 @dataclass(slots=True, eq=False)
@@ -124,7 +124,7 @@ class HistoryStep:
 
 
 def state_of(tape: Ledger, record: TensorRecord) -> tuple[bool, bool, bool]:
-    """`Used.state` of a tensor, from its record."""
+    """`TensorArgument.state` of a tensor, from its record."""
     event = record[2]
     if event < 0:
         return False, False, False

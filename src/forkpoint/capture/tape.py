@@ -222,8 +222,8 @@ def _room_on(device: torch.device) -> int:
 def _left_on(device: torch.device) -> int:
     """How many bytes a GPU has left. It takes as long to ask as a layer to run, so it is asked once a second at most."""
     now = monotonic()
-    asked, left = _left.get(device, (-math.inf, 0))
-    if now - asked > _LASTS:
+    since, left = _left.get(device, (-math.inf, 0))
+    if now - since > _LASTS:
         free, _ = torch.cuda.mem_get_info(device)
         left = free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         _left[device] = now, left

@@ -20,7 +20,7 @@ from forkpoint.capture.mode import Tap, transforms, transparent
 from forkpoint.capture.recorder import Recorder
 from forkpoint.capture.shortcuts import shortcuts_to
 from forkpoint.capture.swaps import swaps_told_to
-from forkpoint.capture.wanted import Wanted
+from forkpoint.capture.wanted import FetchTargets
 from forkpoint.native import compiled
 from forkpoint.promotion.uncompiled import Uncompiled
 from forkpoint.support.restoring import on_stack
@@ -111,7 +111,7 @@ class Observation:
             with torch._C.DisableTorchFunction():
                 self.recorder.give_back()
 
-    def _looking_into(self, wanted: Wanted, gate: Makes) -> Makes:
+    def _looking_into(self, wanted: FetchTargets, gate: Makes) -> Makes:
         """A wrapper around `gate` for a second pass: calls inside wanted modules are recorded at once, wanted outputs copied."""
         recorder, tape, thread = self.recorder, self.recorder.tape, threading.get_ident()
         modules = wanted.inside | wanted.outputs.keys()

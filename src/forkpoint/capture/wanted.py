@@ -22,7 +22,7 @@ from forkpoint.support.readable import why_unreadable
 
 
 @dataclass
-class Returned:
+class PendingOutput:
     """An output of a module that a fetch wants, until its label is known.
 
     Attributes:
@@ -43,7 +43,7 @@ class Returned:
 
 
 @dataclass
-class Wanted:
+class FetchTargets:
     """The modules of a model that a second pass has to look into, by their ids.
 
     Attributes:
@@ -54,13 +54,13 @@ class Wanted:
 
     inside: set[int] = field(default_factory=set[int])
     outputs: dict[int, tuple[Frame, list[Fetch]]] = field(default_factory=dict[int, Any])
-    returned: list[Returned] = field(default_factory=list[Returned])
+    returned: list[PendingOutput] = field(default_factory=list[PendingOutput])
     _counts: Counter[tuple[int, int]] = field(default_factory=Counter[tuple[int, int]])
 
     @classmethod
     def of(
         cls, fetches: Sequence[Fetch], frames: dict[int, Frame], unregistered: frozenset[str] = frozenset()
-    ) -> Wanted | None:
+    ) -> FetchTargets | None:
         """The modules that some fetches want; None if that can't be told by modules, so that every call is recorded at once.
 
         Args:
@@ -105,18 +105,20 @@ class Wanted:
             for fetch in () if why_unreadable(value) else fetches:
                 if fetch.call in (None, call) and fetch.output in (None, index):
                     copied = value.detach().clone()
-                    self.returned.append(Returned(fetch, frame, index, nth, value, copied))
+                    self.returned.append(PendingOutput(fetch, frame, index, nth, value, copied))
                     n_bytes += copied.nbytes if copied.layout is torch.strided else 0
         return n_bytes
 
-    def settle(self, find: Callable[[Tensor], TensorRecord | None]) -> list[tuple[Returned, Label | None]]:
+    def settle(
+        self, find: Callable[[Tensor], TensorRecord | None]
+    ) -> list[tuple[PendingOutput, Label | None]]:
         """The outputs that were read from the tape by now, with their labels; they are no longer kept alive.
 
         Args:
             find: gives the record of a tensor; None if it wasn't read yet.
         """
-        settled: list[tuple[Returned, Label | None]] = []
-        waiting: list[Returned] = []
+        settled: list[tuple[PendingOutput, Label | None]] = []
+        waiting: list[PendingOutput] = []
         for returned in self.returned:
             record = find(returned.value)
             if record is None:

@@ -21,7 +21,7 @@ A loop over experts writes each token's row when its expert comes by: what it le
 
 
 @dataclass(frozen=True)
-class Written:
+class PartialWrite:
     """The part of a tensor that an indexed write wrote.
 
     Attributes:
@@ -45,7 +45,7 @@ class Written:
         return labels.apply(whole, lambda ids: np.where(written, spread(ids, shape), NONE).astype(np.int32))
 
 
-def written_by(call: Call, whole: Tensor, label: Label | None) -> Written | None:
+def written_by(call: Call, whole: Tensor, label: Label | None) -> PartialWrite | None:
     """What an indexed write wrote; None where that can't be told from the rest.
 
     Args:
@@ -59,7 +59,7 @@ def written_by(call: Call, whole: Tensor, label: Label | None) -> Written | None
         moved = call.labels.apply(label, lambda ids: take(call, ids, tuple(whole.shape), index))
     except (RuntimeError, IndexError, KeyError, TypeError, ValueError, UnknownMovementError):
         return None
-    return Written(part, moved, whole, index) if fits(moved, part) else None
+    return PartialWrite(part, moved, whole, index) if fits(moved, part) else None
 
 
 def _index(call: Call) -> Any:

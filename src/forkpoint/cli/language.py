@@ -11,7 +11,7 @@ from contextvars import ContextVar
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
-from forkpoint.support.language import SAID, Lang, of_locale
+from forkpoint.support.language import WORDING, Lang, of_locale
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterator, Mapping, Sequence
@@ -75,12 +75,12 @@ def worded(error: ForkpointError) -> str:
 @contextmanager
 def speaking(lang: Lang) -> Generator[None]:
     """What runs within is a command that speaks a language, and so does typer."""
-    language_token, stage_token = SPOKEN.set(lang), SAID.set(_stage)
+    language_token, stage_token = SPOKEN.set(lang), WORDING.set(_stage)
     try:
         with nullcontext() if lang == "en" else _typer_speaks():
             yield
     finally:
-        SAID.reset(stage_token)
+        WORDING.reset(stage_token)
         SPOKEN.reset(language_token)
 
 

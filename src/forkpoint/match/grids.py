@@ -31,10 +31,10 @@ def has_grid(of: Pass) -> bool:
 
 
 def _grid(of: Pass) -> DigestGrid:
-    given = (*of.cells.row_dims, *of.cells.open_dims)
-    dims = tuple(sorted(given))
-    digests = of.digests.reshape([of.shape[d] for d in given])
-    return DigestGrid(dims, digests.transpose([given.index(d) for d in dims]))
+    order = (*of.cells.row_dims, *of.cells.open_dims)
+    dims = tuple(sorted(order))
+    digests = of.digests.reshape([of.shape[d] for d in order])
+    return DigestGrid(dims, digests.transpose([order.index(d) for d in dims]))
 
 
 def compare_grids(

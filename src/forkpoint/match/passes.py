@@ -105,12 +105,12 @@ def meet(a: PassTable, b: PassTable) -> tuple[list[tuple[Ints, Ints]], tuple[Int
         every, none = np.arange(len(a.numbers)), np.zeros(0, dtype=np.int64)
         return [(every, every)], (none, none)
     _, rows_a, rows_b = np.intersect1d(a.keys, b.keys, assume_unique=True, return_indices=True)
-    met, alone = [(rows_a, rows_b)], list[Ints]()
+    pairs, alone = [(rows_a, rows_b)], list[Ints]()
     for mine, theirs, rows, swap in ((a, b, rows_a, False), (b, a, rows_b, True)):
         rest = np.delete(np.arange(len(mine.keys)), rows)
         again = rest[mine.again[rest]]
         partner, has_partner = theirs.own(mine.numbers[again], mine.ranks[again])
         again, partner = again[has_partner], partner[has_partner]
-        met.append((partner, again) if swap else (again, partner))
+        pairs.append((partner, again) if swap else (again, partner))
         alone.append(np.setdiff1d(rest, again))
-    return met, (alone[0], alone[1])
+    return pairs, (alone[0], alone[1])

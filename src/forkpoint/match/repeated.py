@@ -41,9 +41,9 @@ def compare_series(a: Series, b: Series, shared: Shared, tally: Tally) -> None:
 
 
 def _compare_tables(table_a: _Digested, table_b: _Digested, shared: Shared, tally: Tally) -> None:
-    met, alone = meet(table_a, table_b)
+    pairs, alone = meet(table_a, table_b)
     tally.skip(sum(map(len, alone)), "a pass that the other run does not make")
-    for rows_a, rows_b in met:
+    for rows_a, rows_b in pairs:
         _compare_rows(table_a, table_b, rows_a, rows_b, shared, tally)
 
 

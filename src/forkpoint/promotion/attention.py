@@ -161,6 +161,6 @@ def _flash_rules(
 def _only_plain(dropout: float, more: dict[str, Any]) -> None:
     if dropout:
         raise CannotRewriteError("flash attention with dropout")
-    given = [name for name, value in more.items() if isinstance(value, torch.Tensor)]
-    if given:
-        raise CannotRewriteError(f"flash attention with {', '.join(given)}")
+    tensors = [name for name, value in more.items() if isinstance(value, torch.Tensor)]
+    if tensors:
+        raise CannotRewriteError(f"flash attention with {', '.join(tensors)}")

@@ -123,5 +123,5 @@ def by_name(overload: torch._ops.OpOverload, args: tuple[Any, ...], kwargs: dict
     {'self': 1, 'other': 2, 'alpha': 3}
     """
     names = [argument.name for argument in overload._schema.arguments]
-    given = {**dict(zip(names, args, strict=False)), **kwargs}
-    return {name.lower(): value for name, value in given.items()}
+    arguments = {**dict(zip(names, args, strict=False)), **kwargs}
+    return {name.lower(): value for name, value in arguments.items()}

@@ -110,7 +110,7 @@ class Contents:
         self._state: dict[int, TensorView] = {}
         self._parameters: dict[int, TensorView] = {}
         self._models: list[nn.Module] = []
-        self._met: list[object] = []
+        self._visitors: list[object] = []
 
     def note(self, tensors: Iterable[Tensor]) -> None:
         """Note what tensors hold that a forward call is likely to write; those that were noted before are as they were."""
@@ -132,8 +132,8 @@ class Contents:
 
     def meet(self, somebody: object) -> bool:
         """Whether it is the first time that somebody comes here."""
-        met_before = any(one is somebody for one in self._met)
-        self._met.append(somebody)
+        met_before = any(one is somebody for one in self._visitors)
+        self._visitors.append(somebody)
         return not met_before
 
     def put_back(

@@ -50,17 +50,17 @@ def unrolled(runs: tuple[Run, Run], heard: tuple[Listening, Listening]) -> tuple
         return (*runs, ())
     texts: list[Text | None] = []
     for run, listening in zip(runs, heard, strict=True):
-        made = listening.outermost
-        if not made:
+        generations = listening.outermost
+        if not generations:
             texts.append(None)
             continue
-        if len(made) > 1 or len(run.calls) > 1 or listening.others:
+        if len(generations) > 1 or len(run.calls) > 1 or listening.others:
             raise InputError(
-                f"a run that generates {len(made)} times in {len(run.calls)} calls, with {listening.others} forward calls besides",
+                f"a run that generates {len(generations)} times in {len(run.calls)} calls, with {listening.others} forward calls besides",
                 "a call that generates once, and does nothing else",
                 HINT,
             )
-        texts.append(text_of(made[0]))
+        texts.append(text_of(generations[0]))
     mine, theirs = (_rows(run, text) for run, text in zip(runs, texts, strict=True))
     pairs = _paired(mine, theirs)
     limits, notes, apart = _limits(mine, theirs, pairs)
@@ -148,7 +148,7 @@ def _begin_alike(one: Row, other: Row) -> bool:
 
 def _read(text: Text, row: int) -> Hashable:
     """What the encoder was given of a row, but for padding."""
-    encoder = text.made.encoder or {}
+    encoder = text.call.encoder or {}
     mask = encoder.get("attention_mask")
     contents: list[Hashable] = []
     for name, value in encoder.items():
@@ -216,18 +216,18 @@ def _again(run: Run, text: Text, limits: Mapping[int, int], chosen: str) -> Run:
     last = int(compared[counted].any(0).nonzero().max())  # the column of the last token that is compared
     used = [
         (step, stop)
-        for index, (step, stop) in enumerate(zip(text.made.steps, text.stops, strict=True))
+        for index, (step, stop) in enumerate(zip(text.call.steps, text.stops, strict=True))
         if not index or (step.cached <= last and (text.cached or stop <= last + 1))
     ]
     used = used if text.cached else used[-1:]  # without a cache each call has all tokens
     calls: list[dict[str, Any]] = []
     layout: list[dict[str, Coordinates]] = []
-    told: list[tuple[int, Choosing | None]] = []
-    stream = stream_of_tokens(text.made.steps[0].inputs)
+    plan: list[tuple[int, Choosing | None]] = []
+    stream = stream_of_tokens(text.call.steps[0].inputs)
     for index, (step, stop) in enumerate(used):
         call = dict(step.inputs)
         entry = {stream: _coordinates(text, compared, step, stop)}
-        read = text.made.encoder or {}
+        read = text.call.encoder or {}
         if read:
             call.pop("encoder_outputs", None)
         if read and index == 0:
@@ -237,26 +237,26 @@ def _again(run: Run, text: Text, limits: Mapping[int, int], chosen: str) -> Run:
                     value.repeat_interleave(len(text.ids) // max(len(value), 1), 0) if value.dim() else value
                 )
             entry = {**_of_encoder(call), **entry}
-        if index == 0 and text.made.cache is not None:
-            call[_cache_name(text.made.module)] = text.made.cache
+        if index == 0 and text.call.cache is not None:
+            call[_cache_name(text.call.module)] = text.call.cache
         calls.append({**call, _STEP: index})
-        told.append((step.cached, _chosen(text, step, stop, chosen)))
+        plan.append((step.cached, _chosen(text, step, stop, chosen)))
         layout.append(entry)
     return Run(
-        text.made.module,
+        text.call.module,
         calls,
         layout=Layout(layout, _names(run, len(rows))),
-        call=Again(told),
+        call=Again(plan),
         name=run.name,
     )
 
 
 def _names(run: Run, rows: int) -> dict[int, Hashable]:
     """The names that the samples in the rows of a run were given by hand."""
-    given = None if run.layout_is_read else run.layout.calls[0].get(MAIN)
-    if given is None or given.sample.dim() != 2 or len(given.sample) != rows:
+    coordinates = None if run.layout_is_read else run.layout.calls[0].get(MAIN)
+    if coordinates is None or coordinates.sample.dim() != 2 or len(coordinates.sample) != rows:
         return {}
-    return {row: run.layout.name(int(sample)) for row, sample in enumerate(given.sample.max(1).values)}
+    return {row: run.layout.name(int(sample)) for row, sample in enumerate(coordinates.sample.max(1).values)}
 
 
 def _coordinates(text: Text, compared: Tensor, step: GenerationStep, stop: int) -> Coordinates:
@@ -294,15 +294,15 @@ def _cache_name(module: nn.Module) -> str:
 class Again:
     """Makes the forward calls that `generate` made: with the cache of those before, less the tokens that it took back."""
 
-    def __init__(self, told: Sequence[tuple[int, Choosing | None]]) -> None:
-        self._told = told
+    def __init__(self, plan: Sequence[tuple[int, Choosing | None]]) -> None:
+        self._plan = plan
         self._cache: Any = None
         self._encoded: Any = None
 
     def __call__(self, model: Any, inputs: dict[str, Any]) -> Any:
         inputs = dict(inputs)
         step = inputs.pop(_STEP)
-        (cached, chosen), begins = self._told[step], step == 0
+        (cached, chosen), begins = self._plan[step], step == 0
         read = inputs.pop(_READ, ())
         name = next((name for name in CACHES if inputs.get(name) is not None), _cache_name(model))
         cache = inputs.get(name)
@@ -338,5 +338,5 @@ def _choice(output: Any, first: int, stop: int, noted: Tensor | None) -> Tensor:
     """The tokens of largest logit, [rows, columns]; or those noted, which belong where they were chosen."""
     logits = output["logits"]
     columns = logits.shape[1]
-    made = logits[:, max(columns + first, 0) : columns + stop].argmax(-1)
-    return made if noted is None else made * 0 + noted[:, -made.shape[1] :].to(made.device)
+    tokens = logits[:, max(columns + first, 0) : columns + stop].argmax(-1)
+    return tokens if noted is None else tokens * 0 + noted[:, -tokens.shape[1] :].to(tokens.device)

@@ -49,8 +49,8 @@ class Coordinates:
     position: Tensor
 
     def __post_init__(self) -> None:
-        for name, given in (("sample", self.sample), ("position", self.position)):
-            _check_tensor(given, name)
+        for name, value in (("sample", self.sample), ("position", self.position)):
+            _check_tensor(value, name)
         if self.sample.shape != self.position.shape:
             raise LayoutError(
                 f"sample has shape {tuple(self.sample.shape)} and position {tuple(self.position.shape)}",
@@ -88,15 +88,15 @@ def _by_stream(call: Any) -> Mapping[str, Coordinates]:
     Raises:
         LayoutError: something else, or two inputs of one stream.
     """
-    given = {MAIN: call} if isinstance(call, Coordinates) else call
-    if not isinstance(given, Mapping) or not all(isinstance(one, Coordinates) for one in given.values()):
+    streams = {MAIN: call} if isinstance(call, Coordinates) else call
+    if not isinstance(streams, Mapping) or not all(isinstance(one, Coordinates) for one in streams.values()):
         raise LayoutError(
             f"a call of type {type(call).__name__}", "fp.Coordinates, or a mapping from input names to them"
         )
-    by_stream = {stream_of(name): coordinates for name, coordinates in given.items()}
-    if len(by_stream) < len(given):
+    by_stream = {stream_of(name): coordinates for name, coordinates in streams.items()}
+    if len(by_stream) < len(streams):
         raise LayoutError(
-            f"two inputs of one stream among {sorted(given)}",
+            f"two inputs of one stream among {sorted(streams)}",
             "coordinates of one for what goes in, one for the decoder, and one for images beside a text",
         )
     return by_stream
@@ -263,9 +263,9 @@ class Layout:
 # ---------------------------------------------------------------------- reading inputs
 
 
-def _check_tensor(given: Any, name: str) -> None:
-    if not isinstance(given, Tensor):
-        raise LayoutError(f"{name} of type {type(given).__name__}", "a tensor")
+def _check_tensor(value: Any, name: str) -> None:
+    if not isinstance(value, Tensor):
+        raise LayoutError(f"{name} of type {type(value).__name__}", "a tensor")
 
 
 def _as_mask(mask: Tensor, name: str) -> Tensor:

@@ -41,13 +41,13 @@ class GenerationStep:
 
 
 @dataclass
-class Generated:
+class GenerateCall:
     """What one call of `generate` did.
 
     Attributes:
         module: the model whose `generate` it was.
         depth: within how many others it was called: an assistant's is within that of the model that it assists.
-        given: the arguments of the call, by name.
+        arguments: the arguments of the call, by name.
         steps: its forward calls.
         cache: what the first of them was given as a cache, as it was then.
         encoder: what went into the encoder, if there is one.
@@ -56,7 +56,7 @@ class Generated:
 
     module: nn.Module
     depth: int
-    given: dict[str, Any]
+    arguments: dict[str, Any]
     steps: list[GenerationStep] = field(default_factory=list[GenerationStep])
     cache: Any = None
     encoder: dict[str, Any] | None = None
@@ -73,17 +73,17 @@ class Listening:
     """
 
     def __init__(self) -> None:
-        self.generated: list[Generated] = []
+        self.generated: list[GenerateCall] = []
         self.others = 0
         self.drew = False
-        self._open: list[Generated] = []
+        self._open: list[GenerateCall] = []
 
     @property
-    def outermost(self) -> list[Generated]:
+    def outermost(self) -> list[GenerateCall]:
         """The calls that nothing but wrappers stands around."""
-        made = [one for one in self.generated if one.steps]
-        least = min((one.depth for one in made), default=0)
-        return [one for one in made if one.depth == least]
+        calls = [one for one in self.generated if one.steps]
+        least = min((one.depth for one in calls), default=0)
+        return [one for one in calls if one.depth == least]
 
     @contextmanager
     def to(self, run: Run) -> Generator[None]:
@@ -128,32 +128,32 @@ class Listening:
         @wraps(plain)
         def generate(*args: Any, **kwargs: Any) -> Any:
             names = list(inspect.signature(plain).parameters)
-            one = Generated(module, len(self._open), {**dict(zip(names, args, strict=False)), **kwargs})
+            one = GenerateCall(module, len(self._open), {**dict(zip(names, args, strict=False)), **kwargs})
             self.generated.append(one)
             self._open.append(one)
             try:
-                made = plain(*args, **kwargs)
+                output = plain(*args, **kwargs)
             finally:
                 self._open.pop()
-            whole = made if isinstance(made, Tensor) else (fields_of(made) or {}).get("sequences")
+            whole = output if isinstance(output, Tensor) else (fields_of(output) or {}).get("sequences")
             one.whole = whole.detach().cpu() if isinstance(whole, Tensor) else None
-            return made
+            return output
 
         return generate
 
-    def _before(self, module: nn.Module, args: tuple[Any, ...], given: dict[str, Any]) -> None:
+    def _before(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         one = self._open[-1] if self._open else None
         if one is None or one.module is not module:
             self.others += one is None
             return
-        cache = next((given[name] for name in CACHES if given.get(name) is not None), None)
+        cache = next((kwargs[name] for name in CACHES if kwargs.get(name) is not None), None)
         if not one.steps:
             one.cache = copy_inputs({"cache": cache})["cache"]
             if cache is not None and one.cache is cache:
                 raise InputError(
                     "a call that generates with a cache that can't be copied", "another cache", HINT
                 )
-        inputs = {name: value for name, value in given.items() if name not in CACHES}
+        inputs = {name: value for name, value in kwargs.items() if name not in CACHES}
         stream = stream_of_tokens(inputs)
         if args or not isinstance(inputs.get(stream), Tensor) or inputs[stream].dim() != 2:
             raise InputError("a call that generates from something else than token ids", "input_ids", HINT)
@@ -164,7 +164,7 @@ class Listening:
             cached = one.steps[-1].cached + one.steps[-1].columns if one.steps else 0
         one.steps.append(GenerationStep(copy_inputs(inputs), cached, torch.empty(0)))
 
-    def _after(self, module: nn.Module, _args: Any, _given: Any, output: Any) -> None:
+    def _after(self, module: nn.Module, _args: Any, _kwargs: Any, output: Any) -> None:
         one = self._open[-1] if self._open else None
         logits = (fields_of(output) or {}).get("logits")
         if one is None or one.module is not module or not isinstance(logits, Tensor):
@@ -172,10 +172,10 @@ class Listening:
         step = one.steps[-1]
         one.steps[-1] = GenerationStep(step.inputs, step.cached, logits.detach().cpu())
 
-    def _encoded(self, _module: nn.Module, args: tuple[Any, ...], given: dict[str, Any]) -> None:
+    def _encoded(self, _module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         one = self._open[-1] if self._open else None
         if one is not None and not one.steps and not args:
-            one.encoder = copy_inputs({k: v for k, v in given.items() if isinstance(v, Tensor)})
+            one.encoder = copy_inputs({k: v for k, v in kwargs.items() if isinstance(v, Tensor)})
 
 
 def encoder_of(module: Any) -> Any:

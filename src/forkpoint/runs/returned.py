@@ -269,13 +269,13 @@ def _other_name(parameters: list[str], fields: Any, name: str) -> str:
     return free[0] if free else name
 
 
-def without_named(handed: dict[str, Any], given: Any) -> dict[str, Any]:
+def without_named(handed: dict[str, Any], inputs: Any) -> dict[str, Any]:
     """Caches that are handed on, but for those that a call is given under any of their names.
 
     >>> without_named({"cache": 1}, {"past_key_values": None}), without_named({"cache": 1}, {"input_ids": 2})
     ({}, {'cache': 1})
     """
-    if len(handed) == 1 and any(name in given for name in CACHES):
+    if len(handed) == 1 and any(name in inputs for name in CACHES):
         return {}
     return handed
 

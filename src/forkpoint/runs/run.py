@@ -23,7 +23,7 @@ from forkpoint.support.readable import LET_GO, why_unreadable
 from forkpoint.support.restoring import as_called, by_itself, restored
 
 Inputs = Mapping[str, Any]
-Given = Inputs | Tensor | tuple[Any, ...]
+AnyInputs = Inputs | Tensor | tuple[Any, ...]
 """What one forward call may be given: arguments by name, or positional ones."""
 
 
@@ -77,7 +77,7 @@ class Run:
     def __init__(
         self,
         model: Any,
-        inputs: Given | Sequence[Given],
+        inputs: AnyInputs | Sequence[AnyInputs],
         *,
         layout: Layout | None = None,
         call: Callable[[Any, dict[str, Any]], Any] | None = None,
@@ -176,15 +176,15 @@ class Run:
             kept_state(whole, parts=whole_parts, by=self, settle=settle, returned=returned),
             nullcontext() if backward is None else backward.around_run(),
         ):
-            made = self.calls if calls is None else calls
-            for index, given in enumerate(made):
-                inputs = {**without_named(handed, given), **copy_inputs(given)}
+            all_calls = self.calls if calls is None else calls
+            for index, call in enumerate(all_calls):
+                inputs = {**without_named(handed, call), **copy_inputs(call)}
                 watch = observer.before_call(index, inputs) if observer is not None else nullcontext()
                 with as_called(), around(), watch:
                     output = self._invoke(inputs)
                 if observer is not None:
                     observer.after_call(index, output)
-                goes_on = index + 1 < len(made) and self._goes_on(index)
+                goes_on = index + 1 < len(all_calls) and self._goes_on(index)
                 handed = caches_in(output, self.model) if goes_on else {}
                 if backward is not None:
                     with as_called(), around():
@@ -205,12 +205,12 @@ class Run:
         return {self.returns: output} if self.returns else output
 
 
-def _as_calls(inputs: Given | Sequence[Given], model: Any) -> tuple[dict[str, Any], ...]:
+def _as_calls(inputs: AnyInputs | Sequence[AnyInputs], model: Any) -> tuple[dict[str, Any], ...]:
     calls_in_turn = isinstance(inputs, tuple) and all(isinstance(one, Mapping) for one in inputs)
     one_call = isinstance(inputs, (Mapping, Tensor, tuple, str)) and not calls_in_turn
     several = isinstance(inputs, Iterable) and not one_call  # pyright: ignore[reportUnnecessaryIsInstance]
-    given: list[Any] = list(inputs) if several else [inputs]
-    calls = [_by_name(one, model) for one in given]
+    values: list[Any] = list(inputs) if several else [inputs]
+    calls = [_by_name(one, model) for one in values]
     if not calls or not all(isinstance(c, Mapping) for c in calls):  # pyright: ignore[reportUnnecessaryIsInstance]
         raise InputError(
             f"inputs of type {type(inputs).__name__}",
@@ -227,15 +227,15 @@ def _as_calls(inputs: Given | Sequence[Given], model: Any) -> tuple[dict[str, An
     return tuple(dict(call) for call in calls)
 
 
-def _by_name(given: Any, model: Any) -> Any:
+def _by_name(inputs: Any, model: Any) -> Any:
     """Positional arguments under the names of the parameters that take them, or their places where these have none.
 
     Raises:
         InputError: the model's call takes fewer.
     """
-    if not isinstance(given, (Tensor, tuple)):
-        return given
-    values = (given,) if isinstance(given, Tensor) else given
+    if not isinstance(inputs, (Tensor, tuple)):
+        return inputs
+    values = (inputs,) if isinstance(inputs, Tensor) else inputs
     parameters = _parameters_of(model)
     names = [one.name for one in parameters if one.kind is inspect.Parameter.POSITIONAL_OR_KEYWORD]
     nameless = [one for one in parameters if one.kind is inspect.Parameter.POSITIONAL_ONLY]
@@ -357,9 +357,9 @@ def _copy(value: Any, memo: dict[int, Any]) -> Any:
 
 def _deep_copy(value: Any, memo: dict[int, Any]) -> Any:
     """A deep copy; one that fails half-way leaves nothing in the memo."""
-    made = dict(memo)
-    copied = copy.deepcopy(value, made)
-    memo.update(made)
+    copies = dict(memo)
+    copied = copy.deepcopy(value, copies)
+    memo.update(copies)
     return copied
 
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from forkpoint.errors import InputError
 from forkpoint.runs.layout import PADDING
-from forkpoint.runs.listening import HINT, Generated, GenerationStep, stream_of_tokens
+from forkpoint.runs.listening import HINT, GenerateCall, GenerationStep, stream_of_tokens
 
 
 @dataclass(frozen=True)
@@ -18,14 +18,14 @@ class Text:
     """What a call of `generate` read and wrote.
 
     Attributes:
-        made: the call.
+        call: the call of `generate`.
         ids: [rows, columns], what was given and generated.
         position: [rows, columns], of each token; -1 in padding, and after the end of a row.
         prompt: columns that were given.
         stops: for each step, the column after the last that it saw of what was kept.
     """
 
-    made: Generated
+    call: GenerateCall
     ids: Tensor
     position: Tensor
     prompt: int
@@ -33,7 +33,7 @@ class Text:
 
     @property
     def cached(self) -> bool:
-        steps = self.made.steps
+        steps = self.call.steps
         return len(steps) == 1 or any(step.cached for step in steps[1:])
 
     def tokens(self, row: int) -> tuple[list[int], list[int]]:
@@ -41,12 +41,12 @@ class Text:
         is_token = self.position[row] >= 0
         both = is_token.clone(), is_token.clone()
         both[0][self.prompt :], both[1][: self.prompt] = False, False
-        given, new = (self.ids[row][mask].tolist() for mask in both)
-        return given, new
+        prompt, new = (self.ids[row][mask].tolist() for mask in both)
+        return prompt, new
 
     def chosen_by(self, row: int, column: int) -> Tensor | None:
         """The logits, [vocabulary], from which the token in a column was chosen; None where they were not noted."""
-        for step, stop in zip(self.made.steps, self.stops, strict=True):
+        for step, stop in zip(self.call.steps, self.stops, strict=True):
             if step.cached < column <= stop or (not self.cached and stop == column):
                 logits, at = step.logits, column - 1 - step.cached - step.columns
                 return logits[row, at] if logits.dim() == 3 and -at <= logits.shape[1] else None
@@ -62,20 +62,20 @@ class Text:
         return True
 
 
-def text_of(made: Generated) -> Text:
+def text_of(call: GenerateCall) -> Text:
     """Where the tokens are that a call of `generate` read and wrote.
 
     Raises:
         InputError: its forward calls don't see, row by row, what it returns: beams change places.
     """
-    ids, steps = made.whole, made.steps
+    ids, steps = call.whole, call.steps
     stream = stream_of_tokens(steps[0].inputs)
-    if ids is None or ids.dim() != 2 or made.given.get("inputs_embeds") is not None:
+    if ids is None or ids.dim() != 2 or call.arguments.get("inputs_embeds") is not None:
         raise InputError("a call that generates something else than token ids from token ids", "", HINT)
     first = steps[0].inputs[stream].cpu()
     if len(first) == len(ids) and not torch.equal(first[:, :1], ids[:, :1]):
         ids = torch.cat([first, ids], 1)  # some return without it what the decoder began with
-    prompt = _given_columns(made, ids, stream)
+    prompt = _given_columns(call, ids, stream)
     cached = len(steps) == 1 or any(step.cached for step in steps[1:])
     ends = (
         [step.cached for step in steps[1:]] if cached else [step.cached + step.columns for step in steps[:-1]]
@@ -88,11 +88,11 @@ def text_of(made: Generated) -> Text:
             "num_beams=1",
         )
     valid = torch.ones_like(ids, dtype=torch.bool)
-    valid[:, :prompt] = _mask(made, prompt, len(ids))
-    for row, column in _ends(made, ids, prompt):
+    valid[:, :prompt] = _mask(call, prompt, len(ids))
+    for row, column in _ends(call, ids, prompt):
         valid[row, column + 1 :] = False
     position = torch.where(valid, valid.long().cumsum(1) - 1, PADDING)
-    return Text(made, ids, position, prompt, stops)
+    return Text(call, ids, position, prompt, stops)
 
 
 def _sees(steps: Sequence[GenerationStep], stops: Sequence[int], ids: Tensor, stream: str) -> bool:
@@ -104,33 +104,33 @@ def _sees(steps: Sequence[GenerationStep], stops: Sequence[int], ids: Tensor, st
     return True
 
 
-def _given_columns(made: Generated, ids: Tensor, stream: str) -> int:
+def _given_columns(call: GenerateCall, ids: Tensor, stream: str) -> int:
     """How many columns of what was returned had been given."""
-    given = made.given.get(stream)
-    if stream == "input_ids" and given is None:
-        given = made.given.get("inputs")
-    if isinstance(given, Tensor) and given.dim() == 2:
-        begun = stream != "input_ids" and not torch.equal(ids[:, : given.shape[1]], given.cpu())
-        return int(given.shape[1]) + begun  # a decoder is begun with a token of its own
-    plain = getattr(type(made.module), "generate", None)
+    tokens = call.arguments.get(stream)
+    if stream == "input_ids" and tokens is None:
+        tokens = call.arguments.get("inputs")
+    if isinstance(tokens, Tensor) and tokens.dim() == 2:
+        begun = stream != "input_ids" and not torch.equal(ids[:, : tokens.shape[1]], tokens.cpu())
+        return int(tokens.shape[1]) + begun  # a decoder is begun with a token of its own
+    plain = getattr(type(call.module), "generate", None)
     own = getattr(plain, "__module__", "") != "transformers.generation.utils"
-    return made.steps[0].cached + made.steps[0].columns if own or stream == "input_ids" else 1
+    return call.steps[0].cached + call.steps[0].columns if own or stream == "input_ids" else 1
 
 
-def _mask(made: Generated, columns: int, rows: int) -> Tensor:
+def _mask(call: GenerateCall, columns: int, rows: int) -> Tensor:
     """Which columns of the prompt are tokens, [rows, columns]."""
-    decodes = stream_of_tokens(made.steps[0].inputs) == "decoder_input_ids"
+    decodes = stream_of_tokens(call.steps[0].inputs) == "decoder_input_ids"
     name = "decoder_attention_mask" if decodes else "attention_mask"
-    for mask in (made.given.get(name), made.steps[0].inputs.get(name)):
+    for mask in (call.arguments.get(name), call.steps[0].inputs.get(name)):
         if isinstance(mask, Tensor) and mask.dim() == 2 and mask.shape[1] == columns:
             return mask.cpu().bool().repeat_interleave(rows // len(mask), 0)
     return torch.ones(rows, columns, dtype=torch.bool)
 
 
-def _ends(made: Generated, ids: Tensor, prompt: int) -> list[tuple[int, int]]:
+def _ends(call: GenerateCall, ids: Tensor, prompt: int) -> list[tuple[int, int]]:
     """(row, column) of the token that ends each row which has ended."""
-    config = made.given.get("generation_config") or getattr(made.module, "generation_config", None)
-    end = made.given.get("eos_token_id", getattr(config, "eos_token_id", None))
+    config = call.arguments.get("generation_config") or getattr(call.module, "generation_config", None)
+    end = call.arguments.get("eos_token_id", getattr(config, "eos_token_id", None))
     if end is None:
         return []
     end_ids = torch.as_tensor(end).reshape(-1).cpu()

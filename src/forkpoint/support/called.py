@@ -39,20 +39,20 @@ def says_call(function: Callable[P, R]) -> Callable[P, R]:
     def called(*args: P.args, **kwargs: P.kwargs) -> R:
         _check_names(function, parameters, kwargs)
         answer: Any = function(*args, **kwargs)
-        given = parameters.bind(*args, **kwargs)
-        said = ", ".join(_written(parameters, given.arguments))
-        return replace(answer, call=f"fp.{function.__name__}({said})")
+        bound = parameters.bind(*args, **kwargs)
+        text = ", ".join(_written(parameters, bound.arguments))
+        return replace(answer, call=f"fp.{function.__name__}({text})")
 
     return called
 
 
-def _check_names(function: Callable[..., Any], signature: inspect.Signature, given: Collection[str]) -> None:
+def _check_names(function: Callable[..., Any], signature: inspect.Signature, names: Collection[str]) -> None:
     allowed = [
         name
         for one in signature.parameters.values()
         for name in (_options(function, one) if one.kind is inspect.Parameter.VAR_KEYWORD else (one.name,))
     ]
-    unknown = [name for name in given if name not in allowed]
+    unknown = [name for name in names if name not in allowed]
     if unknown:
         raise InputError(
             f"fp.{function.__name__} has no argument {', '.join(unknown)}", f"one of {', '.join(allowed)}"
@@ -65,16 +65,16 @@ def _options(function: Callable[..., Any], parameter: inspect.Parameter) -> Coll
     return inspect.unwrap(function).__globals__[record].__annotations__
 
 
-def _written(signature: inspect.Signature, given: dict[str, Any]) -> list[str]:
+def _written(signature: inspect.Signature, values: dict[str, Any]) -> list[str]:
     """What has no default by its name, and of the rest what is plain and not the default."""
     arguments: list[str] = []
     for name, parameter in signature.parameters.items():
         if parameter.kind is inspect.Parameter.VAR_KEYWORD:
-            arguments += [f"{key}={value!r}" for key, value in given.get(name, {}).items() if _plain(value)]
+            arguments += [f"{key}={value!r}" for key, value in values.get(name, {}).items() if _plain(value)]
         elif parameter.default is inspect.Parameter.empty:
             arguments.append(name)
-        elif name in given and _plain(given[name]) and given[name] != parameter.default:
-            arguments.append(f"{name}={given[name]!r}")
+        elif name in values and _plain(values[name]) and values[name] != parameter.default:
+            arguments.append(f"{name}={values[name]!r}")
     return arguments
 
 

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
 Lang = Literal["en", "zh"]
 
-SAID: ContextVar[Callable[[str], str]] = ContextVar("SAID", default=str)
+WORDING: ContextVar[Callable[[str], str]] = ContextVar("WORDING", default=str)
 """Puts what a display shows into the language of whoever looks at it; the command line sets it."""
 
 

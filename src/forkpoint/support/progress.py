@@ -7,7 +7,7 @@ from functools import cache
 from typing import TYPE_CHECKING, Protocol
 
 from forkpoint.printable import printable
-from forkpoint.support.language import SAID
+from forkpoint.support.language import WORDING
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterable
@@ -55,7 +55,7 @@ def status(text: str) -> Generator[None, None, None]:
     """A spinner with what is going on."""
     from rich.text import Text
 
-    with error_console().status(Text(printable(SAID.get()(text)))):
+    with error_console().status(Text(printable(WORDING.get()(text)))):
         yield
 
 
@@ -69,7 +69,7 @@ def stages(text: str, total: int) -> Generator[Callable[[str], None], None, None
     """
     from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-    text = printable(SAID.get()(text))
+    text = printable(WORDING.get()(text))
     columns = (
         SpinnerColumn(), TextColumn("{task.description}", markup=False), BarColumn(), TimeElapsedColumn(),
     )  # fmt: skip
@@ -80,7 +80,7 @@ def stages(text: str, total: int) -> Generator[Callable[[str], None], None, None
 
         def begin(stage: str) -> None:
             nonlocal begun
-            bar.update(task, completed=begun, description=f"{text}: {SAID.get()(stage)}", refresh=True)
+            bar.update(task, completed=begun, description=f"{text}: {WORDING.get()(stage)}", refresh=True)
             begun += 1
 
         yield begin
@@ -124,7 +124,7 @@ def watching() -> Generator[Progress, None, None]:
                 self.done = None
                 if self.task is not None:
                     self.remove_task(self.task)
-                self.task = self.add_task(SAID.get()(stage), total=None)
+                self.task = self.add_task(WORDING.get()(stage), total=None)
             self.refresh()
 
         def count(self, done: Callable[[], int], total: int | None) -> None:

@@ -100,17 +100,17 @@ def from_plain(kind: Any, data: Any, place: str = "") -> Any:
 def _record(kind: type[Any], data: Any, place: str) -> Any:
     if not isinstance(data, Mapping):
         raise _wrong(kind, data, place)
-    given: dict[str, Any] = {}
+    values: dict[str, Any] = {}
     field_types = _types(kind)
     for item in fields(kind):
         if item.name.startswith("_"):
             continue
         if item.name in data:
             where = f"{place}.{item.name}" if place else item.name
-            given[item.name] = from_plain(field_types[item.name], data[item.name], where)
+            values[item.name] = from_plain(field_types[item.name], data[item.name], where)
         elif item.default is MISSING and item.default_factory is MISSING:
             raise ValueError(f"{place or 'it'} lacks {item.name!r}")
-    return kind(**given)
+    return kind(**values)
 
 
 @cache

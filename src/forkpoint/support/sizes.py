@@ -12,27 +12,27 @@ _UNITS = {
 }  # fmt: skip
 
 
-def parse_size(given: int | str, name: str = "max_memory") -> int:
+def parse_size(amount: int | str, name: str = "max_memory") -> int:
     """A number of bytes.
 
     >>> parse_size("500MB"), parse_size("1.5 GiB"), parse_size(4096)
     (500000000, 1610612736, 4096)
 
     Args:
-        given: a number of bytes, or text with a unit.
+        amount: a number of bytes, or text with a unit.
         name: what the size is for, as the user knows it.
 
     Raises:
         InputError: it is no size, less than a byte, or more than any machine has.
     """
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([a-z]*)", str(given).strip().lower())
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([a-z]*)", str(amount).strip().lower())
     size = 0
-    if match is not None and match[2] in _UNITS and not isinstance(given, bool):
+    if match is not None and match[2] in _UNITS and not isinstance(amount, bool):
         number = float(match[1]) * _UNITS[match[2]]
         size = int(number) if number < 1 << 63 else 0
     if size < 1:
         raise InputError(
-            f"{name} {given!r}",
+            f"{name} {amount!r}",
             "a size such as 500MB, 4GB, 2GiB or a number of bytes",
             "leave it out for no limit",
         )

@@ -68,11 +68,11 @@ class Baseline:
     """A run's values, in the order of execution, and where it was made."""
 
     values: tuple[Value, ...]
-    made: str
+    setup: str
 
     def to_text(self) -> str:
         """The file's text: a line for each value, below its module."""
-        lines = [_HEAD, _MADE + self.made]
+        lines = [_HEAD, _MADE + self.setup]
         columns = [[value.name, value.dtype, _shape(value)] for value in self.values]
         widths = [max(map(len, column)) for column in zip(*columns, strict=True)]
         module: str | None = None
@@ -91,8 +91,8 @@ class Baseline:
         Raises:
             ValueError: it is something else, or of another version.
         """
-        head, made, *lines = *text.splitlines(), "", ""
-        if head != _HEAD or not made.startswith(_MADE):
+        head, setup, *lines = *text.splitlines(), "", ""
+        if head != _HEAD or not setup.startswith(_MADE):
             raise ValueError(f"it does not begin as a baseline of version {VERSION}")
         module, values = "", list[Value]()
         for line in filter(None, lines):
@@ -105,7 +105,7 @@ class Baseline:
                 module = line.removeprefix(_ROOT)
             else:
                 raise ValueError(f"a line that is no value: {line.strip()[:80]!r}")
-        return cls(tuple(values), made.removeprefix(_MADE))
+        return cls(tuple(values), setup.removeprefix(_MADE))
 
 
 def _shape(value: Value) -> str:
@@ -203,9 +203,9 @@ def difference(then: Baseline, now: Baseline) -> Change | None:
         _first(old, new),
         f"{same} of {len(then.values)} values are as they were; there are {len(now.values)} now",
     ]
-    if then.made != now.made:
+    if then.setup != now.setup:
         lines.append(
-            f"it was made elsewhere, where the same may have other bits: {then.made}; here: {now.made}"
+            f"it was made elsewhere, where the same may have other bits: {then.setup}; here: {now.setup}"
         )
     return Change("" if new is None else new.op, "" if new is None else new.source, "\n".join(lines))
 

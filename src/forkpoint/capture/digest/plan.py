@@ -118,8 +118,8 @@ def check(x: torch.Tensor, dims: Sequence[int]) -> None:
         ValueError: the dimensions are out of range or out of order.
     """
     if x.layout is not torch.strided or x.is_quantized or x.is_meta:
-        given = f"{'quantized ' if x.is_quantized else ''}{x.layout} tensor on {x.device}"
-        raise TypeError(f"a {given} has no plain values to digest")
+        description = f"{'quantized ' if x.is_quantized else ''}{x.layout} tensor on {x.device}"
+        raise TypeError(f"a {description} has no plain values to digest")
     if not all(low < dim < x.dim() for low, dim in zip((-1, *dims), dims, strict=False)):
         raise ValueError(
             f"dimensions {tuple(dims)} of a tensor of shape {tuple(x.shape)}: expected ascending, in range"

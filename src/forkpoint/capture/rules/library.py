@@ -154,27 +154,27 @@ class _OperatorTrial:
         """What the operator gives, with one row of one of its inputs changed, or its first and last exchanged."""
         call, random = self.call, RandomState.take()
         try:
-            args, kwargs = self._given((call.args, call.kwargs), changed, d, row)
+            args, kwargs = self._arguments((call.args, call.kwargs), changed, d, row)
             with torch.no_grad():
-                made = call.func(*args, **kwargs)
+                result = call.func(*args, **kwargs)
         except Exception:  # noqa: BLE001 - an operator may refuse in any way
             raise self.unknown from None
         finally:
             random.restore()
-        outputs = [made] if isinstance(made, Tensor) else [t for t in made if isinstance(t, Tensor)]
+        outputs = [result] if isinstance(result, Tensor) else [t for t in result if isinstance(t, Tensor)]
         if len(outputs) != len(call.outputs):
             raise self.unknown
         return outputs
 
-    def _given(self, value: Any, changed: Tensor | None, d: int | None, row: int) -> Any:
+    def _arguments(self, value: Any, changed: Tensor | None, d: int | None, row: int) -> Any:
         if isinstance(value, Tensor):
             if value is changed and d is not None:
                 return _with_exchanged_rows(value, d) if row == _EXCHANGED else _with_other_row(value, d, row)
             return value.clone() if self.written or self.call.label(value) is not None else value
         if isinstance(value, (tuple, list)):
-            return type(value)(self._given(item, changed, d, row) for item in value)
+            return type(value)(self._arguments(item, changed, d, row) for item in value)
         if isinstance(value, dict):
-            return {key: self._given(item, changed, d, row) for key, item in value.items()}
+            return {key: self._arguments(item, changed, d, row) for key, item in value.items()}
         return value
 
 

@@ -318,7 +318,7 @@ def materialise(
         home: type of the device of the scene; what was elsewhere (a number on the CPU) stays on the CPU.
     """
     storages: dict[tuple[int, int, str], Tensor] = {}
-    made: dict[int, Tensor] = {}
+    tensors: dict[int, Tensor] = {}
     for number in wanted:
         layout = layouts[number]
         target = device if layout.device == home else torch.device("cpu")
@@ -330,8 +330,8 @@ def materialise(
             space[lead:].copy_(source)
             storages[key] = space[lead:]
         base = storages[key]
-        made[number] = base.as_strided(layout.shape, layout.stride, base.storage_offset() + layout.offset)
-    return made
+        tensors[number] = base.as_strided(layout.shape, layout.stride, base.storage_offset() + layout.offset)
+    return tensors
 
 
 def check_layout(layout: TensorLayout, storages: Sequence[Storage]) -> None:

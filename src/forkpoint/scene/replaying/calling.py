@@ -30,14 +30,14 @@ def run_side(scene: Scene, run: str, device: torch.device, remarks: list[str] | 
     side = scene.side(run)
     after = RandomState.take()
     try:
-        with _one_error(side, run, device), torch.no_grad(), in_force(side.flags, device) as said:
+        with _one_error(side, run, device), torch.no_grad(), in_force(side.flags, device) as notes:
             call = call_of(scene, side, device)
             _restore_random(scene, side, device)
             outputs = call()
     finally:
         after.restore()
     if remarks is not None:
-        remarks += said
+        remarks += notes
     if scene.output >= len(outputs):
         raise SceneError(f"{side.function} returned {len(outputs)} tensors", f"at least {scene.output + 1}")
     return outputs
@@ -84,8 +84,8 @@ def call_of(scene: Scene, side: SceneCall, device: torch.device) -> Callable[[],
 def _function_call(scene: Scene, side: SceneCall, device: torch.device) -> tuple[Callable[[], Any], Any]:
     """The call of one run, on tensors of its own, and its first argument."""
     function = resolve_function(side.function, scene.trusted)
-    made = materialise(scene.layouts, side.tensors, scene.data, device, scene.machine.device)
-    tensors = [made.get(number, torch.empty(0)) for number in range(len(scene.layouts))]
+    by_number = materialise(scene.layouts, side.tensors, scene.data, device, scene.machine.device)
+    tensors = [by_number.get(number, torch.empty(0)) for number in range(len(scene.layouts))]
     args, kwargs = filled(side.args, tensors, device), filled(side.kwargs, tensors, device)
 
     return lambda: function(*args, **kwargs), args[0] if args else None

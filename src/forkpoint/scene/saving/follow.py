@@ -26,12 +26,12 @@ class Labelling:
 
     Args:
         labels: of the run, so that they are the ones that its traces use.
-        given: the label of each tensor that goes into the call, by its id.
+        by_id: the label of each tensor that goes into the call, by its id.
     """
 
-    def __init__(self, labels: Labels, given: dict[int, Label | None]) -> None:
+    def __init__(self, labels: Labels, by_id: dict[int, Label | None]) -> None:
         self._labels = labels
-        self._by_id = dict(given)
+        self._by_id = dict(by_id)
         self._alive: list[Tensor] = []
 
     def of(self, tensor: Tensor) -> Label | None:

@@ -214,11 +214,11 @@ def _backend(call: CopiedCall) -> str:
     if call.op.function != "scaled_dot_product_attention":
         return ""
     names = ("query", "key", "value", "attn_mask", "dropout_p", "is_causal")
-    given: dict[str, Any] = {**dict(zip(names, call.args, strict=False)), **call.kwargs}
+    arguments: dict[str, Any] = {**dict(zip(names, call.args, strict=False)), **call.kwargs}
     try:
         choice = torch._fused_sdp_choice(
-            given["query"], given["key"], given["value"], given.get("attn_mask"), given.get("dropout_p", 0.0),
-            given.get("is_causal", False), scale=given.get("scale"), enable_gqa=given.get("enable_gqa", False),
+            arguments["query"], arguments["key"], arguments["value"], arguments.get("attn_mask"), arguments.get("dropout_p", 0.0),
+            arguments.get("is_causal", False), scale=arguments.get("scale"), enable_gqa=arguments.get("enable_gqa", False),
         )  # fmt: skip
         return torch.nn.attention.SDPBackend(choice).name.lower()
     except (RuntimeError, KeyError, TypeError, ValueError, AttributeError):
@@ -240,8 +240,8 @@ def _described(call: CopiedCall) -> dict[str, str]:
     from forkpoint.capture.functions import parameter_names
 
     names = parameter_names(call.op.function, len(call.args), call.func, call.args)
-    given = {**dict(zip(names, call.args, strict=True)), **call.kwargs}
-    return {name: _word(value) for name, value in given.items()}
+    arguments = {**dict(zip(names, call.args, strict=True)), **call.kwargs}
+    return {name: _word(value) for name, value in arguments.items()}
 
 
 def _word(value: Any) -> str:

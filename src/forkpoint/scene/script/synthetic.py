@@ -117,11 +117,11 @@ class Recipe:
             ]
         finally:
             torch.set_rng_state(state)
-        made = replace(scene, data=tuple(data))
+        drawn = replace(scene, data=tuple(data))
         for copy in self.copies:
-            source = repeated(made.tensor(copy.source), copy.repeat)
-            made.tensor(copy.target)[copy.at_target or ...] = source[copy.at_source or ...]
-        return made
+            source = repeated(drawn.tensor(copy.source), copy.repeat)
+            drawn.tensor(copy.target)[copy.at_target or ...] = source[copy.at_source or ...]
+        return drawn
 
 
 def plan(scene: Scene) -> Recipe:
