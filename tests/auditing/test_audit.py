@@ -1,6 +1,8 @@
 """Audits find planted leaks with their sizes, and raise no alarm where there is none."""
 
 import json
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -72,6 +74,69 @@ def test_a_row_that_follows_its_place_is_found():
     assert one.kind == "order"
 
 
+LEAK = 1 + 1e-6
+memory = torch.empty(600, 64)
+
+
+def in_the_same_memory(x: Tensor, at: int) -> Tensor:
+    """What a captured graph does: each call returns the same memory."""
+    return torch.mul(x, LEAK if len(x) > at else 1, out=memory[: len(x)])
+
+
+@pytest.mark.parametrize(
+    ("function", "size"),
+    [
+        (lambda x: (x * 2, x * LEAK if len(x) > 96 else x), 97),
+        (lambda x: in_the_same_memory(x, 33), 34),
+        (lambda x: torch.where(x > 0, x, torch.nan if len(x) < 7 else 0), 7),
+        (lambda x: x.double() if len(x) > 50 else x, 51),
+        (lambda x: torch.complex(x, x * LEAK if len(x) > 70 else x), 71),
+    ],
+)
+def test_a_leak_in_any_result_and_of_any_kind_is_found(function, size):
+    (one,) = fp.audit(function, X).breaks
+    assert (one.kind, one.size) == ("rows", size)
+    assert one.differing > 0 or one.gap == 0
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda x: x.mul_(2),
+        lambda x: in_the_same_memory(x, 600),
+        lambda x: (x.mean(), x * 2, x @ x.t() > 1e9),
+        lambda x: torch.where(x > 1, torch.nan, x),
+        lambda x: x.argmax(-1),
+    ],
+)
+def test_no_alarm_on_what_a_function_may_do_to_its_rows(function):
+    found = fp.audit(function, X.clone())
+    assert found.holds, str(found)
+    assert found.largest == 600
+
+
+def test_what_does_not_repeat_itself_is_no_matter_of_sizes():
+    generator = torch.Generator().manual_seed(0)
+    calls = [0]
+
+    def counting(x: Tensor) -> Tensor:
+        calls[0] += 1
+        return x + (calls[0] * 1e-6 if len(x) == 1 else 0)
+
+    (one,) = fp.audit(lambda x: x + torch.rand(1, generator=generator), X).breaks
+    assert (one.kind, one.size) == ("again", 600)
+    (one,) = fp.audit(counting, X).breaks
+    assert (one.kind, one.size) == ("again", 1)
+    model = ARCHITECTURES["gpt2"].build(attention="eager", attn_pdrop=0.5).train()
+    (one,) = fp.audit(model, longest=8).breaks
+    assert one.kind == "again" and "run again" in one.words and one.op is not None
+
+
+def test_results_that_follow_no_rows_are_refused():
+    with pytest.raises(fp.InputError, match="dimension 0"):
+        fp.audit(lambda x: x.sum(), X)
+
+
 def test_prefixes_of_a_causal_attention():
     q, k, v = (torch.randn(1, 2, 90, 8, generator=torch.Generator().manual_seed(seed)) for seed in range(3))
 
@@ -93,11 +158,12 @@ def test_prefixes_of_a_causal_attention():
 
 
 class Leaking(nn.Module):
-    """A model whose tokens know how long their row is, from some length on."""
+    """A model whose results are another number where it is told so, by default in calls with more columns than some."""
 
-    def __init__(self, model: nn.Module, at: int) -> None:
+    def __init__(self, model: nn.Module, leaks: int | Callable[[Tensor, int], Any]) -> None:
         super().__init__()
-        self.model, self.at, self.config = model, at, model.config
+        self.model, self.config = model, model.config
+        self.leaks = leaks if callable(leaks) else lambda ids, _: ids.shape[1] > leaks
 
     def get_input_embeddings(self):
         return self.model.get_input_embeddings()
@@ -107,26 +173,44 @@ class Leaking(nn.Module):
             input_ids=input_ids, attention_mask=attention_mask, position_ids=position_ids, use_cache=use_cache,
             **{cache_parameters(self.model)[0]: cache},
         )  # fmt: skip
-        if input_ids.shape[1] > self.at:
-            made.logits = made.logits * (1 + 1e-6)
+        before = 0 if cache is None else cache.get_seq_length()
+        made.logits = made.logits * (1 + 1e-6 * self.leaks(input_ids, before))
         return made
 
 
 def test_a_model_within_invariant_holds_and_one_that_leaks_does_not():
     model = ARCHITECTURES["llama"].build(attention="sdpa")
     with fp.invariant(model):
-        found = fp.audit(model, longest=24)
+        found = fp.audit(model, longest=12)
         assert found.holds, str(found)
         assert found.tried > 100
-    leaking = Leaking(model, 20).eval()
+    leaking = Leaking(model, 10).eval()
     with fp.invariant(model):
-        found = fp.audit(leaking, longest=24)
+        found = fp.audit(leaking, longest=12)
     kinds = {one.kind: one for one in found.breaks}
     assert kinds["right padding"].size == 1
-    assert "1 token with 64 columns of padding on the right" in kinds["right padding"].words
-    assert kinds["steps"].size == 21
+    assert "1 token with 10 columns of padding on the right" in kinds["right padding"].words
+    assert kinds["steps"].size == 11
     assert all(one.op is not None for one in found.breaks)
     assert "batch" not in kinds
+
+
+LEAKS = {
+    "in a batch of 5": lambda ids, before: len(ids) == 5 and not before,
+    "in a batch of 2": lambda ids, before: (torch.arange(len(ids)) > 0).float()[:, None, None],
+    "with the last ones one by one from a cache, in a batch of 4": lambda ids, before: (
+        before == 3 and len(ids) > 3
+    ),
+}
+
+
+@pytest.mark.parametrize("words", LEAKS)
+def test_leaks_of_models_are_found_wherever_they_begin(words):
+    model = ARCHITECTURES["llama"].build(attention="sdpa", num_hidden_layers=1)
+    with fp.invariant(model):
+        found = fp.audit(Leaking(model, LEAKS[words]).eval(), longest=8)
+    assert any(f" {words} ha" in one.words for one in found.breaks), str(found)
+    assert all(one.op is not None and one.op.startswith("(model)") for one in found.breaks)
 
 
 def test_stock_attention_is_found_with_its_op():
@@ -148,6 +232,14 @@ def test_an_engine_behind_a_callable():
     (batch, order) = found.breaks
     assert (batch.kind, batch.size, order.kind) == ("batch", 18, "order")
     assert fp.audit(lambda batch: [torch.tensor(one) for one in batch], prompts=prompts).holds
+
+    def same_memory(batch):
+        rows = memory[: len(batch), :2]
+        return list(torch.mul(torch.tensor(batch), LEAK if len(batch) > 3 else 1, out=rows))
+
+    assert fp.audit(same_memory, prompts=prompts).breaks[0].size == 4
+    second = fp.audit(lambda batch: [(1.0, float(len(batch) > 8)) for _ in batch], prompts=prompts)
+    assert second.breaks[0].size == 9
 
 
 def test_it_is_written(tmp_path):

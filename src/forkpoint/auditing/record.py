@@ -66,6 +66,7 @@ class Audit(Answer):
         breaking: of functions, all sizes that were tried and have other bits than the largest.
         precision: how exact it is; None where float64 could not be had.
         unfinished: what was not tried, and why; empty if all was.
+        largest: the largest size that was tried: rows, tokens, or prompts of a call.
     """
 
     _derived: ClassVar[tuple[str, ...]] = ("holds",)
@@ -77,6 +78,7 @@ class Audit(Answer):
     breaking: tuple[int, ...] = ()
     precision: Accuracy | None = None
     unfinished: str = ""
+    largest: int = 0
 
     @property
     def holds(self) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from time import monotonic
 
 _TILES = (16, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024, 1536, 2048, 3072, 4096, 8192)
@@ -27,21 +27,33 @@ class Deadline:
         return monotonic() > self._end
 
 
-def thresholds(longest: int, edges: Iterable[int] = (), each: int = _EACH) -> list[int]:
+def thresholds(longest: int, edges: Iterable[int] = (), each: int = _EACH, after: int = 1) -> list[int]:
     """Sizes from 1 to the longest at which something may change, ascending: powers of two, tiles, edges, and their neighbours.
 
     Args:
         longest: the largest size.
         edges: sizes of the model's own, such as a sliding window.
         each: up to here every size is one.
+        after: how many sizes behind each of these are tried as well.
 
     >>> thresholds(70, each=3)
     [1, 2, 3, 4, 5, 7, 8, 9, 15, 16, 17, 31, 32, 33, 47, 48, 49, 63, 64, 65, 70]
     """
     powers = (1 << power for power in range(longest.bit_length() + 1))
     marks = {*powers, *_TILES, *edges}
-    near = {mark + step for mark in marks for step in (-1, 0, 1)} | {*range(1, each + 1), longest}
+    near = {mark + step for mark in marks for step in range(-1, after + 1)} | {*range(1, each + 1), longest}
     return sorted(size for size in near if 1 <= size <= longest)
+
+
+def between(sizes: Sequence[int], longest: int) -> list[int]:
+    """As many other sizes up to the longest as there are already, evenly spread, or all that are left.
+
+    >>> between([1, 2, 4, 20], 20)
+    [6, 10, 14, 18]
+    """
+    left = sorted({*range(1, longest + 1)} - {*sizes})
+    step = max(1, -(-len(left) // max(1, len(sizes))))
+    return left[step // 2 :: step]
 
 
 def first_change(same: Callable[[int, int], bool], below: int, above: int) -> tuple[int, int]:

@@ -152,22 +152,22 @@ def attention(
     own: Callable[[], Sequences] | None = getattr(attention_mask, _OWN, None)
     if own is not None and query.is_cuda and not dropout and query.dtype in gpu.DTYPES and gpu.available():
         scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-        return gpu.attend(query, key, value, position_bias, own(), Attention(scale, softcap, s_aux)), None
+        with _as_one():
+            return gpu.attend(query, key, value, position_bias, own(), Attention(scale, softcap, s_aux)), None
     if dropout:
         state.refuse("dropout in attention", "it draws random numbers by the layout")
-    with plain():
-        if own is not None:
-            batch = own()
-        elif attention_mask is None:
-            causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
-            batch = sequences.without_mask(query, key, causal and query.shape[2] > 1)
-        else:
-            state.refuse(
-                "attention with a mask of the caller's own", "it doesn't tell where a sequence begins"
-            )
+    if own is None and attention_mask is not None:
+        state.refuse("attention with a mask of the caller's own", "it doesn't tell where a sequence begins")
+        with plain():
             return _stock(
                 module, query, key, value, attention_mask, scaling, position_bias, softcap, s_aux
             ), None
+    with plain(), _as_one():
+        if own is not None:
+            batch = own()
+        else:
+            causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
+            batch = sequences.without_mask(query, key, causal and query.shape[2] > 1)
         asked = Attention(query.shape[-1] ** -0.5 if scaling is None else scaling, softcap, s_aux)
         if query.device.type == "cuda" and query.dtype in gpu.DTYPES and gpu.available():
             return gpu.attend(query, key, value, position_bias, batch, asked), None
@@ -196,6 +196,10 @@ def attention(
         if result is None:
             result = query.new_zeros(query.shape[0], query.shape[2], query.shape[1], value.shape[-1])
     return result, None
+
+
+_as_one = torch._C.DisableTorchFunction
+"""Within, functions of torch are not seen by modes: what they are called on has the form of blocks, not of the call."""
 
 
 def _other(name: str, module: torch.nn.Module) -> Callable[..., Any]:

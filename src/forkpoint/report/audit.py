@@ -13,7 +13,9 @@ if TYPE_CHECKING:
 
 def document(audit: Audit, words: Words) -> Document:
     """Whether it holds, in the title; then what breaks it."""
-    lines = [line(muted(words.many("audit.subject", audit.tried, subject=audit.subject)))]
+    lines = [
+        line(muted(words.many("audit.subject", audit.tried, subject=audit.subject, largest=audit.largest)))
+    ]
     if audit.breaking:
         lines.append(line(words("audit.sizes", sizes=_ranges(audit.breaking, words))))
     if audit.precision is not None:

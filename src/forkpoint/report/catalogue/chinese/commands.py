@@ -57,7 +57,7 @@ PHRASES: dict[str, str] = {
     "sweep.flips": "翻转",
     "sweep.seconds": "秒",
     # audit
-    "audit.subject": "审查 {subject}：逐位比较了 {n} 种布局。",
+    "audit.subject": "审查 {subject}：逐位比较了 {n} 种布局，大小至多为 {largest}。",
     "audit.holds": "试过的布局都不改变任何一位。",
     "audit.nothing": "没有比较任何东西。",
     "audit.broken": "并非与布局无关：有 {n} 类布局会改变数值的位。",

@@ -57,7 +57,8 @@ PHRASES: dict[str, str] = {
     "sweep.flips": "flips",
     "sweep.seconds": "s",
     # audit
-    "audit.subject": "Audit of {subject}: {n} layout compared, bit for bit.|Audit of {subject}: {n} layouts compared, bit for bit.",
+    "audit.subject": "Audit of {subject}: {n} layout compared, bit for bit, of sizes up to {largest}."
+    "|Audit of {subject}: {n} layouts compared, bit for bit, of sizes up to {largest}.",
     "audit.holds": "No layout that was tried changes a bit.",
     "audit.nothing": "Nothing was compared.",
     "audit.broken": "Not invariant: {n} kind of layouts changes bits.|Not invariant: {n} kinds of layouts change bits.",
