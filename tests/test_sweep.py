@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import tomllib
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,10 +13,12 @@ from tests.architectures import ARCHITECTURES
 from tests.questions.words import word_tokenizer
 
 import forkpoint
+from forkpoint.auditing.record import Audit, Break
 from forkpoint.cli import main, swept
 from forkpoint.cli.swept import QUESTIONS, answer, cells_of
 from forkpoint.models import LoadedModel
 from forkpoint.result import VerdictKind
+from forkpoint.sweeps.answer import Sweep
 from forkpoint.sweeps.cells import Cell, CellOutcome
 from forkpoint.sweeps.rows import rows_of
 
@@ -101,7 +104,7 @@ def test_a_value_is_no_option():
 def test_every_question_can_be_described(question):
     more = {"models": {"other": "demo"}, "embed": {"texts": "texts.txt"}}.get(question, {})
     one = {"model": "demo", "ask": question, **more}
-    (cell,) = cells_of(one if question == "embed" else {**one, "prompt": "Hello"}, "file")
+    (cell,) = cells_of(one if question in ("embed", "audit") else {**one, "prompt": "Hello"}, "file")
     assert cell.question == question
 
 
@@ -266,6 +269,27 @@ def test_code_that_a_model_brings_along_is_run_only_if_the_command_says_so(loade
     answer(cell)
     swept._trusting(cell)
     assert seen == [False, True]
+
+
+def test_an_audit_has_a_row_for_each_break(folder, monkeypatch):
+    monkeypatch.setattr(swept, "_LAST", {})
+    cell = Cell("audit", {"model": str(folder / "one"), "longest": 3, "invariant": True})
+    outcome = answer(cell)
+    assert (outcome.status, outcome.reason) == (0, "")
+    (row,) = rows_of(cell, outcome)
+    assert (row.question, row.verdict, row.status, row.setting, row.max_abs) == ("audit", None, 0, "", 0.0)
+    found = Break("batch", 3, 2, "words", 1, 8, 0.5, "model/add (a.py:1)")
+    for audit, expected in (
+        (Audit("m", 4, (found, replace(found, kind="steps"))), [("batch 3", 1, 0.5), ("steps 3", 1, 0.5)]),
+        (Audit("m", 4, (), unfinished="lengths from 9 on"), [("without lengths from 9 on", 0, 0.0)]),
+    ):
+        rows = rows_of(cell, CellOutcome(audit.status, audit.to_dict()))
+        assert [(row.setting, row.status, row.max_abs) for row in rows] == expected
+        assert "other bits" in str(Sweep("out", rows, 1)) or audit.holds
+        assert "same bits" in str(Sweep("out", rows, 1)) or not audit.holds
+    (nothing,) = rows_of(cell, CellOutcome(1, Audit("m", 0, (), unfinished="lengths from 2 on").to_dict()))
+    assert nothing.reason == "no layout was tried: lengths from 2 on"
+    assert "no answer" in str(Sweep("out", (nothing,), 1))
 
 
 # --- all of it -----------------------------------------------------------------------------------------------

@@ -30,6 +30,7 @@ import typer
 
 from forkpoint import __version__
 from forkpoint.cli import options
+from forkpoint.cli.audit import audit
 from forkpoint.cli.configured import TYPED as TRUST
 from forkpoint.cli.configured import key_of, read_toml, value_of
 from forkpoint.cli.embed import embed
@@ -53,7 +54,7 @@ if TYPE_CHECKING:
     from forkpoint.sweeps import Sweep
 
 QUESTIONS = {name: command for name, (command, _) in COMMANDS.items()} | {
-    "factors": factors, "generate": generate, "embed": embed, "engines": engines,
+    "factors": factors, "generate": generate, "embed": embed, "engines": engines, "audit": audit,
 }  # fmt: skip
 """What can be asked, by the names of the commands."""
 _NOT_HERE = {
@@ -227,7 +228,8 @@ def answer(cell: Cell, *, trusted: bool = False) -> CellOutcome:
         cache_token, typed_token = CACHE.set(_LAST), TYPED.set(_typed(cell))
         try:
             context = _context(cell.question, cell.given)
-            context.params |= {"json": file, "quiet": True, "lang": "en"}
+            written = {"json": file, "quiet": True, "lang": "en"}
+            context.params |= {name: written[name] for name in written.keys() & context.params.keys()}
             if trusted and "trust_remote_code" in context.params:
                 context.params["trust_remote_code"] = True
             status, reason = _invoked(context), ""

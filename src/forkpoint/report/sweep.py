@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -96,9 +97,8 @@ def _counted(sweep: Sweep, words: Words) -> str:
         for kind in VerdictKind
         if counts[kind.value]
     ]
-    for key, refused in (("sweep.same", False), ("sweep.none", True)):
-        number = sum(row.verdict is None and bool(row.reason) is refused for row in sweep.rows)
-        parts += [f"{words(key)} {count(number)}"] if number else []
+    without = Counter(_without_verdict(row) for row in sweep.rows if row.verdict is None)
+    parts += [f"{words(key)} {count(without[key])}" for key in _WITHOUT if without[key]]
     whole = words.many("sweep.count", sweep.cells) + words("colon") + words("comma").join(parts)
     return whole + (words("aside", text=words("sweep.kept", n=count(sweep.kept))) if sweep.kept else "")
 
@@ -127,7 +127,7 @@ def _cells(row: SweepRow, varied: set[str], words: Words) -> dict[str, Cell]:
     if row.verdict is not None:
         verdict = words(f"verdict.{row.verdict.value}")
     else:
-        verdict = words("sweep.none" if row.reason else "sweep.same")
+        verdict = words(_without_verdict(row))
     return {
         "question": line(_question(row, varied)),
         "model": line(_model(row)),
@@ -142,14 +142,26 @@ def _cells(row: SweepRow, varied: set[str], words: Words) -> dict[str, Cell]:
 
 
 def _role(row: SweepRow) -> Role:
-    if row.verdict is None:
-        return Role.CAUTION if row.reason else Role.GOOD
-    return KIND_ROLES[row.verdict]
+    return _WITHOUT[_without_verdict(row)] if row.verdict is None else KIND_ROLES[row.verdict]
+
+
+_WITHOUT = {
+    "sweep.same": Role.GOOD, "sweep.holds": Role.GOOD, "sweep.breaks": Role.BAD, "sweep.none": Role.CAUTION,
+}  # fmt: skip
+"""What is said of a row without a verdict."""
+
+
+def _without_verdict(row: SweepRow) -> str:
+    if row.reason or row.status is None:
+        return "sweep.none"
+    if row.question == "audit":
+        return "sweep.breaks" if row.status else "sweep.holds"
+    return "sweep.same"
 
 
 def _none(row: SweepRow) -> str:
     """What stands for a figure that an answer lacks; nothing where there is no answer."""
-    return "–" if row.verdict is not None else ""
+    return "–" if row.verdict is not None or row.question == "audit" else ""
 
 
 def _figure(value: Any) -> str:

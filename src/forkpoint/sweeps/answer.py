@@ -12,7 +12,7 @@ from forkpoint.support.answers import Answer
 
 @dataclass(frozen=True)
 class SweepRow:
-    """One answer, or why there is none. A question of several prompts and one of factors have a row for each."""
+    """One answer, or why there is none. A question of several prompts and one of factors have a row for each, an audit for each break."""
 
     cell: str
     """By what the folder knows the question: `results/CELL.json` is what its command wrote."""
@@ -24,11 +24,11 @@ class SweepRow:
     prompt: str = ""
     revision: str | None = None
     setting: str = ""
-    """Of `factors`, what is set otherwise."""
+    """Of `factors`, what is set otherwise; of `audit`, the layout in which bits differ, or what was not tried."""
     status: int | None = None
     """Exit status of the command: 0, 1 or 3; None where there is no answer."""
     verdict: VerdictKind | None = None
-    """None where there is no answer, and for generated text in which no token differs."""
+    """None where there is no answer, for generated text in which no token differs, and of `audit`, which `status` speaks for."""
     mechanism: str | None = None
     by_design: bool | None = None
     origin: str | None = None

@@ -31,6 +31,8 @@ def rows_of(cell: Cell, answer: CellOutcome) -> tuple[SweepRow, ...]:
 
 def _columns(data: dict[str, Any]) -> list[dict[str, Any]]:
     """What each answer says, told by its keys as `forkpoint report` tells them."""
+    if "breaks" in data:
+        return _audited(data)
     if "matters" in data:
         return [_factor(row) for row in data["rows"]]
     if "tokens_a" in data:
@@ -55,6 +57,18 @@ def _factor(row: dict[str, Any]) -> dict[str, Any]:
         "tokens", "nonfinite_apart", "seconds", "reason",
     )  # fmt: skip
     return {name: row[name] for name in names}
+
+
+def _audited(data: dict[str, Any]) -> list[dict[str, Any]]:
+    """A row for each kind of layout in which bits differ; one where there is none."""
+    if data["breaks"]:
+        return [
+            {"setting": f"{one['kind']} {one['size']}", "first": one["op"], "max_abs": one["gap"]}
+            for one in data["breaks"]
+        ]
+    if not data["tried"]:
+        return [{"reason": f"no layout was tried: {data['unfinished']}"}]
+    return [{"setting": f"without {data['unfinished']}" if data["unfinished"] else "", "max_abs": 0.0}]
 
 
 def _engine(data: dict[str, Any]) -> dict[str, Any]:

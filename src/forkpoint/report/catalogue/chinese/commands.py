@@ -41,6 +41,8 @@ PHRASES: dict[str, str] = {
     "sweep.count": "{n} 个问题",
     "sweep.kept": "其中 {n} 个先前已有答案",
     "sweep.same": "词元相同",
+    "sweep.holds": "逐位相同",
+    "sweep.breaks": "逐位不同",
     "sweep.none": "没有答案",
     "sweep.worst": "{whole} 行中最差的 {n} 行；sweep.parquet 中有全部。",
     "sweep.more": "另有 {n} 个",

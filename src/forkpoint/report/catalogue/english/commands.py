@@ -41,6 +41,8 @@ PHRASES: dict[str, str] = {
     "sweep.count": "{n} question|{n} questions",
     "sweep.kept": "{n} answered before",
     "sweep.same": "the same tokens",
+    "sweep.holds": "same bits",
+    "sweep.breaks": "other bits",
     "sweep.none": "no answer",
     "sweep.worst": "The worst {n} of {whole} rows; sweep.parquet has all.",
     "sweep.more": "{n} more|{n} more",
