@@ -46,7 +46,6 @@ class Bug:
 BUGS = (
     Bug("llama", "1.0 / self.base **", "1.0 / (2 * self.base) **"),
     Bug("llama", "(torch.arange(0, self.size, 2).float() / self.size)", "(torch.arange(0, self.size, 2).float() / (self.size - 2))"),
-    Bug("llama", "positions = torch.arange(x.shape[1]).float()", "positions = torch.arange(1, x.shape[1] + 1).float()"),
     Bug("llama", "x[..., ::2], x[..., 1::2]", "x.chunk(2, -1)", at="even * cos - odd * sin"),
     Bug("llama", "even * cos - odd * sin", "even * cos + odd * sin"),
     Bug("llama", "odd * cos + even * sin", "odd * cos - even * sin"),
@@ -64,7 +63,7 @@ BUGS = (
     Bug("llama", 'gate, up = of["mlp.gate_proj.weight"], of["mlp.up_proj.weight"]', 'up, gate = of["mlp.gate_proj.weight"], of["mlp.up_proj.weight"]', at="silu(self.w1(y))"),
     Bug("llama", 'q = interleaved(of["self_attn.q_proj.weight"], c.num_attention_heads)', 'q = of["self_attn.q_proj.weight"]', at="even, odd = x["),
     Bug("neox", "self.base**-exponents", "(self.base / 10) ** -exponents"),
-    Bug("neox", "dtype=torch.float32) / self.turned", "dtype=torch.float32) / self.size"),
+    Bug("neox", "dtype=torch.float32) / self.turned", "dtype=torch.float32) / self.size", at="self.base**-exponents"),  # the reference has frequencies, no exponents
     Bug("neox", "first * angles.cos() - second * angles.sin()", "first * angles.sin() - second * angles.cos()"),
     Bug("neox", "second * angles.cos() + first * angles.sin()", "second * angles.cos() - first * angles.sin()"),
     Bug("neox", "q = self.rotate(q)", "q = q", at='torch.einsum("bhqd,bhkd->bhqk", q, k)'),
@@ -91,6 +90,13 @@ BUGS = (
     Bug("gemma", 'torch.cat([q, k, v]), "o.weight"', 'torch.cat([q, v, k]), "o.weight"', at="crossed = torch.cat"),
     Bug("gemma", 'return self.o(torch.einsum("bhqk,bkhd->bqhd", capped.softmax(-1), v).flatten(2))', 'return self.o(torch.einsum("bhqk,bkhd->bqdh", capped.softmax(-1), v).flatten(2))'),
 )  # fmt: skip
+
+HARMLESS = (
+    Bug("llama", "positions = torch.arange(x.shape[1]).float()", "positions = torch.arange(1, x.shape[1] + 1).float()"),
+    Bug("neox", "torch.arange(x.shape[2])[:, None]", "(torch.arange(x.shape[2]) - 3)[:, None]"),
+    Bug("gemma", "torch.outer(torch.arange(x.shape[1]).float(), frequencies)", "torch.outer(torch.arange(x.shape[1]).float() + 7, frequencies)"),
+)  # fmt: skip
+"""Changes that make no other function: queries and keys are turned against each other, wherever positions begin."""
 
 
 def compared(family: str, right: str = "", wrong: str = "") -> tuple[fp.Result, str]:
@@ -125,7 +131,7 @@ def wrong_about(bug: Bug) -> str:
     return f"{origin.op} at {origin.code!r}"
 
 
-def sound(family: str) -> str:
-    """What is wrong with the answer for a port without a bug; empty if nothing is."""
-    kind = compared(family)[0].verdict.kind
+def sound(family: str, right: str = "", wrong: str = "") -> str:
+    """What is wrong with the answer for a port without a bug, or with a harmless change; empty if nothing is."""
+    kind = compared(family, right, wrong)[0].verdict.kind
     return "" if kind in (fp.VerdictKind.IDENTICAL, fp.VerdictKind.ROUNDING) else kind.value

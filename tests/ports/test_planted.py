@@ -16,9 +16,11 @@ from tests.ports.planted import (
 )
 
 QUICK = {
-    ("stacked", "base"), ("untied", "softmax"), ("flipped", "eps"), ("folded", "halves"),
+    ("stacked", "base"), ("untied", "softmax"), ("flipped", "eps"), ("folded", "halves"), ("headed", "tile"),
+    ("headed", "neighbours"), ("packed", "last-part"), ("packed", "scaled-wrongly"), ("routed", "sigmoid"), ("routed", "skipped"),
 }  # fmt: skip
-"""Where the first value that the reference has not is right: of no token, put together otherwise, or fused."""
+"""Where the first value that the reference has not is right: of no token, put together otherwise, scaled before, or fused;
+where it is complex, an op takes a part of what the reference has whole, only decides about whole numbers, or lacks a term."""
 ALL = [(port, fault) for port in PORTS for fault in port_of(port).FAULTS]
 HARMLESS = [(port, change) for port in PORTS for change in port_of(port).HARMLESS]
 

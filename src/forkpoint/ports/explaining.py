@@ -89,6 +89,8 @@ def _note(parting: Parting, modules: Mapping | None) -> str:
         return f"run B has this value, too, but not here: to the same weights it gives what {parting.partner.place} makes there"
     if parting.partner is not None and parting.lacking:
         return f"run B has this value, too, and goes on from it: there, {parting.partner.place} makes another of it"
+    if parting.unclear is not None:
+        return f"run B has neither this value nor those that it is made of here, from {parting.unclear.place} on: any of these may be at fault"
     if parting.partner is not None and not parting.alike:
         return f"what goes into it, run B has, too; this value it has not: the nearest of its own there is made by {parting.partner.place}"
     if parting.partner is not None:

@@ -31,6 +31,7 @@ class Parting:
         lacking: whether the reference has this value, too, and `partner` makes another of it, which the port does not.
         misplaced: whether the reference has it, too, and gives what `partner` makes to the weights that are given it here.
         alike: whether `partner` makes its value of those that this one is made of.
+        unclear: the first of the ops behind it whose values the reference has not, and which may be at fault as well.
     """
 
     op: Op
@@ -46,6 +47,7 @@ class Parting:
     lacking: bool = False
     misplaced: bool = False
     alike: bool = False
+    unclear: Op | None = None
 
 
 def prints_of(session: Session) -> tuple[Prints, Prints]:
@@ -117,5 +119,5 @@ def _parting(mine: Prints, reference: Prints, fault: Root, *, rounded: bool) -> 
         op, event, len(where), len(one.tokens), int(one.tokens[where[0]]) if one.of_tokens and len(where) else None,
         float(away.max(initial=0.0)), rounded, len(shared), len(mine.prints),
         None if partner is None else reference.ops[partner][0], lacking, fault.instead is not None,
-        partner is not None and of_the_same(partner),
+        partner is not None and of_the_same(partner), None if fault.unclear is None else mine.ops[fault.unclear][0],
     )  # fmt: skip

@@ -6,18 +6,17 @@ fault: where two values are put together, the other may be. So it is asked of ea
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable
+from collections.abc import Hashable
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
 from forkpoint.ports.feeding import Feeding
+from forkpoint.ports.harmless import Harmless, alike
 from forkpoint.ports.mapping import Mapping
 from forkpoint.ports.trials import PortTrials
 from forkpoint.ports.values import MOVES, Print, Prints, behind, met, result_of
-
-SUMS = {"add": "add", "add_": "add", "sub": "add", "sum": "add", "mul": "mul", "mul_": "mul", "div": "mul"}
-"""Functions by which values are put together in any order."""
 
 WEIGHTED = frozenset(
     {"linear", "layer_norm", "rms_norm", "embedding", "conv1d", "conv2d", "group_norm", "addmm"}
@@ -37,10 +36,12 @@ class Root:
     Attributes:
         event: the value.
         instead: the value that the reference gives to the weights that are given this one, where that is known.
+        unclear: the first of the values behind it that no experiment could tell from right ones; None if there is none.
     """
 
     event: int
     instead: int | None = None
+    unclear: int | None = None
 
 
 def find_root(
@@ -65,12 +66,14 @@ def find_root(
     if mine.prints[result].apart(reference.prints[result_of(reference)]) <= tolerance:
         return None
     shared = met(mine, reference, tolerance)
-    root = _RootSearch(mine, reference, shared, tolerance, trials).first(result)
+    search = _RootSearch(mine, reference, shared, tolerance, trials)
+    root = search.first(result)
     if modules is not None and root not in shared:
         wrong = Feeding(mine, reference, modules, tolerance).maker(root)
         if wrong is not None:
             return Root(wrong.event, wrong.instead)
-    return Root(root)
+    behind_it = behind(mine, [root], shared)
+    return Root(root, unclear=next((e for e in search.passed if e in behind_it and e != root), None))
 
 
 class _RootSearch:
@@ -78,6 +81,9 @@ class _RootSearch:
 
     Args:
         shared: the port's values that are met.
+
+    Attributes:
+        passed: values of no token that no experiment could tell from right ones.
     """
 
     def __init__(
@@ -86,6 +92,8 @@ class _RootSearch:
         self._mine, self._reference, self._shared, self._tolerance = mine, reference, shared, tolerance
         self._theirs = met(reference, mine, tolerance)
         self._trials = trials
+        self.passed: list[int] = []
+        self._harmless = Harmless(mine, reference, shared, tolerance, trials)
 
     def first(self, result: int) -> int:
         """The first value at fault on the way to the result."""
@@ -94,13 +102,12 @@ class _RootSearch:
         to_result = self._on_the_way(result)
         blind = {event for event in mine.prints if event not in leads and event in to_result}
         otherwise = self._otherwise(self._shared, to_result)
-        passed: list[int] = []
         for event in sorted(blind):
             if otherwise is not None and otherwise <= event:
                 return otherwise
             if any(s in blind for s in mine.sources[event]):
                 continue
-            if self._put_together(event) or self._moves_only(event) or self._moves_a_constant(event):
+            if self._harmless.is_harmless(event, blind):
                 blind.discard(event)  # those that were made of it are asked next
                 continue
             fault = self._tried(event)
@@ -109,12 +116,17 @@ class _RootSearch:
             made_of_none = not mine.made_of(event) or mine.ops[event][0].function in FILLS
             if made_of_none and not mine.prints[event].of_tokens:
                 blind.discard(event)
-                passed.append(event)
+                self.passed.append(event)
                 continue
-            return self._maker(event)
+            return self._harmless.lacking(event) or self._maker(event)
         if otherwise is not None:
             return otherwise
-        return passed[0] if passed else self._maker(result, everything=True)
+        return self.passed[0] if self.passed else self._maker(result, everything=True)
+
+    @cached_property
+    def _choices(self) -> set[int]:
+        """Whole numbers and truth values: what they were made from may be other numbers, and they the same."""
+        return self._mine.ops.keys() - self._mine.prints.keys()
 
     def _on_the_way(self, result: int) -> set[int]:
         """Values from which a way leads to the result past all that is met of their tokens."""
@@ -142,71 +154,11 @@ class _RootSearch:
         leads: set[int] = set()
         for events in groups.values():
             met_one = mine.prints[events[0]]
-            for event in behind(mine, events):
+            for event in behind(mine, events, self._choices):
                 one = mine.prints.get(event)
                 if one is None or not _of_others(one, met_one):
                     leads.add(event)
         return leads
-
-    def _put_together(self, event: int) -> bool:
-        """Whether it is part of a sum, or a product, that the reference makes of the same values in another order."""
-        kind = SUMS.get(self._mine.ops[event][0].function)
-        parts = [self._mine.prints[s] for s in self._mine.sources[event] if s in self._mine.prints]
-        if (
-            kind is None
-            or len(parts) < 2
-            or any(s not in self._shared for s in self._mine.sources[event] if s in self._mine.prints)
-        ):
-            return False
-        key = self._mine.prints[event].key
-        for other in self._reference.prints:
-            if (
-                self._reference.prints[other].key == key
-                and SUMS.get(self._reference.ops[other][0].function) == kind
-            ):
-                leaves = [self._reference.prints[leaf] for leaf in self._leaves(other, kind)]
-                if len(leaves) > len(parts) and all(any(self._alike(p, q) for q in leaves) for p in parts):
-                    return True
-        return False
-
-    def _alike(self, one: Print, other: Print) -> bool:
-        """Whether two values hold the same, token by token or, where one of them has no tokens, as a whole."""
-        if one.key == other.key:
-            return one.apart(other) <= self._tolerance
-        return (
-            one.of_tokens != other.of_tokens and one.as_a_whole().apart(other.as_a_whole()) <= self._tolerance
-        )
-
-    def _leaves(self, event: int, kind: str) -> Iterable[int]:
-        """What a sum of the reference is made of, and what the sums among these are."""
-        for source in self._reference.sources.get(event, ()):
-            if source not in self._reference.prints:
-                continue
-            yield source
-            inner, op = source, self._reference.ops[source][0]
-            while op.is_boundary and len(self._reference.sources.get(inner, ())) == 1:
-                inner = self._reference.sources[inner][0]
-                op = self._reference.ops[inner][0]
-            if SUMS.get(op.function) == kind:
-                yield from self._leaves(inner, kind)
-
-    def _moves_only(self, event: int) -> bool:
-        """Whether it only moves what a blind value that was passed already holds."""
-        op = self._mine.ops[event][0]
-        sources = [s for s in self._mine.sources[event] if s in self._mine.prints]
-        if not (op.is_boundary or op.function in MOVES) or len(sources) != 1 or sources[0] in self._shared:
-            return False
-        one, other = self._mine.prints[event], self._mine.prints[sources[0]]
-        return one.key == other.key and one.apart(other) <= self._tolerance
-
-    def _moves_a_constant(self, event: int) -> bool:
-        """Whether it moves elements that are all the same: which ones it takes tells nothing."""
-        sources = [s for s in self._mine.sources[event] if s in self._mine.prints]
-        return (
-            self._mine.ops[event][0].function in MOVES
-            and len(sources) == 1
-            and all(self._mine.prints[e].is_constant for e in (event, sources[0]))
-        )
 
     def _tried(self, event: int) -> int | None:
         """What experiments say: the value itself, one behind it that is made otherwise of right ones, or nothing."""
@@ -242,13 +194,33 @@ class _RootSearch:
                 continue
             for other in there.get(op.function, ()):
                 others = reference.made_of(other)
-                alike = len(operands) == len(others) and reference.prints[other].key == mine.prints[event].key
-                if alike and all(
-                    x.key == y.key and x.apart(y) <= self._tolerance
-                    for x, y in zip(operands, others, strict=True)
+                same_form = (
+                    len(operands) == len(others) and reference.prints[other].key == mine.prints[event].key
+                )
+                if (
+                    same_form
+                    and all(
+                        x.key == y.key and x.apart(y) <= self._tolerance
+                        for x, y in zip(operands, others, strict=True)
+                    )
+                    and self._tables_are_met(event, other, shared)
                 ):
                     return event
         return None
+
+    def _tables_are_met(self, event: int, other: int, shared: set[int]) -> bool:
+        """Whether what an op is given that is of no token, such as a table, the reference has, or gives to its own."""
+        prints, there = self._mine.prints, self._reference.prints
+        tables = [s for s in self._mine.sources[event] if s in prints and not prints[s].of_tokens]
+        return all(
+            s in shared
+            or any(
+                alike(prints[s], there[t], self._tolerance)
+                for t in self._reference.sources[other]
+                if t in there
+            )
+            for s in tables
+        )
 
     def _maker(self, event: int, *, everything: bool = False) -> int:
         """What computed the elements that an op only moves: parts of it are met, and this part is not."""

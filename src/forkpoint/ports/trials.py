@@ -11,7 +11,7 @@ from torch import Tensor
 from forkpoint.capture.labels import spread
 from forkpoint.explain.session import Session
 from forkpoint.match.pairs import Pairs
-from forkpoint.ports.values import MOVES, Prints
+from forkpoint.ports.values import INFINITE, MOVES, Prints
 from forkpoint.probes.watchers import Kept, Patch, Patched, Store
 from forkpoint.promotion import Promotion
 
@@ -23,6 +23,8 @@ EACH = 3
 """Values of the reference that are tried at one place."""
 MOST_BYTES = 1 << 30
 """Bytes of the values of each run that are kept for experiments."""
+HOLDERS = 64
+"""Values of the reference in which the elements of one are looked for."""
 
 
 class PortTrials:
@@ -59,6 +61,39 @@ class PortTrials:
             self._session.a.again(watcher=Patched(patch, prints), promotion=Promotion())
             if patch.applied == 1 and prints.ops.keys() == mine.ops.keys():
                 yield prints
+
+    def is_part(
+        self, event: int, alone: list[int], mine: Prints, reference: Prints, tolerance: float
+    ) -> bool:
+        """Whether the reference makes a value's elements as part of a larger value, for each token among that one's.
+
+        Args:
+            event: the value of the port.
+            alone: the values of the reference that the port has not.
+        """
+        one = mine.prints[event]
+        if not (one.of_tokens and one.tells and one.count):
+            return False
+        larger = [
+            e for e in alone
+            if reference.prints[e].key == one.key and reference.prints[e].count > one.count
+        ]  # fmt: skip
+        rows = self._rows(0, event, mine) if larger else None
+        if rows is None:
+            return False
+        for other in larger[:HOLDERS]:
+            there = self._rows(1, other, reference)
+            if there is not None and _all_among(rows, there, tolerance):
+                return True
+        return False
+
+    def _rows(self, run: int, event: int, prints: Prints) -> NDArray[np.float64] | None:
+        """A value's elements, [tokens, elements]; None where it was not kept, or some are of no token."""
+        kept = self._both[run].kept.get(event)
+        if kept is None or kept.label is None or kept.value.is_complex() or _by_token(kept, prints) is None:
+            return None
+        rows = _elements(kept, prints).reshape(len(prints.prints[event].tokens), -1)
+        return np.where(np.abs(rows) < INFINITE, rows, 0.0)
 
     def _likely(
         self, event: int, alone: list[int], mine: Prints, reference: Prints, tolerance: float
@@ -106,7 +141,7 @@ class PortTrials:
         """Which element of the reference's value goes where; None where that can't be told."""
         stores = self._both
         one, theirs = stores[0].kept.get(event), stores[1].kept.get(other)
-        if one is None or theirs is None:
+        if one is None or theirs is None or one.value.is_complex() or theirs.value.is_complex():
             return None
         at, there = _by_token(one, mine), _by_token(theirs, reference)
         if at is None or there is None or len(at) != len(there):
@@ -160,3 +195,13 @@ def _elements(saved: Kept, prints: Prints) -> NDArray[np.float64]:
     at = _by_token(saved, prints)
     flat = saved.value.detach().double().cpu().reshape(-1).numpy()
     return flat if at is None else flat[at]
+
+
+def _all_among(rows: NDArray[np.float64], there: NDArray[np.float64], tolerance: float) -> bool:
+    """Whether each element is among those of the same row of another value."""
+    for one, other in zip(rows, np.sort(there, axis=1), strict=True):
+        at = np.searchsorted(other, one).clip(1, len(other) - 1)
+        away = np.minimum(np.abs(one - other[at - 1]), np.abs(one - other[at]))
+        if not (away <= tolerance * np.abs(other).mean()).all():
+            return False
+    return True

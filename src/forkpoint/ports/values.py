@@ -49,6 +49,11 @@ MOVES = ALWAYS_VIEWS | {
     "clone",
     "to",
     "float",
+    "complex",
+    "view_as_complex",
+    "view_as_real",
+    "real",
+    "imag",
 }
 """Functions whose results hold the elements of their inputs."""
 
@@ -103,7 +108,7 @@ class Print:
 
 @dataclass
 class Prints:
-    """A watcher that keeps a print of each floating-point value, and what each was made from.
+    """A watcher that keeps a print of each floating-point value, of complex ones of both parts, and what each was made from.
 
     Args:
         numbers: for each coordinate of the run, a number that both runs have for it; negative for the others.
@@ -139,6 +144,9 @@ class Prints:
     ) -> None:
         self.sources[event] = [i for i in inputs if i != event]
         self.ops[event] = recorder.trace.rows[event][0], recorder.trace.event(event)
+        if value.dtype.is_complex and value.numel() and not why_unreadable(value):
+            parts = torch.view_as_real(value.detach().resolve_conj()).double().cpu()
+            self.prints[event] = self._print(parts, label)
         if value.dtype.is_floating_point and value.numel() and not why_unreadable(value):
             self.prints[event] = self._print(value.detach().double().cpu(), label)
 
@@ -148,7 +156,8 @@ class Prints:
         if label is None:
             groups, tokens = np.zeros(x.size, dtype=np.int64), np.zeros(1, dtype=np.int64)
         else:
-            ids = spread(self.numbers[label.q], x.shape).reshape(-1)
+            ids = self.numbers[label.q]
+            ids = spread(ids.reshape(ids.shape + (1,) * (x.ndim - ids.ndim)), x.shape).reshape(-1)
             keep = ids >= 0
             tokens, groups = np.unique(ids[keep], return_inverse=True)
             x = x.reshape(-1)[keep]
