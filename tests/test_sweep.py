@@ -167,7 +167,7 @@ def in_place(text):
 def test_what_can_not_be_used_is_one_line_before_anything_is_asked(tmp_path, capsys, monkeypatch, text, said):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "FILE").write_text(text)
-    monkeypatch.setattr(swept, "asked", lambda *_, **__: pytest.fail("it was asked"))
+    monkeypatch.setattr(swept, "ask_cells", lambda *_, **__: pytest.fail("it was asked"))
     with pytest.raises(SystemExit) as ended:
         main(["sweep", "FILE", "--out", "out"])
     out, err = capsys.readouterr()

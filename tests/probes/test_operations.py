@@ -110,7 +110,7 @@ def test_a_path_that_can_not_be_taken_in_float64_is_told_by_the_gap():
 
 
 def test_told_tensors_say_the_native_dtype_and_hold_float64():
-    with torch.no_grad(), Promotion(told=torch.bfloat16) as promotion:
+    with torch.no_grad(), Promotion(shown_dtype=torch.bfloat16) as promotion:
         made = F.linear(torch.ones(2, 3, dtype=torch.bfloat16), torch.full((3, 3), 1 / 3))
         assert made.dtype == torch.bfloat16
         assert torch.ones(2).dtype == torch.bfloat16

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from forkpoint.sweeps import Cell, CellOutcome
-from forkpoint.sweeps.sweeping import asked
+from forkpoint.sweeps.sweeping import ask_cells
 
 DOCUMENT: dict[str, Any] = {
     "verdict": {"kind": "rounding", "mechanism": "reduction_order", "by_design": None},
@@ -54,4 +54,4 @@ def names(_: Cell) -> CellOutcome:
 if __name__ == "__main__":  # a sweep of which a test kills the process
     signal.signal(signal.SIGINT, signal.default_int_handler)  # what a shell runs in the background ignores it
     folder, told = map(Path, sys.argv[1:])
-    asked([cell("one"), cell("two", do="hang", told=str(told)), cell("three")], folder, run)
+    ask_cells([cell("one"), cell("two", do="hang", told=str(told)), cell("three")], folder, run)

@@ -18,7 +18,7 @@ from tests.sweeps.asking import cell
 from forkpoint.errors import InputError
 from forkpoint.sweeps.cells import described
 from forkpoint.sweeps.folder import opened
-from forkpoint.sweeps.sweeping import asked
+from forkpoint.sweeps.sweeping import ask_cells
 
 ROOT = Path(__file__).parents[2]
 
@@ -29,14 +29,14 @@ def prompts_asked(sweep):
 
 def test_what_was_answered_is_not_asked_again(tmp_path):
     folder = tmp_path / "out"
-    first = asked([cell("a"), cell("b", do="refuse")], folder, asking.run)
+    first = ask_cells([cell("a"), cell("b", do="refuse")], folder, asking.run)
     assert (first.cells, first.kept, first.status) == (2, 0, 3)
     assert prompts_asked(first) == {"a": "", "b": "no such thing"}
-    again = asked([cell("a"), cell("b", do="refuse"), cell("c")], folder, asking.answer_at_once)
+    again = ask_cells([cell("a"), cell("b", do="refuse"), cell("c")], folder, asking.answer_at_once)
     assert (again.cells, again.kept, again.status) == (3, 1, 0)  # what had no answer is asked again
     assert again.rows[0] == first.rows[0]
     assert again.rows[0].seconds == 0.5
-    assert asked([cell("a")], folder, None).kept == 1  # nobody is asked, if all is there
+    assert ask_cells([cell("a")], folder, None).kept == 1  # nobody is asked, if all is there
     assert len(list((folder / "cells").iterdir())) == 3
 
 
@@ -44,8 +44,8 @@ def test_what_was_answered_is_not_asked_again(tmp_path):
     "changed", [{"versions": {"torch": "3"}}, {"files": {"m": [["", 1, 2]]}}, {"question": "batch"}]
 )
 def test_another_description_is_another_question(tmp_path, changed):
-    asked([cell("a")], tmp_path / "out", asking.run)
-    assert asked([replace(cell("a"), **changed)], tmp_path / "out", asking.answer_at_once).kept == 0
+    ask_cells([cell("a")], tmp_path / "out", asking.run)
+    assert ask_cells([replace(cell("a"), **changed)], tmp_path / "out", asking.answer_at_once).kept == 0
 
 
 def test_a_cell_is_known_by_versions_and_files(tmp_path):
@@ -64,25 +64,25 @@ def test_a_cell_is_known_by_versions_and_files(tmp_path):
 
 def test_what_is_half_there_or_not_ours_is_asked_again(tmp_path):
     folder = tmp_path / "out"
-    asked([cell("a"), cell("b")], folder, asking.run)
+    ask_cells([cell("a"), cell("b")], folder, asking.run)
     one, two = (folder / "cells" / f"{cell(name).key}.json" for name in "ab")
     one.write_text(one.read_text()[:100])
     two.write_text(two.read_text().replace('"rounding"', '"thinking"'))
-    assert asked([cell("a"), cell("b")], folder, asking.run).kept == 0
+    assert ask_cells([cell("a"), cell("b")], folder, asking.run).kept == 0
 
 
 def test_one_sweep_at_a_time(tmp_path):
     with opened(tmp_path / "out"), pytest.raises(InputError, match="out, to which another sweep is writing"):
-        asked([cell("a")], tmp_path / "out", asking.run)
-    assert asked([cell("a")], tmp_path / "out", asking.run).status == 0
+        ask_cells([cell("a")], tmp_path / "out", asking.run)
+    assert ask_cells([cell("a")], tmp_path / "out", asking.run).status == 0
 
 
 def test_a_folder_of_something_else_is_left_alone(tmp_path):
     (tmp_path / "letters").write_text("dear")
     with pytest.raises(InputError, match="where there is something else; expected a folder that is new"):
-        asked([cell("a")], tmp_path, asking.run)
+        ask_cells([cell("a")], tmp_path, asking.run)
     with pytest.raises(InputError, match="letters can't be written"):
-        asked([cell("a")], tmp_path / "letters", asking.run)
+        ask_cells([cell("a")], tmp_path / "letters", asking.run)
     assert [path.name for path in tmp_path.iterdir()] == ["letters"]
 
 
@@ -91,12 +91,12 @@ def test_a_folder_of_something_else_is_left_alone(tmp_path):
 )
 def test_numbers_that_can_not_be_used(tmp_path, given, said):
     with pytest.raises(InputError, match=said):
-        asked([cell("a")], tmp_path / "out", asking.run, **given)
+        ask_cells([cell("a")], tmp_path / "out", asking.run, **given)
     assert not (tmp_path / "out").exists()
 
 
 def test_the_table_is_parquet_with_types(tmp_path):
-    sweep = asked([cell("a", dtype="float32"), cell("b", do="refuse")], tmp_path / "out", asking.run)
+    sweep = ask_cells([cell("a", dtype="float32"), cell("b", do="refuse")], tmp_path / "out", asking.run)
     table = pq.read_table(tmp_path / "out" / "sweep.parquet")
     rows = table.to_pylist()
     assert [row["prompt"] for row in rows] == ["a", "b"]
@@ -119,7 +119,7 @@ def test_the_table_is_parquet_with_types(tmp_path):
 
 def test_actors_are_asked_with_the_same_code(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "ray", ray)
-    found = asked([cell("a"), cell("b", do="die")], tmp_path / "out", asking.run, ray=True, workers=9)
+    found = ask_cells([cell("a"), cell("b", do="die")], tmp_path / "out", asking.run, ray=True, workers=9)
     assert [row.status for row in found.rows] == [0, None]
 
 
@@ -128,7 +128,7 @@ def test_a_script_whose_own_part_is_not_guarded_is_told(tmp_path):
     script = tmp_path / "script.py"
     script.write_text(
         "from pathlib import Path\nfrom tests.sweeps.asking import cell, run\n"
-        "from forkpoint.sweeps.sweeping import asked\nasked([cell('a')], Path('out'), run)\n"
+        "from forkpoint.sweeps.sweeping import ask_cells\nask_cells([cell('a')], Path('out'), run)\n"
     )
     paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
     ended = subprocess.run(
@@ -167,6 +167,6 @@ def test_a_sweep_that_is_killed_loses_what_was_being_asked_alone(tmp_path, how):
     wait_for(lambda: gone(int(told.read_text())))  # its worker ends with it
     assert [path.name for path in (folder / "cells").iterdir()] == [f"{cell('one').key}.json"]
     cells = [cell("one"), cell("two", do="hang", told=str(told)), cell("three")]
-    again = asked(cells, folder, asking.answer_at_once)
+    again = ask_cells(cells, folder, asking.answer_at_once)
     assert (again.cells, again.kept, again.status) == (3, 1, 0)
     assert [row.prompt for row in again.rows] == ["one", "two", "three"]

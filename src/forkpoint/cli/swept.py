@@ -44,7 +44,7 @@ from forkpoint.errors import ForkpointError, InputError
 from forkpoint.support.files import is_path
 from forkpoint.support.progress import SILENT
 from forkpoint.sweeps.cells import Cell, CellOutcome, described
-from forkpoint.sweeps.sweeping import asked
+from forkpoint.sweeps.sweeping import ask_cells
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -94,7 +94,7 @@ def sweep(
     else:
         cells = cells_of(questions, "questions")
     run = _trusting if trust_remote_code else answer
-    return asked(cells, Path(out), run, workers=workers, timeout=timeout, ray=ray, progress=progress)
+    return ask_cells(cells, Path(out), run, workers=workers, timeout=timeout, ray=ray, progress=progress)
 
 
 def cells_of(data: Mapping[str, Any], file: str) -> list[Cell]:

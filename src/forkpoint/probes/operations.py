@@ -152,7 +152,7 @@ def _as_natively(
     """Both runs in float64, on the path that each takes in its own dtype, compared; None where one does not take it."""
     results: list[Results] = []
     for traced, own in zip((session.a, session.b), native, strict=True):
-        promotion = Promotion(told=_own_dtype(traced))
+        promotion = Promotion(shown_dtype=_own_dtype(traced))
         with same_weights(weights):
             made = _made(traced, promotion)
         if promotion.refused or _other(traced, own.calls, made.calls):

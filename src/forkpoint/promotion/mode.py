@@ -53,7 +53,7 @@ class PromotionMode(TorchFunctionMode):
     stack, so that what it calls is not promoted again, unless it enters the mode anew (`_composite`).
     """
 
-    def __init__(self, values: Values, hook: Function | None, told: torch.dtype | None) -> None:
+    def __init__(self, values: Values, hook: Function | None, shown_dtype: torch.dtype | None) -> None:
         super().__init__()
         self.refused: list[Refusal] = []
         self.computed = 0
@@ -63,7 +63,7 @@ class PromotionMode(TorchFunctionMode):
         self._arguments = Arguments(values)
         self._fallback = Fallback(values, self._arguments, self.refused)
         self._hook = hook
-        self._told = told
+        self._shown_dtype = shown_dtype
         self._handlers: dict[Function, Handler] = {}
         self._by_kind: dict[Kind, Handler] = {}
         self._entered: dict[Function, Function] = {}
@@ -139,9 +139,9 @@ class PromotionMode(TorchFunctionMode):
 
     def _dtype(self, func: Function, args: Args, kwargs: Kwargs) -> Any:
         dtype = func(*args, **kwargs)
-        if self._told is None:
+        if self._shown_dtype is None:
             return WIDE.get(dtype, dtype)
-        return self._told if dtype is torch.float64 else dtype
+        return self._shown_dtype if dtype is torch.float64 else dtype
 
     def _view(self, func: Function, args: Args, kwargs: Kwargs) -> Any:
         if self._values.has_twins:

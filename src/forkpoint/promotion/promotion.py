@@ -58,7 +58,7 @@ class Promotion:
             refuse float64 and that the caller knows how to do.
         cache_weights_up_to: bytes of float64 casts of parameters to keep for the length of the block. With 0
             each parameter is cast each time that it is used.
-        told: what a tensor made in the block says that its dtype is, and one from before the block keeps saying its own:
+        shown_dtype: what a tensor made in the block says that its dtype is, and one from before the block keeps saying its own:
             a model that branches on a dtype takes its native path, and computes it in float64.
     """
 
@@ -67,12 +67,12 @@ class Promotion:
         extra_hook: Callable[..., Any] | None = None,
         *,
         cache_weights_up_to: int = 0,
-        told: torch.dtype | None = None,
+        shown_dtype: torch.dtype | None = None,
     ) -> None:
         self._cache_bytes = cache_weights_up_to
         self._exits: contextlib.ExitStack | None = None
         self._values = Values()
-        self._mode = PromotionMode(self._values, extra_hook, told)
+        self._mode = PromotionMode(self._values, extra_hook, shown_dtype)
 
     @property
     def refused(self) -> list[Refusal]:
@@ -112,12 +112,12 @@ class Promotion:
         with torch._C.DisableTorchFunction(), torch.no_grad():
             self._values.writable(tensor).copy_(value)
 
-    def watch_casts(self, told: Callable[[torch.Tensor, torch.Tensor], None]) -> None:
+    def watch_casts(self, on_cast: Callable[[torch.Tensor, torch.Tensor], None]) -> None:
         """Have somebody told of each cast to float64 through which gradients lead back, with the narrow tensor before it.
 
         What leads back through the cast is rounded to the narrow dtype behind it. Casts that are kept are not told of.
         """
-        self._values.told = told
+        self._values.on_cast = on_cast
 
     def __enter__(self) -> Self:
         if self._exits is not None:

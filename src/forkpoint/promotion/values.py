@@ -39,7 +39,7 @@ class Values:
         """By the storage of a twin, the dtype of what it is the twin of."""
         self._cache: dict[int, tuple[torch.Tensor, int, int, torch.Tensor]] = {}
         self._cache_bytes_left = 0
-        self.told: Callable[[torch.Tensor, torch.Tensor], None] | None = None
+        self.on_cast: Callable[[torch.Tensor, torch.Tensor], None] | None = None
         """Told of each cast through which gradients lead back: the narrow tensor, and the cast."""
         self.native: torch.dtype | None = None
         """The dtype of the last narrow parameter read: what the model computes in without promotion."""
@@ -67,8 +67,8 @@ class Values:
             if self._cache_bytes_left > 0 or self._cache:
                 return self._cached(tensor, wide_dtype)
         wide = cast_tensor(tensor, wide_dtype)
-        if self.told is not None and wide.requires_grad:
-            self.told(tensor, wide)
+        if self.on_cast is not None and wide.requires_grad:
+            self.on_cast(tensor, wide)
         return wide
 
     def as_is(self, tensor: torch.Tensor) -> torch.Tensor:

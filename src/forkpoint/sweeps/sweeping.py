@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from forkpoint.sweeps.cells import Cell, CellOutcome
 
 
-def asked(
+def ask_cells(
     cells: Sequence[Cell], folder: Path, run: Callable[[Cell], CellOutcome], *, workers: int = 1, timeout: float | None = None,
     ray: bool = False, progress: Progress = SILENT,
 ) -> Sweep:  # fmt: skip
