@@ -26,6 +26,7 @@ RECORDS = {
     "Backward": records.Backward,
     "ParameterGradient": records.ParameterGradient,
     "Argument": records.ArgumentComparison,
+    "NameMatch": records.NameMatch,
     "Input": records.InputComparison,
     "NonFinite": records.NonFinite,
     "Verdict": records.Verdict,

@@ -205,6 +205,16 @@ def test_modules_are_matched_by_their_weights_and_their_parts(tmp_path: Path) ->
     assert any("by their parts: blocks.0 = layers.0" in note for note in result.notes)
     relu = next(row for row in result.ops if row.function == "relu")
     assert relu.op_b == "blocks.0/relu"
+    ways = {
+        (match.kind, match.a, match.b): match.how for match in fp.Result.from_dict(result.to_dict()).matches
+    }
+    assert ways == {
+        ("module", (f"layers.{layer}{mine}",), (f"blocks.{layer}{theirs}",)): way
+        for layer in (0, 1)
+        for mine, theirs, way in (
+            ("", "", "parts"), (".norm", ".scale", "weights"), (".up", ".rise", "weights"), (".down", ".down", "weights"),
+        )
+    } | {("module", ("layers",), ("blocks",)): "parts"}  # fmt: skip
 
 
 ONE_BLOCK = changed("range(2)", "range(1)", SOURCE)

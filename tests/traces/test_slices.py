@@ -11,6 +11,7 @@ from torch import nn
 
 import forkpoint as fp
 from forkpoint.report.words import Words
+from forkpoint.result import NameMatch
 
 
 class Split(nn.Module):
@@ -66,6 +67,9 @@ def test_a_fused_projection_has_the_rows_of_its_parts(*, in_turn: bool, tmp_path
         assert weights(result) == (
             "same", "2 parameters and buffers are the same in both runs; 8 more have the same rows in other pieces",
         )  # fmt: skip
+        pieces, whole = ("q.weight", "k.weight", "v.weight"), ("qkv.weight",)
+        a, b = (pieces, whole) if folder == "one" else (whole, pieces)
+        assert result.matches == (NameMatch("parameter", a, b, "rows"),)
         note = "parameters matched by their rows: qkv.weight = q.weight + k.weight + v.weight"
         assert note in result.notes
         assert Words("zh").sentence(note) == "按各行对应的参数：qkv.weight = q.weight + k.weight + v.weight。"
@@ -134,8 +138,10 @@ def test_projections_that_are_multiplied_by_from_the_right_are_the_same_transpos
     split = Split()
     turned = Turned(split, fused=fused)
     for folder, pair in (("one", (split, turned)), ("other", (turned, split))):
-        outcome, text = weights(compared(tmp_path / folder, *pair))
+        result = compared(tmp_path / folder, *pair)
+        outcome, text = weights(result)
         assert outcome == "same"
+        assert sum(match.how == "transposed" for match in result.matches) == (1 if fused else 4)
         assert text.endswith(f"of these {1 if fused else 4} are transposed in one run")
         assert ("8 more have the same rows in other pieces" in text) is fused
 

@@ -19,6 +19,7 @@ from forkpoint.result.records import (
     InputComparison,
     InputRow,
     LayerDrift,
+    NameMatch,
     NearTie,
     NonFinite,
     NotCompared,
@@ -49,6 +50,7 @@ __all__ = [
     "InputComparison",
     "InputRow",
     "LayerDrift",
+    "NameMatch",
     "NearTie",
     "NonFinite",
     "NotCompared",
@@ -99,6 +101,8 @@ class Result(JsonRecord):
     first_nonfinite_b: NonFinite | None = None
     configuration: tuple[ArgumentComparison, ...] = ()
     """Entries in which the configurations of two models differ."""
+    matches: tuple[NameMatch, ...] = ()
+    """Of two traces, modules and parameters that run B calls otherwise, or has in other pieces."""
     first_integer: OpRow | None = None
     """First integer or bool value that differs (masks, `arange`, routing); listed apart."""
     backward: Backward | None = None

@@ -39,6 +39,19 @@ class ArgumentComparison:
 
 
 @dataclass(frozen=True)
+class NameMatch:
+    """A module or parameter of two traces that has another name, or other pieces, in run B, and how it was found there."""
+
+    kind: str
+    """`module` or `parameter`."""
+    a: tuple[str, ...]
+    """Run A's name; of a parameter that run B has fused, those of its pieces."""
+    b: tuple[str, ...]
+    how: str
+    """Of a module `user`, `weights` or `parts`; of a parameter `rows` (the same rows or columns in other pieces) or `transposed`."""
+
+
+@dataclass(frozen=True)
 class Element:
     """One element of an op's value in both runs."""
 

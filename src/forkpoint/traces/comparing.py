@@ -39,7 +39,7 @@ from forkpoint.support.progress import SILENT, Progress
 from forkpoint.traces.again import again
 from forkpoint.traces.matching import match
 from forkpoint.traces.reading import TraceFolder, read
-from forkpoint.traces.renaming import renamed
+from forkpoint.traces.renaming import matched_modules, renamed
 from forkpoint.traces.slices import Regrouped, is_transposed, regrouped
 from forkpoint.traces.telling import Told
 
@@ -106,6 +106,7 @@ def _compared(
         impact=impact.measure(session, compared), ops=tuple(map(told.row, rows)),
         not_compared=_not_compared(rows, one, other), drift=(), replaced_modules=(),
         configuration=_configuration(one, other), notes=(*notes, *remarks), call="fp.compare_traces(a, b)",
+        matches=(*matched_modules(modules), *pieces.matches(one, other)),
         versions={str(k): str(v) for r in (other, one) for k, v in r.manifest["versions"].items()},
     )  # fmt: skip
 

@@ -9,6 +9,7 @@ from math import prod
 
 import numpy as np
 
+from forkpoint.result import NameMatch
 from forkpoint.traces.reading import TraceFolder, WeightDigests
 
 SHOWN = 3
@@ -52,6 +53,11 @@ def renamed(
         both = {**paths, **parts}
         _move(other, lambda path: both.get(path, path), "")
     return renamings, notes
+
+
+def matched_modules(renamings: Mapping[str, Renaming]) -> tuple[NameMatch, ...]:
+    """The same as records of a result."""
+    return tuple(NameMatch("module", (mine,), (one.path,), one.how) for mine, one in renamings.items())
 
 
 def _listed(renamings: Mapping[str, str]) -> str:

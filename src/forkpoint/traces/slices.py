@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from forkpoint.result import NameMatch
 from forkpoint.traces.reading import TraceFolder, WeightDigests
 
 SHOWN = 3
@@ -44,6 +45,19 @@ class Regrouped:
         if self.transposed:
             notes.append(f"parameters that the other run has transposed: {_listed(self.transposed)}")
         return notes
+
+    def matches(self, one: TraceFolder, other: TraceFolder) -> tuple[NameMatch, ...]:
+        """The same, all of them, as records of a result."""
+        rows = (
+            NameMatch("parameter", *(((name,), of) if name in one.weights else (of, (name,))), "rows")
+            for name, of in self.parts.items()
+        )
+        turned = (
+            NameMatch("parameter", (name,), (name,), "transposed")
+            for name in self.transposed
+            if name in other.weights
+        )
+        return (*rows, *turned)
 
 
 def _listed(names: Sequence[str]) -> str:
