@@ -4,6 +4,7 @@ python benchmarks/invariance.py                              # SmolLM2 in float3
 python benchmarks/invariance.py --device cuda                # the shape of Llama-2-7B in bfloat16
 python benchmarks/invariance.py --device cuda --peers        # beside it other ways, with how many layouts break
 python benchmarks/invariance.py --error                      # distances from float64 instead, next to stock's
+python benchmarks/invariance.py --error --products           # those of one product by itself
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ import torch
 import transformers as tf
 
 import forkpoint as fp
-from invarianceerror import NAMES, distances
+from invarianceerror import NAMES, distances, products
 from machine import describe
 
 LENGTHS = {"cpu": (50, 509), "cuda": (53, 509, 1024, 4093)}
@@ -42,6 +43,7 @@ def main() -> None:
         "--peers", action="store_true", help="other ways too: an override of operators, deterministic mode"
     )
     parser.add_argument("--error", action="store_true", help="distances from float64 instead")
+    parser.add_argument("--products", action="store_true", help="--error of one product, by its rows")
     parser.add_argument("--model", action="append", choices=NAMES, help="of those of --error")
     parser.add_argument("--dtype", action="append", help="of those of --error; or of the model on a GPU")
     parser.add_argument("--tokens", type=int, default=100, help="of a prompt of --error")
@@ -55,7 +57,10 @@ def main() -> None:
     told = describe(torch.device(given.device)) | {"date": datetime.now(UTC).date().isoformat()}
     if given.error:
         names, dtypes = given.model or (), given.dtype or ()
-        errors = distances(given.device, given.repeats, names, dtypes, given.tokens, given.seconds)
+        if given.products:
+            errors = products(given.device, given.repeats, dtypes, given.seconds)
+        else:
+            errors = distances(given.device, given.repeats, names, dtypes, given.tokens, given.seconds)
         _written(given.out, told, errors)
         return
     model = _model(given.device, *(given.dtype or ())[:1])

@@ -58,23 +58,73 @@ def distances(
         for (name, dtype), several in ratios.items():
             one = _ratio(_MODELS[name](), device, getattr(torch, dtype), seed, tokens)
             several.append(math.log(one))
-    return [_row(name, dtype, tokens, several) for (name, dtype), several in ratios.items()]
+    return [
+        {"model": name, "dtype": dtype, "tokens": tokens}
+        | _interval(f"{name:8} {dtype:8} {tokens} tokens", several)
+        for (name, dtype), several in ratios.items()
+    ]
 
 
-def _row(name: str, dtype: str, tokens: int, ratios: list[float]) -> dict[str, object]:
+def products(
+    device: str, seeds: int, dtypes: Sequence[str] = (), seconds: float = math.inf
+) -> list[dict[str, object]]:
+    """One row for each size, dtype and number of rows: of one product by itself what `distances` says of models.
+
+    Each seed is another matrix and other rows, all of normally distributed values.
+    """
+    start = time.monotonic()
+    rows: list[dict[str, object]] = []
+    for dtype in dtypes or ("float32", "bfloat16"):
+        for columns, inner in _SIZES["cpu" if device == "cpu" else "gpu"]:
+            for count in _COUNTS:
+                several: list[float] = []
+                for seed in range(seeds):
+                    if seed > 1 and time.monotonic() - start > seconds:
+                        break
+                    several.append(
+                        math.log(_of_product(columns, inner, count, device, getattr(torch, dtype), seed))
+                    )
+                told = f"{columns} columns of {inner} values, {dtype}, {count} rows"
+                size = {"columns": columns, "inner": inner, "dtype": dtype, "rows": count}
+                rows.append(size | _interval(told, several))
+    return rows
+
+
+_SIZES = {
+    "cpu": ((576, 576), (1536, 576), (576, 1536)),
+    "gpu": ((128, 128), (4096, 4096), (4096, 11008), (11008, 4096)),
+}
+"""Columns, and values that each is a sum of: of SmolLM2-135M and Llama-2-7B."""
+_COUNTS = (1, 2, 8, 17, 100, 1000)
+
+
+def _of_product(columns: int, inner: int, count: int, device: str, dtype: torch.dtype, seed: int) -> float:
+    torch.manual_seed(seed)
+    layer = torch.nn.Linear(inner, columns, bias=False, device=device, dtype=dtype).eval()
+    layer.weight.data = (torch.randn(columns, inner, device=device) / math.sqrt(inner)).to(dtype)
+    x = torch.randn(count, inner, device=device).to(dtype)
+    with torch.inference_mode():
+        stock = layer(x)
+        with fp.invariant(layer):
+            layer(x)  # what comes in one call alone is left to the reference
+            invariant = layer(x)
+        exact = torch.nn.functional.linear(x.double(), layer.weight.double())
+    return _ratio_of(invariant, stock, exact)
+
+
+def _interval(told: str, ratios: list[float]) -> dict[str, object]:
     count, mean = len(ratios), statistics.mean(ratios)
     deviation = statistics.stdev(ratios) / math.sqrt(count)
     reach = _student(count - 1) * deviation
     low, high = math.exp(mean - reach), math.exp(mean + reach)
     above = sum(ratio > 0 for ratio in ratios)
     print(
-        f"{name:8} {dtype:8} {tokens} tokens, {count} seeds: {math.exp(mean):.4f} times stock's distance, "
+        f"{told}, {count} seeds: {math.exp(mean):.4f} times stock's distance, "
         f"{low:.4f} to {high:.4f}; above 1 in {above}",
         flush=True,
     )
     return {
-        "model": name, "dtype": dtype, "tokens": tokens, "seeds": count, "ratio": math.exp(mean), "deviation": deviation,
-        "low": low, "high": high, "above": above,
+        "seeds": count, "ratio": math.exp(mean), "deviation": deviation, "low": low, "high": high, "above": above,
     }  # fmt: skip
 
 
@@ -90,12 +140,18 @@ def _student(freedom: int) -> float:
 
 def _ratio(config: tf.PreTrainedConfig, device: str, dtype: torch.dtype, seed: int, tokens: int) -> float:
     torch.manual_seed(seed)
-    model = tf.AutoModelForCausalLM.from_config(config).to(device, dtype).eval()
+    with torch.device(device):
+        model = tf.AutoModelForCausalLM.from_config(config).to(dtype).eval()
     ids = torch.randint(3, 600, (1, tokens), device=device)
     with torch.inference_mode():
         stock = model(input_ids=ids, use_cache=False).logits
         with fp.invariant(model):
             invariant = model(input_ids=ids, use_cache=False).logits
         exact = copy.deepcopy(model).double()(input_ids=ids, use_cache=False).logits
-    own, other = (float((one.double() - exact).pow(2).mean().sqrt()) for one in (invariant, stock))
-    return own / other
+    return _ratio_of(invariant, stock, exact)
+
+
+def _ratio_of(own: torch.Tensor, stock: torch.Tensor, exact: torch.Tensor) -> float:
+    """The root mean square of the distances of one result over that of the other's; 1 where both are exact."""
+    one, other = (float((made.double() - exact).pow(2).mean().sqrt()) for made in (own, stock))
+    return one / other if one and other else 1.0

@@ -166,3 +166,13 @@ def test_caches_hold_the_same_bits(kind):
             for start, end in ((0, 20), (20, 57), (57, 58), (58, 59), (59, 60))
         ]
     assert torch.equal(torch.cat(parts, 1), whole)
+
+
+def test_a_precision_that_was_set_for_one_backend_does_not_matter(monkeypatch):
+    def asked() -> str:
+        raise RuntimeError("you have used mix of the legacy and new APIs")  # what torch says then
+
+    monkeypatch.setattr(torch, "get_float32_matmul_precision", asked)
+    layer = torch.nn.Linear(8, 8).eval()
+    with torch.no_grad(), fp.invariant(layer):
+        assert layer(torch.randn(3, 8)).shape == (3, 8)

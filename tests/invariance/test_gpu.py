@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import forkpoint as fp
-from forkpoint.invariance import gpu
+from forkpoint.invariance import gpu, wide
 from forkpoint.invariance.asked import Attention
 from forkpoint.invariance.sequences import Sequence
 
@@ -35,6 +35,47 @@ def test_a_product_has_the_same_bits_in_every_tile(dtype, columns, inner):
         assert torch.equal(gpu.product(x[:rows], weight, 1, None), whole[:rows]), rows
     exact = x.double() @ weight.double().t()
     assert (whole.double() - exact).abs().max() <= 2 * (F.linear(x, weight).double() - exact).abs().max()
+
+
+@pytest.mark.parametrize("call", ["linear", "addmm", "matmul"])
+def test_products_in_float32_are_no_less_exact_than_stock_and_have_the_same_bits_for_any_rows(call):
+    if not wide.is_quick(torch.cuda.get_device_capability()):
+        pytest.skip("is slow in float64")
+    layer = torch.nn.Linear(4096, 4096, bias=call != "matmul", device="cuda").eval()
+    layer.by_column = torch.nn.Parameter(layer.weight.detach().t().contiguous())
+    x = randn(300, 4096)
+    exact = F.linear(x.double(), layer.weight.double(), layer.bias.double() if call != "matmul" else None)
+
+    def product(rows: Tensor) -> Tensor:
+        if call == "linear":
+            return layer(rows)
+        return rows @ layer.by_column if call == "matmul" else torch.addmm(layer.bias, rows, layer.by_column)
+
+    with torch.inference_mode():
+        with fp.invariant(layer):
+            whole = product(x)
+            for rows in (1, 2, 7, 8, 33, 257):
+                assert torch.equal(product(x[:rows]), whole[:rows]), rows
+        for rows in (1, 8, 300):
+            own, stock = (
+                (one[:rows].double() - exact[:rows]).abs().mean() for one in (whole, product(x[:rows]))
+            )
+            assert own <= stock, rows
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("bias", ["strided", "one", "shifted"])
+def test_a_bias_is_added_whatever_its_form(dtype, bias):
+    layer = torch.nn.Linear(200, 96, bias=False, device="cuda", dtype=dtype).eval()
+    room = randn(400, dtype=dtype)
+    added = {"strided": room[::2][:96], "one": room[:1], "shifted": room[3:99]}[bias]
+    x = randn(300, 200, dtype=dtype)
+    with torch.inference_mode(), fp.invariant(layer):
+        F.linear(x[:5], layer.weight, room[:96])
+        whole = F.linear(x, layer.weight, added)
+        for rows in (1, 5, 5, 33):
+            assert torch.equal(F.linear(x[:rows], layer.weight, added), whole[:rows]), rows
+    assert torch.allclose(whole.float(), F.linear(x, layer.weight, added).float(), rtol=2e-2, atol=2e-2)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -90,6 +131,13 @@ def test_attention_depends_on_no_layout(dtype, size, kind):
         stock = F.scaled_dot_product_attention(query, k, v, is_causal=True).double()
         mine = whole.transpose(1, 2).double()
         assert (mine - wide).abs().mean() <= 1.1 * (stock - wide).abs().mean()
+
+
+def test_attention_in_float64_is_refused():
+    model = torch.nn.Linear(4, 4, device="cuda", dtype=torch.float64).eval()
+    query, key, value = (randn(1, 4, 20, 64, dtype=torch.float64, seed=seed) for seed in range(3))
+    with fp.invariant(model), pytest.raises(fp.InvarianceError, match="float64 on a GPU"):
+        F.scaled_dot_product_attention(query, key, value, is_causal=True)
 
 
 @pytest.mark.parametrize("rows", [3, 700])

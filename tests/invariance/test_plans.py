@@ -139,3 +139,21 @@ def test_with_a_reference_of_one_kernel_a_trial_waits_for_another_call():
     plans.begin()
     sums.plan(rows, WEIGHT, None)
     assert "whole" in calls and sums.computed(5) == 5
+
+
+@pytest.mark.parametrize("bias", ["strided", "one", "shifted", "row"])
+def test_a_bias_of_any_form_is_added_alike_for_any_rows(bias):
+    model = torch.nn.Linear(40, 24).eval()
+    room = torch.randn(100)
+    added = {"strided": room[::2][:24], "one": room[:1], "shifted": room[3:27], "row": room[None, :24]}[bias]
+    rows = torch.randn(50, 40)
+    exact = F.linear(rows.double(), model.weight.double(), added.double())
+    with torch.no_grad(), fp.invariant(model):
+        for call in (
+            lambda x: F.linear(x, model.weight, added),
+            lambda x: torch.addmm(added, x, model.weight.t()),
+        ):
+            whole = call(rows)
+            assert torch.allclose(whole.double(), exact, atol=1e-5)
+            for count in (1, 5, 5, 33):
+                assert torch.equal(call(rows[:count]), whole[:count])

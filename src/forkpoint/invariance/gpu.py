@@ -29,8 +29,8 @@ def available() -> bool:
 
 def product(x: torch.Tensor, weight: torch.Tensor, inner: int, bias: torch.Tensor | None) -> torch.Tensor:
     """`[rows, inner]`, contiguous, times a matrix whose dimension `inner` is the one that is summed over."""
-    if _needs_gradients(x, weight, bias):
-        return _Product.apply(x, weight, inner, bias)
+    if needs_gradients(x, weight, bias):
+        return DifferentiableProduct.apply(x, weight, inner, bias, product)
     matrix = weight.t() if inner else weight
     out = x.new_empty(x.shape[0], matrix.shape[1])
     grid, numbers, how = _product(x, matrix, bias)
@@ -56,8 +56,9 @@ def product_of(
     current, index = torch._C._cuda_getDevice, device.index
 
     def multiplied(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
-        if _needs_gradients(x, weight, bias):
-            return _Product.apply(x.reshape(-1, x.shape[-1]), weight, 1, bias).view(*x.shape[:-1], columns)
+        if needs_gradients(x, weight, bias):
+            made = DifferentiableProduct.apply(x.reshape(-1, x.shape[-1]), weight, 1, bias, product)
+            return made.view(*x.shape[:-1], columns)
         out = x.new_empty((*x.shape[:-1], columns))
         if index == current():
             launch(x, weight, x if bias is None else bias, out)
@@ -69,21 +70,23 @@ def product_of(
     return multiplied
 
 
-def _needs_gradients(*tensors: torch.Tensor | None) -> bool:
+def needs_gradients(*tensors: torch.Tensor | None) -> bool:
+    """Whether what is made of tensors may be differentiated by one of them."""
     return torch.is_grad_enabled() and any(one is not None and one.requires_grad for one in tensors)
 
 
-class _Product(torch.autograd.Function):
-    """A product whose gradients are torch's own products."""
+class DifferentiableProduct(torch.autograd.Function):
+    """A product whose gradients are torch's own products: called as `product` is, and with what makes it."""
 
     @staticmethod
     def forward(
-        ctx: Any, x: torch.Tensor, weight: torch.Tensor, inner: int, bias: torch.Tensor | None
-    ) -> torch.Tensor:
+        ctx: Any, x: torch.Tensor, weight: torch.Tensor, inner: int, bias: torch.Tensor | None, how: Callable[..., Any]
+    ) -> torch.Tensor:  # fmt: skip
         """The product."""
         ctx.save_for_backward(x, weight)
         ctx.inner = inner
-        return product(x, weight, inner, bias)
+        ctx.bias = () if bias is None else bias.shape
+        return how(x, weight, inner, bias)
 
     @staticmethod
     def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
@@ -95,8 +98,8 @@ class _Product(torch.autograd.Function):
         if ctx.needs_input_grad[1]:
             of_matrix = grad.t() @ x if ctx.inner else x.t() @ grad
         if ctx.needs_input_grad[3]:
-            of_bias = grad.sum(0)
-        return rows, of_matrix, None, of_bias
+            of_bias = grad.sum_to_size(ctx.bias)
+        return rows, of_matrix, None, of_bias, None
 
 
 class _WithoutGradients(torch.autograd.Function):
@@ -248,7 +251,7 @@ def attend(
         _launch(own, k, v, biased, group, asked, made)
         out[one.row, asking] = made[0]
     return (
-        _WithoutGradients.apply(out, query, key, value) if _needs_gradients(query, key, value, bias) else out
+        _WithoutGradients.apply(out, query, key, value) if needs_gradients(query, key, value, bias) else out
     )
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from forkpoint.invariance import gpu, padding, plans, state
+from forkpoint.invariance import gpu, padding, plans, state, wide
 from forkpoint.invariance.dispatch import Stock, kernel
 from forkpoint.invariance.plans import Rows, Sums, cancelling
 
@@ -19,7 +19,7 @@ _TWO_ACTIVATIONS = (
 _ORDINARY = (torch.Tensor, torch.nn.Parameter)
 _MANY = 1 << 16
 _PARTS = 4
-"""Parts of a sum of float32 on a GPU."""
+"""Parts of a sum of float32 on a GPU that is slow in float64."""
 _ways: dict[tuple[Hashable, ...], Rows] = {}
 """By the address of a matrix and what tells calls apart: how a product is computed, so that a later call asks nothing."""
 _MM: Any = torch.ops.aten.mm.default
@@ -43,12 +43,11 @@ def linear(stock: Stock, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tens
     if not state.resembles_constant(weight):
         state.refuse("linear", _TWO_ACTIVATIONS)
         return stock(x, weight, bias)
-    rows = plans.aligned(x.reshape(-1, x.shape[-1]))
+    rows, bias = plans.aligned(x.reshape(-1, x.shape[-1])), _row(bias, weight.shape[0])
     if not len(rows):
         return stock(x, weight, bias)
     size = ("linear", bias is None, *_size(weight))
-    whole = _in_parts if x.is_cuda and x.dtype is torch.float32 else _whole
-    sums = Sums(size, whole, partial(cancelling, 1), _reference(weight, 1))
+    sums = Sums(size, _exact(x, _whole, 1), partial(cancelling, 1), _reference(weight, 1))
     way = sums.plan(rows, weight, bias)
     if sums.computed(len(rows)) is not None:
         if len(_ways) > _MANY:
@@ -62,7 +61,16 @@ def ready(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> R
     way = _ways.get(_key(x, weight, bias))
     if way is None or not x.is_contiguous() or not weight.is_contiguous() or x.data_ptr() % plans.ALIGNMENT:
         return None
+    if _row(bias, weight.shape[0]) is not bias:
+        return None
     return way
+
+
+def _row(bias: torch.Tensor | None, columns: int) -> torch.Tensor | None:
+    """A bias as a row of that many columns, contiguous and aligned: libraries add another one in a way of its own."""
+    if bias is None:
+        return None
+    return plans.aligned(bias if bias.shape[-1:] == (columns,) else bias.expand(*bias.shape[:-1], columns))
 
 
 def _key(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> tuple[Hashable, ...]:
@@ -73,11 +81,15 @@ def _whole(rows: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) 
     return LINEAR(rows[None], weight, bias)[0]
 
 
-def _in_parts(rows: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
-    """The same as a sum of products of a quarter of the columns each: fewer values are added up one by one.
+def _exact(x: torch.Tensor, whole: Rows, inner: int) -> Rows:
+    """The same, but for float32 on a GPU: there a library splits the sums of few rows, which makes them more exact."""
+    if wide.serves(x):
+        return wide.summed(whole, inner)
+    return _in_parts if whole is _whole and x.is_cuda and x.dtype is torch.float32 else whole
 
-    A library that splits the sums of few rows is as exact as this, and more exact than it is for many rows.
-    """
+
+def _in_parts(rows: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+    """The same as a sum of products of a quarter of the columns each: fewer values are added up one by one."""
     size = rows.shape[1]
     step = -(-size // _PARTS // 16) * 16
     made = LINEAR(rows[:, :step], weight[:, :step], bias)
@@ -111,12 +123,15 @@ def addmm(
         return bias * beta + _matrices(x, weight) * alpha
     if not _is_constant(weight, "addmm"):
         return stock(bias, x, weight, beta=beta, alpha=alpha)
+    row = _row(bias, weight.shape[1])
 
     def whole(rows: torch.Tensor, matrix: torch.Tensor, added: torch.Tensor | None) -> torch.Tensor:
         return stock(added, rows, matrix, beta=beta, alpha=alpha)
 
-    reference = _reference(weight, 0) if beta == 1 and alpha == 1 else None
-    return _summed(("addmm", beta, alpha, *_size(weight)), whole, reference, x, weight, bias)
+    size = ("addmm", beta, alpha, *_size(weight))
+    if beta == 1 and alpha == 1:
+        return _summed(size, _exact(x, whole, 0), _reference(weight, 0), x, weight, row)
+    return _summed(size, whole, None, x, weight, row)
 
 
 @kernel("mm")
@@ -154,7 +169,8 @@ def _matrices(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
         return _matrices(b.t(), a.t()).t()
     if not _is_constant(b, "mm"):
         return _MM(a, b)
-    return _summed(("mm", *_size(b)), lambda rows, matrix, _: _MM(rows, matrix), _reference(b, 0), a, b, None)
+    whole = _exact(a, lambda rows, matrix, _: _MM(rows, matrix), 0)
+    return _summed(("mm", *_size(b)), whole, _reference(b, 0), a, b, None)
 
 
 def _summed(
@@ -183,8 +199,15 @@ def _concerns(x: torch.Tensor) -> bool:
 def refresh() -> None:
     """Reads again what the order of sums may depend on, at the beginning of a block and of each call of its model."""
     plans.begin()
-    reduced = torch._C._get_cublas_allow_bf16_reduced_precision_reduction()
-    now = torch.get_num_threads(), torch.get_float32_matmul_precision(), reduced
+    matmul = torch.backends.cuda.matmul
+    now = (
+        torch.get_num_threads(),
+        matmul.fp32_precision,
+        torch.backends.mkldnn.matmul.fp32_precision,  # pyright: ignore[reportAttributeAccessIssue]
+        matmul.allow_bf16_reduced_precision_reduction,
+        matmul.allow_fp16_reduced_precision_reduction,
+        matmul.allow_fp16_accumulation,
+    )
     if _settings[0] != now:
         _settings[0] = now
         _ways.clear()
