@@ -6,7 +6,7 @@ from typing import Any
 
 from forkpoint.printable import one_line
 
-_GIVEN, _REST = 1000, 400
+_MOST_GIVEN, _MOST_OF_THE_REST = 1000, 400
 """Most characters of what was given, and of what was expected and what to do."""
 
 
@@ -21,7 +21,11 @@ class ForkpointError(Exception):
         self.given = given
         self.expected = expected
         self.hint = hint
-        message, expected, hint = one_line(given, _GIVEN), one_line(expected, _REST), one_line(hint, _REST)
+        message, expected, hint = (
+            one_line(given, _MOST_GIVEN),
+            one_line(expected, _MOST_OF_THE_REST),
+            one_line(hint, _MOST_OF_THE_REST),
+        )
         message = f"{message}; expected {expected}" if expected else message
         super().__init__(f"{message} ({hint})" if hint else message)
 

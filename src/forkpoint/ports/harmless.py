@@ -192,11 +192,11 @@ class Harmless:
     @cached_property
     def _made_of_it(self) -> dict[int, list[int]]:
         """By value, those that were made of it."""
-        made: dict[int, list[int]] = {}
+        by_source: dict[int, list[int]] = {}
         for event, sources in self._mine.sources.items():
             for source in sources:
-                made.setdefault(source, []).append(event)
-        return made
+                by_source.setdefault(source, []).append(event)
+        return by_source
 
     def _takers(self, event: int) -> set[int]:
         """What is computed of a value, also where it is moved before."""

@@ -87,7 +87,7 @@ _WITHOUT_ARITHMETIC = frozenset({
 })  # fmt: skip
 """Kinds that a function is of even if it is written in Python and could be entered."""
 
-_ASKED = ("has_torch_function", "has_torch_function_unary", "has_torch_function_variadic")
+_OVERRIDE_CHECKS = ("has_torch_function", "has_torch_function_unary", "has_torch_function_variadic")
 """What such a function asks whether anything overrides it."""
 
 _BUILTIN_NAMESPACES = frozenset({"aten", "prims", "prim"})
@@ -146,7 +146,7 @@ def entered(function: types.FunctionType) -> Callable[..., Any]:
     instead of running. Under a mode the answer is always yes, so that running them *under the mode* would never
     end. In the copy the answer is no.
     """
-    answers = {name: _no for name in _ASKED if name in function.__globals__}
+    answers = {name: _no for name in _OVERRIDE_CHECKS if name in function.__globals__}
     copy = types.FunctionType(
         function.__code__,
         {**function.__globals__, **answers},
@@ -159,7 +159,7 @@ def entered(function: types.FunctionType) -> Callable[..., Any]:
 
 
 def _asks_for_overrides(function: types.FunctionType) -> bool:
-    return any(name in function.__globals__ for name in _ASKED)
+    return any(name in function.__globals__ for name in _OVERRIDE_CHECKS)
 
 
 def _no(*_: object) -> bool:

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 VERSION = 1
 """Of the format."""
 _HEAD = f"# forkpoint baseline {VERSION}: a digest of every value of a run, in the order of execution."
-_MADE = "# made with "
+_SETUP = "# made with "
 _LINE = re.compile(r"  (\S+) +(\S+) +(\[[0-9, ]*\])(?: ×(\d+))? +([0-9a-f]{16})")
 _ROOT = "(model)"
 
@@ -72,7 +72,7 @@ class Baseline:
 
     def to_text(self) -> str:
         """The file's text: a line for each value, below its module."""
-        lines = [_HEAD, _MADE + self.setup]
+        lines = [_HEAD, _SETUP + self.setup]
         columns = [[value.name, value.dtype, _shape(value)] for value in self.values]
         widths = [max(map(len, column)) for column in zip(*columns, strict=True)]
         module: str | None = None
@@ -92,7 +92,7 @@ class Baseline:
             ValueError: it is something else, or of another version.
         """
         head, setup, *lines = *text.splitlines(), "", ""
-        if head != _HEAD or not setup.startswith(_MADE):
+        if head != _HEAD or not setup.startswith(_SETUP):
             raise ValueError(f"it does not begin as a baseline of version {VERSION}")
         module, values = "", list[Value]()
         for line in filter(None, lines):
@@ -105,7 +105,7 @@ class Baseline:
                 module = line.removeprefix(_ROOT)
             else:
                 raise ValueError(f"a line that is no value: {line.strip()[:80]!r}")
-        return cls(tuple(values), setup.removeprefix(_MADE))
+        return cls(tuple(values), setup.removeprefix(_SETUP))
 
 
 def _shape(value: Value) -> str:
