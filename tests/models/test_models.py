@@ -212,6 +212,44 @@ def test_a_folder_without_tokenizer(llama):
     assert "has no tokenizer" in error_of(llama)
 
 
+@pytest.fixture
+def adapter(llama, tmp_path):
+    """The folder of an adapter on the model of `llama`."""
+    peft = pytest.importorskip("peft")
+    config = peft.LoraConfig(r=2, target_modules=["q_proj"], init_lora_weights=False)
+    adapted = peft.get_peft_model(load(llama).model, config)
+    adapted.peft_config["default"].base_model_name_or_path = str(llama)
+    adapted.save_pretrained(tmp_path / "adapter")
+    return tmp_path / "adapter"
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_an_adapter_is_put_on_the_model_that_it_names(llama, adapter):
+    model, tokenizer, notes = load(adapter).model, load(adapter).tokenizer, load(adapter).notes
+    assert notes == [f"An adapter on {llama}."]
+    result = fp.checkpoints(load(llama).model, load(llama).tokenizer, model, tokenizer, "a b c", probes=True)
+    assert (result.verdict.kind, result.verdict.mechanism) == ("inputs", "parameters")
+    assert "1 parameter differs, model.layers.0.self_attn.q_proj.weight" in result.verdict.summary
+    assert not any("two classes" in note for note in result.notes)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(
+    ("base", "said"),
+    [
+        (None, "does not say which model it is for"),
+        ("no/such/model/", "no file or folder"),
+        (".", "which has no config.json"),
+    ],
+)
+def test_an_adapter_without_its_model(adapter, monkeypatch, base, said):
+    monkeypatch.chdir(adapter)
+    file = adapter / "adapter_config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "base_model_name_or_path": base}))
+    with pytest.raises(fp.ModelError, match=said):
+        load(adapter)
+
+
 def test_a_folder_of_a_model_of_images_needs_no_tokenizer(tmp_path):
     ViTModel(ViTConfig(**SMALL, image_size=8, patch_size=4)).save_pretrained(tmp_path)
     said = error_of(tmp_path)

@@ -556,6 +556,16 @@ def test_a_fault_that_one_backend_makes_is_found_at_its_module(tokenizer, monkey
 # --- packed, repeat, checkpoints -------------------------------------------------------------------------------
 
 
+def test_of_two_architectures_nobody_is_told_to_load_one_checkpoint(llama, tokenizer):
+    gpt2 = ARCHITECTURES["gpt2"].build()
+    result = fp.checkpoints(llama, tokenizer, gpt2, tokenizer, PROMPT)
+    assert result.notes[0] == "The models are of two classes: LlamaForCausalLM and GPT2LMHeadModel."
+    assert result.verdict.mechanism == "parameters"
+    assert result.verdict.advice.startswith("Two architectures have weights of their own")
+    same = fp.checkpoints(llama, tokenizer, ARCHITECTURES["llama"].build(seed=1), tokenizer, PROMPT)
+    assert same.verdict.advice.startswith("Load both models from one checkpoint")
+
+
 def test_packed_positions_begin_again(runs, llama, tokenizer):
     fp.packed(llama, tokenizer, [PROMPT, "w30 w31"])
     assert given(runs.a) == [[IDS], [[30, 31]]]

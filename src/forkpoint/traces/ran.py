@@ -45,7 +45,19 @@ def settings() -> dict[str, Any]:
         "float32_matmul_precision": torch.get_float32_matmul_precision(),
         "cpu": torch.backends.cpu.get_cpu_capability(),
         "machine": platform.machine(),
+        "autocast": autocast(),
     }
+
+
+def autocast() -> str | None:
+    """The autocasts that are on here, with their dtypes: `cpu bfloat16`; None where there is none."""
+    devices = ["cpu", *([] if (one := torch.accelerator.current_accelerator()) is None else [one.type])]
+    on = [
+        f"{device} {str(torch.get_autocast_dtype(device)).removeprefix('torch.')}"
+        for device in devices
+        if torch.is_autocast_enabled(device)
+    ]
+    return ", ".join(on) or None
 
 
 def gpu() -> dict[str, str]:

@@ -205,7 +205,13 @@ def _remarks(abouts: list[dict[str, Any]], manifest: dict[str, Any]) -> list[str
     remarks = [f"not looked into, since that would change its bits: {path}" for path in unseen]
     if any(about.get("uncompiled") for about in abouts):
         remarks.append("compiled functions were traced as the Python that they were made from")
-    return remarks
+    return [*remarks, *_noted_in(manifest)]
+
+
+def _noted_in(manifest: dict[str, Any]) -> list[str]:
+    """What whoever recorded should know, by a manifest; traces of earlier versions say nothing."""
+    noted = manifest.get("remarks")
+    return [str(remark) for remark in noted] if isinstance(noted, list) else []
 
 
 def _manifest(path: Path) -> dict[str, Any]:

@@ -49,7 +49,7 @@ def record(
     layout: Layout | LayoutReader | None = None,
     model: nn.Module | None = None,
     values: Sequence[str] = (),
-) -> Generator[None]:
+) -> Generator[list[str]]:
     """Write a trace of the models that are called within the block, whatever code calls them.
 
     The outermost calls of modules are the forward calls of the trace: `model.generate(...)` makes one for each token. A
@@ -68,6 +68,10 @@ def record(
             later, the paths in that.
         values: patterns of ops whose values are kept as they are (`model.layers.0.*`, `*/linear`), so that `compare_traces`
             can show values and their distance, not only that they differ.
+
+    Yields:
+        A list that holds in the end what should be known of the trace: patterns of `values` that no op has, graphs in the
+        place of the models of a compiled function, or that no model was called.
 
     Raises:
         InputError: there is something in the folder, or it can't be written; or this is within another recording.
@@ -93,14 +97,14 @@ _at_work: list[_Recording] = []
 """The recording of this process, while there is one: there is no other in it meanwhile."""
 
 
-def _recorded(recording: _Recording) -> Generator[None]:
+def _recorded(recording: _Recording) -> Generator[list[str]]:
     """Record while whoever asked for it goes on."""
     caller = recording.caller
     complete = False
     try:
         _at_work[:] = [recording]
         with caller.replaced(recording.gate(caller.original)):
-            yield
+            yield recording.remarks
         complete = True
     except SystemExit as ended:  # as a script that has done all that it was to do ends
         complete = ended.code in (None, 0)
@@ -130,6 +134,8 @@ class _Recording:
         self.layout, self.values, self.depth = layout, values, depth
         self.caller = Caller()
         self.roots: list[nn.Module] = []
+        self.kept: set[str] = set()
+        self.remarks: list[str] = []
         self.calls = 0
         self.group: _CallGroup | None = None
         self.samples = 0
@@ -192,6 +198,8 @@ class _Recording:
         """
         with torch._C.DisableTorchFunction():
             root = self.root_of(module)
+            if not self.calls:  # what is on around the calls may not have been on before them
+                self.writer.manifest["settings"] = {**settings(), **gpu()}
             group = self._group_of(module, inputs)
             index = group.add(inputs, entry)
             copies = copies_of(inputs)
@@ -291,7 +299,25 @@ class _Recording:
         if complete and isinstance(self.layout, Layout) and self.calls < len(self.layout.calls):
             complete = False
         self.writer.manifest["calls"] = self.calls
+        self.remarks += self._remarks()
+        self.writer.manifest["remarks"] = self.remarks
         self.writer.close(complete=complete)
+
+    def _remarks(self) -> list[str]:
+        """What whoever recorded should know: what was asked for and not found, or not seen."""
+        remarks = [
+            f"no op is called {pattern}: none of its values were kept"
+            for pattern in self.values
+            if pattern not in self.kept
+        ]
+        if any(isinstance(root, torch.fx.GraphModule) for root in self.roots):
+            remarks.append(
+                "a graph of torch.fx was recorded: if torch.compile made it of a function, the models that this calls are not in "
+                "the trace"
+            )
+        if not self.calls:
+            remarks.append("no model was called, or only in functions that torch.compile had compiled")
+        return remarks
 
 
 class _CallGroup:
@@ -424,8 +450,10 @@ class _Keeper(Watcher):
         recording = self.group.recording
         op = recorder.trace.rows[event][0]
         names = op.name, op.module or "(model)"
-        if not any(fnmatchcase(name, pattern) for name in names for pattern in recording.values):
+        wanted = {pattern for name in names for pattern in recording.values if fnmatchcase(name, pattern)}
+        if not wanted:
             return
+        recording.kept |= wanted
         numbers = recording.writer.coordinates(recorder.table, self.group.base)
         tensors = {"value": value}
         if label is not None:

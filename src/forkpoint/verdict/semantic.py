@@ -18,6 +18,7 @@ from forkpoint.probes.precision import Precision
 from forkpoint.probes.terms import loss_terms
 from forkpoint.probes.whole import Whole
 from forkpoint.result import ProbeResult, Verdict, VerdictKind
+from forkpoint.runs.modules import innermost
 from forkpoint.verdict.judgement import Judgement
 from forkpoint.verdict.origins import origins_shown
 
@@ -84,7 +85,7 @@ def not_finite(
     return Judgement(verdict, shown, found, located=located)
 
 
-def inputs_differ(given: Inputs, evidence: list[ProbeResult]) -> Verdict:
+def inputs_differ(session: Session, given: Inputs, evidence: list[ProbeResult]) -> Verdict:
     """What goes in differs already."""
     advice = {
         "token_ids": "Compare the same tokens: check special tokens, truncation and the chat template.",
@@ -94,8 +95,26 @@ def inputs_differ(given: Inputs, evidence: list[ProbeResult]) -> Verdict:
         "buffers": "Load both models from one checkpoint, or find what changed the buffers.",
         "quantization": "Quantised weights are other weights: compare with the quantisation off to find other causes.",
     }.get(given.mechanism or "", f"Give both runs the same {', '.join(given.names)}.")
+    if given.mechanism == "parameters" and _two_architectures(session):
+        advice = (
+            "Two architectures have weights of their own: what they return is compared here, and no more can be. To compare "
+            "how they compute, give one the other's weights first."
+        )
     by_design = False if given.mechanism == "labels" else None
     return Verdict(VerdictKind.INPUTS, given.mechanism, by_design, given.result.text, tuple(evidence), advice)
+
+
+def _two_architectures(session: Session) -> bool:
+    """Whether the runs have models of two classes that share less than half of their parameters, by name and shape."""
+    models = [
+        innermost(traced.run.modules)[1]
+        for traced in (session.a, session.b)
+        if traced.run.modules is not None
+    ]
+    if len(models) < 2 or type(models[0]) is type(models[1]):
+        return False
+    a, b = ({(name, value.shape) for name, value in model.named_parameters()} for model in models)
+    return 2 * len(a & b) < max(len(a), len(b))
 
 
 def displaced(order: ProbeResult, evidence: list[ProbeResult]) -> Verdict:

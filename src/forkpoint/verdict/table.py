@@ -121,7 +121,7 @@ def _decided(
         )  # fmt: skip
     evidence.append(given.result)
     if given.differs:
-        return Judgement(inputs_differ(given, evidence))
+        return Judgement(inputs_differ(session, given, evidence))
     session.progress.begin("probe: both runs in float64")
     exact = precision(session, given.rounded, watched=bool(compared.displaced))
     evidence.append(exact.result)
@@ -136,7 +136,7 @@ def _decided(
         swapped = stand_in(session, located)
         if swapped is not None:
             evidence[evidence.index(given.result)] = swapped.result
-            return Judgement(inputs_differ(swapped, evidence))
+            return Judgement(inputs_differ(session, swapped, evidence))
         return semantic(session, exact, other, given, compared, evidence, tokens)
     if order is not None and order.outcome == "displaced":
         return Judgement(displaced(order, evidence))

@@ -163,6 +163,9 @@ SENTENCES: dict[str, str] = {
     "Mask labels by the attention mask, not by the pad token's id, and mask the first real token after left padding.": "请按 attention mask 遮住标签，而不是按填充词元的编号；左填充之后的第一个真实词元也要遮住。",
     "Compare the same tokens: check special tokens, truncation and the chat template.": "请比较同样的词元：检查特殊词元、截断和对话模板。",
     "Load both models from one checkpoint, or find what changed the weights.": "请从同一个检查点加载两个模型，或查明是什么改变了权重。",
+    "Two architectures have weights of their own: what they return is compared here, and no more can be. To compare how "
+    "they compute, give one the other's weights first.": "两种架构各有自己的权重：这里比较的是它们返回的结果，别的无从比较。"
+    "要比较它们的计算过程，请先让一个模型用上另一个的权重。",
     "Load both models from one checkpoint, or find what changed the buffers.": "请从同一个检查点加载两个模型，或查明是什么改变了缓冲区。",
     "Quantised weights are other weights: compare with the quantisation off to find other causes.": "量化后的权重是另一套权重：请关掉量化再比较，以查找别的原因。",
     "Compute positions as integers or in float32, and round what is made of them last.": "请用整数或 float32 计算位置，最后再舍入由它得到的值。",

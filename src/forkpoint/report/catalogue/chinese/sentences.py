@@ -291,6 +291,12 @@ SENTENCES: dict[str, str] = {
     "in run {run} {module}, as it was compiled, is {times} times as far from float64 as the Python that it was made from, on "
     "the same inputs: what was compiled computes something else": "在运行 {run} 中，编译后的 {module} 在相同输入上与 float64 之差是它所"
     "依据的 Python 代码的 {times} 倍：编译得到的代码算的是别的东西",
+    "An adapter on {base}.": "{base} 上的适配器。",
+    "no op is called {pattern}: none of its values were kept": "没有名为 {pattern} 的算子：没有保留任何值",
+    "a graph of torch.fx was recorded: if torch.compile made it of a function, the models that this calls are not in the "
+    "trace": "记录了一个 torch.fx 计算图：如果它由 torch.compile 从某个函数得来，记录中就没有该函数所调用的模型",
+    "no model was called, or only in functions that torch.compile had compiled": "没有调用任何模型，或只在 torch.compile 编译过的函数中"
+    "调用",
     "Run that run without its compiler, or with another kernel, and compare again.": "请让那次运行不经编译器，或换一个核函数，再作比较。",
     "Put plain torch functions in the place of custom operations, and compare again.": "请用普通的 torch 函数代替自定义算子，再作比较。",
     "token ids, labels, parameters and buffers are the same in both runs": "两次运行的词元编号、标签、参数和缓冲区都相同",
