@@ -27,6 +27,7 @@ def repeated(function: Callable[..., Tensor]) -> fp.Verdict:
     return fp.compare(fp.Run(model, inputs), fp.Run(model, inputs)).verdict
 
 
+@pytest.mark.filterwarnings("ignore:index_reduce")
 @pytest.mark.parametrize("name", ATOMIC)
 def test_sums_by_atomics_are_nondeterminism(name: str) -> None:
     assert varies(ATOMIC[name], given("cuda"))

@@ -134,7 +134,7 @@ class _Recording:
         self.layout, self.values, self.depth = layout, values, depth
         self.caller = Caller()
         self.roots: list[nn.Module] = []
-        self.kept: set[str] = set()
+        self.matched: set[str] = set()
         self.remarks: list[str] = []
         self.calls = 0
         self.group: _CallGroup | None = None
@@ -308,7 +308,7 @@ class _Recording:
         remarks = [
             f"no op is called {pattern}: none of its values were kept"
             for pattern in self.values
-            if pattern not in self.kept
+            if pattern not in self.matched
         ]
         if any(isinstance(root, torch.fx.GraphModule) for root in self.roots):
             remarks.append(
@@ -453,7 +453,7 @@ class _Keeper(Watcher):
         wanted = {pattern for name in names for pattern in recording.values if fnmatchcase(name, pattern)}
         if not wanted:
             return
-        recording.kept |= wanted
+        recording.matched |= wanted
         numbers = recording.writer.coordinates(recorder.table, self.group.base)
         tensors = {"value": value}
         if label is not None:
