@@ -207,6 +207,30 @@ def test_gradients_that_do_not_repeat_themselves():
     assert probe.name == "repeat" and "run A do not repeat" in probe.text
 
 
+class Unordered(Sound):
+    """Whose backward rounds otherwise each time, as a sum by atomics does."""
+
+    times = itertools.count(1)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients):
+        return (
+            gradients[0]
+            if gradients[0].dtype == torch.float64
+            else gradients[0] * (1 + 2e-7 * (next(Unordered.times) % 3))
+        )
+
+
+def test_gradients_that_round_otherwise_each_time_are_said_not_to_repeat_themselves():
+    result = compared(planted(tiny(), "layers.1", Unordered), tiny())
+    assert result.backward.rounding
+    assert [probe.name for probe in result.backward.evidence][:1] == ["repeat"]
+    assert "do not repeat themselves" in " ".join(str(result).split())
+    assert "differ only by rounding" not in str(result)
+    sound = compared(planted(tiny(), "layers.1", Sound), tiny())
+    assert "do not repeat" not in str(sound)
+
+
 # ---------------------------------------------------------------------- what can't be told
 
 

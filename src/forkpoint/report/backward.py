@@ -97,7 +97,9 @@ def _conclusion(backward: Backward, words: Words) -> Line:
         return line(Span(words("backward.nothing"), Role.CAUTION))
     if backward.rounding is not None:
         if backward.rounding:
-            return line(Span(words("backward.rounding"), Role.GOOD))
+            unsteady = any(probe.name == "repeat" for probe in backward.evidence)
+            said = words("backward.unsteady" if unsteady else "backward.rounding")
+            return line(Span(said, Role.CAUTION if unsteady else Role.GOOD))
         return line(Span(words("backward.differs"), Role.BAD))
     tried = any(probe.name == "precision" for probe in backward.evidence)
     return line(Span(words("backward.unknown" if tried else "backward.untried"), Role.CAUTION))

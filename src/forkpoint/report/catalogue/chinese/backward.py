@@ -8,6 +8,8 @@ PHRASES: dict[str, str] = {
     "backward.identical": "比较过的梯度全都逐位相同。",
     "backward.nothing": "没有梯度可以比较。",
     "backward.rounding": "梯度只因舍入而不同：用 float64 计算时，差异降到噪声以内。",
+    "backward.unsteady": "梯度不同，而且不能重现：从同样的随机状态再运行一次，得到的梯度又不同，例如核函数以不固定的次序累加。用 float64 "
+    "计算时，差异降到噪声以内。",
     "backward.differs": "梯度的差异不只是舍入。",
     "backward.untried": "梯度不同。是否只是舍入，没有试过。",
     "backward.unknown": "梯度不同。是否只是舍入，无法判断。",

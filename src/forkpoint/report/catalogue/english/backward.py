@@ -8,6 +8,8 @@ PHRASES: dict[str, str] = {
     "backward.identical": "Every gradient that was compared is equal, bit for bit.",
     "backward.nothing": "No gradient could be compared.",
     "backward.rounding": "The gradients differ only by rounding: done in float64, they agree up to noise.",
+    "backward.unsteady": "The gradients differ, and do not repeat themselves: a run made again, from the same random state, gives other "
+    "ones, as where a kernel adds in no fixed order. Done in float64, they agree up to noise.",
     "backward.differs": "The gradients differ by more than rounding.",
     "backward.untried": "Gradients differ. Whether that is rounding was not tried.",
     "backward.unknown": "Gradients differ. Whether that is rounding could not be told.",
