@@ -98,8 +98,8 @@ def _conclusion(backward: Backward, words: Words) -> Line:
     if backward.rounding is not None:
         if backward.rounding:
             unsteady = any(probe.name == "repeat" for probe in backward.evidence)
-            said = words("backward.unsteady" if unsteady else "backward.rounding")
-            return line(Span(said, Role.CAUTION if unsteady else Role.GOOD))
+            key = "backward.unsteady" if unsteady else "backward.rounding"
+            return line(Span(words(key), Role.CAUTION if unsteady else Role.GOOD))
         return line(Span(words("backward.differs"), Role.BAD))
     tried = any(probe.name == "precision" for probe in backward.evidence)
     return line(Span(words("backward.unknown" if tried else "backward.untried"), Role.CAUTION))
