@@ -117,4 +117,5 @@ def test_a_compiled_function_that_is_left_is_listed():
     doubled = torch.compile(lambda x: x * 2, backend="eager")
     with torch.inference_mode(), fp.invariant(MODEL, unsupported="leave") as block:
         assert torch.equal(doubled(X), X * 2)
-    assert list(block.left) == ["a function that is compiled"]
+    (what,) = block.left
+    assert what.startswith("a function that is compiled at test_entrances.py:")

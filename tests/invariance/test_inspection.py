@@ -31,7 +31,7 @@ class Compared(nn.Module):
     ("module", "words"),
     [
         (Pooled(), "mean at test_inspection.py:.*dimension 1"),
-        (Compared(), "bmm.*both its factors come from tokens"),
+        (Compared(), "bmm at test_inspection.py:.*both its factors come from tokens"),
         (nn.Conv1d(5, 5, 3), "convolution"),
         (nn.LSTM(8, 8), "lstm|mkldnn_rnn_layer"),
     ],

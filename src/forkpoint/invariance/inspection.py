@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from forkpoint.invariance import dispatch
-from forkpoint.invariance.state import Invariance
+from forkpoint.invariance.state import Invariance, place
 
 _MOVES = frozenset(
     [
@@ -149,7 +147,7 @@ class Inspection(TorchDispatchMode):
                     parts = func.decompose(*args, **kwargs)
                 if parts is not NotImplemented:
                     return parts
-                self._block.refuse(f"{func._schema.name.removeprefix('aten::')}{_place()}", why)
+                self._block.refuse(f"{func._schema.name.removeprefix('aten::')}{place()}", why)
         return func(*args, **kwargs)
 
 
@@ -211,18 +209,3 @@ def _holds(call: _Call, size: int, dtype: torch.dtype, device: torch.device, tol
     rows = torch.randn(max(_COUNTS), size, generator=generator, device=device).to(dtype)
     alone = torch.cat([call(rows[index : index + 1]).reshape(1, -1) for index in range(len(rows))])
     return all(torch.equal(call(rows[:count]).reshape(count, -1), alone[:count]) for count in _COUNTS)
-
-
-_TORCH = str(Path(torch.__file__).parent)
-_HERE = str(Path(__file__).parent)
-
-
-def _place() -> str:
-    """The innermost line outside torch and this package, as ` at file.py:12`."""
-    frame = sys._getframe(1)
-    while frame is not None:
-        name = frame.f_code.co_filename
-        if not name.startswith((_TORCH, _HERE)):
-            return f" at {Path(name).name}:{frame.f_lineno}"
-        frame = frame.f_back
-    return ""

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import itertools
+import sys
 import threading
 from collections.abc import Generator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Literal, TypeAlias
 
 import torch
@@ -102,11 +104,26 @@ def resembles_constant(tensor: torch.Tensor) -> bool:
 
 
 def refuse(what: str, why: str) -> None:
-    """Raise, or note what is left as it is, as the innermost block says; see `Invariance.refuse`.
+    """Raise, or note what is left as it is, with the line that calls it, as the innermost block says; see `Invariance.refuse`.
 
     Raises:
         InvarianceError: the block was not told to leave it, or there is none.
     """
     if not _blocks.open:
         raise InvarianceError(f"{what} has no layout-invariant form: {why}")
-    _blocks.open[-1].refuse(what, why)
+    _blocks.open[-1].refuse(f"{what}{place()}", why)
+
+
+_TORCH = str(Path(torch.__file__).parent)
+_HERE = str(Path(__file__).parent)
+
+
+def place() -> str:
+    """The innermost line outside torch and this package, as ` at file.py:12`."""
+    frame = sys._getframe(1)
+    while frame is not None:
+        name = frame.f_code.co_filename
+        if not name.startswith((_TORCH, _HERE)):
+            return f" at {Path(name).name}:{frame.f_lineno}"
+        frame = frame.f_back
+    return ""

@@ -20,6 +20,7 @@ from forkpoint.probes.inputs import Weight
 from forkpoint.probes.precision import Precision
 from forkpoint.promotion import Promotion
 from forkpoint.result import ProbeResult
+from forkpoint.support.precision import float32_matmul_precision
 
 BEYOND = 256.0
 """Times what rounding makes from which on it is none. Sound comparisons of many models reached 1, those whose routing
@@ -124,7 +125,7 @@ def _unit(traced: Traced) -> float:
     dtypes = [getattr(torch, name, None) for name in names]
     units = [torch.finfo(d).eps for d in dtypes if isinstance(d, torch.dtype) and d.is_floating_point]
     if "float32" in names and any(device.type == "cuda" for device in traced.run.devices):
-        precision = torch.get_float32_matmul_precision()
+        precision = float32_matmul_precision()
         units.append({"highest": 0.0, "high": 2.0**-10, "medium": 2.0**-7}[precision])
         if torch.backends.cudnn.allow_tf32:
             units.append(2.0**-10)  # of convolutions, unless somebody says otherwise

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from forkpoint.runs.modules import walk
+from forkpoint.support.precision import float32_matmul_precision
 
 
 def models(roots: Sequence[nn.Module]) -> list[dict[str, Any]]:
@@ -42,7 +43,7 @@ def settings() -> dict[str, Any]:
     return {
         "threads": torch.get_num_threads(),
         "deterministic": torch.are_deterministic_algorithms_enabled(),
-        "float32_matmul_precision": torch.get_float32_matmul_precision(),
+        "float32_matmul_precision": float32_matmul_precision(),
         "cpu": torch.backends.cpu.get_cpu_capability(),
         "machine": platform.machine(),
         "autocast": autocast(),

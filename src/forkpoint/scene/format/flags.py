@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from forkpoint.scene.format.arguments import dtype_named, short
+from forkpoint.support.precision import allows_tf32, float32_matmul_precision
 
 Value = bool | int | str | None
 Flags = dict[str, Value]
@@ -81,11 +82,17 @@ SETTINGS = (
     Setting(
         "float32_matmul_precision",
         "torch.set_float32_matmul_precision({!r})",
-        torch.get_float32_matmul_precision,
+        float32_matmul_precision,
         torch.set_float32_matmul_precision,
         "highest",
     ),
-    _attribute("tf32_matmul", _cuda.matmul, "torch.backends.cuda.matmul", "allow_tf32", usual=False),
+    Setting(
+        "tf32_matmul",
+        "torch.backends.cuda.matmul.allow_tf32 = {}",
+        allows_tf32,
+        lambda value: setattr(_cuda.matmul, "allow_tf32", value),
+        usual=False,
+    ),
     _attribute("tf32_cudnn", _cudnn, "torch.backends.cudnn", "allow_tf32", usual=True),
     _attribute(
         "fp16_reduced_precision_reduction", _cuda.matmul, "torch.backends.cuda.matmul",
