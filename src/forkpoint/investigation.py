@@ -112,7 +112,7 @@ def _of_a_port(
     if judged.verdict.kind is not VerdictKind.SEMANTIC or judged.by_module:
         return judged, port.notes
     origins = () if port.origin is None else (port.origin,)
-    return replace(judged, origins=origins, found=None), port.notes
+    return replace(judged, origins=origins, origin=None), port.notes
 
 
 def _trace(
@@ -210,8 +210,8 @@ def _save_scene(
     """The scene of the origin where the verdict is semantic, else of the first divergence."""
     if judged.located is not None:
         located = judged.located
-    elif judged.found is not None:
-        located = locate_meeting(session, judged.found.seen) or located
+    elif judged.origin is not None:
+        located = locate_meeting(session, judged.origin.seen) or located
     if located is None:
         raise SceneError("no op differs between the runs", "two runs that part ways somewhere")
     scene.save(session, located, directory, versions=versions(), confirm=confirm)

@@ -58,7 +58,7 @@ def at_the_second(model: Model) -> Bench:
 @pytest.mark.parametrize("model", [Twice(), Alone(), Steered()], ids=["leak", "sizes", "read out"])
 def test_the_control_moves_nothing_at_a_later_origin(model):
     bench = at_the_second(model)
-    before, after = bench.store.kept[bench.root], bench.again(nothing_changed())
+    before, after = bench.store.snapshots[bench.root], bench.again(nothing_changed())
     assert after is not None
     assert torch.equal(before.value, after.value)
     assert bench.repeats
@@ -67,7 +67,7 @@ def test_the_control_moves_nothing_at_a_later_origin(model):
 def test_the_run_as_it_is_moves_with_nothing_changed():
     bench = at_the_second(Twice())
     as_it_is = replace(bench, right={})
-    before, after = as_it_is.store.kept[bench.root], as_it_is.again(nothing_changed())
+    before, after = as_it_is.store.snapshots[bench.root], as_it_is.again(nothing_changed())
     assert after is not None
     assert as_it_is.compare(before, after).numbers
     assert not as_it_is.repeats

@@ -44,7 +44,7 @@ def put_right(by: tuple[float, float], *, drifts: bool = False) -> tuple[Session
     stores = Store(1 << 20), Store(1 << 20)
     for name, store in zip("ab", stores, strict=True):
         runs.run(name, store)
-    kept_a, kept_b = ([k for k in store.kept.values() if k.op.function == "add"][1] for store in stores)
+    kept_a, kept_b = ([k for k in store.snapshots.values() if k.op.function == "add"][1] for store in stores)
     assert kept_b.event.nth == 1
     return both, runs, {kept_b.place: [(kept_a.value, pair_values(both, kept_a, kept_b))]}
 
@@ -72,7 +72,7 @@ def test_a_value_that_is_not_what_it_was_is_put_in_place_by_a_watched_run():
     assert runs.first is not None
     place = next(iter(values))
     turn = runs.first.turns[place]
-    turn.kept.value.add_(1)  # as if another value had come at that turn
+    turn.snapshot.value.add_(1)  # as if another value had come at that turn
     assert runs._in_passing(values) is None
     assert torch.equal(runs.patched(values)[0]["logits"][0], expected)  # type: ignore[index]
 
@@ -127,14 +127,14 @@ def at_the_mean(model: Model) -> Bench:
     store = Store(1 << 20)
     both.b.again(promotion=Promotion(), watcher=store)
     name = "topk" if isinstance(model, Ranked) else "mean"
-    at = next(event for event, kept in store.kept.items() if kept.op.function == name)
-    doubled = next(event for event, kept in store.kept.items() if kept.op.function == "mul")
+    at = next(event for event, kept in store.snapshots.items() if kept.op.function == name)
+    doubled = next(event for event, kept in store.snapshots.items() if kept.op.function == "mul")
     return Bench(both, "b", both.b, store, at, frozenset({doubled}), False, np.zeros(0, dtype=np.int64))
 
 
 def others(bench: Bench) -> list[Resampled | Rescaled]:
     """Experiments on what run A lacks, right before."""
-    places = {bench.store.kept[event].place for event in bench.before}
+    places = {bench.store.snapshots[event].place for event in bench.before}
     return [
         Resampled(places, bench.lacking),
         Resampled(places, bench.lacking, LOUD),
@@ -144,15 +144,15 @@ def others(bench: Bench) -> list[Resampled | Rescaled]:
 
 def test_an_experiment_in_passing_comes_to_what_a_watched_one_does():
     bench = at_the_mean(Read())
-    key = frozenset({bench.store.kept[bench.root].op.key})
+    key = frozenset({bench.store.snapshots[bench.root].op.key})
     for watcher in others(bench):
         passed = bench.experiments.in_passing(watcher.afresh(), key)
         assert passed is not None
         found = Store(1 << 20, lambda op: op.key in key)
         bench.traced.again(promotion=Promotion(), watcher=Patched(watcher, found))
-        (mine,), (expected,) = passed.found.kept.values(), found.kept.values()  # type: ignore[union-attr]
+        (mine,), (expected,) = passed.found.snapshots.values(), found.snapshots.values()  # type: ignore[union-attr]
         assert torch.equal(mine.value, expected.value)
-        assert not torch.equal(mine.value, bench.store.kept[bench.root].value)
+        assert not torch.equal(mine.value, bench.store.snapshots[bench.root].value)
         assert (mine.place, passed.replaced) == (expected.place, watcher.replaced)
         assert mine.label == expected.label
 
@@ -160,7 +160,7 @@ def test_an_experiment_in_passing_comes_to_what_a_watched_one_does():
 @pytest.mark.parametrize("model", [Chosen(), Ranked()], ids=["by whole numbers", "in one call"])
 def test_none_is_made_in_passing_where_tokens_are_chosen_by_what_changes(model, monkeypatch):
     bench = at_the_mean(model)
-    key = frozenset({bench.store.kept[bench.root].op.key})
+    key = frozenset({bench.store.snapshots[bench.root].op.key})
     monkeypatch.setattr(type(bench.traced), "in_float64", None)  # it is not even begun
     for watcher in others(bench):
         assert bench.experiments.in_passing(watcher, key) is None
@@ -169,7 +169,7 @@ def test_none_is_made_in_passing_where_tokens_are_chosen_by_what_changes(model, 
 
 def test_none_is_told_in_passing_where_python_reads_what_changes():
     bench = at_the_mean(ReadOut())
-    key = frozenset({bench.store.kept[bench.root].op.key})
+    key = frozenset({bench.store.snapshots[bench.root].op.key})
     watcher, *more = others(bench)
     assert bench.experiments.in_passing(watcher.afresh(), key) is None
     assert bench.again(watcher) is not None
@@ -187,18 +187,18 @@ def test_a_value_that_is_read_after_the_last_one_matters_nothing():
             return hidden / hidden.abs().max().item()
 
     bench = at_the_mean(Late())
-    key = frozenset({bench.store.kept[bench.root].op.key})
+    key = frozenset({bench.store.snapshots[bench.root].op.key})
     assert all(bench.experiments.in_passing(watcher, key) is not None for watcher in others(bench))
 
 
 @pytest.mark.parametrize("model", [Read(), ReadOut(), Chosen(), Ranked()])
 def test_an_experiment_comes_to_what_a_run_that_is_watched_to_its_end_does(model):
     bench = at_the_mean(model)
-    kept = bench.store.kept[bench.root]
+    kept = bench.store.snapshots[bench.root]
     for watcher in others(bench):
         found = Store(1 << 20, lambda op: op.key == kept.op.key)
         bench.traced.again(promotion=Promotion(), watcher=Patched(watcher.afresh(), found))
-        mine, expected = bench.again(watcher), next(iter(found.kept.values()))
+        mine, expected = bench.again(watcher), next(iter(found.snapshots.values()))
         assert mine is not None
         assert torch.equal(mine.value, expected.value)
         assert mine.label == expected.label
@@ -223,4 +223,4 @@ def test_values_that_another_pass_left_as_they_were_meet_as_they_did():
     assert told[0] != told[2]
     taken = {id(m.gap) for m in first.every} & {id(m.gap) for m in again.every}
     assert 0 < len(taken) < len(again.every)
-    assert all(m.b is passes[1].kept[m.event_b] for m in again.every)
+    assert all(m.b is passes[1].snapshots[m.event_b] for m in again.every)

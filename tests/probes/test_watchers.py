@@ -40,19 +40,22 @@ def test_a_store_keeps_every_value_and_what_it_was_made_of():
     both = session(*pair(Plain(), batch(ids()), batch(ids())))
     store = Store(1 << 20)
     both.a.again(watcher=store)
-    by_name = {kept.op.name: (event, kept) for event, kept in store.kept.items()}
+    by_name = {kept.op.name: (event, kept) for event, kept in store.snapshots.items()}
     event, kept = by_name["(model)/mul"]
-    tanh = next(e for e, k in store.kept.items() if k.op.name == "(model)/tanh")
+    tanh = next(e for e, k in store.snapshots.items() if k.op.name == "(model)/tanh")
     assert store.sources[event] == [tanh]
-    assert torch.equal(kept.value, store.kept[tanh].value * 2)
+    assert torch.equal(kept.value, store.snapshots[tanh].value * 2)
     filed = Store(1 << 20, shelf=Memory(1).shelf())
     both.a.again(watcher=filed)
-    assert filed.kept.keys() == store.kept.keys()
-    assert all(torch.equal(k.value, store.kept[e].value) for e, k in filed.kept.items())
-    assert all((k.dtype, k.numeric) == (k.value.dtype, store.kept[e].numeric) for e, k in filed.kept.items())
+    assert filed.snapshots.keys() == store.snapshots.keys()
+    assert all(torch.equal(k.value, store.snapshots[e].value) for e, k in filed.snapshots.items())
+    assert all(
+        (k.dtype, k.numeric) == (k.value.dtype, store.snapshots[e].numeric)
+        for e, k in filed.snapshots.items()
+    )
     small = Store(0)
     both.a.again(watcher=small)
-    assert small.kept == {}
+    assert small.snapshots == {}
     assert small.sources.keys() == store.sources.keys()
 
 
@@ -85,8 +88,8 @@ def test_a_patch_puts_values_in_their_places():
     both.b.again(watcher=store_b)
     from forkpoint.probes.meetings import pair_values
 
-    kept_a = next(k for k in store_a.kept.values() if k.op.name == "(model)/add")
-    kept_b = next(k for k in store_b.kept.values() if k.op.name == "(model)/add")
+    kept_a = next(k for k in store_a.snapshots.values() if k.op.name == "(model)/add")
+    kept_b = next(k for k in store_b.snapshots.values() if k.op.name == "(model)/add")
     pairs = pair_values(both, kept_a, kept_b)
     patch = Patch({kept_b.place: [(kept_a.value, pairs)]})
     patched = both.b.again(watcher=patch)[0]["logits"][0]
@@ -114,7 +117,7 @@ def test_a_watcher_changes_nothing_else_when_it_is_asked_at_every_op():
     both = session(*pair(Plain(), batch(ids()), batch(ids(), left=1)))
     store = Store(1 << 20)
     both.b.again(watcher=store)
-    kept = next(k for k in store.kept.values() if k.op.name == "(model)/mul")
+    kept = next(k for k in store.snapshots.values() if k.op.name == "(model)/mul")
     swapped = Pairs(np.array([0, 3]), np.array([3, 0]), np.array([0, 1]))
     keep = np.asarray(both.shared.b >= 0)
     makers: list[Callable[[], Watcher]] = [

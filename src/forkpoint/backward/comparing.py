@@ -44,7 +44,7 @@ class Plain:
     """
 
     loss: float
-    gradients: parameters.Kept
+    gradients: parameters.HostGradients
     like_without: bool
 
 
@@ -79,24 +79,24 @@ def compare_backward(
     session.progress.begin("comparing gradients")
     summing = not calls_alike(session)
     weights = parameters.compare(session, plain[0].gradients, plain[1].gradients)
-    found = Backward(plain[0].loss, plain[1].loss, None, None, None, weights)
+    backward = Backward(plain[0].loss, plain[1].loss, None, None, None, weights)
     try:
-        found = _with_ops(session, plain, found, tokens, summing=summing)
+        backward = _with_ops(session, plain, backward, tokens, summing=summing)
     except ForkpointError:
         raise
     except Exception as error:  # noqa: BLE001 - the runs go well unwatched, whatever it is that can't be looked at
         reraise_out_of_memory(error)
         told = f"the gradients of ops' outputs could not be watched: {_worded(error)}"
-        found = replace(found, notes=(told,))
-    differs = found.first is not None or any(one.status == "differs" for one in weights)
+        backward = replace(backward, notes=(told,))
+    differs = backward.first is not None or any(one.status == "differs" for one in weights)
     if not probes or not differs:
-        return found
+        return backward
     session.progress.begin("gradients in float64")
-    return _judged(session, found, tokens, summing=summing)
+    return _judged(session, backward, tokens, summing=summing)
 
 
 def _with_ops(
-    session: Session, plain: tuple[Plain, Plain], found: Backward, tokens: Tokens, *, summing: bool
+    session: Session, plain: tuple[Plain, Plain], backward: Backward, tokens: Tokens, *, summing: bool
 ) -> Backward:
     """The same with the gradients of ops' outputs."""
     a, b = (
@@ -106,7 +106,7 @@ def _with_ops(
     join = GradientJoin(session, a.recorded, b.recorded)
     first = join.first(tokens, summing=summing)
     return replace(
-        found, first=first, evidence=(*a.evidence, *b.evidence), ops=join.ops(), notes=(*a.notes, *b.notes)
+        backward, first=first, evidence=(*a.evidence, *b.evidence), ops=join.ops(), notes=(*a.notes, *b.notes)
     )
 
 
@@ -161,23 +161,25 @@ def calls_alike(session: Session) -> bool:
 # ---------------------------------------------------------------------- in float64
 
 
-def _judged(session: Session, found: Backward, tokens: Tokens, *, summing: bool) -> Backward:
+def _judged(session: Session, backward: Backward, tokens: Tokens, *, summing: bool) -> Backward:
     """The same with what float64 says of it."""
-    names = [one.name for one in found.parameters if one.status != "not compared"]
+    names = [one.name for one in backward.parameters if one.status != "not compared"]
     try:
         exact = in_float64(session, names, summing=summing)
     except Exception as error:  # noqa: BLE001 - whatever the model says of float64: then it is not known
         reraise_out_of_memory(error)
         text = f"the backward pass could not be made in float64: {_worded(error)}"
-        return replace(found, evidence=(*found.evidence, ProbeResult("precision", "failed", None, text)))
+        return replace(
+            backward, evidence=(*backward.evidence, ProbeResult("precision", "failed", None, text))
+        )
     said = dict(zip(names, exact.parameters, strict=True))
-    rest = tuple(replace(one, rounding=said.get(one.name)) for one in found.parameters)
-    rounding, probe = _rounding(found.first, rest, exact)
+    rest = tuple(replace(one, rounding=said.get(one.name)) for one in backward.parameters)
+    rounding, probe = _rounding(backward.first, rest, exact)
     origin = None
     if exact.differing and not exact.refused:
         origin = described_exactly(session, exact.differing[0], exact, tokens)
     return replace(
-        found, origin=origin, rounding=rounding, parameters=rest, evidence=(*found.evidence, probe)
+        backward, origin=origin, rounding=rounding, parameters=rest, evidence=(*backward.evidence, probe)
     )
 
 

@@ -21,7 +21,7 @@ from forkpoint.probes.inputs import inputs, same_weights
 from forkpoint.probes.meetings import Meeting, meet_values
 from forkpoint.probes.noise import Noise
 from forkpoint.probes.precision import NOISE_MARGIN
-from forkpoint.probes.watchers import Kept, Place, Store
+from forkpoint.probes.watchers import Place, Snapshot, Store
 from forkpoint.promotion import Promotion
 
 MAX_STORED = 1 << 31
@@ -141,14 +141,14 @@ def _paired(a: tuple[Tensor, float] | None, b: tuple[Tensor, float] | None) -> _
     """Two gradients of one parameter, each with what it may be rounded by, relative to its largest element."""
     if a is None or b is None or a[0].shape != b[0].shape:
         return None
-    found = gap(a[0], b[0], Pairs.whole(a[0].numel()))
+    apart = gap(a[0], b[0], Pairs.whole(a[0].numel()))
     rounded = max(a[1], b[1])
     if math.isinf(
-        found.max_abs
+        apart.max_abs
     ):  # in one run alone: NaN is no noise, and infinity only where a narrow dtype ends
-        return _Pair(math.inf, 0.0, True) if found.nan_in_one or not rounded else None
-    scale = found.max_abs / found.max_rel if found.max_rel else 0.0
-    return _Pair(found.max_abs, max(_FLOOR, rounded) * scale, not rounded)
+        return _Pair(math.inf, 0.0, True) if apart.nan_in_one or not rounded else None
+    scale = apart.max_abs / apart.max_rel if apart.max_rel else 0.0
+    return _Pair(apart.max_abs, max(_FLOOR, rounded) * scale, not rounded)
 
 
 class _Side:
@@ -173,7 +173,7 @@ class _Side:
         """The same run with every rounding moved by one unit in the last place."""
         promotion = Promotion()
         backward = GoingBack(self.traced.run, self.name, promotion)
-        before = {kept.place: kept for kept in self.store.kept.values()}
+        before = {snapshot.place: snapshot for snapshot in self.store.snapshots.values()}
         moved = PerturbedArrivals(backward, before, seed, summing=self.summing)
         noisy = Noise(seed, promotion.value)
         with closing(moved):
@@ -189,9 +189,9 @@ class _Noise:
     before: GoingBack
     after: GoingBack
 
-    def at(self, kept: Kept) -> float:
+    def at(self, snapshot: Snapshot) -> float:
         """That of an op's output."""
-        return self.apart.get(kept.place, 0.0)
+        return self.apart.get(snapshot.place, 0.0)
 
     def of(self, weight: nn.Parameter) -> float:
         """That of a parameter."""

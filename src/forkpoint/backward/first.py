@@ -49,13 +49,13 @@ class GradientJoin:
     def ops(self) -> tuple[OpRow, ...]:
         """How the gradient of each op's output compares, in the order of the backward pass of run A."""
         rows = sorted(self.rows, key=lambda row: (row.status == "only in b", row.order))
-        found = [op_row(row) for row in rows]
-        known = {(one.op, one.source, one.output) for one in found}
+        op_rows = [op_row(row) for row in rows]
+        listed = {(one.op, one.source, one.output) for one in op_rows}
         for op in dict.fromkeys((*self.a.left_out, *self.b.left_out)):
-            if (op.name, op.site.short, op.output) not in known:
+            if (op.name, op.site.short, op.output) not in listed:
                 row = Joined(op, "not compared", None, None, 0, 1, reason=SUMS)
-                found.append(replace(op_row(row), floating=True))
-        return tuple(found)
+                op_rows.append(replace(op_row(row), floating=True))
+        return tuple(op_rows)
 
     def first(self, tokens: Tokens, *, summing: bool) -> Divergence | None:
         """The first op, from the loss on, whose output's gradient differs; None where none does."""
@@ -68,16 +68,18 @@ class GradientJoin:
                 for row in chosen
                 if (d := row.difference) is not None
             ]
-            kept_a = self._kept(self.session.a, "A", [a for a, _ in places], summing=summing)
-            kept_b = self._kept(self.session.b, "B", [b for _, b in places], summing=summing)
+            gradients_a = self._gradients(self.session.a, "A", [a for a, _ in places], summing=summing)
+            gradients_b = self._gradients(self.session.b, "B", [b for _, b in places], summing=summing)
             for row, (a, b) in zip(chosen, places, strict=True):
-                shown = self._described(row, kept_a.get(place_of(a)), kept_b.get(place_of(b)), tokens)
+                shown = self._described(
+                    row, gradients_a.get(place_of(a)), gradients_b.get(place_of(b)), tokens
+                )
                 if shown is not None:
                     return shown
                 row.status, row.differing = "equal", 0  # of other dtypes, or of another zero
         return None
 
-    def _kept(
+    def _gradients(
         self, traced: Traced, name: str, awaited: list[Awaited], *, summing: bool
     ) -> dict[Place, tuple[Awaited, Tensor]]:
         """Some gradients of a run, by another pass."""
@@ -85,7 +87,7 @@ class GradientJoin:
         chosen = Chosen(backward, [place_of(one) for one in awaited], summing=summing)
         with closing(chosen):
             traced.again(watcher=chosen, backward=backward)
-        return chosen.kept
+        return chosen.gradients
 
     def _described(
         self, row: Joined, a: tuple[Awaited, Tensor] | None, b: tuple[Awaited, Tensor] | None, tokens: Tokens
@@ -94,8 +96,8 @@ class GradientJoin:
         assert difference is not None
         if a is None or b is None:
             return None  # it did not come again
-        known = difference.sample, difference.position
-        shown = describe_values(self.session, row.op, 0, _taken(*a), _taken(*b), tokens, known)
+        place = difference.sample, difference.position
+        shown = describe_values(self.session, row.op, 0, _as_call(*a), _as_call(*b), tokens, place)
         if shown is None:
             return None
         missing = [
@@ -130,7 +132,7 @@ def made_by(
         status: by the key of an op, how the gradient of its output compares, and why it was not.
     """
     readers = [{trace.key(op): op for op in graph.readers(event)} for graph, event, trace in graphs]
-    found: list[InputComparison] = []
+    comparisons: list[InputComparison] = []
     for key, op in {**readers[1], **readers[0]}.items():
         said, reason = status(key)
         alone = [run for run, read in zip("ab", readers, strict=True) if key in read]
@@ -138,12 +140,14 @@ def made_by(
             reason = f"in run {alone[0].upper()} alone it reads this value"
         elif len(alone) == 1 and said == "not compared":
             said, reason = f"only in {alone[0]}", ""
-        found.append(InputComparison(op.place, said, None, None, reason=reason))
+        comparisons.append(InputComparison(op.place, said, None, None, reason=reason))
     unseen = {
         name: None for graph, event, _ in graphs for name in graph.unseen.get(graph.first_of(event), ())
     }
-    found += [InputComparison(name, NO_GRADIENT[0], None, None, reason=NO_GRADIENT[1]) for name in unseen]
-    return tuple(found)
+    comparisons += [
+        InputComparison(name, NO_GRADIENT[0], None, None, reason=NO_GRADIENT[1]) for name in unseen
+    ]
+    return tuple(comparisons)
 
 
 def described_exactly(session: Session, meeting: Meeting, exact: Exact, tokens: Tokens) -> Divergence | None:
@@ -162,7 +166,7 @@ def described_exactly(session: Session, meeting: Meeting, exact: Exact, tokens: 
     return replace(shown, inputs=made_by(graphs, exact.status))
 
 
-def _taken(awaited: Awaited, gradient: Tensor) -> CopiedCall:
+def _as_call(awaited: Awaited, gradient: Tensor) -> CopiedCall:
     """A gradient as if it were what the op made."""
     return CopiedCall(awaited.op, awaited.call, awaited.nth, None, (), {}, (gradient,), {}, (awaited.label,))
 

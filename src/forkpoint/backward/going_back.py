@@ -120,10 +120,10 @@ def loss_of(output: Any, inputs: Inputs) -> Tensor | None:
     >>> loss_of({"loss": torch.tensor(2.0), "logits": torch.zeros(3)}, {}).item(), loss_of(torch.zeros(3), {})
     (2.0, None)
     """
-    found = results_of(output)
-    numbers = {name: v for name, v in found.items() if v.numel() == 1 and v.is_floating_point()}
+    results = results_of(output)
+    numbers = {name: v for name, v in results.items() if v.numel() == 1 and v.is_floating_point()}
     named = next((name for name in numbers if name.rsplit(".", maxsplit=1)[-1] == "loss"), None)
-    if named is None and ("labels" in inputs or len(found) == 1):
-        first = next(iter(found), "")
+    if named is None and ("labels" in inputs or len(results) == 1):
+        first = next(iter(results), "")
         named = first if first in numbers else None
     return None if named is None else numbers[named]

@@ -12,7 +12,7 @@ from forkpoint.backward.going_back import GoingBack
 from forkpoint.backward.watching import Arrivals, Awaited
 from forkpoint.capture.recorder import Recorder
 from forkpoint.capture.trace import Event
-from forkpoint.probes.watchers import Kept, Place, Store
+from forkpoint.probes.watchers import Place, Snapshot, Store
 
 
 def place_of(awaited: Awaited) -> Place:
@@ -29,23 +29,26 @@ class Chosen(Arrivals):
         places: of the values.
 
     Attributes:
-        kept: by place; zeros where none arrived.
+        gradients: by place; zeros where none arrived.
     """
 
     def __init__(self, backward: GoingBack, places: Collection[Place], *, summing: bool) -> None:
         super().__init__(backward, summing=summing)
         self._places = frozenset(places)
-        self.kept: dict[Place, tuple[Awaited, Tensor]] = {}
+        self.gradients: dict[Place, tuple[Awaited, Tensor]] = {}
 
     def await_(self, recorder: Recorder, awaited: Awaited) -> None:
         place = place_of(awaited)
         if place in self._places:
-            self.kept[place] = awaited, torch.zeros(awaited.shape, dtype=awaited.dtype, device=awaited.device)
+            self.gradients[place] = (
+                awaited,
+                torch.zeros(awaited.shape, dtype=awaited.dtype, device=awaited.device),
+            )
 
     def take(self, awaited: Awaited, gradient: Tensor) -> None:
         place = place_of(awaited)
         if place in self._places:
-            self.kept[place] = awaited, gradient
+            self.gradients[place] = awaited, gradient
 
 
 class Every(Arrivals):
@@ -67,7 +70,7 @@ class Every(Arrivals):
 
     def take(self, awaited: Awaited, gradient: Tensor) -> None:
         self.store.keep(awaited.event, awaited.op, self._events[awaited.event], gradient, awaited.label, [])
-        self.complete = self.complete and awaited.event in self.store.kept
+        self.complete = self.complete and awaited.event in self.store.snapshots
 
     def finish(self) -> None:
         """Where no gradient arrived, it is zero."""
@@ -88,7 +91,9 @@ class PerturbedArrivals(Arrivals):
         apart: by place the largest absolute difference.
     """
 
-    def __init__(self, backward: GoingBack, before: dict[Place, Kept], seed: int, *, summing: bool) -> None:
+    def __init__(
+        self, backward: GoingBack, before: dict[Place, Snapshot], seed: int, *, summing: bool
+    ) -> None:
         super().__init__(backward, summing=summing)
         self._before, self._seed = before, seed
         self.apart: dict[Place, float] = {}

@@ -15,21 +15,21 @@ from forkpoint.match.pairs import Pairs
 from forkpoint.result import ParameterGradient
 from forkpoint.support.memory import Shelf, Shelved, load
 
-Kept = Mapping[int, Tensor | Shelved | None]
+HostGradients = Mapping[int, Tensor | Shelved | None]
 """By the id of each parameter that requires a gradient, what arrived; None where nothing did."""
 
 
-def keep(gradients: Mapping[int, Tensor | None], shelf: Shelf) -> Kept:
+def keep(gradients: Mapping[int, Tensor | None], shelf: Shelf) -> HostGradients:
     """The gradients on the host."""
     return {
         key: None if value is None else shelf.keep(_plain(value).cpu()) for key, value in gradients.items()
     }
 
 
-def same(kept: Kept, gradients: Mapping[int, Tensor | None]) -> bool:
+def same(earlier: HostGradients, gradients: Mapping[int, Tensor | None]) -> bool:
     """Whether gradients are those that were kept, bit for bit."""
     for key, value in gradients.items():
-        before = kept[key]
+        before = earlier[key]
         if (before is None) != (value is None):
             return False
         if before is not None and value is not None:
@@ -39,7 +39,7 @@ def same(kept: Kept, gradients: Mapping[int, Tensor | None]) -> bool:
     return True
 
 
-def compare(session: Session, a: Kept, b: Kept) -> tuple[ParameterGradient, ...]:
+def compare(session: Session, a: HostGradients, b: HostGradients) -> tuple[ParameterGradient, ...]:
     """Compare the gradients of all parameters of both models, in the order of run A's.
 
     Where a parameter requires a gradient and none arrives, it is zero.
@@ -53,7 +53,9 @@ def compare(session: Session, a: Kept, b: Kept) -> tuple[ParameterGradient, ...]
 
 
 def _one(
-    name: str, weights: tuple[nn.Parameter | None, nn.Parameter | None], kept: tuple[Kept, Kept]
+    name: str,
+    weights: tuple[nn.Parameter | None, nn.Parameter | None],
+    gradients: tuple[HostGradients, HostGradients],
 ) -> ParameterGradient:
     shapes = [tuple(weight.shape) for weight in weights if weight is not None]
 
@@ -67,7 +69,7 @@ def _one(
             return without(f"it requires no gradient in run {run}")
     if shapes[0] != shapes[1]:
         return without(f"shape {list(shapes[0])} in A, {list(shapes[1])} in B")
-    given = [run[id(weight)] for run, weight in zip(kept, weights, strict=True)]
+    given = [run[id(weight)] for run, weight in zip(gradients, weights, strict=True)]
     loaded = [None if value is None else load(value) for value in given]
     first = next((value for value in loaded if value is not None), None)
     if first is None:
@@ -78,15 +80,15 @@ def _one(
 def described(name: str, a: Tensor, b: Tensor) -> ParameterGradient:
     """How two gradients of one parameter compare.
 
-    >>> found = described("weight", torch.tensor([1.0, 2.0]), torch.tensor([1.0, 4.0]))
-    >>> found.status, found.max_abs, round(found.relative, 3), round(found.cosine, 3)
+    >>> compared = described("weight", torch.tensor([1.0, 2.0]), torch.tensor([1.0, 4.0]))
+    >>> compared.status, compared.max_abs, round(compared.relative, 3), round(compared.cosine, 3)
     ('differs', 2.0, 0.894, 0.976)
     """
     pairs = Pairs.whole(a.numel())
-    found = gap(a, b, pairs)
+    difference = gap(a, b, pairs)
     apart: float | None = 0.0
-    if found.differing:
-        at, _ = pairs.at(largest_pair(a, b, pairs, found))
+    if difference.differing:
+        at, _ = pairs.at(largest_pair(a, b, pairs, difference))
         apart = ulps(float(a.reshape(-1)[at]), float(b.reshape(-1)[at]), a.dtype, b.dtype)
     x, y = a.reshape(-1).double(), b.reshape(-1).double()
     norm_a, norm_b, between = (float(torch.linalg.vector_norm(v)) for v in (x, y, x - y))
@@ -94,10 +96,10 @@ def described(name: str, a: Tensor, b: Tensor) -> ParameterGradient:
     whole = finite and norm_a > 0 and norm_b > 0
     relative = (between / norm_a if norm_a else math.inf) if finite else None
     return ParameterGradient(
-        name, "differs" if found.differing else "equal", tuple(a.shape),
+        name, "differs" if difference.differing else "equal", tuple(a.shape),
         str(a.dtype).removeprefix("torch."), str(b.dtype).removeprefix("torch."),
-        len(pairs), found.differing, found.max_abs, apart,
-        relative if found.differing else 0.0,
+        len(pairs), difference.differing, difference.max_abs, apart,
+        relative if difference.differing else 0.0,
         max(-1.0, min(1.0, float(x @ y) / norm_a / norm_b)) if whole else None,
     )  # fmt: skip
 

@@ -181,12 +181,12 @@ class Arrivals(Watcher):
         """Find functions of autograd, such as kernels in other languages, that take values and make none that was seen."""
         seen = {node for node, _ in self._edges}
         left = [loss.grad_fn for loss in losses]
-        known = set[Node]()
+        visited = set[Node]()
         while left:
             node = left.pop()
-            if node is None or node in known:
+            if node is None or node in visited:
                 continue
-            known.add(node)
+            visited.add(node)
             before = node.next_functions
             left += [other for other, _ in before]
             if node not in seen and (isinstance(node, BackwardCFunction) or "CppNode" in node.name()):

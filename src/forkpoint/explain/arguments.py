@@ -49,19 +49,19 @@ def compare_arguments(a: CopiedCall, b: CopiedCall) -> tuple[ArgumentComparison,
     if a.op.function in _OF_SIZES:
         return ()
     mine, theirs = _scalars(a), _scalars(b)
-    found: list[ArgumentComparison] = []
+    comparisons: list[ArgumentComparison] = []
     for name in dict.fromkeys((*mine, *theirs)):
         one, other = mine.get(name), theirs.get(name)
         silent = (name not in mine and other in _NOTHING) or (name not in theirs and one in _NOTHING)
         if one != other and not silent:
             texts = (repr(values[name]) if name in values else "" for values in (mine, theirs))
-            found.append(ArgumentComparison(name, *texts))
-    return tuple(found)
+            comparisons.append(ArgumentComparison(name, *texts))
+    return tuple(comparisons)
 
 
-def _scalars(taken: CopiedCall) -> dict[str, Any]:
-    names = parameter_names(taken.op.function, len(taken.args), taken.func, taken.args)
-    given = {**dict(zip(names, taken.args, strict=True)), **taken.kwargs}
+def _scalars(call: CopiedCall) -> dict[str, Any]:
+    names = parameter_names(call.op.function, len(call.args), call.func, call.args)
+    given = {**dict(zip(names, call.args, strict=True)), **call.kwargs}
     rank = next((value.dim() for value in given.values() if isinstance(value, torch.Tensor)), 0)
     return {
         name: _counted(value, rank) if name in _DIMENSIONS else value

@@ -50,17 +50,17 @@ def input_digest(run: Run) -> str:
 
     Tensors that don't lie in memory as they look (sparse, nested, meta) count by their name and shape alone.
     """
-    found = hashlib.sha256()
+    digest = hashlib.sha256()
     tensors = [
         (name, value) for call in run.calls for name, value in call.items() if isinstance(value, Tensor)
     ]
     for name, value in tensors:
-        found.update(f"{name} {value.dtype} {sizes_of(value)} ".encode())
+        digest.update(f"{name} {value.dtype} {sizes_of(value)} ".encode())
         if (
             value.layout is torch.strided
             and type(value) in (Tensor, torch.nn.Parameter)
             and not (value.is_meta or value.is_nested)
         ):
             flat = value.detach().resolve_conj().resolve_neg().cpu().contiguous().reshape(-1)
-            found.update(flat.view(torch.uint8).numpy().tobytes())
-    return found.hexdigest()[:12] if tensors else ""
+            digest.update(flat.view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()[:12] if tensors else ""

@@ -64,10 +64,10 @@ class LayerOutputs:
             self._fetches(self.of[1], self.paths.values()),
         )
 
-    def _fetches(self, found: Outputs, paths: Iterable[str]) -> list[Fetch]:
-        def keep(taken: CopiedCall) -> None:
-            output = taken.outputs[0] if self._stays(taken.outputs[0]) else taken.outputs[0].cpu()
-            found.setdefault(taken.op.module, []).append((self.shelf.keep(output), taken.output_labels[0]))
+    def _fetches(self, outputs: Outputs, paths: Iterable[str]) -> list[Fetch]:
+        def keep(call: CopiedCall) -> None:
+            output = call.outputs[0] if self._stays(call.outputs[0]) else call.outputs[0].cpu()
+            outputs.setdefault(call.op.module, []).append((self.shelf.keep(output), call.output_labels[0]))
 
         return [Fetch((path, "output", "?"), None, None, keep, output=0) for path in paths]
 
@@ -84,8 +84,8 @@ class LayerOutputs:
 
     def gather(self, session: Session) -> None:
         """Make a second pass for them, if none was made."""
-        for traced, found, fetches in zip((session.a, session.b), self.of, self.fetches, strict=True):
-            if fetches and not found:
+        for traced, outputs, fetches in zip((session.a, session.b), self.of, self.fetches, strict=True):
+            if fetches and not outputs:
                 traced.again(fetches)
 
 
@@ -137,9 +137,9 @@ def _row(session: Session, name: str, parts: Iterable[tuple[Tensor, Tensor, Pair
     largest, relative = 0.0, 0.0
     per_place: dict[tuple[int | None, int | None], float] = {}
     for a, b, pairs in parts:
-        found = gap(a, b, pairs)
-        largest, relative = max(largest, found.max_abs), max(relative, found.max_rel)
-        largest_each = np.maximum.reduceat(found.largest[pairs.order], pairs.starts).tolist()
+        apart = gap(a, b, pairs)
+        largest, relative = max(largest, apart.max_abs), max(relative, apart.max_rel)
+        largest_each = np.maximum.reduceat(apart.largest[pairs.order], pairs.starts).tolist()
         places = session.shared.places(pairs.distinct, by_sample=pairs.by_sample)
         for place, value in zip(places, largest_each, strict=True):
             per_place[place] = max(per_place.get(place, 0.0), value)

@@ -34,7 +34,7 @@ def measure(session: Session, compared: ResultComparison) -> Impact | None:
     worst = _worst(floating, logits if seen is not None else [])
     part = finite_parts(compared)
     gaps = part if part.nonfinite_a or part.nonfinite_b or worst is None else worst.gap
-    found = Impact(
+    impact = Impact(
         None, None, None, gaps.max_abs, gaps.max_rel, None, None,
         _coordinates(floating or compared.gaps), (), "" if worst is None else worst.name,
         elements=part.elements, nonfinite_a=part.nonfinite_a, nonfinite_b=part.nonfinite_b,
@@ -42,19 +42,19 @@ def measure(session: Session, compared: ResultComparison) -> Impact | None:
         discrete_differing=compared.discrete_differing,
     )  # fmt: skip
     if seen is not None:
-        found = replace(
-            found, max_kl=max(seen.kl, 0.0), top1_flips=len(seen.flips), tokens=seen.tokens, flips=tuple(seen.flips),
+        impact = replace(
+            impact, max_kl=max(seen.kl, 0.0), top1_flips=len(seen.flips), tokens=seen.tokens, flips=tuple(seen.flips),
             predictions=seen.predictions,
         )  # fmt: skip
-    return _with_loss(found, session, compared, seen)
+    return _with_loss(impact, session, compared, seen)
 
 
 def _coordinates(gaps: Sequence[ResultGap]) -> int:
     """How many coordinates were compared, in all calls, of the result that has most."""
-    found: dict[str, set[int]] = {}
+    by_result: dict[str, set[int]] = {}
     for g in gaps:
-        found.setdefault(g.result, set()).update(g.pairs.distinct.tolist())
-    return max(map(len, found.values()))
+        by_result.setdefault(g.result, set()).update(g.pairs.distinct.tolist())
+    return max(map(len, by_result.values()))
 
 
 def _worst(floating: Sequence[ResultGap], logits: list[ResultGap]) -> ResultGap | None:
@@ -71,22 +71,22 @@ def _worst(floating: Sequence[ResultGap], logits: list[ResultGap]) -> ResultGap 
 # ---------------------------------------------------------------------- loss
 
 
-def _with_loss(found: Impact, session: Session, compared: ResultComparison, seen: _Logits | None) -> Impact:
+def _with_loss(impact: Impact, session: Session, compared: ResultComparison, seen: _Logits | None) -> Impact:
     """The same with the losses that the models returned; with recomputed ones where causal models returned none."""
     (losses_a, names_a), (losses_b, names_b) = (
         _returned_losses(t.run, t.results) for t in (session.a, session.b)
     )
     if not losses_a and not losses_b:
         if seen is None or seen.source is None or not seen.losses_a:
-            return found
+            return impact
         a, b = float(np.mean(seen.losses_a)), float(np.mean(seen.losses_b))
-        return replace(found, loss_a=a, loss_b=b, loss_gap=abs(b - a), loss_source=seen.source)
-    met = next((g for g in compared.gaps if g.result in names_a & names_b), None)
-    together = np.sum if met is not None and met.over_calls == "sum" else np.mean
+        return replace(impact, loss_a=a, loss_b=b, loss_gap=abs(b - a), loss_source=seen.source)
+    shared = next((g for g in compared.gaps if g.result in names_a & names_b), None)
+    together = np.sum if shared is not None and shared.over_calls == "sum" else np.mean
     a, b = (float(together(losses)) if losses else None for losses in (losses_a, losses_b))
-    gap = abs(b - a) if met is not None and a is not None and b is not None else None
+    gap = abs(b - a) if shared is not None and a is not None and b is not None else None
     return replace(
-        found, loss_a=a, loss_b=b, loss_gap=gap, loss_source=RETURNED, losses_a=losses_a, losses_b=losses_b
+        impact, loss_a=a, loss_b=b, loss_gap=gap, loss_source=RETURNED, losses_a=losses_a, losses_b=losses_b
     )
 
 
@@ -95,7 +95,7 @@ def _returned_losses(run: Run, results: Results) -> tuple[tuple[float, ...], set
 
     It is the number of that name, or the first of a tuple if the call was given labels.
     """
-    found: list[float] = []
+    losses: list[float] = []
     names: set[str] = set()
     for call, inputs in zip(results, run.calls, strict=True):
         numbers = {n: v for n, (v, _) in call.items() if v.dim() == 0 and v.is_floating_point()}
@@ -103,9 +103,9 @@ def _returned_losses(run: Run, results: Results) -> tuple[tuple[float, ...], set
         if name is None and "labels" in inputs and next(iter(call), "") in ("[0]", "output"):
             name = next((n for n in numbers if n in ("[0]", "output")), None)
         if name is not None:
-            found.append(float(numbers[name].detach()))
+            losses.append(float(numbers[name].detach()))
             names.add(name)
-    return tuple(found), names
+    return tuple(losses), names
 
 
 def _is_loss(name: str) -> bool:
@@ -121,15 +121,15 @@ def _targets(run: Run) -> tuple[dict[tuple[int, int], int], str | None]:
         return {}, None
     if not any(isinstance(call.get("labels"), Tensor) for call in run.calls):
         return token_ids(run), FROM_IDS
-    found: dict[tuple[int, int], int] = {}
+    targets: dict[tuple[int, int], int] = {}
     for entry, call in zip(run.layout.calls, run.calls, strict=True):
         labels, coordinates = call.get("labels"), entry.get(DECODER, entry.get(MAIN))
         if coordinates is None or not isinstance(labels, Tensor) or tuple(labels.shape) != coordinates.shape:
             continue
         at = coordinates.valid & (labels.cpu() != _IGNORED)
         keys = zip(coordinates.sample[at].tolist(), coordinates.position[at].tolist(), strict=True)
-        found.update(zip(keys, labels.cpu()[at].tolist(), strict=True))
-    return found, FROM_LABELS
+        targets.update(zip(keys, labels.cpu()[at].tolist(), strict=True))
+    return targets, FROM_LABELS
 
 
 # ---------------------------------------------------------------------- logits
@@ -166,18 +166,18 @@ def _vocabulary(session: Session, logits: list[ResultGap]) -> int | None:
 
 def _look_at_logits(session: Session, logits: list[ResultGap], vocabulary: int) -> _Logits:
     (targets_a, source_a), (targets_b, source_b) = _targets(session.a.run), _targets(session.b.run)
-    found = _Logits(source_a if source_a == source_b else None)
+    seen = _Logits(source_a if source_a == source_b else None)
     to_b = dict(session.pairing.pairs)
     for result in logits:
         for start, rows_a, rows_b in _rows(result, vocabulary):
             log_a, log_b = torch.log_softmax(rows_a, -1), torch.log_softmax(rows_b, -1)
-            found.tokens += len(log_a)
-            known = ~(log_a.isnan().any(-1) | log_b.isnan().any(-1))
-            found.predictions += int(known.sum())
-            if bool(known.any()):
-                found.kl = max(found.kl, float(_divergence(log_a[known], log_b[known]).max()))
+            seen.tokens += len(log_a)
+            not_nan = ~(log_a.isnan().any(-1) | log_b.isnan().any(-1))
+            seen.predictions += int(not_nan.sum())
+            if bool(not_nan.any()):
+                seen.kl = max(seen.kl, float(_divergence(log_a[not_nan], log_b[not_nan]).max()))
             places = [session.shared.place(result.pairs, start + i * vocabulary) for i in range(len(log_a))]
-            found.flips += _flips(session, rows_a, rows_b, known, places)
+            seen.flips += _flips(session, rows_a, rows_b, not_nan, places)
             next_tokens: list[tuple[int, int, int]] = []
             for row, (sample, position) in enumerate(places):
                 if sample is not None and position is not None:
@@ -187,18 +187,18 @@ def _look_at_logits(session: Session, logits: list[ResultGap], vocabulary: int) 
                         next_tokens.append((row, target_a, target_b))
             if next_tokens:
                 at, of_a, of_b = torch.tensor(next_tokens, device=log_a.device).unbind(1)
-                found.losses_a += (-log_a[at, of_a]).tolist()
-                found.losses_b += (-log_b[at, of_b]).tolist()
-    return found
+                seen.losses_a += (-log_a[at, of_a]).tolist()
+                seen.losses_b += (-log_b[at, of_b]).tolist()
+    return seen
 
 
 def _flips(
-    session: Session, rows_a: Tensor, rows_b: Tensor, known: Tensor,
+    session: Session, rows_a: Tensor, rows_b: Tensor, not_nan: Tensor,
     places: list[tuple[int | None, int | None]],
 ) -> Iterator[NearTie]:  # fmt: skip
     """The predictions that differ, of those that exist in both runs."""
     top_a, top_b = rows_a.argmax(-1), rows_b.argmax(-1)
-    for row in torch.nonzero((top_a != top_b) & known).reshape(-1).tolist():
+    for row in torch.nonzero((top_a != top_b) & not_nan).reshape(-1).tolist():
         sample, position = places[row]
         x, y = int(top_a[row]), int(top_b[row])
         yield NearTie(

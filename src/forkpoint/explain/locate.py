@@ -79,9 +79,9 @@ def locate(
             if (
                 a is not None
                 and b is not None
-                and (found := describe(session, row, a, b, tokens)) is not None
+                and (divergence := describe(session, row, a, b, tokens)) is not None
             ):
-                return _between(session, Located(row, found, a, b))
+                return _between(session, Located(row, divergence, a, b))
     return None
 
 
@@ -109,21 +109,21 @@ def fetch(
         beside: what else to keep.
         look: what else is to be known of the first of the calls, which is nearly always the one that will be spoken of.
     """
-    found: list[CopiedCall | None] = [None] * len(wanted)
+    calls: list[CopiedCall | None] = [None] * len(wanted)
     fetches = list(beside)
     for place, (_, index) in enumerate(wanted):
         event = traced.trace.events[index]
         op = traced.trace.ops[event.op]
 
-        def take(taken: CopiedCall, place: int = place) -> None:
-            found[place] = taken
+        def take(call: CopiedCall, place: int = place) -> None:
+            calls[place] = call
 
         output = op.output if op.is_boundary else None
         key = op.module, op.function, op.site.chain
         fetches.append(Fetch(key, event.call, event.nth, take, output, None if place else look))
     if fetches:
         traced.again(fetches)
-    return found
+    return calls
 
 
 def fetch_op(
@@ -156,17 +156,17 @@ def fetch_ops(
     until_found: bool = False,
 ) -> list[CopiedCall | None]:
     """The same for several calls, in one run, which somebody may watch, to its end or until they are found."""
-    found: list[list[CopiedCall]] = [[] for _ in wanted]
+    copies: list[list[CopiedCall]] = [[] for _ in wanted]
     fetches = [
         Fetch(
-            (op.module, op.function, op.site.chain), event.call, event.nth, taken.append,
+            (op.module, op.function, op.site.chain), event.call, event.nth, calls.append,
             op.output if op.is_boundary else None, look,
         )
-        for (op, event), taken in zip(wanted, found, strict=True)
+        for (op, event), calls in zip(wanted, copies, strict=True)
     ]  # fmt: skip
-    enough = (lambda: all(found)) if watcher is None or until_found else None
+    enough = (lambda: all(copies)) if watcher is None or until_found else None
     traced.again(fetches, promotion=promotion, watcher=watcher, enough=enough)
-    return [taken[0] if taken else None for taken in found]
+    return [calls[0] if calls else None for calls in copies]
 
 
 def describe(
@@ -180,12 +180,12 @@ def describe(
 
 def describe_values(
     session: Session, op: Op, output: int, a: CopiedCall, b: CopiedCall, tokens: Tokens,
-    known: tuple[int | None, int | None] = (None, None), beyond: float = 0.0,
+    place: tuple[int | None, int | None] = (None, None), beyond: float = 0.0,
 ) -> Divergence | None:  # fmt: skip
     """The same for any op.
 
     Args:
-        known: (sample, position) for values that have no label of their own.
+        place: (sample, position) for values that have no label of their own.
         beyond: how far two elements may be apart and not count as different.
     """
     value_a, value_b = a.outputs[output], b.outputs[output]
@@ -193,19 +193,19 @@ def describe_values(
     pairs = pair_elements(value_a, label_a, value_b, label_b, session.shared)
     if not len(pairs):
         pairs = session.join.pair_open(
-            known[0], (a.op, a.call), (b.op, b.call), tuple(value_a.shape), tuple(value_b.shape)
+            place[0], (a.op, a.call), (b.op, b.call), tuple(value_a.shape), tuple(value_b.shape)
         )
     if not len(pairs):
         return None
-    found = gap(value_a, value_b, pairs, beyond)
-    if not found.differing:
+    apart = gap(value_a, value_b, pairs, beyond)
+    if not apart.differing:
         return None
 
     def element(pair: int) -> Element:
-        return _element(session, a, b, output, pairs, pair, known, tokens)
+        return _element(session, a, b, output, pairs, pair, place, tokens)
 
-    first, most = element(found.first), largest_pair(value_a, value_b, pairs, found)
-    part = FinitePart(max_abs=found.max_abs, max_rel=found.max_rel)
+    first, most = element(apart.first), largest_pair(value_a, value_b, pairs, apart)
+    part = FinitePart(max_abs=apart.max_abs, max_rel=apart.max_rel)
     if not (all_finite(value_a) and all_finite(value_b)):
         part = finite_part(value_a, value_b, pairs)
     return Divergence(
@@ -216,8 +216,8 @@ def describe_values(
         max_rel=part.max_rel,
         nonfinite_a=part.nonfinite_a,
         nonfinite_b=part.nonfinite_b,
-        differing=found.differing,
-        compared=found.compared,
+        differing=apart.differing,
+        compared=apart.compared,
         inputs=compare_inputs(session, a, b),
         arguments=compare_arguments(a, b),
         call=a.call,
@@ -225,13 +225,13 @@ def describe_values(
         dtype_b=str(value_b.dtype).removeprefix("torch."),
         shape_a=tuple(value_a.shape),
         shape_b=tuple(value_b.shape),
-        largest=element(most) if most != found.first else None,
+        largest=element(most) if most != apart.first else None,
     )
 
 
 def _element(
     session: Session, a: CopiedCall, b: CopiedCall, output: int, pairs: Pairs, pair: int,
-    known: tuple[int | None, int | None], tokens: Tokens,
+    place: tuple[int | None, int | None], tokens: Tokens,
 ) -> Element:  # fmt: skip
     """One pair of elements of an op's value; see `describe_values`."""
     value_a, value_b = a.outputs[output], b.outputs[output]
@@ -241,7 +241,7 @@ def _element(
     )
     at_a, at_b = pairs.at(pair)
     index_a, index_b = index_of(at_a, tuple(value_a.shape)), index_of(at_b, tuple(value_b.shape))
-    sample, position = session.shared.place(pairs, pair) if labelled else known
+    sample, position = session.shared.place(pairs, pair) if labelled else place
     here = session.join.token_at((a.op, a.call), label_a, tuple(value_a.shape), index_a)
     sample, position = here or (sample, position)
     return Element(
@@ -266,13 +266,15 @@ def describe_choice(
     number = min(absent)
     sample, position = session.shared.coordinate(number)
     at: list[tuple[tuple[int, ...], Any]] = []
-    for taken, numbers in ((a, session.shared.a), (b, session.shared.b)):
-        value, label = taken.outputs[output], taken.output_labels[output]
+    for call, numbers in ((a, session.shared.a), (b, session.shared.b)):
+        value, label = call.outputs[output], call.output_labels[output]
         here = None if label is None else spread(numbers[label.q] == number, tuple(value.shape))
         flat = np.flatnonzero(here) if here is not None else np.zeros(0, dtype=np.int64)
-        found = int(flat[0]) if len(flat) else None
+        at_element = int(flat[0]) if len(flat) else None
         at.append(
-            ((), None) if found is None else (index_of(found, tuple(value.shape)), scalar(value, found))
+            ((), None)
+            if at_element is None
+            else (index_of(at_element, tuple(value.shape)), scalar(value, at_element))
         )
     (index_a, first_a), (index_b, first_b) = at
     value_a, value_b = a.outputs[output], b.outputs[output]
@@ -333,30 +335,30 @@ def _definition(session: Session, path: str) -> tuple[str, int]:
 # ---------------------------------------------------------------------- inputs
 
 
-def named_inputs(taken: CopiedCall) -> dict[str, Tensor]:
+def named_inputs(call: CopiedCall) -> dict[str, Tensor]:
     """The tensor inputs of a call by the names of the function's parameters."""
-    names = parameter_names(taken.op.function, len(taken.args), taken.func, taken.args)
-    found: dict[str, Tensor] = {}
+    names = parameter_names(call.op.function, len(call.args), call.func, call.args)
+    inputs: dict[str, Tensor] = {}
 
     def add(name: str, value: Any) -> None:
         if isinstance(value, Tensor):
-            found[name] = value
+            inputs[name] = value
         elif isinstance(value, (tuple, list)):
             for index, item in enumerate(value):
                 add(f"{name}[{index}]", item)
 
-    for name, value in zip(names, taken.args, strict=True):
+    for name, value in zip(names, call.args, strict=True):
         add(name, value)
-    for name, value in taken.kwargs.items():
+    for name, value in call.kwargs.items():
         if name != "out":
             add(name, value)
-    return found
+    return inputs
 
 
 def compare_inputs(session: Session, a: CopiedCall, b: CopiedCall) -> tuple[InputComparison, ...]:
     """For each tensor input of an op, whether it is equal in both runs at shared coordinates."""
     inputs_a, inputs_b = named_inputs(a), named_inputs(b)
-    found: list[InputComparison] = []
+    comparisons: list[InputComparison] = []
     for name in [*inputs_a, *(n for n in inputs_b if n not in inputs_a)]:
         mine, theirs = inputs_a.get(name), inputs_b.get(name)
         if mine is None or theirs is None:
@@ -364,15 +366,15 @@ def compare_inputs(session: Session, a: CopiedCall, b: CopiedCall) -> tuple[Inpu
             assert only is not None
             shape, dtype = tuple(only.shape), str(only.dtype).removeprefix("torch.")
             where = "a" if theirs is None else "b"
-            found.append(
+            comparisons.append(
                 InputComparison(
                     name, f"only in {where}", shape if where == "a" else None, shape if where == "b" else None,
                     dtype if where == "a" else None, dtype if where == "b" else None,
                 )
             )  # fmt: skip
         else:
-            found.append(_compare_input(session, name, a, mine, b, theirs))
-    return tuple(found)
+            comparisons.append(_compare_input(session, name, a, mine, b, theirs))
+    return tuple(comparisons)
 
 
 def _compare_input(
@@ -393,22 +395,22 @@ def _compare_input(
         return (
             comparison if mine.numel() or theirs.numel() else replace(comparison, status="equal", reason="")
         )
-    found = gap(mine, theirs, pairs)
+    apart = gap(mine, theirs, pairs)
     return replace(
         comparison,
-        status="differs" if found.differing else "equal",
-        max_abs=found.max_abs if found.differing else 0.0,
+        status="differs" if apart.differing else "equal",
+        max_abs=apart.max_abs if apart.differing else 0.0,
     )
 
 
-def _repeat_heads(taken: CopiedCall, mine: Tensor, theirs: Tensor) -> Tensor:
+def _repeat_heads(call: CopiedCall, mine: Tensor, theirs: Tensor) -> Tensor:
     """Grouped heads, repeated to as many as the other run's call has: the kernel does the same by itself."""
     groups, rest = divmod(theirs.shape[1], max(mine.shape[1], 1))
     if rest or groups <= 1:
         return mine
     repeated = mine.repeat_interleave(groups, dim=1)
-    taken.input_labels[id(repeated)] = taken.input_labels.get(id(mine))
-    taken.kept_alive.append(repeated)
+    call.input_labels[id(repeated)] = call.input_labels.get(id(mine))
+    call.kept_alive.append(repeated)
     return repeated
 
 
@@ -455,7 +457,7 @@ def unmatched_before(session: Session, row: Joined) -> list[tuple[str, Op]]:
     Where they are views throughout (further columns of a longer row), they made nothing.
     """
     difference = _difference(row)
-    found: list[tuple[str, Op]] = []
+    unmatched: list[tuple[str, Op]] = []
     made = False
     for run, status, trace, stop in (
         ("a", "only in a", session.a.trace, difference.event_a),
@@ -469,17 +471,17 @@ def unmatched_before(session: Session, row: Joined) -> list[tuple[str, Op]]:
         }
         keys = [trace.key(op) for op in trace.ops]
         hidden = {i for i, op in enumerate(trace.ops) if keys[i] in alone and not op.is_boundary}
-        known = {i for i, key in enumerate(keys) if key in equal}
+        equal_before = {i for i, key in enumerate(keys) if key in equal}
         passed: list[tuple[str, Op]] = []
         for index in range(stop - 1, -1, -1) if hidden else ():
             number = trace.op_of(index)
             if number in hidden:
                 passed.append((run, trace.ops[number]))
                 made = made or trace.events[index].status != "view"
-            elif number in known and trace.events[index].status == "digest":
+            elif number in equal_before and trace.events[index].status == "digest":
                 break
-        found = [*reversed(passed), *found]
-    unique: dict[tuple[str, Any], tuple[str, Op]] = {(run, op.key): (run, op) for run, op in found}
+        unmatched = [*reversed(passed), *unmatched]
+    unique: dict[tuple[str, Any], tuple[str, Op]] = {(run, op.key): (run, op) for run, op in unmatched}
     return list(unique.values()) if made else []
 
 

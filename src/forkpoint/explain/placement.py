@@ -65,10 +65,10 @@ class PlacedRun:
         key = call, stream
         if key not in self.heads:
             grid = self.table.slots(call, stream)
-            found = (
+            heads = (
                 None if grid is None else [self._first(line.tolist()) for line in grid.reshape(len(grid), -1)]
             )
-            self.heads[key] = None if found is None or -1 in found else np.asarray(found, dtype=np.int32)
+            self.heads[key] = None if heads is None or -1 in heads else np.asarray(heads, dtype=np.int32)
         return self.heads[key]
 
     def _first(self, row: list[int]) -> int:
@@ -109,10 +109,10 @@ class _Lies:
 
     def places(self) -> dict[int, frozenset[int]]:
         """For each coordinate whose places it lies in."""
-        found: dict[int, set[int]] = {}
+        places_of: dict[int, set[int]] = {}
         for whose, place in zip(self.whose.tolist(), self.place.tolist(), strict=True):
-            found.setdefault(whose, set()).add(place)
-        return {whose: frozenset(places) for whose, places in found.items()}
+            places_of.setdefault(whose, set()).add(place)
+        return {whose: frozenset(places) for whose, places in places_of.items()}
 
 
 Reading = tuple[str, tuple[int, ...], str]
@@ -128,10 +128,10 @@ def displaced(
     It is told by labels and shapes, whatever the values are, so that an answer is kept for the next comparison.
     """
     key = "displaced", name, _forms(a), _forms(b)
-    known = shared.worked_out
-    if key not in known:
-        known[key] = _displaced(name, a, b, shared, side_a, side_b)
-    return known[key]
+    answers = shared.worked_out
+    if key not in answers:
+        answers[key] = _displaced(name, a, b, shared, side_a, side_b)
+    return answers[key]
 
 
 def _forms(calls: Calls) -> Hashable:
@@ -238,8 +238,8 @@ def _along(ids: Ids, dims: tuple[int, ...]) -> Ids | None:
     if any(size > 1 for d, size in enumerate(ids.shape) if d not in dims):
         return None
     others = tuple(d for d in range(ids.ndim) if d not in dims)
-    kept = [d for d in range(ids.ndim) if d in dims]
-    return np.squeeze(ids, others).transpose([kept.index(d) for d in dims])
+    own = [d for d in range(ids.ndim) if d in dims]
+    return np.squeeze(ids, others).transpose([own.index(d) for d in dims])
 
 
 def _constant(samples: Ints, dim: int) -> Ints | None:

@@ -17,7 +17,7 @@ from forkpoint.result import ReplacedModule
 
 def replaced_modules(model: nn.Module | None) -> tuple[ReplacedModule, ...]:
     """Compare the class of every submodule with the class that its parent's `__init__` names."""
-    found: list[ReplacedModule] = []
+    replaced: list[ReplacedModule] = []
     for path, parent in model.named_modules() if model is not None else ():
         expected = _expected(type(parent))
         for name, child in parent.named_children():
@@ -25,12 +25,12 @@ def replaced_modules(model: nn.Module | None) -> tuple[ReplacedModule, ...]:
             members = list(child.named_children()) if isinstance(child, nn.ModuleList) else []
             inner = expected.get(f"{name}[]")
             if classes and type(child) not in classes:
-                found.append(_record(path, name, classes, child))
+                replaced.append(_record(path, name, classes, child))
             elif inner:
-                found += [
+                replaced += [
                     _record(path, f"{name}.{key}", inner, c) for key, c in members if type(c) not in inner
                 ]
-    return tuple(found)
+    return tuple(replaced)
 
 
 def _record(path: str, name: str, classes: frozenset[type], child: nn.Module) -> ReplacedModule:

@@ -155,7 +155,7 @@ def _without_columns(session: Session) -> frozenset[str]:
     An op that makes something of a whole row and goes back to its columns (a convolution by Fourier transforms) leaves
     them so. They are read by their places.
     """
-    kept = [
+    columns = [
         {
             name: [_columns(traced, index, call.get(name)) for index, call in enumerate(traced.results)]
             for name in names
@@ -163,13 +163,14 @@ def _without_columns(session: Session) -> frozenset[str]:
         for traced in (session.a, session.b)
         if (names := {name for call in traced.results for name in call})
     ]
-    if len(kept) < 2 or len(session.a.results) != len(session.b.results):
+    if len(columns) < 2 or len(session.a.results) != len(session.b.results):
         return frozenset()
     return frozenset(
         name
-        for name in kept[0].keys() & kept[1].keys()
+        for name in columns[0].keys() & columns[1].keys()
         if all(
-            one and other and one != other for one, other in zip(kept[0][name], kept[1][name], strict=True)
+            one and other and one != other
+            for one, other in zip(columns[0][name], columns[1][name], strict=True)
         )
     )
 
@@ -218,7 +219,7 @@ class _Sides:
         together = self._over_calls(name, *returned)
         if together is not None:
             return [together], ""
-        met: list[ResultGap] = []
+        gaps: list[ResultGap] = []
         reason = "no call returns it in both runs"
         for index_a, (value_a, _) in returned[0].items():
             for index_b in [index_a] if len(self.a) == len(self.b) else returned[1]:
@@ -239,11 +240,11 @@ class _Sides:
                     continue
                 title = f"{name} (call {index_a} and {index_b})" if self.several else name
                 count = len(pairs.distinct)
-                met.append(ResultGap(title, value_a, value_b, pairs, gap(value_a, value_b, pairs), count))
-        if len(self.a) != len(self.b) and not all(found.pairs.by_sample for found in met):
+                gaps.append(ResultGap(title, value_a, value_b, pairs, gap(value_a, value_b, pairs), count))
+        if len(self.a) != len(self.b) and not all(result_gap.pairs.by_sample for result_gap in gaps):
             # a call's one token stands for its row only where no call of the other run has that very token
-            met = [found for found in met if not found.pairs.by_sample]
-        return met, reason
+            gaps = [result_gap for result_gap in gaps if not result_gap.pairs.by_sample]
+        return gaps, reason
 
     def _by_columns(
         self, a: dict[int, Labelled], b: dict[int, Labelled], index_a: int, index_b: int
@@ -252,11 +253,11 @@ class _Sides:
         (value_a, label_a), (value_b, label_b) = a[index_a], b[index_b]
         if label_a is not None or label_b is not None:
             return label_a, label_b
-        found = (
+        labels = (
             self.recorders[0].label_by_columns(value_a, index_a),
             self.recorders[1].label_by_columns(value_b, index_b),
         )
-        return (None, None) if None in found else found
+        return (None, None) if None in labels else labels
 
     def displaced(self, name: str) -> Displaced | None:
         """Whether what both runs have lies elsewhere in one of them, relative to their layouts."""
@@ -284,12 +285,12 @@ class _Sides:
                 return None
         numbers_a, numbers_b = ([value.reshape(()).cpu() for value, _ in run.values()] for run in (a, b))
         pairs = Pairs.whole(1)
-        found: list[ResultGap] = []
+        gaps: list[ResultGap] = []
         for how in ("mean", "sum"):
             one, other = _together(numbers_a, how), _together(numbers_b, how)
             if one is not None and other is not None:
-                found.append(ResultGap(name, one, other, pairs, gap(one, other, pairs), 1, how))
-        return min(found, key=lambda g: (g.gap.differing, g.gap.max_rel))
+                gaps.append(ResultGap(name, one, other, pairs, gap(one, other, pairs), 1, how))
+        return min(gaps, key=lambda g: (g.gap.differing, g.gap.max_rel))
 
     def is_of_one_run(self, name: str) -> bool:
         """Whether a result is only of tokens that one run alone has, so that there is nothing to compare it with."""
@@ -314,8 +315,8 @@ class _Sides:
 
     def _members(self, name: str) -> Iterator[tuple[int, int]]:
         """For each value in a result how many tokens it is of, and how many of them both runs have; (0, 0) for none."""
-        known = zip(self.calls(name), self.tables, (self.shared.a, self.shared.b), strict=True)
-        for calls, table, numbers in known:
+        runs = zip(self.calls(name), self.tables, (self.shared.a, self.shared.b), strict=True)
+        for calls, table, numbers in runs:
             for _, label in calls.values():
                 if label is None:
                     yield 0, 0
@@ -361,11 +362,11 @@ def _together(numbers: list[Tensor], how: str) -> Tensor | None:
 
 def _numbers(calls: dict[int, Labelled], numbers: np.ndarray) -> set[int]:
     """Shared numbers of what a result holds in all calls."""
-    found: set[int] = set()
+    shared: set[int] = set()
     for _, label in calls.values():
         if label is not None:
-            found.update(int(n) for n in np.unique(numbers[label.q]) if n > 0)
-    return found
+            shared.update(int(n) for n in np.unique(numbers[label.q]) if n > 0)
+    return shared
 
 
 def finite_parts(compared: ResultComparison) -> FinitePart:

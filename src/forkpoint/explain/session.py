@@ -201,9 +201,9 @@ class Traced:
 
     def _label_of(self, call: int, name: str, value: Tensor) -> Label | None:
         """The label of a result of a run that nobody watched: that of the trace's, if it is of the same shape."""
-        known = self.results[call].get(name)
-        if known is not None and known[0].shape == value.shape:
-            return known[1]
+        returned = self.results[call].get(name)
+        if returned is not None and returned[0].shape == value.shape:
+            return returned[1]
         return self.recorder.label_of_result(value, call)
 
     @contextmanager
@@ -250,14 +250,14 @@ def trace_run(
     random = RandomState.take()
     with _no_collection():
         shelf = memory.shelf() if memory is not None and memory.limited else None
-        found = None if run.modules is None else survey(run.modules)
-        recorder = Recorder(run.layout, run.modules, shelf=shelf, parts=found)
+        inventory = None if run.modules is None else survey(run.modules)
+        recorder = Recorder(run.layout, run.modules, shelf=shelf, parts=inventory)
         observation = Observation(recorder, functions=functions)
         if len(run.calls) > 1:
             progress.count(lambda: recorder.call, len(run.calls))
         else:
             progress.count(recorder.trace.rows.__len__, None if like is None else len(like.rows))
-        outputs = run.execute(observation, around=around, parts=found)
+        outputs = run.execute(observation, around=around, parts=inventory)
         trace = recorder.finish()
     trace.opaque, trace.uncompiled = observation.opaque, observation.uncompiled
     results: Results = [

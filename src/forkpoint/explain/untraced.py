@@ -76,25 +76,27 @@ def named_alike(a: Run, b: Run, untraced: list[Untraced]) -> tuple[Run, Run, tup
     """
     runs = [a, b]
     for mine, theirs in ((0, 1), (1, 0)):
-        found, others = untraced[mine].results, untraced[theirs].results
-        name = name_of_lone(found, others)
+        returned, others = untraced[mine].results, untraced[theirs].results
+        name = name_of_lone(returned, others)
         if name is not None:
             runs[mine] = named = copy.copy(runs[mine])
             named.returns = name
-            untraced[mine].results = [{name: call[UNNAMED]} for call in found]
+            untraced[mine].results = [{name: call[UNNAMED]} for call in returned]
             return runs[0], runs[1], (held_against(mine, name),)
     return a, b, ()
 
 
-def name_of_lone(found: Sequence[Mapping[str, Tensor]], others: Sequence[Mapping[str, Tensor]]) -> str | None:
+def name_of_lone(
+    returned: Sequence[Mapping[str, Tensor]], others: Sequence[Mapping[str, Tensor]]
+) -> str | None:
     """What another run calls the one tensor of its shape that a run returns without a name; None where nothing fits.
 
     Args:
-        found: what each call of the run returned.
+        returned: what each call of the run returned.
         others: what each of the other run's did.
     """
-    lone = all(list(call) == [UNNAMED] for call in found) and not any(UNNAMED in call for call in others)
-    if not found or not lone or len(found) != len(others):
+    lone = all(list(call) == [UNNAMED] for call in returned) and not any(UNNAMED in call for call in others)
+    if not returned or not lone or len(returned) != len(others):
         return None
     names = [
         [
@@ -102,7 +104,7 @@ def name_of_lone(found: Sequence[Mapping[str, Tensor]], others: Sequence[Mapping
             for name, value in call.items()
             if (value.shape, value.is_floating_point()) == (one[UNNAMED].shape, True)
         ]
-        for one, call in zip(found, others, strict=True)
+        for one, call in zip(returned, others, strict=True)
     ]
     return names[0][0] if len(names[0]) == 1 and all(name == names[0] for name in names) else None
 

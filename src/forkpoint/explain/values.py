@@ -45,8 +45,8 @@ def fetch_value(session: Session, module: str, name: str, *, run: str, call: int
     ]
     where = f"named {name!r} in call {call} of module {module or '(model)'!r}"
     if not events:
-        known = ", ".join(sorted({label for op in ops for label in _labels(op)})[:40])
-        raise InputError(f"no value {where}", f"one of: {known}" if known else "a module that ran")
+        labels = ", ".join(sorted({label for op in ops for label in _labels(op)})[:40])
+        raise InputError(f"no value {where}", f"one of: {labels}" if labels else "a module that ran")
     if not -len(events) <= index < len(events):
         raise InputError(f"value {index} of {len(events)} {where}", f"0 to {len(events) - 1}")
     _, op, nth = events[index]
@@ -63,13 +63,13 @@ def _matches(op: Op, name: str) -> bool:
 
 
 def _take(traced: Traced, op: Op, call: int, nth: int) -> Tensor:
-    found: list[Tensor] = []
+    values: list[Tensor] = []
 
-    def keep(taken: CopiedCall) -> None:
-        found.append(taken.outputs[0 if op.is_boundary else op.output])
+    def keep(call: CopiedCall) -> None:
+        values.append(call.outputs[0 if op.is_boundary else op.output])
 
     output = op.output if op.is_boundary else None
     traced.again([Fetch((op.module, op.function, op.site.chain), call, nth, keep, output)])
-    if not found:
+    if not values:
         raise InputError(f"{op.name} did not run again", "a model that repeats itself", "see the verdict")
-    return found[0]
+    return values[0]

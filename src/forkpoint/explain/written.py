@@ -86,7 +86,7 @@ def _writing(traced: Traced, op: Op, event: int, inputs: list[int]) -> dict[Any,
     if not writes or len(writes) > _MOST:
         return {}
     seen: list[tuple[Op, torch.UntypedStorage]] = []
-    found: dict[Any, str] = {}
+    writers: dict[Any, str] = {}
 
     def noting(write: Op) -> Callable[..., Callable[[], None]]:
         def look(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Callable[[], None]:
@@ -100,7 +100,7 @@ def _writing(traced: Traced, op: Op, event: int, inputs: list[int]) -> dict[Any,
     def reading(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Callable[[], None]:
         tensors = list(_tensors((*args, *kwargs.values())))
         read = {m.data_ptr() for n in inputs if n < len(tensors) and (m := _memory(tensors[n])) is not None}
-        found.update({trace.key(write): write.place for write, memory in seen if memory.data_ptr() in read})
+        writers.update({trace.key(write): write.place for write, memory in seen if memory.data_ptr() in read})
         return lambda: None
 
     at = trace.events[event]
@@ -110,7 +110,7 @@ def _writing(traced: Traced, op: Op, event: int, inputs: list[int]) -> dict[Any,
         if write.key != op.key
     ]
     traced.again([*fetches, Fetch(_key(op), at.call, at.nth, _nothing, None, reading)])
-    return found
+    return writers
 
 
 def _writes(op: Op) -> bool:

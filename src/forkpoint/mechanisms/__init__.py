@@ -54,35 +54,35 @@ _MAX_ORIGINS = 8
 
 def recognise(case: Case) -> Mechanism:
     """The known cause that explains a semantic difference; if none does, whether the runs compute one function."""
-    found = _everywhere(case, _first(case))
-    if found is None or found.slug in (None, "padding_leak"):
+    mechanism = _everywhere(case, _first(case))
+    if mechanism is None or mechanism.slug in (None, "padding_leak"):
         entered = case.entered
         better = None if entered is None else _everywhere(entered, _first(entered))
         if entered is not None and better is not None and better.slug is not None:
             case.evidence += entered.evidence
             return better
-    if found is not None:
-        return found
+    if mechanism is not None:
+        return mechanism
     if not case.swap.needed:
         return ONE_MODEL
     return {True: NO_KNOWN_CAUSE, False: TWO_FUNCTIONS, None: UNTOLD}[case.same_function]
 
 
-def _everywhere(case: Case, found: Mechanism | None) -> Mechanism | None:
+def _everywhere(case: Case, mechanism: Mechanism | None) -> Mechanism | None:
     """A known cause that is called meant only if it, or another that is meant, explains every origin."""
-    if found is None or not found.by_design or found.whole or not case.each_origin:
-        return found
+    if mechanism is None or not mechanism.by_design or mechanism.whole or not case.each_origin:
+        return mechanism
     among = case.each_origin[:_MAX_ORIGINS]
     rest = _unexplained(case, among)
     if not rest and len(among) == len(case.each_origin):
-        return found
+        return mechanism
     where = " and ".join(other.root.a.op.name for other in rest if other.root is not None)
     where = where or f"all of the other {len(case.each_origin)} origins"
     return replace(
-        found,
+        mechanism,
         by_design=None,
-        summary=f"{found.summary}; whether that explains {where}, where a difference enters as well, is not known",
-        advice=f"That is one cause, and maybe not all: look at {where} first. {found.advice}",
+        summary=f"{mechanism.summary}; whether that explains {where}, where a difference enters as well, is not known",
+        advice=f"That is one cause, and maybe not all: look at {where} first. {mechanism.advice}",
     )
 
 
@@ -102,19 +102,19 @@ def _unexplained(case: Case, among: Sequence[Case]) -> list[Case]:
 
 def _is_meant(case: Case) -> bool:
     """Whether experiments at an origin of its own show a coupling that is meant."""
-    found = _first(case)
-    return found is not None and found.by_design is True
+    mechanism = _first(case)
+    return mechanism is not None and mechanism.by_design is True
 
 
 def _first(case: Case) -> Mechanism | None:
     """The first known cause that a test finds."""
     for test in _TESTS:
-        found = test(case)
-        if found is not None:
+        mechanism = test(case)
+        if mechanism is not None:
             unknown = (
-                found.by_design and case.same_function is None
+                mechanism.by_design and case.same_function is None
             )  # maybe it is no coupling but another function
-            return replace(found, by_design=None) if unknown else found
+            return replace(mechanism, by_design=None) if unknown else mechanism
     return None
 
 

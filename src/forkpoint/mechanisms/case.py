@@ -108,22 +108,22 @@ class Case:
         if self.origin is None:
             return None
         # decided anew in float64 the origin would be another value
-        found = None if self.held else coupling(self.session, self.origin)
-        if not found:  # what is drawn from others seldom crosses a threshold that content itself does
+        coupled = None if self.held else coupling(self.session, self.origin)
+        if not coupled:  # what is drawn from others seldom crosses a threshold that content itself does
             shown = coupling_at(self.session, self.origin)
-            found = None if shown is None else Coupling((OTHERS,), shown.figure or 0.0, frozenset(), shown)
-        if found is None or not found or self.same_function is False:
+            coupled = None if shown is None else Coupling((OTHERS,), shown.figure or 0.0, frozenset(), shown)
+        if coupled is None or not coupled or self.same_function is False:
             return None
-        self.evidence.append(found.result)
-        return found
+        self.evidence.append(coupled.result)
+        return coupled
 
     @cached_property
     def vanishes_unrounded(self) -> bool:
         """Whether the runs agree in float64 if nothing is rounded to steps: what couples tokens is that rounding alone."""
-        found = vanishes_unrounded(self.session)
-        if found and self.coupling is not None:
+        vanishes = vanishes_unrounded(self.session)
+        if vanishes and self.coupling is not None:
             self._tell("with no value rounded to steps the runs agree")
-        return found
+        return vanishes
 
     @cached_property
     def entered(self) -> Case | None:
@@ -133,10 +133,10 @@ class Case:
         """
         if self.content is None or not self.content.leaks or not (self.origin is None or self.held):
             return None
-        found = entrance(self.session, self.content)
-        if found is None or (self.origin is not None and found[1].seen.a.op.module != self.module):
+        entered_at = entrance(self.session, self.content)
+        if entered_at is None or (self.origin is not None and entered_at[1].seen.a.op.module != self.module):
             return None
-        alone, origin = found
+        alone, origin = entered_at
         return Case(alone, self.compared, self.content, origin, evidence=[origin.result])
 
     @cached_property
@@ -262,10 +262,10 @@ class Case:
             return False
         seen = origin.seen.a, origin.seen.b
         if self.names & _ATTENTION or all(
-            kept.label is not None and kept.label.k is not None for kept in seen
+            snapshot.label is not None and snapshot.label.k is not None for snapshot in seen
         ):
             return True
-        of_no_token = any(kept.label is None for kept in seen) or origin.root.a.dtype == torch.bool
+        of_no_token = any(snapshot.label is None for snapshot in seen) or origin.root.a.dtype == torch.bool
         return of_no_token and bool(self.after(4) & (_ATTENTION | {"softmax"}))
 
     @cached_property
@@ -279,10 +279,10 @@ class Case:
         start = {root, seen} | self.alone[1][1] | between
 
         def decides(event: int) -> bool:
-            return event in store.kept and _is_whole(store.kept[event].value)
+            return event in store.snapshots and _is_whole(store.snapshots[event].value)
 
-        found = store.behind(start, decides) | {event for event in start if decides(event)}
-        return frozenset(store.ops[event][0].function.removeprefix("aten.") for event in found)
+        deciding = store.behind(start, decides) | {event for event in start if decides(event)}
+        return frozenset(store.ops[event][0].function.removeprefix("aten.") for event in deciding)
 
     @cached_property
     def masked(self) -> Masked | None:
@@ -305,14 +305,14 @@ class Case:
     @cached_property
     def statistics(self) -> str | None:
         """By what statistics tokens are coupled at the origin; None where by none."""
-        found = None if self.coupling is None else statistics(self.coupling)
-        if found == NORMALISED:
+        kind = None if self.coupling is None else statistics(self.coupling)
+        if kind == NORMALISED:
             self._tell("a constant added to all values there changes nothing, doubled values no more than the scale, and each "
                        "of the others counts: a mean, or a mean and a variance, is taken away")  # fmt: skip
-        elif found == MEAN:
+        elif kind == MEAN:
             self._tell("a constant added to all values there adds one number to them, doubled values are doubled, and each of "
                        "the others counts: a mean or a sum of them is taken")  # fmt: skip
-        return found
+        return kind
 
     def _tell(self, more: str) -> None:
         """Add to the evidence of the coupling what was shown of it besides."""
@@ -330,16 +330,16 @@ def _is_whole(value: Tensor) -> bool:
 
 
 def _walk(edges: dict[int, list[int]], store: Store, start: list[int], steps: int) -> frozenset[str]:
-    found: set[str] = set()
+    functions: set[str] = set()
     frontier, seen = list(start), set(start)
     for _ in range(steps):
         following: list[int] = []
         for event in frontier:
             if event in store.ops:
-                found.add(store.ops[event][0].function.removeprefix("aten."))
+                functions.add(store.ops[event][0].function.removeprefix("aten."))
             for other in edges.get(event, ()):
                 if other not in seen:
                     seen.add(other)
                     following.append(other)
         frontier = following
-    return frozenset(found)
+    return frozenset(functions)

@@ -56,11 +56,11 @@ def _chooses_columns(case: Case) -> bool:
     assert case.origin is not None
     for store, events in case.alone:
         for event in {case.origin.root.event_a, case.origin.root.event_b, *events}:
-            kept = store.kept.get(event)
-            if kept is None or kept.op.function not in ("any", "nonzero"):
+            snapshot = store.snapshots.get(event)
+            if snapshot is None or snapshot.op.function not in ("any", "nonzero"):
                 continue
-            asked = [store.kept[s].value for s in store.sources[event] if s in store.kept]
-            if kept.value.numel() > 1 or any(value.dim() == 1 and len(value) > 1 for value in asked):
+            asked = [store.snapshots[s].value for s in store.sources[event] if s in store.snapshots]
+            if snapshot.value.numel() > 1 or any(value.dim() == 1 and len(value) > 1 for value in asked):
                 return True
     return False
 
@@ -70,7 +70,9 @@ def _rounds_to_int8(case: Case) -> bool:
     assert case.origin is not None
     store = case.origin.store_b
     rounded = (
-        k.value for _, k in sorted(store.kept.items()) if k.op.function in _TO_WHOLE and k.label is not None
+        k.value
+        for _, k in sorted(store.snapshots.items())
+        if k.op.function in _TO_WHOLE and k.label is not None
     )
     return any(
         value.numel()
@@ -140,44 +142,44 @@ def _rounded(case: Case, bench: Bench, coupled: Coupling) -> int | None:
     behind = case.alone[0 if bench.side == "a" else 1][1]
     inside = [event for event in (bench.root, *behind) if "quant" in store.ops[event][0].function]
     if bench.root in inside or (
-        bench.has_tokens(store.kept[bench.root])
+        bench.has_tokens(store.snapshots[bench.root])
         and (inside or any(_rounds(bench, event) for event in behind))
     ):
         return bench.root  # a library's operator may lose sight of its tokens
     near = _near(store, bench.root)
-    found = next((event for event in near if _rounds(bench, event)), None)
-    if found is not None or any(
-        event in store.kept and bench.has_tokens(store.kept[event]) for event in near[1:]
+    rounding = next((event for event in near if _rounds(bench, event)), None)
+    if rounding is not None or any(
+        event in store.snapshots and bench.has_tokens(store.snapshots[event]) for event in near[1:]
     ):
-        return found
+        return rounding
     module, others = store.ops[bench.root][0].module, coupled.others
     later = (
         e
-        for e in sorted(store.kept)
+        for e in sorted(store.snapshots)
         if e > bench.root and store.ops[e][0].module == module and _rounds(bench, e)
     )
     event = next(later, None)
     if event is None or others is None:
         return None
     again = bench.at(event).values(others, LOUD, before=bench.before)
-    moved = None if again is None else bench.at(event).compare(store.kept[event], again)
+    moved = None if again is None else bench.at(event).compare(store.snapshots[event], again)
     return event if moved is not None and moved.numbers else None
 
 
 def _near(store: Store, root: int) -> list[int]:
     """The origin and what is made from it in a few steps, in the order of execution."""
-    found, frontier, made_from = {root}, [root], store.made_from
+    near, frontier, made_from = {root}, [root], store.made_from
     for _ in range(_NEAR):
-        frontier = [event for one in frontier for event in made_from.get(one, ()) if event not in found]
-        found.update(frontier)
-    return sorted(found)
+        frontier = [event for one in frontier for event in made_from.get(one, ()) if event not in near]
+        near.update(frontier)
+    return sorted(near)
 
 
 def _rounds(bench: Bench, event: int) -> bool:
     """Whether an op rounds values of tokens: to steps, to a dtype of eight bits, or inside a library's operator."""
     op, record = bench.store.ops[event]
-    kept = bench.store.kept.get(event)
-    if kept is None or not bench.has_tokens(kept):
+    snapshot = bench.store.snapshots.get(event)
+    if snapshot is None or not bench.has_tokens(snapshot):
         return False
     narrow = op.function in ("to", "type", "view") and record.dtype.startswith(("float8", "int8", "uint8"))
     return narrow or op.function in STEPS or "quant" in op.function
@@ -188,10 +190,12 @@ def _scale_of(case: Case) -> Tensor | None:
     origin = case.origin
     if origin is None:
         return None
-    kept = [
-        k for _, k in sorted(origin.store_b.kept.items()) if k.op.function in _EXTREMES and k.op in case.chain
+    reductions = [
+        k
+        for _, k in sorted(origin.store_b.snapshots.items())
+        if k.op.function in _EXTREMES and k.op in case.chain
     ]
-    return kept[0].value if kept else None
+    return reductions[0].value if reductions else None
 
 
 def expert_capacity(case: Case) -> Mechanism | None:
@@ -282,10 +286,10 @@ def _keeps_tokens(case: Case) -> bool:
 
 
 def _leak(case: Case, coupled: Coupling | None) -> Mechanism:
-    known = () if coupled is None else coupled.what
-    if not known or known == (OTHERS,):
-        known = case.held_alone  # nothing else can be meant
-    if known == (ROWS,):
+    sources = () if coupled is None else coupled.what
+    if not sources or sources == (OTHERS,):
+        sources = case.held_alone  # nothing else can be meant
+    if sources == (ROWS,):
         return Mechanism(
             "padding_leak", None, "what sits in another row of the batch reaches a real token",
             "Find why the op reads other rows: a reshape or a transpose that mixes rows with columns, or an attention "
@@ -299,18 +303,18 @@ def _leak(case: Case, coupled: Coupling | None) -> Mechanism:
     )
     if coupled is None and case.ids_enter:
         advice = "Leave padding's ids out where the op at the origin reads ids."
-    if known == (LATER,):
+    if sources == (LATER,):
         advice = "Mask later tokens where positions are mixed, or compare rows of one length."
     if case.of_the_call:
         what, advice = (
             "a number of the whole call",
             "Leave padding out of what is added up: multiply each term by the mask.",
         )
-    if PADDING not in known and known:
+    if PADDING not in sources and sources:
         ignored = None
     return Mechanism(
         "padding_leak", None if ignored is None else False,
-        f"{_where(known)} reaches {what}" + ("" if ignored is None else f", {ignored}"), advice,
+        f"{_where(sources)} reaches {what}" + ("" if ignored is None else f", {ignored}"), advice,
     )  # fmt: skip
 
 
@@ -326,8 +330,8 @@ _SITS = {
 }
 
 
-def _where(known: tuple[str, ...]) -> str:
+def _where(sources: tuple[str, ...]) -> str:
     """Where what reaches a token sits, as far as experiments with each alone told."""
     return _SITS.get(
-        frozenset(known) & {PADDING, LATER, ROWS}, "what sits in the padding (or in another row)"
+        frozenset(sources) & {PADDING, LATER, ROWS}, "what sits in the padding (or in another row)"
     )

@@ -18,8 +18,8 @@ _CLOSES_NOTHING = 0.01
 
 def packing(case: Case) -> Mechanism | None:
     """One packed sample's content moves another's token at an origin."""
-    found = ((part, reads_packed(case.session, part)) for part in case.parts)
-    part, shown = next((pair for pair in found if pair[1] is not None), (None, None))
+    shown_at = ((part, reads_packed(case.session, part)) for part in case.parts)
+    part, shown = next((pair for pair in shown_at if pair[1] is not None), (None, None))
     if part is None or shown is None or case.are_two_functions(part):
         return None
     case.evidence.append(shown)
@@ -77,8 +77,8 @@ def position_ids(case: Case) -> Mechanism | None:
     origin, leaks = case.origin, case.content is not None and case.content.leaks
     if origin is None or case.ids_enter or (leaks and origin.closes <= _CLOSES_NOTHING):
         return None  # they differ, but what others hold reaches the result besides
-    found = ((part, positions_at(case.session, part)) for part in case.parts)
-    part, shown = next((pair for pair in found if pair[1] is not None), (None, None))
+    shown_at = ((part, positions_at(case.session, part)) for part in case.parts)
+    part, shown = next((pair for pair in shown_at if pair[1] is not None), (None, None))
     if part is None or shown is None or case.are_two_functions(part):
         return None
     case.evidence.append(shown)

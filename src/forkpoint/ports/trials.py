@@ -12,7 +12,7 @@ from forkpoint.capture.labels import spread
 from forkpoint.explain.session import Session
 from forkpoint.match.pairs import Pairs
 from forkpoint.ports.values import INFINITE, MOVES, Prints
-from forkpoint.probes.watchers import Kept, Patch, Patched, Store
+from forkpoint.probes.watchers import Patch, Patched, Snapshot, Store
 from forkpoint.promotion import Promotion
 
 Ints = NDArray[np.int64]
@@ -55,7 +55,7 @@ class PortTrials:
             if pairs is None:
                 continue
             self.left -= 1
-            one, theirs = (store.kept[e] for store, e in zip(self._both, (event, other), strict=True))
+            one, theirs = (store.snapshots[e] for store, e in zip(self._both, (event, other), strict=True))
             patch = Patch({one.place: [(theirs.value, pairs)]})
             prints = Prints(self._session.shared.a)
             self._session.a.again(watcher=Patched(patch, prints), promotion=Promotion())
@@ -89,10 +89,15 @@ class PortTrials:
 
     def _rows(self, run: int, event: int, prints: Prints) -> NDArray[np.float64] | None:
         """A value's elements, [tokens, elements]; None where it was not kept, or some are of no token."""
-        kept = self._both[run].kept.get(event)
-        if kept is None or kept.label is None or kept.value.is_complex() or _by_token(kept, prints) is None:
+        snapshot = self._both[run].snapshots.get(event)
+        if (
+            snapshot is None
+            or snapshot.label is None
+            or snapshot.value.is_complex()
+            or _by_token(snapshot, prints) is None
+        ):
             return None
-        rows = _elements(kept, prints).reshape(len(prints.prints[event].tokens), -1)
+        rows = _elements(snapshot, prints).reshape(len(prints.prints[event].tokens), -1)
         return np.where(np.abs(rows) < INFINITE, rows, 0.0)
 
     def _likely(
@@ -140,7 +145,7 @@ class PortTrials:
     ) -> Pairs | None:
         """Which element of the reference's value goes where; None where that can't be told."""
         stores = self._both
-        one, theirs = stores[0].kept.get(event), stores[1].kept.get(other)
+        one, theirs = stores[0].snapshots.get(event), stores[1].snapshots.get(other)
         if one is None or theirs is None or one.value.is_complex() or theirs.value.is_complex():
             return None
         at, there = _by_token(one, mine), _by_token(theirs, reference)
@@ -164,12 +169,12 @@ class PortTrials:
                     continue
                 if (
                     x.apart(y) > tolerance
-                    or source not in self._both[0].kept
-                    or theirs not in self._both[1].kept
+                    or source not in self._both[0].snapshots
+                    or theirs not in self._both[1].snapshots
                 ):
                     continue
                 a, b = (
-                    _elements(store.kept[e], prints).reshape(-1, count)
+                    _elements(store.snapshots[e], prints).reshape(-1, count)
                     for store, e, prints in zip(self._both, (source, theirs), (mine, reference), strict=True)
                 )
                 order = np.empty(count, dtype=np.int64)
@@ -181,7 +186,7 @@ class PortTrials:
         return None
 
 
-def _by_token(saved: Kept, prints: Prints) -> Ints | None:
+def _by_token(saved: Snapshot, prints: Prints) -> Ints | None:
     """Flat indices of a value's elements, token by token; None where some of them are of no token."""
     size = saved.held.numel() if isinstance(saved.held, Tensor) else int(np.prod(saved.event.shape))
     if saved.label is None:
@@ -190,7 +195,7 @@ def _by_token(saved: Kept, prints: Prints) -> Ints | None:
     return np.argsort(ids, kind="stable") if (ids >= 0).all() else None
 
 
-def _elements(saved: Kept, prints: Prints) -> NDArray[np.float64]:
+def _elements(saved: Snapshot, prints: Prints) -> NDArray[np.float64]:
     """A value's elements, token by token."""
     at = _by_token(saved, prints)
     flat = saved.value.detach().double().cpu().reshape(-1).numpy()

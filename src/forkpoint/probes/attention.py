@@ -22,7 +22,7 @@ from forkpoint.explain.session import Session, Traced
 from forkpoint.probes.bench import Bench, benches
 from forkpoint.probes.origin import Origin
 from forkpoint.probes.positions import named_token
-from forkpoint.probes.watchers import Kept, Store
+from forkpoint.probes.watchers import Snapshot, Store
 from forkpoint.result import ProbeResult
 
 KERNELS = frozenset({"scaled_dot_product_attention", "flex_attention"})
@@ -61,7 +61,7 @@ def sees_other_keys(session: Session, origin: Origin, among: Iterable[Origin] = 
     return _differ(session, _heads(a, found[0], ahead_a), _heads(b, found[1], ahead_b))
 
 
-def _attention(origin: Origin) -> tuple[Kept, Kept] | None:
+def _attention(origin: Origin) -> tuple[Snapshot, Snapshot] | None:
     """The first attention that the difference reaches, in both runs; None where there is none."""
     unmet = [_unmet(store, at, met) for store, at, met in (
         (origin.store_a, origin.root.event_a, set(origin.meetings)),
@@ -77,15 +77,17 @@ def _attention(origin: Origin) -> tuple[Kept, Kept] | None:
     return None
 
 
-def _unmet(store: Store, root: int, met: AbstractSet[int]) -> list[Kept]:
+def _unmet(store: Store, root: int, met: AbstractSet[int]) -> list[Snapshot]:
     """Attention right behind the origin that is written elsewhere in the other run's code."""
     behind = store.behind([root], lambda event: event not in met)
     return [
-        store.kept[event] for event in sorted(behind) if event in store.kept and _attends(store.kept[event])
+        store.snapshots[event]
+        for event in sorted(behind)
+        if event in store.snapshots and _attends(store.snapshots[event])
     ]
 
 
-def _attends(kept: Kept) -> bool:
+def _attends(kept: Snapshot) -> bool:
     if kept.op.function == "softmax":
         return kept.label is not None and kept.label.k is not None
     return kept.op.function in KERNELS
@@ -138,7 +140,7 @@ _OTHERS, _CARRIED_OVER = -1, -2
 """Keys that one run alone has: of this call, or padding; of tokens of an earlier call."""
 
 
-def _heads(bench: Bench, kept: Kept, ahead: Sequence[Kept]) -> Heads | None:
+def _heads(bench: Bench, kept: Snapshot, ahead: Sequence[Snapshot]) -> Heads | None:
     """In how many heads each query that both runs have sees each key that is at hand."""
     traced, numbers, shared = bench.traced, bench.numbers, bench.session.shared
     home = shared.home_a if bench.side == "a" else shared.home_b
@@ -162,7 +164,7 @@ def _tokens(traced: Traced) -> NDArray[np.bool_]:
     return np.asarray([*(token is not None for token in traced.recorder.table.tokens), False, False])
 
 
-def _weights(bench: Bench, kept: Kept, ahead: Sequence[Kept]) -> tuple[Tensor, Label] | None:
+def _weights(bench: Bench, kept: Snapshot, ahead: Sequence[Snapshot]) -> tuple[Tensor, Label] | None:
     """The attention weights of one call, in float64, and which query and key each belongs to."""
     if kept.op.function not in KERNELS:
         return None if kept.label is None else (kept.value, kept.label)

@@ -22,7 +22,7 @@ from forkpoint.probes.experiments import Experiments, nothing_changed
 from forkpoint.probes.meetings import Meeting
 from forkpoint.probes.origin import Origin
 from forkpoint.probes.resampled import DRAWN, Resampled, Rescaled
-from forkpoint.probes.watchers import Kept, Store, Values
+from forkpoint.probes.watchers import Snapshot, Store, Values
 from forkpoint.runs.layout import MAIN
 
 _UNCHANGED = 1e-9
@@ -183,7 +183,9 @@ class Bench:
     @cached_property
     def content(self) -> set[int]:
         """Events that the content of tokens has entered; the others are the layout's."""
-        return self.store.reached([event for event, kept in self.store.kept.items() if _is_content(kept)])
+        return self.store.reached(
+            [event for event, kept in self.store.snapshots.items() if _is_content(kept)]
+        )
 
     def of_layout(self, event: int) -> bool:
         """Whether no token's content enters a value: it is made from sizes, masks and positions."""
@@ -196,7 +198,7 @@ class Bench:
         Those that both runs have, but for scores (of a query and a key: other ones would undo a mask), and where content
         comes in that one run alone has.
         """
-        kept = self.store.kept
+        kept = self.store.snapshots
 
         def passed(event: int) -> bool:
             label = kept[event].label if event in kept else None
@@ -209,7 +211,7 @@ class Bench:
 
     def _rearranges(self, event: int, other: int) -> bool:
         """Whether a value is another one in another shape or order: other values there come here by themselves."""
-        kept = self.store.kept
+        kept = self.store.snapshots
         if event == other or event not in kept or other not in kept or other not in self.content:
             return False
         made, given = kept[event], kept[other]
@@ -236,12 +238,12 @@ class Bench:
             more: as `values` takes them.
         """
         again = self.values(chosen, how, **more)
-        moved = None if again is None else self.compare(self.store.kept[self.root], again)
+        moved = None if again is None else self.compare(self.store.snapshots[self.root], again)
         return moved if moved is None or not moved.numbers or self.repeats else None
 
     def values(
         self, chosen: Mask, how: str, *, before: AbstractSet[int] | None = None, groups: Ints | None = None
-    ) -> Kept | None:
+    ) -> Snapshot | None:
         """The origin's value with other values of chosen columns right before it.
 
         Args:
@@ -250,17 +252,17 @@ class Bench:
             before: the events that are changed; by default the last before the origin that both runs have.
             groups: for each id a number; only those of one number change places with each other.
         """
-        if not chosen.any() or self.root not in self.store.kept:
+        if not chosen.any() or self.root not in self.store.snapshots:
             return None
         events = (self.before if before is None else before) & self.content
-        places = {self.store.kept[event].place for event in events if event in self.store.kept}
+        places = {self.store.snapshots[event].place for event in events if event in self.store.snapshots}
         watcher = Resampled(places, chosen, how, groups)
         found = self.again(watcher)
         return found if watcher.replaced else None
 
-    def again(self, watcher: Resampled | Rescaled) -> Kept | None:
+    def again(self, watcher: Resampled | Rescaled) -> Snapshot | None:
         """The origin's value with a watcher in the run; one that does what another did is told what came of that."""
-        return self.experiments.found(watcher, self.store.kept[self.root], self.asked)
+        return self.experiments.found(watcher, self.store.snapshots[self.root], self.asked)
 
     @cached_property
     def experiments(self) -> Experiments:
@@ -271,9 +273,9 @@ class Bench:
     def repeats(self) -> bool:
         """Whether the control moves nothing here: where values move with nothing changed, no experiment proves anything."""
         found = self.again(nothing_changed())
-        return found is not None and not self.compare(self.store.kept[self.root], found).numbers
+        return found is not None and not self.compare(self.store.snapshots[self.root], found).numbers
 
-    def compare(self, before: Kept, after: Kept) -> Effect:
+    def compare(self, before: Snapshot, after: Snapshot) -> Effect:
         """Which of the coordinates that both runs have differ between two values of the origin."""
         pairs = pair_elements(before.value, before.label, after.value, after.label, self.shared)
         if self.whole and before.value.shape == after.value.shape and not pairs.coordinates.any():
@@ -290,16 +292,16 @@ class Bench:
             numbers = self._of_samples(numbers)
         return Effect(alone | numbers, found.max_abs)
 
-    def _passing(self, kept: Kept) -> set[int]:
+    def _passing(self, kept: Snapshot) -> set[int]:
         return set(self.numbers_of(kept)) - {-1}
 
-    def numbers_of(self, kept: Kept) -> list[int]:
+    def numbers_of(self, kept: Snapshot) -> list[int]:
         """Shared numbers of the coordinates that a value has elements of."""
         if kept.label is None:
             return []
         return np.unique(self.shared.a[kept.label.q]).tolist()
 
-    def has_tokens(self, kept: Kept) -> bool:
+    def has_tokens(self, kept: Snapshot) -> bool:
         """Whether some elements of a value belong to one token that both runs have."""
         of = self.session.shared.coordinate
         return any(of(number)[1] is not None for number in self.numbers_of(kept) if number > 0)
@@ -310,7 +312,7 @@ class Bench:
         return frozenset(int(np.flatnonzero(of == sample)[0]) for sample in samples if (of == sample).any())
 
 
-def _is_content(kept: Kept) -> bool:
+def _is_content(kept: Snapshot) -> bool:
     """Where content becomes numbers; what is made from sizes and masks alone is the layout's."""
     given = kept.op.is_input and not kept.op.module and kept.dtype.is_floating_point
     return kept.op.function in ("embedding", "embedding_bag") or given

@@ -85,7 +85,7 @@ def _moves(bench: Bench) -> float:
                 return 0.0  # a cache that could not be copied is its user's
             order = torch.randperm(tensor.numel(), generator=generator).to(tensor.device)
             tensor.copy_(tensor.reshape(-1)[order].reshape(tensor.shape) * 1.5)
-    kept = bench.store.kept[bench.root]
+    kept = bench.store.snapshots[bench.root]
     found = Store(bench.store.limit, lambda op: op.key == kept.op.key, bench.store.shelf)
     try:
         watcher = Patched(Patch(bench.right), found)
@@ -93,6 +93,6 @@ def _moves(bench: Bench) -> float:
     except Exception as error:  # noqa: BLE001 - other values may steer the model's code anywhere
         reraise_out_of_memory(error)
         return 0.0
-    again = next((k for k in found.kept.values() if k.place == kept.place), None)
+    again = next((k for k in found.snapshots.values() if k.place == kept.place), None)
     moved = None if again is None else bench.compare(kept, again)
     return moved.by if moved is not None and moved.numbers else 0.0

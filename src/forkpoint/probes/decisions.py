@@ -43,7 +43,7 @@ from forkpoint.probes.inputs import Weight, same_weights
 from forkpoint.probes.moved import told
 from forkpoint.probes.origin import Origin
 from forkpoint.probes.precision import NOISE_RUNS, Precision, Rounding, excess, largest_changes
-from forkpoint.probes.watchers import InTurn, Kept, OtherContent, Patch, Patched, Place, Store, Values
+from forkpoint.probes.watchers import InTurn, OtherContent, Patch, Patched, Place, Snapshot, Store, Values
 from forkpoint.result import ProbeResult
 
 MAX_NOTED = 1 << 31
@@ -266,7 +266,7 @@ def coupling_at(session: Session, origin: Origin) -> ProbeResult | None:
     return None
 
 
-def _moved(bench: Bench, met: Kept, keep: NDArray[np.bool_]) -> float:
+def _moved(bench: Bench, met: Snapshot, keep: NDArray[np.bool_]) -> float:
     """How far other content moves the value of an op at coordinates that both runs have; 0 for rounding.
 
     Args:
@@ -278,7 +278,7 @@ def _moved(bench: Bench, met: Kept, keep: NDArray[np.bool_]) -> float:
         TooLargeError: there are more decisions than there is room for.
     """
     traced, shared, shelf = bench.traced, bench.shared, bench.session.memory.shelf()
-    kept = bench.store.kept
+    kept = bench.store.snapshots
     comes_in = {kept[event].place for event in bench.before & bench.content if event in kept}
     keys = {met.op.key, *(kept[event].op.key for event in bench.before if event in kept)}
 
@@ -311,18 +311,18 @@ def _moved(bench: Bench, met: Kept, keep: NDArray[np.bool_]) -> float:
 
 def _where_shared(store: Store, places: AbstractSet[Place], shared: Shared) -> Values:
     """What puts values of a run in place where both runs have them."""
-    found = (kept for kept in store.kept.values() if kept.place in places)
+    found = (kept for kept in store.snapshots.values() if kept.place in places)
     return {
         kept.place: [(kept.value, pair_elements(kept.value, kept.label, kept.value, kept.label, shared))]
         for kept in found
     }
 
 
-def _gap(before: Store, after: Store, met: Kept, shared: Shared) -> tuple[float, float]:
+def _gap(before: Store, after: Store, met: Snapshot, shared: Shared) -> tuple[float, float]:
     """The largest gap of an op in two passes of a run where both runs have it, and relative to the largest value."""
     found = 0.0, 0.0
-    for x in before.kept.values():
-        for y in after.kept.values():
+    for x in before.snapshots.values():
+        for y in after.snapshots.values():
             if x.place == y.place == met.place:
                 pairs = pair_elements(x.value, x.label, y.value, y.label, shared)
                 apart = gap(x.value, y.value, pairs)

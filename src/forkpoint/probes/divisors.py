@@ -18,7 +18,7 @@ from torch import Tensor
 from forkpoint.capture.labels import Label, spread
 from forkpoint.capture.recorder import Recorder, Watcher
 from forkpoint.explain.session import Results, Session, Traced
-from forkpoint.probes.watchers import Kept, Key, Place
+from forkpoint.probes.watchers import Key, Place, Snapshot
 from forkpoint.promotion import Promotion
 
 MAX_CALLS = 4
@@ -43,8 +43,8 @@ class Loss:
     """
 
     numbers: tuple[float, ...]
-    terms: tuple[Kept, ...]
-    marks: tuple[Kept, ...]
+    terms: tuple[Snapshot, ...]
+    marks: tuple[Snapshot, ...]
 
 
 def numbers_of(results: Results, name: str) -> dict[int, float]:

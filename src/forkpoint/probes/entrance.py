@@ -59,9 +59,9 @@ def entrance(session: Session, leak: ContentProbe) -> tuple[Session, Origin] | N
 
 def _meetings(session: Session, before: Store, after: Store) -> dict[int, Meeting]:
     """The values at coordinates that both runs have, in two passes of one run, as far as these went the same way."""
-    again = {kept.place: kept for kept in after.kept.values()}
+    again = {kept.place: kept for kept in after.snapshots.values()}
     found: dict[int, Meeting] = {}
-    for event, kept in before.kept.items():
+    for event, kept in before.snapshots.items():
         other = again.get(kept.place)
         if other is None or kept.label is None:
             continue

@@ -19,7 +19,7 @@ from forkpoint.explain.locate import fetch_ops
 from forkpoint.explain.session import Session, Traced
 from forkpoint.probes.passing import Experiment
 from forkpoint.probes.resampled import Resampled, Rescaled
-from forkpoint.probes.watchers import InTurn, Kept, Patch, Patched, Place, Store, Values
+from forkpoint.probes.watchers import InTurn, Patch, Patched, Place, Snapshot, Store, Values
 from forkpoint.promotion import Promotion
 
 Called = tuple[Op, Event]
@@ -62,7 +62,7 @@ class Experiments:
     store: Store
     right: Values
 
-    def found(self, watcher: Resampled | Rescaled, kept: Kept, asked: frozenset[Any]) -> Kept | None:
+    def found(self, watcher: Resampled | Rescaled, kept: Snapshot, asked: frozenset[Any]) -> Snapshot | None:
         """A value with a watcher in the run; None where the run ends in an error, or does not come there.
 
         Args:
@@ -82,11 +82,11 @@ class Experiments:
             passed = self.in_passing(watcher.afresh(), keys)
             if passed is not None:
                 return passed
-            places = {kept.place for kept in self.store.kept.values() if kept.op.key in keys}
+            places = {kept.place for kept in self.store.snapshots.values() if kept.op.key in keys}
 
             def enough() -> bool:
-                return len(found.kept) >= len(places) and places <= {
-                    kept.place for kept in found.kept.values()
+                return len(found.snapshots) >= len(places) and places <= {
+                    kept.place for kept in found.snapshots.values()
                 }
 
             both = InTurn(Patch(self.right), watcher)
@@ -99,7 +99,7 @@ class Experiments:
     def in_passing(self, watcher: Resampled | Rescaled, keys: frozenset[Any]) -> ExperimentResult | None:
         """The same with nobody watching the rest of the run; None where that may come to something else."""
         store, turns = self.store, self.store.turns
-        wanted = {kept.place for kept in store.kept.values() if kept.op.key in keys}
+        wanted = {kept.place for kept in store.snapshots.values() if kept.op.key in keys}
         places = watcher.places | wanted
         if not all(place in turns for place in places):
             return None
@@ -146,7 +146,7 @@ class Experiments:
         return self.side, frozenset(self.right)
 
     def _has_numbers(self, event: int) -> bool:
-        kept = self.store.kept.get(event)
+        kept = self.store.snapshots.get(event)
         return kept is not None and kept.numeric
 
 
@@ -166,5 +166,5 @@ def _are_one_call(store: Store, event: int, other: int) -> bool:
     return of[0] == of[1]
 
 
-def _at(store: Store, place: Place) -> Kept | None:
-    return next((kept for kept in store.kept.values() if kept.place == place), None)
+def _at(store: Store, place: Place) -> Snapshot | None:
+    return next((kept for kept in store.snapshots.values() if kept.place == place), None)

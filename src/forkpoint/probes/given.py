@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from forkpoint.capture.labels import spread
 from forkpoint.probes.bench import Bench
-from forkpoint.probes.watchers import Kept
+from forkpoint.probes.watchers import Snapshot
 from forkpoint.runs.layout import MAIN
 from forkpoint.runs.modules import module_at
 from forkpoint.runs.run import Run
@@ -56,7 +56,7 @@ def masked_module(benches: tuple[Bench, Bench], module: str) -> Masked | None:
 def is_given_mask(bench: Bench, module: str) -> bool:
     """Whether the recorded arguments of a module's own calls hold a mask that tells padding from tokens."""
     plain = bench.traced.trace.plain
-    given = (kept for kept in bench.store.kept.values() if kept.op.is_input)
+    given = (kept for kept in bench.store.snapshots.values() if kept.op.is_input)
     return any(plain(kept.op.module) == plain(module) and _tells_padding(bench, kept) for kept in given)
 
 
@@ -77,7 +77,7 @@ def _is_of_torch(model: nn.Module | None, path: str) -> bool:
     return found is not None and type(found).__module__.partition(".")[0] == "torch"
 
 
-def _tells_padding(bench: Bench, kept: Kept) -> bool:
+def _tells_padding(bench: Bench, kept: Snapshot) -> bool:
     """Whether padding has one value, which tokens have not: all of them where no name says that it is a mask."""
     ids = _ids(bench, kept)
     if ids is None:
@@ -100,7 +100,7 @@ def _numbers(value: Tensor) -> Tensor:
     return value.detach().cpu().to(torch.uint8) if value.dtype == torch.bool else value.detach().cpu()
 
 
-def _ids(bench: Bench, kept: Kept) -> tuple[np.ndarray, np.ndarray] | None:
+def _ids(bench: Bench, kept: Snapshot) -> tuple[np.ndarray, np.ndarray] | None:
     """For each element whose column (or key) it stands for, and whether it is a token's view of it."""
     shape = tuple(kept.value.shape)
     if kept.label is not None:

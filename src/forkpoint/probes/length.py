@@ -14,7 +14,7 @@ from forkpoint.match.align import gap
 from forkpoint.match.distance import compare
 from forkpoint.probes.bench import Bench
 from forkpoint.probes.meetings import Meeting, pair_values
-from forkpoint.probes.watchers import Kept, Store
+from forkpoint.probes.watchers import Snapshot, Store
 from forkpoint.promotion import Promotion
 from forkpoint.result import ProbeResult
 from forkpoint.runs.layout import MAIN, Coordinates, Layout
@@ -36,7 +36,7 @@ def changes_with_length(
     if lengths[0] == lengths[1]:
         return None
     short = shorter(a, b)
-    before = short.store.kept[short.root]
+    before = short.store.snapshots[short.root]
     after = with_columns(short, max(lengths), real=real)
     if after is None:
         return None
@@ -57,7 +57,7 @@ def shorter(a: Bench, b: Bench) -> Bench:
     return a if a.columns_so_far < b.columns_so_far else b
 
 
-def _explains(session: Session, root: Meeting, short: Bench, after: Kept) -> bool:
+def _explains(session: Session, root: Meeting, short: Bench, after: Snapshot) -> bool:
     """Whether with the other run's length the value is the other run's."""
     one, other = (after, root.b) if short.side == "a" else (root.a, after)
     if one.value.shape != root.a.value.shape and other.value.shape != root.b.value.shape:
@@ -82,7 +82,7 @@ def changed(before: Tensor, after: Tensor) -> float:
     return by if by > _UNCHANGED * largest else 0.0
 
 
-def with_columns(bench: Bench, columns: int, *, real: bool) -> Kept | None:
+def with_columns(bench: Bench, columns: int, *, real: bool) -> Snapshot | None:
     """The origin's value where the rows of its call have so many columns; None if that can't be told.
 
     It can't where origins before this one come to it: they may change with the length as well, and what is right there has
@@ -106,14 +106,14 @@ def with_columns(bench: Bench, columns: int, *, real: bool) -> Kept | None:
         {MAIN: _extended(coordinates, more, real)},
     ]
     other = Run(run.model, [*run.calls[:call], longer], layout=Layout(entries), call=run.call)
-    kept = bench.store.kept[bench.root]
+    kept = bench.store.snapshots[bench.root]
     store = Store(bench.store.limit, lambda op: op.key == kept.op.key, bench.store.shelf)
     try:
         bench.traced.instead(other, promotion=Promotion(), watcher=store)
     except Exception as error:  # noqa: BLE001 - a model may refuse rows of this length
         reraise_out_of_memory(error)
         return None
-    return next((k for k in store.kept.values() if k.place == kept.place), None)
+    return next((k for k in store.snapshots.values() if k.place == kept.place), None)
 
 
 def _longer(name: str, value: Any, shape: tuple[int, ...], more: int, *, real: bool) -> Any:

@@ -16,7 +16,7 @@ from forkpoint.match import Ints, Shared
 from forkpoint.match.align import MAX_CELLS, MAX_WORKED_OUT, Gap, gap, pair_elements
 from forkpoint.match.pairs import Pairs
 from forkpoint.match.passes import PassTable, meet
-from forkpoint.probes.watchers import Kept, Store
+from forkpoint.probes.watchers import Snapshot, Store
 
 
 @dataclass
@@ -31,15 +31,15 @@ class Meeting:
 
     event_a: int
     event_b: int
-    a: Kept
-    b: Kept
+    a: Snapshot
+    b: Snapshot
     pairs: Pairs
     gap: Gap
     noise: float
     absent: frozenset[int] = frozenset()
     numbers: Ints | None = None
 
-    def meets_alike(self, a: Kept, b: Kept, numbers: Ints | None) -> bool:
+    def meets_alike(self, a: Snapshot, b: Snapshot, numbers: Ints | None) -> bool:
         """Whether two values are of the form that these have, so that the same elements of them meet."""
         if (numbers is None) != (self.numbers is None) or a is not self.a or b.label != self.b.label:
             return False
@@ -146,10 +146,10 @@ def meet_values(
     by_key_a, by_key_b = _by_key(a, session.a.trace), _by_key(b, session.b.trace)
     found: list[Meeting] = []
     short = set[int](), set[int]()
-    session.progress.count(found.__len__, len(a.kept))
+    session.progress.count(found.__len__, len(a.snapshots))
     for key, events_a in by_key_a.items():
         for event_a, event_b, numbers, absent in _met(session, a, events_a, b, by_key_b.get(key, []), short):
-            kept_a, kept_b = a.kept[event_a], b.kept[event_b]
+            kept_a, kept_b = a.snapshots[event_a], b.snapshots[event_b]
             known = earlier.get((event_a, kept_b.place))
             if known is not None and not known.meets_alike(kept_a, kept_b, numbers):
                 known = None
@@ -169,13 +169,13 @@ def meet_values(
 def _by_key(store: Store, trace: Trace) -> dict[Hashable, list[int]]:
     """The events of each op, in order; where its outputs are columns of one value (`unbind`), all of them together."""
     found: dict[Hashable, list[int]] = {}
-    for event, kept in store.kept.items():
+    for event, kept in store.snapshots.items():
         op = replace(kept.op, output=0) if _is_column(kept, trace) else kept.op
         found.setdefault(trace.key(op), []).append(event)
     return found
 
 
-def _is_column(kept: Kept, trace: Trace) -> bool:
+def _is_column(kept: Snapshot, trace: Trace) -> bool:
     return kept.label is not None and kept.label.k is None and trace.table.one_of_many(kept.label.q)
 
 
@@ -192,7 +192,7 @@ def _met(
     The coordinates are None where they meet as a whole. Events that have more tokens than they meet are added to `short`.
     """
     tokens_a, tokens_b = (
-        [event for event in events if store.kept[event].label is not None]
+        [event for event in events if store.snapshots[event].label is not None]
         for store, events in ((a, events_a), (b, events_b))
     )
     met = _meet_labels(session.shared, _labels(a, tokens_a), _labels(b, tokens_b))
@@ -207,10 +207,10 @@ def _met(
     by_sample = not met.together and not any(len(events) > 1 for events in (tokens_a, tokens_b))
     places: dict[int, list[int]] = {}
     for event_b in events_b:
-        places.setdefault(b.kept[event_b].event.nth, []).append(event_b)
+        places.setdefault(b.snapshots[event_b].event.nth, []).append(event_b)
     for event_a in events_a:
-        for event_b in _partners(session, a.kept[event_a], places, b):
-            if by_sample or a.kept[event_a].label is None or b.kept[event_b].label is None:
+        for event_b in _partners(session, a.snapshots[event_a], places, b):
+            if by_sample or a.snapshots[event_a].label is None or b.snapshots[event_b].label is None:
                 yield event_a, event_b, None, frozenset()
 
 
@@ -225,11 +225,11 @@ def _absent(
     for side, lonely in enumerate(alone):
         for at, rows in lonely.items():
             event = tokens[side][at]
-            kept = stores[side].kept[event]
+            kept = stores[side].snapshots[event]
             if kept.op.function not in _CHOOSING or kept.event.status == "view":
                 continue
             numbers = frozenset(n for n in rows.tolist() if session.shared.coordinate(n)[1] is not None)
-            others = {e: stores[1 - side].kept[e] for e in tokens[1 - side]}
+            others = {e: stores[1 - side].snapshots[e] for e in tokens[1 - side]}
             other = _same_place(kept, others)
             if numbers and other is not None:
                 pair = (event, other) if side == 0 else (other, event)
@@ -237,7 +237,7 @@ def _absent(
     return found
 
 
-def _same_place(kept: Kept, others: dict[int, Kept]) -> int | None:
+def _same_place(kept: Snapshot, others: dict[int, Snapshot]) -> int | None:
     """The event of the other run at the same place, or else its first."""
     at = kept.event.call, kept.event.nth
     same = (event for event, other in others.items() if (other.event.call, other.event.nth) == at)
@@ -249,7 +249,7 @@ Labelled = tuple[tuple[Label, int], ...]
 
 
 def _labels(store: Store, events: list[int]) -> Labelled:
-    kept = (store.kept[event] for event in events)
+    kept = (store.snapshots[event] for event in events)
     return tuple((one.label, one.event.call) for one in kept if one.label is not None)
 
 
@@ -307,15 +307,15 @@ def _passes(labels: Labelled, numbers: Ints, homes: Ints) -> PassTable:
     return PassTable(rows, again.astype(bool), of, calls)
 
 
-def _partners(session: Session, kept: Kept, places: dict[int, list[int]], b: Store) -> Iterator[int]:
+def _partners(session: Session, kept: Snapshot, places: dict[int, list[int]], b: Store) -> Iterator[int]:
     """Values without a coordinate meet by their place in the call, and in the run if both make as many calls."""
     one_to_one = len(session.a.run.calls) == len(session.b.run.calls)
     for event in places.get(kept.event.nth, ()):
-        if not one_to_one or b.kept[event].event.call == kept.event.call:
+        if not one_to_one or b.snapshots[event].event.call == kept.event.call:
             yield event
 
 
-def _pairs(session: Session, a: Kept, b: Kept, numbers: Ints | None) -> Pairs:
+def _pairs(session: Session, a: Snapshot, b: Snapshot, numbers: Ints | None) -> Pairs:
     """Pair the elements of two values, at some coordinates alone where they are given."""
     pairs = pair_values(session, a, b)
     if numbers is None:
@@ -338,7 +338,7 @@ def _scale(found: Gap) -> float:
     return found.max_abs / found.max_rel
 
 
-def pair_values(session: Session, a: Kept, b: Kept) -> Pairs:
+def pair_values(session: Session, a: Snapshot, b: Snapshot) -> Pairs:
     """Pair the elements of two values by their labels, or by where the tokens are along their dimensions."""
     value_a, value_b = a.value, b.value
     pairs = pair_elements(value_a, a.label, value_b, b.label, session.shared)

@@ -99,13 +99,13 @@ class Passing(TorchFunctionMode):
 
     def check(self, turn: Turn, value: Tensor) -> None:
         """Be lost if a value that nothing comes to has other bits than it had."""
-        kept = turn.kept.value
+        kept = turn.snapshot.value
         self.lost |= not (torch.equal(value, kept) or torch.equal(value.nan_to_num(), kept.nan_to_num()))
 
 
 def _fits(turn: Turn, value: Tensor) -> bool:
     """Whether a value has the form of the one that was to come."""
-    return value.shape == turn.kept.held.shape and value.dtype == turn.kept.dtype
+    return value.shape == turn.snapshot.held.shape and value.dtype == turn.snapshot.dtype
 
 
 class Patching(Passing):
@@ -154,7 +154,7 @@ class Experiment(Passing):
         self._right, self._changed = right, changed
 
     def instead(self, place: Place, turn: Turn, value: Tensor) -> Tensor | None:
-        kept = turn.kept
+        kept = turn.snapshot
         right = self._right.put(place, value)
         value = value if right is None else right
         if turn.event not in self._changed:

@@ -52,7 +52,7 @@ def _is_given(bench: Bench, event: int) -> bool:
     while event in bench.store.ops:
         op, record = bench.store.ops[event]
         if op.is_input and not op.module:
-            name, kept = op.function.removeprefix("input:"), bench.store.kept.get(event)
+            name, kept = op.function.removeprefix("input:"), bench.store.snapshots.get(event)
             whole = kept is not None and not kept.numeric and kept.dtype != torch.bool
             return whole and name not in ids and not states_layout(name)
         before = _sources(bench, event)
@@ -78,7 +78,7 @@ def _both(session: Session, sample: int, one: int | None, other: int | None) -> 
 
 def _taken(bench: Bench) -> dict[int, int | None]:
     """For each sample of run A which of its tokens the origin takes out of several; None for padding."""
-    kept = bench.store.kept[bench.root]
+    kept = bench.store.snapshots[bench.root]
     table = bench.traced.trace.table
     if kept.label is None or kept.label.k is not None:
         return {}
@@ -87,7 +87,9 @@ def _taken(bench: Bench) -> dict[int, int | None]:
     among = [
         np.unique(source.label.q)
         for event in bench.store.sources.get(bench.root, ())
-        if (source := bench.store.kept.get(event)) is not None and source.label is not None and source.numeric
+        if (source := bench.store.snapshots.get(event)) is not None
+        and source.label is not None
+        and source.numeric
     ]
     found: dict[int, int | None] = {}
     for sample in set(rows[ids].tolist()) - {-1}:
@@ -145,7 +147,7 @@ def returns_to_tokens(bench: Bench, start: int | None = None) -> bool:
     """Whether what an event (by default the origin) makes goes back into values of single tokens, as statistics do."""
     start = bench.root if start is None else start
     for event in bench.store.reached([start]) - {start}:
-        kept = bench.store.kept.get(event)
+        kept = bench.store.snapshots.get(event)
         if kept is None or kept.label is None or not kept.numeric:
             continue
         if (
@@ -181,8 +183,8 @@ def _is_pooled(session: Session, origin: Origin, bench: Bench) -> bool:
 
 def _grows_with(bench: Bench, event: int) -> bool:
     """Whether a value is twice as much where the origin is: so it is not if tokens are added to the origin's values."""
-    twice = Rescaled({bench.store.kept[bench.root].place}, 2.0)
-    before, after = bench.store.kept[event].value, bench.at(event).again(twice)
+    twice = Rescaled({bench.store.snapshots[bench.root].place}, 2.0)
+    before, after = bench.store.snapshots[event].value, bench.at(event).again(twice)
     if after is None or after.value.shape != before.shape:
         return False
     return bool((after.value - 2 * before).abs().max() <= _ONE * before.abs().max())

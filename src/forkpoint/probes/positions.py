@@ -20,7 +20,7 @@ from forkpoint.match.pairs import Pairs
 from forkpoint.probes.bench import Bench, benches
 from forkpoint.probes.meetings import Meeting, pair_values
 from forkpoint.probes.origin import Origin
-from forkpoint.probes.watchers import Kept
+from forkpoint.probes.watchers import Snapshot
 from forkpoint.result import ProbeResult
 
 _LOOKUPS = frozenset({"embedding", "getitem", "index_select", "gather", "take_along_dim", "index", "take"})
@@ -46,7 +46,9 @@ def positions_at(session: Session, origin: Origin) -> ProbeResult | None:
 
 def _is_masked_otherwise(session: Session, at: Meeting, a: Bench, b: Bench) -> bool:
     """Whether a value, or what it is made of right before, is a mask that differs for a token that both runs have."""
-    made_of = ([bench.store.kept.get(e) for e in bench.store.sources.get(bench.root, ())] for bench in (a, b))
+    made_of = (
+        [bench.store.snapshots.get(e) for e in bench.store.sources.get(bench.root, ())] for bench in (a, b)
+    )
     for one, other in ((at.a, at.b), *zip(*made_of, strict=False)):
         if one is None or other is None or not (_is_mask(one.value) and _is_mask(other.value)):
             continue
@@ -92,7 +94,7 @@ def shifted_positions(session: Session, located: Located, gap: float) -> ProbeRe
     if op.is_boundary or None in events or not all(op.output < len(t.outputs) for t in (a, b)):
         return None
     one, other = (
-        Kept(op, event, taken.outputs[op.output], taken.output_labels[op.output], [])
+        Snapshot(op, event, taken.outputs[op.output], taken.output_labels[op.output], [])
         for event, taken in zip(events, (a, b), strict=True)
         if event is not None
     )
@@ -132,7 +134,7 @@ def _of_each_sample(session: Session, pairs: Pairs, differences: Tensor) -> list
     )
 
 
-def _numbers(root: Meeting, a: Bench, b: Bench) -> Iterator[tuple[Kept, Kept, str]]:
+def _numbers(root: Meeting, a: Bench, b: Bench) -> Iterator[tuple[Snapshot, Snapshot, str]]:
     """Whole numbers at a value that may be positions, of both runs."""
     if a.of_layout(a.root) and b.of_layout(b.root) and _whole(root.a.value) and _whole(root.b.value):
         yield root.a, root.b, "stands at"
@@ -152,27 +154,29 @@ def _lookup(bench: Bench) -> int | None:
     return event if event is not None and bench.store.ops[event][0].function in _LOOKUPS else None
 
 
-def _indices(bench: Bench, lookup: int | None) -> list[Kept]:
+def _indices(bench: Bench, lookup: int | None) -> list[Snapshot]:
     """The whole numbers that went into a lookup, and are the layout's: what tokens hold chooses experts, not positions."""
     if lookup is None:
         return []
     store, events = bench.store, bench.store.sources.get(lookup, [])
-    if lookup in store.kept and not store.kept[lookup].numeric and len(events) > 1:
+    if lookup in store.snapshots and not store.snapshots[lookup].numeric and len(events) > 1:
         events = events[1:]  # the first is the table, which holds whole numbers itself
     if any(store.ops[event][0].function in INDEXED_WRITES for event in events):
         kept = _as_read(bench, lookup) if all(map(bench.of_layout, events)) else []
     else:
-        kept = [store.kept[event] for event in events if event in store.kept and bench.of_layout(event)]
+        kept = [
+            store.snapshots[event] for event in events if event in store.snapshots and bench.of_layout(event)
+        ]
     return [k for k in kept if not k.numeric and k.dtype != torch.bool]
 
 
-def _as_read(bench: Bench, lookup: int) -> list[Kept]:
+def _as_read(bench: Bench, lookup: int) -> list[Snapshot]:
     """The inputs of a lookup as it was called: an event that writes some elements holds no more than those."""
     op, event = bench.store.ops[lookup]
     taken = bench.experiments.fetch((op, event))
     if taken is None:
         return []
-    return [Kept(op, event, t, taken.input_labels.get(id(t)), []) for t in named_inputs(taken).values()]
+    return [Snapshot(op, event, t, taken.input_labels.get(id(t)), []) for t in named_inputs(taken).values()]
 
 
 def _whole(value: Tensor) -> bool:

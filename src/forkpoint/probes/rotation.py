@@ -18,7 +18,7 @@ from torch import Tensor
 from forkpoint.errors import reraise_out_of_memory
 from forkpoint.probes.bench import Bench
 from forkpoint.probes.length import changed, shorter, with_columns
-from forkpoint.probes.watchers import Kept
+from forkpoint.probes.watchers import Snapshot
 from forkpoint.result import ProbeResult
 
 _EQUAL = 1e-9
@@ -56,7 +56,7 @@ def rotary_by_length(a: Bench, b: Bench, shown: ProbeResult) -> ProbeResult | No
         return None
     if _moves_positions(short, b if short is a else a, table):
         return None
-    here, before = short.at(table), short.store.kept[table].value
+    here, before = short.at(table), short.store.snapshots[table].value
     after = with_columns(here, columns, real=True)
     by = 0.0 if after is None else changed(before, after.value)
     if not by:
@@ -70,10 +70,10 @@ def rotary_by_length(a: Bench, b: Bench, shown: ProbeResult) -> ProbeResult | No
 
 def _moves_positions(short: Bench, longer: Bench, table: int) -> bool:
     """Whether it is the positions, or all angles by one factor, that depend on the length: no table is chosen then."""
-    kept = short.store.kept
+    kept = short.store.snapshots
     for event in sorted(e for e in short.store.reached([short.root]) if e <= table and e in kept):
         other = _same_op(short, event, longer)
-        if other is not None and _by_one_factor(kept[event].value, longer.store.kept[other].value):
+        if other is not None and _by_one_factor(kept[event].value, longer.store.snapshots[other].value):
             return True
     return False
 
@@ -111,7 +111,7 @@ def _same_op(one: Bench, event: int | None, other: Bench) -> int | None:
         for e, (op, record) in sorted(other.store.ops.items())
         if op.key == key and record.call == other.call
     )
-    return next((e for e in of_call if e in other.store.kept), None)
+    return next((e for e in of_call if e in other.store.snapshots), None)
 
 
 def _between(table: Bench, before: Tensor, columns: int) -> str:
@@ -140,7 +140,7 @@ def rotary_table(bench: Bench) -> int | None:
 
 def _products(bench: Bench) -> Iterator[tuple[Product, Tensor]]:
     """Where content is multiplied by what the origin makes and no content enters, with a row for each position."""
-    store, kept = bench.store, bench.store.kept
+    store, kept = bench.store, bench.store.snapshots
     op = store.ops[bench.root][0]  # queries and keys may be turned by two passes of one line
     reached = store.reached([event for event, (other, _) in store.ops.items() if other.key == op.key])
     for event in sorted(reached & bench.content):
@@ -153,7 +153,7 @@ def _products(bench: Bench) -> Iterator[tuple[Product, Tensor]]:
                 yield Product(event, contents[0], tables[0]), table
 
 
-def _by_position(content: Kept, table: Tensor) -> bool:
+def _by_position(content: Snapshot, table: Tensor) -> bool:
     """Whether a table, multiplied with content, has other numbers for other tokens of a row."""
     label, value = content.label, content.value
     if label is None or table.dim() > value.dim():
@@ -200,9 +200,13 @@ def _turned(bench: Bench, one: Product, other: Product) -> Iterator[int]:
     before = {one.content, other.content}
     for _ in range(_STEPS):
         before |= {s for event in before for s in store.sources.get(event, ()) if s in bench.content}
-    origins = [store.kept[event].value for event in sorted(before, reverse=True) if event in store.kept]
+    origins = [
+        store.snapshots[event].value for event in sorted(before, reverse=True) if event in store.snapshots
+    ]
     for event in islice(sorted(both), _FOLLOWING):
-        if event in store.kept and any(_as_long(store.kept[event].value, value) for value in origins):
+        if event in store.snapshots and any(
+            _as_long(store.snapshots[event].value, value) for value in origins
+        ):
             yield event
             return
 
@@ -230,7 +234,7 @@ def _meets(bench: Bench, event: int, reached: set[int]) -> bool:
     """Whether what was turned goes into a product of queries and keys, both of which were."""
     store = bench.store
     for following in sorted(store.reached([event])):
-        kept = store.kept.get(following)
+        kept = store.snapshots.get(following)
         scores = kept is not None and kept.label is not None and kept.label.k is not None
         if (
             scores

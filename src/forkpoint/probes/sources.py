@@ -135,11 +135,13 @@ class _SharedValues:
             ("a", self.a, meeting.event_a, self.events_a),
             ("b", self.b, meeting.event_b, self.events_b),
         ):
-            last = max((e for e in known if e < event and store.kept[e].event.status == "digest"), default=-1)
+            last = max(
+                (e for e in known if e < event and store.snapshots[e].event.status == "digest"), default=-1
+            )
             passed = store.behind([event], lambda e, known=known: e not in known)
             for other in sorted(e for e in passed if e > last):
                 op, record = store.ops[other]
-                kept = store.kept.get(other)
+                kept = store.snapshots.get(other)
                 if not op.is_boundary and record.status != "view" and kept is not None and kept.numeric:
                     found.append((run, op))
         return list(dict.fromkeys(found))

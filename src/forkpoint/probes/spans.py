@@ -18,7 +18,7 @@ from forkpoint.capture.labels import Labels
 from forkpoint.errors import reraise_out_of_memory
 from forkpoint.probes.bench import Bench
 from forkpoint.probes.resampled import LOUD, Resampled
-from forkpoint.probes.watchers import Kept, Patched, Place, Store
+from forkpoint.probes.watchers import Patched, Place, Snapshot, Store
 from forkpoint.promotion import Promotion
 from forkpoint.runs.layout import MAIN, Coordinates, Layout
 from forkpoint.runs.run import Run
@@ -49,7 +49,9 @@ def spans(bench: Bench, at: int) -> Spans:
     """
     here = bench.at(at)
     places = {
-        bench.store.kept[event].place for event in bench.before & bench.content if event in bench.store.kept
+        bench.store.snapshots[event].place
+        for event in bench.before & bench.content
+        if event in bench.store.snapshots
     }
     token = _a_token(here)
     if token is None and not here.whole:
@@ -70,7 +72,7 @@ def _a_token(here: Bench) -> frozenset[int] | None:
     of = here.session.shared.coordinate
     tokens = [
         number
-        for number in here.numbers_of(here.store.kept[here.root])
+        for number in here.numbers_of(here.store.snapshots[here.root])
         if number > 0 and of(number)[1] is not None
     ]
     return frozenset(tokens[:1]) or None
@@ -81,7 +83,7 @@ def _moves(here: Bench, others: np.ndarray, places: set[Place], token: frozenset
     again = here.again(watcher)
     if again is None or not watcher.replaced:
         return None
-    return bool(here.compare(here.store.kept[here.root], again).numbers & token)
+    return bool(here.compare(here.store.snapshots[here.root], again).numbers & token)
 
 
 def _another_row_moves(here: Bench, places: set[Place]) -> bool | None:
@@ -106,15 +108,15 @@ def _another_row_moves(here: Bench, places: set[Place]) -> bool | None:
     return bool((plain.value[mine] != loud.value[mine]).any()) if mine.any() else None
 
 
-def _made(here: Bench, run: Run, watcher: Resampled) -> Kept | None:
-    kept = here.store.kept[here.root]
+def _made(here: Bench, run: Run, watcher: Resampled) -> Snapshot | None:
+    kept = here.store.snapshots[here.root]
     found = Store(here.store.limit, lambda op: op.key == kept.op.key, here.store.shelf)
     try:
         here.traced.instead(run, promotion=Promotion(), watcher=Patched(watcher, found))
     except Exception as error:  # noqa: BLE001 - a model may refuse a second row
         reraise_out_of_memory(error)
         return None
-    return next((k for k in found.kept.values() if k.place == kept.place), None)
+    return next((k for k in found.snapshots.values() if k.place == kept.place), None)
 
 
 def _both(value: Any) -> Any:

@@ -19,7 +19,7 @@ from forkpoint.probes.bench import Bench, Mask
 from forkpoint.probes.coupling import ROWS, Coupling
 from forkpoint.probes.meetings import Meeting
 from forkpoint.probes.resampled import Rescaled
-from forkpoint.probes.watchers import Kept
+from forkpoint.probes.watchers import Snapshot
 
 _FAR = 1e4
 """What all values are multiplied by, so that an epsilon under a root has no part in them."""
@@ -54,7 +54,11 @@ def statistics(coupled: Coupling, at: int | None = None) -> str | None:
     mine, others = bench.samples(first), coupled.others
     if ROWS not in coupled.what:
         others = others & bench.row_mates(first)
-    before = [bench.store.kept[event] for event in bench.before & bench.content if event in bench.store.kept]
+    before = [
+        bench.store.snapshots[event]
+        for event in bench.before & bench.content
+        if event in bench.store.snapshots
+    ]
     one = _one_of(bench, others, before, rows=coupled.of_rows)
 
     def values(factor: float, shift: float = 0.0, nudged: Mask | None = None) -> Tensor | None:
@@ -89,10 +93,12 @@ def normalises_up_to(coupled: Coupling, later: Meeting) -> bool:
     at = None if bench is None or event is None else _of_tokens(bench.at(event))
     if bench is None or at is None:
         return False
-    made = bench.store.kept[at].value
+    made = bench.store.snapshots[at].value
     if made.dim() < 2:
         return False
-    given = (bench.store.kept[e].value for e in bench.before & bench.content if e in bench.store.kept)
+    given = (
+        bench.store.snapshots[e].value for e in bench.before & bench.content if e in bench.store.snapshots
+    )
     tokens = tuple(range(made.dim() - 1))
     on_lines = any(
         _on_lines(one, made, over)
@@ -115,7 +121,7 @@ def _on_lines(given: Tensor, made: Tensor, over: tuple[int, ...]) -> bool:
 def _of_tokens(bench: Bench) -> int | None:
     """The origin, or the first value that is made from it and has one for each of several tokens."""
     for event in sorted(bench.store.reached([bench.root])):
-        kept = bench.store.kept.get(event)
+        kept = bench.store.snapshots.get(event)
         if kept is None or kept.label is None or kept.label.k is not None or not kept.numeric:
             continue
         columns = bool((bench.slots & (bench.columns >= 0))[np.unique(kept.label.q)].all())
@@ -124,7 +130,7 @@ def _of_tokens(bench: Bench) -> int | None:
     return None
 
 
-def _one_of(bench: Bench, others: Mask, before: list[Kept], *, rows: bool) -> Mask | None:
+def _one_of(bench: Bench, others: Mask, before: list[Snapshot], *, rows: bool) -> Mask | None:
     """One of the others that come in before the origin: a row, or else a column (or all that padding was made into)."""
     there = np.zeros(len(others), dtype=bool)
     for kept in before:
@@ -136,7 +142,7 @@ def _one_of(bench: Bench, others: Mask, before: list[Kept], *, rows: bool) -> Ma
     return others & (bench.rows == bench.rows[ids[-1]]) if rows else np.arange(len(others)) == ids[-1]
 
 
-def _at_tokens(bench: Bench, kept: Kept, samples: frozenset[int]) -> Tensor | None:
+def _at_tokens(bench: Bench, kept: Snapshot, samples: frozenset[int]) -> Tensor | None:
     """The elements of a value at the tokens of some samples that both runs have."""
     pairs = pair_elements(kept.value, kept.label, kept.value, kept.label, bench.shared)
     if not len(pairs) or pairs.by_sample:

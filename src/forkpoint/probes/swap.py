@@ -16,7 +16,7 @@ from forkpoint.errors import reraise_out_of_memory
 from forkpoint.explain.session import Results, Session
 from forkpoint.probes.handed import Handed
 from forkpoint.probes.meetings import Meeting
-from forkpoint.probes.watchers import Kept, Store
+from forkpoint.probes.watchers import Snapshot, Store
 from forkpoint.promotion import Promotion
 from forkpoint.result import ProbeResult
 from forkpoint.runs.run import Run
@@ -89,7 +89,7 @@ class Swap:
         other = Run(b.run.model, a.run.calls, layout=a.run.layout, call=b.run.call)
 
         def enough() -> bool:
-            return bool(found.kept and self.at) and all(
+            return bool(found.snapshots and self.at) and all(
                 _found(found, meeting) is not None for meeting in self.at
             )
 
@@ -141,10 +141,10 @@ class Swap:
         return value is not None and _agree(at.a.value, value.value)
 
 
-def _found(store: Store, at: Meeting) -> Kept | None:
+def _found(store: Store, at: Meeting) -> Snapshot | None:
     """The swapped run's value where run A has the one asked about."""
     place = at.b.op.key, at.a.event.call, at.a.event.nth
-    return next((k for k in store.kept.values() if (k.op.key, k.event.call, k.event.nth) == place), None)
+    return next((k for k in store.snapshots.values() if (k.op.key, k.event.call, k.event.nth) == place), None)
 
 
 def _return_the_same(a: Results, b: Results) -> bool:

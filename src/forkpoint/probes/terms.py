@@ -24,7 +24,7 @@ from forkpoint.match.align import gap, pair_elements
 from forkpoint.probes.divisors import Loss, are_others, counts, divide_otherwise, numbers_of, own_terms_enter
 from forkpoint.probes.inputs import Weight, same_weights
 from forkpoint.probes.precision import Precision
-from forkpoint.probes.watchers import Kept, Store
+from forkpoint.probes.watchers import Snapshot, Store
 from forkpoint.promotion import Promotion
 from forkpoint.result import ProbeResult
 from forkpoint.runs.returned import all_results
@@ -81,29 +81,29 @@ def _trace_back(traced: Traced, name: str) -> Loss | None:
     """Make a run in float64 with its values kept, and go back from a result to the values of single tokens."""
     store = Store(MAX_STORED)
     results = traced.again(promotion=Promotion(), watcher=store)
-    terms: dict[int, Kept] = {}
-    marks: dict[int, Kept] = {}
+    terms: dict[int, Snapshot] = {}
+    marks: dict[int, Snapshot] = {}
     numbers = numbers_of(results, name)
     for call, number in numbers.items():
         event = _event_of(store, call, number)
         if event is None:
             return None
         for source in _frontier(traced, store, event):
-            kept = store.kept[source]
+            kept = store.snapshots[source]
             (terms if kept.numeric else marks)[source] = kept
     return Loss(tuple(numbers.values()), tuple(terms.values()), tuple(marks.values())) if terms else None
 
 
 def _event_of(store: Store, call: int, number: float) -> int | None:
     """The last event of a call whose value is the number that the call returned."""
-    for event in sorted(store.kept, reverse=True):
-        kept = store.kept[event]
+    for event in sorted(store.snapshots, reverse=True):
+        kept = store.snapshots[event]
         if kept.event.call == call and kept.numeric and _size(kept) == 1 and float(kept.value) == number:
             return event
     return None
 
 
-def _size(kept: Kept) -> int:
+def _size(kept: Snapshot) -> int:
     return int(np.prod(kept.event.shape, dtype=np.int64))
 
 
@@ -115,14 +115,14 @@ def _frontier(traced: Traced, store: Store, event: int) -> Iterator[int]:
             if source in seen:
                 continue
             seen.add(source)
-            kept = store.kept.get(source)
+            kept = store.snapshots.get(source)
             if kept is not None and _is_of_tokens(traced, kept):
                 yield source
             else:
                 queue.append(source)
 
 
-def _is_of_tokens(traced: Traced, kept: Kept) -> bool:
+def _is_of_tokens(traced: Traced, kept: Snapshot) -> bool:
     """Whether a value's elements belong to single columns of the input, not to sets of them."""
     return kept.label is not None and bool(traced.trace.table.is_slot(kept.label.q).any())
 
@@ -130,7 +130,7 @@ def _is_of_tokens(traced: Traced, kept: Kept) -> bool:
 # ---------------------------------------------------------------------- are they the same?
 
 
-def _agreeing(session: Session, a: tuple[Kept, ...], b: tuple[Kept, ...]) -> int | None:
+def _agreeing(session: Session, a: tuple[Snapshot, ...], b: tuple[Snapshot, ...]) -> int | None:
     """At how many coordinates the values of both runs are the same; None where some are not, or have no partner."""
     shared: set[int] = set()
     for one in a:
@@ -142,7 +142,7 @@ def _agreeing(session: Session, a: tuple[Kept, ...], b: tuple[Kept, ...]) -> int
     return len(shared)
 
 
-def _same_at(session: Session, one: Kept, others: list[Kept]) -> tuple[bool, set[int]]:
+def _same_at(session: Session, one: Snapshot, others: list[Snapshot]) -> tuple[bool, set[int]]:
     """Whether a value is the same as one of others wherever they share tokens, and the coordinates where it is."""
     met: set[int] = set()
     value = one.value

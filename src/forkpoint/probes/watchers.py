@@ -91,24 +91,24 @@ class OtherContent(Watcher):
         if not self.padding:
             rows = table.rows_of(label.q)
             other &= ~np.isin(rows, rows[keep]) & ~table.are_padding(label.q)
-        known = bare(value).cpu().numpy().copy()
-        pool = np.unique(known[keep])
+        ids = bare(value).cpu().numpy().copy()
+        pool = np.unique(ids[keep])
         if len(pool) == 1:
-            pool = _with_a_neighbour(int(pool[0]), known, known[table.are_padding(label.q)])
+            pool = _with_a_neighbour(int(pool[0]), ids, ids[table.are_padding(label.q)])
         if not other.any() or len(pool) < 2:
             return None
         drawn = np.random.default_rng(self.seed).integers(0, len(pool), int(other.sum()))
-        same = pool[drawn] == known[other]
-        known[other] = pool[(drawn + same) % len(pool)]
+        same = pool[drawn] == ids[other]
+        ids[other] = pool[(drawn + same) % len(pool)]
         self.ids += int(other.sum())
-        return torch.from_numpy(known).to(value.device)
+        return torch.from_numpy(ids).to(value.device)
 
 
-def _with_a_neighbour(known: int, ids: np.ndarray, padding: np.ndarray) -> np.ndarray:
+def _with_a_neighbour(token_id: int, ids: np.ndarray, padding: np.ndarray) -> np.ndarray:
     """A token id and the nearest other that is no padding's, and no larger than all that are there."""
-    others = np.setdiff1d(np.arange(int(ids.max()) + 1), [known, *padding.reshape(-1).tolist()])
-    nearest = others[np.argsort(np.abs(others - known), kind="stable")[:1]]
-    return np.append(nearest, known)
+    others = np.setdiff1d(np.arange(int(ids.max()) + 1), [token_id, *padding.reshape(-1).tolist()])
+    nearest = others[np.argsort(np.abs(others - token_id), kind="stable")[:1]]
+    return np.append(nearest, token_id)
 
 
 def with_elements(value: Tensor, given: Sequence[tuple[Tensor, Pairs]]) -> Tensor:
@@ -119,15 +119,15 @@ def with_elements(value: Tensor, given: Sequence[tuple[Tensor, Pairs]]) -> Tenso
     """
     new = bare(value).clone().contiguous()
     for source, pairs in given:
-        at, taken = elements_for(new, source, pairs)
-        new.view(-1)[at] = taken
+        at, elements = elements_for(new, source, pairs)
+        new.view(-1)[at] = elements
     return new
 
 
 def elements_for(value: Tensor, source: Tensor, pairs: Pairs) -> tuple[Tensor, Tensor]:
     """Elements of a source for a value: where they go, in its flattened form, and the elements in its dtype."""
-    taken = source.reshape(-1)[torch.from_numpy(pairs.a).to(source.device)]
-    return torch.from_numpy(pairs.b).to(value.device), taken.to(value.device, value.dtype)
+    elements = source.reshape(-1)[torch.from_numpy(pairs.a).to(source.device)]
+    return torch.from_numpy(pairs.b).to(value.device), elements.to(value.device, value.dtype)
 
 
 @dataclass
@@ -157,18 +157,18 @@ class Patch(Watcher):
 
     def put(self, place: Place, value: Tensor) -> Tensor | None:
         """What to go on with in place of a value; None where it stays."""
-        found = self.values.get(place)
-        if found is None:
+        replacements = self.values.get(place)
+        if replacements is None:
             return None
-        for source, pairs in found:
+        for source, pairs in replacements:
             self.apart[place] = max(self.apart.get(place, 0.0), gap(source, value, pairs).max_abs)
         self.applied += 1
-        return with_elements(value, found)
+        return with_elements(value, replacements)
 
 
 @dataclass
-class Kept:
-    """One value that was kept, in memory or in a file."""
+class Snapshot:
+    """A copy of one value as it passed, in memory or in a file."""
 
     op: Op
     event: Event
@@ -203,7 +203,7 @@ class Turn:
     nth: int
     output: int
     event: int
-    kept: Kept
+    snapshot: Snapshot
 
 
 @dataclass
@@ -213,15 +213,15 @@ class Store(Watcher):
     Attributes:
         limit: bytes that are kept, in memory or in a file.
         select: which ops to keep the values of; all by default.
-        kept: by index of the event.
-        sources: for every event, kept or not, the events that it was made from.
+        snapshots: the copies, by index of the event.
+        sources: for every event, copied or not, the events that it was made from.
         shelf: where they are kept.
     """
 
     limit: int
     select: Callable[[Op], bool] = lambda _: True
     shelf: Shelf = field(default_factory=lambda: Memory().shelf())
-    kept: dict[int, Kept] = field(default_factory=dict[int, Kept])
+    snapshots: dict[int, Snapshot] = field(default_factory=dict[int, Snapshot])
     sources: dict[int, list[int]] = field(default_factory=dict[int, list[int]])
     ops: dict[int, tuple[Op, Event]] = field(default_factory=dict[int, tuple[Op, Event]])
     used: int = 0
@@ -243,42 +243,42 @@ class Store(Watcher):
             return
         if self.used + value.nbytes <= self.limit:
             self.used += value.nbytes
-            self.kept[event] = Kept(op, record, self.shelf.keep(bare(value).clone()), label, inputs)
+            self.snapshots[event] = Snapshot(op, record, self.shelf.keep(bare(value).clone()), label, inputs)
 
     @cached_property
     def turns(self) -> dict[Place, Turn]:
         """Where the kept values come in the run, which is over, by their places; modules' inputs and outputs aside."""
-        found: dict[Place, Turn] = {}
+        turns: dict[Place, Turn] = {}
         calls: Counter[Line] = Counter()
         for event, (op, _) in self.ops.items():
             if op.is_boundary:
                 continue
             line = op.function, outermost(op.site.chain)
             calls[line] += not op.output
-            kept = self.kept.get(event)
-            if kept is not None:
-                found[kept.place] = Turn(line, calls[line] - 1, op.output, event, kept)
-        return found
+            snapshot = self.snapshots.get(event)
+            if snapshot is not None:
+                turns[snapshot.place] = Turn(line, calls[line] - 1, op.output, event, snapshot)
+        return turns
 
     @cached_property
     def made_from(self) -> dict[int, list[int]]:
         """For every event of the run, which is over, the events that were made from it."""
-        found: dict[int, list[int]] = {}
+        made_from: dict[int, list[int]] = {}
         for event, sources in self.sources.items():
             for source in sources:
-                found.setdefault(source, []).append(event)
-        return found
+                made_from.setdefault(source, []).append(event)
+        return made_from
 
     def behind(self, start: Iterable[int], through: Callable[[int], bool] = lambda _: True) -> set[int]:
         """The events that some were made from, as far as they and all between pass."""
-        found: set[int] = set()
+        events: set[int] = set()
         queue = list(start)
         while queue:
             for event in self.sources.get(queue.pop(), ()):
-                if event not in found and event in self.ops and through(event):
-                    found.add(event)
+                if event not in events and event in self.ops and through(event):
+                    events.add(event)
                     queue.append(event)
-        return found
+        return events
 
     def reached(self, start: Iterable[int]) -> set[int]:
         """Some events, and all that were made from them."""

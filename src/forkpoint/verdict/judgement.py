@@ -21,7 +21,7 @@ class Judgement:
 
     verdict: Verdict
     origins: tuple[Divergence, ...] = ()
-    found: Origin | None = None
+    origin: Origin | None = None
     unfinite: Unfinite | None = None
     located: Located | None = None
     by_module: bool = False

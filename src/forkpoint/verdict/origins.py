@@ -23,18 +23,20 @@ from forkpoint.result import Divergence
 
 
 def origins_shown(
-    session: Session, found: Origin | None, tokens: Tokens, *, held: bool
+    session: Session, first: Origin | None, tokens: Tokens, *, held: bool
 ) -> tuple[Divergence, ...]:
     """The values at the origins, each with those before it put right, in float64.
 
     Where decisions were held, they are those of the runs as they are, in the precision in which these were taken.
     """
-    if found is None:
+    if first is None:
         return ()
-    origins = (found, *found.others)
+    origins = (first, *first.others)
     described = (
         (origin, _described(session, origin.seen, a, b, tokens))
-        for origin, (a, b) in zip(origins, (_as_taken if held else _taken)(session, origins), strict=True)
+        for origin, (a, b) in zip(
+            origins, (_native_calls if held else _exact_calls)(session, origins), strict=True
+        )
     )
     return tuple(
         replace(shown, closes=None if math.isnan(origin.closes) else origin.closes)
@@ -43,7 +45,7 @@ def origins_shown(
     )
 
 
-def _taken(
+def _exact_calls(
     session: Session, origins: Sequence[Origin]
 ) -> Iterator[tuple[CopiedCall | None, CopiedCall | None]]:
     """The calls at origins of both runs, in float64."""
@@ -57,18 +59,18 @@ def _taken(
         )
 
 
-def _as_taken(
+def _native_calls(
     session: Session, origins: Sequence[Origin]
 ) -> Iterator[tuple[CopiedCall | None, CopiedCall | None]]:
     """The same as the runs made them."""
-    taken_a, taken_b = (
-        fetch_ops(traced, [(kept.op, kept.event) for kept in all_kept])
-        for traced, all_kept in (
+    calls_a, calls_b = (
+        fetch_ops(traced, [(snapshot.op, snapshot.event) for snapshot in snapshots])
+        for traced, snapshots in (
             (session.a, [origin.seen.a for origin in origins]),
             (session.b, [origin.seen.b for origin in origins]),
         )
     )
-    return zip(taken_a, taken_b, strict=True)
+    return zip(calls_a, calls_b, strict=True)
 
 
 def _described(

@@ -37,9 +37,9 @@ def semantic(
         evidence: of the probes so far; what is asked here is added to it.
     """
     session.progress.begin("probe: where the difference enters")
-    found = origin(session, exact, given.rounded) if not exact.vanishes else None
-    if found is not None:
-        evidence.append(found.result)
+    first_origin = origin(session, exact, given.rounded) if not exact.vanishes else None
+    if first_origin is not None:
+        evidence.append(first_origin.result)
     held = isinstance(exact.runs, HeldRuns)
     session.progress.begin("looking for a known cause")
     terms = loss_terms(session, exact, given.rounded) if not exact.vanishes else None
@@ -47,7 +47,9 @@ def semantic(
         evidence.append(terms)
         mechanism = LOSS_NORMALISATION
     else:
-        case = Case(session, exact.compared if not exact.vanishes else compared, other, found, held=held)
+        case = Case(
+            session, exact.compared if not exact.vanishes else compared, other, first_origin, held=held
+        )
         with same_weights(given.rounded):
             mechanism = recognise(case)
         evidence += case.evidence
@@ -57,7 +59,7 @@ def semantic(
     verdict = Verdict(
         VerdictKind.SEMANTIC, mechanism.slug, mechanism.by_design, summary, tuple(evidence), mechanism.advice
     )
-    judged = Judgement(verdict, origins_shown(session, found, tokens, held=held), found)
+    judged = Judgement(verdict, origins_shown(session, first_origin, tokens, held=held), first_origin)
     return replace(judged, verdict=_without_origin(judged))
 
 
@@ -67,9 +69,9 @@ def not_finite(
 ) -> Judgement:  # fmt: skip
     """One run alone has NaN or infinity somewhere: that goes before all else that may differ."""
     session.progress.begin("probe: where the difference enters")
-    found = origin(session, exact, given.rounded) if finite_parts(exact.compared).apart else None
-    if found is not None:
-        evidence.append(found.result)
+    first_origin = origin(session, exact, given.rounded) if finite_parts(exact.compared).apart else None
+    if first_origin is not None:
+        evidence.append(first_origin.result)
     part = made.part
     assert made.worst is not None
     _, worst = made.worst
@@ -81,8 +83,8 @@ def not_finite(
     advised = advice(worst, finite_in_float64=finite)
     verdict = Verdict(VerdictKind.SEMANTIC, "nan", False, summary, tuple(evidence), advised)
     made_at, located = maker(session, made, tokens)
-    shown = (made_at,) if made_at is not None else origins_shown(session, found, tokens, held=False)
-    return Judgement(verdict, shown, found, located=located)
+    shown = (made_at,) if made_at is not None else origins_shown(session, first_origin, tokens, held=False)
+    return Judgement(verdict, shown, first_origin, located=located)
 
 
 def inputs_differ(session: Session, given: Inputs, evidence: list[ProbeResult]) -> Verdict:

@@ -172,12 +172,12 @@ def _with_computed(
     """The runs in float64, where a parameter of one model that the other computes anew is what that one computes."""
     if exact.vanishes or exact.refused or not given.alone:
         return exact, given
-    found = computed(session, given)
-    if found is None:
+    anew = computed(session, given)
+    if anew is None:
         return exact, given
-    weights = (*given.rounded, *found.weights)
+    weights = (*given.rounded, *anew.weights)
     now = precision(session, weights)
-    evidence.append(found.told(exact.gap, now.gap))
+    evidence.append(anew.told(exact.gap, now.gap))
     return now, replace(given, rounded=weights)
 
 
@@ -185,11 +185,11 @@ def _with_tables(session: Session, exact: Precision, given: Inputs, evidence: li
     """The runs in float64, where a gap that rounded tables explain counts as noise."""
     if exact.vanishes or exact.refused:
         return exact
-    found = rounded_tables(session, exact, given.rounded)
-    if found is None:
+    tables = rounded_tables(session, exact, given.rounded)
+    if tables is None:
         return exact
-    evidence.append(found)
-    return replace(exact, vanishes=True, tables=found)
+    evidence.append(tables)
+    return replace(exact, vanishes=True, tables=tables)
 
 
 def _with_decisions(
@@ -205,9 +205,9 @@ def _with_decisions(
 
     def hold() -> Precision | None:
         session.progress.begin("probe: the same decisions in both runs")
-        found, result = decisions(session, given.rounded)
+        exact_held, result = decisions(session, given.rounded)
         evidence.extend([] if result is None else [result])
-        return found
+        return exact_held
 
     apart = (
         not exact.falls_from(compared)
@@ -245,9 +245,9 @@ def _order(compared: ResultComparison, exact: ResultComparison) -> ProbeResult |
     if not exact.displaced:
         text = "results lie elsewhere in one run, but not in float64: rounding decides the order"
         return ProbeResult("order", "rounding", 0.0, text)
-    count = sum(found.count for found in exact.displaced)
-    found = exact.displaced[0]
-    return ProbeResult("order", "displaced", float(count), f"{found.name}: {found.text}")
+    count = sum(displaced.count for displaced in exact.displaced)
+    displaced = exact.displaced[0]
+    return ProbeResult("order", "displaced", float(count), f"{displaced.name}: {displaced.text}")
 
 
 def _with_masks(session: Session, verdict: Verdict, shown: Divergence | None) -> Verdict:
