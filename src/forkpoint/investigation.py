@@ -165,7 +165,7 @@ def _with_sources(result: Result, session: Session, tokens: Tokens) -> Result:
         if every.complete
         else ("Not all values were kept: sources behind those that were are not listed.",)
     )
-    return replace(result, sources=every.found, notes=(*result.notes, *left))
+    return replace(result, sources=every.divergences, notes=(*result.notes, *left))
 
 
 def _assemble(

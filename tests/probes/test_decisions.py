@@ -276,9 +276,9 @@ def test_the_kth_pass_of_a_token_is_given_the_values_of_its_kth_pass():
     shelf = Memory().shelf()
     noting = Noting(both.a.trace, shelf, 1 << 20)
     both.a.again(watcher=noting)
-    forcing = Forcing(both.b.trace, shelf, 1 << 20, others=tuple(noting.found), shared=both.shared)
+    forcing = Forcing(both.b.trace, shelf, 1 << 20, others=tuple(noting.decisions), shared=both.shared)
     both.b.again(watcher=forcing)
-    given = [decision.inputs[0].value.flatten().tolist() for decision in forcing.found]
+    given = [decision.inputs[0].value.flatten().tolist() for decision in forcing.decisions]
     # in A row 0 passes with row 2, then row 1 with row 2; in B row 1 comes first, and row 2 with A's first value
     assert np.allclose(given, [[2.8, 2.4], [0.4, 4.8]])
 

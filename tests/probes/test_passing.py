@@ -150,7 +150,7 @@ def test_an_experiment_in_passing_comes_to_what_a_watched_one_does():
         assert passed is not None
         found = Store(1 << 20, lambda op: op.key in key)
         bench.traced.again(promotion=Promotion(), watcher=Patched(watcher, found))
-        (mine,), (expected,) = passed.found.snapshots.values(), found.snapshots.values()  # type: ignore[union-attr]
+        (mine,), (expected,) = passed.store.snapshots.values(), found.snapshots.values()  # type: ignore[union-attr]
         assert torch.equal(mine.value, expected.value)
         assert not torch.equal(mine.value, bench.store.snapshots[bench.root].value)
         assert (mine.place, passed.replaced) == (expected.place, watcher.replaced)

@@ -119,7 +119,7 @@ def test_the_other_run_s_noise_is_not_measured_far_beyond_one_s(scale, two_model
     both = session(*pair(model, batch(ids()), batch(ids(), right=2), twin(model) if two_models else None))
     exact = precision(both)
     assert not exact.vanishes
-    assert len(exact.rounding.found) == runs
+    assert len(exact.rounding.measurements) == runs
     assert exact.measured == exact.rounding.after(runs)
 
 

@@ -270,11 +270,9 @@ def describe_choice(
         value, label = call.outputs[output], call.output_labels[output]
         here = None if label is None else spread(numbers[label.q] == number, tuple(value.shape))
         flat = np.flatnonzero(here) if here is not None else np.zeros(0, dtype=np.int64)
-        at_element = int(flat[0]) if len(flat) else None
+        first = int(flat[0]) if len(flat) else None
         at.append(
-            ((), None)
-            if at_element is None
-            else (index_of(at_element, tuple(value.shape)), scalar(value, at_element))
+            ((), None) if first is None else (index_of(first, tuple(value.shape)), scalar(value, first))
         )
     (index_a, first_a), (index_b, first_b) = at
     value_a, value_b = a.outputs[output], b.outputs[output]

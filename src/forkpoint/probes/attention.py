@@ -46,19 +46,19 @@ def sees_other_keys(session: Session, origin: Origin, among: Iterable[Origin] = 
     Args:
         among: origins of which the same may be asked, so that their calls can be kept along with this one's.
     """
-    found = _attention(origin)
-    if found is None:
+    attention = _attention(origin)
+    if attention is None:
         return None
     b, a = benches(session, origin)
     others = [(part, pair) for part in among if (pair := _attention(part)) is not None]
-    ahead_a = [kept for part, pair in others for kept in (pair[0], part.seen.a)]
+    ahead_a = [snapshot for part, pair in others for snapshot in (pair[0], part.seen.a)]
     ahead_b = [
-        kept
+        snapshot
         for part, pair in others
-        for kept in (pair[1], part.seen.b)
+        for snapshot in (pair[1], part.seen.b)
         if part.right.keys() == origin.right.keys()
     ]
-    return _differ(session, _heads(a, found[0], ahead_a), _heads(b, found[1], ahead_b))
+    return _differ(session, _heads(a, attention[0], ahead_a), _heads(b, attention[1], ahead_b))
 
 
 def _attention(origin: Origin) -> tuple[Snapshot, Snapshot] | None:
@@ -87,10 +87,10 @@ def _unmet(store: Store, root: int, met: AbstractSet[int]) -> list[Snapshot]:
     ]
 
 
-def _attends(kept: Snapshot) -> bool:
-    if kept.op.function == "softmax":
-        return kept.label is not None and kept.label.k is not None
-    return kept.op.function in KERNELS
+def _attends(snapshot: Snapshot) -> bool:
+    if snapshot.op.function == "softmax":
+        return snapshot.label is not None and snapshot.label.k is not None
+    return snapshot.op.function in KERNELS
 
 
 def _differ(session: Session, heads_a: Heads | None, heads_b: Heads | None) -> ProbeResult | None:
@@ -140,17 +140,17 @@ _OTHERS, _CARRIED_OVER = -1, -2
 """Keys that one run alone has: of this call, or padding; of tokens of an earlier call."""
 
 
-def _heads(bench: Bench, kept: Snapshot, ahead: Sequence[Snapshot]) -> Heads | None:
+def _heads(bench: Bench, snapshot: Snapshot, ahead: Sequence[Snapshot]) -> Heads | None:
     """In how many heads each query that both runs have sees each key that is at hand."""
     traced, numbers, shared = bench.traced, bench.numbers, bench.session.shared
     home = shared.home_a if bench.side == "a" else shared.home_b
-    found = _weights(bench, kept, ahead)
-    if found is None:
+    labelled = _weights(bench, snapshot, ahead)
+    if labelled is None:
         return None
-    weights, label = found
+    weights, label = labelled
     assert label.k is not None
     shape = tuple(weights.shape)
-    carried = (numbers < 0) & (home < kept.event.call) & _tokens(traced)
+    carried = (numbers < 0) & (home < snapshot.event.call) & _tokens(traced)
     query = spread(numbers[label.q], shape)
     key = spread(np.where(carried, _CARRIED_OVER, numbers)[label.k], shape)
     mine = query >= 0
@@ -164,25 +164,25 @@ def _tokens(traced: Traced) -> NDArray[np.bool_]:
     return np.asarray([*(token is not None for token in traced.recorder.table.tokens), False, False])
 
 
-def _weights(bench: Bench, kept: Snapshot, ahead: Sequence[Snapshot]) -> tuple[Tensor, Label] | None:
+def _weights(bench: Bench, snapshot: Snapshot, ahead: Sequence[Snapshot]) -> tuple[Tensor, Label] | None:
     """The attention weights of one call, in float64, and which query and key each belongs to."""
-    if kept.op.function not in KERNELS:
-        return None if kept.label is None else (kept.value, kept.label)
-    taken = bench.experiments.fetch((kept.op, kept.event), [(one.op, one.event) for one in ahead])
-    if taken is None:
+    if snapshot.op.function not in KERNELS:
+        return None if snapshot.label is None else (snapshot.value, snapshot.label)
+    call = bench.experiments.fetch((snapshot.op, snapshot.event), [(one.op, one.event) for one in ahead])
+    if call is None:
         return None
-    known = _PARAMETERS.get(taken.op.function) or parameter_names(taken.op.function, len(taken.args))
-    given = {**dict(zip(known, taken.args, strict=False)), **taken.kwargs}
+    names = _PARAMETERS.get(call.op.function) or parameter_names(call.op.function, len(call.args))
+    given = {**dict(zip(names, call.args, strict=False)), **call.kwargs}
     query, key = given["query"], given["key"]
-    label_query, label_key = taken.input_labels.get(id(query)), taken.input_labels.get(id(key))
+    label_query, label_key = call.input_labels.get(id(query)), call.input_labels.get(id(key))
     if label_query is None or label_key is None:
         return None
     label = bench.traced.recorder.labels.make(label_query.q, np.swapaxes(label_key.q, -1, -2))
-    weights = _for_identity(taken, given)
+    weights = _for_identity(call, given)
     return None if label is None or label.k is None or weights is None else (weights, label)
 
 
-def _for_identity(taken: CopiedCall, given: dict[str, object]) -> Tensor | None:
+def _for_identity(call: CopiedCall, given: dict[str, object]) -> Tensor | None:
     key = given["key"]
     assert isinstance(key, Tensor)
     one = torch.eye(key.shape[-2], dtype=torch.float64, device=key.device)
@@ -194,7 +194,7 @@ def _for_identity(taken: CopiedCall, given: dict[str, object]) -> Tensor | None:
         exact["dropout_p"] = 0.0
     try:
         with torch.no_grad():
-            result = taken.func(**exact)
+            result = call.func(**exact)
     except (RuntimeError, TypeError, ValueError, NotImplementedError) as error:
         reraise_out_of_memory(error)
         return None

@@ -90,10 +90,10 @@ class Bench:
     @cached_property
     def slots(self) -> Mask:
         """Ids of columns of the input, and of what several columns with padding among them were made into."""
-        found = np.zeros(len(self.numbers), dtype=bool)
-        found[np.unique(self.traced.trace.table.columns)] = True
-        found[self.mixed] = True
-        return found
+        ids = np.zeros(len(self.numbers), dtype=bool)
+        ids[np.unique(self.traced.trace.table.columns)] = True
+        ids[self.mixed] = True
+        return ids
 
     @property
     def mixed(self) -> int:
@@ -184,7 +184,7 @@ class Bench:
     def content(self) -> set[int]:
         """Events that the content of tokens has entered; the others are the layout's."""
         return self.store.reached(
-            [event for event, kept in self.store.snapshots.items() if _is_content(kept)]
+            [event for event, snapshot in self.store.snapshots.items() if _is_content(snapshot)]
         )
 
     def of_layout(self, event: int) -> bool:
@@ -198,23 +198,25 @@ class Bench:
         Those that both runs have, but for scores (of a query and a key: other ones would undo a mask), and where content
         comes in that one run alone has.
         """
-        kept = self.store.snapshots
+        snapshots = self.store.snapshots
 
         def passed(event: int) -> bool:
-            label = kept[event].label if event in kept else None
+            label = snapshots[event].label if event in snapshots else None
             return event not in self.met or (label is not None and label.k is not None)
 
         alone = self.store.behind([self.root], passed)
         sources = {s for event in (self.root, *alone) for s in self.store.sources.get(event, ())}
-        found = (sources - alone) | {event for event in alone if event in kept and _is_content(kept[event])}
-        return {event for event in found if not any(self._rearranges(event, other) for other in found)}
+        events = (sources - alone) | {
+            event for event in alone if event in snapshots and _is_content(snapshots[event])
+        }
+        return {event for event in events if not any(self._rearranges(event, other) for other in events)}
 
     def _rearranges(self, event: int, other: int) -> bool:
         """Whether a value is another one in another shape or order: other values there come here by themselves."""
-        kept = self.store.snapshots
-        if event == other or event not in kept or other not in kept or other not in self.content:
+        snapshots = self.store.snapshots
+        if event == other or event not in snapshots or other not in snapshots or other not in self.content:
             return False
-        made, given = kept[event], kept[other]
+        made, given = snapshots[event], snapshots[other]
         if made.label is None or given.label is None:
             return False
         if math.prod(made.held.shape) != math.prod(given.held.shape):
@@ -257,12 +259,12 @@ class Bench:
         events = (self.before if before is None else before) & self.content
         places = {self.store.snapshots[event].place for event in events if event in self.store.snapshots}
         watcher = Resampled(places, chosen, how, groups)
-        found = self.again(watcher)
-        return found if watcher.replaced else None
+        value = self.again(watcher)
+        return value if watcher.replaced else None
 
     def again(self, watcher: Resampled | Rescaled) -> Snapshot | None:
         """The origin's value with a watcher in the run; one that does what another did is told what came of that."""
-        return self.experiments.found(watcher, self.store.snapshots[self.root], self.asked)
+        return self.experiments.value(watcher, self.store.snapshots[self.root], self.asked)
 
     @cached_property
     def experiments(self) -> Experiments:
@@ -272,8 +274,8 @@ class Bench:
     @property
     def repeats(self) -> bool:
         """Whether the control moves nothing here: where values move with nothing changed, no experiment proves anything."""
-        found = self.again(nothing_changed())
-        return found is not None and not self.compare(self.store.snapshots[self.root], found).numbers
+        again = self.again(nothing_changed())
+        return again is not None and not self.compare(self.store.snapshots[self.root], again).numbers
 
     def compare(self, before: Snapshot, after: Snapshot) -> Effect:
         """Which of the coordinates that both runs have differ between two values of the origin."""
@@ -284,27 +286,27 @@ class Bench:
         alone = frozenset(self._passing(before) ^ self._passing(after))
         if not len(pairs):
             return Effect(alone, 0.0)
-        found = gap(before.value, after.value, pairs)
-        scale = found.max_abs / found.max_rel if found.max_rel else 0.0
+        apart = gap(before.value, after.value, pairs)
+        scale = apart.max_abs / apart.max_rel if apart.max_rel else 0.0
         least = _UNCHANGED * scale if before.numeric else 0.0
-        numbers = frozenset(pairs.coordinates[found.largest > least].tolist())
+        numbers = frozenset(pairs.coordinates[apart.largest > least].tolist())
         if pairs.by_sample:
             numbers = self._of_samples(numbers)
-        return Effect(alone | numbers, found.max_abs)
+        return Effect(alone | numbers, apart.max_abs)
 
-    def _passing(self, kept: Snapshot) -> set[int]:
-        return set(self.numbers_of(kept)) - {-1}
+    def _passing(self, snapshot: Snapshot) -> set[int]:
+        return set(self.numbers_of(snapshot)) - {-1}
 
-    def numbers_of(self, kept: Snapshot) -> list[int]:
+    def numbers_of(self, snapshot: Snapshot) -> list[int]:
         """Shared numbers of the coordinates that a value has elements of."""
-        if kept.label is None:
+        if snapshot.label is None:
             return []
-        return np.unique(self.shared.a[kept.label.q]).tolist()
+        return np.unique(self.shared.a[snapshot.label.q]).tolist()
 
-    def has_tokens(self, kept: Snapshot) -> bool:
+    def has_tokens(self, snapshot: Snapshot) -> bool:
         """Whether some elements of a value belong to one token that both runs have."""
         of = self.session.shared.coordinate
-        return any(of(number)[1] is not None for number in self.numbers_of(kept) if number > 0)
+        return any(of(number)[1] is not None for number in self.numbers_of(snapshot) if number > 0)
 
     def _of_samples(self, samples: AbstractSet[int]) -> frozenset[int]:
         """A shared number for each sample: that of its first token."""
@@ -312,10 +314,10 @@ class Bench:
         return frozenset(int(np.flatnonzero(of == sample)[0]) for sample in samples if (of == sample).any())
 
 
-def _is_content(kept: Snapshot) -> bool:
+def _is_content(snapshot: Snapshot) -> bool:
     """Where content becomes numbers; what is made from sizes and masks alone is the layout's."""
-    given = kept.op.is_input and not kept.op.module and kept.dtype.is_floating_point
-    return kept.op.function in ("embedding", "embedding_bag") or given
+    given = snapshot.op.is_input and not snapshot.op.module and snapshot.dtype.is_floating_point
+    return snapshot.op.function in ("embedding", "embedding_bag") or given
 
 
 def benches(session: Session, origin: Origin, at: Meeting | None = None) -> Iterator[Bench]:

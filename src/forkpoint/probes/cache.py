@@ -17,9 +17,9 @@ from forkpoint.runs.run import copy_inputs, tensors_in
 def reads_cache(a: Bench, b: Bench) -> ProbeResult | None:
     """Show that the origin reads values of an earlier call, or of a cache that was given; None where it does not."""
     for bench in (b, a):
-        found = _earlier_call(bench)
-        if found is not None:
-            return found
+        shown = _earlier_call(bench)
+        if shown is not None:
+            return shown
     return _given(a, b)
 
 
@@ -48,7 +48,7 @@ def _crossing(store: Store, root: int, call: int) -> set[int]:
 def _given(a: Bench, b: Bench) -> ProbeResult | None:
     """Whether the origin reads a cache that was given, which the other run was not given, or another one."""
     caches = [[caches_of(call) for call in bench.traced.run.calls[: bench.call + 1]] for bench in (a, b)]
-    tensors = [[t for cache in found for t in tensors_in(cache)] for found in caches]
+    tensors = [[t for cache in of_calls for t in tensors_in(cache)] for of_calls in caches]
     if not any(tensors) or _same(*tensors):
         return None
     for bench, own in ((b, tensors[1]), (a, tensors[0])):
@@ -85,14 +85,14 @@ def _moves(bench: Bench) -> float:
                 return 0.0  # a cache that could not be copied is its user's
             order = torch.randperm(tensor.numel(), generator=generator).to(tensor.device)
             tensor.copy_(tensor.reshape(-1)[order].reshape(tensor.shape) * 1.5)
-    kept = bench.store.snapshots[bench.root]
-    found = Store(bench.store.limit, lambda op: op.key == kept.op.key, bench.store.shelf)
+    before = bench.store.snapshots[bench.root]
+    store = Store(bench.store.limit, lambda op: op.key == before.op.key, bench.store.shelf)
     try:
-        watcher = Patched(Patch(bench.right), found)
+        watcher = Patched(Patch(bench.right), store)
         bench.traced.again(promotion=Promotion(), watcher=watcher, calls=calls)
     except Exception as error:  # noqa: BLE001 - other values may steer the model's code anywhere
         reraise_out_of_memory(error)
         return 0.0
-    again = next((k for k in found.snapshots.values() if k.place == kept.place), None)
-    moved = None if again is None else bench.compare(kept, again)
+    again = next((k for k in store.snapshots.values() if k.place == before.place), None)
+    moved = None if again is None else bench.compare(before, again)
     return moved.by if moved is not None and moved.numbers else 0.0

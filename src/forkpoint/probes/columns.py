@@ -58,7 +58,7 @@ def _places(run: Run, call: int, name: str, read: Callable[[Tensor, int], Tensor
 
 
 def _named(given: Tensor, coordinates: Coordinates) -> Places | None:
-    sample, position = (kept.gather(1, given) for kept in (coordinates.sample, coordinates.position))
+    sample, position = (numbers.gather(1, given) for numbers in (coordinates.sample, coordinates.position))
     if bool((sample < 0).any()) or bool((sample != sample[:, :1]).any()):
         return None
     return {int(of[0]): at.tolist() for of, at in zip(sample, position, strict=True)}

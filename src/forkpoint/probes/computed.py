@@ -72,8 +72,8 @@ def computed(session: Session, given: Inputs) -> Computed | None:
         ]
         if not rows or sum(8 * _parameter(one).numel() for one in alone.values()) > MAX_STORED:
             continue
-        kept, exact = (_calls(session, traced, rows, Promotion()) for traced in (mine, other))
-        for here, there, as_it_is in zip(kept, exact, _calls(session, other, rows, None), strict=True):
+        own_calls, exact = (_calls(session, traced, rows, Promotion()) for traced in (mine, other))
+        for here, there, as_it_is in zip(own_calls, exact, _calls(session, other, rows, None), strict=True):
             for full_name, value, rounded in _in_place(here, there, as_it_is):
                 one = alone.get(full_name)
                 if one is None:
@@ -96,9 +96,9 @@ def _by_full_name(traced: Traced, alone: list[Alone]) -> dict[str, Alone]:
 
 
 def _parameter(one: Alone) -> Tensor:
-    found = one.module._parameters[one.name]
-    assert found is not None
-    return found.detach()
+    parameter = one.module._parameters[one.name]
+    assert parameter is not None
+    return parameter.detach()
 
 
 def _is_met(row: Joined) -> bool:
@@ -136,5 +136,5 @@ def _ulps(weight: Tensor, exact: Tensor) -> float:
         return math.inf
     if not weight.dtype.is_floating_point or weight.dtype == torch.float64:
         return math.inf
-    found = float(((weight.detach().double() - exact).abs() / unit_at(exact.abs(), weight.dtype)).max())
-    return found if math.isfinite(found) else math.inf
+    largest = float(((weight.detach().double() - exact).abs() / unit_at(exact.abs(), weight.dtype)).max())
+    return largest if math.isfinite(largest) else math.inf

@@ -63,18 +63,18 @@ def content(session: Session, exact: Precision, compared: ResultComparison) -> C
     rows = None if exact.vanishes or not _is_one_model(session) else _rows(session, exact, compared)
     if rows is not None and rows.leaks:
         return rows
-    found = _with_ids(session, exact, compared)
-    if found is not None and not found.leaks:
-        return found
+    by_ids = _with_ids(session, exact, compared)
+    if by_ids is not None and not by_ids.leaks:
+        return by_ids
     rows = rows or _rows(session, exact, compared)
-    if rows.leaks or found is None:
+    if rows.leaks or by_ids is None:
         return rows
     mates = _with_ids(session, exact, compared, padding=False)
     if mates is not None and mates.leaks:
         return mates
-    if not reads_ids(session.a if found.run == "a" else session.b):
+    if not reads_ids(session.a if by_ids.run == "a" else session.b):
         return rows
-    return found
+    return by_ids
 
 
 def _is_one_model(session: Session) -> bool:
@@ -88,20 +88,20 @@ def _with_ids(
 ) -> ContentProbe | None:
     """The same with other token ids as well; None where the model does not run with them."""
     try:
-        found = _rows(session, exact, compared, ids=True, padding=padding)
+        probe = _rows(session, exact, compared, ids=True, padding=padding)
     except Exception as error:  # noqa: BLE001 - a model may count on what it was given
         reraise_out_of_memory(error)
         return None
-    text = found.result.text.replace("other content", "other token ids", 1)
-    told = replace(found, ids=True, padding=padding, result=replace(found.result, text=text))
-    return told if found.leaks else found
+    text = probe.result.text.replace("other content", "other token ids", 1)
+    told = replace(probe, ids=True, padding=padding, result=replace(probe.result, text=text))
+    return told if probe.leaks else probe
 
 
 def id_names(traced: Traced) -> frozenset[str]:
     """Names of a run's inputs that hold token ids."""
-    found = (token_tensor(call, stream) for call in traced.run.calls for stream in (MAIN, DECODER))
+    tensors = (token_tensor(call, stream) for call in traced.run.calls for stream in (MAIN, DECODER))
     return frozenset(
-        name for name, value in filter(None, found) if not value.is_floating_point() and value.dim() > 1
+        name for name, value in filter(None, tensors) if not value.is_floating_point() and value.dim() > 1
     )
 
 
@@ -193,5 +193,5 @@ def _against(
     a shared token: a batch mate's own vector may change.
     """
     both = {gap.result for gap in compared.gaps}
-    found = compare_results(session, before, after, own=run)
-    return replace(found, gaps=tuple(gap for gap in found.gaps if gap.result in both))
+    comparison = compare_results(session, before, after, own=run)
+    return replace(comparison, gaps=tuple(gap for gap in comparison.gaps if gap.result in both))

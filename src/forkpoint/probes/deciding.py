@@ -198,14 +198,14 @@ class Noting(Watcher):
         trace: of the run, which says what both runs call a module.
         shelf, limit: where values are kept, and bytes that may be.
         under: another watcher, which changes or keeps what passes by.
-        found: the decisions.
+        decisions: what was decided.
     """
 
     trace: Trace
     shelf: Shelf
     limit: int
     under: Watcher | None = None
-    found: list[Decision] = field(default_factory=list[Decision])
+    decisions: list[Decision] = field(default_factory=list[Decision])
     used: int = 0
 
     def make(
@@ -253,9 +253,9 @@ class Noting(Watcher):
         key = (module, function.name, place.site.chain)
         nth = recorder.tape.visits_of(function, place, 0).nth
         inputs = {i: Input(self._keep(value), label) for i, (value, label) in before.items()}
-        kept = [self._keep(leaf) if isinstance(leaf, Tensor) else leaf for leaf in leaves]
+        copies = [self._keep(leaf) if isinstance(leaf, Tensor) else leaf for leaf in leaves]
         labels = _labels(recorder, function, place, args, kwargs, outputs)
-        self.found.append(Decision(key, recorder.call, nth, inputs, kept, spec, labels, tuple(links)))
+        self.decisions.append(Decision(key, recorder.call, nth, inputs, copies, spec, labels, tuple(links)))
 
     def _keep(self, value: Tensor) -> Tensor | Shelved:
         self.used += value.nbytes
@@ -340,9 +340,9 @@ class Forcing(Noting):
                     others, index, self.shared, one_to_one=self.one_to_one
                 )
             for other, pairs in passes.meet(value, label, call, nth, self.shared):
-                at, taken = elements_for(value, other.inputs[index].value, pairs)
-                apart = (value.view(-1)[at].double() - taken.double()).abs().nan_to_num(0.0, 0.0, 0.0)
-                value.view(-1)[at] = taken
+                at, elements = elements_for(value, other.inputs[index].value, pairs)
+                apart = (value.view(-1)[at].double() - elements.double()).abs().nan_to_num(0.0, 0.0, 0.0)
+                value.view(-1)[at] = elements
                 yield Link(index, other, pairs, float(apart.max()) if len(apart) else 0.0)
 
 
@@ -410,19 +410,19 @@ def _numbers(numbers: np.ndarray, label: Label | None) -> list[int]:
     """The shared coordinates of a label that both runs have."""
     if label is None:
         return []
-    found = np.unique(numbers[label.q])
-    return found[found > 0].tolist()
+    present = np.unique(numbers[label.q])
+    return present[present > 0].tolist()
 
 
 def _inputs(recorder: Recorder, given: list[Tensor], *, copy: bool) -> dict[int, tuple[Tensor, Label | None]]:
     """The floating-point tensors of a call that hold tokens, with their labels, by their index among all."""
-    found: dict[int, tuple[Tensor, Label | None]] = {}
+    inputs: dict[int, tuple[Tensor, Label | None]] = {}
     for index, tensor in enumerate(given):
         label = recorder.label_of(tensor) if is_continuous(tensor) and tensor.numel() else None
         if label is not None:
             value = recorder.true_value(tensor).detach()
-            found[index] = (value.clone(memory_format=torch.contiguous_format) if copy else value, label)
-    return found
+            inputs[index] = (value.clone(memory_format=torch.contiguous_format) if copy else value, label)
+    return inputs
 
 
 def _labels(

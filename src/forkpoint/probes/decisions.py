@@ -83,12 +83,12 @@ class Held:
             for decision in self.runs.b.decisions
             for link in decision.links
         }
-        found: dict[Key, float] = {}
+        largest: dict[Key, float] = {}
         for one in self.decided:
             if excess(replace(self.compared, gaps=(one,)), self.rounding) > 1:
                 key = keys[one.result]
-                found[key] = max(found.get(key, 0.0), one.gap.max_abs)
-        return found
+                largest[key] = max(largest.get(key, 0.0), one.gap.max_abs)
+        return largest
 
     @property
     def excess(self) -> float:
@@ -113,7 +113,7 @@ def decisions(
         return None, None
     with same_weights(weights):
         vanishes = held.excess <= 1
-        noise = max(held.rounding.after(len(held.rounding.found) or NOISE_RUNS).values(), default=0.0)
+        noise = max(held.rounding.after(len(held.rounding.measurements) or NOISE_RUNS).values(), default=0.0)
     largest, relative = (
         held.compared.max_abs,
         max((g.gap.max_rel for g in held.compared.floating), default=0.0),
@@ -169,11 +169,11 @@ def _noted(
     shelf = session.memory.shelf()
     noting = Noting(a.traced.trace, shelf, MAX_NOTED, a.other)
     a.traced.again(watcher=noting)
-    if not noting.found:
+    if not noting.decisions:
         return None
     one_to_one = len(a.traced.run.calls) == len(b.traced.run.calls)
     forcing = Forcing(
-        b.traced.trace, shelf, MAX_NOTED, b.other, others=tuple(noting.found), shared=shared, one_to_one=one_to_one
+        b.traced.trace, shelf, MAX_NOTED, b.other, others=tuple(noting.decisions), shared=shared, one_to_one=one_to_one
     )  # fmt: skip
     return noting, forcing, b.traced.again(watcher=forcing)
 
@@ -196,18 +196,18 @@ def _held(
     Raises:
         UnheldError: the runs decide more often there, or less often.
     """
-    runs = HeldRuns(replace(a, decisions=noting.found), replace(b, decisions=forcing.found), shared)
+    runs = HeldRuns(replace(a, decisions=noting.decisions), replace(b, decisions=forcing.decisions), shared)
     exact_a = runs.run("a")
     inputs_a, complete = runs.inputs, runs.complete
     exact_b = runs.run("b")
     if not complete or not runs.complete:
         raise UnheldError("in float64 the runs decide more often, or less often")
     compared = compare_results(session, exact_a, exact_b, own=own)
-    decided = tuple(_decided(forcing.found, inputs_a, runs.inputs))
+    decided = tuple(_decided(forcing.decisions, inputs_a, runs.inputs))
 
     def measure(seed: int) -> dict[str, float]:
         moved = largest_changes(exact_a, runs.noisy(seed))
-        for decision in noting.found:
+        for decision in noting.decisions:
             for index, before in inputs_a.get(decision.place, {}).items():
                 after = runs.inputs.get(decision.place, {}).get(index)
                 if after is not None and after.shape == before.shape:
@@ -278,9 +278,9 @@ def _moved(bench: Bench, met: Snapshot, keep: NDArray[np.bool_]) -> float:
         TooLargeError: there are more decisions than there is room for.
     """
     traced, shared, shelf = bench.traced, bench.shared, bench.session.memory.shelf()
-    kept = bench.store.snapshots
-    comes_in = {kept[event].place for event in bench.before & bench.content if event in kept}
-    keys = {met.op.key, *(kept[event].op.key for event in bench.before if event in kept)}
+    snapshots = bench.store.snapshots
+    comes_in = {snapshots[event].place for event in bench.before & bench.content if event in snapshots}
+    keys = {met.op.key, *(snapshots[event].op.key for event in bench.before if event in snapshots)}
 
     def store() -> Store:
         return Store(MAX_NOTED, lambda op: op.key in keys, shelf)
@@ -288,17 +288,22 @@ def _moved(bench: Bench, met: Snapshot, keep: NDArray[np.bool_]) -> float:
     before = store()
     noting = Noting(traced.trace, shelf, MAX_NOTED, before)
     traced.again(watcher=noting)
-    for seed in range(_TRIES if noting.found else 0):
+    for seed in range(_TRIES if noting.decisions else 0):
         after, other = store(), OtherContent(keep, seed)
         forcing = Forcing(
-            traced.trace, shelf, MAX_NOTED, Patched(other, after), others=tuple(noting.found), shared=shared
+            traced.trace,
+            shelf,
+            MAX_NOTED,
+            Patched(other, after),
+            others=tuple(noting.decisions),
+            shared=shared,
         )
         traced.again(watcher=forcing)
         if not other.replaced:
             return 0.0
         if not _gap(before, after, met, shared)[0]:
             continue
-        runs = HeldRuns(HeldRun(traced, noting.found), HeldRun(traced, forcing.found), shared)
+        runs = HeldRuns(HeldRun(traced, noting.decisions), HeldRun(traced, forcing.decisions), shared)
         exact, changed = store(), store()
         runs.run("a", exact)
         stays = Patch(_where_shared(exact, comes_in, shared))
@@ -311,23 +316,28 @@ def _moved(bench: Bench, met: Snapshot, keep: NDArray[np.bool_]) -> float:
 
 def _where_shared(store: Store, places: AbstractSet[Place], shared: Shared) -> Values:
     """What puts values of a run in place where both runs have them."""
-    found = (kept for kept in store.snapshots.values() if kept.place in places)
+    chosen = (snapshot for snapshot in store.snapshots.values() if snapshot.place in places)
     return {
-        kept.place: [(kept.value, pair_elements(kept.value, kept.label, kept.value, kept.label, shared))]
-        for kept in found
+        snapshot.place: [
+            (
+                snapshot.value,
+                pair_elements(snapshot.value, snapshot.label, snapshot.value, snapshot.label, shared),
+            )
+        ]
+        for snapshot in chosen
     }
 
 
 def _gap(before: Store, after: Store, met: Snapshot, shared: Shared) -> tuple[float, float]:
     """The largest gap of an op in two passes of a run where both runs have it, and relative to the largest value."""
-    found = 0.0, 0.0
+    largest = 0.0, 0.0
     for x in before.snapshots.values():
         for y in after.snapshots.values():
             if x.place == y.place == met.place:
                 pairs = pair_elements(x.value, x.label, y.value, y.label, shared)
                 apart = gap(x.value, y.value, pairs)
-                found = max(found, (apart.max_abs, apart.max_rel))
-    return found
+                largest = max(largest, (apart.max_abs, apart.max_rel))
+    return largest
 
 
 def _decided(forced: Sequence[Decision], a: Inputs64, b: Inputs64) -> Iterator[ResultGap]:

@@ -57,20 +57,20 @@ def counts(loss: Loss) -> list[int] | None:
 
     None where the number is no sum of one value's elements over a count.
     """
-    found: list[int] = []
+    divisors: list[int] = []
     for call, number in enumerate(loss.numbers):
-        terms = [kept for kept in loss.terms if kept.event.call == call]
+        terms = [term for term in loss.terms if term.event.call == call]
         if len(terms) != 1 or not number:
             return None
         value = terms[0].value.double()
-        marks = [int(kept.value.sum()) for kept in loss.marks if kept.event.call == call]
-        known = [value.numel(), *value.shape[:1], int(torch.count_nonzero(value)), *marks, 1]
+        marks = [int(term.value.sum()) for term in loss.marks if term.event.call == call]
+        candidates = [value.numel(), *value.shape[:1], int(torch.count_nonzero(value)), *marks, 1]
         divisor = float(value.sum()) / number
-        count = next((n for n in known if n and abs(divisor - n) <= 1e-6 * abs(n)), None)
+        count = next((n for n in candidates if n and abs(divisor - n) <= 1e-6 * abs(n)), None)
         if count is None:
             return None
-        found.append(count)
-    return found
+        divisors.append(count)
+    return divisors
 
 
 def are_others(a: Iterable[float], b: Iterable[float], over_calls: str) -> bool:
@@ -110,7 +110,7 @@ def divide_otherwise(session: Session, name: str, a: Loss, b: Loss, over_calls: 
     usual = (
         min(calls) / max(calls) if over_calls == "mean" else 1.0
     )  # what the mean over a run's calls does to a ratio
-    found = False
+    otherwise = False
     for key in places[0]:
         moved_a, moved_b = (
             np.asarray([_moves(session, side, fine, name, loss, at[key], draw) for draw in range(draws)])
@@ -119,16 +119,16 @@ def divide_otherwise(session: Session, name: str, a: Loss, b: Loss, over_calls: 
         ratios = _ratios(*((moved_b, moved_a) if fine == "a" else (moved_a, moved_b)))
         if ratios is None:
             return False
-        found = found or not np.allclose(ratios, usual, rtol=_EQUAL, atol=0)
-    return found
+        otherwise = otherwise or not np.allclose(ratios, usual, rtol=_EQUAL, atol=0)
+    return otherwise
 
 
 def _places(traced: Traced, loss: Loss) -> dict[object, set[Place]]:
     """Where the terms pass, by the op that makes them."""
-    found: dict[object, set[Place]] = {}
-    for kept in loss.terms:
-        found.setdefault(traced.trace.key(kept.op), set()).add(kept.place)
-    return found
+    places: dict[object, set[Place]] = {}
+    for term in loss.terms:
+        places.setdefault(traced.trace.key(term.op), set()).add(term.place)
+    return places
 
 
 def _moves(
@@ -167,7 +167,7 @@ def own_terms_enter(traced: Traced, numbers: NDArray[np.int64], name: str, loss:
     own[ids] = (numbers[ids] < 0) & table.is_slot(ids)
     if not own.any():
         return False
-    moved = _moved_by(traced, name, loss, {kept.place for kept in loss.terms}, 1 + by * own)
+    moved = _moved_by(traced, name, loss, {term.place for term in loss.terms}, 1 + by * own)
     return any(abs(by) > _EQUAL * abs(number) for by, number in zip(moved, loss.numbers, strict=True))
 
 
@@ -219,6 +219,6 @@ class _Scaled(Watcher):
     ) -> Tensor | None:
         if (key, nth, output, recorder.call) not in self.places or label is None or label.k is not None:
             return None
-        known = np.append(self.factors, np.ones(max(len(recorder.table.kinds) + 2 - len(self.factors), 0)))
-        factors = torch.from_numpy(spread(known[label.q], tuple(value.shape)).copy())
+        by_id = np.append(self.factors, np.ones(max(len(recorder.table.kinds) + 2 - len(self.factors), 0)))
+        factors = torch.from_numpy(spread(by_id[label.q], tuple(value.shape)).copy())
         return value * factors.to(value.device, value.dtype)

@@ -66,8 +66,8 @@ def _last(run: Run) -> dict[str, Tensor]:
     """What the last call of a run gives, every operation done in float64."""
     promotion = Promotion()
     output = run.execute(around=lambda: promotion)[-1]
-    found = {name: promotion.value(value) for name, value in results_of(output).items()}
-    return {name: value for name, value in found.items() if value.is_floating_point()}
+    results = {name: promotion.value(value) for name, value in results_of(output).items()}
+    return {name: value for name, value in results.items() if value.is_floating_point()}
 
 
 def _apart(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> float | None:

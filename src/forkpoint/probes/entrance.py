@@ -59,16 +59,16 @@ def entrance(session: Session, leak: ContentProbe) -> tuple[Session, Origin] | N
 
 def _meetings(session: Session, before: Store, after: Store) -> dict[int, Meeting]:
     """The values at coordinates that both runs have, in two passes of one run, as far as these went the same way."""
-    again = {kept.place: kept for kept in after.snapshots.values()}
-    found: dict[int, Meeting] = {}
-    for event, kept in before.snapshots.items():
-        other = again.get(kept.place)
-        if other is None or kept.label is None:
+    again = {snapshot.place: snapshot for snapshot in after.snapshots.values()}
+    meetings: dict[int, Meeting] = {}
+    for event, snapshot in before.snapshots.items():
+        other = again.get(snapshot.place)
+        if other is None or snapshot.label is None:
             continue
-        pairs = pair_elements(kept.value, kept.label, other.value, other.label, session.shared)
+        pairs = pair_elements(snapshot.value, snapshot.label, other.value, other.label, session.shared)
         if len(pairs):
-            moved = gap(kept.value, other.value, pairs)
+            moved = gap(snapshot.value, other.value, pairs)
             scale = moved.max_abs / moved.max_rel if moved.max_rel else 0.0
-            noise = _UNCHANGED * scale if kept.numeric else 0.0
-            found[event] = Meeting(event, event, kept, kept, pairs, moved, noise)
-    return found
+            noise = _UNCHANGED * scale if snapshot.numeric else 0.0
+            meetings[event] = Meeting(event, event, snapshot, snapshot, pairs, moved, noise)
+    return meetings

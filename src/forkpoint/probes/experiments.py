@@ -32,12 +32,12 @@ class ExperimentResult:
 
     Attributes:
         keys: ops of which the values were kept.
-        found: these; None where the run ended in an error.
+        store: these; None where the run ended in an error.
         replaced: how many values or rows were changed.
     """
 
     keys: frozenset[Any]
-    found: Store | None
+    store: Store | None
     replaced: int
 
 
@@ -62,44 +62,46 @@ class Experiments:
     store: Store
     right: Values
 
-    def found(self, watcher: Resampled | Rescaled, kept: Snapshot, asked: frozenset[Any]) -> Snapshot | None:
+    def value(
+        self, watcher: Resampled | Rescaled, snapshot: Snapshot, asked: frozenset[Any]
+    ) -> Snapshot | None:
         """A value with a watcher in the run; None where the run ends in an error, or does not come there.
 
         Args:
             asked: ops at which the same experiment will be looked at.
         """
         made, key = self.session.experiments, (*self._name, watcher.key)
-        known = made.get(key)
-        if known is None or kept.op.key not in known.keys:
-            known = made[key] = self.made(watcher, asked | {kept.op.key})
-        watcher.replaced = known.replaced
-        return None if known.found is None else _at(known.found, kept.place)
+        earlier = made.get(key)
+        if earlier is None or snapshot.op.key not in earlier.keys:
+            earlier = made[key] = self.made(watcher, asked | {snapshot.op.key})
+        watcher.replaced = earlier.replaced
+        return None if earlier.store is None else _at(earlier.store, snapshot.place)
 
     def made(self, watcher: Resampled | Rescaled, keys: frozenset[Any]) -> ExperimentResult:
         """The run with a watcher in it, and the values of some ops there."""
-        found = Store(self.store.limit, lambda op: op.key in keys, self.store.shelf)
+        store = Store(self.store.limit, lambda op: op.key in keys, self.store.shelf)
         try:
             passed = self.in_passing(watcher.afresh(), keys)
             if passed is not None:
                 return passed
-            places = {kept.place for kept in self.store.snapshots.values() if kept.op.key in keys}
+            places = {snapshot.place for snapshot in self.store.snapshots.values() if snapshot.op.key in keys}
 
             def enough() -> bool:
-                return len(found.snapshots) >= len(places) and places <= {
-                    kept.place for kept in found.snapshots.values()
+                return len(store.snapshots) >= len(places) and places <= {
+                    snapshot.place for snapshot in store.snapshots.values()
                 }
 
             both = InTurn(Patch(self.right), watcher)
-            self.traced.again(promotion=Promotion(), watcher=Patched(both, found), enough=enough)
+            self.traced.again(promotion=Promotion(), watcher=Patched(both, store), enough=enough)
         except Exception as error:  # noqa: BLE001 - other values may steer the model's code anywhere
             reraise_out_of_memory(error)
             return ExperimentResult(keys, None, watcher.replaced)
-        return ExperimentResult(keys, found, watcher.replaced)
+        return ExperimentResult(keys, store, watcher.replaced)
 
     def in_passing(self, watcher: Resampled | Rescaled, keys: frozenset[Any]) -> ExperimentResult | None:
         """The same with nobody watching the rest of the run; None where that may come to something else."""
         store, turns = self.store, self.store.turns
-        wanted = {kept.place for kept in store.snapshots.values() if kept.op.key in keys}
+        wanted = {snapshot.place for snapshot in store.snapshots.values() if snapshot.op.key in keys}
         places = watcher.places | wanted
         if not all(place in turns for place in places):
             return None
@@ -113,15 +115,15 @@ class Experiments:
         lost = (*self._name, "lost")
         if not all(place in turns for place in before) or lost in self.session.experiments:
             return None  # nor where the run goes another way by what it reads
-        promotion, found = Promotion(), Store(store.limit, shelf=store.shelf)
+        promotion, values = Promotion(), Store(store.limit, shelf=store.shelf)
         made_from = store.made_from
         experiment = Experiment(
-            watcher, {place: turns[place] for place in places | before}, wanted, found, self.traced.recorder.table,
+            watcher, {place: turns[place] for place in places | before}, wanted, values, self.traced.recorder.table,
             promotion, Patch(self.right), store.reached([e for s in starts for e in made_from.get(s, ())]),
         )  # fmt: skip
         self.traced.in_float64(promotion, under=lambda: experiment)
         if experiment.complete:
-            return ExperimentResult(keys, found, watcher.replaced)
+            return ExperimentResult(keys, values, watcher.replaced)
         self.session.experiments[lost] = True
         return None
 
@@ -132,13 +134,13 @@ class Experiments:
             one: its op and event.
             ahead: those of others that will be asked for, which are kept in the same run.
         """
-        known = self.session.experiments.setdefault((*self._name, "calls"), {})
-        if _call(one) not in known:
-            wanted = [other for other in (one, *ahead) if _call(other) not in known]
+        calls = self.session.experiments.setdefault((*self._name, "calls"), {})
+        if _call(one) not in calls:
+            wanted = [other for other in (one, *ahead) if _call(other) not in calls]
             watcher = Patch(self.right) if self.right else None
-            taken = fetch_ops(self.traced, wanted, promotion=Promotion(), watcher=watcher, until_found=True)
-            known.update(zip(map(_call, wanted), taken, strict=True))
-        return known[_call(one)]
+            fetched = fetch_ops(self.traced, wanted, promotion=Promotion(), watcher=watcher, until_found=True)
+            calls.update(zip(map(_call, wanted), fetched, strict=True))
+        return calls[_call(one)]
 
     @property
     def _name(self) -> tuple[str, frozenset[Place]]:
@@ -146,8 +148,8 @@ class Experiments:
         return self.side, frozenset(self.right)
 
     def _has_numbers(self, event: int) -> bool:
-        kept = self.store.snapshots.get(event)
-        return kept is not None and kept.numeric
+        snapshot = self.store.snapshots.get(event)
+        return snapshot is not None and snapshot.numeric
 
 
 def _call(called: Called) -> Hashable:
@@ -167,4 +169,4 @@ def _are_one_call(store: Store, event: int, other: int) -> bool:
 
 
 def _at(store: Store, place: Place) -> Snapshot | None:
-    return next((kept for kept in store.snapshots.values() if kept.place == place), None)
+    return next((snapshot for snapshot in store.snapshots.values() if snapshot.place == place), None)

@@ -56,8 +56,10 @@ def masked_module(benches: tuple[Bench, Bench], module: str) -> Masked | None:
 def is_given_mask(bench: Bench, module: str) -> bool:
     """Whether the recorded arguments of a module's own calls hold a mask that tells padding from tokens."""
     plain = bench.traced.trace.plain
-    given = (kept for kept in bench.store.snapshots.values() if kept.op.is_input)
-    return any(plain(kept.op.module) == plain(module) and _tells_padding(bench, kept) for kept in given)
+    given = (snapshot for snapshot in bench.store.snapshots.values() if snapshot.op.is_input)
+    return any(
+        plain(snapshot.op.module) == plain(module) and _tells_padding(bench, snapshot) for snapshot in given
+    )
 
 
 def _around(run: Run, module: str) -> Iterator[tuple[str, bool]]:
@@ -73,24 +75,24 @@ def _around(run: Run, module: str) -> Iterator[tuple[str, bool]]:
 
 
 def _is_of_torch(model: nn.Module | None, path: str) -> bool:
-    found = None if model is None else module_at(model, path)  # none: a module that is made for the call
-    return found is not None and type(found).__module__.partition(".")[0] == "torch"
+    owner = None if model is None else module_at(model, path)  # none: a module that is made for the call
+    return owner is not None and type(owner).__module__.partition(".")[0] == "torch"
 
 
-def _tells_padding(bench: Bench, kept: Snapshot) -> bool:
+def _tells_padding(bench: Bench, snapshot: Snapshot) -> bool:
     """Whether padding has one value, which tokens have not: all of them where no name says that it is a mask."""
-    ids = _ids(bench, kept)
+    ids = _ids(bench, snapshot)
     if ids is None:
         return False
     places, seen = ids
     column = bench.slots & (bench.columns >= 0)
-    padding, tokens = (seen & known[places] for known in (column & ~bench.is_token, bench.is_token))
+    padding, tokens = (seen & columns_of[places] for columns_of in (column & ~bench.is_token, bench.is_token))
     if not (padding.any() and tokens.any()):
         return False
     of_padding, of_tokens = (
-        torch.unique(_numbers(kept.value)[torch.from_numpy(which)]) for which in (padding, tokens)
+        torch.unique(_numbers(snapshot.value)[torch.from_numpy(which)]) for which in (padding, tokens)
     )
-    called = "mask" in kept.op.function
+    called = "mask" in snapshot.op.function
     if len(of_padding) != 1 or (len(of_tokens) != 1 and not called):
         return False
     return bool((of_tokens != of_padding).any() if called else (of_tokens != of_padding).all())
@@ -100,15 +102,15 @@ def _numbers(value: Tensor) -> Tensor:
     return value.detach().cpu().to(torch.uint8) if value.dtype == torch.bool else value.detach().cpu()
 
 
-def _ids(bench: Bench, kept: Snapshot) -> tuple[np.ndarray, np.ndarray] | None:
+def _ids(bench: Bench, snapshot: Snapshot) -> tuple[np.ndarray, np.ndarray] | None:
     """For each element whose column (or key) it stands for, and whether it is a token's view of it."""
-    shape = tuple(kept.value.shape)
-    if kept.label is not None:
-        q = spread(kept.label.q, shape)
-        if kept.label.k is None:
+    shape = tuple(snapshot.value.shape)
+    if snapshot.label is not None:
+        q = spread(snapshot.label.q, shape)
+        if snapshot.label.k is None:
             return q, np.ones(shape, dtype=bool)
-        return spread(kept.label.k, shape), bench.is_token[q]
-    grid = bench.traced.trace.table.slots(kept.event.call, MAIN)
+        return spread(snapshot.label.k, shape), bench.is_token[q]
+    grid = bench.traced.trace.table.slots(snapshot.event.call, MAIN)
     if grid is None or len(shape) < 2 or (shape[0], shape[-1]) != tuple(grid.shape):
         return None
     places = grid.reshape(shape[0], *[1] * (len(shape) - 2), shape[-1])

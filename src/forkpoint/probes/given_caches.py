@@ -20,8 +20,8 @@ def caches_of(call: Mapping[str, Any]) -> list[Any]:
 
 def floats_of(calls: Sequence[Mapping[str, Any]]) -> list[Tensor]:
     """The floating-point tensors of caches among the inputs of calls."""
-    found = (tensor for call in calls for cache in caches_of(call) for tensor in tensors_in(cache))
-    return [tensor for tensor in found if tensor.is_floating_point()]
+    tensors = (tensor for call in calls for cache in caches_of(call) for tensor in tensors_in(cache))
+    return [tensor for tensor in tensors if tensor.is_floating_point()]
 
 
 def given_to_one(session: Session) -> str | None:

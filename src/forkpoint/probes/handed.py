@@ -86,10 +86,10 @@ def _named(module: nn.Module, args: tuple[Any, ...], kwargs: Arguments) -> Argum
         TypeError: it does not take them, or takes any number of them without a name.
     """
     signature = inspect.signature(module.forward)
-    found: Arguments = {}
+    named: Arguments = {}
     for name, value in signature.bind(*args, **kwargs).arguments.items():
         kind = signature.parameters[name].kind
         if kind is inspect.Parameter.VAR_POSITIONAL:
             raise TypeError("arguments without a name")
-        found |= value if kind is inspect.Parameter.VAR_KEYWORD else {name: value}
-    return found
+        named |= value if kind is inspect.Parameter.VAR_KEYWORD else {name: value}
+    return named

@@ -111,8 +111,8 @@ class Hold(TorchFunctionMode):
             return result
         whole = of_library(function)
         held = [
-            self._leaf(leaf, kept, whole or function.name in STEPS)
-            for leaf, kept in zip(leaves, noted, strict=True)
+            self._leaf(leaf, recorded, whole or function.name in STEPS)
+            for leaf, recorded in zip(leaves, noted, strict=True)
         ]
         if not function.writes:
             return pytree.tree_unflatten(held, spec)
@@ -120,11 +120,11 @@ class Hold(TorchFunctionMode):
         target.copy_(held[0])
         return result
 
-    def _leaf(self, natural: Any, kept: Any, whole: bool) -> Any:
+    def _leaf(self, natural: Any, recorded: Any, whole: bool) -> Any:
         """What to go on with: as it was noted if it is discrete, or goes with what is; else as it comes in float64."""
-        if not isinstance(kept, (Tensor, Shelved)):
-            return kept if whole else natural
-        noted = load(kept)
+        if not isinstance(recorded, (Tensor, Shelved)):
+            return recorded if whole else natural
+        noted = load(recorded)
         if not whole and not is_discrete(noted):
             return natural
         if not whole and isinstance(natural, Tensor) and natural.shape != noted.shape:
@@ -186,11 +186,11 @@ class HeldRuns:
         plain = self.b.traced.trace.plain
         righted: dict[Any, list[Any]] = {}
         rest: Values = {}
-        for place, found in values.items():
+        for place, replacements in values.items():
             module, function, chain = place[0]
             decision = noted.get(((plain(module), function, chain), place[1], place[3]))
             if decision is None:
-                rest[place] = found
+                rest[place] = replacements
             else:
                 righted[decision.place] = self._right(decision)
         patch = Patch(rest, {} if apart is None else apart)

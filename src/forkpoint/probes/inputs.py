@@ -87,7 +87,7 @@ class Alone:
 
 
 @dataclass
-class _Found:
+class _WeightDifferences:
     """What differs of the weights of two models.
 
     Attributes:
@@ -112,9 +112,9 @@ def inputs(session: Session) -> Inputs:
     tokens = [n for n in names if n in _TOKENS]
     others = tuple(n for n in names if n not in tokens)
     pairs_a, pairs_b = _label_pairs(session, a, "a"), _label_pairs(session, b, "b")
-    found = _Found()
+    differences = _WeightDifferences()
     for root_a, root_b in zip(a.roots, b.roots, strict=False):
-        _compare_weights(found, root_a, root_b)
+        _compare_weights(differences, root_a, root_b)
     if tokens:
         return _differs("token_ids", float(len(tokens)), _differing(tokens))
     if pairs_a != pairs_b:
@@ -123,22 +123,22 @@ def inputs(session: Session) -> Inputs:
         return _differs("labels", float(count), text)
     if others:
         return replace(_differs(None, float(len(others)), _differing(others)), names=others)
-    for mechanism, tensors in found.different.items():
+    for mechanism, tensors in differences.different.items():
         what = mechanism if mechanism != "quantization" else "weights"
         text = f"{len(tensors)} {what} differ, {tensors[0]} first"
         if len(tensors) == 1:
             text = f"{_ONE[what]}, {tensors[0]}"
-        if mechanism == "buffers" and found.narrowed:
-            text += f"; {found.narrowed[0]}"
+        if mechanism == "buffers" and differences.narrowed:
+            text += f"; {differences.narrowed[0]}"
         return _differs(mechanism, float(len(tensors)), text)
-    if found.rounded:
-        text = f"{len(found.rounded)} weights of one run are the other's, rounded to a narrower dtype"
+    if differences.rounded:
+        text = f"{len(differences.rounded)} weights of one run are the other's, rounded to a narrower dtype"
         return Inputs(
             False,
             None,
-            ProbeResult("inputs", "rounded", float(len(found.rounded)), text),
-            tuple(found.rounded),
-            alone=tuple(found.alone),
+            ProbeResult("inputs", "rounded", float(len(differences.rounded)), text),
+            tuple(differences.rounded),
+            alone=tuple(differences.alone),
         )
     unseen = [name for name, run in (("A", a), ("B", b)) if not run.roots]
     if unseen or len(a.roots) != len(b.roots):
@@ -149,13 +149,13 @@ def inputs(session: Session) -> Inputs:
         )
         text = f"token ids and labels are the same in both runs; whether parameters and buffers are is not known: {why}"
         return Inputs(False, None, ProbeResult("inputs", "unknown", None, text))
-    if found.alone:
+    if differences.alone:
         text = (
             "token ids and labels are the same in both runs, as are the parameters and buffers that both models have; "
-            f"{len(found.alone)} parameters of one model alone were not compared, {found.alone[0].title} first"
+            f"{len(differences.alone)} parameters of one model alone were not compared, {differences.alone[0].title} first"
         )
-        result = ProbeResult("inputs", "some", float(len(found.alone)), text)
-        return Inputs(False, None, result, alone=tuple(found.alone))
+        result = ProbeResult("inputs", "some", float(len(differences.alone)), text)
+        return Inputs(False, None, result, alone=tuple(differences.alone))
     text = "token ids, labels, parameters and buffers are the same in both runs"
     return Inputs(False, None, ProbeResult("inputs", "same", 0.0, text))
 
@@ -175,10 +175,10 @@ def _different_tensors(session: Session) -> list[str]:
     for row in session.join.rows:
         if row.op.is_input and session.a.trace.plain(row.op.module) == "" and row.differing:
             name = row.op.function.removeprefix("input:")
-            known = states_layout(name) or name in ("labels", "decoder_labels") or name in names
+            expected = states_layout(name) or name in ("labels", "decoder_labels") or name in names
             same = (name == "pixel_values" and _same_pixels(session)) or _same_values(session, name)
             same = same or name_the_same_tokens(session, name)
-            if not known and not same:
+            if not expected and not same:
                 names.append(name)
     for call_a, call_b in zip(session.a.run.calls, session.b.run.calls, strict=False):
         types = [c.get("token_type_ids") for c in (call_a, call_b)]
@@ -251,7 +251,7 @@ def _same_pixels(session: Session) -> bool:
 
 def _label_pairs(session: Session, run: Run, which: str) -> Counter[Any]:
     """The (predicting coordinate, label) pairs that enter the loss; -100 does not."""
-    found: Counter[Any] = Counter()
+    pairs: Counter[Any] = Counter()
     to_a = (
         {s: s for s, _ in session.pairing.pairs} if which == "a" else {b: a for a, b in session.pairing.pairs}
     )
@@ -264,7 +264,7 @@ def _label_pairs(session: Session, run: Run, which: str) -> Counter[Any]:
         if labels.dim() == 1 and coordinates.sample.dim() == 2 and len(labels) == coordinates.shape[0]:
             for row, label in enumerate(labels.tolist()):
                 sample = int(coordinates.sample[row].max())
-                found[(to_a.get(sample, ("mate", sample)), None, label)] += 1
+                pairs[(to_a.get(sample, ("mate", sample)), None, label)] += 1
             continue
         if tuple(labels.shape) != coordinates.shape or labels.dim() != 2 or labels.is_floating_point():
             continue
@@ -278,18 +278,18 @@ def _label_pairs(session: Session, run: Run, which: str) -> Counter[Any]:
                 place: Any = ("padding", call)
             else:
                 place = (to_a.get(sample, ("mate", sample)), position)
-            found[(place, int(rows[row, column]))] += 1
-    return found
+            pairs[(place, int(rows[row, column]))] += 1
+    return pairs
 
 
 # ---------------------------------------------------------------------- weights
 
 
-def _compare_weights(found: _Found, a: nn.Module, b: nn.Module) -> None:
+def _compare_weights(differences: _WeightDifferences, a: nn.Module, b: nn.Module) -> None:
     if a is b:
         return
     dtypes = _dtypes_of(a)
-    found.one_dtype = bool(dtypes) and dtypes == _dtypes_of(b)
+    differences.one_dtype = bool(dtypes) and dtypes == _dtypes_of(b)
     modules_a, modules_b = map(_by_path, (a, b), wrappings(a, b))
     for path, mine in modules_a.items():
         theirs = modules_b.get(path)
@@ -297,11 +297,11 @@ def _compare_weights(found: _Found, a: nn.Module, b: nn.Module) -> None:
             continue
         for table, slug in (("_parameters", "parameters"), ("_buffers", "buffers")):
             for name in _names(mine, table) & _names(theirs, table):
-                _compare_weight(found, path, name, table, slug, mine, theirs)
-    _compare_alone(found, modules_a, modules_b)
+                _compare_weight(differences, path, name, table, slug, mine, theirs)
+    _compare_alone(differences, modules_a, modules_b)
 
 
-def _compare_alone(found: _Found, a: dict[str, nn.Module], b: dict[str, nn.Module]) -> None:
+def _compare_alone(differences: _WeightDifferences, a: dict[str, nn.Module], b: dict[str, nn.Module]) -> None:
     """Parameters of one model that the other keeps otherwise, as quantised modules do, or has not at all."""
     for side, mine, theirs in (("a", a, b), ("b", b, a)):
         for path, module in mine.items():
@@ -310,13 +310,15 @@ def _compare_alone(found: _Found, a: dict[str, nn.Module], b: dict[str, nn.Modul
                 if other is not None and name in _names(other, "_parameters"):
                     continue
                 one = Alone(side, path, name, _base(module))
-                kept = None if other is None else _kept_quantized(other, name)
+                quantized = None if other is None else _kept_quantized(other, name)
                 weight = _base(module)._parameters[name]
-                if other is not None and kept is not None and weight is not None:
-                    same = are_quantized(other, kept, weight)
-                    found.different.setdefault("quantization" if same else "parameters", []).append(one.title)
+                if other is not None and quantized is not None and weight is not None:
+                    same = are_quantized(other, quantized, weight)
+                    differences.different.setdefault("quantization" if same else "parameters", []).append(
+                        one.title
+                    )
                 else:
-                    found.alone.append(one)
+                    differences.alone.append(one)
 
 
 def _kept_quantized(module: nn.Module, name: str) -> Tensor | None:
@@ -339,14 +341,14 @@ def _dtypes_of(model: nn.Module) -> set[torch.dtype]:
 
 def _by_path(model: nn.Module, wrapping: str) -> dict[str, nn.Module]:
     """Modules by the paths that both runs have, adapters' layers under the name of what they wrap."""
-    found: dict[str, nn.Module] = {}
+    modules: dict[str, nn.Module] = {}
     for path, module in model.named_modules():
         if "lora_" in path:
             continue
         plain = unwrapped(path, wrapping).replace(".base_layer", "")
-        if plain not in found or not hasattr(found[plain], "base_layer"):
-            found[plain] = module
-    return found
+        if plain not in modules or not hasattr(modules[plain], "base_layer"):
+            modules[plain] = module
+    return modules
 
 
 def _base(module: nn.Module) -> nn.Module:
@@ -359,7 +361,13 @@ def _names(module: nn.Module, table: str) -> set[str]:
 
 
 def _compare_weight(
-    found: _Found, path: str, name: str, table: str, slug: str, mine: nn.Module, theirs: nn.Module
+    differences: _WeightDifferences,
+    path: str,
+    name: str,
+    table: str,
+    slug: str,
+    mine: nn.Module,
+    theirs: nn.Module,
 ) -> None:
     x: Tensor = getattr(_base(mine), table)[name]
     y: Tensor = getattr(_base(theirs), table)[name]
@@ -372,28 +380,28 @@ def _compare_weight(
     if delta_x is None and delta_y is None and (x is y or same_bits(x.detach(), y.detach())):
         return
     if x.shape != y.shape or _quantized(x) != _quantized(y):
-        kept = ((theirs, y, x), (mine, x, y)) if _quantized(x) != _quantized(y) else ()
-        same = any(are_quantized(_base(module), weight, other) for module, weight, other in kept)
-        found.different.setdefault("quantization" if same else slug, []).append(title)
+        ways = ((theirs, y, x), (mine, x, y)) if _quantized(x) != _quantized(y) else ()
+        same = any(are_quantized(_base(module), weight, other) for module, weight, other in ways)
+        differences.different.setdefault("quantization" if same else slug, []).append(title)
         return
     exact_x, exact_y = _effective(x, delta_x), _effective(y, delta_y)
     if delta_x is None and delta_y is None and same_bits(exact_x, exact_y):
         wide = x if x.dtype.itemsize >= y.dtype.itemsize else y
-        found.rounded.append(Weight((_base(mine), _base(theirs)), name, wide.detach(), table))
+        differences.rounded.append(Weight((_base(mine), _base(theirs)), name, wide.detach(), table))
         return
     if _is_rounded(x, y, exact_x, exact_y, delta_x, delta_y):
-        if table == "_buffers" and found.one_dtype:
-            found.different.setdefault(slug, []).append(title)
-            found.narrowed.append(_narrowing(title, x, y))
+        if table == "_buffers" and differences.one_dtype:
+            differences.different.setdefault(slug, []).append(title)
+            differences.narrowed.append(_narrowing(title, x, y))
             return
         wide = exact_x if delta_x is not None or (delta_y is None and _eps(x) <= _eps(y)) else exact_y
         if delta_x is None and delta_y is None and _eps(x) == _eps(y):
             wide = exact_x if not _representable(exact_x) else exact_y
         # Adapters that are not merged are added by the run itself: that side keeps its own weight.
         sides = tuple(_base(m) for m, delta in ((mine, delta_x), (theirs, delta_y)) if delta is None)
-        found.rounded.append(Weight(sides, name, wide, table))
+        differences.rounded.append(Weight(sides, name, wide, table))
         return
-    found.different.setdefault(slug, []).append(title)
+    differences.different.setdefault(slug, []).append(title)
 
 
 def _on_cpu(delta: tuple[Tensor, Tensor] | None) -> tuple[Tensor, Tensor] | None:

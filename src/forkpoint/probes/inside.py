@@ -26,17 +26,17 @@ of that value that always is one."""
 
 def decides_inside(session: Session) -> ProbeResult | None:
     """The first operator whose result a unit in the last place of its inputs moves by a step; None where there is none."""
-    trace, taken = session.a.trace, list[CopiedCall]()
+    trace, calls = session.a.trace, list[CopiedCall]()
     fetches: list[tuple[int, Fetch]] = []
     for index, (op, call, form, *_) in enumerate(trace.rows):
         if "." in op.function and not op.function.startswith("aten.") and form.floating and not op.output:
             key, nth = (op.module, op.function, op.site.chain), trace.nth(index)
             before = sum(fetch.key[1] == op.function for _, fetch in fetches)
-            fetches.append((before, Fetch(key, call, nth, taken.append)))
+            fetches.append((before, Fetch(key, call, nth, calls.append)))
     if not fetches:
         return None
     session.a.again([fetch for _, fetch in sorted(fetches, key=lambda pair: pair[0])[:_MOST]])
-    for one in taken:
+    for one in calls:
         by = _step_of(one)
         if by:
             text = (
@@ -47,39 +47,39 @@ def decides_inside(session: Session) -> ProbeResult | None:
     return None
 
 
-def _step_of(taken: CopiedCall) -> float:
+def _step_of(call: CopiedCall) -> float:
     """By how much inputs that are moved by one unit in the last place move a call's result; 0 where that is rounding."""
-    if taken.func is None or taken.op.function.endswith("_"):
+    if call.func is None or call.op.function.endswith("_"):
         return 0.0
-    before = _made(taken, None)
-    again = _made(taken, None)
+    before = _made(call, None)
+    again = _made(call, None)
     if before is None or again is None or not torch.equal(before, again):
         return 0.0
     largest = float(before.abs().max()) if before.numel() else 0.0
-    step = min(_STEP * torch.finfo(taken.outputs[0].dtype).eps, _MOST_STEP) * largest
-    found = 0.0
+    step = min(_STEP * torch.finfo(call.outputs[0].dtype).eps, _MOST_STEP) * largest
+    largest_move = 0.0
     for seed in range(_TRIES):
-        moved = _made(taken, torch.Generator().manual_seed(seed))
+        moved = _made(call, torch.Generator().manual_seed(seed))
         if moved is not None and moved.shape == before.shape:
-            found = max(found, float((moved - before).abs().nan_to_num(0.0, 0.0, 0.0).max()))
-    return found if found > step else 0.0
+            largest_move = max(largest_move, float((moved - before).abs().nan_to_num(0.0, 0.0, 0.0).max()))
+    return largest_move if largest_move > step else 0.0
 
 
-def _made(taken: CopiedCall, generator: torch.Generator | None) -> Tensor | None:
+def _made(call: CopiedCall, generator: torch.Generator | None) -> Tensor | None:
     """What a call returns first, as float64; with its inputs moved where there is a generator."""
-    known: dict[int, Tensor] = {}
+    by_id: dict[int, Tensor] = {}
 
     def given(value: Any) -> Any:
         if not isinstance(value, Tensor) or not value.dtype.is_floating_point:
             return value
-        if id(value) not in known:  # what is given twice stays the same
-            known[id(value)] = value.clone() if generator is None else _moved(value, generator)
-        return known[id(value)]
+        if id(value) not in by_id:  # what is given twice stays the same
+            by_id[id(value)] = value.clone() if generator is None else _moved(value, generator)
+        return by_id[id(value)]
 
-    args, kwargs = pytree.tree_map(given, (taken.args, taken.kwargs))
+    args, kwargs = pytree.tree_map(given, (call.args, call.kwargs))
     try:
         with torch.no_grad():
-            result = taken.func(*args, **kwargs)
+            result = call.func(*args, **kwargs)
     except Exception:  # noqa: BLE001 - an operator may refuse what it is not given by its model
         return None
     first = next((leaf for leaf in pytree.tree_leaves(result) if isinstance(leaf, Tensor)), None)

@@ -106,14 +106,14 @@ def with_columns(bench: Bench, columns: int, *, real: bool) -> Snapshot | None:
         {MAIN: _extended(coordinates, more, real)},
     ]
     other = Run(run.model, [*run.calls[:call], longer], layout=Layout(entries), call=run.call)
-    kept = bench.store.snapshots[bench.root]
-    store = Store(bench.store.limit, lambda op: op.key == kept.op.key, bench.store.shelf)
+    before = bench.store.snapshots[bench.root]
+    store = Store(bench.store.limit, lambda op: op.key == before.op.key, bench.store.shelf)
     try:
         bench.traced.instead(other, promotion=Promotion(), watcher=store)
     except Exception as error:  # noqa: BLE001 - a model may refuse rows of this length
         reraise_out_of_memory(error)
         return None
-    return next((k for k in store.snapshots.values() if k.place == kept.place), None)
+    return next((k for k in store.snapshots.values() if k.place == before.place), None)
 
 
 def _longer(name: str, value: Any, shape: tuple[int, ...], more: int, *, real: bool) -> Any:

@@ -36,12 +36,12 @@ def maker(session: Session, made: Unfinite, tokens: Tokens) -> tuple[Divergence 
     )
     output = 0 if op.is_boundary else op.output
     if a is not None and b is not None:
-        found = describe_values(session, op, output, a, b, tokens)
-        if found is not None and (found.nonfinite_a or found.nonfinite_b):
+        divergence = describe_values(session, op, output, a, b, tokens)
+        if divergence is not None and (divergence.nonfinite_a or divergence.nonfinite_b):
             row = next(
                 (r for r in session.join.rows if r.op.key == op.key and r.difference is not None), None
             )
-            return found, None if row is None else Located(row, found, a, b)
+            return divergence, None if row is None else Located(row, divergence, a, b)
     mine = a if run == "A" else b
     return None if mine is None else _alone(session, op, output, run, mine, a, b), None
 

@@ -19,19 +19,19 @@ def missing_masks(session: Session, origin: Divergence | None) -> str:
         session: the runs.
         origin: where the difference enters, with how its inputs compare.
     """
-    found: list[str] = []
+    sentences: list[str] = []
     for run, traced in (("A", session.a), ("B", session.b)):
         if not _has_padding(traced):
             continue  # it needs none
         calls = _without(traced)
         if calls and _takes_mask(traced):
             every = len(calls) == len(traced.run.calls)
-            found.append(
+            sentences.append(
                 f"Run {run} gives no mask" if every else f"Run {run} gives no mask in {_calls(calls)}"
             )
         elif origin is not None:
-            found += _of_op(origin, run)
-    return ". ".join(found)
+            sentences += _of_op(origin, run)
+    return ". ".join(sentences)
 
 
 def _without(traced: Traced) -> list[int]:

@@ -84,9 +84,9 @@ class Meetings:
         short: for each run the events at which tokens pass that do not pass there in the other.
     """
 
-    def __init__(self, found: Iterable[Meeting], short: tuple[set[int], set[int]]) -> None:
+    def __init__(self, meetings: Iterable[Meeting], short: tuple[set[int], set[int]]) -> None:
         self.short = short
-        self.every = sorted(found, key=lambda m: (m.event_a, m.event_b))
+        self.every = sorted(meetings, key=lambda m: (m.event_a, m.event_b))
         self.by_a: dict[int, Meeting] = {}
         for meeting in self.every:
             before = self.by_a.get(meeting.event_a)
@@ -144,39 +144,43 @@ def meet_values(
     """
     earlier = {} if before is None else {(m.event_a, m.b.place): m for m in before.every}
     by_key_a, by_key_b = _by_key(a, session.a.trace), _by_key(b, session.b.trace)
-    found: list[Meeting] = []
+    meetings: list[Meeting] = []
     short = set[int](), set[int]()
-    session.progress.count(found.__len__, len(a.snapshots))
+    session.progress.count(meetings.__len__, len(a.snapshots))
     for key, events_a in by_key_a.items():
         for event_a, event_b, numbers, absent in _met(session, a, events_a, b, by_key_b.get(key, []), short):
-            kept_a, kept_b = a.snapshots[event_a], b.snapshots[event_b]
-            known = earlier.get((event_a, kept_b.place))
-            if known is not None and not known.meets_alike(kept_a, kept_b, numbers):
-                known = None
-            if known is not None and torch.equal(kept_b.value, known.b.value):
-                found.append(replace(known, event_b=event_b, b=kept_b, absent=absent))
+            snapshot_a, snapshot_b = a.snapshots[event_a], b.snapshots[event_b]
+            seen = earlier.get((event_a, snapshot_b.place))
+            if seen is not None and not seen.meets_alike(snapshot_a, snapshot_b, numbers):
+                seen = None
+            if seen is not None and torch.equal(snapshot_b.value, seen.b.value):
+                meetings.append(replace(seen, event_b=event_b, b=snapshot_b, absent=absent))
                 continue
-            pairs = _pairs(session, kept_a, kept_b, numbers) if known is None else known.pairs
+            pairs = _pairs(session, snapshot_a, snapshot_b, numbers) if seen is None else seen.pairs
             if len(pairs) or absent:
-                difference = gap(kept_a.value, kept_b.value, pairs)
-                noise = threshold * _scale(difference) if kept_a.numeric else 0.0
-                found.append(
-                    Meeting(event_a, event_b, kept_a, kept_b, pairs, difference, noise, absent, numbers)
+                difference = gap(snapshot_a.value, snapshot_b.value, pairs)
+                noise = threshold * _scale(difference) if snapshot_a.numeric else 0.0
+                meetings.append(
+                    Meeting(
+                        event_a, event_b, snapshot_a, snapshot_b, pairs, difference, noise, absent, numbers
+                    )
                 )
-    return Meetings(found, short)
+    return Meetings(meetings, short)
 
 
 def _by_key(store: Store, trace: Trace) -> dict[Hashable, list[int]]:
     """The events of each op, in order; where its outputs are columns of one value (`unbind`), all of them together."""
-    found: dict[Hashable, list[int]] = {}
-    for event, kept in store.snapshots.items():
-        op = replace(kept.op, output=0) if _is_column(kept, trace) else kept.op
-        found.setdefault(trace.key(op), []).append(event)
-    return found
+    by_key: dict[Hashable, list[int]] = {}
+    for event, snapshot in store.snapshots.items():
+        op = replace(snapshot.op, output=0) if _is_column(snapshot, trace) else snapshot.op
+        by_key.setdefault(trace.key(op), []).append(event)
+    return by_key
 
 
-def _is_column(kept: Snapshot, trace: Trace) -> bool:
-    return kept.label is not None and kept.label.k is None and trace.table.one_of_many(kept.label.q)
+def _is_column(snapshot: Snapshot, trace: Trace) -> bool:
+    return (
+        snapshot.label is not None and snapshot.label.k is None and trace.table.one_of_many(snapshot.label.q)
+    )
 
 
 def _met(
@@ -221,25 +225,25 @@ def _absent(
     alone: tuple[dict[int, Ints], dict[int, Ints]],
 ) -> dict[tuple[int, int], frozenset[int]]:
     """For events of an op that chooses tokens by value, those that it chose in one run alone (again)."""
-    found: dict[tuple[int, int], frozenset[int]] = {}
+    absent: dict[tuple[int, int], frozenset[int]] = {}
     for side, lonely in enumerate(alone):
         for at, rows in lonely.items():
             event = tokens[side][at]
-            kept = stores[side].snapshots[event]
-            if kept.op.function not in _CHOOSING or kept.event.status == "view":
+            snapshot = stores[side].snapshots[event]
+            if snapshot.op.function not in _CHOOSING or snapshot.event.status == "view":
                 continue
             numbers = frozenset(n for n in rows.tolist() if session.shared.coordinate(n)[1] is not None)
             others = {e: stores[1 - side].snapshots[e] for e in tokens[1 - side]}
-            other = _same_place(kept, others)
+            other = _same_place(snapshot, others)
             if numbers and other is not None:
                 pair = (event, other) if side == 0 else (other, event)
-                found[pair] = found.get(pair, frozenset()) | numbers
-    return found
+                absent[pair] = absent.get(pair, frozenset()) | numbers
+    return absent
 
 
-def _same_place(kept: Snapshot, others: dict[int, Snapshot]) -> int | None:
+def _same_place(snapshot: Snapshot, others: dict[int, Snapshot]) -> int | None:
     """The event of the other run at the same place, or else its first."""
-    at = kept.event.call, kept.event.nth
+    at = snapshot.event.call, snapshot.event.nth
     same = (event for event, other in others.items() if (other.event.call, other.event.nth) == at)
     return next(same, next(iter(others), None))
 
@@ -249,8 +253,8 @@ Labelled = tuple[tuple[Label, int], ...]
 
 
 def _labels(store: Store, events: list[int]) -> Labelled:
-    kept = (store.snapshots[event] for event in events)
-    return tuple((one.label, one.event.call) for one in kept if one.label is not None)
+    snapshots = (store.snapshots[event] for event in events)
+    return tuple((one.label, one.event.call) for one in snapshots if one.label is not None)
 
 
 @dataclass(frozen=True)
@@ -269,15 +273,15 @@ class _MeetingPlaces:
 def _meet_labels(shared: Shared, labels_a: Labelled, labels_b: Labelled) -> _MeetingPlaces:
     """Most ops of a model have the labels of many others, so that an answer is kept for the next."""
     key = "met", labels_a, labels_b
-    known = shared.worked_out
-    met = known.get(key)
-    if met is None:
+    worked_out = shared.worked_out
+    places = worked_out.get(key)
+    if places is None:
         rows_a = _passes(labels_a, shared.a, shared.home_a)
         rows_b = _passes(labels_b, shared.b, shared.home_b)
-        met = _told_apart(rows_a, rows_b)
-        if len(rows_a.numbers) + len(rows_b.numbers) <= MAX_CELLS and len(known) < MAX_WORKED_OUT:
-            known[key] = met
-    return met
+        places = _told_apart(rows_a, rows_b)
+        if len(rows_a.numbers) + len(rows_b.numbers) <= MAX_CELLS and len(worked_out) < MAX_WORKED_OUT:
+            worked_out[key] = places
+    return places
 
 
 def _told_apart(rows_a: PassTable, rows_b: PassTable) -> _MeetingPlaces:
@@ -307,11 +311,11 @@ def _passes(labels: Labelled, numbers: Ints, homes: Ints) -> PassTable:
     return PassTable(rows, again.astype(bool), of, calls)
 
 
-def _partners(session: Session, kept: Snapshot, places: dict[int, list[int]], b: Store) -> Iterator[int]:
+def _partners(session: Session, snapshot: Snapshot, places: dict[int, list[int]], b: Store) -> Iterator[int]:
     """Values without a coordinate meet by their place in the call, and in the run if both make as many calls."""
     one_to_one = len(session.a.run.calls) == len(session.b.run.calls)
-    for event in places.get(kept.event.nth, ()):
-        if not one_to_one or b.snapshots[event].event.call == kept.event.call:
+    for event in places.get(snapshot.event.nth, ()):
+        if not one_to_one or b.snapshots[event].event.call == snapshot.event.call:
             yield event
 
 
@@ -332,10 +336,10 @@ def _pairs(session: Session, a: Snapshot, b: Snapshot, numbers: Ints | None) -> 
     )
 
 
-def _scale(found: Gap) -> float:
-    if not found.max_rel or not np.isfinite(found.max_rel):
+def _scale(difference: Gap) -> float:
+    if not difference.max_rel or not np.isfinite(difference.max_rel):
         return 0.0
-    return found.max_abs / found.max_rel
+    return difference.max_abs / difference.max_rel
 
 
 def pair_values(session: Session, a: Snapshot, b: Snapshot) -> Pairs:

@@ -58,16 +58,16 @@ def _text(row: Joined, moved: int, apart: float, beyond: float | None) -> str:
 
 def _apart(forced: Sequence[Decision]) -> dict[Key, float]:
     """By op, how far what its decisions were taken on was from the other run's, at most."""
-    found: dict[Key, float] = defaultdict(float)
+    apart: dict[Key, float] = defaultdict(float)
     for decision in forced:
         for link in decision.links:
-            found[decision.key] = max(found[decision.key], link.apart)
-    return found
+            apart[decision.key] = max(apart[decision.key], link.apart)
+    return apart
 
 
 def _otherwise(forced: Sequence[Decision], shared: Shared) -> dict[Key, set[tuple[object, int]]]:
     """By op, the coordinates (and passes) at which a decision comes out otherwise than in the other run."""
-    found: dict[Key, set[tuple[object, int]]] = defaultdict(set)
+    otherwise: dict[Key, set[tuple[object, int]]] = defaultdict(set)
     for decision in forced:
         for other in {id(link.other): link.other for link in decision.links}.values():
             for mine, theirs, label, label_other in zip(
@@ -82,8 +82,10 @@ def _otherwise(forced: Sequence[Decision], shared: Shared) -> dict[Key, set[tupl
                 pairs = pair_elements(theirs, label_other, mine, label, shared)
                 if len(pairs):
                     differing = gap(theirs, mine, pairs).largest > 0
-                    found[decision.key] |= {(other.place, n) for n in pairs.coordinates[differing].tolist()}
-    return {key: places for key, places in found.items() if places}
+                    otherwise[decision.key] |= {
+                        (other.place, n) for n in pairs.coordinates[differing].tolist()
+                    }
+    return {key: places for key, places in otherwise.items() if places}
 
 
 def _tensors(decision: Decision) -> list[Tensor]:

@@ -76,7 +76,7 @@ def native(
 def beyond(session: Session, compared: ResultComparison, units: float) -> Iterator[ResultGap]:
     """The floating-point results that are more than some units in the last place of their largest value apart."""
     unit = max(_unit(session.a), _unit(session.b))
-    return (found for found in compared.floating if found.gap.max_rel > units * unit)
+    return (result_gap for result_gap in compared.floating if result_gap.gap.max_rel > units * unit)
 
 
 def times_rounding(
@@ -95,17 +95,17 @@ def times_rounding(
     grown = unit / torch.finfo(torch.float64).eps
     left = _left(exact)
     most = 0.0
-    for found in compared.floating:
-        largest, relative = found.gap.max_abs, found.gap.max_rel
+    for result_gap in compared.floating:
+        largest, relative = result_gap.gap.max_abs, result_gap.gap.max_rel
         if not relative or not math.isfinite(largest):
             continue
         if relative <= beyond * unit:
             most = max(most, relative / unit)
             continue
-        if largest <= margin * left.get(found.result, 0.0) * grown:
-            most = max(most, largest / (left[found.result] * grown))
+        if largest <= margin * left.get(result_gap.result, 0.0) * grown:
+            most = max(most, largest / (left[result_gap.result] * grown))
             continue
-        noise = exact.noise.get(found.result, 0.0) * grown
+        noise = exact.noise.get(result_gap.result, 0.0) * grown
         most = max(most, largest / max(noise, unit * largest / relative))
     return most
 
@@ -113,9 +113,9 @@ def times_rounding(
 def _left(exact: Precision) -> dict[str, float]:
     """By result, what two runs differ by in float64, where that is so little that no noise was measured."""
     left: dict[str, float] = {}
-    if exact.vanishes and not exact.rounding.found:
-        for found in exact.compared.floating:
-            left[found.result] = max(left.get(found.result, 0.0), found.gap.max_abs)
+    if exact.vanishes and not exact.rounding.measurements:
+        for result_gap in exact.compared.floating:
+            left[result_gap.result] = max(left.get(result_gap.result, 0.0), result_gap.gap.max_abs)
     return left
 
 

@@ -57,13 +57,13 @@ class Unfinite:
     results: tuple[ProbeResult, ...] = ()
     places: Mapping[str, tuple[Op, Event]] = field(default_factory=dict[str, tuple[Op, Event]])
     """The op and the pass of `a` and `b`, by run."""
-    known: Mapping[str, tuple[CopiedCall, ...]] = field(default_factory=dict[str, tuple[CopiedCall, ...]])
+    calls: Mapping[str, tuple[CopiedCall, ...]] = field(default_factory=dict[str, tuple[CopiedCall, ...]])
     """Calls of each run that were kept by now."""
 
     def call(self, run: str, op: Op, event: Event) -> CopiedCall | None:
         """A call of run `A` or `B`, if it was kept."""
         wanted = _call_of(op, event)
-        return next((taken for taken in self.known.get(run, ()) if _call_of(taken.op, taken) == wanted), None)
+        return next((call for call in self.calls.get(run, ()) if _call_of(call.op, call) == wanted), None)
 
     @property
     def alone(self) -> bool:
@@ -97,22 +97,22 @@ def unfinite(session: Session, compared: ResultComparison, located: Located | No
     session.progress.begin("probe: what makes NaN or infinity")
     made: list[NonFinite | None] = []
     places: dict[str, tuple[Op, Event]] = {}
-    known: dict[str, tuple[CopiedCall, ...]] = {}
+    calls_by_run: dict[str, tuple[CopiedCall, ...]] = {}
     for run, traced in (("A", session.a), ("B", session.b)):
-        taken = None if located is None else located.a if run == "A" else located.b
-        calls = {} if taken is None else {_call_of(taken.op, taken): taken}
-        found = _first(traced, taken if diverging else None, calls, session.look)
-        known[run] = tuple(calls.values())
-        if found is not None:
-            places[run] = found.op, found.event
-        made.append(None if found is None else _describe(run, found))
+        at = None if located is None else located.a if run == "A" else located.b
+        calls = {} if at is None else {_call_of(at.op, at): at}
+        onset = _first(traced, at if diverging else None, calls, session.look)
+        calls_by_run[run] = tuple(calls.values())
+        if onset is not None:
+            places[run] = onset.op, onset.event
+        made.append(None if onset is None else _describe(run, onset))
     counts = part.nonfinite_a, part.nonfinite_b
     evidence = tuple(
-        ProbeResult("nan", found.cause, float(count), found.text)
-        for found, count in zip(made, counts, strict=True)
-        if found is not None and _is_fault(found)
+        ProbeResult("nan", onset.cause, float(count), onset.text)
+        for onset, count in zip(made, counts, strict=True)
+        if onset is not None and _is_fault(onset)
     )
-    return Unfinite(part, made[0], made[1], evidence, places, known)
+    return Unfinite(part, made[0], made[1], evidence, places, calls_by_run)
 
 
 def _has_fault(value: Tensor) -> bool:
@@ -150,11 +150,11 @@ class Finiteness(Watcher):
     """Notes which values are NaN or infinite, and what they were made from.
 
     Attributes:
-        found: by event, whether it holds NaN.
+        holds_nan: by event that is not finite, whether it holds NaN.
         sources, ops: for every event, the events that it was made from, and what it is.
     """
 
-    found: dict[int, bool] = field(default_factory=dict[int, bool])
+    holds_nan: dict[int, bool] = field(default_factory=dict[int, bool])
     sources: dict[int, list[int]] = field(default_factory=dict[int, list[int]])
     ops: dict[int, tuple[Op, Event]] = field(default_factory=dict[int, tuple[Op, Event]])
     recorder: Recorder | None = None
@@ -166,7 +166,7 @@ class Finiteness(Watcher):
         self.sources[event] = inputs
         self.ops[event] = recorder.trace.rows[event][0], recorder.trace.event(event)
         if value.layout == torch.strided and not value.is_meta and not all_finite(value):
-            self.found[event] = bool(value.isnan().any())
+            self.holds_nan[event] = bool(value.isnan().any())
 
     def behind(self, start: Iterable[int]) -> list[int]:
         """The events that are not finite, from some on back, as long as their sources aren't either.
@@ -181,7 +181,7 @@ class Finiteness(Watcher):
             if event in passed:
                 continue
             passed.add(event)
-            if event in self.found:
+            if event in self.holds_nan:
                 chain.add(event)
             elif self.ops[event][0].function not in INDEXED_WRITES:
                 continue
@@ -191,8 +191,8 @@ class Finiteness(Watcher):
     def makers(self, chain: list[int], *, nan: bool) -> Iterator[int]:
         """The events of a chain that hold what no source of theirs does: NaN, or anything that is not finite."""
         for event in chain:
-            sources = [s for s in self.sources.get(event, ()) if s in self.found]
-            if self.found[event] == nan and not any(self.found[s] or not nan for s in sources):
+            sources = [s for s in self.sources.get(event, ()) if s in self.holds_nan]
+            if self.holds_nan[event] == nan and not any(self.holds_nan[s] or not nan for s in sources):
                 yield event
 
 
@@ -217,7 +217,7 @@ def _first(
     start = [watcher.recorder.event_of(value) for value in values]
     if not values and at is not None:
         wanted = _call_of(at.op, at)
-        start = [event for event in watcher.found if _call_of(*watcher.ops[event]) == wanted]
+        start = [event for event in watcher.holds_nan if _call_of(*watcher.ops[event]) == wanted]
     chain = watcher.behind(start)
     if not chain:
         return None
@@ -244,34 +244,34 @@ class _Onset:
 
     op: Op
     event: Event
-    taken: CopiedCall | None
+    call: CopiedCall | None
     leads_to: str = ""
     """The op that makes NaN of it, if that is another."""
 
     @property
     def output(self) -> Tensor | None:
-        if self.taken is None:
+        if self.call is None:
             return None
-        return self.taken.outputs[0 if self.op.is_boundary else self.op.output]
+        return self.call.outputs[0 if self.op.is_boundary else self.op.output]
 
     @property
     def written(self) -> bool:
         """Whether the code names what it writes, or makes it of nothing: a mask, as a rule."""
-        taken = self.taken
-        if taken is None or taken.func is None:
+        call = self.call
+        if call is None or call.func is None:
             return False
-        if not any(True for _ in _tensors((taken.args, taken.kwargs))):
+        if not any(True for _ in _tensors((call.args, call.kwargs))):
             return True
-        return any(not math.isfinite(number) for number in _numbers((taken.args, taken.kwargs)))
+        return any(not math.isfinite(number) for number in _numbers((call.args, call.kwargs)))
 
     @property
     def holder(self) -> str:
         """The weight that holds it already, or another input of the call that no tap saw being made."""
-        if self.taken is None or self.taken.func is None:
+        if self.call is None or self.call.func is None:
             return ""
-        for name, value in named_inputs(self.taken).items():
+        for name, value in named_inputs(self.call).items():
             if not all_finite(value):
-                return self.taken.owned.get(id(value), name)
+                return self.call.owned.get(id(value), name)
         return ""
 
 
@@ -281,9 +281,9 @@ def _look_at(
     """Run again, and keep the calls that made some events, but for those that were kept by now."""
     missing = [(op, event) for op, event in wanted if not op.is_boundary and _call_of(op, event) not in calls]
     if missing:
-        found = fetch_ops(traced, missing, look=look)
+        fetched = fetch_ops(traced, missing, look=look)
         calls.update(
-            (_call_of(*one), taken) for one, taken in zip(missing, found, strict=True) if taken is not None
+            (_call_of(*one), call) for one, call in zip(missing, fetched, strict=True) if call is not None
         )
 
 
@@ -302,19 +302,19 @@ def _choose(nan: int | None, infinite: list[int], looks: Mapping[int, _Onset]) -
 
 def _overflows(made: _Onset) -> bool:
     """Whether the op, alone on its own inputs, is finite in float64 where it was not."""
-    if made.taken is None or made.output is None:
+    if made.call is None or made.output is None:
         return False
-    exact = in_float64(made.taken, made.op.output)
+    exact = in_float64(made.call, made.op.output)
     return exact is not None and bool(is_finite(exact)[~is_finite(made.output)].all())
 
 
 def _fully_masked(made: _Onset) -> bool:
     """Whether a softmax has rows in which every key is masked."""
-    if made.taken is None or made.output is None:
+    if made.call is None or made.output is None:
         return False
-    inputs = named_inputs(made.taken)
+    inputs = named_inputs(made.call)
     if made.op.function in _SOFTMAX:
-        dim = made.taken.kwargs.get("dim", made.taken.args[1] if len(made.taken.args) > 1 else -1)
+        dim = made.call.kwargs.get("dim", made.call.args[1] if len(made.call.args) > 1 else -1)
         return isinstance(dim, int) and bool((inputs["input"] == -math.inf).all(dim).any())
     mask = inputs.get("attn_mask")
     if made.op.function != "scaled_dot_product_attention" or mask is None:
@@ -335,7 +335,7 @@ def _describe(run: str, made: _Onset) -> NonFinite:
         kind = "nan" if math.isnan(value) else "inf" if value > 0 else "-inf"
     cause, name = _cause(made)
     of = _made_of(made, flat) if cause in ("exact", "overflow") else ()
-    found = NonFinite(
+    description = NonFinite(
         op=op.module or "(model)" if op.is_boundary and not op.is_input else op.name,
         module=op.module, function=None if op.is_boundary else op.function,
         source="" if op.is_boundary else op.site.short, code="" if op.is_boundary else op.site.code,
@@ -344,7 +344,7 @@ def _describe(run: str, made: _Onset) -> NonFinite:
         dtype=made.event.dtype, name=name,
         leads_to=made.leads_to,
     )  # fmt: skip
-    return replace(found, text=_text(run, found))
+    return replace(description, text=_text(run, description))
 
 
 def _cause(made: _Onset) -> tuple[str, str]:
@@ -356,28 +356,28 @@ def _cause(made: _Onset) -> tuple[str, str]:
         return "masked", ""
     if _overflows(made):
         return "overflow", ""
-    if made.taken is not None and made.holder in made.taken.owned.values():
+    if made.call is not None and made.holder in made.call.owned.values():
         return "weight", made.holder
-    exact = made.taken is not None and in_float64(made.taken, made.op.output) is not None
+    exact = made.call is not None and in_float64(made.call, made.op.output) is not None
     return ("exact" if exact else "hidden"), ""
 
 
 def _made_of(made: _Onset, flat: int) -> tuple[float, ...]:
     """What an elementwise op made one element of."""
-    taken, output = made.taken, made.output
-    if taken is None or output is None or flat < 0 or made.op.function not in _ELEMENTWISE:
+    call, output = made.call, made.output
+    if call is None or output is None or flat < 0 or made.op.function not in _ELEMENTWISE:
         return ()
-    found: list[float] = []
-    for value in (*taken.args, *(v for k, v in taken.kwargs.items() if k in ("other", "exponent"))):
+    operands: list[float] = []
+    for value in (*call.args, *(v for k, v in call.kwargs.items() if k in ("other", "exponent"))):
         if isinstance(value, Tensor) and not value.is_complex():
             try:
-                found.append(float(torch.broadcast_to(value, output.shape).reshape(-1)[flat]))
+                operands.append(float(torch.broadcast_to(value, output.shape).reshape(-1)[flat]))
             except RuntimeError as error:
                 reraise_out_of_memory(error)
                 return ()
         elif isinstance(value, (int, float)) and not isinstance(value, bool):
-            found.append(float(value))
-    return tuple(found)
+            operands.append(float(value))
+    return tuple(operands)
 
 
 def _text(run: str, made: NonFinite) -> str:

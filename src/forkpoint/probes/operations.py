@@ -70,10 +70,10 @@ class Calls(Watcher):
     @property
     def times(self) -> Counter[Key]:
         """How often a function was called somewhere, whatever the numbers."""
-        found: Counter[Key] = Counter()
+        times_by_key: Counter[Key] = Counter()
         for (key, _), times in self.made.items():
-            found[key] += times
-        return found
+            times_by_key[key] += times
+        return times_by_key
 
 
 @dataclass(frozen=True)
@@ -109,12 +109,12 @@ def operations(
         return None
     native = [_made(traced) for traced in runs]
     wide = [_made(traced, Promotion()) for traced in runs]
-    found = [
+    differences = [
         _other(traced, one.calls, other.calls) for traced, one, other in zip(runs, native, wide, strict=True)
     ]
-    if not any(found):
+    if not any(differences):
         return None
-    where = next(f"run {name} {what}" for name, what in zip("AB", found, strict=True) if what)
+    where = next(f"run {name} {what}" for name, what in zip("AB", differences, strict=True) if what)
     told = _as_natively(session, native, weights)
     if told is not None:
         if excess(told, exact.rounding) > 1:

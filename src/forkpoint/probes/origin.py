@@ -105,7 +105,7 @@ class _Search:
         chosen: choices of other tokens, which can only be put right behind them.
         worse: what made the result no better, or could not be put in place.
         unpatched: the first value that could not be put in place.
-        known: events of A whose root was met.
+        seen_events: events of A that were roots already.
     """
 
     session: Session
@@ -117,7 +117,7 @@ class _Search:
     chosen: list[Part] = field(default_factory=list[Part])
     worse: list[Part] = field(default_factory=list[Part])
     unpatched: Part | None = None
-    known: set[int] = field(default_factory=set[int])
+    seen_events: set[int] = field(default_factory=set[int])
 
     def __post_init__(self) -> None:
         self._limits = _threshold(self.exact)
@@ -128,26 +128,26 @@ class _Search:
     def run(self) -> Origin | None:
         current, rounds, idle = self._round(self.store_b, {}), 0, 0
         while rounds < MAX_ROUNDS and idle < MAX_IDLE_ROUNDS:
-            found = self._parts(current)
+            parts = self._parts(current)
             before = self.trials.of(self.right)
-            new = self._put_right(found)
+            new = self._put_right(parts)
             if self.trials.of(self.right).closed:
                 return self.account.of(self._minimal(new))
-            if not (found or self.chosen) or self.trials.spent:
+            if not (parts or self.chosen) or self.trials.spent:
                 break
-            if found and not new and not any(part.of_tokens for part in found):
+            if parts and not new and not any(part.of_tokens for part in parts):
                 continue  # numbers of columns, all of them harmless: run B is as it was, and what they go into comes next
             after = self.trials.of(self.right)
-            if any(part.of_tokens for part in found) or not after.same(before, self.trials.noise):
+            if any(part.of_tokens for part in parts) or not after.same(before, self.trials.noise):
                 rounds += 1
             else:
                 idle += 1
-            has_alike = any(part.of_tokens for part in (*self.right, *found))
+            has_alike = any(part.of_tokens for part in (*self.right, *parts))
             if not has_alike:
                 self.needed += self._that_matter(new)
                 if self._suffices(self.needed):
                     return self.account.of(self._minimal([]))
-            current, alike = self._further(current, found)
+            current, alike = self._further(current, parts)
             if has_alike:
                 self.needed += self._that_matter([*new, *alike])
             if self.trials.of(self.right).closed or self._suffices(self.needed):
@@ -161,15 +161,15 @@ class _Search:
     def _parts(self, current: Round) -> list[Part]:
         """The ops of roots not met before, in the order of execution."""
         by_op: dict[object, list[Meeting]] = {}
-        for root in current.meetings.roots(self.store_a, current.store, self.known):
+        for root in current.meetings.roots(self.store_a, current.store, self.seen_events):
             by_op.setdefault(root.a.op.key, []).append(root)
-        found: list[Part] = []
+        parts: list[Part] = []
         for passes in by_op.values():
-            self.known |= {root.event_a for root in passes}
+            self.seen_events |= {root.event_a for root in passes}
             part = self._part(passes, current)
             if part is not None:
-                (self.chosen if part.root.absent else found).append(part)
-        return in_order(found)
+                (self.chosen if part.root.absent else parts).append(part)
+        return in_order(parts)
 
     def _part(self, passes: list[Meeting], current: Round) -> Part | None:
         shown = ((root, first_seen(root, current.meetings.by_a, self.store_a)) for root in passes)
@@ -177,12 +177,12 @@ class _Search:
 
     # ------------------------------------------------------------------ putting right
 
-    def _put_right(self, found: list[Part]) -> list[Part]:
+    def _put_right(self, parts: list[Part]) -> list[Part]:
         """Put right the roots of a round, those with numbers first: the others are many, and mostly harmless."""
         before = len(self.right)
         for numeric in (True, False):
             if not self.trials.of(self.right).closed:
-                self._add([part for part in found if part.numeric is numeric])
+                self._add([part for part in parts if part.numeric is numeric])
         return self.right[before:]
 
     def _add(self, more: list[Part]) -> None:
@@ -205,13 +205,13 @@ class _Search:
             if trial.moves < 0 and not more[0].root.a.op.is_boundary:
                 self.unpatched = self.unpatched or more[0]
 
-    def _further(self, current: Round, found: list[Part]) -> tuple[Round, list[Part]]:
+    def _further(self, current: Round, parts: list[Part]) -> tuple[Round, list[Part]]:
         """Run B again with everything right so far, and keep its values: behind them are further roots.
 
         Layers repeat themselves: the same op in other layers is put right along with a root. It is a root itself if
         what it makes there, of inputs that are right, still is not run A's value.
         """
-        alike = self._alike(current, [*self.right, *found])
+        alike = self._alike(current, [*self.right, *parts])
         right = values([*self.right, *alike])
         apart: dict[Place, float] = {}
         store = Store(MAX_STORED, self.store_b.select, self.session.memory.shelf())
@@ -223,7 +223,7 @@ class _Search:
         behind = self._round(store, right)
         wrong = behind.meetings.tainted(self.store_a, store)
         roots = [part for part in alike if self._is_root(part, apart, wrong, store)]
-        self.known |= {meeting.event_a for part in roots for meeting in part.passes}
+        self.seen_events |= {meeting.event_a for part in roots for meeting in part.passes}
         if len(roots) == len(alike) and patched is not None:
             self.trials.note([*self.right, *roots], patched)
         if roots and self.trials.of([*self.right, *roots]).moves < 0:
@@ -237,7 +237,7 @@ class _Search:
         by_op: dict[object, list[Meeting]] = {}
         for meeting in current.meetings.every:
             alike = site(meeting.a.op) in sites and not meeting.a.op.is_boundary
-            if alike and meeting.differs and meeting.event_a not in self.known:
+            if alike and meeting.differs and meeting.event_a not in self.seen_events:
                 by_op.setdefault(meeting.a.op.key, []).append(meeting)
         return [part for passes in by_op.values() if (part := self._part(passes, current)) is not None]
 
@@ -270,16 +270,16 @@ class _Search:
             if self._suffices(ahead):
                 steps = steps[:number]
                 break
-        found: list[Part] = []
+        mattering: list[Part] = []
         at = 0
         while at < len(steps):
             last = max(
                 n for n in range(at, len(after)) if n == at or after[n].same(after[at], self.trials.noise)
             )
             if last == at:
-                found += steps[at]
+                mattering += steps[at]
             at = max(last, at + 1)
-        return [part for part in found if self._may_be_right(part, beside)]
+        return [part for part in mattering if self._may_be_right(part, beside)]
 
     def _may_be_right(self, part: Part, beside: list[Part]) -> bool:
         """Whether run A's value puts a part right: not if that, by itself, leads farther away at some coordinates.
@@ -310,23 +310,23 @@ class _Search:
         Args:
             new: what was put right in the last round; of what came before, only what matters is there.
         """
-        kept = [*self.needed, *new]
-        if not self.trials.of(kept).closed:
-            kept = list(self.right)
+        remaining = [*self.needed, *new]
+        if not self.trials.of(remaining).closed:
+            remaining = list(self.right)
 
         def leave_out(some: list[Part]) -> None:
-            rest = [part for part in kept if part not in some]
+            rest = [part for part in remaining if part not in some]
             if rest and self._needless(some, rest):
-                kept[:] = rest
+                remaining[:] = rest
             elif len(some) > 1 and not are_many_layers(some):
                 half = len(some) // 2
                 leave_out(some[half:])
-                leave_out([part for part in some[:half] if part in kept])
+                leave_out([part for part in some[:half] if part in remaining])
 
         for numeric in (False, True):
-            if some := [part for part in kept if part.numeric is numeric]:
+            if some := [part for part in remaining if part.numeric is numeric]:
                 leave_out(some)
-        return in_order(kept)
+        return in_order(remaining)
 
     def _needless(self, some: list[Part], rest: list[Part]) -> bool:
         """Whether the rest closes the gap without some parts, and these don't matter either where it lies behind them.

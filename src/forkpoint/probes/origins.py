@@ -99,8 +99,10 @@ class Account:
         """
         if part.numeric or part.root.absent:
             return part
-        kept = self.store_a.snapshots
-        made_from = self.store_a.behind([part.root.event_a], lambda e: e in kept and not kept[e].numeric)
+        snapshots = self.store_a.snapshots
+        made_from = self.store_a.behind(
+            [part.root.event_a], lambda e: e in snapshots and not snapshots[e].numeric
+        )
         before = (worse for worse in self.worse if not worse.numeric)
         return next((one for one in before if one.root.event_a in made_from), part)
 

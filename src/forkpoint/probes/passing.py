@@ -99,8 +99,8 @@ class Passing(TorchFunctionMode):
 
     def check(self, turn: Turn, value: Tensor) -> None:
         """Be lost if a value that nothing comes to has other bits than it had."""
-        kept = turn.snapshot.value
-        self.lost |= not (torch.equal(value, kept) or torch.equal(value.nan_to_num(), kept.nan_to_num()))
+        before = turn.snapshot.value
+        self.lost |= not (torch.equal(value, before) or torch.equal(value.nan_to_num(), before.nan_to_num()))
 
 
 def _fits(turn: Turn, value: Tensor) -> bool:
@@ -138,7 +138,7 @@ class Experiment(Passing):
         watcher: what changes them.
         turns: where they come in the run, and what is to be kept.
         wanted: what is to be kept.
-        found: keeps it.
+        store: keeps it.
         table: of the run's coordinates.
         promotion: as for `Passing`.
         right: what was put in place when its values were kept.
@@ -146,23 +146,25 @@ class Experiment(Passing):
     """
 
     def __init__(
-        self, watcher: Resampled | Rescaled, turns: Mapping[Place, Turn], wanted: set[Place], found: Store,
+        self, watcher: Resampled | Rescaled, turns: Mapping[Place, Turn], wanted: set[Place], store: Store,
         table: CoordinateTable, promotion: Promotion, right: Patch, changed: set[int],
     ) -> None:  # fmt: skip
         super().__init__(turns, promotion)
-        self.watcher, self._wanted, self._found, self._table = watcher, wanted, found, table
+        self.watcher, self._wanted, self._store, self._table = watcher, wanted, store, table
         self._right, self._changed = right, changed
 
     def instead(self, place: Place, turn: Turn, value: Tensor) -> Tensor | None:
-        kept = turn.snapshot
+        snapshot = turn.snapshot
         right = self._right.put(place, value)
         value = value if right is None else right
         if turn.event not in self._changed:
             self.check(turn, value)
-        new = self.watcher.put(place, value, kept.label, self._table)
+        new = self.watcher.put(place, value, snapshot.label, self._table)
         new = right if new is None else new
         if place in self._wanted:
-            self._found.keep(turn.event, kept.op, kept.event, value if new is None else new, kept.label, [])
+            self._store.keep(
+                turn.event, snapshot.op, snapshot.event, value if new is None else new, snapshot.label, []
+            )
         return new
 
     def read_out(self) -> None:

@@ -31,9 +31,9 @@ def other_token(session: Session, a: Bench, b: Bench) -> ProbeResult | None:
     """Show that the origin takes one token of a sample in run A, and another or padding in run B, for the sample."""
     if any(returns_to_tokens(bench) for bench in (a, b)):
         return None
-    taken_a, taken_b = _taken(a), _taken(b)
-    for sample in sorted(taken_a.keys() & taken_b.keys()):
-        one, other = taken_a[sample], taken_b[sample]
+    tokens_a, tokens_b = _chosen_tokens(a), _chosen_tokens(b)
+    for sample in sorted(tokens_a.keys() & tokens_b.keys()):
+        one, other = tokens_a[sample], tokens_b[sample]
         if one == other or (None not in (one, other) and not _both(session, sample, one, other)):
             continue
         text = f"of sample {sample} run A takes {_named(one)}, run B {_named(other)}"
@@ -52,8 +52,8 @@ def _is_given(bench: Bench, event: int) -> bool:
     while event in bench.store.ops:
         op, record = bench.store.ops[event]
         if op.is_input and not op.module:
-            name, kept = op.function.removeprefix("input:"), bench.store.snapshots.get(event)
-            whole = kept is not None and not kept.numeric and kept.dtype != torch.bool
+            name, snapshot = op.function.removeprefix("input:"), bench.store.snapshots.get(event)
+            whole = snapshot is not None and not snapshot.numeric and snapshot.dtype != torch.bool
             return whole and name not in ids and not states_layout(name)
         before = _sources(bench, event)
         if len(before) != 1 or not (record.status == "view" or op.function in _CASTS):
@@ -76,13 +76,13 @@ def _both(session: Session, sample: int, one: int | None, other: int | None) -> 
     return all(any(isinstance(n, tuple) and n[1:] == (sample, p) for n in names) for p in (one, other))
 
 
-def _taken(bench: Bench) -> dict[int, int | None]:
+def _chosen_tokens(bench: Bench) -> dict[int, int | None]:
     """For each sample of run A which of its tokens the origin takes out of several; None for padding."""
-    kept = bench.store.snapshots[bench.root]
+    snapshot = bench.store.snapshots[bench.root]
     table = bench.traced.trace.table
-    if kept.label is None or kept.label.k is not None:
+    if snapshot.label is None or snapshot.label.k is not None:
         return {}
-    ids = np.unique(kept.label.q)
+    ids = np.unique(snapshot.label.q)
     rows = bench.session.shared.sample_rows_a if bench.side == "a" else bench.session.shared.sample_rows_b
     among = [
         np.unique(source.label.q)
@@ -91,14 +91,14 @@ def _taken(bench: Bench) -> dict[int, int | None]:
         and source.label is not None
         and source.numeric
     ]
-    found: dict[int, int | None] = {}
+    chosen: dict[int, int | None] = {}
     for sample in set(rows[ids].tolist()) - {-1}:
         mine = ids[rows[ids] == sample]
         several = any((rows[source] == sample).sum() > 1 and np.isin(mine, source).all() for source in among)
         if len(mine) == 1 and several and bench.slots[mine[0]]:
             token = table.tokens[int(mine[0])]
-            found[sample] = None if token is None else token[2]
-    return found
+            chosen[sample] = None if token is None else token[2]
+    return chosen
 
 
 def pools_padding(session: Session, origin: Origin, coupled: Coupling, a: Bench, b: Bench) -> bool:
@@ -147,13 +147,13 @@ def returns_to_tokens(bench: Bench, start: int | None = None) -> bool:
     """Whether what an event (by default the origin) makes goes back into values of single tokens, as statistics do."""
     start = bench.root if start is None else start
     for event in bench.store.reached([start]) - {start}:
-        kept = bench.store.snapshots.get(event)
-        if kept is None or kept.label is None or not kept.numeric:
+        snapshot = bench.store.snapshots.get(event)
+        if snapshot is None or snapshot.label is None or not snapshot.numeric:
             continue
         if (
-            kept.label.q.size > 1
-            and bool(bench.slots[kept.label.q].all())
-            and _several_a_row(bench, kept.label.q)
+            snapshot.label.q.size > 1
+            and bool(bench.slots[snapshot.label.q].all())
+            and _several_a_row(bench, snapshot.label.q)
         ):
             return True
     return False
@@ -199,8 +199,8 @@ def _weighs_padding(session: Session, root: Meeting) -> bool:
     width = len(pairs.inner_a)
     samples = np.asarray([sample for sample, _ in places])
     one, other = (
-        kept.value.reshape(-1)[torch.from_numpy(flat)].double().reshape(-1, width)
-        for kept, flat in ((root.a, pairs.a), (root.b, pairs.b))
+        snapshot.value.reshape(-1)[torch.from_numpy(flat)].double().reshape(-1, width)
+        for snapshot, flat in ((root.a, pairs.a), (root.b, pairs.b))
     )
     for sample in np.unique(samples):
         mine = torch.from_numpy(samples == sample)

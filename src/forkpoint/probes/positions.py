@@ -38,9 +38,9 @@ def positions_at(session: Session, origin: Origin) -> ProbeResult | None:
         b, a = benches(session, origin, meeting)
         if _is_masked_otherwise(session, meeting, a, b):
             return None
-        found = other_positions(session, meeting, a, b)
-        if found is not None:
-            return found
+        shown = other_positions(session, meeting, a, b)
+        if shown is not None:
+            return shown
     return None
 
 
@@ -73,11 +73,11 @@ def other_positions(session: Session, at: Meeting, a: Bench, b: Bench) -> ProbeR
         at: the value.
         a, b: the runs, at it.
     """
-    for kept_a, kept_b, kind in _numbers(at, a, b):
-        pairs = pair_values(session, kept_a, kept_b)
-        found = _first_other(kept_a.value, kept_b.value, pairs, session)
-        if found is not None:
-            place, one, other = found
+    for snapshot_a, snapshot_b, kind in _numbers(at, a, b):
+        pairs = pair_values(session, snapshot_a, snapshot_b)
+        difference = _first_other(snapshot_a.value, snapshot_b.value, pairs, session)
+        if difference is not None:
+            place, one, other = difference
             text = f"{named_token(place)} {kind} {one} in run A, {other} in run B"
             return ProbeResult("positions", "differ", float(abs(other - one)), text)
     return _other_rows(session, at, a, b)
@@ -94,8 +94,8 @@ def shifted_positions(session: Session, located: Located, gap: float) -> ProbeRe
     if op.is_boundary or None in events or not all(op.output < len(t.outputs) for t in (a, b)):
         return None
     one, other = (
-        Snapshot(op, event, taken.outputs[op.output], taken.output_labels[op.output], [])
-        for event, taken in zip(events, (a, b), strict=True)
+        Snapshot(op, event, call.outputs[op.output], call.output_labels[op.output], [])
+        for event, call in zip(events, (a, b), strict=True)
         if event is not None
     )
     if not (_whole(one.value) and _whole(other.value)):
@@ -130,7 +130,9 @@ def _of_each_sample(session: Session, pairs: Pairs, differences: Tensor) -> list
         )
         of.setdefault(sample, set()).update(one.tolist())
     return (
-        [by for found in of.values() for by in found] if all(len(found) == 1 for found in of.values()) else []
+        [by for shifts in of.values() for by in shifts]
+        if all(len(shifts) == 1 for shifts in of.values())
+        else []
     )
 
 
@@ -162,21 +164,21 @@ def _indices(bench: Bench, lookup: int | None) -> list[Snapshot]:
     if lookup in store.snapshots and not store.snapshots[lookup].numeric and len(events) > 1:
         events = events[1:]  # the first is the table, which holds whole numbers itself
     if any(store.ops[event][0].function in INDEXED_WRITES for event in events):
-        kept = _as_read(bench, lookup) if all(map(bench.of_layout, events)) else []
+        indices = _as_read(bench, lookup) if all(map(bench.of_layout, events)) else []
     else:
-        kept = [
+        indices = [
             store.snapshots[event] for event in events if event in store.snapshots and bench.of_layout(event)
         ]
-    return [k for k in kept if not k.numeric and k.dtype != torch.bool]
+    return [k for k in indices if not k.numeric and k.dtype != torch.bool]
 
 
 def _as_read(bench: Bench, lookup: int) -> list[Snapshot]:
     """The inputs of a lookup as it was called: an event that writes some elements holds no more than those."""
     op, event = bench.store.ops[lookup]
-    taken = bench.experiments.fetch((op, event))
-    if taken is None:
+    call = bench.experiments.fetch((op, event))
+    if call is None:
         return []
-    return [Snapshot(op, event, t, taken.input_labels.get(id(t)), []) for t in named_inputs(taken).values()]
+    return [Snapshot(op, event, t, call.input_labels.get(id(t)), []) for t in named_inputs(call).values()]
 
 
 def _whole(value: Tensor) -> bool:
@@ -237,8 +239,8 @@ def _other_rows(session: Session, root: Meeting, a: Bench, b: Bench) -> ProbeRes
     ]
     if len(matched) < 2:
         return None
-    taken, cell = matched[0]
-    mine, theirs = (_named(session, root, tokens, c) for c in (cell, taken))
+    other, cell = matched[0]
+    mine, theirs = (_named(session, root, tokens, c) for c in (cell, other))
     text = f"{mine} takes in run B the row of a table that run A takes for {theirs}"
     return ProbeResult("positions", "differ", float(len(matched)), text)
 
@@ -259,10 +261,10 @@ def _rows(root: Meeting) -> tuple[Tensor, Tensor, list[int]] | None:
         places_a, places_b = (
             np.unravel_index(flat, tuple(value.shape))[d] for flat, value in ((pairs.a, a), (pairs.b, b))
         )
-        taken = sorted(set(zip(places_a.tolist(), places_b.tolist(), strict=True)))
-        tokens = list(range(len(taken)))
-        rows_a = a.movedim(d, 0)[[one for one, _ in taken]].reshape(len(taken), -1)
-        rows_b = b.movedim(d, 0)[[other for _, other in taken]].reshape(len(taken), -1)
+        places = sorted(set(zip(places_a.tolist(), places_b.tolist(), strict=True)))
+        tokens = list(range(len(places)))
+        rows_a = a.movedim(d, 0)[[one for one, _ in places]].reshape(len(places), -1)
+        rows_b = b.movedim(d, 0)[[other for _, other in places]].reshape(len(places), -1)
     return (rows_a, rows_b, tokens) if len(tokens) > 1 and rows_a.shape[1] > 1 else None
 
 

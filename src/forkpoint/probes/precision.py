@@ -49,14 +49,14 @@ class Rounding:
 
     def __init__(self, measure: Callable[[int], dict[str, float]], *, alike: bool = False) -> None:
         self._measure, self.alike = measure, alike
-        self.found: list[dict[str, float]] = []
+        self.measurements: list[dict[str, float]] = []
         """Of the runs that were made."""
 
     def after(self, runs: int) -> dict[str, float]:
         """The same over so many runs."""
-        self.found += map(self._measure, range(len(self.found), runs))
-        names = dict.fromkeys(name for found in self.found[:runs] for name in found)
-        return {name: max(found.get(name, 0.0) for found in self.found[:runs]) for name in names}
+        self.measurements += map(self._measure, range(len(self.measurements), runs))
+        names = dict.fromkeys(name for changes in self.measurements[:runs] for name in changes)
+        return {name: max(changes.get(name, 0.0) for changes in self.measurements[:runs]) for name in names}
 
 
 class Runs(Protocol):
@@ -155,7 +155,7 @@ class Precision:
     @property
     def measured(self) -> dict[str, float]:
         """The same as far as something has depended on it."""
-        return self.rounding.after(len(self.rounding.found) or NOISE_RUNS)
+        return self.rounding.after(len(self.rounding.measurements) or NOISE_RUNS)
 
     def falls_from(self, native: ResultComparison) -> bool:
         """Whether the gap is orders of magnitude below what it is in native precision: noise as large proves nothing.
@@ -210,10 +210,10 @@ def precision(session: Session, weights: tuple[Weight, ...] = (), *, watched: bo
     elif not gap:
         flipped, among = compared.discrete_differing, compared.discrete_compared
         text = f"in float64 {flipped} of {among} integer results differ"
-    elif vanishes and not rounding.found:  # no more than the rounding of the results themselves
+    elif vanishes and not rounding.measurements:  # no more than the rounding of the results themselves
         text = f"in float64 the gap is {gap:.2g}, {relative / _EPS:.2g} units in the last place of the largest value"
     else:
-        noise = max(rounding.after(len(rounding.found) or NOISE_RUNS).values(), default=0.0)
+        noise = max(rounding.after(len(rounding.measurements) or NOISE_RUNS).values(), default=0.0)
         text = f"in float64 the gap is {gap:.2g}; float64's own rounding makes {noise:.2g}"
     if refused:
         text += f"; {len(refused)} operations were not done in float64"
@@ -242,9 +242,11 @@ def measure_noise(session: Session, run: str, exact: Results, seed: int) -> dict
     if run == "a":
         return largest_changes(exact, moved)
     noise: dict[str, float] = {}
-    for found in compare_results(session, exact, moved, own=run).gaps:
-        change = found.gap.max_abs if found.floating else float(found.gap.differing)
-        noise[found.result] = max(noise.get(found.result, 0.0), change if math.isfinite(change) else 0.0)
+    for result_gap in compare_results(session, exact, moved, own=run).gaps:
+        change = result_gap.gap.max_abs if result_gap.floating else float(result_gap.gap.differing)
+        noise[result_gap.result] = max(
+            noise.get(result_gap.result, 0.0), change if math.isfinite(change) else 0.0
+        )
     return noise
 
 
@@ -277,12 +279,12 @@ def excess(compared: ResultComparison, rounding: Rounding) -> float:
     """
     if not all(math.isfinite(result.gap.max_abs) for result in compared.floating):
         return math.inf
-    found = _times(compared, {})
+    times = _times(compared, {})
     for runs in range(1, NOISE_RUNS + 1):
-        if found <= 1 or (rounding.alike and runs > 1 and found > _FAR):
+        if times <= 1 or (rounding.alike and runs > 1 and times > _FAR):
             break
-        found = _times(compared, rounding.after(runs))
-    return found
+        times = _times(compared, rounding.after(runs))
+    return times
 
 
 def _times(compared: ResultComparison, noise: dict[str, float]) -> float:

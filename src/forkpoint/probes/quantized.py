@@ -33,14 +33,14 @@ def are_quantized(module: nn.Module, weight: Tensor, other: Tensor) -> bool:
     if not other.dtype.is_floating_point:
         return False
     try:
-        found = _steps(module, weight)
+        steps = _steps(module, weight)
     except Exception as error:  # noqa: BLE001 - what a library keeps differs from version to version
         reraise_out_of_memory(error)
         return False
     exact = other.detach().double().cpu()
-    if found is None or found[0].numel() != exact.numel():
+    if steps is None or steps[0].numel() != exact.numel():
         return False
-    value, half = (each.detach().double().cpu().reshape(exact.shape) for each in found)
+    value, half = (each.detach().double().cpu().reshape(exact.shape) for each in steps)
     size = torch.maximum(value.abs(), exact.abs())
     return bool(((value - exact).abs() <= half + _ROUNDED * size).all())
 

@@ -66,10 +66,10 @@ def _unsteady_op(session: Session, traced: Traced) -> str:
     """The first op that differs as a run is made twice, if it differs alone, on equal inputs; empty where none does."""
     after = RandomState.take()
     try:
-        found = _first_apart(session, traced)
-        if found is None or any(given.status == "differs" for given in found.divergence.inputs):
+        located = _first_apart(session, traced)
+        if located is None or any(given.status == "differs" for given in located.divergence.inputs):
             return ""
-        return found.row.op.name if _changes_alone(found.a) else ""
+        return located.row.op.name if _changes_alone(located.a) else ""
     except Exception as error:  # noqa: BLE001 - a run that does not repeat itself may go another way each time
         reraise_out_of_memory(error)
         return ""
@@ -92,18 +92,18 @@ def _first_apart(session: Session, traced: Traced) -> Located | None:
     return locate(Session(a, b, shared, join, session.memory), lambda _, __: None)
 
 
-def _changes_alone(taken: CopiedCall) -> bool:
+def _changes_alone(call: CopiedCall) -> bool:
     """Whether a call gives other bits from time to time, on the same inputs and from the same random state."""
-    if taken.func is None:
+    if call.func is None:
         return False
     before = RandomState.take()
-    given = [*taken.args, *taken.kwargs.values()]
+    given = [*call.args, *call.kwargs.values()]
     generators = [odd for value in given if isinstance(value, torch.Generator) and (odd := odd_of(value))]
-    first = [results_of(call_alone(taken))]
+    first = [results_of(call_alone(call))]
     for _ in range(_TIMES - 1):
         before.restore()
         for generator in generators:
             generator.restore()
-        if not same_results(first, [results_of(call_alone(taken))]):
+        if not same_results(first, [results_of(call_alone(call))]):
             return True
     return False

@@ -58,17 +58,17 @@ def replay(located: Located) -> ReplayErrors:
         other = bool(located.divergence.between)
         return ReplayErrors(None, None, other, (), (), ProbeResult("replay", "nothing", None, text))
     output = located.row.op.output
-    errors = [_error(taken, output) for taken in (located.a, located.b)]
+    errors = [_error(call, output) for call in (located.a, located.b)]
     other_call = _other_call(located.a, located.b)
-    kernels = [kernels_of(taken) for taken in (located.a, located.b)]
-    known = [e for e in errors if e is not None]
-    if not known:
+    kernels = [kernels_of(call) for call in (located.a, located.b)]
+    measured = [e for e in errors if e is not None]
+    if not measured:
         text = "the op has no float64 form to be measured against"
         outcome, figure = "nothing", None
     else:
         shown = " and ".join("?" if e is None else f"{e:.3g}" for e in errors)
         text = f"alone, on its own inputs, it is off the exact result by {shown} ULP in runs A and B"
-        outcome, figure = "rounding", max(known)
+        outcome, figure = "rounding", max(measured)
     if kernels[0] != kernels[1]:
         text += f"; it ran {_short(kernels[0])} in A, {_short(kernels[1])} in B"
     return ReplayErrors(
@@ -79,7 +79,7 @@ def replay(located: Located) -> ReplayErrors:
 
 def _apart(located: Located, output: int) -> float:
     """How far both runs' values are from each other, in units in the last place of the largest of them."""
-    values = [taken.outputs[output] for taken in (located.a, located.b)]
+    values = [call.outputs[output] for call in (located.a, located.b)]
     gap = located.divergence.max_abs
     if gap is None or not all(value.numel() and value.dtype.is_floating_point for value in values):
         return 0.0
@@ -91,10 +91,10 @@ def _short(names: tuple[str, ...]) -> str:
     return ", ".join(names[:3]) or "nothing"
 
 
-def call_alone(taken: CopiedCall) -> Any:
+def call_alone(call: CopiedCall) -> Any:
     """What a recorded call returns if it is made once more, on copies of its arguments."""
     with torch.no_grad():
-        return taken.func(*_fresh(taken.args), **_fresh(taken.kwargs))
+        return call.func(*_fresh(call.args), **_fresh(call.kwargs))
 
 
 def _fresh(value: Any) -> Any:
@@ -108,10 +108,10 @@ def _fresh(value: Any) -> Any:
     return value
 
 
-def _error(taken: CopiedCall, output: int) -> float | None:
+def _error(call: CopiedCall, output: int) -> float | None:
     """The largest error of a recorded output against float64 on the same inputs, in ULP of its dtype."""
-    recorded = taken.outputs[output]
-    exact = in_float64(taken, output) if recorded.dtype.is_floating_point else None
+    recorded = call.outputs[output]
+    exact = in_float64(call, output) if recorded.dtype.is_floating_point else None
     if exact is None:
         return None
     if bool((is_finite(recorded) != is_finite(exact)).any()):
@@ -123,21 +123,21 @@ def _error(taken: CopiedCall, output: int) -> float | None:
     return float(gap.max() / unit)
 
 
-def in_float64(taken: CopiedCall, output: int) -> Tensor | None:
+def in_float64(call: CopiedCall, output: int) -> Tensor | None:
     """An output of a call, repeated on the same inputs in float64; None where it can't be."""
-    if taken.func is None:
+    if call.func is None:
         return None
     try:
         promotion = Promotion()
         with promotion:
-            result = call_alone(taken)
+            result = call_alone(call)
         if not promotion.exact:
             return None
         exact = _output(promotion.values(result), output)
     except (RuntimeError, TypeError, ValueError, NotImplementedError) as error:
         reraise_out_of_memory(error)
         return None
-    return exact if exact is not None and exact.shape == taken.outputs[output].shape else None
+    return exact if exact is not None and exact.shape == call.outputs[output].shape else None
 
 
 def _output(result: Any, output: int) -> Tensor | None:
@@ -153,9 +153,9 @@ def _other_call(a: CopiedCall, b: CopiedCall) -> bool:
     if set(named_inputs(a)) != set(named_inputs(b)):
         return True
 
-    def plain(taken: CopiedCall) -> list[Any]:
-        flat = [(str(i), v) for i, v in enumerate(taken.args)] + sorted(
-            taken.kwargs.items(), key=lambda kv: kv[0]
+    def plain(call: CopiedCall) -> list[Any]:
+        flat = [(str(i), v) for i, v in enumerate(call.args)] + sorted(
+            call.kwargs.items(), key=lambda kv: kv[0]
         )
         return [(k, v) for k, v in flat if isinstance(v, (bool, str, float, torch.dtype)) or v is None]
 
@@ -178,27 +178,27 @@ class _Below(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-def kernels_of(taken: CopiedCall) -> tuple[str, ...]:
+def kernels_of(call: CopiedCall) -> tuple[str, ...]:
     """Names of what ran for a call: CUDA kernels on a GPU, ATen ops elsewhere; empty if unknown."""
-    if taken.func is None:
+    if call.func is None:
         return ()
     try:
-        if any(t.is_cuda for t in named_inputs(taken).values()):
-            return _cuda_kernels(taken)
+        if any(t.is_cuda for t in named_inputs(call).values()):
+            return _cuda_kernels(call)
         with _Below() as below:
-            call_alone(taken)
+            call_alone(call)
         return tuple(dict.fromkeys(below.names))
     except (RuntimeError, NotImplementedError) as error:
         reraise_out_of_memory(error)
         return ()
 
 
-def _cuda_kernels(taken: CopiedCall) -> tuple[str, ...]:
-    call_alone(taken)  # once, so that libraries are loaded and their set-up is not among the kernels
+def _cuda_kernels(call: CopiedCall) -> tuple[str, ...]:
+    call_alone(call)  # once, so that libraries are loaded and their set-up is not among the kernels
     torch.cuda.synchronize()
     activities = [torch.profiler.ProfilerActivity.CPU, torch.profiler.ProfilerActivity.CUDA]
     with torch.profiler.profile(activities=activities, acc_events=True) as profile:
-        call_alone(taken)
+        call_alone(call)
         torch.cuda.synchronize()
     events = profile.events() or []
     names = [e.name for e in events if str(e.device_type).endswith("CUDA")]

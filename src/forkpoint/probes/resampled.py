@@ -159,8 +159,8 @@ class Rescaled:
 
 def _of(chosen: NDArray[np.bool_], table: CoordinateTable, label: Label) -> NDArray[np.bool_]:
     """Which columns among the ids of a label are chosen."""
-    known = np.append(chosen, np.zeros(max(len(table.kinds) + 2 - len(chosen), 0), bool))
-    return known[label.q] & table.is_slot(label.q)
+    padded = np.append(chosen, np.zeros(max(len(table.kinds) + 2 - len(chosen), 0), bool))
+    return padded[label.q] & table.is_slot(label.q)
 
 
 def _spread(ids: NDArray[np.bool_], value: Tensor) -> Tensor:
@@ -196,8 +196,8 @@ def _rotated(
 
 def _occurrence(which: NDArray[np.int64]) -> NDArray[np.int64]:
     """For each element, how many equal ones came before it."""
-    found = np.zeros(len(which), dtype=np.int64)
+    counts = np.zeros(len(which), dtype=np.int64)
     for one in np.unique(which):
         mine = which == one
-        found[mine] = np.arange(mine.sum())
-    return found
+        counts[mine] = np.arange(mine.sum())
+    return counts

@@ -70,10 +70,10 @@ def rotary_by_length(a: Bench, b: Bench, shown: ProbeResult) -> ProbeResult | No
 
 def _moves_positions(short: Bench, longer: Bench, table: int) -> bool:
     """Whether it is the positions, or all angles by one factor, that depend on the length: no table is chosen then."""
-    kept = short.store.snapshots
-    for event in sorted(e for e in short.store.reached([short.root]) if e <= table and e in kept):
+    snapshots = short.store.snapshots
+    for event in sorted(e for e in short.store.reached([short.root]) if e <= table and e in snapshots):
         other = _same_op(short, event, longer)
-        if other is not None and _by_one_factor(kept[event].value, longer.store.snapshots[other].value):
+        if other is not None and _by_one_factor(snapshots[event].value, longer.store.snapshots[other].value):
             return True
     return False
 
@@ -117,10 +117,10 @@ def _same_op(one: Bench, event: int | None, other: Bench) -> int | None:
 def _between(table: Bench, before: Tensor, columns: int) -> str:
     """Whether rows of a length between the two share a table with one of them."""
     middle = (table.columns_so_far + columns) // 2
-    found = with_columns(table, middle, real=True) if middle > table.columns_so_far else None
-    if found is None:
+    middle_value = with_columns(table, middle, real=True) if middle > table.columns_so_far else None
+    if middle_value is None:
         return ""
-    share = f"{table.columns_so_far} and {middle}" if not changed(before, found.value) else None
+    share = f"{table.columns_so_far} and {middle}" if not changed(before, middle_value.value) else None
     return (
         f"; rows of {share} columns share one table"
         if share
@@ -140,16 +140,16 @@ def rotary_table(bench: Bench) -> int | None:
 
 def _products(bench: Bench) -> Iterator[tuple[Product, Tensor]]:
     """Where content is multiplied by what the origin makes and no content enters, with a row for each position."""
-    store, kept = bench.store, bench.store.snapshots
+    store, snapshots = bench.store, bench.store.snapshots
     op = store.ops[bench.root][0]  # queries and keys may be turned by two passes of one line
     reached = store.reached([event for event, (other, _) in store.ops.items() if other.key == op.key])
     for event in sorted(reached & bench.content):
-        sources = [s for s in store.sources.get(event, ()) if s in kept]
-        tables = [s for s in sources if s in reached and bench.of_layout(s) and not kept[s].op.is_input]
+        sources = [s for s in store.sources.get(event, ()) if s in snapshots]
+        tables = [s for s in sources if s in reached and bench.of_layout(s) and not snapshots[s].op.is_input]
         contents = [s for s in sources if s in bench.content and s not in reached]
-        if event in kept and len(tables) == len(contents) == 1:
-            table, content = kept[tables[0]].value, kept[contents[0]]
-            if _by_position(content, table) and _same(kept[event].value, content.value, table):
+        if event in snapshots and len(tables) == len(contents) == 1:
+            table, content = snapshots[tables[0]].value, snapshots[contents[0]]
+            if _by_position(content, table) and _same(snapshots[event].value, content.value, table):
                 yield Product(event, contents[0], tables[0]), table
 
 
@@ -234,8 +234,8 @@ def _meets(bench: Bench, event: int, reached: set[int]) -> bool:
     """Whether what was turned goes into a product of queries and keys, both of which were."""
     store = bench.store
     for following in sorted(store.reached([event])):
-        kept = store.snapshots.get(following)
-        scores = kept is not None and kept.label is not None and kept.label.k is not None
+        snapshot = store.snapshots.get(following)
+        scores = snapshot is not None and snapshot.label is not None and snapshot.label.k is not None
         if (
             scores
             or "attention" in store.ops[following][0].function

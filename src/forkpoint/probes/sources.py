@@ -43,11 +43,11 @@ class Sources:
     """What `sources` found.
 
     Attributes:
-        found: the ops, in the order of execution of run A.
+        divergences: of the ops, in the order of execution of run A.
         complete: whether all values that both runs have were looked at.
     """
 
-    found: tuple[Divergence, ...]
+    divergences: tuple[Divergence, ...]
     complete: bool
 
 
@@ -70,11 +70,11 @@ def sources(session: Session, tokens: Tokens) -> Sources:
     session.b.again(watcher=forced)
     parting = [meeting for meeting in met.forced if meeting.b.place in forced.apart]
     hidden = _hidden(session, met, parting, forced)
-    found = (
+    described = (
         _described(session, m, forced.apart[m.b.place], hidden.get(m.event_a, []), tokens) for m in parting
     )
     complete = max(store_a.used, store_b.used) < MAX_STORED
-    return Sources(tuple(_once(shown for shown in found if shown is not None)), complete)
+    return Sources(tuple(_once(shown for shown in described if shown is not None)), complete)
 
 
 @dataclass
@@ -130,21 +130,26 @@ class _SharedValues:
 
     def between(self, meeting: Meeting) -> list[tuple[str, Op]]:
         """The ops that one run alone has, from the last value that both have up to a meeting that is made of them."""
-        found: list[tuple[str, Op]] = []
-        for run, store, event, known in (
+        ops: list[tuple[str, Op]] = []
+        for run, store, event, events in (
             ("a", self.a, meeting.event_a, self.events_a),
             ("b", self.b, meeting.event_b, self.events_b),
         ):
             last = max(
-                (e for e in known if e < event and store.snapshots[e].event.status == "digest"), default=-1
+                (e for e in events if e < event and store.snapshots[e].event.status == "digest"), default=-1
             )
-            passed = store.behind([event], lambda e, known=known: e not in known)
+            passed = store.behind([event], lambda e, events=events: e not in events)
             for other in sorted(e for e in passed if e > last):
                 op, record = store.ops[other]
-                kept = store.snapshots.get(other)
-                if not op.is_boundary and record.status != "view" and kept is not None and kept.numeric:
-                    found.append((run, op))
-        return list(dict.fromkeys(found))
+                snapshot = store.snapshots.get(other)
+                if (
+                    not op.is_boundary
+                    and record.status != "view"
+                    and snapshot is not None
+                    and snapshot.numeric
+                ):
+                    ops.append((run, op))
+        return list(dict.fromkeys(ops))
 
 
 def _counts(meeting: Meeting) -> bool:
@@ -158,7 +163,7 @@ def _hidden(
 
     Where such ops go into an op that both have, it is looked at what they hand to it: if that is equal, they made nothing.
     """
-    hidden = {m.event_a: found for m in parting if (found := met.between(m))}
+    hidden = {m.event_a: ops for m in parting if (ops := met.between(m))}
     asked = [m for m in parting if m.event_a in hidden and not _moves(m)]
     if not asked:
         return hidden
@@ -211,10 +216,10 @@ def _error(shown: Divergence, a: Tensor, b: Tensor) -> float | None:
     )
 
 
-def _once(found: Iterable[Divergence]) -> Iterator[Divergence]:
+def _once(divergences: Iterable[Divergence]) -> Iterator[Divergence]:
     """Each op once, with the pass that is farthest apart; passes of one op are one source."""
     by_op: dict[tuple[str, str], Divergence] = {}
-    for shown in found:
+    for shown in divergences:
         key = shown.op, shown.source
         if key not in by_op or (shown.error or 0.0) > (by_op[key].error or 0.0):
             by_op[key] = shown

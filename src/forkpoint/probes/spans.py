@@ -109,14 +109,14 @@ def _another_row_moves(here: Bench, places: set[Place]) -> bool | None:
 
 
 def _made(here: Bench, run: Run, watcher: Resampled) -> Snapshot | None:
-    kept = here.store.snapshots[here.root]
-    found = Store(here.store.limit, lambda op: op.key == kept.op.key, here.store.shelf)
+    before = here.store.snapshots[here.root]
+    store = Store(here.store.limit, lambda op: op.key == before.op.key, here.store.shelf)
     try:
-        here.traced.instead(run, promotion=Promotion(), watcher=Patched(watcher, found))
+        here.traced.instead(run, promotion=Promotion(), watcher=Patched(watcher, store))
     except Exception as error:  # noqa: BLE001 - a model may refuse a second row
         reraise_out_of_memory(error)
         return None
-    return next((k for k in found.snapshots.values() if k.place == kept.place), None)
+    return next((k for k in store.snapshots.values() if k.place == before.place), None)
 
 
 def _both(value: Any) -> Any:

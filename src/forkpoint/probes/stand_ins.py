@@ -23,8 +23,8 @@ def stand_in(session: Session, located: Located | None) -> Inputs | None:
         if given.parameter not in parameters or given.status != "differs":
             continue
         own = [
-            id(values[given.name]) in taken.owned
-            for values, taken in ((given_a, located.a), (given_b, located.b))
+            id(values[given.name]) in call.owned
+            for values, call in ((given_a, located.a), (given_b, located.b))
         ]
         if all(own):
             continue

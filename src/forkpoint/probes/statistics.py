@@ -62,9 +62,9 @@ def statistics(coupled: Coupling, at: int | None = None) -> str | None:
     one = _one_of(bench, others, before, rows=coupled.of_rows)
 
     def values(factor: float, shift: float = 0.0, nudged: Mask | None = None) -> Tensor | None:
-        watcher = Rescaled({kept.place for kept in before}, factor, shift, nudged, _NUDGE)
-        found = here.again(watcher)
-        return _at_tokens(here, found, mine) if found is not None and watcher.replaced else None
+        watcher = Rescaled({snapshot.place for snapshot in before}, factor, shift, nudged, _NUDGE)
+        value = here.again(watcher)
+        return _at_tokens(here, value, mine) if value is not None and watcher.replaced else None
 
     plain = values(_FAR)
     if one is None or plain is None or not plain.numel() or not bool(plain.abs().max()):
@@ -121,11 +121,11 @@ def _on_lines(given: Tensor, made: Tensor, over: tuple[int, ...]) -> bool:
 def _of_tokens(bench: Bench) -> int | None:
     """The origin, or the first value that is made from it and has one for each of several tokens."""
     for event in sorted(bench.store.reached([bench.root])):
-        kept = bench.store.snapshots.get(event)
-        if kept is None or kept.label is None or kept.label.k is not None or not kept.numeric:
+        snapshot = bench.store.snapshots.get(event)
+        if snapshot is None or snapshot.label is None or snapshot.label.k is not None or not snapshot.numeric:
             continue
-        columns = bool((bench.slots & (bench.columns >= 0))[np.unique(kept.label.q)].all())
-        if event in bench.content and (columns or bench.has_tokens(kept)):
+        columns = bool((bench.slots & (bench.columns >= 0))[np.unique(snapshot.label.q)].all())
+        if event in bench.content and (columns or bench.has_tokens(snapshot)):
             return event
     return None
 
@@ -133,23 +133,23 @@ def _of_tokens(bench: Bench) -> int | None:
 def _one_of(bench: Bench, others: Mask, before: list[Snapshot], *, rows: bool) -> Mask | None:
     """One of the others that come in before the origin: a row, or else a column (or all that padding was made into)."""
     there = np.zeros(len(others), dtype=bool)
-    for kept in before:
-        if kept.label is not None:
-            there[np.unique(kept.label.q)] = True
+    for snapshot in before:
+        if snapshot.label is not None:
+            there[np.unique(snapshot.label.q)] = True
     ids = np.flatnonzero(others & there)
     if not len(ids):
         return None
     return others & (bench.rows == bench.rows[ids[-1]]) if rows else np.arange(len(others)) == ids[-1]
 
 
-def _at_tokens(bench: Bench, kept: Snapshot, samples: frozenset[int]) -> Tensor | None:
+def _at_tokens(bench: Bench, snapshot: Snapshot, samples: frozenset[int]) -> Tensor | None:
     """The elements of a value at the tokens of some samples that both runs have."""
-    pairs = pair_elements(kept.value, kept.label, kept.value, kept.label, bench.shared)
+    pairs = pair_elements(snapshot.value, snapshot.label, snapshot.value, snapshot.label, bench.shared)
     if not len(pairs) or pairs.by_sample:
         return None
     of = {number: bench.samples({number}) <= samples for number in pairs.distinct.tolist()}
     keep = np.repeat([of[number] for number in pairs.coordinates.tolist()], len(pairs.inner_a))
-    return kept.value.reshape(-1)[torch.from_numpy(pairs.a[keep])].double()
+    return snapshot.value.reshape(-1)[torch.from_numpy(pairs.a[keep])].double()
 
 
 def _equal(one: Tensor, other: Tensor | None) -> bool:

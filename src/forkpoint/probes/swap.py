@@ -56,7 +56,7 @@ class Swap:
             return True
         if self._made is None:
             return None
-        value = None if at is None else _found(self._made[0], at)
+        value = None if at is None else _value_at(self._made[0], at)
         if self._results_agree if at is None or value is None else _agree(at.a.value, value.value):
             return True
         if self.held or self._one_model:
@@ -85,15 +85,15 @@ class Swap:
     def _swapped(self) -> tuple[Store, Results]:
         a, b = self.session.a, self.session.b
         keys = {meeting.b.op.key for meeting in self.at}
-        found = Store(_MAX_STORED, lambda op: op.key in keys, self.session.memory.shelf())
+        store = Store(_MAX_STORED, lambda op: op.key in keys, self.session.memory.shelf())
         other = Run(b.run.model, a.run.calls, layout=a.run.layout, call=b.run.call)
 
         def enough() -> bool:
-            return bool(found.snapshots and self.at) and all(
-                _found(found, meeting) is not None for meeting in self.at
+            return bool(store.snapshots and self.at) and all(
+                _value_at(store, meeting) is not None for meeting in self.at
             )
 
-        return found, b.instead(other, promotion=Promotion(), watcher=found, enough=enough)
+        return store, b.instead(other, promotion=Promotion(), watcher=store, enough=enough)
 
     @cached_property
     def _made(self) -> tuple[Store, Results] | None:
@@ -131,17 +131,17 @@ class Swap:
             with handed.taken_down(a.run.roots):
                 mine = a.in_float64(promotion)
             with handed.given_to(b.run.roots):
-                found, theirs = self._swapped()
+                store, theirs = self._swapped()
         except Exception as error:  # noqa: BLE001 - another model may not take what this one does
             reraise_out_of_memory(error)
             return False
         if at.b.op.is_input:  # seen before the other tensors take its place
             return _return_the_same(mine, theirs)
-        value = _found(found, at)
+        value = _value_at(store, at)
         return value is not None and _agree(at.a.value, value.value)
 
 
-def _found(store: Store, at: Meeting) -> Snapshot | None:
+def _value_at(store: Store, at: Meeting) -> Snapshot | None:
     """The swapped run's value where run A has the one asked about."""
     place = at.b.op.key, at.a.event.call, at.a.event.nth
     return next((k for k in store.snapshots.values() if (k.op.key, k.event.call, k.event.nth) == place), None)

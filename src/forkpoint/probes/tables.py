@@ -35,12 +35,12 @@ _DEEP = 4
 
 def tables_of(model: nn.Module | None) -> list[Tensor]:
     """The floating-point tensors that a model holds and that are no parameters, if rounding has changed them."""
-    found: dict[int, Tensor] = {}
+    tables: dict[int, Tensor] = {}
     for _, module in walk(model):
         for value in (*module._buffers.values(), *_tensors_in(vars(module).values(), _DEEP)):
             if value is not None and _is_rounded(value):
-                found.setdefault(id(value), value)
-    return list(found.values())
+                tables.setdefault(id(value), value)
+    return list(tables.values())
 
 
 def _tensors_in(values: Iterable[Any], depth: int) -> Iterator[Tensor]:

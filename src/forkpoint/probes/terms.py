@@ -89,22 +89,27 @@ def _trace_back(traced: Traced, name: str) -> Loss | None:
         if event is None:
             return None
         for source in _frontier(traced, store, event):
-            kept = store.snapshots[source]
-            (terms if kept.numeric else marks)[source] = kept
+            snapshot = store.snapshots[source]
+            (terms if snapshot.numeric else marks)[source] = snapshot
     return Loss(tuple(numbers.values()), tuple(terms.values()), tuple(marks.values())) if terms else None
 
 
 def _event_of(store: Store, call: int, number: float) -> int | None:
     """The last event of a call whose value is the number that the call returned."""
     for event in sorted(store.snapshots, reverse=True):
-        kept = store.snapshots[event]
-        if kept.event.call == call and kept.numeric and _size(kept) == 1 and float(kept.value) == number:
+        snapshot = store.snapshots[event]
+        if (
+            snapshot.event.call == call
+            and snapshot.numeric
+            and _size(snapshot) == 1
+            and float(snapshot.value) == number
+        ):
             return event
     return None
 
 
-def _size(kept: Snapshot) -> int:
-    return int(np.prod(kept.event.shape, dtype=np.int64))
+def _size(snapshot: Snapshot) -> int:
+    return int(np.prod(snapshot.event.shape, dtype=np.int64))
 
 
 def _frontier(traced: Traced, store: Store, event: int) -> Iterator[int]:
@@ -115,16 +120,16 @@ def _frontier(traced: Traced, store: Store, event: int) -> Iterator[int]:
             if source in seen:
                 continue
             seen.add(source)
-            kept = store.snapshots.get(source)
-            if kept is not None and _is_of_tokens(traced, kept):
+            snapshot = store.snapshots.get(source)
+            if snapshot is not None and _is_of_tokens(traced, snapshot):
                 yield source
             else:
                 queue.append(source)
 
 
-def _is_of_tokens(traced: Traced, kept: Snapshot) -> bool:
+def _is_of_tokens(traced: Traced, snapshot: Snapshot) -> bool:
     """Whether a value's elements belong to single columns of the input, not to sets of them."""
-    return kept.label is not None and bool(traced.trace.table.is_slot(kept.label.q).any())
+    return snapshot.label is not None and bool(traced.trace.table.is_slot(snapshot.label.q).any())
 
 
 # ---------------------------------------------------------------------- are they the same?
@@ -144,17 +149,17 @@ def _agreeing(session: Session, a: tuple[Snapshot, ...], b: tuple[Snapshot, ...]
 
 def _same_at(session: Session, one: Snapshot, others: list[Snapshot]) -> tuple[bool, set[int]]:
     """Whether a value is the same as one of others wherever they share tokens, and the coordinates where it is."""
-    met: set[int] = set()
+    shared: set[int] = set()
     value = one.value
     for other in others:
         pairs = pair_elements(value, one.label, other.value, other.label, session.shared)
         if not len(pairs):
             continue
-        found = gap(value, other.value, pairs)
-        if found.differing and (found.max_rel > _SAME or not one.numeric):
-            return False, met
-        met |= set(pairs.distinct.tolist())
-    return True, met
+        apart = gap(value, other.value, pairs)
+        if apart.differing and (apart.max_rel > _SAME or not one.numeric):
+            return False, shared
+        shared |= set(pairs.distinct.tolist())
+    return True, shared
 
 
 # ---------------------------------------------------------------------- is it a quotient?
@@ -162,9 +167,9 @@ def _same_at(session: Session, one: Snapshot, others: list[Snapshot]) -> tuple[b
 
 def _divide_otherwise(session: Session, number: ResultGap, a: Loss, b: Loss) -> bool:
     """Whether what the terms are divided by differs: as read off, or by moving them where one function made both losses."""
-    known, name = (counts(a), counts(b)), number.result
-    if known[0] is not None and known[1] is not None:
-        return are_others(known[0], known[1], number.over_calls)
+    divisors, name = (counts(a), counts(b)), number.result
+    if divisors[0] is not None and divisors[1] is not None:
+        return are_others(divisors[0], divisors[1], number.over_calls)
     if name.rsplit(".", maxsplit=1)[-1] != "loss" or not _one_function(session, name, a):
         return False
     return divide_otherwise(session, name, a, b, number.over_calls)
@@ -184,8 +189,8 @@ def _one_function(session: Session, name: str, loss: Loss) -> bool:
     except Exception as error:  # noqa: BLE001 - another model may not take these inputs
         reraise_out_of_memory(error)
         return False
-    found = tuple(float(value) for value in returned if value.numel() == 1)
-    return len(found) == len(loss.numbers) and bool(np.allclose(found, loss.numbers, rtol=_SAME, atol=0))
+    numbers = tuple(float(value) for value in returned if value.numel() == 1)
+    return len(numbers) == len(loss.numbers) and bool(np.allclose(numbers, loss.numbers, rtol=_SAME, atol=0))
 
 
 def _plain_inputs_agree(a: tuple[Inputs, ...], b: tuple[Inputs, ...]) -> bool:

@@ -65,8 +65,8 @@ class Part:
     @property
     def of_tokens(self) -> bool:
         """Whether it is a number of known tokens: put in place, it can't do harm to others."""
-        kept = [kept for meeting in self.passes for kept in (meeting.a, meeting.b)]
-        return self.numeric and all(one.label is not None for one in kept)
+        snapshots = [snapshot for meeting in self.passes for snapshot in (meeting.a, meeting.b)]
+        return self.numeric and all(one.label is not None for one in snapshots)
 
     @property
     def site(self) -> object:
@@ -147,9 +147,9 @@ def are_many_layers(parts: Sequence[Part]) -> bool:
 
 def _gaps(compared: ResultComparison) -> NDArray[np.float64]:
     """The gap of the results at each of their coordinates; where none has numbers, whether they differ there."""
-    found = [result.gap.largest for result in compared.floating]
-    found = found or [(result.gap.largest > 0).astype(np.float64) for result in compared.gaps]
-    return np.nan_to_num(np.concatenate([np.zeros(0), *found]), nan=_HUGE, posinf=_HUGE)
+    gaps = [result.gap.largest for result in compared.floating]
+    gaps = gaps or [(result.gap.largest > 0).astype(np.float64) for result in compared.gaps]
+    return np.nan_to_num(np.concatenate([np.zeros(0), *gaps]), nan=_HUGE, posinf=_HUGE)
 
 
 def percent(share: float) -> str:

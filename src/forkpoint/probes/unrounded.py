@@ -86,8 +86,8 @@ def vanishes_unrounded(session: Session) -> bool:
     except Exception as error:  # noqa: BLE001 - a model may need the whole numbers that it rounds to
         reraise_out_of_memory(error)
         return False
-    found = compare_results(session, a, b).floating
-    return bool(found) and all(result.gap.max_rel <= _UNCHANGED for result in found)
+    results = compare_results(session, a, b).floating
+    return bool(results) and all(result.gap.max_rel <= _UNCHANGED for result in results)
 
 
 def _made(session: Session, name: str, watcher: OtherContent | None) -> Results:

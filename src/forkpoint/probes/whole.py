@@ -68,34 +68,34 @@ class _Collapse:
         before, after: how many different ones there are.
     """
 
-    taken: CopiedCall
+    call: CopiedCall
     numbers: Tensor | None
     before: int
     after: int
 
     @property
     def place(self) -> tuple[Key, int, int]:
-        op = self.taken.op
-        return (op.module, op.function, op.site.chain), self.taken.nth, self.taken.call
+        op = self.call.op
+        return (op.module, op.function, op.site.chain), self.call.nth, self.call.call
 
     @property
     def dtype(self) -> torch.dtype:
-        return self.taken.outputs[0].dtype
+        return self.call.outputs[0].dtype
 
     def applied(self, value: Tensor) -> Tensor | None:
         """What the call makes of the numbers that the dtype leaves, given what it makes of all of them in float64."""
-        made = self.taken.outputs[0]
+        made = self.call.outputs[0]
         if made.shape != value.shape:
             return None
         if self.numbers is None:
             return made.to(value.device, value.dtype)
         whole = self.numbers.to(value.device, value.dtype)
         left = self.numbers.to(self.dtype).to(value.device, value.dtype)
-        function, second = self.taken.op.function.removesuffix("_"), self.numbers is not self.taken.args[0]
+        function, second = self.call.op.function.removesuffix("_"), self.numbers is not self.call.args[0]
         if function == "outer":
             whole, left = (n[None, :] if second else n[:, None] for n in (whole, left))
         if function in ("add", "sub"):
-            by = (left - whole) * (self.taken.kwargs.get("alpha", 1) if second else 1)
+            by = (left - whole) * (self.call.kwargs.get("alpha", 1) if second else 1)
             return value - by if function == "sub" and second else value + by
         share = torch.where(whole == 0, 1.0, left / whole)
         return value / share if second and function in ("div", "true_divide") else value * share
@@ -105,43 +105,43 @@ class _Collapse:
 class _AsCast(Watcher):
     """Goes on with the numbers that a dtype left, at some calls."""
 
-    found: dict[tuple[Key, int, int], _Collapse]
+    collapses: dict[tuple[Key, int, int], _Collapse]
 
     def edits(self, key: Key) -> bool:
-        return any(place[0] == key for place in self.found)
+        return any(place[0] == key for place in self.collapses)
 
     def edit(
         self, recorder: Recorder, key: Key, nth: int, output: int, value: Tensor, label: Label | None
     ) -> Tensor | None:
-        found = None if output else self.found.get((key, nth, recorder.call))
-        return None if found is None else found.applied(value)
+        collapse = None if output else self.collapses.get((key, nth, recorder.call))
+        return None if collapse is None else collapse.applied(value)
 
 
 def whole_numbers(session: Session, exact: Precision, weights: tuple[Weight, ...] = ()) -> Whole | None:
     """Make both runs in float64 but for whole numbers that collapse; None where none do."""
-    found = {"A": _collapsing(session.a), "B": _collapsing(session.b)}
-    if not any(found.values()):
+    collapsing = {"A": _collapsing(session.a), "B": _collapsing(session.b)}
+    if not any(collapsing.values()):
         return None
     with same_weights(weights):
-        results = [_made(traced, found[name]) for name, traced in (("A", session.a), ("B", session.b))]
+        results = [_made(traced, collapsing[name]) for name, traced in (("A", session.a), ("B", session.b))]
         compared = compare_results(session, *results)
     moves = exact.beyond_noise(compared) > 1
-    name, first = next((name, all_[0]) for name, all_ in found.items() if all_)
+    name, first = next((name, all_[0]) for name, all_ in collapsing.items() if all_)
     dtype = str(first.dtype).removeprefix("torch.")
-    where = first.taken.op.place
+    where = first.call.op.place
     text = f"{first.before:,} whole numbers become {first.after:,} in {dtype} at {where} in run {name}"
     told = f"{text}; with that alone, in float64, the gap is {compared.max_abs:.2g}"
     outcome = "collapse" if moves else "alike"
     return Whole(moves, text, ProbeResult("whole", outcome, compared.max_abs, told))
 
 
-def _made(traced: Traced, found: list[_Collapse]) -> Results:
-    return traced.again(promotion=Promotion(), watcher=_AsCast({one.place: one for one in found}))
+def _made(traced: Traced, collapsing: list[_Collapse]) -> Results:
+    return traced.again(promotion=Promotion(), watcher=_AsCast({one.place: one for one in collapsing}))
 
 
 def _collapsing(traced: Traced) -> list[_Collapse]:
     """The calls of a run at which whole numbers collapse, in the order in which they were made."""
-    taken: list[CopiedCall] = []
+    calls: list[CopiedCall] = []
     fetches: list[Fetch] = []
     trace = traced.trace
     integers: dict[str, set[tuple[int, ...]]] = {}
@@ -160,10 +160,10 @@ def _collapsing(traced: Traced) -> list[_Collapse]:
         )
         if casts or mixes:
             key = op.module, op.function, op.site.chain
-            fetches.append(Fetch(key, call, trace.nth(index), taken.append))
+            fetches.append(Fetch(key, call, trace.nth(index), calls.append))
     if fetches:
         traced.again(fetches)
-    return [found for one in taken if (found := _collapse_of(one)) is not None]
+    return [collapse for one in calls if (collapse := _collapse_of(one)) is not None]
 
 
 def _given(traced: Traced) -> tuple[float, set[int]]:
@@ -199,28 +199,28 @@ def _has_many(shape: tuple[int, ...], traced: Traced, limit: int = min(_TOLD_APA
     return math.prod(shape) <= rows * max(shape)
 
 
-def _collapse_of(taken: CopiedCall) -> _Collapse | None:
-    if taken.op.function in _MIXING:
-        integers = (a for a in taken.args if isinstance(a, Tensor) and not a.dtype.is_floating_point)
+def _collapse_of(call: CopiedCall) -> _Collapse | None:
+    if call.op.function in _MIXING:
+        integers = (a for a in call.args if isinstance(a, Tensor) and not a.dtype.is_floating_point)
         numbers = next(integers, None)
-        return None if numbers is None or numbers.dtype == torch.bool else _counted(taken, numbers, numbers)
-    source: Any = next((arg for arg in taken.args if isinstance(arg, Tensor)), None)
+        return None if numbers is None or numbers.dtype == torch.bool else _counted(call, numbers, numbers)
+    source: Any = next((arg for arg in call.args if isinstance(arg, Tensor)), None)
     if source is not None:
-        return None if source.numel() != taken.outputs[0].numel() else _counted(taken, source, None)
-    if not taken.op.function.endswith("arange"):
+        return None if source.numel() != call.outputs[0].numel() else _counted(call, source, None)
+    if not call.op.function.endswith("arange"):
         return None
-    before, after = taken.outputs[0].numel(), len(taken.outputs[0].double().unique())
-    return _Collapse(taken, None, before, after) if after < before else None
+    before, after = call.outputs[0].numel(), len(call.outputs[0].double().unique())
+    return _Collapse(call, None, before, after) if after < before else None
 
 
-def _counted(taken: CopiedCall, source: Tensor, numbers: Tensor | None) -> _Collapse | None:
+def _counted(call: CopiedCall, source: Tensor, numbers: Tensor | None) -> _Collapse | None:
     """How many whole numbers at equal distances the dtype of the result leaves; None where it leaves all."""
     whole = source.detach().double().unique()
-    left = source.detach().to(taken.outputs[0].dtype) if numbers is not None else taken.outputs[0].detach()
+    left = source.detach().to(call.outputs[0].dtype) if numbers is not None else call.outputs[0].detach()
     after = len(left.double().unique())
     few = len(whole) < _FEWEST and bool((whole == whole.round()).all())
     return (
-        _Collapse(taken, numbers, len(whole), after)
+        _Collapse(call, numbers, len(whole), after)
         if (few or _is_range(whole)) and after < len(whole)
         else None
     )

@@ -227,14 +227,14 @@ def kept_apart(model: Any, calls: list[dict[str, Any]]) -> Callable[[Any, dict[s
 
     for index, call in enumerate(calls):
         call[name] = EARLIER_CACHE if index else None
-    cache: list[Any] = [None]
+    past: list[Any] = [None]
 
     def call_it(given: Any, inputs: dict[str, Any]) -> Any:
         if name not in inputs:
             return given(**inputs)
         if inputs[name] is None:
-            cache[0] = DynamicCache(config=model.config.get_text_config(decoder=True))
-        return given(**{**inputs, name: cache[0]})
+            past[0] = DynamicCache(config=model.config.get_text_config(decoder=True))
+        return given(**{**inputs, name: past[0]})
 
     return call_it
 
@@ -257,8 +257,8 @@ def _keeps_keys(model: Any) -> bool:
         return False
     from transformers import DynamicCache
 
-    cache = DynamicCache(config=model.config.get_text_config(decoder=True))
-    return not all(cache.is_linear) if cache.layers else True
+    past = DynamicCache(config=model.config.get_text_config(decoder=True))
+    return not all(past.is_linear) if past.layers else True
 
 
 def _made(model: Any, kind: str, length: int) -> Any:

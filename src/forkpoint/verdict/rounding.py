@@ -121,27 +121,27 @@ def not_as_it_ran(
     return None
 
 
-def otherwise_compiled(found: Miscompiled, evidence: list[ProbeResult]) -> Verdict:
+def otherwise_compiled(probe: Miscompiled, evidence: list[ProbeResult]) -> Verdict:
     """A compiled module computes something else than the Python that it was made from."""
-    result = found.result
+    result = probe.result
     return Verdict(VerdictKind.SEMANTIC, None, None, result.text, (*evidence, result), _UNCOMPILED_ADVICE)
 
 
-def _other_than_float64(found: Native, evidence: list[ProbeResult]) -> Verdict:
+def _other_than_float64(probe: Native, evidence: list[ProbeResult]) -> Verdict:
     """The gap falls in float64, but what ran natively is more than rounding away from that."""
-    if len(found.runs) == 1:
+    if len(probe.runs) == 1:
         kind, advice = VerdictKind.SEMANTIC, _UNCOMPILED_ADVICE
     else:
         kind = VerdictKind.UNDETERMINED
         advice = "Put plain torch functions in the place of custom operations, and compare again."
-    return Verdict(kind, None, None, found.result.text, tuple(evidence), advice)
+    return Verdict(kind, None, None, probe.result.text, tuple(evidence), advice)
 
 
-def _other_operations(found: Operations, evidence: list[ProbeResult]) -> Verdict:
+def _other_operations(probe: Operations, evidence: list[ProbeResult]) -> Verdict:
     """The gap falls in float64, but there a run does not do what it did natively."""
-    summary = found.result.text
+    summary = probe.result.text
     advice = "Have the model do the same in every dtype there, and compare again."
-    if found.kind is VerdictKind.SEMANTIC:
+    if probe.kind is VerdictKind.SEMANTIC:
         summary = f"the runs differ in exact arithmetic: {summary}"
         advice = "Look at where the model asks for a dtype: what it does there is more than another form of one function."
-    return Verdict(found.kind or VerdictKind.UNDETERMINED, None, None, summary, tuple(evidence), advice)
+    return Verdict(probe.kind or VerdictKind.UNDETERMINED, None, None, summary, tuple(evidence), advice)

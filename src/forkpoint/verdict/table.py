@@ -245,9 +245,9 @@ def _order(compared: ResultComparison, exact: ResultComparison) -> ProbeResult |
     if not exact.displaced:
         text = "results lie elsewhere in one run, but not in float64: rounding decides the order"
         return ProbeResult("order", "rounding", 0.0, text)
-    count = sum(displaced.count for displaced in exact.displaced)
-    displaced = exact.displaced[0]
-    return ProbeResult("order", "displaced", float(count), f"{displaced.name}: {displaced.text}")
+    count = sum(moved.count for moved in exact.displaced)
+    moved = exact.displaced[0]
+    return ProbeResult("order", "displaced", float(count), f"{moved.name}: {moved.text}")
 
 
 def _with_masks(session: Session, verdict: Verdict, shown: Divergence | None) -> Verdict:
