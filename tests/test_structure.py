@@ -135,12 +135,6 @@ def test_no_two_classes_share_a_name():
 WORDS_OF_NOTHING = {"found", "kept", "known", "taken"}
 """Participles that say of a value how somebody came by it, and not what it is."""
 
-NOT_YET = {
-    "invariance",
-    "trials",
-}
-"""Packages and files in which values still have such names. The list only gets shorter."""
-
 KEYS = {
     ("engines.answer", "found"),
     ("engines.table", "found"),
@@ -224,7 +218,6 @@ def test_a_name_says_what_a_value_is():
     seen = {
         name: {word for _, word in of_nothing(path.read_text(encoding="utf-8"))}
         for name, path in modules().items()
-        if not NOT_YET & set(name.split("."))
     }
     assert len(seen) > 50
     assert {(name.removeprefix("forkpoint."), word) for name, words in seen.items() for word in words} == KEYS

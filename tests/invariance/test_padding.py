@@ -46,7 +46,7 @@ def test_only_a_padded_batch_of_token_ids_is_one():
     found = told(inputs)
     assert found is not None and len(found.indices) == 42
     x = torch.randn(4, 24, 8)
-    assert torch.equal(found.put(found.taken(x)), x * MASK[..., None])
+    assert torch.equal(found.put(found.rows_of(x)), x * MASK[..., None])
     assert told({"input_ids": IDS}) is None
     assert told({**inputs, "attention_mask": torch.ones_like(IDS)}) is None
     assert told({**inputs, "pixel_values": torch.randn(4, 24)}) is None

@@ -60,15 +60,15 @@ def mask(*args: Any, **kwargs: Any) -> torch.Tensor:
         return ALL_MASK_ATTENTION_FUNCTIONS[other](*args, **kwargs)
     function, valid = kwargs.get("mask_function", causal_mask_function), kwargs.get("attention_mask")
     q_offset, kv_offset = int(kwargs.get("q_offset", 0)), int(kwargs.get("kv_offset", 0))
-    made = known = None
+    made = causal_batch = None
     if function is causal_mask_function and not args and _on_gpu(kwargs.get("device")):
-        made, known = _causal(kwargs, q_offset, kv_offset)
+        made, causal_batch = _causal(kwargs, q_offset, kv_offset)
     if made is None:
         kwargs.update(allow_is_causal_skip=False, allow_is_bidirectional_skip=False)
         with plain():
             made = sdpa_mask(*args, **kwargs)
     assert made is not None
-    batch: list[Sequences] = [] if known is None else [known]
+    batch: list[Sequences] = [] if causal_batch is None else [causal_batch]
 
     def own() -> Sequences:
         if not batch:

@@ -71,11 +71,11 @@ def _attended(
         for start in range(0, queries, step)
     ]
     keys = max(one.shape[-1] for one in seen)
-    kept = min(keys - front, key.shape[1])
-    key, value = (_padded(one[:, :kept], front, keys - front - kept) for one in (key, value))
+    used = min(keys - front, key.shape[1])
+    key, value = (_padded(one[:, :used], front, keys - front - used) for one in (key, value))
     blocks = _blocks(_padded(query, 0, filled - queries), groups)
     if bias is not None:
-        bias = pad(bias[..., :kept], (front, keys - front - kept, 0, filled - queries)).to(query.dtype)
+        bias = pad(bias[..., :used], (front, keys - front - used, 0, filled - queries)).to(query.dtype)
         bias = _blocks(bias, groups)
     out = query.new_empty(filled, heads, value.shape[2])
     for index, allowed in enumerate(seen):

@@ -26,11 +26,11 @@ class Tokens:
         indices: of the tokens among all of them, int64.
     """
 
-    def __init__(self, kept: torch.Tensor) -> None:
-        self.shape = kept.shape
-        self.indices = kept.flatten().nonzero()[:, 0]
+    def __init__(self, are_tokens: torch.Tensor) -> None:
+        self.shape = are_tokens.shape
+        self.indices = are_tokens.flatten().nonzero()[:, 0]
 
-    def taken(self, x: torch.Tensor) -> torch.Tensor:
+    def rows_of(self, x: torch.Tensor) -> torch.Tensor:
         """The rows `[tokens, …]` of `[batch, columns, …]`."""
         return x.reshape(-1, x.shape[-1]).index_select(0, self.indices)
 

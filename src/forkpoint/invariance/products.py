@@ -33,7 +33,7 @@ def linear(stock: Stock, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tens
     """`F.linear`."""
     tokens = padding.of(x)
     if tokens is not None:
-        made = linear(stock, tokens.taken(x), weight, bias)
+        made = linear(stock, tokens.rows_of(x), weight, bias)
         return made if made is NotImplemented else tokens.put(made)
     way = ready(x, weight, bias)
     if way is not None:

@@ -67,9 +67,13 @@ def of_mask(
     reached = seen.any(1).cpu()
     made: Sequences = []
     for row in range(batch):
-        kept = every[row, kv_offset : kv_offset + keys]
-        last = int(torch.where(reached[row] & kept)[0].max()) + 1 if (reached[row] & kept).any() else 0
-        columns = _columns(kept[:last], mask.device)
+        are_tokens = every[row, kv_offset : kv_offset + keys]
+        last = (
+            int(torch.where(reached[row] & are_tokens)[0].max()) + 1
+            if (reached[row] & are_tokens).any()
+            else 0
+        )
+        columns = _columns(are_tokens[:last], mask.device)
         asking = (
             _columns(every[row, q_offset : q_offset + queries], mask.device) if causal else slice(0, queries)
         )
@@ -165,8 +169,8 @@ def _packed(seen: torch.Tensor, row: int) -> Sequences:
     return [Sequence(row, part, part, 0, 0, seen[part, part]) for part in parts]
 
 
-def _columns(kept: torch.Tensor, device: torch.device) -> Columns:
-    indices = kept.nonzero()[:, 0]
+def _columns(chosen: torch.Tensor, device: torch.device) -> Columns:
+    indices = chosen.nonzero()[:, 0]
     if not len(indices):
         return slice(0, 0)
     start, end = int(indices[0]), int(indices[-1]) + 1
