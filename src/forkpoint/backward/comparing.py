@@ -86,8 +86,8 @@ def compare_backward(
         raise
     except Exception as error:  # noqa: BLE001 - the runs go well unwatched, whatever it is that can't be looked at
         reraise_out_of_memory(error)
-        told = f"the gradients of ops' outputs could not be watched: {_worded(error)}"
-        backward = replace(backward, notes=(told,))
+        note = f"the gradients of ops' outputs could not be watched: {_worded(error)}"
+        backward = replace(backward, notes=(note,))
     differs = backward.first is not None or any(one.status == "differs" for one in weights)
     if not probes or not differs:
         return backward
@@ -172,8 +172,8 @@ def _judged(session: Session, backward: Backward, tokens: Tokens, *, summing: bo
         return replace(
             backward, evidence=(*backward.evidence, ProbeResult("precision", "failed", None, text))
         )
-    said = dict(zip(names, exact.parameters, strict=True))
-    rest = tuple(replace(one, rounding=said.get(one.name)) for one in backward.parameters)
+    agrees = dict(zip(names, exact.parameters, strict=True))
+    rest = tuple(replace(one, rounding=agrees.get(one.name)) for one in backward.parameters)
     rounding, probe = _rounding(backward.first, rest, exact)
     origin = None
     if exact.differing and not exact.refused:
@@ -193,14 +193,14 @@ def _rounding(
     """Whether the gradients agree up to noise, and the experiment in words."""
     apart = [one.name for one in weights if one.rounding is False]
     unknown = [one.name for one in weights if one.status == "differs" and one.rounding is None]
-    n, met = len({m.event_a for m in exact.differing}), f"{exact.compared:,}"
+    n, among = len({m.event_a for m in exact.differing}), f"{exact.compared:,}"
     rest = f"; {len(exact.refused)} operations were not done in float64" if exact.refused else ""
     if n or apart:
-        text = f"in float64 {n:,} of {met} gradients of ops' outputs and {len(apart):,} of parameters still differ, beyond float64's own rounding"
+        text = f"in float64 {n:,} of {among} gradients of ops' outputs and {len(apart):,} of parameters still differ, beyond float64's own rounding"
         return (None if exact.refused else False), ProbeResult(
             "precision", "remains", float(n or len(apart)), text + rest
         )
-    text = f"in float64 no gradient differs beyond float64's own rounding: of {met} of ops' outputs, the farthest are {exact.relative:.2g} of their largest element apart"
+    text = f"in float64 no gradient differs beyond float64's own rounding: of {among} of ops' outputs, the farthest are {exact.relative:.2g} of their largest element apart"
     if not exact.complete:
         text += "; there were more than could be kept, and those of the first layers were not looked at"
     if unknown:

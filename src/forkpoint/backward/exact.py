@@ -56,7 +56,7 @@ class Exact:
     parameters: tuple[bool | None, ...]
     complete: bool
     refused: tuple[str, ...]
-    met: frozenset[Hashable]
+    compared_ops: frozenset[Hashable]
     """Keys of the ops that met."""
     apart: frozenset[Hashable]
     """Keys of those that differ beyond noise."""
@@ -67,7 +67,7 @@ class Exact:
         """By the key of an op, how its output's gradient compares, and why it was not."""
         if key in self.apart:
             return "differs", ""
-        return ("equal", "") if key in self.met else NO_GRADIENT
+        return ("equal", "") if key in self.compared_ops else NO_GRADIENT
 
 
 def in_float64(session: Session, weights: Sequence[str], *, summing: bool) -> Exact:
@@ -87,16 +87,19 @@ def _in_float64(session: Session, names: Sequence[str], summing: bool) -> Exact:
     weights = [(mine[name], theirs[name]) for name in names]
     a, b = (_Side(session, traced, name, summing) for traced, name in ((session.a, "A"), (session.b, "B")))
     summed = {side.traced.trace.key(op) for side in (a, b) for op in side.every.left_out}
-    met = [
+    meetings = [
         m
         for m in meet_values(session, a.store, b.store, _FLOOR).every
         if m.numeric and len(m.pairs) and session.a.trace.key(m.a.op) not in summed
     ]
     pairs = [_paired(a.exact(x), b.exact(y)) for x, y in weights]
-    if any(m.differs for m in met) or any(pair is not None and pair.apart > pair.noise for pair in pairs):
+    if any(m.differs for m in meetings) or any(
+        pair is not None and pair.apart > pair.noise for pair in pairs
+    ):
         noise = a.moved(0), b.moved(1)
-        met = [
-            replace(m, noise=m.noise + NOISE_MARGIN * max(noise[0].at(m.a), noise[1].at(m.b))) for m in met
+        meetings = [
+            replace(m, noise=m.noise + NOISE_MARGIN * max(noise[0].at(m.a), noise[1].at(m.b)))
+            for m in meetings
         ]
         pairs = [
             pair and replace(pair, noise=pair.noise + NOISE_MARGIN * max(noise[0].of(x), noise[1].of(y)))
@@ -106,16 +109,16 @@ def _in_float64(session: Session, names: Sequence[str], summing: bool) -> Exact:
     return Exact(
         a.every.graph,
         b.every.graph,
-        tuple(sorted((m for m in met if m.differs), key=lambda m: (-m.event_a, m.event_b))),
-        len(met),
-        max((m.gap.max_rel for m in met), default=0.0),
-        {m.a.place: m.gap.max_abs for m in met},
+        tuple(sorted((m for m in meetings if m.differs), key=lambda m: (-m.event_a, m.event_b))),
+        len(meetings),
+        max((m.gap.max_rel for m in meetings), default=0.0),
+        {m.a.place: m.gap.max_abs for m in meetings},
         tuple(None if pair is None else pair.agrees for pair in pairs),
         a.every.complete and b.every.complete,
         tuple(dict.fromkeys((*a.refused, *b.refused))),
-        frozenset(key(m.a.op) for m in met),
-        frozenset(key(m.a.op) for m in met if m.differs),
-        frozenset((m.a.op.module, None if m.a.op.is_boundary else m.a.op.function) for m in met),
+        frozenset(key(m.a.op) for m in meetings),
+        frozenset(key(m.a.op) for m in meetings if m.differs),
+        frozenset((m.a.op.module, None if m.a.op.is_boundary else m.a.op.function) for m in meetings),
     )
 
 

@@ -134,13 +134,13 @@ def made_by(
     readers = [{trace.key(op): op for op in graph.readers(event)} for graph, event, trace in graphs]
     comparisons: list[InputComparison] = []
     for key, op in {**readers[1], **readers[0]}.items():
-        said, reason = status(key)
+        outcome, reason = status(key)
         alone = [run for run, read in zip("ab", readers, strict=True) if key in read]
-        if len(alone) == 1 and said in ("equal", "differs"):
+        if len(alone) == 1 and outcome in ("equal", "differs"):
             reason = f"in run {alone[0].upper()} alone it reads this value"
-        elif len(alone) == 1 and said == "not compared":
-            said, reason = f"only in {alone[0]}", ""
-        comparisons.append(InputComparison(op.place, said, None, None, reason=reason))
+        elif len(alone) == 1 and outcome == "not compared":
+            outcome, reason = f"only in {alone[0]}", ""
+        comparisons.append(InputComparison(op.place, outcome, None, None, reason=reason))
     unseen = {
         name: None for graph, event, _ in graphs for name in graph.unseen.get(graph.first_of(event), ())
     }

@@ -34,7 +34,7 @@ class GoingBack:
         gradients: by the id of each parameter that requires a gradient, what arrived; None where nothing did.
         exact: the same in float64, as far as it could be added up; `added`, of how many parts.
         at_work: whether the backward pass is being made.
-        told: told of the losses before each backward pass.
+        before_backward: told of the losses before each backward pass.
     """
 
     def __init__(self, run: Run, name: str, promotion: Promotion | None = None) -> None:
@@ -44,7 +44,7 @@ class GoingBack:
         self.exact: dict[int, Tensor] = {}
         self.added: Counter[int] = Counter()
         self.at_work = False
-        self.told: Callable[[Sequence[Tensor]], None] | None = None
+        self.before_backward: Callable[[Sequence[Tensor]], None] | None = None
         weights = () if run.modules is None else run.modules.parameters()
         self._weights = {id(weight): weight for weight in weights if weight.requires_grad}
         self._waiting: list[Tensor] = []
@@ -81,8 +81,8 @@ class GoingBack:
         if goes_on or not self._waiting:
             return
         waiting, self._waiting = self._waiting, []
-        if self.told is not None:
-            self.told(waiting)
+        if self.before_backward is not None:
+            self.before_backward(waiting)
         self.at_work = True
         try:
             torch.autograd.backward(waiting)

@@ -111,10 +111,10 @@ class Arrivals(Watcher):
         self.left_out: dict[Op, None] = {}
         self.arrived: set[int] = set()
         self.graph = Graph()
-        self._met: dict[int, tuple[weakref.ref[Tensor], int, int]] = {}
+        self._by_tensor: dict[int, tuple[weakref.ref[Tensor], int, int]] = {}
         self._late: list[tuple[Awaited, weakref.ref[Tensor], int]] = []
         self._edges: dict[tuple[Node | None, int], int] = {}
-        backward.told = self._look_for_unseen
+        backward.before_backward = self._look_for_unseen
         self._turn = threading.Lock()  # the gradients of each device come on a thread of its own
         self._handles: list[torch.utils.hooks.RemovableHandle] = []
 
@@ -143,11 +143,11 @@ class Arrivals(Watcher):
             return
         if tensor is not value or id(tensor) in recorder.owned or why_unreadable(tensor):
             return  # kept elsewhere in float64; or a weight, whose gradient is looked at by itself
-        met = self._met.get(id(tensor))
-        if met is not None and met[0]() is tensor and met[1] == _version(tensor):
-            self.graph.is_again(event, met[2])
+        earlier = self._by_tensor.get(id(tensor))
+        if earlier is not None and earlier[0]() is tensor and earlier[1] == _version(tensor):
+            self.graph.is_again(event, earlier[2])
             return
-        self._met[id(tensor)] = weakref.ref(tensor), _version(tensor), event
+        self._by_tensor[id(tensor)] = weakref.ref(tensor), _version(tensor), event
         nth = recorder.trace.nth(event)
         lost = form.reason if label is None else ""
         awaited = Awaited(
@@ -164,7 +164,7 @@ class Arrivals(Watcher):
             handle.remove()
         self._handles.clear()
         self._late.clear()
-        self._met.clear()
+        self._by_tensor.clear()
         self._edges.clear()
 
     def _look_again(self, recorder: Recorder) -> None:

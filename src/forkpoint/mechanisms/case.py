@@ -142,9 +142,9 @@ class Case:
     @cached_property
     def same_function(self) -> bool | None:
         """Whether both runs compute the same at the origin, given the same inputs; None where that is not known."""
-        told = self.swap.told(self.root)
-        if told is not None:
-            self.evidence.append(told)
+        evidence = self.swap.told(self.root)
+        if evidence is not None:
+            self.evidence.append(evidence)
         return self.swap.same(self.root)
 
     def are_two_functions(self, part: Origin | None) -> bool:
@@ -318,9 +318,9 @@ class Case:
         """Add to the evidence of the coupling what was shown of it besides."""
         coupling = self.coupling
         assert coupling is not None
-        told = replace(coupling.result, text=f"{coupling.result.text}; {more}")
-        self.evidence[self.evidence.index(coupling.result)] = told
-        self.coupling = replace(coupling, result=told)
+        extended = replace(coupling.result, text=f"{coupling.result.text}; {more}")
+        self.evidence[self.evidence.index(coupling.result)] = extended
+        self.coupling = replace(coupling, result=extended)
 
 
 def _is_whole(value: Tensor) -> bool:

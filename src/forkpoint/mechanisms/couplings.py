@@ -59,8 +59,8 @@ def _chooses_columns(case: Case) -> bool:
             snapshot = store.snapshots.get(event)
             if snapshot is None or snapshot.op.function not in ("any", "nonzero"):
                 continue
-            asked = [store.snapshots[s].value for s in store.sources[event] if s in store.snapshots]
-            if snapshot.value.numel() > 1 or any(value.dim() == 1 and len(value) > 1 for value in asked):
+            values = [store.snapshots[s].value for s in store.sources[event] if s in store.snapshots]
+            if snapshot.value.numel() > 1 or any(value.dim() == 1 and len(value) > 1 for value in values):
                 return True
     return False
 

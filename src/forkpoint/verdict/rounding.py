@@ -25,7 +25,7 @@ _UNCOMPILED_ADVICE = "Run that run without its compiler, or with another kernel,
 
 
 def rounding(
-    session: Session, exact: Precision, alone: ReplayErrors | None, given: Inputs, located: Located | None,
+    session: Session, exact: Precision, alone: ReplayErrors | None, compared_inputs: Inputs, located: Located | None,
     evidence: list[ProbeResult],
 ) -> Verdict:  # fmt: skip
     """The verdict that only rounding parts the runs.
@@ -33,10 +33,10 @@ def rounding(
     Args:
         exact: both runs in float64, where the gap vanishes.
         alone: the first op that differs, made by itself; None where there is none.
-        given: what goes in; weights that are only rounded are named there.
+        compared_inputs: what goes in; weights that are only rounded are named there.
         evidence: of the probes so far; a shift of positions is added to it.
     """
-    slug = rounding_slug(session, alone, given, located)
+    slug = rounding_slug(session, alone, compared_inputs, located)
     level = f"{exact.gap:.2g}" if exact.gap else "nothing"
     summary = f"only rounding: done in float64, the gap falls to {level}"
     if exact.tables is not None:
@@ -51,10 +51,10 @@ def rounding(
 
 
 def rounding_slug(
-    session: Session, alone: ReplayErrors | None, given: Inputs, located: Located | None
+    session: Session, alone: ReplayErrors | None, compared_inputs: Inputs, located: Located | None
 ) -> str:
     """Whether a dtype, another kernel or another order of a sum rounds otherwise."""
-    if given.rounded:
+    if compared_inputs.rounded:
         return "low_precision"
     if located is not None and (
         located.divergence.dtype_a != located.divergence.dtype_b or _given_narrower(located)
@@ -74,7 +74,9 @@ def rounding_slug(
 def _given_narrower(located: Located) -> bool:
     """Whether the op that differs is given numbers of another dtype in one run, which round them otherwise."""
     dtypes = [
-        (given.dtype_a, given.dtype_b) for given in located.divergence.inputs if given.status == "differs"
+        (argument.dtype_a, argument.dtype_b)
+        for argument in located.divergence.inputs
+        if argument.status == "differs"
     ]
     return any(a is not None and b is not None and a != b and "float" in a + b for a, b in dtypes)
 
@@ -105,15 +107,19 @@ def model_dtypes(traced: object) -> frozenset[torch.dtype]:
 
 
 def not_as_it_ran(
-    session: Session, exact: Precision, compared: ResultComparison, given: Inputs, evidence: list[ProbeResult]
+    session: Session,
+    exact: Precision,
+    compared: ResultComparison,
+    compared_inputs: Inputs,
+    evidence: list[ProbeResult],
 ) -> Verdict | None:
     """The verdict where the gap falls in float64, but that is not what ran natively; None where it is."""
     if isinstance(exact.runs, HeldRuns):
         return None
-    beyond = native(session, exact, compared, given.rounded)
+    beyond = native(session, exact, compared, compared_inputs.rounded)
     if beyond is not None:
         return _other_than_float64(beyond, [*evidence, beyond.result])
-    others = operations(session, exact, compared, given.rounded)
+    others = operations(session, exact, compared, compared_inputs.rounded)
     if others is not None:
         evidence.append(others.result)
         if others.kind is not VerdictKind.ROUNDING:

@@ -78,7 +78,7 @@ def without_float64(
     session: Session,
     exact: Precision,
     alone: ReplayErrors | None,
-    given: Inputs,
+    compared_inputs: Inputs,
     located: Located | None,
     evidence: list[ProbeResult],
 ) -> Judgement:  # fmt: skip
@@ -88,10 +88,12 @@ def without_float64(
     are further from each other than from what is exact, as with another number among the arguments.
     """
     error = None if alone is None else alone.error
-    if located is not None and any(given.status == "differs" for given in located.divergence.inputs):
+    if located is not None and any(
+        compared_inputs.status == "differs" for compared_inputs in located.divergence.inputs
+    ):
         error = None
     if error is not None and error <= ULPS_OF_ROUNDING and located is not None:
-        slug = rounding_slug(session, alone, given, located)
+        slug = rounding_slug(session, alone, compared_inputs, located)
         summary = (
             f"rounding, as far as can be told: {exact.refused[0].split(':')[0]} has no float64 form, but the first "
             f"divergent op alone is within {error:.2g} ULP of the exact result"
