@@ -147,12 +147,15 @@ OTHER_WORDS = {"asked", "given", "made", "met", "said", "told"}
 """Others of the kind, which few packages have a use for."""
 
 CLEAR_OF_THESE = {
+    "backward",
     "cli",
     "comparison",
     "engines",
     "errors",
+    "explain",
     "investigation",
     "match",
+    "mechanisms",
     "models",
     "native",
     "notebook",
@@ -168,6 +171,7 @@ CLEAR_OF_THESE = {
     "support",
     "sweeps",
     "testing",
+    "verdict",
 }
 """Packages and files in which values have no such names. The list only gets longer."""
 

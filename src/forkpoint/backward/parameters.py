@@ -69,8 +69,8 @@ def _one(
             return without(f"it requires no gradient in run {run}")
     if shapes[0] != shapes[1]:
         return without(f"shape {list(shapes[0])} in A, {list(shapes[1])} in B")
-    given = [run[id(weight)] for run, weight in zip(gradients, weights, strict=True)]
-    loaded = [None if value is None else load(value) for value in given]
+    saved = [run[id(weight)] for run, weight in zip(gradients, weights, strict=True)]
+    loaded = [None if value is None else load(value) for value in saved]
     first = next((value for value in loaded if value is not None), None)
     if first is None:
         return without("no gradient arrives in either run")

@@ -61,11 +61,11 @@ def compare_arguments(a: CopiedCall, b: CopiedCall) -> tuple[ArgumentComparison,
 
 def _scalars(call: CopiedCall) -> dict[str, Any]:
     names = parameter_names(call.op.function, len(call.args), call.func, call.args)
-    given = {**dict(zip(names, call.args, strict=True)), **call.kwargs}
-    rank = next((value.dim() for value in given.values() if isinstance(value, torch.Tensor)), 0)
+    arguments = {**dict(zip(names, call.args, strict=True)), **call.kwargs}
+    rank = next((value.dim() for value in arguments.values() if isinstance(value, torch.Tensor)), 0)
     return {
         name: _counted(value, rank) if name in _DIMENSIONS else value
-        for name, value in given.items()
+        for name, value in arguments.items()
         if _is_plain(value)
     }
 

@@ -456,7 +456,7 @@ def unmatched_before(session: Session, row: Joined) -> list[tuple[str, Op]]:
     """
     difference = _difference(row)
     unmatched: list[tuple[str, Op]] = []
-    made = False
+    has_values = False
     for run, status, trace, stop in (
         ("a", "only in a", session.a.trace, difference.event_a),
         ("b", "only in b", session.b.trace, difference.event_b),
@@ -475,12 +475,12 @@ def unmatched_before(session: Session, row: Joined) -> list[tuple[str, Op]]:
             number = trace.op_of(index)
             if number in hidden:
                 passed.append((run, trace.ops[number]))
-                made = made or trace.events[index].status != "view"
+                has_values = has_values or trace.events[index].status != "view"
             elif number in equal_before and trace.events[index].status == "digest":
                 break
         unmatched = [*reversed(passed), *unmatched]
     unique: dict[tuple[str, Any], tuple[str, Op]] = {(run, op.key): (run, op) for run, op in unmatched}
-    return list(unique.values()) if made else []
+    return list(unique.values()) if has_values else []
 
 
 def common_module(session: Session, ops: list[tuple[str, Op]]) -> str:

@@ -126,12 +126,12 @@ def compare_results(
     left_out: dict[str, str] = {}
     missing: list[str] = []
     for name in sides.names:
-        met, reason = sides.compare(name)
-        gaps += met
-        if met and (elsewhere := sides.displaced(name)) is not None:
+        compared, reason = sides.compare(name)
+        gaps += compared
+        if compared and (elsewhere := sides.displaced(name)) is not None:
             moved.append(elsewhere)
-        lost = sides.uncompared(name, met) if met else 0
-        if not lost and (met or not reason):
+        lost = sides.uncompared(name, compared) if compared else 0
+        if not lost and (compared or not reason):
             continue
         if lost:
             missing.append(f"{lost} tokens that both runs have could not be compared in {name}")
@@ -325,11 +325,11 @@ class _Sides:
                     tokens = list(table.members[item] or (item,))
                     yield len(tokens), int((numbers[tokens] >= 0).sum())
 
-    def uncompared(self, name: str, met: list[ResultGap]) -> int:
+    def uncompared(self, name: str, gaps: list[ResultGap]) -> int:
         """How many tokens a result holds in both runs without having been compared."""
-        if any(g.pairs.by_sample or (len(g.pairs) and not g.pairs.coordinates.any()) for g in met):
+        if any(g.pairs.by_sample or (len(g.pairs) and not g.pairs.coordinates.any()) for g in gaps):
             return 0  # compared whole, or a vector for each sample
-        compared = {int(n) for result in met for n in result.pairs.distinct}
+        compared = {int(n) for result in gaps for n in result.pairs.distinct}
         in_a, in_b = self.calls(name)
         tokens_a, tokens_b = _numbers(in_a, self.shared.a), _numbers(in_b, self.shared.b)
         return len((tokens_a & tokens_b) - compared)

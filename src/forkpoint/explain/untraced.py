@@ -58,7 +58,7 @@ def run_untraced(
         prepare(device)
     progress.begin(f"run {name} without tracing")
     random = RandomState.take()
-    outputs = _made(run, random, nullcontext if listening is None else partial(listening.to, run))
+    outputs = _outputs(run, random, nullcontext if listening is None else partial(listening.to, run))
     return Untraced(random, [] if listening is not None and listening.outermost else all_results(outputs))
 
 
@@ -114,7 +114,7 @@ def held_against(which: int, name: str) -> str:
     return f"what run {'AB'[which]} returns is held against {name} of the other run"
 
 
-def _made(run: Run, random: RandomState, around: Callable[[], AbstractContextManager[None]]) -> list[Any]:
+def _outputs(run: Run, random: RandomState, around: Callable[[], AbstractContextManager[None]]) -> list[Any]:
     """What the calls return; with gradients on where they fail without and end well with them, as forces of energies do."""
     try:
         return run.execute(around=around)

@@ -39,10 +39,10 @@ def written_in_one_run(
     """
     if row.difference is None:
         return None
-    asked = [n for n, name in enumerate(names) if any(given.name == name for given in moved)]
+    indices = [n for n, name in enumerate(names) if any(argument.name == name for argument in moved)]
     events = row.difference.event_a, row.difference.event_b
     a, b = (
-        _writing(traced, row.op, event, asked)
+        _writing(traced, row.op, event, indices)
         for traced, event in zip((session.a, session.b), events, strict=True)
     )
     for run, mine, theirs in (("A", a, b), ("B", b, a)):

@@ -142,7 +142,7 @@ class Case:
     @cached_property
     def same_function(self) -> bool | None:
         """Whether both runs compute the same at the origin, given the same inputs; None where that is not known."""
-        evidence = self.swap.told(self.root)
+        evidence = self.swap.evidence(self.root)
         if evidence is not None:
             self.evidence.append(evidence)
         return self.swap.same(self.root)

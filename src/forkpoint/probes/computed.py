@@ -42,7 +42,7 @@ class Computed:
     names: tuple[str, ...]
     ulps: float
 
-    def told(self, before: float, after: float) -> ProbeResult:
+    def evidence(self, before: float, after: float) -> ProbeResult:
         """What becomes of the gap in float64 with the computed weights in both runs."""
         text = (
             f"{len(self.weights)} parameters of one model are what the other computes, rounded to within "

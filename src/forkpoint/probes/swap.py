@@ -65,7 +65,7 @@ class Swap:
             return False
         return None if value is None or self._is_handed_otherwise(at) else False
 
-    def told(self, at: Meeting | None) -> ProbeResult | None:
+    def evidence(self, at: Meeting | None) -> ProbeResult | None:
         """What `same` found, as evidence; None where nothing was asked."""
         if not self.needed:
             return None

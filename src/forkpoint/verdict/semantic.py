@@ -26,7 +26,7 @@ _NO_ORIGIN_ADVICE = "Where it enters could not be located: see what differs firs
 
 
 def semantic(
-    session: Session, exact: Precision, other: ContentProbe | None, given: Inputs, compared: ResultComparison,
+    session: Session, exact: Precision, other: ContentProbe | None, compared_inputs: Inputs, compared: ResultComparison,
     evidence: list[ProbeResult], tokens: Tokens,
 ) -> Judgement:  # fmt: skip
     """The runs differ in exact arithmetic: where that enters, and whether its cause is a known one.
@@ -37,12 +37,12 @@ def semantic(
         evidence: of the probes so far; what is asked here is added to it.
     """
     session.progress.begin("probe: where the difference enters")
-    first_origin = origin(session, exact, given.rounded) if not exact.vanishes else None
+    first_origin = origin(session, exact, compared_inputs.rounded) if not exact.vanishes else None
     if first_origin is not None:
         evidence.append(first_origin.result)
     held = isinstance(exact.runs, HeldRuns)
     session.progress.begin("looking for a known cause")
-    terms = loss_terms(session, exact, given.rounded) if not exact.vanishes else None
+    terms = loss_terms(session, exact, compared_inputs.rounded) if not exact.vanishes else None
     if terms is not None:
         evidence.append(terms)
         mechanism = LOSS_NORMALISATION
@@ -50,7 +50,7 @@ def semantic(
         case = Case(
             session, exact.compared if not exact.vanishes else compared, other, first_origin, held=held
         )
-        with same_weights(given.rounded):
+        with same_weights(compared_inputs.rounded):
             mechanism = recognise(case)
         evidence += case.evidence
     summary = mechanism.summary
@@ -64,17 +64,19 @@ def semantic(
 
 
 def not_finite(
-    session: Session, exact: Precision, made: Unfinite, given: Inputs, evidence: list[ProbeResult],
+    session: Session, exact: Precision, nonfinite: Unfinite, compared_inputs: Inputs, evidence: list[ProbeResult],
     tokens: Tokens,
 ) -> Judgement:  # fmt: skip
     """One run alone has NaN or infinity somewhere: that goes before all else that may differ."""
     session.progress.begin("probe: where the difference enters")
-    first_origin = origin(session, exact, given.rounded) if finite_parts(exact.compared).apart else None
+    first_origin = (
+        origin(session, exact, compared_inputs.rounded) if finite_parts(exact.compared).apart else None
+    )
     if first_origin is not None:
         evidence.append(first_origin.result)
-    part = made.part
-    assert made.worst is not None
-    _, worst = made.worst
+    part = nonfinite.part
+    assert nonfinite.worst is not None
+    _, worst = nonfinite.worst
     summary = (
         f"{part.apart:,} of {part.elements:,} elements are NaN or infinite in one run alone; {worst.text}"
     )
@@ -82,12 +84,12 @@ def not_finite(
     finite = not exactly.nonfinite_a and not exactly.nonfinite_b
     advised = advice(worst, finite_in_float64=finite)
     verdict = Verdict(VerdictKind.SEMANTIC, "nan", False, summary, tuple(evidence), advised)
-    made_at, located = maker(session, made, tokens)
+    made_at, located = maker(session, nonfinite, tokens)
     shown = (made_at,) if made_at is not None else origins_shown(session, first_origin, tokens, held=False)
     return Judgement(verdict, shown, first_origin, located=located)
 
 
-def inputs_differ(session: Session, given: Inputs, evidence: list[ProbeResult]) -> Verdict:
+def inputs_differ(session: Session, compared_inputs: Inputs, evidence: list[ProbeResult]) -> Verdict:
     """What goes in differs already."""
     advice = {
         "token_ids": "Compare the same tokens: check special tokens, truncation and the chat template.",
@@ -96,14 +98,21 @@ def inputs_differ(session: Session, given: Inputs, evidence: list[ProbeResult]) 
         "parameters": "Load both models from one checkpoint, or find what changed the weights.",
         "buffers": "Load both models from one checkpoint, or find what changed the buffers.",
         "quantization": "Quantised weights are other weights: compare with the quantisation off to find other causes.",
-    }.get(given.mechanism or "", f"Give both runs the same {', '.join(given.names)}.")
-    if given.mechanism == "parameters" and _two_architectures(session):
+    }.get(compared_inputs.mechanism or "", f"Give both runs the same {', '.join(compared_inputs.names)}.")
+    if compared_inputs.mechanism == "parameters" and _two_architectures(session):
         advice = (
             "Two architectures have weights of their own: what they return is compared here, and no more can be. To compare "
             "how they compute, give one the other's weights first."
         )
-    by_design = False if given.mechanism == "labels" else None
-    return Verdict(VerdictKind.INPUTS, given.mechanism, by_design, given.result.text, tuple(evidence), advice)
+    by_design = False if compared_inputs.mechanism == "labels" else None
+    return Verdict(
+        VerdictKind.INPUTS,
+        compared_inputs.mechanism,
+        by_design,
+        compared_inputs.result.text,
+        tuple(evidence),
+        advice,
+    )
 
 
 def _two_architectures(session: Session) -> bool:

@@ -84,8 +84,8 @@ def judge(session: Session, compared: ResultComparison, located: Located | None,
         raise
     except Exception as error:  # noqa: BLE001 - whatever a model says that works as it is
         reraise_out_of_memory(error)
-        said = one_line(f"{type(error).__name__}: {error}", _MOST_OF_AN_ERROR)
-        summary = f"an experiment ended in an error, where the runs themselves end well: {said}"
+        message = one_line(f"{type(error).__name__}: {error}", _MOST_OF_AN_ERROR)
+        summary = f"an experiment ended in an error, where the runs themselves end well: {message}"
         return Judgement(Verdict(VerdictKind.UNDETERMINED, None, None, summary, (), _FAILED_ADVICE))
 
 
@@ -93,22 +93,22 @@ def _completed(
     session: Session, compared: ResultComparison, located: Located | None, tokens: Tokens
 ) -> Judgement:
     """The verdict of the table, with what is NaN or infinite in the results and which masks are missing."""
-    made = unfinite(session, compared, located)
-    judged = _decided(session, compared, located, tokens, made)
+    nonfinite = unfinite(session, compared, located)
+    judged = _decided(session, compared, located, tokens, nonfinite)
     verdict = _with_masks(session, judged.verdict, next(iter(judged.origins), None))
-    return replace(judged, verdict=_with_unfinite(verdict, made), unfinite=made)
+    return replace(judged, verdict=_with_unfinite(verdict, nonfinite), unfinite=nonfinite)
 
 
 def _decided(
-    session: Session, compared: ResultComparison, located: Located | None, tokens: Tokens, made: Unfinite
+    session: Session, compared: ResultComparison, located: Located | None, tokens: Tokens, nonfinite: Unfinite
 ) -> Judgement:
     """The truth table, row by row: the first row that holds gives the verdict."""
-    evidence = list(made.results)
-    given = inputs(session)
-    if compared.identical and given.mechanism != "labels":
-        return Judgement(replace(without_probes(compared), evidence=made.results))
-    if not given.differs and (not compared.gaps or (compared.missing and not compared.differs)):
-        return Judgement(replace(without_probes(compared), evidence=made.results))
+    evidence = list(nonfinite.results)
+    compared_inputs = inputs(session)
+    if compared.identical and compared_inputs.mechanism != "labels":
+        return Judgement(replace(without_probes(compared), evidence=nonfinite.results))
+    if not compared_inputs.differs and (not compared.gaps or (compared.missing and not compared.differs)):
+        return Judgement(replace(without_probes(compared), evidence=nonfinite.results))
     session.progress.begin("probe: does each run repeat itself?")
     repeated = repeat(session)
     evidence.append(repeated.result)
@@ -119,28 +119,28 @@ def _decided(
                 _REPEAT_ADVICE[repeated.mechanism],
             )
         )  # fmt: skip
-    evidence.append(given.result)
-    if given.differs:
-        return Judgement(inputs_differ(session, given, evidence))
+    evidence.append(compared_inputs.result)
+    if compared_inputs.differs:
+        return Judgement(inputs_differ(session, compared_inputs, evidence))
     session.progress.begin("probe: both runs in float64")
-    exact = precision(session, given.rounded, watched=bool(compared.displaced))
+    exact = precision(session, compared_inputs.rounded, watched=bool(compared.displaced))
     evidence.append(exact.result)
     order = _order(compared, exact.compared)
-    if made.alone:
-        return not_finite(session, exact, made, given, evidence, tokens)
-    exact, given = _with_computed(session, exact, given, evidence)
-    exact = _with_tables(session, exact, given, evidence)
-    exact, other = _with_decisions(session, exact, given, compared, evidence)
+    if nonfinite.alone:
+        return not_finite(session, exact, nonfinite, compared_inputs, evidence, tokens)
+    exact, compared_inputs = _with_computed(session, exact, compared_inputs, evidence)
+    exact = _with_tables(session, exact, compared_inputs, evidence)
+    exact, other = _with_decisions(session, exact, compared_inputs, compared, evidence)
     evidence += [] if order is None else [order]
     if (not exact.vanishes and not exact.refused) or other.leaks:
         swapped = stand_in(session, located)
         if swapped is not None:
-            evidence[evidence.index(given.result)] = swapped.result
+            evidence[evidence.index(compared_inputs.result)] = swapped.result
             return Judgement(inputs_differ(session, swapped, evidence))
-        return semantic(session, exact, other, given, compared, evidence, tokens)
+        return semantic(session, exact, other, compared_inputs, compared, evidence, tokens)
     if order is not None and order.outcome == "displaced":
         return Judgement(displaced(order, evidence))
-    whole = whole_numbers(session, exact, given.rounded) if exact.vanishes else None
+    whole = whole_numbers(session, exact, compared_inputs.rounded) if exact.vanishes else None
     if whole is not None:
         evidence.append(whole.result)
         if whole.moves:
@@ -158,34 +158,36 @@ def _decided(
             origins = () if place is None else (place,)
             return Judgement(otherwise_compiled(wrong, evidence), origins, by_module=True)
         return Judgement(
-            not_as_it_ran(session, exact, compared, given, evidence)
-            or rounding(session, exact, alone, given, located, evidence)
+            not_as_it_ran(session, exact, compared, compared_inputs, evidence)
+            or rounding(session, exact, alone, compared_inputs, located, evidence)
         )
     if exact.vanishes and not exact.refused:
         return Judgement(drowned_in_noise(session, exact, evidence))
-    return without_float64(session, exact, alone, given, located, evidence)
+    return without_float64(session, exact, alone, compared_inputs, located, evidence)
 
 
 def _with_computed(
-    session: Session, exact: Precision, given: Inputs, evidence: list[ProbeResult]
+    session: Session, exact: Precision, compared_inputs: Inputs, evidence: list[ProbeResult]
 ) -> tuple[Precision, Inputs]:
     """The runs in float64, where a parameter of one model that the other computes anew is what that one computes."""
-    if exact.vanishes or exact.refused or not given.alone:
-        return exact, given
-    anew = computed(session, given)
+    if exact.vanishes or exact.refused or not compared_inputs.alone:
+        return exact, compared_inputs
+    anew = computed(session, compared_inputs)
     if anew is None:
-        return exact, given
-    weights = (*given.rounded, *anew.weights)
+        return exact, compared_inputs
+    weights = (*compared_inputs.rounded, *anew.weights)
     now = precision(session, weights)
-    evidence.append(anew.told(exact.gap, now.gap))
-    return now, replace(given, rounded=weights)
+    evidence.append(anew.evidence(exact.gap, now.gap))
+    return now, replace(compared_inputs, rounded=weights)
 
 
-def _with_tables(session: Session, exact: Precision, given: Inputs, evidence: list[ProbeResult]) -> Precision:
+def _with_tables(
+    session: Session, exact: Precision, compared_inputs: Inputs, evidence: list[ProbeResult]
+) -> Precision:
     """The runs in float64, where a gap that rounded tables explain counts as noise."""
     if exact.vanishes or exact.refused:
         return exact
-    tables = rounded_tables(session, exact, given.rounded)
+    tables = rounded_tables(session, exact, compared_inputs.rounded)
     if tables is None:
         return exact
     evidence.append(tables)
@@ -193,7 +195,11 @@ def _with_tables(session: Session, exact: Precision, given: Inputs, evidence: li
 
 
 def _with_decisions(
-    session: Session, exact: Precision, given: Inputs, compared: ResultComparison, evidence: list[ProbeResult]
+    session: Session,
+    exact: Precision,
+    compared_inputs: Inputs,
+    compared: ResultComparison,
+    evidence: list[ProbeResult],
 ) -> tuple[Precision, ContentProbe]:
     """The runs in float64, and what other content does; with the same decisions where they may be why the runs differ.
 
@@ -205,7 +211,7 @@ def _with_decisions(
 
     def hold() -> Precision | None:
         session.progress.begin("probe: the same decisions in both runs")
-        exact_held, result = decisions(session, given.rounded)
+        exact_held, result = decisions(session, compared_inputs.rounded)
         evidence.extend([] if result is None else [result])
         return exact_held
 
@@ -258,12 +264,14 @@ def _with_masks(session: Session, verdict: Verdict, shown: Divergence | None) ->
     return replace(verdict, advice=f"{lacking}. {verdict.advice}") if lacking else verdict
 
 
-def _with_unfinite(verdict: Verdict, made: Unfinite) -> Verdict:
+def _with_unfinite(verdict: Verdict, nonfinite: Unfinite) -> Verdict:
     """Results that are NaN or infinite in both runs alike are no difference, but nothing that is right, either."""
-    count = max(made.part.nonfinite_a, made.part.nonfinite_b)
-    if verdict.kind not in (VerdictKind.IDENTICAL, VerdictKind.ROUNDING) or made.worst is None or not count:
+    count = max(nonfinite.part.nonfinite_a, nonfinite.part.nonfinite_b)
+    if (
+        verdict.kind not in (VerdictKind.IDENTICAL, VerdictKind.ROUNDING)
+        or nonfinite.worst is None
+        or not count
+    ):
         return verdict
-    summary = (
-        f"{verdict.summary}; {count:,} of {made.part.elements:,} elements are NaN or infinite in both runs"
-    )
-    return replace(verdict, summary=summary, advice=advice(made.worst[1], finite_in_float64=False))
+    summary = f"{verdict.summary}; {count:,} of {nonfinite.part.elements:,} elements are NaN or infinite in both runs"
+    return replace(verdict, summary=summary, advice=advice(nonfinite.worst[1], finite_in_float64=False))
