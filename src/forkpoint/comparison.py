@@ -1,6 +1,11 @@
 """`compare`: both runs are made as their user would make them, and handed to the `investigation`.
 
-What that consists of is read meanwhile, while the model does what it does the first time; so nothing here may need it.
+While the runs are made, a thread imports `forkpoint.investigation` and all that it needs; so this file must not import it
+at the top.
+
+The decorators, from the outermost: the result says how `compare` was called (`says_call`), one comparison is made at a time
+(`alone`), whatever ends it leaves nothing changed (`restored`), and function modes of the caller see nothing of it
+(`by_itself`).
 """
 
 from __future__ import annotations
@@ -82,21 +87,25 @@ def compare(
             raise InputError(f"{name} is a {type(run).__name__}", "an fp.Run(model, inputs)")
         run.check_weights()
     memory = Memory(None if max_memory is None else parse_size(max_memory))
+    # Which samples of both runs belong together.
     a, b, pairing, remarks = paired(a, b)
+    # What the models' tensors hold is noted once for all runs of the comparison, not anew before each.
     with noted_once(digest.of_memory):
         with importing("forkpoint.investigation"):
-            heard = Listening(), Listening()
+            heard = Listening(), Listening()  # calls of `generate` that each run makes
             untraced = [
                 run_untraced(run, progress=progress, name=name, listening=listening)
                 for run, name, listening in ((a, "A", heard[0]), (b, "B", heard[1]))
             ]
             if any(listening.outermost for listening in heard):
+                # A run that generates is replaced by one of the forward calls that it made, and these are made anew.
                 a, b, unrolling = unrolled((a, b), heard)
                 a, b, pairing, remarks = paired(a, b)
                 remarks = (*unrolling, *remarks)
                 untraced = [
                     run_untraced(run, progress=progress, name=name) for run, name in ((a, "A"), (b, "B"))
                 ]
+        # A result that one run returns without a name gets the name that the other gives it.
         a, b, named = named_alike(a, b, untraced)
         from forkpoint.investigation import investigate
 
@@ -104,7 +113,7 @@ def compare(
         if backward:
             from forkpoint.backward.comparing import go_back
 
-            shelf = memory.shelf()
+            shelf = memory.shelf()  # records in memory, with a file behind it
             gradients = go_back(a, untraced[0], shelf, "A"), go_back(b, untraced[1], shelf, "B")
         return investigate(
             a,

@@ -1,4 +1,10 @@
-"""What `compare` does with two runs once they were made without tracing: `investigate` is the list of its stages."""
+"""What `compare` does with two runs once they were made without tracing: `investigate` is the list of its stages.
+
+Records of other files that it hands on: a `Session` is both traced runs with their join, which can also make either once more.
+A `Joined` (a row of `join.rows`) is one op and how its values compare. A `Located` is the first op that differs, with its values
+of both runs. A `Judgement` is the verdict with the origins, the ops where something other than rounding enters. `Tokens` gives
+the text of the token at (sample, position).
+"""
 
 from __future__ import annotations
 
@@ -17,7 +23,7 @@ from torch import Tensor, nn
 
 from forkpoint import scene
 from forkpoint.backward.comparing import Plain, compare_backward
-from forkpoint.capture.shortcuts import plain_way
+from forkpoint.capture.shortcuts import note_of_shortcuts
 from forkpoint.errors import SceneError
 from forkpoint.explain import drift, impact
 from forkpoint.explain.arguments import compare_configurations
@@ -83,7 +89,8 @@ def investigate(
     # unless the results are identical: no gap grows then.
     layers = drift.LayerOutputs(session)
     progress.begin("fetching the first divergence")
-    located = locate(session, tokens, ((), ()) if compared.identical else layers.fetches)
+    beside = ((), ()) if compared.identical else layers.fetches  # of run A, of run B
+    located = locate(session, tokens, beside)
     # Experiments, until they prove a kind of difference: a verdict, with the origins where it enters. Without them only what
     # the digests show can be said: that the results are identical, or nothing.
     judged = (
@@ -95,9 +102,10 @@ def investigate(
         judged, port_notes = _of_a_port(session, judged, mapping)
         notes = (*notes, *port_notes)
     # All of that as one record, which can also make either run again: for a scene, a script, a single value.
-    texts = tokens, _token_texts(b, tokenizer)
+    texts = tokens, _token_texts(b, tokenizer)  # of A, of B
     result = _assemble(session, located, compared, layers, judged, notes, texts)
     if backward is not None:
+        # The same once more, of gradients: traced, joined and judged.
         gradients = compare_backward(session, backward, tokens, probes=probes)
         result = replace(result, backward=gradients)
     return _with_sources(result, session, tokens) if sources else result
@@ -106,7 +114,14 @@ def investigate(
 def _of_a_port(
     session: Session, judged: Judgement, mapping: Mapping | None
 ) -> tuple[Judgement, tuple[str, ...]]:
-    """A judgement of runs whose ops do not meet by name: the origin is where their values part."""
+    """A judgement of runs whose ops do not meet by name: the origin is where their values part.
+
+    Most ops have no counterpart by name, so the origin that `judge` came upon need not be the first. Only its verdict stays,
+    and its origin if that is a compiled module (`by_module`), which is known by its path.
+
+    Returns:
+        The judgement, and notes for the report.
+    """
     agree = judged.verdict.kind in (VerdictKind.IDENTICAL, VerdictKind.ROUNDING)
     port = explain_port(session, mapping, parts=not agree)
     if judged.verdict.kind is not VerdictKind.SEMANTIC or judged.by_module:
@@ -120,7 +135,7 @@ def _trace(
 ) -> tuple[Traced, Traced]:
     """Trace A, then B; each trace is checked against the run without tracing, which is let go of."""
     traced_a = trace_faithfully(a, untraced.pop(0), memory=memory, progress=progress, name="A")
-    like = traced_a.trace
+    like = traced_a.trace  # about as long: it says how far B is
     return traced_a, trace_faithfully(
         b, untraced.pop(0), memory=memory, progress=progress, name="B", like=like
     )
@@ -129,16 +144,18 @@ def _trace(
 def _join(a: Traced, b: Traced, pairing: Pairing, memory: Memory, progress: Progress) -> Session:
     """Join the traces: number the coordinates that both runs have, and compare the digests of each op there."""
     progress.begin("comparing digests")
+    # If one model holds the other in a wrapper (an adapter, a compiled model), ops meet by their paths below it.
     a.trace.wrapping, b.trace.wrapping = wrappings(a.run.modules, b.run.modules)
     shared = Shared(a.trace.table, b.trace.table, pairing)
     join = Join(a.trace, b.trace, shared, progress)
     for traced in (a, b):
-        traced.trace.close()
+        traced.trace.close()  # digests that lie in files are not needed any more
+    # `scene.look` notes of each call that a later pass keeps what a scene needs besides its values (settings, memory layout).
     return Session(a, b, shared, join, memory, progress, scene.look)
 
 
 def _token_texts(run: Run, tokenizer: Any) -> Tokens:
-    """A function that gives the text of the token at (sample, position); None where it isn't known."""
+    """A function that gives the text of a run's token at (sample, position); None where it isn't known."""
     ids = token_ids(run)
 
     @cache
@@ -159,6 +176,7 @@ def _token_texts(run: Run, tokenizer: Any) -> Tokens:
 
 
 def _with_sources(result: Result, session: Session, tokens: Tokens) -> Result:
+    """The result with every op that parts ways on equal inputs."""
     every = find_sources(session, tokens)
     left = (
         ()
@@ -172,7 +190,9 @@ def _assemble(
     session: Session, located: Located | None, compared: ResultComparison, layers: drift.LayerOutputs,
     judged: Judgement, notes: Sequence[str], texts: tuple[Tokens, Tokens],
 ) -> Result:  # fmt: skip
+    """The record of all that the stages came to; impact and drift are measured here."""
     session.progress.begin("measuring the impact")
+    # As A ran, then what B alone has, as B ran.
     rows = sorted(session.join.rows, key=lambda r: (r.status == "only in b", r.order))
     ops = tuple(op_row(row) for row in rows)
     integers = [r for r in rows if r.difference is not None and not r.floating and not r.op.is_boundary]
@@ -193,12 +213,15 @@ def _assemble(
         drift=drift.measure(session, compared, layers) if not compared.identical else (),
         replaced_modules=replaced_modules(session.b.run.modules) or replaced_modules(session.a.run.modules),
         first_integer=op_row(first_integer) if first_integer is not None else None,
-        notes=(*notes, *_pairing_notes(session), *filter(None, [plain_way()])),
+        notes=(*notes, *_pairing_notes(session), *filter(None, [note_of_shortcuts()])),
         versions=versions(),
         _save=lambda directory, confirm=None: _save_scene(session, located, judged, directory, confirm),
         _write=lambda path, synthetic: _write_script(session, located, judged, path, synthetic=synthetic),
         _fetch=lambda module, name, **where: fetch_value(session, module, name, **where),
     )
+
+
+# Users call these two after the comparison is over, so each is fenced as `compare` is (`comparison`).
 
 
 @alone
@@ -210,7 +233,7 @@ def _save_scene(
     """The scene of the origin where the verdict is semantic, else of the first divergence."""
     if judged.located is not None:
         located = judged.located
-    elif judged.origin is not None:
+    elif judged.origin is not None:  # found in float64: fetch its op in the precision of the runs
         located = locate_meeting(session, judged.origin.seen) or located
     if located is None:
         raise SceneError("no op differs between the runs", "two runs that part ways somewhere")
@@ -240,6 +263,7 @@ def _write_script(
 def _not_compared(
     session: Session, rows: list[Joined], compared: ResultComparison
 ) -> tuple[NotCompared, ...]:
+    """What was not compared and why: ops, results, and returned objects that have no value to compare (`others`)."""
     entries = [
         NotCompared(row.op.name, "" if row.op.is_boundary else row.op.site.short, row.reason, row.floating)
         for row in rows
@@ -254,13 +278,15 @@ def _not_compared(
 
 
 def _summary(traced: Traced, default: str, text: Tokens) -> RunSummary:
+    """What a report says of a run; `default` is its name if it has none, `text` gives its tokens their text."""
     run, model = traced.run, traced.run.modules
     tokens = padding = 0
-    for entry in run.layout.calls:
-        for coordinates in entry.values():
+    for call in run.layout.calls:
+        for coordinates in call.values():  # of each stream of tokens, as an encoder's and a decoder's
             tokens += int(coordinates.valid.sum())
             padding += int((~coordinates.valid).sum())
     parameter = next(model.parameters(), None) if model is not None else None
+    # Of a run without parameters its first input says the dtype and the device.
     first = parameter if parameter is not None else next(
         (v for v in run.calls[0].values() if isinstance(v, Tensor)), None
     )  # fmt: skip
@@ -291,7 +317,7 @@ def model_name(model: nn.Module | None) -> str:
 
 
 def _dtype(model: nn.Module | None, first: Tensor | None) -> str:
-    """The dtype that most of the model's floating-point parameters have."""
+    """The dtype that most of the model's floating-point parameters have; without any, that of `first`."""
     counts: dict[torch.dtype, int] = {}
     for parameter in model.parameters() if model is not None else ():
         if parameter.dtype.is_floating_point:
@@ -307,12 +333,14 @@ def _dtype(model: nn.Module | None, first: Tensor | None) -> str:
 
 
 def _attention(model: nn.Module | None) -> str | None:
+    """The attention implementation that the model's configuration names."""
     config = attribute_of(model, "config")
     value = getattr(config, "_attn_implementation", None)
     return value if isinstance(value, str) else None
 
 
 def _pairing_notes(session: Session) -> list[str]:
+    """What a report says of samples that were paired by their order, or that one run alone has."""
     pairing = session.pairing
     notes: list[str] = []
     if pairing.by_order:

@@ -458,7 +458,7 @@ def made(monkeypatch: pytest.MonkeyPatch) -> bool:
 
 def test_shortcuts_are_taken_with_versions_on_the_list(monkeypatch):
     assert shortcuts.unchecked() == ""
-    assert shortcuts.plain_way() == ""
+    assert shortcuts.note_of_shortcuts() == ""
     assert made(monkeypatch)
 
 
@@ -466,7 +466,7 @@ def test_the_environment_leaves_them_out_and_nothing_is_said(monkeypatch):
     monkeypatch.setenv("FORKPOINT_SHORTCUTS", "0")
     monkeypatch.setattr(torch, "__version__", "9.9.0")
     assert not made(monkeypatch)
-    assert shortcuts.plain_way() == ""
+    assert shortcuts.note_of_shortcuts() == ""
 
 
 @pytest.mark.parametrize(
@@ -488,9 +488,9 @@ def test_what_was_not_checked_takes_torchs_way_and_the_report_says_so_once(
         patched.setattr(shortcuts, "_made", lambda: pytest.fail("shortcuts were made"))
         forget()
         slow = trace_run(run)
-        said = shortcuts.plain_way()
+        said = shortcuts.note_of_shortcuts()
     assert_same(slow.trace, fast.trace)
     assert said.endswith(f"not checked with {what}")
-    monkeypatch.setattr(investigation, "plain_way", lambda: said)
+    monkeypatch.setattr(investigation, "note_of_shortcuts", lambda: said)
     notes = compare(run, run).notes
     assert list(notes).count(said) == 1

@@ -22,7 +22,7 @@ class Boundaries(Ledger):
         passive: whether the run is only observed: nobody wants copies of values or changes them.
 
     Attributes:
-        visit_of: the number of the current call of the model, unique in the process: tells this call's `Visits` from old ones.
+        call_number: the number of the current call of the model, unique in the process: tells this call's `Visits` from old ones.
     """
 
     def __init__(
@@ -30,7 +30,7 @@ class Boundaries(Ledger):
     ) -> None:
         super().__init__(listener, resolver, batch, digests)
         self.passive = passive
-        self.visit_of = -1
+        self.call_number = -1
         self._unregistered: dict[tuple[str, type[nn.Module]], Frame] = {}
 
     @property
@@ -163,8 +163,8 @@ class Boundaries(Ledger):
 
     def counted(self, visits: Visits) -> Visits:
         """The same visits, their count set to 0 if it is that of an earlier call of the model."""
-        if visits.call != self.visit_of:
-            visits.call, visits.nth = self.visit_of, 0
+        if visits.call != self.call_number:
+            visits.call, visits.nth = self.call_number, 0
         return visits
 
     def _unregistered_frame(self, module: nn.Module) -> Frame:

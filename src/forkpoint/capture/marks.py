@@ -81,7 +81,7 @@ class Visits:
 
     Attributes:
         ops: what the trace calls it, an `Op` for each output.
-        call: the call of the model (`Boundaries.visit_of`) that `nth` counts in.
+        call: the call of the model (`Boundaries.call_number`) that `nth` counts in.
         nth: how often the op has run in that call.
         function: the torch function; the first of several of one name (`torch.mul`, `Tensor.mul`); None for a boundary.
         answers, key, answer: the last answer, the cache that it is in, and its key there; see `Reader.answer`.

@@ -20,11 +20,21 @@ The fields that an entry changes:
 | `queued` | rows of this entry whose values were queued, for the history |
 | `lasting` | whether the result is the same for every call with arguments of these marks, so that the history may have it |
 | `fresh` | whether the last value may still change: what is written to it before the next call belongs to it |
+| `last_read` | the last output of the function that is being recorded, with its version when the next one was called |
+
+A record is a bare tuple, as one is made for every output of every call: `record[0]()` is the tensor or None, `record[1]` its
+mark. Python gives the id of a tensor that is gone to another one, so a record counts only if `record[0]()` is the tensor in hand.
 
 The tape itself is five lists with one element an entry, which the tap fills: `whats` (a function, or that a module is entered
-or left), `places` (the call stack), `args`, `kwargs` and `made` (what came out). `befores` has an element for each function
-alone: the version (how often it was written to in place) that the output before it had when it was called. Shifted by one,
-that is the version of its own output when the next function was called (`versions`), so that a later write is noticed.
+or left), `places` (the call stack), `args`, `kwargs` and `made` (what came out; of a module that is entered, the module. When
+one is left, what came out is in `args`). `befores` has an element for each function alone: the version (how often it was
+written to in place) that the output of the function before it had when this one was called. Without its first element, and
+with the version that the last output has now, it says of each function which version its own output had when the next was
+called (`versions`): if the digest is taken at another version, the value was overwritten.
+
+Two settings say who reads when. `passive`, for a whole run: it is only observed, nobody wants copies of its values or changes
+them. `deferred`, for a call or a module: functions may wait on the tape. One that may not (as each that writes in place) is
+recorded as soon as it was called: the tape is read, then the recorder has `record` called without a version.
 
 From the classes that it is built on come `put` (adds a row and queues its value), `bounded` (leaves out dimensions that are
 only suspected to follow the tokens once the trace has too many of them) and `settle` (the last value is complete), all of
@@ -42,6 +52,10 @@ Of the others it asks this:
 | `resolver.last_outputs` | labels of what the last call made, for a tensor that no tap saw being made |
 | `treatment.open_cells` | how many of its cells there are only because a dimension might follow the tokens |
 | `listener.wrote` | records what a function wrote in place; gives the labels of its outputs |
+| `treatment.digested` | False for a view, and for what can't be read |
+| `function.may_view` | True if its result always shares memory with an argument, False if never, None if it depends |
+| `visits.nth` | how often this op has run in this call of the model |
+| `visits.answers`, `.key`, `.answer` | the last answer of the op, the cache that it is in, and its key there: (function, *marks) |
 | `listener.sources`, `listener.saw` | the rows of a call's tensors; tells a watcher what was made of them, if there is one |
 """
 
@@ -71,21 +85,25 @@ from forkpoint.capture.trace import Op
 
 NO_KEYWORDS: dict[str, Any] = {}
 _KEYWORDS = object()
+"""In a key, between the arguments by position and those by keyword."""
 _SEQUENCES = frozenset({tuple, list, torch.Size})
 _SIMPLE = frozenset(
     {bool, float, complex, str, type(...), torch.device, torch.layout, torch.memory_format, type}
 )
 """Kinds of arguments that can key a cache, besides tensors, whole numbers and dtypes."""
-_calls = itertools.count()
-"""Numbers for `Boundaries.visit_of`."""
+_call_numbers = itertools.count()
+"""Numbers for `Boundaries.call_number`, which no two calls of models in this process share."""
 
 
 class Reader(Boundaries):
     """The part of the tape that reads its entries.
 
     Args:
-        listener, resolver, batch, digests: as for a ledger.
-        passive: whether the run is only observed: nobody wants copies of values or changes them.
+        listener: the recorder of the run, held weakly.
+        resolver: works out what comes for the first time.
+        batch: takes the digests.
+        digests: False to follow the labels only.
+        passive: see above.
 
     Attributes:
         history: the steps that were read before; None where every entry has to be worked out.
@@ -97,12 +115,12 @@ class Reader(Boundaries):
         super().__init__(listener, resolver, batch, digests, passive)
         self.deferred = passive
         self.history: History | None = None
-        self.visit_of = next(_calls)
+        self.call_number = next(_call_numbers)
 
     def begin(self, call: int) -> None:
-        """A forward call of the model begins."""
+        """A forward call of the model begins, the `call`-th of this run."""
         self.call = call
-        self.visit_of = next(_calls)
+        self.call_number = next(_call_numbers)
 
     def read(self, whole: bool = True) -> None:
         """Read the entries that wait, and take them off the tape.
@@ -126,6 +144,7 @@ class Reader(Boundaries):
                 self.step(columns, position)
             position += n_entries or 1
         self.forget(position, columns.functions)
+        # What is kept alive: values that wait for their digests, and those of entries that were left on the tape.
         waiting = sum(
             self.entry_bytes + (0 if what.may_view is True else bytes_of(made))
             for what, made in zip(self.whats, self.made, strict=True)
@@ -133,12 +152,12 @@ class Reader(Boundaries):
         )
         self.n_bytes = self.pending_bytes + waiting
         self.last_read = (NOTHING, None)
-        if self.deferred:  # whatever was read was over
+        if self.deferred:  # all that was read was complete
             self.fresh = False
         self.listener.deliver()
 
     def forget(self, entries: int | None = None, functions: int | None = None) -> None:
-        """Take entries off the tape.
+        """Take entries off the tape, whether they were read or not.
 
         Args:
             entries: how many, from the first on; None for all.
@@ -152,6 +171,7 @@ class Reader(Boundaries):
         """Read one entry, and note it in the history as a step."""
         entry = columns.entry(position)
         history = self.history
+        # The sketch is made before: to record the entry may change the records of the tensors on which it depends.
         before = None if history is None else history.sketch(self, entry)
         first = len(self.rows)
         self.queued.clear()
@@ -162,9 +182,9 @@ class Reader(Boundaries):
             columns.functions += 1
             self.record(what, place, args, kwargs or NO_KEYWORDS, outputs_in(made), version)
         elif isinstance(what, Entering):
-            self.entered(made, args, kwargs or NO_KEYWORDS)
+            self.entered(made, args, kwargs or NO_KEYWORDS)  # `made` is the module
         else:
-            self.left(args)
+            self.left(args)  # the tensors that came out of it
         if history is not None:
             history.add(self, entry, before, first)
 
@@ -197,13 +217,14 @@ class Reader(Boundaries):
             labels = self.listener.wrote(function, args, kwargs, outputs, visits, answer)
         else:
             labels = answer.labels
-            # before an output that is an argument, as dropout's, has a new event
+            # asked for now: an output that is itself an argument (as dropout's may be) gets another row below
             sources = [] if self.passive else self.listener.sources(args, kwargs)
             for index, output in enumerate(outputs):
                 view = function.may_view
                 if view is None:
                     view = is_view(output, args, kwargs)
                 treatment = answer.viewed[index] if view else answer.own[index]
+                # The values of arguments may decide a shape, too (`nonzero`), so that it is compared.
                 if treatment is None or not _fits(treatment.mark, output):
                     treatment = self.resolver.treat(function, answer, index, output, view=view)
                 if treatment.open_cells and treatment.digested:
@@ -230,8 +251,8 @@ class Reader(Boundaries):
     ) -> CallAnswer:
         """The answer for a call: the labels of its outputs, from an earlier call of the function with such arguments if any.
 
-        First the answer that the same op had last is tried, by comparing the arguments with its key. Then the key is made
-        and looked up. If there is no answer under it, the resolver works one out.
+        First the answer that the same op had last is tried, by comparing the arguments with its key, so that most calls need
+        no key made. Then the key is made and looked up. If there is no answer under it, the resolver works one out.
         """
         answer = visits.answer
         if (
@@ -255,7 +276,7 @@ class Reader(Boundaries):
                 self.mark_all(kwargs.values(), marks)
             key = tuple(marks)
             answer = self.resolver.answers.get(key)
-        except TypeError:  # an argument that can't be hashed
+        except TypeError:  # an argument that can't be part of a key
             key = None
         if answer is None or len(answer.labels) != len(outputs):
             answer = self.resolver.ask(function, args, kwargs, outputs, key)
@@ -269,7 +290,7 @@ class Reader(Boundaries):
     def same_marks(self, args: tuple[Any, ...], key: tuple[Any, ...]) -> bool:
         """Whether the arguments surely give this key: tensors of the same marks, and the same whole numbers.
 
-        Of arguments of other kinds it says no, also where they would give the key.
+        It knows no other kinds of arguments: with one of them the answer is no, even if `mark_all` would give this key.
         """
         if len(key) != len(args) + 1:
             return False
@@ -315,10 +336,11 @@ class Reader(Boundaries):
             elif isinstance(value, Tensor):
                 marks.append(self.resolver.mark_of(value))
             elif kind in _SIMPLE:
-                marks.append((kind, value))  # True is not 1 here
+                marks.append((kind, value))  # with its class, as True == 1 == 1.0
             else:
                 raise TypeError(f"an argument of type {kind.__name__}")
 
 
 def _fits(mark: Mark, output: Tensor) -> bool:
+    """Whether an output has the shape, dtype and device that the mark of its treatment says."""
     return output.shape == mark.size and output.dtype is mark.dtype and output.get_device() == mark.device

@@ -45,7 +45,7 @@ def permitted() -> bool:
     return os.environ.get("FORKPOINT_SHORTCUTS") != "0" and not unchecked()
 
 
-def plain_way() -> str:
+def note_of_shortcuts() -> str:
     """The note for a report that shortcuts are left out; empty where they are in use, or were switched off by the user."""
     if compiled is None or os.environ.get("FORKPOINT_SHORTCUTS") == "0" or not (what := unchecked()):
         return ""

@@ -20,7 +20,9 @@ line that fits is taken:
 What these functions work with: a `Pass` is one pass, with `held` the event that has the digests of its value (another one
 where it is an alias); they count in a `Tally`, what can't be compared with `skip`; of that comes a `Joined`, the op's row.
 `Shared` numbers the coordinates that both runs have: `shared.a` has for each id of run A its number, -1 where run B lacks it.
-`Alignment` finds cells of both runs with one number, `Columns` where along a dimension the tokens lie.
+`Alignment` finds cells of both runs with one number, `Columns` where along a dimension the tokens lie. A `Maker` is the op
+that made a value, with the index of the forward call. A *series* is all passes of an op as columns, which traces in files have.
+An id below 0 stands for no token: `WHOLE` for the one cell of a value that has no tokens at all.
 """
 
 from __future__ import annotations
@@ -87,15 +89,16 @@ class Join:
     def _join(self, events_a: Sequence[int], events_b: Sequence[int]) -> Joined:
         """Compare an op that both runs have, from the indices of its events in each."""
         first_a, first_b = self.a.events[events_a[0]], self.b.events[events_b[0]]
-        row = Joined(self._ops_a[first_a.op], "equal", first_a, first_b, int(events_a[0]), len(events_a))
+        order, n_passes = int(events_a[0]), len(events_a)
+        row = Joined(self._ops_a[first_a.op], "equal", first_a, first_b, order, n_passes)
         if len(events_a) > 1 or len(events_b) > 1:
-            columns_a, columns_b = self.a.series(events_a), self.b.series(events_b)
-            if columns_a is not None and columns_b is not None and may_meet(columns_a, columns_b):
+            series_a, series_b = self.a.series(events_a), self.b.series(events_b)
+            if series_a is not None and series_b is not None and may_meet(series_a, series_b):
                 tally = Tally()
-                if columns_a.passes and columns_b.passes:
-                    compare_series(columns_a, columns_b, self.shared, tally)
-                    return self._with_counts(row, tally, columns_a.ids, columns_b.ids)
-                row.status = "view"
+                if series_a.passes and series_b.passes:
+                    compare_series(series_a, series_b, self.shared, tally)
+                    return self._with_counts(row, tally, series_a.ids, series_b.ids)
+                row.status = "view"  # one run has no digests of it
                 return row
         passes_a = _with_digests(self.a, self._ops_a, events_a)
         passes_b = _with_digests(self.b, self._ops_b, events_b)
@@ -107,7 +110,7 @@ class Join:
         unread = [_unread(self.a, events_a), _unread(self.b, events_b)]
         for reason in dict.fromkeys((*unread[0], *unread[1])):
             tally.skip(max(reasons.count(reason) for reasons in unread), reason)
-        if tally.reasons:
+        if tally.reasons:  # a pass that one run lost has no counterpart to meet
             passes_a, passes_b = _read_in_both(self.a, self.b, events_a, events_b, passes_a, passes_b)
         if passes_a and passes_b:
             self._compare(passes_a, passes_b, tally)
@@ -136,6 +139,7 @@ class Join:
 
     def _compare(self, a: list[Pass], b: list[Pass], tally: Tally) -> None:
         """Compare the passes of an op, in the way of the table above that fits how their digests lie."""
+        # A value with digests and a reason all the same: its tokens could not be followed.
         lost = next((p.held.reason for p in (*a, *b) if p.held.reason), "")
         if lost and not self.same_layout:
             tally.skip(len(a), lost)
@@ -197,7 +201,8 @@ class Join:
             shape_a, shape_b: shapes of the values.
             sample: the sample (of run A) by whose columns they are lined up; None for all, one after the other.
         """
-        samples = [pair for pair in self.shared.pairing.pairs if sample is None or pair[0] == sample]
+        pairs = self.shared.pairing.pairs
+        samples = [(in_a, in_b) for in_a, in_b in pairs if sample is None or in_a == sample]
         columns = (self._columns_a, self._columns_b)
         return pair_open(samples, *columns, (maker_a, maker_b), (shape_a, shape_b))
 
@@ -215,7 +220,10 @@ def _fill_in(row: Joined, tally: Tally) -> None:
 
 
 def _by_key(trace: Trace, ops: list[Op]) -> dict[Hashable, Sequence[int]]:
-    """By the key of each op, the indices of its events in the order of execution; ops in the order of their first events."""
+    """By the key of each op, the indices of its events in the order of execution; ops in the order of their first events.
+
+    Several ops of one key are one here.
+    """
     by_key: dict[Hashable, list[Sequence[int]]] = {}
     for op, events in zip(ops, trace.by_op(), strict=True):
         if len(events):
@@ -224,7 +232,8 @@ def _by_key(trace: Trace, ops: list[Op]) -> dict[Hashable, Sequence[int]]:
         key: parts[0] if len(parts) == 1 else sorted(int(i) for part in parts for i in part)
         for key, parts in by_key.items()
     }
-    return dict(sorted(events_by_key.items(), key=lambda one: one[1][0]))
+    in_order = sorted(events_by_key, key=lambda key: events_by_key[key][0])
+    return {key: events_by_key[key] for key in in_order}
 
 
 def _alone(events: Sequence[int], status: str, trace: Trace, ops: list[Op]) -> Joined:
@@ -258,11 +267,14 @@ def _read_in_both(
     passes_a: list[Pass],
     passes_b: list[Pass],
 ) -> tuple[list[Pass], list[Pass]]:
-    """The passes of an op but those whose value could not be read in either run.
+    """The passes of an op that were read in both runs: if one run lost a pass, its counterpart in the other is left out, too.
 
-    Else the second pass of one run would meet the first of the other, which counts one fewer. Where both runs make as many
-    passes in each call, a pass is told by its call and number; where every call of both has as many, by its number. Nothing
-    is left where the runs make them otherwise.
+    Passes meet by counting: had only one run left out its first, its second would meet the other's first. Which pass is a
+    lost one's counterpart depends on how often the op ran:
+
+    - as often in each call of A as in that call of B: the one of the same call and number;
+    - equally often in all calls of both, which are not the same calls: all passes of the same number;
+    - otherwise nobody knows, and nothing is left.
 
     Args:
         a, b: both traces.
@@ -277,7 +289,7 @@ def _read_in_both(
     if not by_call and len({*counts_a.values(), *counts_b.values()}) > 1:
         return [], []
 
-    def which(event: Event) -> tuple[int, int]:
+    def which(event: Event) -> tuple[int, int]:  # equal for counterparts
         return event.call if by_call else 0, event.nth
 
     unread = {

@@ -25,7 +25,7 @@ class Uncompiled:
     Dynamo would compile whatever looks at the calls, and take up what it made of that the next time.
 
     Args:
-        cached: have what was compiled before run so, and compile nothing new.
+        cached: run what was compiled before as it is, compiled, and compile nothing new.
 
     Attributes:
         active: False to have it run as ever for a while.
