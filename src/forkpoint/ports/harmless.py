@@ -51,7 +51,6 @@ class Harmless:
             blind: values that are not met and may be at fault.
         """
         if self._put_together(event):
-            self._sums.add(event)
             return True
         return (
             self._moves_only(event)
@@ -62,7 +61,10 @@ class Harmless:
         )
 
     def lacking(self, event: int) -> int | None:
-        """A sum that was taken for a part of the reference's, and of which something is made before the rest is added."""
+        """A sum that was taken for a part of the reference's, and of which something is made before the rest is added.
+
+        Only one whose rest the port has: of what it makes afterwards it can't be said that it was left out.
+        """
         kind = SUMS.get(self._mine.ops[event][0].function)
         return next((s for s in self._sources(event) if s in self._sums and kind is None), None)
 
@@ -84,13 +86,21 @@ class Harmless:
                 self._reference.prints[other].key == key
                 and SUMS.get(self._reference.ops[other][0].function) == kind
             ):
-                leaves = [self._reference.prints[leaf] for leaf in self._leaves(other, kind)]
-                if len(leaves) > len(parts) and all(any(self._alike(p, q) for q in leaves) for p in parts):
+                terms = {leaf: self._reference.prints[leaf] for leaf in self._leaves(other, kind)}
+                if len(terms) > len(parts) and all(
+                    any(self._alike(p, q) for q in terms.values()) for p in parts
+                ):
+                    others = [e for e, q in terms.items() if not any(self._alike(p, q) for p in parts)]
+                    if not any(e in self._alone and not self._is_sum(e, kind) for e in others):
+                        self._sums.add(event)
                     return True
         return False
 
     def _alike(self, one: Print, other: Print) -> bool:
         return alike(one, other, self._tolerance)
+
+    def _is_sum(self, event: int, kind: str) -> bool:
+        return SUMS.get(self._reference.ops[event][0].function) == kind
 
     def _leaves(self, event: int, kind: str) -> Iterable[int]:
         """What a sum of the reference is made of, and what the sums among these are."""
