@@ -12,6 +12,7 @@ import platform
 import re
 import tempfile
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import replace
 from functools import cache
 from importlib.metadata import Distribution, PackageNotFoundError
@@ -358,13 +359,12 @@ def _pairing_notes(session: Session) -> list[str]:
 
 def versions() -> dict[str, str]:
     """Versions of what the numbers depend on."""
+    from forkpoint import __version__  # of the code that runs: from a checkout it need not be installed
+
     by_package = {"python": platform.python_version(), "torch": str(torch.__version__)}
-    for package in ("transformers", "forkpoint"):
-        try:
-            by_package[package] = _version(package)
-        except (PackageNotFoundError, OSError):  # OSError: what says so can't be read
-            continue
-    return by_package
+    with suppress(PackageNotFoundError, OSError):  # OSError: what says so can't be read
+        by_package["transformers"] = _version("transformers")
+    return {**by_package, "forkpoint": __version__}
 
 
 def _version(package: str) -> str:
