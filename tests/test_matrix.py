@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
 from tests import matrix
 from tests.matrix import ROOT, Site, cells, lower_bound, tried
 from tests.native import sanitized
+
+from forkpoint.capture.shortcuts import CHECKED_PYTHONS, CHECKED_TORCHES
 
 
 def test_every_python_is_listed_with_each_torch_there_is_for_it(tmp_path):
@@ -40,3 +43,10 @@ def test_what_is_not_there_is_not_tried_and_says_so(monkeypatch, tmp_path):
 @pytest.mark.parametrize("path", [*matrix.TESTS, *sanitized.TESTS])
 def test_the_tests_that_are_run_exist(path):
     assert (ROOT / Path(path)).exists()
+
+
+def test_shortcuts_are_made_with_what_the_tests_run_with():
+    """Else their own tests would be left out, and nobody would see it."""
+    pinned = re.search(r"^torch==(\d+\.\d+)", (ROOT / "constraints.txt").read_text(), re.MULTILINE)
+    assert pinned is not None and pinned[1] in CHECKED_TORCHES
+    assert (3, 11) in CHECKED_PYTHONS

@@ -25,8 +25,8 @@ from forkpoint.capture.mode import Tap
 from forkpoint.native import compiled
 from forkpoint.support.restoring import undone
 
-CHECKED_PYTHONS = frozenset({(3, 11), (3, 12)})
-CHECKED_TORCHES = frozenset({"2.11", "2.13"})
+CHECKED_PYTHONS = frozenset({(3, 11), (3, 12), (3, 13)})
+CHECKED_TORCHES = frozenset({"2.11", "2.13", "2.14"})
 """Versions with which the tests of shortcuts have run."""
 
 
