@@ -24,6 +24,7 @@ from forkpoint.errors import (
     ModelError,
     SceneError,
 )
+from forkpoint.support.version import VERSION
 
 if TYPE_CHECKING:
     import os
@@ -59,7 +60,7 @@ if TYPE_CHECKING:
     from forkpoint.sweeps import Sweep, SweepRow
     from forkpoint.traces import compare_traces, record
 
-__version__ = "0.1.0"
+__version__ = VERSION
 
 __all__ = [
     "Audit",

@@ -49,6 +49,7 @@ from forkpoint.support.memory import Memory
 from forkpoint.support.progress import Progress
 from forkpoint.support.readable import sizes_of
 from forkpoint.support.restoring import alone, by_itself, restored
+from forkpoint.support.version import VERSION
 from forkpoint.verdict import Judgement, judge, locate_meeting, without_probes
 
 
@@ -359,12 +360,10 @@ def _pairing_notes(session: Session) -> list[str]:
 
 def versions() -> dict[str, str]:
     """Versions of what the numbers depend on."""
-    from forkpoint import __version__  # of the code that runs: from a checkout it need not be installed
-
     by_package = {"python": platform.python_version(), "torch": str(torch.__version__)}
     with suppress(PackageNotFoundError, OSError):  # OSError: what says so can't be read
         by_package["transformers"] = _version("transformers")
-    return {**by_package, "forkpoint": __version__}
+    return {**by_package, "forkpoint": VERSION}
 
 
 def _version(package: str) -> str:

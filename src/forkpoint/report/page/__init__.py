@@ -94,7 +94,7 @@ def _page(
     """The template, filled; what is `drawn` has its map, its chart and its table of ops among the sections."""
     from markupsafe import Markup
 
-    from forkpoint import __version__
+    from forkpoint.support.version import VERSION
 
     scripts = [] if drawn is None else [Markup(_packaged(name)) for name in SCRIPTS]  # noqa: S704 the package's own
     return _template().render(
@@ -110,7 +110,7 @@ def _page(
         scripts=scripts,
         allowed=" ".join(map(_digest, scripts)) or "'none'",
         style=Markup(_packaged("page.css")),  # noqa: S704 the package's own
-        version=__version__,
+        version=VERSION,
         words=words,
         shown=printable,
     )
