@@ -33,8 +33,14 @@ def test_heavy_packages_are_not_imported(code):
     assert loaded.splitlines()[-1] == ""
 
 
-def test_importing_forkpoint_loads_the_errors_and_the_standard_library_alone():
-    own = {"forkpoint", "forkpoint.errors", "forkpoint.printable"}
+def test_importing_forkpoint_loads_the_errors_its_version_and_the_standard_library_alone():
+    own = {
+        "forkpoint",
+        "forkpoint.errors",
+        "forkpoint.printable",
+        "forkpoint.support",
+        "forkpoint.support.version",
+    }
     assert loaded_by("import forkpoint") == own
 
 
