@@ -11,7 +11,7 @@ from tests.plain import Model, batch, ids, pair, twin
 from torch import Tensor, nn
 
 import forkpoint as fp
-from forkpoint.capture.shortcuts import plain_way
+from forkpoint.capture.shortcuts import note_of_shortcuts
 from forkpoint.investigation import versions
 
 
@@ -123,7 +123,7 @@ def test_batch_mates_and_rows_paired_by_order_are_noted():
     other = tokens[:2].clone()
     other[1] = (other[1] + 1) % 20
     result = fp.compare(*pair(Model(), batch(tokens[:2]), batch(other)), probes=False, notes=["a remark"])
-    assert [note for note in result.notes if note != plain_way()] == [
+    assert [note for note in result.notes if note != note_of_shortcuts()] == [
         "a remark",
         "rows paired by their order, since they hold different things: 1 with 1",
     ]
