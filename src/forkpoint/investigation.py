@@ -129,6 +129,7 @@ def _of_a_port(
     if judged.verdict.kind is not VerdictKind.SEMANTIC or judged.by_module:
         return judged, port.notes
     origins = () if port.origin is None else (port.origin,)
+    # `origin`, which the scene would be made of, is the one that `judge` came upon.
     return replace(judged, origins=origins, origin=None), port.notes
 
 

@@ -131,7 +131,10 @@ class Join:
         return row
 
     def _is_of_others(self, ids_a: Ids, ids_b: Ids) -> bool:
-        """Whether both runs have values of known coordinates, but none of the same."""
+        """Whether both runs have values of known coordinates, but none of the same.
+
+        An id below 0 is of no token, a shared number below 0 of what one run alone has.
+        """
         if any(WHOLE in ids or not (ids >= 0).any() for ids in (ids_a, ids_b)):
             return False
         numbers = np.intersect1d(self.shared.a[ids_a], self.shared.b[ids_b])

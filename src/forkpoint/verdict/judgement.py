@@ -15,6 +15,9 @@ class Judgement:
     """A verdict, and the origins if the runs differ in exact arithmetic and they could be located.
 
     Attributes:
+        origins: what a report shows of them.
+        origin: the first of them as the experiments in float64 came upon it; None where none did.
+        unfinite: NaN and infinities of both runs, and what makes them.
         by_module: whether the origin is a compiled module, which is known by its path whatever its ops are called.
         located: the first origin as it ran in both runs, where that is known without another pass.
     """
