@@ -251,3 +251,14 @@ def test_the_glossary_has_40_words_at_most():
     words = [word for row in rows[2:] for word in row.split(", ")]
     assert "layout" in words
     assert len(words) == len(set(words)) <= 40
+
+
+def test_arrays_become_tensors_in_one_place():
+    """`torch.from_numpy` warns, once in a process, of an array that may not be written: with warnings as errors a rule failed."""
+    places = [
+        path.name
+        for path in ROOT.rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Attribute) and node.attr == "from_numpy"
+    ]
+    assert places == ["arrays.py"]

@@ -74,6 +74,45 @@ def test_no_value_at_all_stands_in_nobodys_way():
     assert compared(Returns(lambda x, _: (x, x[:, :0])), batch(ids()), batch(ids())).identical
 
 
+def unlabelled(x: Tensor, _: Any) -> Any:
+    """A vector of each call, of which nothing says whose it is."""
+    return x, torch.tensor([*x.sum((0, 1)).tolist(), 1.0])
+
+
+def after_another(
+    make: Callable[..., Any], last: dict[str, Tensor], other: Callable[..., Any] | None = None
+) -> ResultComparison:
+    """A row at once, and after a call with another row, by layouts that say so."""
+    before = {**batch(ids(1, seed=3)), "first": torch.ones(1)}
+    position = torch.arange(4)[None]
+    one, two = (fp.Coordinates(torch.full((1, 4), sample), position) for sample in (0, 1))
+    a = fp.Run(Returns(make), last, layout=fp.Layout([one], {0: "last"}))
+    b = fp.Run(Returns(other or make), [before, last], layout=fp.Layout([two, one], {0: "last", 1: "before"}))
+    return compare_results(session(a, b))
+
+
+def test_a_value_of_nobody_is_not_held_against_one_of_a_call_with_other_samples():
+    found = after_another(unlabelled, batch(ids(1)))
+    assert found.identical
+    assert [gap.name for gap in found.gaps if gap.name.startswith("[1]")] == ["[1] (call 0 and 1)"]
+    other = after_another(unlabelled, batch(ids(1)), lambda x, given: unlabelled(x + 1, given))
+    assert other.differs
+
+
+def test_a_value_of_nobody_that_calls_with_other_samples_alone_return_is_left_out():
+    def of_first(x: Tensor, given: dict[str, Any]) -> Any:
+        return {"x": x, **({"more": unlabelled(x, given)[1]} if "first" in given else {})}
+
+    def of_all(x: Tensor, given: dict[str, Any]) -> Any:
+        return {"x": x, "more": unlabelled(x, given)[1]}
+
+    found = after_another(of_all, batch(ids(1)), of_first)
+    assert (found.differs, found.identical) == (False, False)
+    assert found.missing == (
+        "more: nothing tells whose it is, and no two calls that hold the same samples return it"
+    )
+
+
 # ---------------------------------------------------------------------- numbers and texts
 
 

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from forkpoint.capture import digest
@@ -16,6 +15,7 @@ from forkpoint.capture.coordinates import NONE, CoordinateTable, Ids
 from forkpoint.capture.labels import Label, Shape, split_blocks, spread
 from forkpoint.capture.trace import WHOLE, Cells, Digests, Width
 from forkpoint.runs.layout import STREAMS
+from forkpoint.support.arrays import tensor_of
 
 MAX_OPEN_CELLS = {"without tokens": 1 << 22, "with tokens": 1 << 18}
 """Most cells of one value whose token dimensions are only suspected; a value that has a known one
@@ -132,13 +132,13 @@ def digests_of(value: Tensor, how: Cut) -> list[Tensor]:
         assert how.row_ids is not None
         elements = math.prod(value.shape) // max(len(how.extra), 1)
         words = -(-elements * value.dtype.itemsize // 4)  # that a row fills
-        rows = digest.rows(value, how.row_dims, torch.from_numpy(how.extra * words).to(on))
-        index = torch.from_numpy(how.row_ids.astype(np.int64)).to(on)
+        rows = digest.rows(value, how.row_dims, tensor_of(how.extra * words).to(on))
+        index = tensor_of(how.row_ids.astype(np.int64)).to(on)
         return [digest.accumulate(rows, index, len(cells.ids))]
     past, future, keys = how.extra
-    grid = digest.grid(value.reshape(how.shape), how.row_dims, torch.from_numpy(keys).to(on))
+    grid = digest.grid(value.reshape(how.shape), how.row_dims, tensor_of(keys).to(on))
     return [
-        digest.accumulate(grid, torch.from_numpy(side.astype(np.int64)).to(on), len(cells.ids))
+        digest.accumulate(grid, tensor_of(side.astype(np.int64)).to(on), len(cells.ids))
         for side in (past, future)
     ]
 

@@ -21,6 +21,7 @@ from forkpoint.capture.digest import torch_impl
 from forkpoint.engines.folder import EngineFacts, Reported, Sample, Tables
 from forkpoint.errors import CaptureError, InputError
 from forkpoint.runs.layout import Coordinates
+from forkpoint.support.arrays import tensor_of
 from forkpoint.traces import record
 
 if TYPE_CHECKING:
@@ -364,7 +365,5 @@ def _weights(model: nn.Module) -> dict[str, Tensor]:
         except (RuntimeError, TypeError, AttributeError):
             continue  # of weights that are not known it is said so
         whole = torch.cat(columns).T.contiguous()
-        digests[f"weight.{path}.weight"] = torch.from_numpy(
-            np.asarray(torch_impl.rows(whole, (0,)).cpu().numpy())
-        )
+        digests[f"weight.{path}.weight"] = tensor_of(np.asarray(torch_impl.rows(whole, (0,)).cpu().numpy()))
     return digests

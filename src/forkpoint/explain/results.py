@@ -17,10 +17,12 @@ from forkpoint.match import Shared
 from forkpoint.match.align import Gap, gap, pair_elements
 from forkpoint.match.finite import FinitePart, all_finite, finite_part
 from forkpoint.match.pairs import Pairs
+from forkpoint.runs.layout import Layout
 
 Labelled = tuple[Tensor, Label | None]
 
 _MIXED = "it is of tokens that one run alone has, too"
+_OF_OTHERS = "nothing tells whose it is, and no two calls that hold the same samples return it"
 _OF_PADDING = "it is of padding in run {run}, as where the first column is taken for the first token"
 
 RETURNED_ALONE = {run: f"only run {run} returns it" for run in "AB"}
@@ -209,6 +211,11 @@ class _Sides:
         self.recorders = run_a.recorder, run_b.recorder
         self.names = list(dict.fromkeys(name for call in (*a, *b) for name in call))
         self.several = len(a) > 1 or len(b) > 1
+        pairs = shared.pairing.pairs
+        self.samples = (
+            _samples(run_a.run.layout, {sample: sample for sample, _ in pairs}, alone=-1),
+            _samples(run_b.run.layout, {sample_b: sample_a for sample_a, sample_b in pairs}, alone=-2),
+        )
 
     def compare(self, name: str) -> tuple[list[ResultGap], str]:
         """One result, call by call; and why it could not be compared, where it holds anything and was not."""
@@ -228,6 +235,9 @@ class _Sides:
                 value_b, _ = returned[1][index_b]
                 rest = self.same_layout and index_a == index_b
                 columns = self._by_columns(*returned, index_a, index_b)
+                if None in columns and self._are_of_others(index_a, index_b):
+                    reason = _OF_OTHERS
+                    continue
                 pairs = pair_elements(value_a, columns[0], value_b, columns[1], self.shared, rest=rest)
                 if columns == (None, None) and (self.one_run or not len(pairs)):
                     pairs = pair_elements(
@@ -258,6 +268,17 @@ class _Sides:
             self.recorders[1].label_by_columns(value_b, index_b),
         )
         return (None, None) if None in labels else labels
+
+    def _are_of_others(self, index_a: int, index_b: int) -> bool:
+        """Whether two calls are known to hold no sample in common, so that values without labels are of different things."""
+        if self.one_run or not self.several:
+            return False
+        a, b = self.samples
+        one, other = (
+            frozenset().union(*a[index_a : index_a + 1]),
+            frozenset().union(*b[index_b : index_b + 1]),
+        )
+        return bool(one) and bool(other) and one.isdisjoint(other)
 
     def displaced(self, name: str) -> Displaced | None:
         """Whether what both runs have lies elsewhere in one of them, relative to their layouts."""
@@ -333,6 +354,17 @@ class _Sides:
         in_a, in_b = self.calls(name)
         tokens_a, tokens_b = _numbers(in_a, self.shared.a), _numbers(in_b, self.shared.b)
         return len((tokens_a & tokens_b) - compared)
+
+
+def _samples(layout: Layout, numbers: Mapping[int, int], alone: int) -> list[frozenset[int]]:
+    """Which samples each call holds, by the numbers that the paired ones have in run A; `alone` stands for this run's others.
+
+    A call of which the layout says nothing holds none.
+    """
+    return [
+        frozenset(numbers.get(int(s), alone) for c in call.values() for s in c.sample[c.valid].unique())
+        for call in layout.calls
+    ]
 
 
 def _by_places(

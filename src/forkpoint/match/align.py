@@ -21,6 +21,7 @@ from forkpoint.capture.labels import Label, spread
 from forkpoint.match.distance import compare, readable
 from forkpoint.match.numbering import WHOLE_NUMBER, Shared
 from forkpoint.match.pairs import Pairs
+from forkpoint.support.arrays import tensor_of
 from forkpoint.support.readable import why_unreadable
 
 Ints = NDArray[np.int64]
@@ -238,7 +239,7 @@ def gap(a: Tensor, b: Tensor, pairs: Pairs, beyond: float = 0.0) -> Gap:
         first.among(
             start,
             np.flatnonzero(wrong.cpu().numpy()),
-            lambda cells, same=same: same[torch.from_numpy(cells).to(same.device)].cpu().numpy(),
+            lambda cells, same=same: same[tensor_of(cells).to(same.device)].cpu().numpy(),
         )
     most = float(largest.max(initial=0.0))
     scale = 0.0
@@ -372,7 +373,7 @@ class _CellRows:
         if self.dense and len(first) and (np.diff(first) == width).all():
             start = int(first[0])
             return self.flat[start : start + width * len(first)].view(-1, width)
-        starts, offsets = (torch.from_numpy(part).to(self.flat.device) for part in (first, self.inner))
+        starts, offsets = (tensor_of(part).to(self.flat.device) for part in (first, self.inner))
         return self.flat[starts[:, None] + offsets]
 
 

@@ -20,6 +20,7 @@ from forkpoint.capture.recorder import Recorder, Watcher
 from forkpoint.explain.session import Results, Session, Traced
 from forkpoint.probes.watchers import Key, Place, Snapshot
 from forkpoint.promotion import Promotion
+from forkpoint.support.arrays import tensor_of
 
 MAX_CALLS = 4
 """Micro-batches whose divisors are looked at."""
@@ -220,5 +221,5 @@ class _Scaled(Watcher):
         if (key, nth, output, recorder.call) not in self.places or label is None or label.k is not None:
             return None
         by_id = np.append(self.factors, np.ones(max(len(recorder.table.kinds) + 2 - len(self.factors), 0)))
-        factors = torch.from_numpy(spread(by_id[label.q], tuple(value.shape)).copy())
+        factors = tensor_of(spread(by_id[label.q], tuple(value.shape)).copy())
         return value * factors.to(value.device, value.dtype)

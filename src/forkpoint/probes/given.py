@@ -15,6 +15,7 @@ from forkpoint.probes.watchers import Snapshot
 from forkpoint.runs.layout import MAIN
 from forkpoint.runs.modules import module_at
 from forkpoint.runs.run import Run
+from forkpoint.support.arrays import tensor_of
 
 
 @dataclass(frozen=True)
@@ -90,7 +91,7 @@ def _tells_padding(bench: Bench, snapshot: Snapshot) -> bool:
     if not (padding.any() and tokens.any()):
         return False
     of_padding, of_tokens = (
-        torch.unique(_numbers(snapshot.value)[torch.from_numpy(which)]) for which in (padding, tokens)
+        torch.unique(_numbers(snapshot.value)[tensor_of(which)]) for which in (padding, tokens)
     )
     called = "mask" in snapshot.op.function
     if len(of_padding) != 1 or (len(of_tokens) != 1 and not called):

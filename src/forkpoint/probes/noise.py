@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from forkpoint.capture.functions import resolve
+from forkpoint.support.arrays import tensor_of
 from forkpoint.support.readable import PLAIN
 
 _ROUNDED = frozenset({
@@ -90,6 +91,6 @@ class Noise(TorchFunctionMode):
 
     def _moved_in_a_transform(self, value: Tensor) -> Tensor:
         """The same within `vmap` and its like, which let nothing be drawn, and nothing batched be written to what is not."""
-        drawn = torch.from_numpy(self._drawn.integers(0, 2, tuple(value.shape)).astype(np.float64))
+        drawn = tensor_of(self._drawn.integers(0, 2, tuple(value.shape)).astype(np.float64))
         factor = drawn.mul_(2.0**-51).add_(1 - 2.0**-52).to(value.device)
         return torch.where(value.abs() < 1e300, factor * value, value)

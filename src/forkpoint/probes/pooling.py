@@ -21,6 +21,7 @@ from forkpoint.probes.origin import Origin
 from forkpoint.probes.resampled import Rescaled
 from forkpoint.result import ProbeResult
 from forkpoint.runs.masks import states_layout
+from forkpoint.support.arrays import tensor_of
 
 _CASTS = frozenset({"to", "type", "long", "int"})
 _ONE = 1e-9
@@ -199,11 +200,11 @@ def _weighs_padding(session: Session, root: Meeting) -> bool:
     width = len(pairs.inner_a)
     samples = np.asarray([sample for sample, _ in places])
     one, other = (
-        snapshot.value.reshape(-1)[torch.from_numpy(flat)].double().reshape(-1, width)
+        snapshot.value.reshape(-1)[tensor_of(flat)].double().reshape(-1, width)
         for snapshot, flat in ((root.a, pairs.a), (root.b, pairs.b))
     )
     for sample in np.unique(samples):
-        mine = torch.from_numpy(samples == sample)
+        mine = tensor_of(samples == sample)
         whole, part = one[mine].sum(0), other[mine].sum(0)
         if (
             bool((whole - 1).abs().max() > _ONE)

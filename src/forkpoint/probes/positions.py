@@ -22,6 +22,7 @@ from forkpoint.probes.meetings import Meeting, pair_values
 from forkpoint.probes.origin import Origin
 from forkpoint.probes.watchers import Snapshot
 from forkpoint.result import ProbeResult
+from forkpoint.support.arrays import tensor_of
 
 _LOOKUPS = frozenset({"embedding", "getitem", "index_select", "gather", "take_along_dim", "index", "take"})
 _EQUAL = 1e-9
@@ -103,9 +104,7 @@ def shifted_positions(session: Session, located: Located, gap: float) -> ProbeRe
     pairs = pair_values(session, one, other)
     if not len(pairs):
         return None
-    values = [
-        v.value.reshape(-1).cpu()[torch.from_numpy(i)].double() for v, i in ((one, pairs.a), (other, pairs.b))
-    ]
+    values = [v.value.reshape(-1).cpu()[tensor_of(i)].double() for v, i in ((one, pairs.a), (other, pairs.b))]
     shifts = _of_each_sample(session, pairs, values[1] - values[0])
     if len(values[0].unique()) < 2 or not shifts or not any(shifts):
         return None
@@ -195,7 +194,7 @@ def _first_other(
         return None
     width = len(pairs.inner_a)
     one, other = (
-        value.reshape(-1)[torch.from_numpy(flat).to(value.device)].cpu().double().reshape(-1, width)
+        value.reshape(-1)[tensor_of(flat).to(value.device)].cpu().double().reshape(-1, width)
         for value, flat in ((a, pairs.a), (b, pairs.b))
     )
     differing = torch.nonzero((one != other).any(1)).reshape(-1).tolist()
@@ -251,8 +250,8 @@ def _rows(root: Meeting) -> tuple[Tensor, Tensor, list[int]] | None:
     a, b = root.a.value, root.b.value
     if len(pairs.inner_a) > 1:  # a cell for each token
         tokens, width = list(range(len(pairs.first_a))), len(pairs.inner_a)
-        rows_a = a.reshape(-1)[torch.from_numpy(pairs.a)].reshape(-1, width)
-        rows_b = b.reshape(-1)[torch.from_numpy(pairs.b)].reshape(-1, width)
+        rows_a = a.reshape(-1)[tensor_of(pairs.a)].reshape(-1, width)
+        rows_b = b.reshape(-1)[tensor_of(pairs.b)].reshape(-1, width)
     else:  # a dimension that follows the tokens, and is as long as the columns
         along = [d for d in range(a.dim()) if a.dim() == b.dim() and a.shape[d] != b.shape[d]]
         if len(along) != 1:

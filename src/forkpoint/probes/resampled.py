@@ -16,6 +16,7 @@ from forkpoint.capture.coordinates import CoordinateTable
 from forkpoint.capture.labels import Label, spread
 from forkpoint.capture.recorder import Recorder
 from forkpoint.probes.watchers import Key, Place
+from forkpoint.support.arrays import tensor_of
 
 DRAWN, ROTATED, FAINT, LOUD, NOTHING = "drawn", "rotated", "faint", "loud", "nothing"
 """What chosen coordinates get: multiples of values drawn from the same tensor, the same each one place on, a thousandth of
@@ -164,7 +165,7 @@ def _of(chosen: NDArray[np.bool_], table: CoordinateTable, label: Label) -> NDAr
 
 
 def _spread(ids: NDArray[np.bool_], value: Tensor) -> Tensor:
-    return torch.from_numpy(spread(ids, tuple(value.shape)).copy()).to(value.device)
+    return tensor_of(spread(ids, tuple(value.shape)).copy()).to(value.device)
 
 
 def _rotated(
@@ -189,7 +190,7 @@ def _rotated(
     dims = [d for d, size in enumerate(label.q.shape) if size > 1]
     rest = [d for d in range(value.dim()) if d not in dims]
     moved = value.permute(*dims, *rest)
-    rows = moved.reshape(len(cells), -1)[torch.from_numpy(order).to(value.device)]
+    rows = moved.reshape(len(cells), -1)[tensor_of(order).to(value.device)]
     inverse = np.argsort([*dims, *rest]).tolist()
     return rows.reshape(moved.shape).permute(*inverse).contiguous()
 

@@ -22,6 +22,7 @@ from forkpoint.probes.watchers import Patched, Place, Snapshot, Store
 from forkpoint.promotion import Promotion
 from forkpoint.runs.layout import MAIN, Coordinates, Layout
 from forkpoint.runs.run import Run
+from forkpoint.support.arrays import tensor_of
 
 _CALL = frozenset({0})
 """The shared number of what belongs to no token."""
@@ -104,7 +105,7 @@ def _another_row_moves(here: Bench, places: set[Place]) -> bool | None:
     if plain.value.shape != loud.value.shape:
         return None
     first = np.asarray([row == 0 for row, _, _ in table.places] + [False])
-    mine = torch.from_numpy(np.broadcast_to(first[plain.label.q], tuple(plain.value.shape)).copy())
+    mine = tensor_of(np.broadcast_to(first[plain.label.q], tuple(plain.value.shape)).copy())
     return bool((plain.value[mine] != loud.value[mine]).any()) if mine.any() else None
 
 

@@ -11,7 +11,6 @@ from __future__ import annotations
 import math
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from forkpoint.match.align import pair_elements
@@ -20,6 +19,7 @@ from forkpoint.probes.coupling import ROWS, Coupling
 from forkpoint.probes.meetings import Meeting
 from forkpoint.probes.resampled import Rescaled
 from forkpoint.probes.watchers import Snapshot
+from forkpoint.support.arrays import tensor_of
 
 _FAR = 1e4
 """What all values are multiplied by, so that an epsilon under a root has no part in them."""
@@ -149,7 +149,7 @@ def _at_tokens(bench: Bench, snapshot: Snapshot, samples: frozenset[int]) -> Ten
         return None
     of = {number: bench.samples({number}) <= samples for number in pairs.distinct.tolist()}
     keep = np.repeat([of[number] for number in pairs.coordinates.tolist()], len(pairs.inner_a))
-    return snapshot.value.reshape(-1)[torch.from_numpy(pairs.a[keep])].double()
+    return snapshot.value.reshape(-1)[tensor_of(pairs.a[keep])].double()
 
 
 def _equal(one: Tensor, other: Tensor | None) -> bool:

@@ -20,6 +20,7 @@ from forkpoint.capture.sites import outermost
 from forkpoint.capture.trace import Event, Op
 from forkpoint.match.align import gap
 from forkpoint.match.pairs import Pairs
+from forkpoint.support.arrays import tensor_of
 from forkpoint.support.memory import Memory, Shelf, Shelved, load
 from forkpoint.support.readable import bare, why_unreadable
 
@@ -75,7 +76,7 @@ class OtherContent(Watcher):
             return None
         self.replaced += int(other.sum())
         here = bare(value).cpu() if value.numel() <= _SMALL else bare(value)
-        mask = torch.from_numpy(other).to(here.device).expand(here.shape)
+        mask = tensor_of(other).to(here.device).expand(here.shape)
         generator = torch.Generator().manual_seed(self.seed + nth)
         scale = float(here.float().std()) if here.numel() > 1 else 1.0
         new = torch.randn(int(mask.sum()), generator=generator) * (2 * scale or 1.0)
@@ -101,7 +102,7 @@ class OtherContent(Watcher):
         same = pool[drawn] == ids[other]
         ids[other] = pool[(drawn + same) % len(pool)]
         self.ids += int(other.sum())
-        return torch.from_numpy(ids).to(value.device)
+        return tensor_of(ids).to(value.device)
 
 
 def _with_a_neighbour(token_id: int, ids: np.ndarray, padding: np.ndarray) -> np.ndarray:
@@ -126,8 +127,8 @@ def with_elements(value: Tensor, given: Sequence[tuple[Tensor, Pairs]]) -> Tenso
 
 def elements_for(value: Tensor, source: Tensor, pairs: Pairs) -> tuple[Tensor, Tensor]:
     """Elements of a source for a value: where they go, in its flattened form, and the elements in its dtype."""
-    elements = source.reshape(-1)[torch.from_numpy(pairs.a).to(source.device)]
-    return torch.from_numpy(pairs.b).to(value.device), elements.to(value.device, value.dtype)
+    elements = source.reshape(-1)[tensor_of(pairs.a).to(source.device)]
+    return tensor_of(pairs.b).to(value.device), elements.to(value.device, value.dtype)
 
 
 @dataclass

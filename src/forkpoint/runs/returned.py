@@ -16,6 +16,7 @@ from torch.nn.utils.rnn import PackedSequence
 
 from forkpoint.errors import CaptureError
 from forkpoint.runs.objects import attributes_of, hides_tensors, readable
+from forkpoint.support.arrays import tensor_of
 
 CACHES = ("cache", "past_key_values", "cache_params")
 """Names under which a cache is handed to the next call; the first is that of transformers from 5.24 on."""
@@ -227,7 +228,7 @@ def _as_tensor(value: Any) -> Tensor:
     if array.dtype.kind in _NUMERIC and array.dtype.itemsize <= np.dtype(np.complex128).itemsize:
         if array.dtype == np.longdouble:
             array = array.astype(np.float64)
-        return torch.from_numpy(array)
+        return tensor_of(array)
     whole = np.asarray(value, dtype=object)  # integers of more than 64 bits
     return torch.tensor([_digest(str(n)) for n in whole.reshape(-1).tolist()]).reshape(whole.shape)
 

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from forkpoint.errors import ShelfError
+from forkpoint.support.arrays import tensor_of
 
 Array = NDArray[Any]
 
@@ -111,7 +112,7 @@ class Shelf:
         """The same for an array; `load_array` gives it back, in C order."""
         if self._take(array.nbytes):
             return array
-        return self._put(torch.from_numpy(np.array(array, order="C")))
+        return self._put(tensor_of(np.array(array, order="C")))
 
     def _take(self, size: int) -> bool:
         fits = self._contents.memory.take(size)
@@ -184,7 +185,7 @@ class Shelved:
         """Some of its elements, one after the other in memory."""
         data = np.empty(count * self.dtype.itemsize, dtype=np.uint8)
         self.shelf.read_into(data, self.start + start * self.dtype.itemsize)
-        return torch.from_numpy(data).view(self.dtype)
+        return tensor_of(data).view(self.dtype)
 
 
 def load(stored: Tensor | Shelved) -> Tensor:

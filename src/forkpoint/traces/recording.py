@@ -28,6 +28,7 @@ from forkpoint.errors import InputError, LayoutError
 from forkpoint.investigation import versions
 from forkpoint.runs.layout import Coordinates, Layout
 from forkpoint.runs.returned import results_of
+from forkpoint.support.arrays import tensor_of
 from forkpoint.support.restoring import depth, my_turn
 from forkpoint.traces.elsewhere import local
 from forkpoint.traces.given import KEPT_BYTES, copies_of, from_sample, goes_on, named, shape_of
@@ -465,4 +466,4 @@ class _Keeper(Watcher):
 
 def _as_tensor(ids: Any) -> Tensor:
     """Ids as a tensor; of an array without dimensions NumPy makes a number."""
-    return torch.from_numpy(np.asarray(ids, dtype=np.int32))
+    return tensor_of(np.asarray(ids, dtype=np.int32))

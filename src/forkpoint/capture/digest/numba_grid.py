@@ -36,6 +36,7 @@ from forkpoint.capture.digest.numba_words import (
     work,
 )
 from forkpoint.capture.digest.plan import ElementType, check, kind, merged
+from forkpoint.support.arrays import tensor_of
 
 _CELLS = 1024
 """Cells whose sums stay in the nearest cache."""
@@ -145,7 +146,7 @@ def grid(x: Tensor, grid_dims: Sequence[int], keys: Tensor | None = None) -> Ten
     numbers = positions.numpy()
     tensor = (x.data_ptr(), x.dtype.itemsize, int(kind(x.dtype)), walk)
     run(_grid_work, x.numel(), *tensor, numbers, len(numbers), out, len(out), blocks)
-    return torch.from_numpy(out)
+    return tensor_of(out)
 
 
 def _grid_walk(x: Tensor, grid_dims: Sequence[int], cell_dims: Sequence[int]) -> np.ndarray[Any, Any] | None:

@@ -43,6 +43,7 @@ from forkpoint.capture.digest.numba_words import (
     work,
 )
 from forkpoint.capture.digest.plan import ElementType, find, packed
+from forkpoint.support.arrays import tensor_of
 
 _CPU = torch.device("cpu")
 _LINES = "numba lines"
@@ -181,7 +182,7 @@ def digest_table(table: TensorTable, _device: torch.device = _CPU) -> Tensor:
         lines[:, 2] = table.starts
     out = np.zeros(table_plan.rows, dtype=np.int64)
     run(_rows_work, int(ends[-1]), len(lines), lines, ends, len(out), out)
-    return torch.from_numpy(out)
+    return tensor_of(out)
 
 
 def grid(x: Tensor, grid_dims: Sequence[int], keys: Tensor | None = None) -> Tensor:
@@ -208,4 +209,4 @@ def accumulate(digests: Tensor, index: Tensor, size: int) -> Tensor:
     _accumulate(
         digests.reshape(-1).contiguous().numpy(), index.to(torch.int64).reshape(-1).contiguous().numpy(), out
     )
-    return torch.from_numpy(out)
+    return tensor_of(out)

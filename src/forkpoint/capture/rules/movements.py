@@ -16,6 +16,7 @@ from forkpoint.capture.rules.call import (
     tensors_in,
 )
 from forkpoint.capture.rules.registry import nothing, rule
+from forkpoint.support.arrays import tensor_of
 
 
 @rule("view", "reshape", "view_as", "reshape_as", "flatten", "unflatten", "_unsafe_view", "ravel")
@@ -66,7 +67,7 @@ def _resize_last(ids: Ids, ndim: int) -> Ids:
 
 
 def _replay_one(call: Call, source: Tensor, ids: Ids) -> list[Ids]:
-    full = torch.from_numpy(np.array(ids, copy=True)).expand(source.shape)
+    full = tensor_of(np.array(ids, copy=True)).expand(source.shape)
     rest = tuple(map(call.plain, call.args[1:]))
     kwargs = {k: call.plain(v) for k, v in call.kwargs.items() if k not in ("input", "self")}
     function = call.func
@@ -87,8 +88,8 @@ def _as_strided(call: Call) -> Label | None:
         raise UnknownMovementError("too large for its coordinates to be followed")
 
     def move(ids: Ids) -> Ids:
-        held = torch.full((elements,), NONE, dtype=torch.from_numpy(ids).dtype)
-        full = torch.from_numpy(np.array(spread(ids, tuple(source.shape)), copy=True))
+        held = torch.full((elements,), NONE, dtype=tensor_of(ids).dtype)
+        full = tensor_of(np.array(spread(ids, tuple(source.shape)), copy=True))
         held.as_strided(source.shape, source.stride(), source.storage_offset()).copy_(full)
         return held.as_strided(out.shape, out.stride(), out.storage_offset()).numpy().copy()
 
@@ -104,7 +105,7 @@ def _reshape_in_place(call: Call) -> Label | None:
     function = getattr(torch, call.name.removesuffix("_"))
 
     def move(ids: Ids) -> Ids:
-        return function(torch.from_numpy(ids), *map(call.plain, call.args[1:]), **call.kwargs).numpy()
+        return function(tensor_of(ids), *map(call.plain, call.args[1:]), **call.kwargs).numpy()
 
     return call.labels.apply(label, move)
 

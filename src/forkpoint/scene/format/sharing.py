@@ -12,6 +12,7 @@ from torch import Tensor
 
 from forkpoint.errors import SceneError
 from forkpoint.match.pairs import Pairs
+from forkpoint.support.arrays import tensor_of
 
 Ints = NDArray[np.int64]
 Shape = tuple[int, ...]
@@ -66,7 +67,7 @@ class Sharing:
         runs = (
             np.stack([a[starts], b[starts], lengths], axis=1) if len(a) else np.zeros((0, 3), dtype=np.int64)
         )
-        return cls(torch.from_numpy(np.ascontiguousarray(runs)), pairs.reason, repeat_a, repeat_b)
+        return cls(tensor_of(np.ascontiguousarray(runs)), pairs.reason, repeat_a, repeat_b)
 
     def indices(self) -> tuple[Tensor, Tensor]:
         """Flat indices into A and into B of the shared elements, in the order of A's.

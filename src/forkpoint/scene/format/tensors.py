@@ -19,6 +19,7 @@ from torch import Tensor
 
 from forkpoint.errors import SceneError
 from forkpoint.scene.format.arguments import short
+from forkpoint.support.arrays import tensor_of
 
 ALIGNMENT = {"cpu": 64, "cuda": 256}
 """Bytes to which fresh memory is aligned, by device; the place within them is kept."""
@@ -237,7 +238,7 @@ def _gather(region: _Region, tensors: Sequence[Tensor], placements: Sequence[Pla
         if _distinct(at.shape, at.stride):
             data.as_strided(at.shape, at.stride, offset).copy_(value)
         else:
-            places = torch.from_numpy(positions(at.shape, at.stride, offset).reshape(-1))
+            places = tensor_of(positions(at.shape, at.stride, offset).reshape(-1))
             _indexable(data)[places] = _indexable(value.reshape(-1))
     return data
 
