@@ -300,3 +300,48 @@ def test_what_is_hidden_behind_it_is_needed_without_a_trial(monkeypatch):
     assert [part.root.a.op.function for part in (found, *found.others)] == ["add", "mul", "sub"]
     assert "each of them is needed" in found.result.text
     assert len(made) == 3  # the first, the first two, and all
+
+
+class Norm(nn.Module):
+    """A norm by the largest value."""
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        return hidden / hidden.abs().amax(-1, keepdim=True)
+
+
+class OtherNorm(nn.Module):
+    """The same as another class computes it; `by` is what it adds."""
+
+    def __init__(self, by: float) -> None:
+        super().__init__()
+        self.by = by
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        largest = torch.maximum(hidden.amax(-1, keepdim=True), -hidden.amin(-1, keepdim=True))
+        return torch.mul(hidden, torch.reciprocal(largest + self.by))
+
+
+class Normed(Model):
+    """Two norms, one after the other; what the second returns is returned as it is by the module around it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.before, self.after = Norm(), nn.Sequential(Norm())
+
+    def mix(self, hidden: Tensor, **inputs: Any) -> Tensor:
+        return self.after(self.before(hidden).sin() + hidden)
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "modules"),
+    [(0.1, 0.1, ["before", "after.0"]), (0.1, 0.0, ["before"]), (0.0, 0.1, ["after.0"])],
+)
+def test_what_other_classes_make_is_each_an_origin_whatever_lies_behind(before, after, modules):
+    """Run A's value at the last of them closes the gap by itself, whatever went in."""
+    model = Normed()
+    other = twin(model)
+    other.before, other.after[0] = OtherNorm(before), OtherNorm(after)
+    found = asked(model, batch(ids()), batch(ids()), other)
+    assert found is not None
+    assert [each.root.a.op.module for each in (found, *found.others)] == modules
+    assert found.result.outcome == "closes"

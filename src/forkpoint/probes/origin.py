@@ -300,8 +300,20 @@ class _Search:
         return not any(part in parts for part in self._behind(rest))
 
     def _behind(self, some: list[Part]) -> list[Part]:
-        """What is put right at ops that some parts go into."""
-        reached = self.store_a.reached([meeting.event_a for part in some for meeting in part.passes])
+        """What is put right at ops that some parts go into.
+
+        What a module returns goes on as the value of the op inside that made it, to what comes later.
+        """
+        sources, made_from = self.store_a.sources, self.store_a.made_from
+        events: set[int] = set()
+        for meeting in (meeting for part in some for meeting in part.passes):
+            events.add(meeting.event_a)
+            if meeting.a.op.is_boundary and not meeting.a.op.is_input:
+                goes_into = (
+                    e for source in sources.get(meeting.event_a, ()) for e in made_from.get(source, ())
+                )
+                events.update(event for event in goes_into if event > meeting.event_a)
+        reached = self.store_a.reached(events)
         return [part for part in self.right if part not in some and part.root.event_a in reached]
 
     def _minimal(self, new: list[Part]) -> list[Part]:
