@@ -1,7 +1,7 @@
 """Backends of torch.compile that make one mistake: `aot_eager` or `inductor`, with one operator of the graph altered.
 
-    >>> mistake = Mistake("bias", "self_attn.q_proj")
-    >>> model.layers[0].compile(backend=mistake.backend())
+    mistake = Mistake("bias", "self_attn.q_proj")
+    model.layers[0].compile(backend=mistake.backend())
 
 The graph is the functional one that a backend is given, of ATen's operators. Each of them knows the module whose forward
 made it, so that the place of a mistake is known without forkpoint.
