@@ -345,3 +345,23 @@ def test_what_other_classes_make_is_each_an_origin_whatever_lies_behind(before, 
     assert found is not None
     assert [each.root.a.op.module for each in (found, *found.others)] == modules
     assert found.result.outcome == "closes"
+
+
+def test_an_origin_of_other_classes_has_the_ops_of_either_and_one_that_is_hidden_has_none():
+    model = Normed()
+    other = twin(model)
+    other.before = OtherNorm(0.1)
+    shown = fp.compare(*pair(model, batch(ids()), batch(ids()), other))
+    assert shown.origin is not None
+    runs = {line[0] for line in shown.origin.between}
+    assert (shown.origin.module, runs) == ("before", {"a", "b"})
+    assert all(": before/" in line for line in shown.origin.between)
+    assert "can't see inside" not in shown.to_text()
+    scripted = twin(model)
+    scripted.before = torch.jit.script(OtherNorm(0.1))
+    hidden = twin(model)
+    hidden.before = torch.jit.script(Norm())
+    shown = fp.compare(*pair(hidden, batch(ids()), batch(ids()), scripted))
+    assert shown.origin is not None
+    assert (shown.origin.module, shown.origin.between) == ("before", ())
+    assert "can't see inside" in shown.to_text()

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 from forkpoint.capture.recorder import CopiedCall
+from forkpoint.capture.trace import Op
 from forkpoint.explain.locate import (
     Located,
     Tokens,
@@ -82,8 +83,23 @@ def _described(
     output = 0 if op.is_boundary else op.output
     if seen.absent:
         return describe_choice(session, op, output, a, b, tokens, seen.absent)
-    beyond_noise = describe_values(session, op, output, a, b, tokens, beyond=seen.noise)
-    return beyond_noise or describe_values(session, op, output, a, b, tokens)
+    shown = describe_values(session, op, output, a, b, tokens, beyond=seen.noise)
+    shown = shown or describe_values(session, op, output, a, b, tokens)
+    if shown is None or not op.is_boundary:
+        return shown
+    return replace(shown, between=_of_one_run_inside(session, op))
+
+
+def _of_one_run_inside(session: Session, boundary: Op) -> tuple[str, ...]:
+    """The ops in a module that one run alone has, as where it is of another class in each; none where no op of it was seen."""
+    path = session.a.trace.plain(boundary.module)
+    return tuple(
+        f"{run}: {row.op.place}"
+        for run, traced in (("a", session.a), ("b", session.b))
+        for row in session.join.rows
+        if row.status == f"only in {run}" and not row.op.is_boundary
+        and f"{traced.trace.plain(row.op.module)}.".startswith(f"{path}." if path else "")
+    )  # fmt: skip
 
 
 def locate_meeting(session: Session, meeting: Meeting) -> Located | None:
