@@ -250,6 +250,20 @@ def test_an_adapter_without_its_model(adapter, monkeypatch, base, said):
         load(adapter)
 
 
+@pytest.mark.filterwarnings("ignore")
+def test_an_adapter_imports_nothing(adapter, monkeypatch):
+    """PEFT imports what `megatron_core` names, where `megatron_config` is given."""
+    (adapter / "hostile.py").write_text("raise SystemExit('imported')")
+    monkeypatch.syspath_prepend(str(adapter))
+    file = adapter / "adapter_config.json"
+    own = json.loads(file.read_text())
+    file.write_text(json.dumps({**own, "megatron_config": {"a": 1}, "megatron_core": "hostile"}))
+    with pytest.raises(fp.ModelError, match=r"names a module of Python to import \(hostile\)"):
+        load(adapter)
+    file.write_text(json.dumps({**own, "megatron_core": "hostile"}))
+    assert load(adapter).notes[0].startswith("An adapter on ")
+
+
 def test_a_folder_of_a_model_of_images_needs_no_tokenizer(tmp_path):
     ViTModel(ViTConfig(**SMALL, image_size=8, patch_size=4)).save_pretrained(tmp_path)
     said = error_of(tmp_path)

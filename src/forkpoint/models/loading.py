@@ -202,18 +202,25 @@ def _adapted(folder: Path, trusted: bool) -> _Source:
     """An adapter, and the model that its configuration says it was made for.
 
     Raises:
-        ModelError: it names no model, or one that can't be found, or PEFT is not installed.
+        ModelError: it names no model, or one that can't be found, or a module to import; or PEFT is not installed.
     """
     try:
-        base = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))[
-            "base_model_name_or_path"
-        ]
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
-        base = None
+        config = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        config = None
+    config = config if isinstance(config, dict) else {}
+    base = config.get("base_model_name_or_path")
     if not isinstance(base, str) or not base:
         raise ModelError(
             f"adapter {folder} does not say which model it is for",
             "base_model_name_or_path in its adapter_config.json",
+        )
+    if config.get(
+        "megatron_config"
+    ):  # PEFT imports the module that the file names then, of some versions any
+        raise ModelError(
+            f"adapter {folder} names a module of Python to import ({config.get('megatron_core')})",
+            "an adapter without megatron_config, whose weights alone are read",
         )
     if importlib.util.find_spec("peft") is None:
         raise ModelError(f"{folder} is an adapter, which needs the package peft", "", "pip install peft")

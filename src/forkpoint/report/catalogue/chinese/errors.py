@@ -366,6 +366,8 @@ ERRORS: dict[str, str] = {
     "pass the file: {file}": "请给出文件：{file}",
     "adapter {folder} does not say which model it is for": "适配器 {folder} 没有说明它用于哪个模型",
     "base_model_name_or_path in its adapter_config.json": "其 adapter_config.json 中有 base_model_name_or_path",
+    "adapter {folder} names a module of Python to import ({module})": "适配器 {folder} 指定了要导入的 Python 模块（{module}）",
+    "an adapter without megatron_config, whose weights alone are read": "不带 megatron_config、只读取其权重的适配器",
     "{folder} is an adapter, which needs the package peft": "{folder} 是适配器，需要软件包 peft",
     "adapter {folder} is for {base}, which has no config.json": "适配器 {folder} 用于 {base}，而后者没有 config.json",
     "{path}, which holds no sequence": "{path}，其中没有序列",
