@@ -240,6 +240,13 @@ def test_an_engine_behind_a_callable():
     assert fp.audit(same_memory, prompts=prompts).breaks[0].size == 4
     second = fp.audit(lambda batch: [(1.0, float(len(batch) > 8)) for _ in batch], prompts=prompts)
     assert second.breaks[0].size == 9
+    assert fp.audit(lambda batch: [f"{one}" for one in batch], prompts=prompts).holds
+
+
+@pytest.mark.parametrize("result", [None, [], {}, object()])
+def test_an_engine_whose_results_have_no_values_does_not_hold(result):
+    with pytest.raises(fp.InputError, match="no tensor"):
+        fp.audit(lambda batch: [result for _ in batch], prompts=["one", "two"])
 
 
 def test_it_is_written(tmp_path):

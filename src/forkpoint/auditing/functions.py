@@ -238,15 +238,20 @@ def _precision(
 
 
 def tensors_of(result: Any) -> dict[str, Tensor]:
-    """A result, or all tensors in it, by name."""
-    return {"": result} if isinstance(result, Tensor) else results_of(result)
+    """A result, or all tensors in it, by name.
+
+    Raises:
+        InputError: there is none, so that nothing could be compared.
+    """
+    tensors = {"": result} if isinstance(result, Tensor) else results_of(result)
+    if not tensors:
+        raise InputError("a function that returns no tensor", "one that returns a tensor")
+    return tensors
 
 
 def first_tensor(result: Any) -> Tensor:
     """A result, or the first tensor in it."""
-    for one in tensors_of(result).values():
-        return one
-    raise InputError("a function that returns no tensor", "one that returns a tensor")
+    return next(iter(tensors_of(result).values()))
 
 
 def equal(some: Outputs, others: Outputs) -> bool:
