@@ -68,6 +68,18 @@ def test_a_steady_but_less_exact_product_is_a_finding():
     assert fp.audit(steady, X, WEIGHT, reference=F.linear).holds
 
 
+def test_a_reference_is_held_against_the_result_that_has_the_rows():
+    def with_sum(product: Callable[..., Tensor]) -> Callable[..., Any]:
+        return lambda x, weight: (x.sum(), product(x, weight))
+
+    found = fp.audit(with_sum(coarse), X, WEIGHT, reference=with_sum(F.linear))
+    assert found.precision is not None and found.precision.worse
+    assert fp.audit(with_sum(coarse), X, WEIGHT, reference=F.linear).precision == found.precision
+    assert fp.audit(with_sum(steady), X, WEIGHT, reference=with_sum(F.linear)).holds
+    with pytest.raises(fp.InputError, match="shape"):
+        fp.audit(steady, X, WEIGHT, reference=lambda x, weight: F.linear(x, weight)[:1])
+
+
 def test_a_row_that_follows_its_place_is_found():
     found = fp.audit(lambda x: x + torch.arange(len(x))[:, None], X)
     (one,) = found.breaks

@@ -47,7 +47,7 @@ def audit(
         seed: of a model's random tokens.
 
     Raises:
-        InputError: what there is to cut has no rows, or a model is none of language.
+        InputError: what there is to cut has no rows, nothing that is returned can be compared, or a model is none of language.
 
     >>> weight = torch.randn(8, 16)
     >>> audit(lambda x: x * 2, torch.randn(50, 16)).holds

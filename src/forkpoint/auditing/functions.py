@@ -93,6 +93,24 @@ class CuttableFunction:
         ]
         return self._called(given)[self._following[0]]
 
+    def counterpart(self, result: Any, like: Tensor) -> Tensor:
+        """The tensor in another function's result that stands for the first result: of its name, or else of its shape.
+
+        Args:
+            result: what the other function returned.
+            like: the first result.
+
+        Raises:
+            InputError: none has its shape.
+        """
+        tensors = tensors_of(result)
+        named = tensors.get(self._following[0], like.new_empty(0))
+        for one in (named, *tensors.values()):
+            if one.shape == like.shape:
+                return one
+        shape = tuple(like.shape)
+        raise InputError(f"a reference without a result of shape {shape}", "one that computes the same")
+
     def given(self) -> list[Any]:
         """The arguments; copies, where a call changes them."""
         if not self._overwrites:
@@ -223,12 +241,13 @@ def _precision(
         return None
     try:
         exact = function.wide()
-        other = None if reference is None else first_tensor(reference(*function.given()))
+        result = None if reference is None else reference(*function.given())
     except Exception as error:  # noqa: BLE001 - any function may refuse float64 in any way
         reraise_out_of_memory(error)
         return None
     if exact.dtype is not torch.float64 or exact.shape != whole.shape:
         return None
+    other = None if reference is None else function.counterpart(result, whole)
     scale = float(exact.abs().mean()) or 1.0
     figures = [
         (float(gap.mean()) / scale, float(gap.max()) / scale)

@@ -345,6 +345,8 @@ ERRORS: dict[str, str] = {
     "a language model, or arguments, or prompts": "语言模型，或参数，或提示词",
     "a function that returns no tensor": "不返回张量的函数",
     "one that returns a tensor": "返回张量的函数",
+    "a reference without a result of shape {shape}": "参照函数没有形状为 {shape} 的结果",
+    "one that computes the same": "计算相同内容的函数",
     "{name} without arguments": "{name} 没有参数",
     "results of which none has as many rows in dimension {n} as the arguments": "没有哪个结果在第 {n} 维的行数与参数相同",
     "a result for each row": "每行一个结果",
