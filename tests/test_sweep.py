@@ -13,6 +13,7 @@ from tests.architectures import ARCHITECTURES
 from tests.questions.words import word_tokenizer
 
 import forkpoint
+from forkpoint.auditing.layouts import Model, _ways
 from forkpoint.auditing.record import Audit, Break
 from forkpoint.cli import main, swept
 from forkpoint.cli.swept import QUESTIONS, answer, cells_of
@@ -280,16 +281,33 @@ def test_an_audit_has_a_row_for_each_break(folder, monkeypatch):
     assert (row.question, row.verdict, row.status, row.setting, row.max_abs) == ("audit", None, 0, "", 0.0)
     found = Break("batch", 3, 2, "words", 1, 8, 0.5, "model/add (a.py:1)")
     for audit, expected in (
-        (Audit("m", 4, (found, replace(found, kind="steps"))), [("batch 3", 1, 0.5), ("steps 3", 1, 0.5)]),
+        (
+            Audit("m", 4, (found, replace(found, kind="steps"))),
+            [("batch, length 3", 1, 0.5), ("steps, length 3", 1, 0.5)],
+        ),
         (Audit("m", 4, (), unfinished="lengths from 9 on"), [("without lengths from 9 on", 0, 0.0)]),
     ):
         rows = rows_of(cell, CellOutcome(audit.status, audit.to_dict()))
         assert [(row.setting, row.status, row.max_abs) for row in rows] == expected
         assert "other bits" in str(Sweep("out", rows, 1)) or audit.holds
         assert "same bits" in str(Sweep("out", rows, 1)) or not audit.holds
-    (nothing,) = rows_of(cell, CellOutcome(1, Audit("m", 0, (), unfinished="lengths from 2 on").to_dict()))
-    assert nothing.reason == "no layout was tried: lengths from 2 on"
-    assert "no answer" in str(Sweep("out", (nothing,), 1))
+
+
+def test_the_layouts_of_an_audit_have_their_chinese(folder):
+    """Of each kind that an audit of a model varies, what was not tried, and why nothing was."""
+    model, _ = forkpoint.load(str(folder / "one"))
+    subject = Model(model, 3, 0)
+    row = subject.row(3)
+    kinds = {way.of(row).kind for way in _ways(subject, model, [1, 2, 3])} | {"again"}
+    assert len(kinds) > 4
+    found = tuple(Break(kind, 3, 2, "words", 1, 8, 0.5) for kind in sorted(kinds))
+    late = "lengths from 9 on, for want of time"
+    audits = (Audit("m", 4, found), Audit("m", 4, (), unfinished=late), Audit("m", 0, (), unfinished=late))
+    cell = Cell("audit", {"model": "m"})
+    rows = tuple(row for audit in audits for row in rows_of(cell, CellOutcome(audit.status, audit.to_dict())))
+    text = Sweep("out", rows, 3).to_text(lang="zh")
+    assert "length" not in text
+    assert text.count("长度") >= len(rows)
 
 
 # --- all of it -----------------------------------------------------------------------------------------------

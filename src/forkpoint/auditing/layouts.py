@@ -198,7 +198,8 @@ def _ways(subject: Model, model: Any, lengths: Sequence[int]) -> Iterator[Variat
             words = f"with {more} columns of padding on the {side}"
             if more == 1:
                 words = f"with 1 column of padding on the {side}"
-            return Arrangement(f"{side} padding", words, [row], len(row) + more, side)
+            kind = "left padding" if side == "left" else "right padding"
+            return Arrangement(kind, words, [row], len(row) + more, side)
 
         yield from (Variation(padded_by, more) for more in _PADDING)
         yield from (

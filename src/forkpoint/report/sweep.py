@@ -132,7 +132,7 @@ def _cells(row: SweepRow, varied: set[str], words: Words) -> dict[str, Cell]:
         "question": line(_question(row, varied)),
         "model": line(_model(row)),
         "prompt": line(quoted(row.prompt, PROMPT)) if row.prompt else line(""),
-        "setting": line(words.name("setting", row.setting)),
+        "setting": line(_setting(row, words)),
         "verdict": line(Span(verdict, _role(row))),
         "cause": line(row.mechanism or ""),
         "gap": line(_figure("inf" if row.nonfinite_apart else row.max_abs) or _none(row)),
@@ -181,10 +181,18 @@ def _question(row: SweepRow, varied: set[str]) -> str:
     )
 
 
+def _setting(row: SweepRow, words: Words) -> str:
+    """What is set otherwise; of an audit, a layout or what was not tried."""
+    kind, length, n = row.setting.partition(", length ")
+    if length:
+        return words("sweep.length", kind=words.name("setting", kind), n=n)
+    return words.phrase(kind) if row.question == "audit" else words.name("setting", kind)
+
+
 def _label(row: SweepRow, varied: set[str], words: Words) -> str:
     parts = [_model(row)] if "model" in varied else []
     parts.append(_question(row, varied))
-    parts += [words.name("setting", row.setting)] if row.setting else []
+    parts += [_setting(row, words)] if row.setting else []
     parts += [quoted(row.prompt, PROMPT)] if "prompt" in varied and row.prompt else []
     return " ".join(parts)
 

@@ -24,7 +24,7 @@ class SweepRow:
     prompt: str = ""
     revision: str | None = None
     setting: str = ""
-    """Of `factors`, what is set otherwise; of `audit`, the layout in which bits differ, or what was not tried."""
+    """Of `factors`, what is set otherwise; of `audit`, the layout in which bits differ and the length of the row, or what was not tried."""
     status: int | None = None
     """Exit status of the command: 0, 1 or 3; None where there is no answer."""
     verdict: VerdictKind | None = None

@@ -60,10 +60,10 @@ def _factor(row: dict[str, Any]) -> dict[str, Any]:
 
 
 def _audited(data: dict[str, Any]) -> list[dict[str, Any]]:
-    """A row for each kind of layout in which bits differ; one where there is none."""
+    """A row for each kind of layout in which bits differ, with the least length that shows it; one where there is none."""
     if data["breaks"]:
         return [
-            {"setting": f"{one['kind']} {one['size']}", "first": one["op"], "max_abs": one["gap"]}
+            {"setting": f"{one['kind']}, length {one['size']}", "first": one["op"], "max_abs": one["gap"]}
             for one in data["breaks"]
         ]
     if not data["tried"]:

@@ -58,6 +58,7 @@ PHRASES: dict[str, str] = {
     "sweep.setting": "设置",
     "sweep.flips": "翻转",
     "sweep.seconds": "秒",
+    "sweep.length": "{kind}，长度 {n}",
     # audit
     "audit.subject": "审查 {subject}：逐位比较了 {n} 种布局，大小至多为 {largest}。",
     "audit.holds": "试过的布局都不改变任何一位。",

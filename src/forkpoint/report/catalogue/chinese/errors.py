@@ -90,6 +90,8 @@ ERRORS: dict[str, str] = {
     "its process died: {what}": "其进程已终止：{what}",
     "exit status {n}": "退出状态 {n}",
     "no answer within {time} s": "{time} 秒内没有答案",
+    "no layout was tried: {what}": "没有试过任何布局：{what}",
+    "lengths from {n} on, for want of time": "时间不够，没有尝试长度 {n} 及以上",
     # 命令
     "no command": "没有给出命令",
     "one of {choices}": "以下之一：{choices}",

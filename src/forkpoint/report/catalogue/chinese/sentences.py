@@ -127,7 +127,6 @@ SENTENCES: dict[str, str] = {
     "what run {name} returns is held against {result} of the other run": "运行 {name} 的返回值与另一次运行的 {result} 比较",
     "it and all that follows are apart from run B's values by no more than tables rounded to float32 make": "它及其后的一切与运行 B 的数值之差，"
     "不超过把表舍入到 float32 所造成的差异",
-    "no layout was tried: {reason}": "没有试过任何布局：{reason}",
     "run B has neither this value nor those that it is made of here, from {place} on: any of these may be at fault": "运行 B 既没有这个数值，"
     "也没有此处得出它的那些数值（从 {place} 起）：其中任何一个都可能有错",
     "what goes into it, run B has, too; this value it has not: the nearest of its own there is made by {place}": "它的输入运行 B 也有；"

@@ -49,6 +49,7 @@ SENTENCES: dict[str, str] = {
     "in a batch in the opposite order": "在次序相反的批次中",
     "{n} rows have other bits at the beginning of a call than {m} rows later": "{n} 行在调用开头与在 {m} 行之后数值不同",
     "lengths from {n} on, for want of time": "时间不够，没有尝试长度 {n} 及以上",
+    "without lengths from {n} on, for want of time": "时间不够，没有尝试长度 {n} 及以上",
     "batches of {n} and more, for want of time": "时间不够，没有尝试 {n} 行及以上的批次",
     "sizes from {n} on, for want of time": "时间不够，没有尝试大小 {n} 及以上",
     # 重放与脚本

@@ -58,6 +58,7 @@ PHRASES: dict[str, str] = {
     "sweep.setting": "setting",
     "sweep.flips": "flips",
     "sweep.seconds": "s",
+    "sweep.length": "{kind}, length {n}",
     # audit
     "audit.subject": "Audit of {subject}: {n} layout compared, bit for bit, of sizes up to {largest}."
     "|Audit of {subject}: {n} layouts compared, bit for bit, of sizes up to {largest}.",
