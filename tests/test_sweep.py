@@ -293,6 +293,17 @@ def test_an_audit_has_a_row_for_each_break(folder, monkeypatch):
         assert "same bits" in str(Sweep("out", rows, 1)) or not audit.holds
 
 
+def test_an_audit_that_tried_nothing_is_no_answer():
+    """So it is asked again, as whatever has no answer."""
+    cell = Cell("audit", {"model": "m", "seconds": 0.0})
+    unfinished = "lengths from 2 on, for want of time"
+    (row,) = rows_of(cell, CellOutcome(1, Audit("m", 0, (), unfinished=unfinished).to_dict()))
+    assert (row.status, row.reason) == (None, f"no layout was tried: {unfinished}")
+    sweep = Sweep("out", (row,), 1)
+    assert (sweep.status, sweep.unanswered) == (3, (row,))
+    assert "no answer" in str(sweep)
+
+
 def test_the_layouts_of_an_audit_have_their_chinese(folder):
     """Of each kind that an audit of a model varies, what was not tried, and why nothing was."""
     model, _ = forkpoint.load(str(folder / "one"))

@@ -67,7 +67,7 @@ def _audited(data: dict[str, Any]) -> list[dict[str, Any]]:
             for one in data["breaks"]
         ]
     if not data["tried"]:
-        return [{"reason": f"no layout was tried: {data['unfinished']}"}]
+        return [{"status": None, "reason": f"no layout was tried: {data['unfinished']}"}]
     return [{"setting": f"without {data['unfinished']}" if data["unfinished"] else "", "max_abs": 0.0}]
 
 
