@@ -63,6 +63,14 @@ def test_what_fails_is_named_with_its_op_and_its_file():
     assert "cache: model.layers.1/mul (out/results/0123.json)" in " ".join(found.split())
 
 
+def test_rows_are_counted_where_a_question_has_several():
+    rows = (row(), row("audit", None, setting="batch, length 3", status=1))
+    assert "2 questions: rounding 1, other bits 1" in lines(*rows)[0]
+    several = fp.Sweep("out", (*rows, row("audit", None, setting="steps, length 3", status=1)), 2)
+    assert "2 questions, 3 rows: rounding 1, other bits 2" in str(several)
+    assert "2 个问题，3 行：" in several.to_text(lang="zh")
+
+
 def test_what_has_no_answer_is_named_by_its_reason():
     found = lines(
         row(),

@@ -90,7 +90,7 @@ def _header(sweep: Sweep, words: Words) -> Section:
 
 
 def _counted(sweep: Sweep, words: Words) -> str:
-    """How many questions there are, and what came of the answers."""
+    """How many questions there are, how many rows they have where each has not one, and what these say."""
     counts = sweep.counts()
     parts = [
         f"{words(f'verdict.{kind.value}')} {count(counts[kind.value])}"
@@ -99,7 +99,10 @@ def _counted(sweep: Sweep, words: Words) -> str:
     ]
     without = Counter(_without_verdict(row) for row in sweep.rows if row.verdict is None)
     parts += [f"{words(key)} {count(without[key])}" for key in _WITHOUT if without[key]]
-    whole = words.many("sweep.count", sweep.cells) + words("colon") + words("comma").join(parts)
+    numbers = [words.many("sweep.count", sweep.cells)]
+    if len(sweep.rows) != sweep.cells:
+        numbers.append(words.many("sweep.rows", len(sweep.rows)))
+    whole = words("comma").join(numbers) + words("colon") + words("comma").join(parts)
     return whole + (words("aside", text=words("sweep.kept", n=count(sweep.kept))) if sweep.kept else "")
 
 

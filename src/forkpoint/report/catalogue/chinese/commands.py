@@ -39,6 +39,7 @@ PHRASES: dict[str, str] = {
     "sweep.questions": "问题",
     "sweep.folder": "答案位于",
     "sweep.count": "{n} 个问题",
+    "sweep.rows": "{n} 行",
     "sweep.kept": "其中 {n} 个先前已有答案",
     "sweep.same": "词元相同",
     "sweep.holds": "逐位相同",

@@ -39,6 +39,7 @@ PHRASES: dict[str, str] = {
     "sweep.questions": "questions",
     "sweep.folder": "answers in",
     "sweep.count": "{n} question|{n} questions",
+    "sweep.rows": "{n} row|{n} rows",
     "sweep.kept": "{n} answered before",
     "sweep.same": "the same tokens",
     "sweep.holds": "same bits",
