@@ -225,6 +225,16 @@ def test_leaks_of_models_are_found_wherever_they_begin(words):
     assert all(one.op is not None and one.op.startswith("(model)") for one in found.breaks)
 
 
+def test_sizes_at_which_no_layout_was_left_to_compare_are_not_said_to_be_tried():
+    model = ARCHITECTURES["llama"].build(attention="sdpa", num_hidden_layers=1)
+    leaking = Leaking(model, lambda ids, before: 10 * len(ids) + ids.shape[1]).eval()
+    with fp.invariant(model):
+        found = fp.audit(leaking, longest=20)
+        assert fp.audit(model, longest=3).largest == 3
+    assert {one.kind for one in found.breaks} == {"right padding", "left padding", "batch", "steps", "chunks"}
+    assert found.largest == max(one.size for one in found.breaks) == 2
+
+
 def test_stock_attention_is_found_with_its_op():
     model = ARCHITECTURES["llama"].build(attention="sdpa")
     found = fp.audit(model, longest=20)

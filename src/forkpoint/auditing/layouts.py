@@ -144,26 +144,28 @@ def audit_model(name: str, model: Any, *, longest: int, deadline: Deadline, seed
     if changing is not None:
         return Audit(name, 1, (changing,), largest=lengths[-1])
     breaks: dict[str, Break] = {}
-    count, unfinished, last = 0, "", 0
+    count, unfinished, last, largest = 0, "", 0, 0
     for length in lengths:
         if deadline.over:
             unfinished = f"lengths from {length} on, for want of time"
             break
-        (whole,) = subject.made(_alone(subject.row(length)))
+        row = subject.row(length)
+        whole: Outputs | None = None
         for way in ways:
-            layout = way.of(subject.row(length))
+            layout = way.of(row)
             if (
                 layout.kind in breaks
                 or layout.split == 0
                 or not (way.lengths is None or length in way.lengths)
             ):
                 continue
-            count += 1
-            if not all(same_bits(one, whole) for one in subject.made(layout)):
+            count, largest = count + 1, length
+            whole = whole or subject.made(_alone(row))
+            if not all(same_bits(one, whole[0]) for one in subject.made(layout)):
                 held = last if way.lengths is None else 0
                 breaks[layout.kind] = _break(subject, way, held, length, deadline, probes=not breaks)
         last = length
-    return Audit(name, count, tuple(breaks.values()), unfinished=unfinished, largest=last)
+    return Audit(name, count, tuple(breaks.values()), unfinished=unfinished, largest=largest)
 
 
 def _alone(row: list[int]) -> Arrangement:
