@@ -6,7 +6,7 @@ import math
 
 import torch
 import transformers
-from tests.ports.by_hand.parts import common, copied, rotary
+from tests.ports.by_hand.parts import common, copied, embedding, rotary
 from torch import nn
 from torch.nn import functional as F
 
@@ -79,8 +79,7 @@ class Meta(nn.Module):
     def __init__(self, hf, fault=None):
         super().__init__()
         c = hf.config
-        self.tok_embeddings = nn.Embedding(*hf.model.embed_tokens.weight.shape)
-        self.tok_embeddings.weight = copied(hf.model.embed_tokens.weight)
+        self.tok_embeddings = embedding(hf.model.embed_tokens.weight)
         self.layers = nn.ModuleDict(
             {f"block{i}": Meta.Layer(x, c, fault) for i, x in enumerate(hf.model.layers)}
         )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 import transformers
-from tests.ports.by_hand.parts import common, copied, rotary
+from tests.ports.by_hand.parts import common, copied, embedding, rotary
 from torch import nn
 from torch.nn import functional as F
 
@@ -69,8 +69,7 @@ class Pairs(nn.Module):
         super().__init__()
         c = hf.config
         self.fault, self.c = fault, c
-        self.wte = nn.Embedding(*hf.model.embed_tokens.weight.shape)
-        self.wte.weight = copied(hf.model.embed_tokens.weight)
+        self.wte = embedding(hf.model.embed_tokens.weight)
         self.blocks = nn.ModuleList(Pairs.Layer(x, c, fault) for x in hf.model.layers)
         self.end = Pairs.AddNorm(hf.model.norm.weight, c.rms_norm_eps)
         d = c.hidden_size // c.num_attention_heads

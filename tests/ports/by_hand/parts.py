@@ -13,6 +13,13 @@ def copied(value: Tensor) -> nn.Parameter:
     return nn.Parameter(value.detach().clone())
 
 
+def embedding(weight: Tensor) -> nn.Embedding:
+    """An embedding of a port with the rows of its reference's."""
+    module = nn.Embedding(*weight.shape)
+    module.weight = copied(weight)
+    return module
+
+
 def rotary(theta: float = 10000.0, **more: Any) -> dict[str, Any]:
     return {"rope_type": "default", "rope_theta": theta, **more}
 

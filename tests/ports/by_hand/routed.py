@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 import transformers
-from tests.ports.by_hand.parts import common, copied, rotary
+from tests.ports.by_hand.parts import common, copied, embedding, rotary
 from torch import nn
 from torch.nn import functional as F
 
@@ -97,8 +97,7 @@ class Routed(nn.Module):
         super().__init__()
         c = hf.config
         self.c, self.fault = c, fault
-        self.words = nn.Embedding(*hf.model.embed_tokens.weight.shape)
-        self.words.weight = copied(hf.model.embed_tokens.weight)
+        self.words = embedding(hf.model.embed_tokens.weight)
         self.layers = nn.ModuleList(Routed.Layer(x, c, fault) for x in hf.model.layers)
         self.norm, self.out = copied(hf.model.norm.weight), copied(hf.lm_head.weight)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 import transformers
-from tests.ports.by_hand.parts import common, copied
+from tests.ports.by_hand.parts import common, copied, embedding
 from torch import nn
 from torch.nn import functional as F
 
@@ -77,8 +77,7 @@ class Sloped(nn.Module):
         super().__init__()
         c, t = hf.config, hf.transformer
         self.fault, self.eps = fault, c.layer_norm_epsilon
-        self.table = nn.Embedding(*t.word_embeddings.weight.shape)
-        self.table.weight = copied(t.word_embeddings.weight)
+        self.table = embedding(t.word_embeddings.weight)
         self.first = nn.LayerNorm(c.hidden_size, eps=self.eps)
         self.last = nn.LayerNorm(c.hidden_size, eps=self.eps)
         self.first.load_state_dict(t.word_embeddings_layernorm.state_dict())
