@@ -160,7 +160,7 @@ class Column:
         self._filled = 0
 
     def whole(self) -> Any:
-        """All numbers; nothing can be added any more."""
+        """All numbers, which leaves the column empty: what is added from then on begins anew."""
         self._put_away()
         narrow, self._narrow = self._narrow, []
         return np.concatenate(narrow)
