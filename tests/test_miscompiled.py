@@ -178,6 +178,69 @@ def test_a_model_that_is_compiled_as_a_whole() -> None:
     assert "(model), as it was compiled, is" in result.verdict.summary
 
 
+def autocast(model: nn.Module, inputs: dict[str, Tensor]) -> Tensor:
+    with torch.autocast("cpu", torch.bfloat16):
+        return model(**inputs)
+
+
+class Residual(nn.Module):
+    """A layer that returns float32, also where an autocast has it multiply in bfloat16."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.up, self.down = nn.Linear(64, 64), nn.Linear(64, 64)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.down(torch.tanh(self.up(x)))
+
+
+def test_a_sound_backend_makes_no_mistake_under_an_autocast() -> None:
+    """The Python that a module was made from is held against it under the same autocast."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = nn.Sequential(Residual(), Residual(), nn.Linear(64, 3)).eval()
+    torch.compiler.reset()
+    for layer in model[:2]:
+        layer.compile(backend="aot_eager")
+    inputs = {"input": torch.randn(2, 7, 64, generator=torch.Generator().manual_seed(1))}
+
+    result = fp.compare(fp.Run(model, inputs), fp.Run(model, inputs, call=autocast))
+    assert result.verdict.kind == "rounding"
+
+
+class Counting(nn.Module):
+    """A layer in which each call leaves something for the next one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.up = nn.LayerNorm(16), nn.Linear(16, 16)
+        self.register_buffer("seen", torch.zeros(16))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.up(self.norm(x)) + self.seen
+        self.seen += x.mean((0, 1))
+        return torch.tanh(x)
+
+
+@pytest.mark.parametrize("mistake", [None, Mistake("small eps", "norm")], ids=["sound", "mistake"])
+def test_a_module_is_held_against_its_python_in_the_state_of_the_call(mistake: Mistake | None) -> None:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = nn.Sequential(Counting(), nn.Linear(16, 3)).eval()
+    torch.compiler.reset()
+    other = copy.deepcopy(model)
+    other[0].compile(backend="aot_eager" if mistake is None else mistake.backend())
+    x = 0.05 * torch.randn(2, 7, 16, generator=torch.Generator().manual_seed(1))
+    calls = [{"input": x}, {"input": x + 1}]
+    call = autocast if mistake is None else None
+    result = fp.compare(fp.Run(model, calls), fp.Run(other, calls, call=call))
+    if mistake is None:
+        assert result.verdict.kind == "rounding"
+    else:
+        assert result.verdict.kind == "semantic"
+        assert result.verdict.summary.startswith("in run B 0, as it was compiled, is")
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", MODELS)
 def test_every_mistake_is_found(name: str) -> None:

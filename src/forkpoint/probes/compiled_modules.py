@@ -35,22 +35,6 @@ MOVES = 3
 
 
 @dataclass(frozen=True)
-class CompiledCall:
-    """One call of a compiled module in a run.
-
-    Attributes:
-        path, module: which, in the run's model.
-        inputs: copies of its arguments from before the call; positional ones are named by their numbers.
-        made: copies of the floating-point tensors that it returned.
-    """
-
-    path: str
-    module: nn.Module
-    inputs: dict[str, Any]
-    made: dict[str, Tensor]
-
-
-@dataclass(frozen=True)
 class Miscompiled:
     """A compiled module that computes something else than it is written to.
 
@@ -76,7 +60,7 @@ class Miscompiled:
 def miscompiled(session: Session, *, flips: bool = False) -> Miscompiled | None:
     """The first compiled module of either run that is farther from float64 than rounding lets it be; None if none is.
 
-    A module whose call can't be made again, or draws random numbers, is left out.
+    A run that draws random numbers or does not repeat itself is left out, and so is a call that can't be made again.
 
     Args:
         flips: whether rounding decides some tokens otherwise, which moves these far: then it is most of them that count.
@@ -84,10 +68,9 @@ def miscompiled(session: Session, *, flips: bool = False) -> Miscompiled | None:
     for name, traced in (("A", session.a), ("B", session.b)):
         if traced.draws or not traced.repeats:
             continue
-        for call in _calls(traced):
-            times = _times(call, flips=flips)
-            if times > BEYOND:
-                return Miscompiled(name, call.path, times)
+        first = _first_beyond(traced, flips=flips)
+        if first is not None:
+            return Miscompiled(name, *first)
     return None
 
 
@@ -107,68 +90,96 @@ def module_divergence(
     return None if a is None or b is None else describe(session, row, a, b, tokens)
 
 
-def _calls(traced: Traced) -> list[CompiledCall]:
-    """The calls of compiled modules that a run makes, as they are made natively."""
+def _first_beyond(traced: Traced, *, flips: bool) -> tuple[str, float] | None:
+    """The path of the first compiled module of a run that is too far from float64, and how many times; None if none is.
+
+    Each is held against its Python where the run calls it: in the state in which it is then, and with the autocast and the
+    settings that are in force there.
+    """
     model = traced.run.modules
-    paths = set(traced.trace.opaque)
-    if model is None or not paths:
-        return []
-    modules = {
-        id(module): (path, module)
-        for path, module in model.named_modules()
-        if path in paths and _is_compiled(module)
+    opaque = set(traced.trace.opaque)
+    if model is None or not opaque:
+        return None
+    paths = {
+        id(module): path for path, module in model.named_modules() if path in opaque and _is_compiled(module)
     }
-    if not modules:
-        return []
-    calls: list[CompiledCall] = []
+    if not paths:
+        return None
+    first: tuple[str, float] | None = None
 
     @contextmanager
-    def noted() -> Generator[None]:
+    def held_against_python() -> Generator[None]:
         caller = Caller()
 
         def makes(module: nn.Module, /, *args: Any, **kwargs: Any) -> Any:
-            if id(module) not in modules:
+            nonlocal first
+            if first is not None or id(module) not in paths:
                 return caller.original(module, *args, **kwargs)
-            inputs = copy_inputs({**{str(place): value for place, value in enumerate(args)}, **kwargs})
             with caller.as_before():  # else Dynamo, which compiles what it meets, would meet this
+                python = _python(module, args, kwargs)
                 output = caller.original(module, *args, **kwargs)
-            calls.append(CompiledCall(*modules[id(module)], inputs, _floating(output)))
+            times = 0.0 if python is None else _times(_floating(output), python, flips=flips)
+            if times > BEYOND:
+                first = paths[id(module)], times
             return output
 
         with caller.replaced(makes):
             yield
 
-    traced.unobserved(noted)
-    return calls
+    traced.unobserved(held_against_python)
+    return first
 
 
 def _is_compiled(module: nn.Module) -> bool:
     return getattr(module, "_compiled_call_impl", None) is not None or hasattr(module, "_orig_mod")
 
 
-def _times(call: CompiledCall, *, flips: bool = False) -> float:
-    """How much farther a compiled module is from float64 than its Python, in the worst of its results.
+@dataclass(frozen=True)
+class _Python:
+    """What a call of a compiled module returns as the Python that it was made from, by the names of its results.
+
+    Attributes:
+        exact: in float64.
+        written: as it is, and with its inputs moved by a unit in the last place.
+    """
+
+    exact: dict[str, Tensor]
+    written: list[dict[str, Tensor]]
+
+
+def _python(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> _Python | None:
+    """The same call, made as Python, nothing being left changed; None where it can't be made, or not in float64."""
+
+    def called(inputs: dict[str, Any]) -> Any:
+        with kept_state(module):
+            return _called(module, inputs)
+
+    try:
+        with torch.no_grad():
+            inputs = copy_inputs({**{str(place): value for place, value in enumerate(args)}, **kwargs})
+            promotion, given = Promotion(), copy_inputs(inputs)
+            with promotion:
+                output = called(given)
+            if not promotion.exact:
+                return None
+            exact = {name: promotion.value(value) for name, value in results_of(output).items()}
+            moved = (_moved(inputs, seed) for seed in range(MOVES))
+            with Uncompiled().block():
+                return _Python(exact, [_floating(called(given)) for given in (copy_inputs(inputs), *moved)])
+    except Exception as error:  # noqa: BLE001 - a call that can't be made again shows nothing
+        reraise_out_of_memory(error)
+        return None
+
+
+def _times(made: dict[str, Tensor], python: _Python, *, flips: bool) -> float:
+    """How much farther what a compiled module made is from float64 than what its Python makes, in the worst of its results.
 
     It is told by the mean square of all elements, or of a typical token where some flip.
     """
-    try:
-        with torch.no_grad(), kept_state(call.module):
-            given = [copy_inputs(call.inputs), *(_moved(call.inputs, seed) for seed in range(MOVES))]
-            promotion, inputs = Promotion(), copy_inputs(call.inputs)
-            with promotion:
-                output = _called(call.module, inputs)
-            if not promotion.exact:
-                return 0.0
-            exact = {name: promotion.value(value) for name, value in results_of(output).items()}
-            with Uncompiled().block():
-                written = [_floating(_called(call.module, inputs)) for inputs in given]
-    except Exception as error:  # noqa: BLE001 - a call that can't be made again shows nothing
-        reraise_out_of_memory(error)
-        return 0.0
     times = 0.0
-    for name, compiled in call.made.items():
-        others = [made.get(name) for made in written]
-        right = exact.get(name)
+    for name, compiled in made.items():
+        others = [written.get(name) for written in python.written]
+        right = python.exact.get(name)
         if right is None or any(other is None or other.shape != right.shape for other in (compiled, *others)):
             continue
         if not compiled.numel() or not all(
