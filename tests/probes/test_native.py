@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any
 
@@ -11,7 +12,9 @@ from tests.corpus.cases_kernels import Gate
 from tests.corpus.modules import Tagger, seeded
 from tests.joined import session
 from tests.plain import ids
+from torch import nn
 
+import forkpoint as fp
 from forkpoint.explain.results import compare_results
 from forkpoint.probes.native import BEYOND, _unit, native
 from forkpoint.probes.precision import precision
@@ -63,3 +66,32 @@ def test_float32_on_a_gpu_may_be_coarser_than_it_says(precision, unit, monkeypat
 
     assert _unit(traced("cuda")) == unit
     assert _unit(traced("cpu")) == 2.0**-23
+
+
+@pytest.fixture
+def _medium() -> Iterator[None]:
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("medium")
+    yield
+    torch.set_float32_matmul_precision(before)
+
+
+@pytest.mark.usefixtures("_medium")
+def test_float32_on_a_cpu_may_be_bfloat16():
+    rows = [(None, 0, SimpleNamespace(dtype="float32", floating=True), 0, 0)]
+    run = SimpleNamespace(devices={torch.device("cpu")})
+    traced: Any = SimpleNamespace(trace=SimpleNamespace(rows=rows), run=run)
+    assert _unit(traced) == 2.0**-7
+
+
+@pytest.mark.usefixtures("_medium")
+def test_one_row_that_a_cpu_multiplies_in_float32_and_several_in_bfloat16_differ_by_rounding():
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(256, 256), nn.Tanh(), nn.Linear(256, 256)).eval()
+    x = torch.randn(2, 1, 256, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        if torch.equal(model(x)[:1], model(x[:1])):
+            pytest.skip("this processor multiplies both in float32")
+    result = fp.compare(fp.Run(model, {"input": x[:1]}), fp.Run(model, {"input": x}))
+    assert result.verdict.kind == "rounding"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 
 
@@ -24,3 +26,13 @@ def allows_tf32() -> bool:
         return bool(torch.backends.cuda.matmul.allow_tf32)
     except RuntimeError:
         return torch.backends.cuda.matmul.fp32_precision == "tf32"
+
+
+def float32_epsilon_on_cpu() -> float:
+    """The epsilon of what a CPU may round factors of float32 to, in products, convolutions and recurrent layers; 0 where to nothing.
+
+    Only some processors do, and only for some sizes: one row is multiplied in float32 where several are in bfloat16.
+    """
+    of: Any = torch.backends.mkldnn
+    asked = {of.matmul.fp32_precision, of.conv.fp32_precision, of.rnn.fp32_precision}
+    return 2.0**-7 if "bf16" in asked else 2.0**-10 if "tf32" in asked else 0.0
