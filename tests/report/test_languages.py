@@ -227,6 +227,28 @@ def test_an_error_in_a_report_is_in_its_language() -> None:
     assert ZH.message("nobody knows this; expected another one") == "nobody knows this; expected another one"
 
 
+REASON = "mat1 and mat2 can't be multiplied (3x4 and 5x6). Got float; and more"
+"""What torch may say of what it refuses."""
+
+
+def refusals() -> Iterator[tuple[str, list[str]]]:
+    """Where something is tried, and what is said if it is refused."""
+    for path in sources("questions"):
+        for node in ast.walk(of_source(path)[0]):
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "tried":
+                yield f"{path.relative_to(ROOT)}:{node.lineno}", [text_of(one) or "" for one in node.args[1:]]
+
+
+@pytest.mark.parametrize(("place", "texts"), list(refusals()))
+def test_a_refusal_is_said_in_chinese_but_for_its_reason(place: str, texts: list[str]) -> None:
+    given, expected, *hint = texts
+    error = InputError(f"{given} ({REASON})", expected, *hint)
+    said = ZH.message(str(error))
+    assert said == ZH.joined(f"{given} ({REASON})", expected, "".join(hint)), place
+    assert f"（{REASON}）" in said, place
+    assert not PROSE.search(said.replace(REASON, "")), place
+
+
 # ---------------------------------------------------------------------- all that is said
 
 NOT_SAID = {

@@ -160,7 +160,9 @@ def _sees_later_tokens(model: Any) -> bool:
     for last in (1, 2):
         row = padded(model, [[1, 2, 3, last]], 4, pad=0)
         output = tried(
-            Run(model, row.inputs, layout=row.layout), f"a {type(model).__name__}", "a model that runs"
+            Run(model, row.inputs, layout=row.layout),
+            f"a {type(model).__name__}, which can't run here",
+            "a model that runs",
         )[-1]
         per_token = next(
             (value for value in results_of(output).values() if value.is_floating_point() and value.dim() > 1),
@@ -220,7 +222,11 @@ def kept_apart(model: Any, calls: list[dict[str, Any]]) -> Callable[[Any, dict[s
     if not _keeps_keys(model):
         return None
     name = cache_parameters(model)[0]
-    (output,) = tried(Run(model, calls[0]), f"a {type(model).__name__}", "a model that runs with a cache")
+    (output,) = tried(
+        Run(model, calls[0]),
+        f"a {type(model).__name__}, which can't run here",
+        "a model that runs with a cache",
+    )
     if caches_in(output, model):
         return None
     from transformers import DynamicCache

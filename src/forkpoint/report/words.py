@@ -164,7 +164,7 @@ def _stopped(sentence: str | None) -> str | None:
 def _errors() -> tuple[tuple[re.Pattern[str], str], ...]:
     """The template with the most text of its own first."""
     by_text = sorted(chinese.ERRORS.items(), key=lambda item: -len(re.sub(r"\{\w+\}", "", item[0])))
-    return tuple((_pattern(source), translation) for source, translation in by_text)
+    return tuple((_pattern(source, reason=".+"), translation) for source, translation in by_text)
 
 
 @cache
@@ -175,16 +175,20 @@ def _sentences() -> tuple[tuple[re.Pattern[str], str], ...]:
 _NUMBER, _WORDS = r"[0-9,]+", r"(?:(?!; |\. ).)+?"
 
 
-def _pattern(template: str) -> re.Pattern[str]:
+def _pattern(template: str, reason: str = _WORDS) -> re.Pattern[str]:
     """A pattern that reads back what `str.format` put in the template; `n` and `m` are numbers.
 
     What was put in holds neither a semicolon nor a stop with a space behind it: those part clauses and sentences.
 
+    Args:
+        reason: the pattern of a `reason`, which in an error is another library's and holds whatever that says.
+
     >>> _pattern("pad token {token} was set").fullmatch("pad token </s> was set").groupdict()
     {'token': '</s>'}
     """
+    patterns = {"n": _NUMBER, "m": _NUMBER, "reason": reason}
     parts = [
-        re.escape(part) if index % 2 == 0 else f"(?P<{part}>{_NUMBER if part in 'nm' else _WORDS})"
+        re.escape(part) if index % 2 == 0 else f"(?P<{part}>{patterns.get(part, _WORDS)})"
         for index, part in enumerate(re.split(r"\{(\w+)\}", template))
     ]
     return re.compile("".join(parts), re.DOTALL)

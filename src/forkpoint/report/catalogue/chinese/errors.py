@@ -6,7 +6,18 @@ from `SENTENCES`, since some hold little but what was given, and would be read i
 
 from __future__ import annotations
 
+REFUSALS: dict[str, str] = {
+    "a {model}, which can't run on token ids alone": "{model}，它不能只靠词元编号运行",
+    "a {model}, which can't run here": "{model}，这里无法运行",
+    "attention {name}, which can't run here": "注意力 {name}，这里无法运行",
+    "backend {name}, which can't compile here": "后端 {name}，这里无法编译",
+    "a length of {n} tokens, for a {model} with positions for {m}": "{model} 有 {m} 个位置，而长度为 {n} 个词元",
+}
+"""What a model, a kernel or a compiler refused when it ran (`questions.limits.tried`)."""
+
 ERRORS: dict[str, str] = {
+    **REFUSALS,
+    **{f"{refused} ({{reason}})": f"{chinese}（{{reason}}）" for refused, chinese in REFUSALS.items()},
     # 反向传播
     "gradients of runs of {n} and {m} calls, whose losses are means over other tokens": "两次运行分别有 {n} 和 {m} 次调用，"
     "其损失是不同词元的平均，无法比较梯度",
@@ -202,7 +213,6 @@ ERRORS: dict[str, str] = {
     "a decoder": "解码器",
     "load it by transformers, and compare runs of it by fp.compare": "请用 transformers 载入它，再用 fp.compare 比较它的运行",
     "a {kind}, whose token ids have no embeddings of their own": "{kind}，它的词元编号没有自己的嵌入",
-    "{given}, which can't run on token ids alone": "{given}，它不能只靠词元编号运行",
     "a language model": "语言模型",
     "a pipeline that returns {n} results for {m} texts": "流水线为 {m} 段文本返回了 {n} 个结果",
     "a result for each": "每段文本一个结果",
@@ -356,16 +366,13 @@ ERRORS: dict[str, str] = {
     "arguments of {sizes} rows": "参数的行数为 {sizes}",
     "one number of rows, 2 or more": "同一个行数，且为 2 或更多",
     "no folder or file {name}, and the hub doesn't give it": "没有文件夹或文件 {name}，hub 上也取不到",
-    "{what}, which can't run here": "{what}，这里无法运行",
     "a model that can be changed so": "可以这样改变的模型",
     "another one, dtype or device": "另一种实现、数据类型或设备",
-    "backend {name}, which can't compile here": "后端 {name}，这里无法编译",
     "another backend, or what it needs": "另一个后端，或安装它所需要的",
     "a model that runs with a cache": "能用缓存运行的模型",
     "a model that runs": "能运行的模型",
     "another device": "另一种设备",
     "another dtype": "另一种数据类型",
-    "a length of {n} tokens, for a {model} with positions for {m}": "{model} 有 {m} 个位置，而长度为 {n} 个词元",
     "{n} or fewer": "{n} 或更少",
     "pass the file: {file}": "请给出文件：{file}",
     "adapter {folder} does not say which model it is for": "适配器 {folder} 没有说明它用于哪个模型",
