@@ -88,9 +88,7 @@ def without_float64(
     are further from each other than from what is exact, as with another number among the arguments.
     """
     error = None if alone is None else alone.error
-    if located is not None and any(
-        compared_inputs.status == "differs" for compared_inputs in located.divergence.inputs
-    ):
+    if located is not None and any(argument.status == "differs" for argument in located.divergence.inputs):
         error = None
     if error is not None and error <= ULPS_OF_ROUNDING and located is not None:
         slug = rounding_slug(session, alone, compared_inputs, located)
