@@ -1,4 +1,4 @@
-"""How exactly torch multiplies float32, in whichever of its two ways that was asked for."""
+"""How exactly torch multiplies float32, in whichever of its two ways that was precisions for."""
 
 from __future__ import annotations
 
@@ -34,5 +34,5 @@ def float32_epsilon_on_cpu() -> float:
     Only some processors do, and only for some sizes: one row is multiplied in float32 where several are in bfloat16.
     """
     of: Any = torch.backends.mkldnn
-    asked = {of.matmul.fp32_precision, of.conv.fp32_precision, of.rnn.fp32_precision}
-    return 2.0**-7 if "bf16" in asked else 2.0**-10 if "tf32" in asked else 0.0
+    precisions = {of.matmul.fp32_precision, of.conv.fp32_precision, of.rnn.fp32_precision}
+    return 2.0**-7 if "bf16" in precisions else 2.0**-10 if "tf32" in precisions else 0.0
