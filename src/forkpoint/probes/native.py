@@ -20,7 +20,7 @@ from forkpoint.probes.inputs import Weight
 from forkpoint.probes.precision import Precision
 from forkpoint.promotion import Promotion
 from forkpoint.result import ProbeResult
-from forkpoint.support.precision import float32_matmul_precision
+from forkpoint.support.precision import float32_epsilon_on_cpu, float32_matmul_precision
 
 BEYOND = 256.0
 """Times what rounding makes from which on it is none. Sound comparisons of many models reached 1, those whose routing
@@ -120,11 +120,14 @@ def _left(exact: Precision) -> dict[str, float]:
 
 
 def _unit(traced: Traced) -> float:
-    """The epsilon of the coarsest dtype that a run computes in; TF32 where it may take the place of float32."""
+    """The epsilon of the coarsest dtype that a run computes in; TF32 or bfloat16 where it may take the place of float32."""
     names = {row[2].dtype for row in traced.trace.rows if row[2].floating}
     dtypes = [getattr(torch, name, None) for name in names]
     units = [torch.finfo(d).eps for d in dtypes if isinstance(d, torch.dtype) and d.is_floating_point]
-    if "float32" in names and any(device.type == "cuda" for device in traced.run.devices):
+    kinds = {device.type for device in traced.run.devices} if "float32" in names else set[str]()
+    if "cpu" in kinds:
+        units.append(float32_epsilon_on_cpu())
+    if "cuda" in kinds:
         precision = float32_matmul_precision()
         units.append({"highest": 0.0, "high": 2.0**-10, "medium": 2.0**-7}[precision])
         if torch.backends.cudnn.allow_tf32:
