@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -211,11 +212,14 @@ class _Sides:
         self.recorders = run_a.recorder, run_b.recorder
         self.names = list(dict.fromkeys(name for call in (*a, *b) for name in call))
         self.several = len(a) > 1 or len(b) > 1
-        pairs = shared.pairing.pairs
-        self.samples = (
-            _samples(run_a.run.layout, {sample: sample for sample, _ in pairs}, alone=-1),
-            _samples(run_b.run.layout, {sample_b: sample_a for sample_a, sample_b in pairs}, alone=-2),
-        )
+        self._layouts = run_a.run.layout, run_b.run.layout
+
+    @cached_property
+    def _samples(self) -> tuple[list[frozenset[int]], list[frozenset[int]]]:
+        """Which samples each call of both runs holds; a paired one has the number that it has in run A."""
+        pairs, (a, b) = self.shared.pairing.pairs, self._layouts
+        numbers_a, numbers_b = {in_a: in_a for in_a, _ in pairs}, {in_b: in_a for in_a, in_b in pairs}
+        return _samples_by_call(a, numbers_a, alone=-1), _samples_by_call(b, numbers_b, alone=-2)
 
     def compare(self, name: str) -> tuple[list[ResultGap], str]:
         """One result, call by call; and why it could not be compared, where it holds anything and was not."""
@@ -273,7 +277,7 @@ class _Sides:
         """Whether two calls are known to hold no sample in common, so that values without labels are of different things."""
         if self.one_run or not self.several:
             return False
-        a, b = self.samples
+        a, b = self._samples
         one, other = (
             frozenset().union(*a[index_a : index_a + 1]),
             frozenset().union(*b[index_b : index_b + 1]),
@@ -356,13 +360,13 @@ class _Sides:
         return len((tokens_a & tokens_b) - compared)
 
 
-def _samples(layout: Layout, numbers: Mapping[int, int], alone: int) -> list[frozenset[int]]:
+def _samples_by_call(layout: Layout, numbers: Mapping[int, int], alone: int) -> list[frozenset[int]]:
     """Which samples each call holds, by the numbers that the paired ones have in run A; `alone` stands for this run's others.
 
     A call of which the layout says nothing holds none.
     """
     return [
-        frozenset(numbers.get(int(s), alone) for c in call.values() for s in c.sample[c.valid].unique())
+        frozenset(numbers.get(s, alone) for c in call.values() for s in c.sample[c.valid].unique().tolist())
         for call in layout.calls
     ]
 
