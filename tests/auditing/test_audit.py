@@ -290,6 +290,10 @@ def test_what_cannot_be_audited():
         fp.audit(lambda x: x, torch.zeros(1, 4))
     with pytest.raises(fp.InputError, match="language model"):
         fp.audit(nn.Linear(2, 2))
+    for argument, cut in (((X,), None), (3.0, None), (X, {0: 2}), (X, {1: 0})):
+        with pytest.raises(fp.InputError, match="of which dimension"):
+            fp.audit(lambda x: x, argument, cut=cut)
+    assert fp.audit(lambda x: x, X, cut={0: -1}).holds
 
 
 def test_thresholds():

@@ -36,7 +36,7 @@ class CuttableFunction:
         self, call: Callable[..., Any], arguments: Sequence[Any], cut: Mapping[int, int], out: int
     ) -> None:
         self.call, self.arguments, self.cut, self.out = call, list(arguments), dict(cut), out
-        sizes = {self.arguments[place].shape[dim] for place, dim in self.cut.items()}
+        sizes = {self._size_of(place, dim) for place, dim in self.cut.items()}
         if len(sizes) != 1 or min(sizes) < 2:
             raise InputError(f"arguments of {sorted(sizes)} rows", "one number of rows, 2 or more")
         self.longest = sizes.pop()
@@ -121,6 +121,12 @@ class CuttableFunction:
         """The kernels that a call of that many rows runs."""
         first = next(one for one in self.arguments if isinstance(one, Tensor))
         return kernels(lambda: self.made(size), first.device).names
+
+    def _size_of(self, place: int, dim: int) -> int:
+        argument = self.arguments[place] if place < len(self.arguments) else None
+        if not isinstance(argument, Tensor) or not -argument.dim() <= dim < argument.dim():
+            raise InputError(f"argument {place}, of which dimension {dim} is cut", "a tensor that has it")
+        return argument.shape[dim]
 
     def _called(self, given: Sequence[Any]) -> dict[str, Tensor]:
         with torch.inference_mode():

@@ -363,6 +363,8 @@ ERRORS: dict[str, str] = {
     "results of which none has as many rows in dimension {n} as the arguments": "没有哪个结果在第 {n} 维的行数与参数相同",
     "a result for each row": "每行一个结果",
     "out= says which dimension of the results follows": "用 out= 指明结果的哪一维随之变化",
+    "argument {place}, of which dimension {n} is cut": "第 {place} 个参数（从 0 数起），要沿第 {n} 维切分",
+    "a tensor that has it": "有这一维的张量",
     "arguments of {sizes} rows": "参数的行数为 {sizes}",
     "one number of rows, 2 or more": "同一个行数，且为 2 或更多",
     "no folder or file {name}, and the hub doesn't give it": "没有文件夹或文件 {name}，hub 上也取不到",
