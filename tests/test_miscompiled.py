@@ -208,6 +208,30 @@ def test_a_sound_backend_makes_no_mistake_under_an_autocast() -> None:
     assert result.verdict.kind == "rounding"
 
 
+class Narrow(nn.Module):
+    """A model that multiplies in bfloat16 and returns float32."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, **inputs: Tensor) -> Tensor:
+        return autocast(self.model, inputs).float()
+
+
+@pytest.mark.parametrize("inside", [True, False])
+def test_bfloat16_inside_of_a_model_that_is_compiled_as_a_whole_is_rounding(inside: bool) -> None:
+    """No trace shows the dtypes there; those of its Python are looked at."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = nn.Sequential(Residual(), Residual()).eval()
+    torch.compiler.reset()
+    compiled = torch.compile(Narrow(model) if inside else model, backend="aot_eager")
+    inputs = {"input": torch.randn(2, 7, 64, generator=torch.Generator().manual_seed(1))}
+    result = fp.compare(fp.Run(model, inputs), fp.Run(compiled, inputs, call=None if inside else autocast))
+    assert result.verdict.kind == "rounding"
+
+
 class Counting(nn.Module):
     """A layer in which each call leaves something for the next one."""
 

@@ -62,7 +62,7 @@ def test_float32_on_a_gpu_may_be_coarser_than_it_says(precision, unit, monkeypat
 
     def traced(device: str) -> Any:
         run = SimpleNamespace(devices={torch.device(device)})
-        return SimpleNamespace(trace=SimpleNamespace(rows=rows), run=run)
+        return SimpleNamespace(trace=SimpleNamespace(rows=rows), run=run, dtypes_inside=frozenset())
 
     assert _unit(traced("cuda")) == unit
     assert _unit(traced("cpu")) == 2.0**-23
@@ -80,7 +80,7 @@ def _medium() -> Iterator[None]:
 def test_float32_on_a_cpu_may_be_bfloat16():
     rows = [(None, 0, SimpleNamespace(dtype="float32", floating=True), 0, 0)]
     run = SimpleNamespace(devices={torch.device("cpu")})
-    traced: Any = SimpleNamespace(trace=SimpleNamespace(rows=rows), run=run)
+    traced: Any = SimpleNamespace(trace=SimpleNamespace(rows=rows), run=run, dtypes_inside=frozenset())
     assert _unit(traced) == 2.0**-7
 
 

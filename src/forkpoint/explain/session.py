@@ -10,17 +10,21 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
+import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from forkpoint.capture.calls import Caller
 from forkpoint.capture.labels import Label
 from forkpoint.capture.recorder import Fetch, Look, Recorder, Watcher
+from forkpoint.capture.rules.call import tensors_in
 from forkpoint.capture.taps import Observation
 from forkpoint.capture.trace import Trace
 from forkpoint.errors import CaptureError, ForkpointError, reraise_out_of_memory
 from forkpoint.explain.untraced import Untraced, run_untraced
 from forkpoint.match import Join, Shared
 from forkpoint.promotion import Promotion
+from forkpoint.promotion.uncompiled import Uncompiled
 from forkpoint.runs.modules import survey
 from forkpoint.runs.pairing import Pairing
 from forkpoint.runs.randomness import RandomState
@@ -33,6 +37,19 @@ from forkpoint.support.restoring import FROZEN_AT_START, undone
 
 Results = list[dict[str, tuple[Tensor, Label | None]]]
 """For each call, the tensors that the model returned and their labels."""
+
+
+class _Dtypes(TorchDispatchMode):
+    """Notes the floating-point dtypes of all that kernels return."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: set[torch.dtype] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        output = func(*args, **(kwargs or {}))
+        self.seen |= {value.dtype for value in tensors_in(output) if value.is_floating_point()}
+        return output
 
 
 @dataclass
@@ -102,6 +119,28 @@ class Traced:
         """Run it once more, from the same random state, with nobody watching but what is entered around each call."""
         with self._random_as_before():
             self.run.execute(around=around)
+
+    @cached_property
+    def dtypes_inside(self) -> frozenset[torch.dtype]:
+        """Floating-point dtypes of a run whose trace does not look into all modules: of compiled ones, those of their Python.
+
+        Empty where the trace looks into all, or the run can't be looked at so.
+        """
+        if not self.trace.opaque:
+            return frozenset()
+        dtypes = _Dtypes()
+
+        @contextmanager
+        def noted() -> Generator[None]:
+            with Uncompiled().block(), dtypes:
+                yield
+
+        try:
+            self.unobserved(noted)
+        except Exception as error:  # noqa: BLE001 - a kernel may refuse modes in its own way
+            reraise_out_of_memory(error)
+            return frozenset()
+        return frozenset(dtypes.seen)
 
     def instead(
         self, run: Run, *, watcher: Watcher, promotion: Promotion, enough: Callable[[], bool] | None = None

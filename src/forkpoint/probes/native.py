@@ -123,6 +123,7 @@ def _unit(traced: Traced) -> float:
     """The epsilon of the coarsest dtype that a run computes in; TF32 or bfloat16 where it may take the place of float32."""
     names = {row[2].dtype for row in traced.trace.rows if row[2].floating}
     dtypes = [getattr(torch, name, None) for name in names]
+    dtypes += traced.dtypes_inside
     units = [torch.finfo(d).eps for d in dtypes if isinstance(d, torch.dtype) and d.is_floating_point]
     kinds = {device.type for device in traced.run.devices} if "float32" in names else set[str]()
     if "cpu" in kinds:
