@@ -165,9 +165,27 @@ def test_a_matrix_that_is_used_alike_and_is_transposed_is_another_one(tmp_path: 
     wrong.load_state_dict(split.state_dict())
     wrong.k.weight.data = split.k.weight.data.T.clone()
     result = compared(tmp_path, split, wrong)
-    text = "1 parameters differ, k.weight first: it is that of the other run, transposed"
+    text = "1 parameter differs, k.weight: it is that of the other run, transposed"
     assert (result.verdict.kind, weights(result)) == (fp.VerdictKind.INPUTS, ("differs", text))
     assert Words("zh").sentence(text) != text
+
+
+@pytest.mark.parametrize(
+    ("changed", "text"),
+    [
+        (["running_mean"], "1 buffer differs, running_mean"),
+        (["running_mean", "running_var"], "2 buffers differ, running_mean first"),
+        (["running_mean", "bias"], "1 parameter differs, bias"),
+        (["running_mean", "bias", "weight"], "2 parameters differ, weight first"),
+    ],
+)
+def test_what_differs_is_counted_by_its_kind(changed: list[str], text: str, tmp_path: Path) -> None:
+    one, other = nn.BatchNorm1d(3).eval(), nn.BatchNorm1d(3).eval()
+    with torch.no_grad():
+        for name in changed:
+            other.state_dict()[name].add_(1)
+    assert weights(compared(tmp_path, one, other)) == ("differs", text)
+    assert Words("zh").can_say(text)
 
 
 def test_a_trace_that_has_no_digests_of_columns_is_compared_by_its_rows(tmp_path: Path) -> None:

@@ -28,11 +28,7 @@ from forkpoint.runs.run import Run
 from forkpoint.support.equality import same_bits
 
 _TOKENS = ("input_ids", "decoder_input_ids")
-_ONE = {
-    "parameters": "1 parameter differs",
-    "buffers": "1 buffer differs",
-    "weights": "1 weight differs",
-}
+_ONE = {"parameters": "1 parameter differs", "buffers": "1 buffer differs", "weights": "1 weight differs"}
 
 
 @dataclass(frozen=True)
@@ -105,6 +101,11 @@ class _WeightDifferences:
     one_dtype: bool = False
 
 
+def differing_weights(what: str, names: Sequence[str]) -> str:
+    """How many `parameters`, `buffers` or `weights` differ, with the first name of one or more."""
+    return f"{_ONE[what]}, {names[0]}" if len(names) == 1 else f"{len(names)} {what} differ, {names[0]} first"
+
+
 def inputs(session: Session) -> Inputs:
     """Compare what went into both runs, at shared coordinates."""
     a, b = session.a.run, session.b.run
@@ -125,9 +126,7 @@ def inputs(session: Session) -> Inputs:
         return replace(_differs(None, float(len(others)), _differing(others)), names=others)
     for mechanism, tensors in differences.different.items():
         what = mechanism if mechanism != "quantization" else "weights"
-        text = f"{len(tensors)} {what} differ, {tensors[0]} first"
-        if len(tensors) == 1:
-            text = f"{_ONE[what]}, {tensors[0]}"
+        text = differing_weights(what, tensors)
         if mechanism == "buffers" and differences.narrowed:
             text += f"; {differences.narrowed[0]}"
         return _differs(mechanism, float(len(tensors)), text)

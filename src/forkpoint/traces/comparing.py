@@ -21,6 +21,7 @@ from forkpoint.explain.untraced import UNNAMED, held_against, name_of_lone
 from forkpoint.match import Join, Joined, Shared
 from forkpoint.match.align import gap, index_of, pair_elements, scalar
 from forkpoint.match.distance import ulps
+from forkpoint.probes.inputs import differing_weights
 from forkpoint.result import (
     ArgumentComparison,
     Divergence,
@@ -295,12 +296,13 @@ def _of_weights(one: TraceFolder, other: TraceFolder, pieces: Regrouped) -> Chec
     ]
     alone = len((one.weights.keys() ^ other.weights.keys()) - pieces.names)
     if differing:
-        kind = "parameters" if any(w.kind == "parameter" for w in differing) else "buffers"
-        first = next(w for w in differing if kind == "buffers" or w.kind == "parameter")
-        text = f"{len(differing)} {kind} differ, {first.name} first"
+        parameters = [w for w in differing if w.kind == "parameter"]
+        kind, counted = ("parameters", parameters) if parameters else ("buffers", differing)
+        first = counted[0]
+        text = differing_weights(kind, [w.name for w in counted])
         if is_transposed(first, other.weights[first.name]):
             text += ": it is that of the other run, transposed"
-        return ProbeResult("inputs", "differs", float(len(differing)), text), kind
+        return ProbeResult("inputs", "differs", float(len(counted)), text), kind
     if dtypes:
         x, y = dtypes[0]
         text = f"{len(dtypes)} weights have another dtype, {x.name} first: {x.dtype} in A, {y.dtype} in B"

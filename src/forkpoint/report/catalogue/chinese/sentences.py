@@ -302,6 +302,7 @@ SENTENCES: dict[str, str] = {
     "what goes in differs at shared coordinates: {names}": "输入在共有坐标上不同：{names}",
     "the labels that enter the loss differ in {n} (predicting position, label) pairs": "参与损失计算的（预测位置，标签）对中有 {n} "
     "个不同",
+    "1 parameter differs, {name}: it is that of the other run, transposed": "有 1 个参数不同：{name}，它是另一次运行的转置",
     "1 parameter differs, {name}": "有 1 个参数不同：{name}",
     "1 buffer differs, {name}": "有 1 个缓冲区不同：{name}",
     "1 weight differs, {name}": "有 1 个权重不同：{name}",
